@@ -1,0 +1,1 @@
+"""Background tasks for Python whose runs carry live metadata."""
