@@ -1,0 +1,97 @@
+"""A run's life as pure rules: which command is allowed in which state, and what it changes.
+
+No I/O and no clock: the engine loads the state, asks here, and stores what comes back. Times are microseconds since 1970, UTC.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from milepost.model.retry import Retry
+
+
+class RunStatus(StrEnum):
+    """Where a run stands. The words are those of the HTTP API (protocol, section 5.2)."""
+
+    QUEUED = "QUEUED"
+    EXECUTING = "EXECUTING"
+    WAITING = "WAITING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing will change the status any more."""
+        return self in FINAL_STATUSES
+
+
+FINAL_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
+HELD_STATUSES = frozenset({RunStatus.EXECUTING, RunStatus.WAITING})
+
+
+class RunError(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """An error of the user's code as data: kept with the run, shown to readers, raised again by `TaskResult.unwrap()`."""
+
+    message: str
+    name: str | None = None
+    stack_trace: str | None = None
+
+
+class RunState(msgspec.Struct):
+    """The part of a run that the lifecycle looks at."""
+
+    id: str
+    status: RunStatus
+    attempt: int
+    worker_id: str | None
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a command changes: the new status, who holds the run, and when it is due."""
+
+    status: RunStatus
+    attempt: int
+    worker_id: str | None
+    due_at: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """How an attempt ended.
+
+    Either `output` (JSON text, None for nothing) with `error` unset, or `error`. A failed attempt with `retry_after_ms` is
+    queued again that much later; without it the failure is final.
+    """
+
+    output: str | None = None
+    error: RunError | None = None
+    retry_after_ms: int | None = None
+
+
+def holds(run: RunState, worker_id: str, attempt: int) -> bool:
+    """True while this worker's word about this attempt counts: it holds the run and no later attempt has begun."""
+    return run.status in HELD_STATUSES and run.worker_id == worker_id and run.attempt == attempt
+
+
+def claim(run: RunState, worker_id: str) -> Change:
+    """A queued run goes to a worker, one attempt further."""
+    return Change(RunStatus.EXECUTING, run.attempt + 1, worker_id)
+
+
+def finish(run: RunState, outcome: Outcome, now: int) -> Change:
+    """The attempt has ended: completed, failed for good, or queued for the next attempt."""
+    if outcome.error is None:
+        return Change(RunStatus.COMPLETED, run.attempt, None)
+    if outcome.retry_after_ms is None:
+        return Change(RunStatus.FAILED, run.attempt, None)
+    return Change(RunStatus.QUEUED, run.attempt, None, due_at=now + outcome.retry_after_ms * 1000)
+
+
+def lose(run: RunState, retry: Retry, max_attempts: int | None, jitter: float) -> Outcome:
+    """The worker that held the run has gone: the attempt failed, and the task's own retry rule decides what follows."""
+    return Outcome(
+        error=RunError(
+            name="WorkerLostError",
+            message=f"the worker that ran attempt {run.attempt} stopped answering; it was killed or lost its connection",
+        ),
+        retry_after_ms=retry.delay_ms(run.attempt, jitter=jitter, max_attempts=max_attempts),
+    )

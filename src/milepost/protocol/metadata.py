@@ -1,0 +1,62 @@
+"""Metadata on the wire (protocol, section 6) and the pieces that carry a document forward."""
+
+from typing import Any
+
+import msgspec
+
+from milepost.model.operations import Operation
+
+
+class MetadataRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """Operations for the run, its parent and its root; or, without `operations`, a whole new document.
+
+    Each operation is decoded by itself, so that a bad one is refused alone (M29): the lists are any JSON here.
+    """
+
+    metadata: Any = None
+    operations: list[Any] | None = None
+    parent_operations: list[Any] | None = None
+    root_operations: list[Any] | None = None
+
+
+class Refused(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """One operation that was not applied. `run` is the run whose document refused it, `index` its place in its list."""
+
+    run: str
+    index: int
+    code: str
+    message: str
+    operation: Any = None
+
+
+class MetadataResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """The document after the request, its version, and what was refused."""
+
+    metadata: msgspec.Raw
+    version: int
+    refused: list[Refused] | None = None
+
+
+class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One step of a document's log: the version that it reaches and the operations that lead there.
+
+    `attempt` and `sequence` are set when the reader itself wrote the step; the operations are then the ones it sent, less
+    `refused` (places in the list that was sent), and are not repeated. Neighbouring steps of other writers may be one step here.
+    """
+
+    version: int
+    operations: list[Operation] = msgspec.field(default_factory=list)
+    attempt: int | None = None
+    sequence: int | None = None
+    refused: list[int] = msgspec.field(default_factory=list)
+
+
+class MetadataDelta(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What brings a reader from `from_version` to the newest version: steps without a gap, or a whole document."""
+
+    run: str
+    from_version: int
+    version: int
+    changes: list[MetadataChange] | None = None
+    metadata: dict[str, Any] | None = None
+    counted: list[str] | None = None

@@ -1,0 +1,105 @@
+"""Runs on the wire, as the official clients read them (protocol, section 5), with `metadataVersion` and a few fields more."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from milepost.model.run import RunError, RunStatus
+
+
+class RunSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """A run as lists and relations show it: everything but payload and output."""
+
+    id: str
+    status: RunStatus
+    task_identifier: str
+    is_queued: bool
+    is_executing: bool
+    is_waiting: bool
+    is_completed: bool
+    is_success: bool
+    is_failed: bool
+    is_cancelled: bool
+    is_test: bool
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    delayed_until: datetime | None = None
+    tags: list[str]
+    cost_in_cents: int
+    base_cost_in_cents: int
+    duration_ms: int
+    metadata: msgspec.Raw
+    metadata_version: int
+    error: RunError | None = None
+    batch_id: str | None = None
+    parent_id: str | None = None
+    root_id: str
+    queue: str
+    attempt_count: int
+    env: dict[str, str]
+
+
+class RelatedRuns(msgspec.Struct, omit_defaults=True):
+    """The family of a run. `children` holds the newest ones, at most 100."""
+
+    root: RunSummary | None = None
+    parent: RunSummary | None = None
+    children: list[RunSummary] | None = None
+
+
+class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
+    """A whole run. `payload` and `output` are decoded JSON; `output` is there only after success."""
+
+    depth: int
+    trigger_function: str
+    payload: msgspec.Raw | None = None
+    output: msgspec.Raw | None = None
+    related_runs: RelatedRuns
+    # How the children stand, by status; the list above may be cut, this never is.
+    child_counts: dict[str, int]
+    attempts: list[Any]
+
+
+class Pagination(msgspec.Struct, omit_defaults=True):
+    """Opaque cursors; absent at the ends."""
+
+    next: str | None = None
+    previous: str | None = None
+
+
+class RunPage(msgspec.Struct):
+    """One page of runs, newest first."""
+
+    data: list[RunSummary]
+    pagination: Pagination
+
+
+class RunResult(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """The result of a finished run (protocol, section 5.7). `output` is JSON text."""
+
+    ok: bool
+    id: str
+    task_identifier: str
+    output: str | None = None
+    output_type: str | None = None
+    error: RunError | None = None
+
+
+class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One line of a run's log. `at` is microseconds since 1970; `level` is debug, info, warning or error."""
+
+    at: int
+    level: str
+    message: str
+    attempt: int = 1
+    logger: str = ""
+
+
+class RunLog(msgspec.Struct, omit_defaults=True):
+    """Lines of a run's log in order; `next` is the cursor of the next page, absent at the end."""
+
+    data: list[LogLine]
+    next: int | None = None

@@ -1,0 +1,141 @@
+"""Triggering on the wire (protocol, sections 3 and 4)."""
+
+from typing import Any
+
+import msgspec
+
+from milepost.protocol.runs import RunResult
+
+BATCH_ITEMS_MAX = 1000
+BODY_BYTES_MAX = 64 * 1024 * 1024
+PAYLOAD_BYTES_MAX = 3 * 1024 * 1024
+TAGS_MAX = 10
+TAG_CHARACTERS_MAX = 128
+
+JSON_TYPE = "application/json"
+SUPER_JSON_TYPE = "application/super+json"
+TEXT_TYPE = "text/plain"
+
+
+class QueueOption(msgspec.Struct, omit_defaults=True):
+    """The queue of a run by name."""
+
+    name: str
+
+
+class TriggerOptions(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """What can be said about a run when it is triggered. Unknown options are ignored, as the clients expect.
+
+    `metadata` is any JSON here, so that the engine can refuse a list or a text with an error that says so (M73).
+    """
+
+    payload_type: str | None = None
+    metadata: Any = None
+    tags: str | list[str] | None = None
+    max_attempts: int | None = None
+    queue: QueueOption | None = None
+    parent_run_id: str | None = None
+    resume_parent_on_completion: bool = False
+
+
+class TriggerRequest(msgspec.Struct, omit_defaults=True):
+    """One run of the task in the path. `payload` is text in the encoding that `options.payloadType` names."""
+
+    payload: str | None = None
+    options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
+
+
+class TriggerResponse(msgspec.Struct, rename="camel"):
+    """The id of the new run."""
+
+    id: str
+    is_cached: bool
+
+
+class BatchItem(msgspec.Struct, omit_defaults=True):
+    """One run of a batch."""
+
+    task: str
+    payload: str | None = None
+    options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
+
+
+class BatchRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """A whole batch in one request, 1 to 1,000 items, accepted together or refused together.
+
+    `parentRunId` and `resumeParentOnCompletion` hold for every item.
+    """
+
+    items: list[BatchItem]
+    parent_run_id: str | None = None
+    resume_parent_on_completion: bool = False
+
+
+class BatchResponse(msgspec.Struct, rename="camel"):
+    """The new batch and its runs, in the order of the items."""
+
+    id: str
+    run_count: int
+    runs: list[str]
+
+
+class BatchCreateRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """First phase of the two-phase form: announce how many items will follow."""
+
+    run_count: int
+    parent_run_id: str | None = None
+    resume_parent_on_completion: bool = False
+
+
+class BatchCreateResponse(msgspec.Struct, rename="camel"):
+    """The announced batch, still without items."""
+
+    id: str
+    run_count: int
+    is_cached: bool
+
+
+class BatchLine(msgspec.Struct, omit_defaults=True):
+    """Second phase: one line of the item stream. Items are told apart by `index`, so a stream may be sent again."""
+
+    index: int
+    task: str
+    payload: str | None = None
+    options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
+
+
+class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """How many lines were new, and whether the batch has all its items."""
+
+    id: str
+    items_accepted: int
+    items_deduplicated: int
+    sealed: bool
+    enqueued_count: int
+    expected_count: int
+
+
+class BatchProcessing(msgspec.Struct):
+    """Errors of accepting the items; runs that failed are no errors here."""
+
+    errors: list[str]
+
+
+class BatchObject(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """A batch. `status` is PENDING, PROCESSING or COMPLETED; `runs` are in index order; `finishedCount` of them have ended."""
+
+    id: str
+    status: str
+    created_at: str
+    updated_at: str
+    run_count: int
+    finished_count: int
+    runs: list[str]
+    processing: BatchProcessing
+
+
+class BatchResults(msgspec.Struct):
+    """The results of a finished batch, in index order."""
+
+    id: str
+    items: list[RunResult]

@@ -1,0 +1,137 @@
+"""The worker link on the wire: register, claim, report, inbox.
+
+Every request is safe to repeat: a claim carries a sequence number per worker and is answered again with the same runs; a report
+carries (run, attempt, sequence) for each run and is applied at most once (M44, M45).
+"""
+
+from typing import Any
+
+import msgspec
+
+from milepost.model.operations import Operation
+from milepost.model.retry import Retry
+from milepost.model.run import Outcome
+from milepost.protocol.metadata import MetadataDelta, Refused
+from milepost.protocol.runs import LogLine
+
+
+class WorkerTask(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+    """A task that a worker can run, and the server's share of its rules."""
+
+    id: str
+    queue: str
+    queue_concurrency: int | None = None
+    retry: Retry
+    payload_schema: dict[str, Any] | None = None
+
+
+class RegisterRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """A worker presents itself. `id` is chosen by the worker, so that registering may be repeated."""
+
+    id: str
+    name: str
+    tasks: list[WorkerTask]
+
+
+class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):
+    """What the worker has to know. After `leaseSeconds` of silence its runs are given up."""
+
+    lease_seconds: float
+    heartbeat_seconds: float
+    metadata_size_max: int
+
+
+class ClaimRequest(msgspec.Struct, rename="camel", kw_only=True):
+    """Ask for up to `slots` runs; the answer waits up to `waitSeconds` until there is one."""
+
+    sequence: int
+    slots: int
+    wait_seconds: float
+
+
+class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """A run that this worker now holds, with all that the attempt needs. Times are microseconds since 1970."""
+
+    id: str
+    task: str
+    attempt: int
+    max_attempts: int | None = None
+    payload: str | None = None
+    payload_type: str | None = None
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    metadata_version: int = 0
+    counted: list[str] = msgspec.field(default_factory=list)
+    tags: list[str] = msgspec.field(default_factory=list)
+    queue: str = ""
+    parent_id: str | None = None
+    root_id: str = ""
+    batch_id: str | None = None
+    depth: int = 0
+    created_at: int = 0
+
+
+class ClaimResponse(msgspec.Struct):
+    """The runs, possibly none."""
+
+    runs: list[ClaimedRun]
+
+
+class TargetOperations(msgspec.Struct, omit_defaults=True):
+    """Operations for one run's document, in the order of the calls."""
+
+    run: str
+    operations: list[Operation]
+
+
+class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """What happened in one attempt since the last report.
+
+    `sequence` counts the reports of the attempt from 1; it is 0 when nothing has to be applied at most once (no operations, logs or
+    outcome). `metadataVersion` is the version of the own document that the worker has; the answer brings what is newer.
+    `waiting` says whether the run waits from now on, when that changed. The outcome and the last operations are one
+    transaction (M38).
+    """
+
+    id: str
+    attempt: int
+    sequence: int = 0
+    metadata_version: int = -1
+    changes: list[TargetOperations] = msgspec.field(default_factory=list)
+    waiting: bool | None = None
+    logs: list[LogLine] = msgspec.field(default_factory=list)
+    outcome: Outcome | None = None
+
+
+class ReportRequest(msgspec.Struct, omit_defaults=True):
+    """Many runs at once; an empty list is a bare heartbeat. `leaving` ends the worker's lease: it holds nothing any more."""
+
+    runs: list[RunReport] = msgspec.field(default_factory=list)
+    leaving: bool = False
+
+
+class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """The answer for one run of the report. `lost`: the run is no longer this attempt's; stop it, its word does not count."""
+
+    id: str
+    lost: bool = False
+    refused: list[Refused] = msgspec.field(default_factory=list)
+    delta: MetadataDelta | None = None
+
+
+class ReportResponse(msgspec.Struct):
+    """One reply per run, in the order of the request."""
+
+    runs: list[RunReply]
+
+
+class InboxFrame(msgspec.Struct, omit_defaults=True):
+    """One message of a worker's inbox (server-sent events).
+
+    `deltas`: documents of held runs that others have written to. `finished`: ids of runs and batches that ended and whose
+    parent may be waiting for them. The first frame after connecting has `hello` set: what came before may have been missed, so
+    the worker asks for the state of whatever it waits for.
+    """
+
+    hello: bool = False
+    deltas: list[MetadataDelta] = msgspec.field(default_factory=list)
+    finished: list[str] = msgspec.field(default_factory=list)
