@@ -4,6 +4,7 @@ No I/O and no clock: the engine loads the state, asks here, and stores what come
 """
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
@@ -37,13 +38,15 @@ class RunError(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     stack_trace: str | None = None
 
 
-class RunState(msgspec.Struct):
+class RunState(Protocol):
     """The part of a run that the lifecycle looks at."""
 
-    id: str
-    status: RunStatus
-    attempt: int
-    worker_id: str | None
+    @property
+    def status(self) -> RunStatus: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def worker_id(self) -> str | None: ...
 
 
 class Change(msgspec.Struct, frozen=True):

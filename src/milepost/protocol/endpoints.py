@@ -20,7 +20,7 @@ class Endpoint:
     """One call of the HTTP API.
 
     `problems` are the status codes that it may answer with beside the ones that every endpoint has (401, 413, 503). `stream` marks
-    server-sent events, whose `response` is the shape of one frame.
+    server-sent events, whose `response` is the shape of one frame. `lines` marks a body of one JSON object per line.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Endpoint:
     parameters: tuple[Parameter, ...] = ()
     problems: tuple[int, ...] = ()
     stream: bool = False
+    lines: bool = False
     public: bool = False
     tag: str = field(default="runs")
 
@@ -50,8 +51,12 @@ RUN_FILTERS = (
 )
 PAGE_SIZE = Parameter("page[size]", "runs on a page, 1 to 100, default 25", "integer")
 
-HEALTH = Endpoint("health", "GET", "/api/v1/health", "Is the server up?", response=dict[str, Any], public=True, tag="server")
-OPENAPI = Endpoint("openapi", "GET", "/api/openapi.json", "This description", response=dict[str, Any], tag="server")
+HEALTH = Endpoint(
+    "health", "GET", "/api/v1/health", "Is the server up?", response=dict[str, Any], public=True, tag="server"
+)
+OPENAPI = Endpoint(
+    "openapi", "GET", "/api/openapi.json", "This description", response=dict[str, Any], tag="server"
+)
 
 TRIGGER = Endpoint(
     "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run",
@@ -67,10 +72,16 @@ CREATE_BATCH = Endpoint(
 )  # fmt: skip
 ADD_BATCH_ITEMS = Endpoint(
     "add_batch_items", "POST", "/api/v3/batches/{batch}/items", "Send the items of an announced batch, one JSON object per line",
-    triggering.BatchLine, triggering.BatchItemsResponse, problems=(400, 404, 415, 422), tag="triggering",
+    triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 415, 422), tag="triggering",
 )  # fmt: skip
 RETRIEVE_BATCH = Endpoint(
-    "retrieve_batch", "GET", "/api/v2/batches/{batch}", "A batch", response=triggering.BatchObject, problems=(404,), tag="triggering"
+    "retrieve_batch",
+    "GET",
+    "/api/v2/batches/{batch}",
+    "A batch",
+    response=triggering.BatchObject,
+    problems=(404,),
+    tag="triggering",
 )
 BATCH_RESULTS = Endpoint(
     "batch_results", "GET", "/api/v1/batches/{batch}/results", "The results of the runs of a batch that have ended",
@@ -81,7 +92,9 @@ BATCH_FEED = Endpoint(
     response=feed.BatchFrame, problems=(404,), stream=True, tag="feed",
 )  # fmt: skip
 
-RETRIEVE_RUN = Endpoint("retrieve_run", "GET", "/api/v3/runs/{run}", "A run", response=runs.RunObject, problems=(404,))
+RETRIEVE_RUN = Endpoint(
+    "retrieve_run", "GET", "/api/v3/runs/{run}", "A run", response=runs.RunObject, problems=(404,)
+)
 LIST_RUNS = Endpoint(
     "list_runs", "GET", "/api/v1/runs", "Runs, newest first", response=runs.RunPage,
     parameters=(

@@ -32,7 +32,9 @@ def from_problem(status: int, body: bytes) -> MilepostError:
     try:
         problem = msgspec.json.decode(body, type=Problem)
     except msgspec.MsgspecError:
-        text = body[:500].decode("utf-8", "replace") or f"the server answered with status {status} and no body"
+        text = (
+            body[:500].decode("utf-8", "replace") or f"the server answered with status {status} and no body"
+        )
         return error_for("", text, status=status)
     return error_for(
         problem.code,

@@ -26,11 +26,16 @@ class WorkerTask(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
 
 
 class RegisterRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """A worker presents itself. `id` is chosen by the worker, so that registering may be repeated."""
+    """A worker presents itself, at its start and whenever the server does not know it (any more).
+
+    `id` is chosen by the worker, so that registering may be repeated. `holding` are the runs that it has; what the server
+    thinks it holds beyond them was claimed by an answer that got lost, and is queued again.
+    """
 
     id: str
     name: str
     tasks: list[WorkerTask]
+    holding: list[str] = msgspec.field(default_factory=list)
 
 
 class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):

@@ -6,15 +6,20 @@ touches (`metadata`, `ctx`, `wait`) finds it there. The SDK knows the worker onl
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from milepost.errors import UsageError
 from milepost.protocol.work import ClaimedRun
 
 if TYPE_CHECKING:
+    from milepost.sdk.attempt import Attempt
     from milepost.sdk.buffer import Buffer
+    from milepost.sdk.schema import MetadataSchema
 
 
 class Link(Protocol):
@@ -40,12 +45,23 @@ class Link(Protocol):
 
 @dataclass(eq=False)
 class RunScope:
-    """One attempt of one run in this process."""
+    """One attempt of one run in this process.
+
+    The worker gives `run`, `buffer`, `link` and the thread in which its event loop runs; the attempt fills in the rest.
+
+    Attributes:
+        schema: the task's metadata schema; own writes are checked against it (M76).
+        attempt: the attempt under way, for the hooks around waits.
+        is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
+    """
 
     run: ClaimedRun
     buffer: Buffer
     link: Link
     loop_thread_id: int = field(default=0)
+    schema: MetadataSchema | None = None
+    attempt: Attempt | None = None
+    is_over: bool = False
 
     @property
     def parent_id(self) -> str:
@@ -57,5 +73,27 @@ class RunScope:
         """The run that `metadata.root` writes to."""
         return self.run.root_id or self.run.id
 
+    def refuse_blocking(self, form: str, right_form: str) -> None:
+        """Raise UsageError if this is the thread of the worker's event loop, which a blocking call would stop for every run."""
+        if threading.get_ident() == self.loop_thread_id and is_in_event_loop():
+            raise UsageError(
+                f"{form} would block the event loop that this run shares with others; write {right_form} in an `async def` task"
+            )
+
+
+def is_in_event_loop() -> bool:
+    """True when an event loop is running in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
 
 current_scope: ContextVar[RunScope | None] = ContextVar("milepost_run", default=None)
+
+
+def live_scope() -> RunScope | None:
+    """The scope of the run that this code belongs to; None outside of a run and after its end."""
+    scope = current_scope.get()
+    return None if scope is None or scope.is_over else scope

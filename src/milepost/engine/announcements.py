@@ -1,0 +1,57 @@
+"""What the engine tells the feed after a commit. Hints: the store is the truth, and an announcement may be lost or merged."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from milepost.model.operations import Operation
+from milepost.store.runs import RunRow
+
+
+class LoggedChange(msgspec.Struct, frozen=True):
+    """One committed step of a document's log, decoded. `size` is the length of its operations as JSON, in bytes."""
+
+    version: int
+    operations: Sequence[Operation]
+    size: int
+    writer_id: str | None = None
+    attempt: int | None = None
+    sequence: int | None = None
+    # Places in the list that the writer sent which were refused; not kept in the store.
+    refused: Sequence[int] = ()
+
+
+class RunChanged(msgspec.Struct):
+    """A run has changed: its state (`state_changed`), its document (`changes`, without a gap), or both at once.
+
+    `row` is the run as committed; `output` and `error` (JSON texts) are there when this commit set them.
+    """
+
+    row: RunRow
+    state_changed: bool = False
+    output: str | None = None
+    error: str | None = None
+    changes: list[LoggedChange] = msgspec.field(default_factory=list[LoggedChange])
+
+
+class BatchProgressed(msgspec.Struct, frozen=True):
+    """More runs of a batch have ended."""
+
+    batch_id: str
+    run_count: int
+    finished_count: int
+
+
+class ChildrenFinished(msgspec.Struct, frozen=True):
+    """Runs or whole batches have ended whose parent, held by this worker, may be waiting for them."""
+
+    holder: str
+    ids: list[str]
+
+
+class Announcement(msgspec.Struct):
+    """Everything that one commit changed."""
+
+    runs: list[RunChanged]
+    batches: list[BatchProgressed]
+    children_finished: list[ChildrenFinished]

@@ -1,0 +1,132 @@
+"""What the engine can be told to do. A command is a value; its result, or a refusal, is what `Engine.execute` answers.
+
+A refused command is answered with a `MilepostError` and changes nothing; its neighbours in the group do not notice.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from milepost.protocol.triggering import BatchLine, TriggerOptions
+from milepost.protocol.work import RunReport, WorkerTask
+
+
+class TriggerItem(msgspec.Struct, frozen=True):
+    """One run to trigger."""
+
+    task: str
+    payload: str | None
+    options: TriggerOptions
+
+
+class Trigger(msgspec.Struct, frozen=True):
+    """Queue one run. Result: `Triggered`. A repeated `request_id` is answered as the first was."""
+
+    item: TriggerItem
+    request_id: str | None = None
+
+
+class TriggerBatch(msgspec.Struct, frozen=True):
+    """Queue runs together: all of them or none. Result: `Triggered`."""
+
+    items: Sequence[TriggerItem]
+    parent_id: str | None = None
+    resume_parent: bool = False
+    request_id: str | None = None
+
+
+class Triggered(msgspec.Struct, frozen=True):
+    """The new runs in the order of the items; `cached` when the request id had been answered before."""
+
+    run_ids: list[str]
+    batch_id: str | None = None
+    cached: bool = False
+
+
+class CreateBatch(msgspec.Struct, frozen=True):
+    """Announce a batch. Result: its id."""
+
+    run_count: int
+    parent_id: str | None = None
+    resume_parent: bool = False
+
+
+class AddBatchItems(msgspec.Struct, frozen=True):
+    """Add items to an announced batch; indexes that it has already are passed over. Result: `ItemsAdded`."""
+
+    batch_id: str
+    lines: Sequence[BatchLine]
+
+
+class ItemsAdded(msgspec.Struct, frozen=True):
+    """How many items were new, and how many the batch has of how many."""
+
+    accepted: int
+    deduplicated: int
+    accepted_count: int
+    run_count: int
+
+
+class UpdateMetadata(msgspec.Struct, frozen=True):
+    """Apply operations (JSON objects, each decoded alone) to documents. Result: `MetadataUpdated`.
+
+    `targets` are (relation, operations); a relation is self, parent or root. `document` replaces the run's own document as a whole
+    and is refused as a whole.
+    """
+
+    run_id: str
+    targets: Sequence[tuple[str, Sequence[Any]]] = ()
+    document: dict[str, Any] | None = None
+    request_id: str | None = None
+
+
+class RegisterWorker(msgspec.Struct, frozen=True):
+    """A worker presents itself. Result: None."""
+
+    worker_id: str
+    name: str
+    tasks: Sequence[WorkerTask]
+    holding: Sequence[str]
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Lease up to `slots` due runs to a worker. Result: `list[ClaimedRun]`, once there is one or `wait_seconds` are over.
+
+    Atomic: no run goes to two workers. A repeated sequence number gets the same runs again.
+    """
+
+    worker_id: str
+    sequence: int
+    slots: int
+    wait_seconds: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What happened in the runs of a worker. Result: `list[RunReply]`. Each (run, attempt, sequence) is applied at most once."""
+
+    worker_id: str
+    runs: Sequence[RunReport]
+    leaving: bool = False
+
+
+class ReleaseLostRuns(msgspec.Struct, frozen=True):
+    """Give up the runs of workers that have been silent for longer than the lease. Result: how many."""
+
+
+class PruneAnswers(msgspec.Struct, frozen=True):
+    """Forget answers kept for repeated requests that are older than a day. Result: how many."""
+
+
+Command = (
+    Trigger
+    | TriggerBatch
+    | CreateBatch
+    | AddBatchItems
+    | UpdateMetadata
+    | RegisterWorker
+    | Claim
+    | Report
+    | ReleaseLostRuns
+    | PruneAnswers
+)

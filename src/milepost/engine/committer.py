@@ -1,0 +1,129 @@
+"""The committer: one thread, one queue, group commit without timers.
+
+It takes everything that waits, hands it to the engine as one group, and answers after the commit. While it commits, the next group
+gathers; there is no artificial delay, and no answer before its commit.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from milepost.engine.announcements import Announcement
+from milepost.engine.commands import Command
+from milepost.engine.engine import Answer, Engine, Request
+
+logger = logging.getLogger("milepost.engine")
+
+GROUP_MAX = 1000
+
+
+class Committer:
+    """Carries commands from event loops to the engine's thread and results back.
+
+    Args:
+        announce: called in the committer's thread after each commit that changed something, before its commands are answered, so
+            that whoever was answered finds the feed informed.
+    """
+
+    def __init__(
+        self, engine: Engine, clock: Callable[[], int], announce: Callable[[Announcement], None]
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._announce = announce
+        self._waiting: deque[Request] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="milepost-committer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    async def submit(self, command: Command) -> Any:
+        """The command's result, once it is committed; raises what refused it. Safe from any event loop.
+
+        Giving up waiting does not take the command back.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        with self._wake:
+            if self._stopping:
+                raise RuntimeError("the committer has stopped")
+            self._waiting.append(Request(command, _Answer(loop, future)))
+            self._wake.notify()
+        result = await future
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def stop(self) -> None:
+        """Carry out what waits, answer parked claims with nothing, end the thread. Returns when it has ended; may be called twice."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            group, stopping = self._gather()
+            answers, announcement = self._engine.execute(group)
+            if announcement is not None and (announcement.runs or announcement.batches):
+                self._announce(announcement)
+            if stopping:
+                answers += self._engine.release_parked()
+            _deliver(answers)
+            if stopping:
+                return
+
+    def _gather(self) -> tuple[list[Request], bool]:
+        with self._wake:
+            while not self._waiting and not self._stopping:
+                wake_at = self._engine.wake_at()
+                if wake_at is None:
+                    self._wake.wait()
+                    continue
+                seconds = (wake_at - self._clock()) / 1_000_000
+                if seconds <= 0:
+                    break
+                self._wake.wait(seconds)
+            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_MAX))]
+            return group, self._stopping and not self._waiting
+
+
+class _Answer:
+    """Where a result goes: a future of an event loop."""
+
+    __slots__ = ("future", "loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> None:
+        self.loop = loop
+        self.future = future
+
+    def __call__(self, result: Any) -> None:
+        """Set the result; only in the loop's own thread."""
+        if not self.future.done():
+            self.future.set_result(result)
+
+
+def _deliver(answers: list[tuple[Answer, Any]]) -> None:
+    """Hand results to their loops, with one wake-up for each loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Answer, Any]]] = {}
+    for answer, result in answers:
+        assert isinstance(answer, _Answer)
+        by_loop.setdefault(answer.loop, []).append((answer, result))
+    for loop, own in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_set_results, own)
+        except RuntimeError:
+            # The loop has closed: whoever asked has gone, and what they asked for is committed all the same.
+            logger.debug("%d results had nobody to receive them", len(own))
+
+
+def _set_results(answers: list[tuple[_Answer, Any]]) -> None:
+    for answer, result in answers:
+        answer(result)

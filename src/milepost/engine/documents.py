@@ -1,0 +1,252 @@
+"""Hot documents: the fold of snapshot and log that a writer or a reader needs now, kept while there is room.
+
+The cache may vanish at any moment: snapshot plus changes in the store always give the document. It belongs to the committer's
+thread; a transaction that fails throws away the documents it touched.
+"""
+
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from sqlalchemy import Connection
+
+from milepost.engine.announcements import LoggedChange
+from milepost.errors import MetadataError
+from milepost.model import jsonvalue
+from milepost.model.document import Document
+from milepost.model.operations import (
+    Operation,
+    Refusal,
+    check,
+    collapse,
+    decode_operations,
+    encode_operations,
+)
+from milepost.protocol.metadata import MetadataChange, MetadataDelta
+from milepost.store import documents as store
+from milepost.store import runs as run_store
+from milepost.store.documents import ChangeRow, Snapshot
+from milepost.store.runs import RunRow
+
+CACHE_BYTES = 64 * 1024 * 1024
+RECENT_BYTES = 256 * 1024
+FOLD_BYTES_MIN = 8 * 1024
+# What a cached document costs beside its JSON: objects, dictionaries, the cache itself. A rough figure is enough.
+_OVERHEAD_BYTES = 1024
+_TEXTS = msgspec.json.Decoder(list[str])
+
+
+class Writer(msgspec.Struct, frozen=True):
+    """Who writes: a run's report, or nobody in particular (an outside caller)."""
+
+    run_id: str | None = None
+    attempt: int | None = None
+    sequence: int | None = None
+
+
+class HotDocument:
+    """A document at its newest version, with the steps that led there as far as they are at hand."""
+
+    def __init__(
+        self, run_id: str, document: Document, *, snapshot_version: int, snapshot_bytes: int
+    ) -> None:
+        self.run_id = run_id
+        self.document = document
+        self.snapshot_version = snapshot_version
+        self._snapshot_bytes = snapshot_bytes
+        self._tail_bytes = 0
+        self._recent: deque[LoggedChange] = deque()
+        self._recent_bytes = 0
+
+    @property
+    def weight(self) -> int:
+        """What it takes in the cache, in bytes, about."""
+        return self.document.size + self._recent_bytes + _OVERHEAD_BYTES
+
+    @property
+    def wants_fold(self) -> bool:
+        """True when the log since the snapshot has outgrown it, so that reading both costs more than writing a new one."""
+        return self._tail_bytes > max(FOLD_BYTES_MIN, self._snapshot_bytes)
+
+    def write(
+        self, operations: Sequence[Operation], writer: Writer, now: int
+    ) -> tuple[ChangeRow | None, list[Refusal]]:
+        """Apply what can be applied, in order, as one new version. Nothing applied, no new version (M29, M31)."""
+        refusals: list[Refusal] = []
+        applied: list[Operation] = []
+        for index, operation in enumerate(operations):
+            try:
+                check(operation)
+                self.document.apply(operation)
+            except MetadataError as error:
+                refusals.append(Refusal(index, error.code, error.message))
+            else:
+                applied.append(operation)
+        if not applied:
+            return None, refusals
+        self.document.version += 1
+        data = encode_operations(applied)
+        row = ChangeRow(
+            self.run_id, self.document.version, data, writer.run_id, writer.attempt, writer.sequence, now
+        )
+        self._remember(row, applied, [refusal.index for refusal in refusals])
+        return row, refusals
+
+    def replay(self, row: ChangeRow) -> None:
+        """Apply a step that was committed before."""
+        operations = decode_operations(row.operations)
+        for operation in operations:
+            self.document.apply(operation)
+        self.document.version = row.version
+        self._remember(row, operations, ())
+
+    def fold(self) -> Snapshot:
+        """The document as a snapshot to be saved; from then on the log before it is not needed to read it."""
+        value = jsonvalue.encode(self.document.value)
+        counted = sorted(self.document.counted)
+        self.snapshot_version = self.document.version
+        self._snapshot_bytes = len(value)
+        self._tail_bytes = 0
+        return Snapshot(
+            self.run_id, self.document.version, value, msgspec.json.encode(counted) if counted else None
+        )
+
+    def last_change(self) -> LoggedChange:
+        """The newest step; there must have been one."""
+        return self._recent[-1]
+
+    def delta(self, since: int, reader: Writer) -> MetadataDelta | None:
+        """What brings a reader from version `since` to the newest: steps where they are at hand, else the whole document.
+
+        Steps that the reader wrote itself carry its sequence and no operations; others are joined and collapsed.
+        """
+        if since >= self.document.version:
+            return None
+        steps = [change for change in self._recent if change.version > since]
+        if not steps or steps[0].version != since + 1:
+            return MetadataDelta(
+                run=self.run_id,
+                from_version=since,
+                version=self.document.version,
+                # Raw, because it is sent by another thread while this one may write on.
+                metadata=msgspec.Raw(jsonvalue.encode(self.document.value)),  # pyright: ignore[reportArgumentType]
+                counted=sorted(self.document.counted) or None,
+            )
+        return MetadataDelta(
+            run=self.run_id,
+            from_version=since,
+            version=self.document.version,
+            changes=join_steps(steps, reader),
+        )
+
+    def _remember(self, row: ChangeRow, operations: Sequence[Operation], refused: Sequence[int]) -> None:
+        size = len(row.operations)
+        self._tail_bytes += size
+        self._recent.append(
+            LoggedChange(
+                row.version, operations, size, row.writer_id, row.writer_attempt, row.writer_sequence, refused
+            )
+        )
+        self._recent_bytes += size
+        while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
+            self._recent_bytes -= self._recent.popleft().size
+
+
+def join_steps(steps: Iterable[LoggedChange], reader: Writer) -> list[MetadataChange]:
+    """Steps of a log as this reader needs them: its own by sequence, those of others joined and collapsed in between."""
+    changes: list[MetadataChange] = []
+    foreign: list[Operation] = []
+    version = 0
+    for step in steps:
+        if reader.run_id is not None and step.writer_id == reader.run_id and step.attempt == reader.attempt:
+            if foreign:
+                changes.append(MetadataChange(version=version, operations=collapse(foreign)))
+                foreign = []
+            changes.append(
+                MetadataChange(
+                    version=step.version,
+                    attempt=step.attempt,
+                    sequence=step.sequence,
+                    refused=list(step.refused),
+                )
+            )
+        else:
+            foreign.extend(step.operations)
+            version = step.version
+    if foreign:
+        changes.append(MetadataChange(version=version, operations=collapse(foreign)))
+    return changes
+
+
+class DocumentCache:
+    """Hot documents by run, least recently used first out, bounded in bytes."""
+
+    def __init__(self, *, size_max: int, cache_bytes: int = CACHE_BYTES) -> None:
+        self._size_max = size_max
+        self._cache_bytes = cache_bytes
+        self._documents: OrderedDict[str, HotDocument] = OrderedDict()
+        self._weights: dict[str, int] = {}
+        self._bytes = 0
+
+    def at_hand(self, run_id: str) -> HotDocument | None:
+        """The document, when it is in the cache."""
+        return self._documents.get(run_id)
+
+    def load(self, connection: Connection, rows: Sequence[RunRow]) -> dict[str, HotDocument]:
+        """The documents of these runs at their newest version."""
+        missing = [row for row in rows if row.id not in self._documents]
+        if missing:
+            for hot in load_documents(connection, missing, size_max=self._size_max).values():
+                self._documents[hot.run_id] = hot
+        for row in rows:
+            self._documents.move_to_end(row.id)
+        return {row.id: self._documents[row.id] for row in rows}
+
+    def settle(self, run_ids: Iterable[str]) -> None:
+        """After a commit: weigh what was touched anew and drop the least recently used beyond the bound."""
+        for run_id in run_ids:
+            hot = self._documents.get(run_id)
+            if hot is not None:
+                self._bytes += hot.weight - self._weights.get(run_id, 0)
+                self._weights[run_id] = hot.weight
+        while self._bytes > self._cache_bytes and self._documents:
+            run_id, _ = self._documents.popitem(last=False)
+            self._bytes -= self._weights.pop(run_id, 0)
+
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Drop documents: what was done to them was not committed, or they will not be needed again."""
+        for run_id in run_ids:
+            if self._documents.pop(run_id, None) is not None:
+                self._bytes -= self._weights.pop(run_id, 0)
+
+
+def load_documents(
+    connection: Connection, rows: Sequence[RunRow], *, size_max: int
+) -> dict[str, HotDocument]:
+    """Documents from the store: the saved snapshot, else the document given at trigger, and the log above it."""
+    ids = [row.id for row in rows]
+    written = [row.id for row in rows if row.metadata_written]
+    snapshots = store.load_snapshots(connection, written) if written else {}
+    plain = [run_id for run_id in ids if run_id not in snapshots]
+    given = run_store.load_trigger_metadata(connection, plain) if plain else {}
+    documents: dict[str, HotDocument] = {}
+    for run_id in ids:
+        snapshot = snapshots.get(run_id)
+        value = snapshot.value if snapshot else given.get(run_id)
+        counted = _TEXTS.decode(snapshot.counted) if snapshot and snapshot.counted else []
+        version = snapshot.version if snapshot else 0
+        document = Document.load(value or b"{}", version=version, limit=sys.maxsize, counted=counted)
+        documents[run_id] = HotDocument(
+            run_id, document, snapshot_version=version, snapshot_bytes=len(value or b"")
+        )
+    if written:
+        tails = store.load_changes(
+            connection, {run_id: documents[run_id].document.version for run_id in written}
+        )
+        for run_id, tail in tails.items():
+            for row in tail:
+                documents[run_id].replay(row)
+    for hot in documents.values():
+        hot.document.limit = size_max
+    return documents

@@ -1,0 +1,263 @@
+"""The engine: carries out groups of commands, each group as one transaction.
+
+For a group: load what all its commands speak of at once, decide in pure code, save with one statement per table, commit, and only then
+answer. A refused command does not touch its neighbours. A group whose transaction fails is tried again, then command by command,
+so that only the one that cannot be carried out is answered with the failure.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from milepost.engine import metadata, triggering, working
+from milepost.engine.announcements import Announcement
+from milepost.engine.commands import (
+    AddBatchItems,
+    Claim,
+    Command,
+    CreateBatch,
+    PruneAnswers,
+    RegisterWorker,
+    ReleaseLostRuns,
+    Report,
+    Trigger,
+    TriggerBatch,
+    UpdateMetadata,
+)
+from milepost.engine.documents import DocumentCache
+from milepost.engine.state import EngineSettings, EngineState, ParkedClaim
+from milepost.engine.transaction import Transaction
+from milepost.errors import MilepostError, UnavailableError
+from milepost.protocol.work import ClaimedRun
+from milepost.store import records
+from milepost.store import runs as run_store
+from milepost.store.database import Store
+
+logger = logging.getLogger("milepost.engine")
+
+ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
+# The order within a group: what ends or frees comes before what asks for work, so that one commit can hand it on.
+_ORDER: dict[type[Any], int] = {RegisterWorker: 0, Report: 1, UpdateMetadata: 2, CreateBatch: 3}
+_LATER = 4
+
+Answer = Callable[[Any], None]
+
+
+class Request:
+    """A command and who waits for its result. `answer` is called once, after the commit, with the result or an exception."""
+
+    __slots__ = ("answer", "command", "result")
+
+    def __init__(self, command: Command, answer: Answer) -> None:
+        self.command = command
+        self.answer = answer
+        self.result: Any = None
+
+
+class Engine:
+    """Runs in one thread: the committer's, or a test's.
+
+    Args:
+        clock: microseconds since 1970.
+    """
+
+    def __init__(self, store: Store, settings: EngineSettings, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._clock = clock
+        self._documents = DocumentCache(size_max=settings.metadata_size_max)
+        self.state = EngineState(settings, started_at=clock())
+        with store.read() as connection:
+            self.state.learn_tasks(records.load_tasks(connection))
+            self.state.next_due_at = run_store.next_due_at_after(connection, clock())
+
+    def execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement | None]:
+        """Carry out a group; what to answer to whom, and what to announce. Nothing is answered here: the caller does, in this order.
+
+        A claim without due runs is parked and answered by a later group, or when its time is over.
+        """
+        try:
+            return self._execute(requests)
+        except Exception as error:
+            logger.warning(
+                "a group of %d commands could not be committed, trying once more: %s", len(requests), error
+            )
+        try:
+            return self._execute(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [(requests[0].answer, _failure(error, requests[0].command))], None
+            if not requests:
+                logger.exception("parked claims could not be served")
+                return [], None
+        answers: list[tuple[Answer, Any]] = []
+        announcement = Announcement([], [], [])
+        for request in requests:
+            own_answers, own = self.execute([request])
+            answers += own_answers
+            if own is not None:
+                announcement.runs += own.runs
+                announcement.batches += own.batches
+                announcement.children_finished += own.children_finished
+        return answers, announcement
+
+    def wake_at(self) -> int | None:
+        """When `execute` should be called even without a command: a parked claim is over, or a run is due."""
+        times = [parked.deadline for parked in self.state.parked.values()]
+        if self.state.next_due_at is not None and self.state.parked:
+            times.append(self.state.next_due_at)
+        return min(times, default=None)
+
+    def release_parked(self) -> list[tuple[Answer, Any]]:
+        """Answer every parked claim with no runs: the server stops."""
+        parked, self.state.parked = self.state.parked, {}
+        return [(claim.answer, []) for claim in parked.values()]
+
+    def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement]:
+        claims = [request for request in requests if isinstance(request.command, Claim)]
+        others = [request for request in requests if not isinstance(request.command, Claim)]
+        others.sort(key=lambda request: _ORDER.get(type(request.command), _LATER))
+        transaction: Transaction | None = None
+        try:
+            with self._store.write() as connection:
+                transaction = Transaction(connection, self._documents, self._clock())
+                self._load(others, transaction)
+                for request in others:
+                    request.result = self._decide(request.command, transaction)
+                transaction.save()
+                served = self._claim(claims, transaction)
+        except BaseException:
+            if transaction is not None:
+                self._documents.forget(transaction.touched)
+            raise
+        self._documents.settle(transaction.touched)
+        self._remember(served)
+        answers = [(request.answer, request.result) for request in others]
+        return answers + served.answers, transaction.announcement()
+
+    def _remember(self, served: "_Served") -> None:
+        # Only now: what a failed transaction has handed out was handed to nobody.
+        self.state.parked = served.parked
+        self.state.next_due_at = served.next_due_at
+        for claim, runs in served.granted:
+            worker = self.state.workers.get(claim.worker_id)
+            if worker is not None:
+                worker.answered_sequence, worker.answer = claim.sequence, runs
+
+    def _load(self, requests: Sequence[Request], transaction: Transaction) -> None:
+        ids: set[str] = set()
+        request_ids: list[str] = []
+        for request in requests:
+            command = request.command
+            match command:
+                case Report():
+                    ids |= working.related_run_ids(command.runs)
+                case Trigger():
+                    ids.update(filter(None, [command.item.options.parent_run_id]))
+                case TriggerBatch():
+                    ids.update(filter(None, [command.parent_id]))
+                case UpdateMetadata():
+                    ids.add(command.run_id)
+                case _:
+                    pass
+            request_id = getattr(command, "request_id", None)
+            if request_id is not None:
+                request_ids.append(request_id)
+        transaction.load_runs(ids)
+        transaction.load_runs(transaction.parents_of(ids))
+        transaction.load_answers(request_ids)
+
+    def _decide(self, command: Command, transaction: Transaction) -> Any:
+        state = self.state
+        try:
+            match command:
+                case Report():
+                    return working.report(command, transaction, state)
+                case Trigger():
+                    return triggering.trigger(command, transaction, state)
+                case TriggerBatch():
+                    return triggering.trigger_batch(command, transaction, state)
+                case UpdateMetadata():
+                    return metadata.update_metadata(command, transaction, state)
+                case RegisterWorker():
+                    return working.register(command, transaction, state)
+                case CreateBatch():
+                    return triggering.create_batch(command, transaction, state)
+                case AddBatchItems():
+                    return triggering.add_batch_items(command, transaction, state)
+                case ReleaseLostRuns():
+                    return working.release_lost(transaction, state)
+                case PruneAnswers():
+                    return records.prune_answers(
+                        transaction.connection, before=transaction.now - ANSWERS_KEPT_MICROSECONDS
+                    )
+                case Claim():
+                    raise AssertionError("claims are served after everything else")
+        except MilepostError as refusal:
+            return refusal
+
+    def _claim(self, claims: Sequence[Request], transaction: Transaction) -> "_Served":
+        """Serve new claims and, where there may be work for them, parked ones."""
+        now = transaction.now
+        served = _Served(dict(self.state.parked), self.state.next_due_at)
+        if served.next_due_at is not None and served.next_due_at <= now:
+            transaction.work_offered = True
+            served.next_due_at = run_store.next_due_at_after(transaction.connection, now)
+        if transaction.work_offered:
+            for parked in list(served.parked.values()):
+                self._serve(parked, transaction, served)
+        for request in claims:
+            command = request.command
+            assert isinstance(command, Claim)
+            deadline = now + int(command.wait_seconds * 1_000_000)
+            self._serve(ParkedClaim(command, deadline, request.answer), transaction, served)
+        for parked in list(served.parked.values()):
+            if parked.deadline <= now:
+                served.answer(parked, [])
+        return served
+
+    def _serve(self, claim: ParkedClaim, transaction: Transaction, served: "_Served") -> None:
+        older = served.parked.get(claim.claim.worker_id)
+        if older is not None and older is not claim:
+            # A worker has one claim at a time; the newer one knows better how many slots are free.
+            served.answer(older, [])
+        try:
+            runs = working.claim_runs(claim.claim, transaction, self.state)
+        except MilepostError as refusal:
+            served.answer(claim, refusal)
+            return
+        if not runs:
+            served.parked[claim.claim.worker_id] = claim
+            return
+        # The next claim of this group must not find the same runs queued.
+        transaction.save()
+        served.granted.append((claim.claim, runs))
+        served.answer(claim, runs)
+
+
+class _Served:
+    """What a group did with the claims: still parked, granted, to be answered."""
+
+    def __init__(self, parked: dict[str, ParkedClaim], next_due_at: int | None) -> None:
+        self.parked = parked
+        self.next_due_at = next_due_at
+        self.granted: list[tuple[Claim, list[ClaimedRun]]] = []
+        self.answers: list[tuple[Answer, Any]] = []
+
+    def answer(self, claim: ParkedClaim, result: Any) -> None:
+        """The claim is no longer parked, and gets this."""
+        if self.parked.get(claim.claim.worker_id) is claim:
+            del self.parked[claim.claim.worker_id]
+        self.answers.append((claim.answer, result))
+
+
+def _failure(error: Exception, command: Command) -> Exception:
+    if isinstance(error, SQLAlchemyError):
+        reason = getattr(error, "orig", None) or error
+        logger.error("%s could not be committed: %s", type(command).__name__, reason)
+        return UnavailableError(
+            f"the database did not take the change, nothing was stored: {reason}; try again"
+        )
+    logger.error("%s failed", type(command).__name__, exc_info=error)
+    return error

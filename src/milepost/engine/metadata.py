@@ -1,0 +1,142 @@
+"""Deciding on writes to documents: which run a relation means, whether it still accepts writes, what is refused and why."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from milepost.engine.commands import UpdateMetadata
+from milepost.engine.documents import Writer
+from milepost.engine.state import EngineState
+from milepost.engine.transaction import Transaction
+from milepost.errors import RunFinishedError, RunNotFoundError
+from milepost.model import jsonvalue
+from milepost.model.document import Document
+from milepost.model.operations import Operation, Refusal, Update
+from milepost.protocol.metadata import Refused
+from milepost.protocol.work import RunReport, TargetOperations
+from milepost.store.runs import RunRow
+
+_REFUSED = msgspec.json.Decoder(list[Refused])
+
+
+class MetadataUpdated(msgspec.Struct, frozen=True):
+    """The run's own document after an update, its version, and what was refused."""
+
+    value: bytes
+    version: int
+    refused: list[Refused]
+
+
+def update_metadata(command: UpdateMetadata, transaction: Transaction, state: EngineState) -> MetadataUpdated:
+    """Apply what an outside caller sends to a run, its parent and its root; operations are refused one by one (M29)."""
+    row = transaction.run(command.run_id)
+    if row is None:
+        raise RunNotFoundError(f"there is no run {command.run_id!r}")
+    if not _accepts_writes(row, transaction, state):
+        raise RunFinishedError(_finished_message(row, state))
+    refused: list[Refused] = []
+    earlier = transaction.earlier_answer(command.request_id)
+    if earlier is not None:
+        return _updated(row, _REFUSED.decode(earlier), transaction)
+    if command.document is not None:
+        # A whole document is accepted or refused as one: what is wrong with it is the request's error.
+        Document.from_json(command.document, limit=state.settings.metadata_size_max)
+        write(TargetOperations(row.id, [Update(command.document)]), row, Writer(), transaction, state)
+    related = {"self": row.id, "parent": row.parent_id or row.id, "root": row.root_id}
+    for relation, raw in command.targets:
+        operations, bad = _decode(related[relation], raw)
+        target = TargetOperations(related[relation], [operation for _, operation in operations])
+        written = write(target, row, Writer(), transaction, state)
+        bad += [_at(refusal, operations[refusal.index][0], raw) for refusal in written]
+        refused += sorted(bad, key=lambda refusal: refusal.index)
+    transaction.keep_answer(command.request_id, msgspec.json.encode(refused))
+    return _updated(row, refused, transaction)
+
+
+def _updated(row: RunRow, refused: list[Refused], transaction: Transaction) -> MetadataUpdated:
+    document = transaction.documents([row])[row.id].document
+    return MetadataUpdated(jsonvalue.encode(document.value), document.version, refused)
+
+
+def write_reported(
+    report: RunReport, row: RunRow, transaction: Transaction, state: EngineState
+) -> list[Refused]:
+    """Apply what a run's attempt has written to its own document and to its ancestors'."""
+    writer = Writer(row.id, report.attempt, report.sequence)
+    refused: list[Refused] = []
+    for target in report.changes:
+        refused += write(target, row, writer, transaction, state)
+    return refused
+
+
+def write(
+    target: TargetOperations, writing: RunRow, writer: Writer, transaction: Transaction, state: EngineState
+) -> list[Refused]:
+    """Apply operations to one document as one version. The target must be the run itself or one of its ancestors."""
+    if not target.operations:
+        return []
+    row = transaction.run(target.run) if _is_ancestor(target.run, writing, transaction) else None
+    if row is None:
+        reason = f"run {target.run!r} is neither run {writing.id!r} itself nor one of its ancestors"
+        return _refuse_all(target, "not_an_ancestor", reason)
+    if not _accepts_writes(row, transaction, state):
+        return _refuse_all(target, RunFinishedError.code, _finished_message(row, state))
+    refusals = transaction.write_document(row, target.operations, writer)
+    return [_refused(target, refusal) for refusal in refusals]
+
+
+def _is_ancestor(target_id: str, writing: RunRow, transaction: Transaction) -> bool:
+    if target_id in (writing.id, writing.parent_id, writing.root_id):
+        return True
+    row: RunRow | None = writing
+    while row is not None and row.parent_id is not None:
+        if row.parent_id == target_id:
+            return True
+        row = transaction.run(row.parent_id)
+    return False
+
+
+def _accepts_writes(row: RunRow, transaction: Transaction, state: EngineState) -> bool:
+    return (
+        row.finished_at is None
+        or transaction.now <= row.finished_at + state.settings.grace_seconds * 1_000_000
+    )
+
+
+def _finished_message(row: RunRow, state: EngineState) -> str:
+    return (
+        f"run {row.id!r} has finished, and its document accepts writes only for {state.settings.grace_seconds:g} s after "
+        f"the end (MILEPOST_METADATA_GRACE_SECONDS)"
+    )
+
+
+def _decode(run_id: str, raw: Sequence[Any]) -> tuple[list[tuple[int, Operation]], list[Refused]]:
+    operations: list[tuple[int, Operation]] = []
+    bad: list[Refused] = []
+    for index, item in enumerate(raw):
+        try:
+            operations.append((index, msgspec.convert(item, Operation)))
+        except msgspec.ValidationError as error:
+            bad.append(
+                Refused(run=run_id, index=index, code="bad_operation", message=str(error), operation=item)
+            )
+    return operations, bad
+
+
+def _at(refused: Refused, index: int, raw: Sequence[Any]) -> Refused:
+    return msgspec.structs.replace(refused, index=index, operation=raw[index])
+
+
+def _refused(target: TargetOperations, refusal: Refusal) -> Refused:
+    return Refused(
+        run=target.run,
+        index=refusal.index,
+        code=refusal.code,
+        message=refusal.message,
+        operation=target.operations[refusal.index],
+    )
+
+
+def _refuse_all(target: TargetOperations, code: str, message: str) -> list[Refused]:
+    return [_refused(target, Refusal(index, code, message)) for index in range(len(target.operations))]

@@ -1,0 +1,304 @@
+"""Reading what is committed: runs with their documents, lists, batches, logs. Runs in reader threads, never in the committer's."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from milepost.engine.documents import load_documents
+from milepost.errors import BatchNotFoundError, RunNotFoundError
+from milepost.model import jsonvalue
+from milepost.model.run import RunError, RunStatus
+from milepost.protocol.runs import (
+    LogLine,
+    Pagination,
+    RelatedRuns,
+    RunLog,
+    RunObject,
+    RunPage,
+    RunResult,
+    RunSummary,
+)
+from milepost.protocol.triggering import (
+    JSON_TYPE,
+    SUPER_JSON_TYPE,
+    TEXT_TYPE,
+    BatchObject,
+    BatchProcessing,
+    BatchResults,
+)
+from milepost.store import batches as batch_store
+from milepost.store import records
+from milepost.store import runs as run_store
+from milepost.store.batches import BatchRow
+from milepost.store.database import Store
+from milepost.store.runs import RunFilter, RunRecord, RunRow
+
+CHILDREN_SHOWN_MAX = 100
+LOG_PAGE = 500
+_EMPTY = msgspec.Raw(b"{}")
+_ENVIRONMENT = {"id": "env_default", "name": "default"}
+_ERROR = msgspec.json.Decoder(RunError)
+
+
+class Reader:
+    """Reads for the server. Every method takes one consistent view of the store; thread-safe."""
+
+    def __init__(self, store: Store, *, metadata_size_max: int) -> None:
+        self._store = store
+        self._metadata_size_max = metadata_size_max
+
+    def run(self, run_id: str) -> RunObject:
+        """A whole run. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            record = self._record(connection, run_id)
+            row = record.row
+            children = run_store.list_ids(connection, RunFilter(parent_id=run_id), limit=CHILDREN_SHOWN_MAX)
+            relatives = [*children, *filter(None, [row.parent_id]), row.root_id]
+            related = self._summaries(connection, list(dict.fromkeys(relatives)))
+            counts = run_store.count_by_status(connection, RunFilter(parent_id=run_id)) if children else {}
+            metadata, version = self._documents(connection, [record])[run_id]
+        fields = _summary_fields(record, metadata, version)
+        fields["related_runs"] = RelatedRuns(
+            root=related.get(row.root_id) if row.parent_id else None,
+            parent=related.get(row.parent_id) if row.parent_id else None,
+            children=[related[child] for child in children],
+        )
+        return RunObject(
+            **fields,
+            depth=row.depth,
+            trigger_function=row.trigger_function,
+            payload=_decoded(record.payload, record.payload_type),
+            output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
+            child_counts=counts,
+            attempts=[],
+        )
+
+    def summaries(self, run_ids: Sequence[str]) -> list[RunSummary]:
+        """The runs that exist, in the order asked for."""
+        with self._store.read() as connection:
+            found = self._summaries(connection, run_ids)
+        return [found[run_id] for run_id in run_ids if run_id in found]
+
+    def page(
+        self, filter: RunFilter, *, size: int, after: str | None = None, before: str | None = None
+    ) -> RunPage:
+        """One page of matching runs, newest first; `before` wins over `after` (protocol, section 5.3)."""
+        with self._store.read() as connection:
+            # One more than asked tells whether there is a further page.
+            ids = run_store.list_ids(connection, filter, limit=size + 1, after=after, before=before)
+            more = len(ids) > size
+            ids = ids[-size:] if before is not None else ids[:size]
+            found = self._summaries(connection, ids)
+        # What the way back leads to is not looked at: there was a run where the cursor came from.
+        has_next = more if before is None else True
+        has_previous = more if before is not None else after is not None
+        return RunPage(
+            data=[found[run_id] for run_id in ids],
+            pagination=Pagination(
+                next=ids[-1] if ids and has_next else None, previous=ids[0] if ids and has_previous else None
+            ),
+        )
+
+    def first_page(self, filter: RunFilter, *, size: int) -> tuple[list[str], dict[str, int]]:
+        """The ids of the newest matching runs, and how many runs match by status."""
+        with self._store.read() as connection:
+            return (
+                run_store.list_ids(connection, filter, limit=size),
+                run_store.count_by_status(connection, filter),
+            )
+
+    def result(self, run_id: str) -> RunResult | None:
+        """The result of a run; None while it has none. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            record = self._record(connection, run_id)
+        return _result(record) if record.row.status.is_final else None
+
+    def metadata(self, run_id: str) -> tuple[bytes, int]:
+        """The document of a run as JSON, and its version. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            record = self._record(connection, run_id, values=False)
+            metadata, version = self._documents(connection, [record])[run_id]
+        return bytes(metadata), version
+
+    def row(self, run_id: str) -> RunRow:
+        """The state of a run. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            rows = run_store.load_rows(connection, [run_id])
+        if run_id not in rows:
+            raise RunNotFoundError(f"there is no run {run_id!r}")
+        return rows[run_id]
+
+    def log(self, run_id: str, *, after: int) -> RunLog:
+        """Lines of a run's log above the cursor. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            self._record(connection, run_id, values=False)
+            lines = records.load_logs(connection, run_id, after=after, limit=LOG_PAGE + 1)
+        shown = lines[:LOG_PAGE]
+        return RunLog(
+            data=[
+                LogLine(
+                    at=row.at, level=row.level, message=row.message, attempt=row.attempt, logger=row.logger
+                )
+                for _, row in shown
+            ],
+            next=shown[-1][0] if len(lines) > LOG_PAGE else None,
+        )
+
+    def batch(self, batch_id: str) -> BatchObject:
+        """A batch. Raises BatchNotFoundError."""
+        with self._store.read() as connection:
+            batch = _batch(connection, batch_id)
+            ids = run_store.batch_run_ids(connection, batch_id)
+        return BatchObject(
+            id=batch.id,
+            status=_batch_status(batch),
+            created_at=_text(batch.created_at),
+            updated_at=_text(batch.updated_at),
+            run_count=batch.run_count,
+            finished_count=batch.finished_count,
+            runs=ids,
+            processing=BatchProcessing(errors=[]),
+        )
+
+    def batch_row(self, batch_id: str) -> BatchRow:
+        """The counts of a batch. Raises BatchNotFoundError."""
+        with self._store.read() as connection:
+            return _batch(connection, batch_id)
+
+    def batch_results(self, batch_id: str) -> BatchResults:
+        """The results of the runs that have ended, in index order. Raises BatchNotFoundError."""
+        with self._store.read() as connection:
+            _batch(connection, batch_id)
+            ids = run_store.batch_run_ids(connection, batch_id)
+            found = run_store.load_records(connection, ids, values=True)
+        return BatchResults(
+            id=batch_id, items=[_result(found[run_id]) for run_id in ids if found[run_id].row.status.is_final]
+        )
+
+    def _record(self, connection: Connection, run_id: str, *, values: bool = True) -> RunRecord:
+        found = run_store.load_records(connection, [run_id], values=values)
+        if run_id not in found:
+            raise RunNotFoundError(f"there is no run {run_id!r}")
+        return found[run_id]
+
+    def _summaries(self, connection: Connection, run_ids: Sequence[str]) -> dict[str, RunSummary]:
+        if not run_ids:
+            return {}
+        found = run_store.load_records(connection, run_ids, values=False)
+        documents = self._documents(connection, list(found.values()))
+        return {
+            run_id: RunSummary(**_summary_fields(record, *documents[run_id]))
+            for run_id, record in found.items()
+        }
+
+    def _documents(
+        self, connection: Connection, found: Sequence[RunRecord]
+    ) -> dict[str, tuple[msgspec.Raw, int]]:
+        written = [record.row for record in found if record.row.metadata_written]
+        hot = load_documents(connection, written, size_max=self._metadata_size_max) if written else {}
+        documents: dict[str, tuple[msgspec.Raw, int]] = {}
+        for record in found:
+            run_id = record.row.id
+            if run_id in hot:
+                document = hot[run_id].document
+                documents[run_id] = msgspec.Raw(jsonvalue.encode(document.value)), document.version
+            else:
+                documents[run_id] = (
+                    msgspec.Raw(record.trigger_metadata) if record.trigger_metadata else _EMPTY,
+                    0,
+                )
+        return documents
+
+
+def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
+    """The fields of a run that its state decides, under the names of `RunSummary`."""
+    status = row.status
+    finished = row.finished_at
+    return {
+        "status": status,
+        "is_queued": status is RunStatus.QUEUED,
+        "is_executing": status is RunStatus.EXECUTING,
+        "is_waiting": status is RunStatus.WAITING,
+        "is_completed": status.is_final,
+        "is_success": status is RunStatus.COMPLETED,
+        "is_failed": status is RunStatus.FAILED,
+        "is_cancelled": False,
+        "updated_at": _time(row.updated_at),
+        "started_at": _time(row.started_at) if row.started_at else None,
+        "finished_at": _time(finished) if finished else None,
+        # While a failed attempt waits for the next one, the error stays visible.
+        "error": _ERROR.decode(error) if error and status is not RunStatus.COMPLETED else None,
+        "duration_ms": (finished - row.started_at) // 1000 if finished and row.started_at else 0,
+        "attempt_count": row.attempt,
+    }
+
+
+def _summary_fields(record: RunRecord, metadata: msgspec.Raw, version: int) -> dict[str, Any]:
+    row = record.row
+    delayed = row.status is RunStatus.QUEUED and row.due_at > row.updated_at
+    return {
+        **state_fields(row, record.error),
+        "id": row.id,
+        "task_identifier": row.task,
+        "is_test": False,
+        "created_at": _time(row.created_at),
+        "delayed_until": _time(row.due_at) if delayed else None,
+        "tags": record.tags,
+        "cost_in_cents": 0,
+        "base_cost_in_cents": 0,
+        "metadata": metadata,
+        "metadata_version": version,
+        "batch_id": row.batch_id,
+        "parent_id": row.parent_id,
+        "root_id": row.root_id,
+        "queue": row.queue,
+        "env": _ENVIRONMENT,
+    }
+
+
+def _result(record: RunRecord) -> RunResult:
+    row = record.row
+    ok = row.status is RunStatus.COMPLETED
+    return RunResult(
+        ok=ok,
+        id=row.id,
+        task_identifier=row.task,
+        output=record.output if ok else None,
+        output_type=JSON_TYPE if ok and record.output is not None else None,
+        error=_ERROR.decode(record.error) if record.error and not ok else None,
+    )
+
+
+def _decoded(value: str | None, kind: str | None) -> msgspec.Raw | None:
+    """A payload or output as plain JSON, whatever its encoding (protocol, section 11)."""
+    if value is None:
+        return None
+    if kind == TEXT_TYPE:
+        return msgspec.Raw(msgspec.json.encode(value))
+    if kind == SUPER_JSON_TYPE:
+        return msgspec.json.decode(value, type=dict[str, msgspec.Raw]).get("json", msgspec.Raw(b"null"))
+    return msgspec.Raw(value.encode())
+
+
+def _batch(connection: Connection, batch_id: str) -> BatchRow:
+    batch = batch_store.load_batches(connection, [batch_id]).get(batch_id)
+    if batch is None:
+        raise BatchNotFoundError(f"there is no batch {batch_id!r}")
+    return batch
+
+
+def _batch_status(batch: BatchRow) -> str:
+    if batch.finished_count >= batch.run_count:
+        return "COMPLETED"
+    return "PROCESSING" if batch.accepted_count >= batch.run_count else "PENDING"
+
+
+def _time(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds / 1_000_000, UTC)
+
+
+def _text(microseconds: int) -> str:
+    return _time(microseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,99 @@
+"""What the engine remembers between groups of commands. All of it can be rebuilt: from the store, or by workers registering anew."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from milepost.engine.commands import Claim
+from milepost.model.identifiers import Identifiers
+from milepost.model.retry import NO_RETRY, Retry
+from milepost.protocol.work import ClaimedRun, WorkerTask
+from milepost.store.records import TaskRow
+
+METADATA_BYTES_MAX = 262_144
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's numbers.
+
+    Args:
+        metadata_size_max: bytes of a document as compact JSON (M84, M86).
+        grace_seconds: how long a finished run's document accepts writes (M69).
+        lease_seconds: after this much silence of a worker its runs are given up.
+    """
+
+    metadata_size_max: int = METADATA_BYTES_MAX
+    grace_seconds: float = 3600
+    lease_seconds: float = 30
+
+
+class KnownTask(msgspec.Struct, frozen=True):
+    """A task that some worker has offered."""
+
+    id: str
+    queue: str
+    queue_concurrency: int | None
+    retry: Retry
+
+
+class Worker(msgspec.Struct):
+    """A worker that has registered with this server."""
+
+    id: str
+    name: str
+    tasks: tuple[str, ...]
+    seen_at: int
+    answered_sequence: int = -1
+    answer: list[ClaimedRun] = msgspec.field(default_factory=list[ClaimedRun])
+
+
+class ParkedClaim(msgspec.Struct):
+    """A claim that waits for a run to become due, until `deadline`. `answer` is called at most once."""
+
+    claim: Claim
+    deadline: int
+    answer: Callable[[Any], None]
+
+
+class EngineState:
+    """Tasks, workers, parked claims, and when the next run is due."""
+
+    def __init__(self, settings: EngineSettings, *, started_at: int) -> None:
+        self.settings = settings
+        self.started_at = started_at
+        self.identifiers = Identifiers()
+        self.tasks: dict[str, KnownTask] = {}
+        self.workers: dict[str, Worker] = {}
+        self.parked: dict[str, ParkedClaim] = {}
+        # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
+        self.next_due_at: int | None = None
+
+    def learn_tasks(self, rows: dict[str, TaskRow]) -> None:
+        """Tasks that workers offered before this server started."""
+        for row in rows.values():
+            retry = msgspec.json.decode(row.retry, type=Retry)
+            self.tasks[row.id] = KnownTask(row.id, row.queue, row.queue_concurrency, retry)
+
+    def learn_task(self, task: WorkerTask) -> None:
+        """A worker offers a task: its word replaces what was known."""
+        self.tasks[task.id] = KnownTask(task.id, task.queue, task.queue_concurrency, task.retry)
+
+    @property
+    def queue_limits(self) -> dict[str, int]:
+        """How many runs of a queue may execute at once, for the queues that have a limit."""
+        return {
+            task.queue: task.queue_concurrency
+            for task in self.tasks.values()
+            if task.queue_concurrency is not None
+        }
+
+    def retry_of(self, task: str) -> Retry:
+        """The retry rule of a task; a task that nobody has offered is not retried."""
+        known = self.tasks.get(task)
+        return known.retry if known else NO_RETRY
+
+    def due_later(self, due_at: int) -> None:
+        """A run was queued for a later time."""
+        if self.next_due_at is None or due_at < self.next_due_at:
+            self.next_due_at = due_at

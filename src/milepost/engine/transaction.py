@@ -1,0 +1,202 @@
+"""One group of commands as one unit: what they load, change and announce. Saved at once with one statement per table."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection
+
+from milepost.engine.announcements import (
+    Announcement,
+    BatchProgressed,
+    ChildrenFinished,
+    LoggedChange,
+    RunChanged,
+)
+from milepost.engine.documents import DocumentCache, HotDocument, Writer
+from milepost.model.operations import Operation, Refusal
+from milepost.store import batches as batch_store
+from milepost.store import documents as document_store
+from milepost.store import records
+from milepost.store import runs as run_store
+from milepost.store.batches import BatchRow
+from milepost.store.documents import ChangeRow, Snapshot
+from milepost.store.records import LogRow
+from milepost.store.runs import NewRun, RunRow
+
+
+class Transaction:
+    """What a group of commands works on. Decisions change the rows here; `save` writes them, the caller commits."""
+
+    def __init__(self, connection: Connection, documents: DocumentCache, now: int) -> None:
+        self.connection = connection
+        self.now = now
+        self.touched: set[str] = set()
+        # Something was queued that is due, or a slot of a limited queue is free: a parked claim may have work now.
+        self.work_offered = False
+        self.new_runs: list[NewRun] = []
+        self.new_batches: list[BatchRow] = []
+        self.logs: list[LogRow] = []
+        self.refusals: list[tuple[str, int, int, bytes]] = []
+        self._answers: dict[str, bytes] = {}
+        self._known_answers: dict[str, bytes] = {}
+        self._documents = documents
+        self._rows: dict[str, RunRow] = {}
+        self._absent: set[str] = set()
+        self._dirty_rows: dict[str, RunRow] = {}
+        self._results: list[tuple[RunRow, str | None, str | None]] = []
+        self._batches: dict[str, BatchRow] = {}
+        self._dirty_batches: dict[str, BatchRow] = {}
+        self._changes: list[ChangeRow] = []
+        self._snapshots: dict[str, Snapshot] = {}
+        self._changed_runs: dict[str, RunChanged] = {}
+        self._children_finished: dict[str, list[str]] = {}
+        self._progressed: dict[str, BatchRow] = {}
+
+    def load_runs(self, ids: Iterable[str]) -> None:
+        """Load rows that are not here yet, in one go; ids that nobody has are remembered as absent."""
+        missing = {run_id for run_id in ids if run_id not in self._rows and run_id not in self._absent}
+        if missing:
+            found = run_store.load_rows(self.connection, missing)
+            self._rows.update(found)
+            self._absent.update(missing - found.keys())
+
+    def parents_of(self, ids: Iterable[str]) -> set[str]:
+        """The parents of the loaded ones among these runs."""
+        rows = (self._rows.get(run_id) for run_id in ids)
+        return {row.parent_id for row in rows if row is not None and row.parent_id is not None}
+
+    def run(self, run_id: str) -> RunRow | None:
+        """A run's row, or None when there is no such run."""
+        if run_id not in self._rows:
+            self.load_runs([run_id])
+        return self._rows.get(run_id)
+
+    def save_run(self, row: RunRow) -> None:
+        """The row was changed."""
+        row.updated_at = self.now
+        self._dirty_rows[row.id] = row
+
+    def adopt(self, row: RunRow) -> None:
+        """Take in a row that was loaded by other means."""
+        self._rows[row.id] = row
+
+    def save_result(self, row: RunRow, output: str | None, error: str | None) -> None:
+        """The run's output or error, JSON texts."""
+        self._results.append((row, output, error))
+        changed = self._announcement(row)
+        changed.output, changed.error = output, error
+
+    def batch(self, batch_id: str) -> BatchRow | None:
+        """A batch, or None when there is no such batch."""
+        if batch_id not in self._batches:
+            self._batches.update(batch_store.load_batches(self.connection, [batch_id]))
+        return self._batches.get(batch_id)
+
+    def save_batch(self, row: BatchRow) -> None:
+        """The batch's counts were changed."""
+        row.updated_at = self.now
+        self._dirty_batches[row.id] = row
+
+    def announce_batch(self, row: BatchRow) -> None:
+        """More runs of the batch have ended."""
+        self._progressed[row.id] = row
+
+    def documents(self, rows: Sequence[RunRow]) -> dict[str, HotDocument]:
+        """The documents of these runs at their newest version, this transaction's own changes included."""
+        self.touched.update(row.id for row in rows)
+        return self._documents.load(self.connection, rows)
+
+    def write_document(self, row: RunRow, operations: Sequence[Operation], writer: Writer) -> list[Refusal]:
+        """Apply operations to the document of a run as one new version; what was refused, with reasons."""
+        hot = self.documents([row])[row.id]
+        change, refusals = hot.write(operations, writer, self.now)
+        if change is not None:
+            self._changes.append(change)
+            if not row.metadata_written:
+                row.metadata_written = 1
+                self.save_run(row)
+            if hot.wants_fold:
+                self._snapshots[row.id] = hot.fold()
+            self.announce_change(row, hot.last_change())
+        return refusals
+
+    def fold(self, row: RunRow) -> None:
+        """The run has ended: readers from now on want one snapshot and no log."""
+        hot = self._documents.at_hand(row.id)
+        if row.metadata_written and hot is None:
+            hot = self.documents([row])[row.id]
+        if hot is not None and hot.snapshot_version < hot.document.version:
+            self._snapshots[row.id] = hot.fold()
+
+    def at_hand(self, run_id: str) -> HotDocument | None:
+        """The document when it is in memory; what nobody has written to lately need not be looked at."""
+        return self._documents.at_hand(run_id)
+
+    def load_answers(self, request_ids: Sequence[str]) -> None:
+        """Load what was answered to these request ids before, in one go."""
+        if request_ids:
+            self._known_answers.update(records.load_answers(self.connection, request_ids))
+
+    def earlier_answer(self, request_id: str | None) -> bytes | None:
+        """What was answered to this request id before, also earlier in this group; None for a new one."""
+        return None if request_id is None else self._known_answers.get(request_id)
+
+    def keep_answer(self, request_id: str | None, answer: bytes) -> None:
+        """Remember the answer for a repeat of the request."""
+        if request_id is not None:
+            self._answers[request_id] = self._known_answers[request_id] = answer
+
+    def announce_state(self, row: RunRow) -> None:
+        """Subscribers should know that the run's state has changed."""
+        self._announcement(row).state_changed = True
+
+    def announce_change(self, row: RunRow, change: LoggedChange) -> None:
+        """Subscribers should know the new step of the run's document."""
+        self._announcement(row).changes.append(change)
+
+    def announce_finished_child(self, holder: str, ended_id: str) -> None:
+        """The worker that holds the parent should know that a child run or a whole batch has ended."""
+        self._children_finished.setdefault(holder, []).append(ended_id)
+
+    def save(self) -> None:
+        """Write everything that was changed, once. May be called again for what was changed since."""
+        run_store.insert_runs(self.connection, self.new_runs)
+        batch_store.insert_batches(self.connection, self.new_batches)
+        run_store.save_results(self.connection, self._results)
+        run_store.save_rows(self.connection, list(self._dirty_rows.values()))
+        batch_store.save_batches(self.connection, list(self._dirty_batches.values()))
+        document_store.append_changes(self.connection, self._changes)
+        document_store.save_snapshots(self.connection, list(self._snapshots.values()))
+        document_store.save_refusals(self.connection, self.refusals)
+        records.append_logs(self.connection, self.logs)
+        records.save_answers(
+            self.connection,
+            [
+                {"request_id": request_id, "answer": answer, "created_at": self.now}
+                for request_id, answer in self._answers.items()
+            ],
+        )
+        for pending in (self.new_runs, self.new_batches, self._results, self._changes, self.refusals, self.logs):
+            pending.clear()
+        self._answers.clear()
+        self._dirty_rows.clear()
+        self._dirty_batches.clear()
+        self._snapshots.clear()
+
+    def announcement(self) -> Announcement:
+        """What to tell the feed once this is committed."""
+        return Announcement(
+            runs=list(self._changed_runs.values()),
+            batches=[
+                BatchProgressed(row.id, row.run_count, row.finished_count)
+                for row in self._progressed.values()
+            ],
+            children_finished=[
+                ChildrenFinished(holder, ids) for holder, ids in self._children_finished.items()
+            ],
+        )
+
+    def _announcement(self, row: RunRow) -> RunChanged:
+        changed = self._changed_runs.get(row.id)
+        if changed is None:
+            changed = self._changed_runs[row.id] = RunChanged(row)
+        return changed

@@ -1,0 +1,295 @@
+"""Deciding on triggers and batches: from what was asked to rows, or a refusal that names the item and the field."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from milepost.engine.commands import (
+    AddBatchItems,
+    CreateBatch,
+    ItemsAdded,
+    Trigger,
+    TriggerBatch,
+    Triggered,
+    TriggerItem,
+)
+from milepost.engine.state import EngineState
+from milepost.engine.transaction import Transaction
+from milepost.errors import (
+    BatchNotFoundError,
+    InvalidRequestError,
+    MetadataTypeError,
+    RunNotFoundError,
+    TaskNotFoundError,
+    TooLargeError,
+)
+from milepost.model import jsonvalue
+from milepost.model.document import Document
+from milepost.model.run import RunStatus
+from milepost.protocol.triggering import (
+    BATCH_ITEMS_MAX,
+    JSON_TYPE,
+    PAYLOAD_BYTES_MAX,
+    SUPER_JSON_TYPE,
+    TAG_CHARACTERS_MAX,
+    TAGS_MAX,
+    TEXT_TYPE,
+    TriggerOptions,
+)
+from milepost.store import runs as run_store
+from milepost.store.batches import BatchRow
+from milepost.store.runs import NewRun, RunRow
+
+_PAYLOAD_TYPES = (JSON_TYPE, SUPER_JSON_TYPE, TEXT_TYPE)
+_TRIGGERED = msgspec.json.Decoder(Triggered)
+
+
+def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> Triggered:
+    """Queue one run."""
+    if (earlier := _earlier(command.request_id, transaction)) is not None:
+        return earlier
+    options = command.item.options
+    parent = _parent(options.parent_run_id, transaction)
+    function = "triggerAndWait" if options.resume_parent_on_completion else "trigger"
+    run = _new_run(command.item, parent, function, transaction, state, place="")
+    _queue([run], transaction)
+    return _answer(Triggered([run.id]), command.request_id, transaction)
+
+
+def trigger_batch(command: TriggerBatch, transaction: Transaction, state: EngineState) -> Triggered:
+    """Queue a whole batch."""
+    if (earlier := _earlier(command.request_id, transaction)) is not None:
+        return earlier
+    items = command.items
+    _check_count(len(items), "items")
+    batch = _new_batch(len(items), command.parent_id, command.resume_parent, transaction, state)
+    runs = _batch_runs(batch, list(enumerate(items)), transaction, state)
+    batch.accepted_count = len(runs)
+    transaction.new_batches.append(batch)
+    _queue(runs, transaction)
+    return _answer(Triggered([run.id for run in runs], batch.id), command.request_id, transaction)
+
+
+def create_batch(command: CreateBatch, transaction: Transaction, state: EngineState) -> str:
+    """Announce a batch; its items come by `add_batch_items`."""
+    _check_count(command.run_count, "runCount")
+    batch = _new_batch(command.run_count, command.parent_id, command.resume_parent, transaction, state)
+    transaction.new_batches.append(batch)
+    return batch.id
+
+
+def add_batch_items(command: AddBatchItems, transaction: Transaction, state: EngineState) -> ItemsAdded:
+    """Add items to a batch; an index that is there already is passed over, so that a stream may be sent again."""
+    batch = transaction.batch(command.batch_id)
+    if batch is None:
+        raise BatchNotFoundError(f"there is no batch {command.batch_id!r}")
+    present = run_store.batch_indexes(transaction.connection, batch.id)
+    fresh: dict[int, TriggerItem] = {}
+    for line in command.lines:
+        if not 0 <= line.index < batch.run_count:
+            raise InvalidRequestError(
+                f"item index {line.index} is outside the batch, which was announced with {batch.run_count} items",
+                field="index",
+                limit=batch.run_count,
+            )
+        if line.index not in present:
+            fresh[line.index] = TriggerItem(line.task, line.payload, line.options)
+    runs = _batch_runs(batch, sorted(fresh.items()), transaction, state)
+    batch.accepted_count += len(runs)
+    transaction.save_batch(batch)
+    _queue(runs, transaction)
+    return ItemsAdded(len(runs), len(command.lines) - len(runs), batch.accepted_count, batch.run_count)
+
+
+def _check_count(count: int, field: str) -> None:
+    if not 1 <= count <= BATCH_ITEMS_MAX:
+        raise InvalidRequestError(
+            f"a batch takes 1 to {BATCH_ITEMS_MAX:,} items, not {count:,}: split it into several batches",
+            field=field,
+            limit=BATCH_ITEMS_MAX,
+        )
+
+
+def _new_batch(
+    run_count: int, parent_id: str | None, resume_parent: bool, transaction: Transaction, state: EngineState
+) -> BatchRow:
+    _parent(parent_id, transaction)
+    now = transaction.now
+    return BatchRow(
+        id=state.identifiers.make("batch", now),
+        parent_id=parent_id,
+        resume_parent=int(resume_parent),
+        run_count=run_count,
+        accepted_count=0,
+        finished_count=0,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _batch_runs(
+    batch: BatchRow, items: Sequence[tuple[int, TriggerItem]], transaction: Transaction, state: EngineState
+) -> list[NewRun]:
+    function = "batchTriggerAndWait" if batch.resume_parent else "batchTrigger"
+    parent = _parent(batch.parent_id, transaction)
+    runs: list[NewRun] = []
+    for index, item in items:
+        own_parent = _parent(item.options.parent_run_id, transaction) or parent
+        run = _new_run(item, own_parent, function, transaction, state, place=f"items[{index}].")
+        run.batch_id, run.batch_index = batch.id, index
+        runs.append(run)
+    return runs
+
+
+def _parent(parent_id: str | None, transaction: Transaction) -> RunRow | None:
+    if parent_id is None:
+        return None
+    parent = transaction.run(parent_id)
+    if parent is None:
+        raise RunNotFoundError(f"there is no run {parent_id!r} to be the parent", field="options.parentRunId")
+    return parent
+
+
+def _new_run(
+    item: TriggerItem,
+    parent: RunRow | None,
+    function: str,
+    transaction: Transaction,
+    state: EngineState,
+    *,
+    place: str,
+) -> NewRun:
+    known = state.tasks.get(item.task)
+    if known is None:
+        offered = ", ".join(sorted(state.tasks)[:10]) or "none yet"
+        raise TaskNotFoundError(
+            f"no worker has ever offered a task {item.task!r} (known tasks: {offered}): "
+            f"check the id, or start a worker that has it",
+            field=f"{place}task",
+        )
+    options = item.options
+    now = transaction.now
+    run_id = state.identifiers.make("run", now)
+    return NewRun(
+        id=run_id,
+        task=item.task,
+        queue=options.queue.name if options.queue else known.queue,
+        max_attempts=_max_attempts(options, place),
+        due_at=now,
+        created_at=now,
+        parent_id=parent.id if parent else None,
+        root_id=parent.root_id if parent else run_id,
+        depth=parent.depth + 1 if parent else 0,
+        trigger_function=function,
+        tags=_tags(options, place),
+        payload=item.payload,
+        payload_type=_payload_type(item, place),
+        trigger_metadata=_metadata(options, state, place),
+    )
+
+
+def _payload_type(item: TriggerItem, place: str) -> str | None:
+    if item.payload is None:
+        return None
+    size = len(item.payload)
+    # A character is at least a byte, so only a text near the limit has to be measured.
+    if size * 4 > PAYLOAD_BYTES_MAX and (size := len(item.payload.encode())) > PAYLOAD_BYTES_MAX:
+        raise TooLargeError(
+            f"the payload has {size:,} bytes, the limit is {PAYLOAD_BYTES_MAX:,}: store the data elsewhere and pass a reference",
+            field=f"{place}payload",
+            limit=PAYLOAD_BYTES_MAX,
+        )
+    kind = item.options.payload_type or JSON_TYPE
+    if kind not in _PAYLOAD_TYPES:
+        raise InvalidRequestError(
+            f"payloadType {kind!r} is not supported; use one of {', '.join(_PAYLOAD_TYPES)}",
+            field=f"{place}options.payloadType",
+        )
+    if kind != TEXT_TYPE:
+        try:
+            msgspec.json.decode(item.payload, type=msgspec.Raw)
+        except msgspec.DecodeError as error:
+            raise InvalidRequestError(f"the payload is not JSON: {error}", field=f"{place}payload") from None
+    return kind
+
+
+def _metadata(options: TriggerOptions, state: EngineState, place: str) -> bytes | None:
+    metadata = options.metadata
+    if metadata is None:
+        return None
+    if not isinstance(metadata, dict):
+        raise MetadataTypeError(
+            f"{place}options.metadata must be a JSON object, not {jsonvalue.describe(metadata)}",
+            key=f"{place}options.metadata",
+        )
+    Document.from_json(metadata, limit=state.settings.metadata_size_max)
+    return jsonvalue.encode(metadata)
+
+
+def _tags(options: TriggerOptions, place: str) -> list[str]:
+    if not options.tags:
+        return []
+    tags = [options.tags] if isinstance(options.tags, str) else list(dict.fromkeys(options.tags))
+    field = f"{place}options.tags"
+    if len(tags) > TAGS_MAX:
+        raise InvalidRequestError(
+            f"a run takes up to {TAGS_MAX} tags, not {len(tags)}", field=field, limit=TAGS_MAX
+        )
+    for tag in tags:
+        if not 1 <= len(tag) <= TAG_CHARACTERS_MAX:
+            raise InvalidRequestError(
+                f"a tag has 1 to {TAG_CHARACTERS_MAX} characters, not {len(tag)}",
+                field=field,
+                limit=TAG_CHARACTERS_MAX,
+            )
+    return tags
+
+
+def _max_attempts(options: TriggerOptions, place: str) -> int | None:
+    if options.max_attempts is not None and not 1 <= options.max_attempts <= 1000:
+        raise InvalidRequestError(
+            f"maxAttempts must be from 1 to 1,000, not {options.max_attempts}",
+            field=f"{place}options.maxAttempts",
+            limit=1000,
+        )
+    return options.max_attempts
+
+
+def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
+    transaction.new_runs.extend(runs)
+    transaction.work_offered = True
+    for run in runs:
+        transaction.announce_state(
+            RunRow(
+                id=run.id,
+                task=run.task,
+                queue=run.queue,
+                status=RunStatus.QUEUED,
+                attempt=0,
+                max_attempts=run.max_attempts,
+                worker_id=None,
+                report_sequence=0,
+                due_at=run.due_at,
+                created_at=run.created_at,
+                updated_at=run.created_at,
+                started_at=None,
+                finished_at=None,
+                parent_id=run.parent_id,
+                root_id=run.root_id,
+                batch_id=run.batch_id,
+                depth=run.depth,
+                trigger_function=run.trigger_function,
+                metadata_written=0,
+                large=None,
+            )
+        )
+
+
+def _earlier(request_id: str | None, transaction: Transaction) -> Triggered | None:
+    answer = transaction.earlier_answer(request_id)
+    return msgspec.structs.replace(_TRIGGERED.decode(answer), cached=True) if answer else None
+
+
+def _answer(answer: Triggered, request_id: str | None, transaction: Transaction) -> Triggered:
+    transaction.keep_answer(request_id, msgspec.json.encode(answer))
+    return answer

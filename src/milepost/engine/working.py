@@ -1,0 +1,277 @@
+"""Deciding on the worker link: registering, claiming, reporting, and what happens to the runs of a worker that has gone."""
+
+import random
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from milepost.engine.commands import Claim, RegisterWorker, Report
+from milepost.engine.documents import Writer
+from milepost.engine.metadata import write_reported
+from milepost.engine.state import EngineState, Worker
+from milepost.engine.transaction import Transaction
+from milepost.errors import NotFoundError
+from milepost.model import jsonvalue
+from milepost.model.run import Change, Outcome, RunStatus, claim, finish, holds, lose
+from milepost.protocol.metadata import MetadataDelta, Refused
+from milepost.protocol.work import ClaimedRun, RunReply, RunReport
+from milepost.store import documents as document_store
+from milepost.store import records
+from milepost.store import runs as run_store
+from milepost.store.records import LogRow, TaskRow
+from milepost.store.runs import RunRecord, RunRow
+
+SLOTS_MAX = 1000
+_REFUSED = msgspec.json.Decoder(list[Refused])
+
+
+def register(command: RegisterWorker, transaction: Transaction, state: EngineState) -> None:
+    """Learn a worker and its tasks. Runs that it should hold and does not know of are queued again: their claim got lost."""
+    for task in command.tasks:
+        state.learn_task(task)
+    records.save_tasks(
+        transaction.connection,
+        [
+            TaskRow(
+                id=task.id,
+                queue=task.queue,
+                queue_concurrency=task.queue_concurrency,
+                retry=msgspec.json.encode(task.retry),
+                payload_schema=msgspec.json.encode(task.payload_schema) if task.payload_schema else None,
+                updated_at=transaction.now,
+            )
+            for task in command.tasks
+        ],
+    )
+    state.workers[command.worker_id] = Worker(
+        command.worker_id,
+        command.name,
+        tuple(dict.fromkeys(task.id for task in command.tasks)),
+        transaction.now,
+    )
+    unknown = set(run_store.held_ids(transaction.connection, command.worker_id)) - set(command.holding)
+    transaction.load_runs(unknown)
+    for run_id in sorted(unknown):
+        row = transaction.run(run_id)
+        if row is not None:
+            # The attempt never began, so it does not count.
+            _apply(row, Change(RunStatus.QUEUED, row.attempt - 1, None, due_at=row.due_at), transaction)
+
+
+def worker_of(worker_id: str, state: EngineState, now: int) -> Worker:
+    """The registered worker, seen now. Raises NotFoundError: the worker then registers anew."""
+    worker = state.workers.get(worker_id)
+    if worker is None:
+        raise NotFoundError(f"worker {worker_id!r} is not registered with this server: register it first")
+    worker.seen_at = now
+    return worker
+
+
+def claim_runs(command: Claim, transaction: Transaction, state: EngineState) -> list[ClaimedRun]:
+    """Lease due runs to the worker, oldest first; none when none is due. Queue limits hold over all workers."""
+    worker = worker_of(command.worker_id, state, transaction.now)
+    if command.sequence == worker.answered_sequence:
+        return worker.answer
+    if not worker.tasks or command.slots < 1:
+        return []
+    limit = min(command.slots, SLOTS_MAX)
+    due = run_store.due_ids(transaction.connection, worker.tasks, limit=limit, now=transaction.now)
+    ids = [run_id for run_id, _, _ in _within_queue_limits(due, transaction, state)]
+    if not ids:
+        return []
+    records = run_store.load_records(transaction.connection, ids, values=True)
+    for record in records.values():
+        transaction.adopt(record.row)
+        _apply(record.row, claim(record.row, worker.id), transaction)
+    return _claimed([records[run_id] for run_id in ids], transaction)
+
+
+def report(command: Report, transaction: Transaction, state: EngineState) -> list[RunReply]:
+    """Apply what a worker reports, run by run; see `RunReport` for what may be repeated."""
+    worker = worker_of(command.worker_id, state, transaction.now)
+    replies = [_report_run(item, worker.id, transaction, state) for item in command.runs]
+    if command.leaving:
+        release(run_store.held_ids(transaction.connection, worker.id), transaction, state)
+        state.workers.pop(worker.id, None)
+    return replies
+
+
+def release_lost(transaction: Transaction, state: EngineState) -> int:
+    """Give up the runs of workers that have been silent for longer than the lease.
+
+    A worker that this server has never heard of gets one lease from the server's start to come back.
+    """
+    silent_since = transaction.now - int(state.settings.lease_seconds * 1_000_000)
+    for worker in [worker for worker in state.workers.values() if worker.seen_at < silent_since]:
+        state.workers.pop(worker.id, None)
+    if state.started_at > silent_since:
+        return 0
+    lost: list[str] = []
+    for worker_id in run_store.holders(transaction.connection):
+        if worker_id not in state.workers:
+            lost += run_store.held_ids(transaction.connection, worker_id)
+    release(lost, transaction, state)
+    return len(lost)
+
+
+def release(run_ids: Sequence[str], transaction: Transaction, state: EngineState) -> None:
+    """The worker that held these runs has gone: the tasks' own retry rules decide what follows."""
+    transaction.load_runs(run_ids)
+    for run_id in run_ids:
+        row = transaction.run(run_id)
+        if row is not None and row.worker_id is not None:
+            outcome = lose(row, state.retry_of(row.task), row.max_attempts, random.random())
+            _finish(row, outcome, transaction, state)
+
+
+def related_run_ids(reports: Iterable[RunReport]) -> set[str]:
+    """Every run that these reports speak of, to be loaded in one go."""
+    ids: set[str] = set()
+    for item in reports:
+        ids.add(item.id)
+        ids.update(target.run for target in item.changes)
+    return ids
+
+
+def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state: EngineState) -> RunReply:
+    row = transaction.run(item.id)
+    if row is None or row.attempt != item.attempt:
+        return RunReply(id=item.id, lost=True)
+    if 0 < item.sequence <= row.report_sequence:
+        refused = document_store.load_refusals(transaction.connection, row.id, item.attempt, item.sequence)
+        return RunReply(
+            id=item.id, refused=_REFUSED.decode(refused) if refused else [], delta=_delta(item, transaction)
+        )
+    if not holds(row, worker_id, item.attempt):
+        return RunReply(id=item.id, lost=True)
+    refused: list[Refused] = []
+    if item.sequence:
+        row.report_sequence = item.sequence
+        transaction.save_run(row)
+        if item.changes:
+            refused = write_reported(item, row, transaction, state)
+        if refused:
+            transaction.refusals.append((row.id, item.attempt, item.sequence, msgspec.json.encode(refused)))
+        transaction.logs.extend(
+            LogRow(row.id, item.attempt, line.at, line.level, line.logger, line.message) for line in item.logs
+        )
+    if item.outcome is not None:
+        _finish(row, item.outcome, transaction, state)
+        return RunReply(id=item.id, refused=refused)
+    if item.waiting is not None:
+        status = RunStatus.WAITING if item.waiting else RunStatus.EXECUTING
+        if status is not row.status:
+            _apply(row, Change(status, row.attempt, row.worker_id), transaction)
+            if item.waiting:
+                _free_slot(row, transaction, state)
+    return RunReply(id=item.id, refused=refused, delta=_delta(item, transaction))
+
+
+def _delta(item: RunReport, transaction: Transaction) -> MetadataDelta | None:
+    """What the worker's copy of the run's own document lacks; others' writes to it alone come by the inbox."""
+    if item.metadata_version < 0:
+        return None
+    hot = transaction.at_hand(item.id)
+    return hot.delta(item.metadata_version, Writer(item.id, item.attempt)) if hot else None
+
+
+def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: EngineState) -> None:
+    change = finish(row, outcome, transaction.now)
+    _apply(row, change, transaction)
+    _free_slot(row, transaction, state)
+    if outcome.error is not None or outcome.output is not None:
+        error = msgspec.json.encode(outcome.error).decode() if outcome.error else None
+        transaction.save_result(row, outcome.output if outcome.error is None else None, error)
+    if change.due_at is not None:
+        state.due_later(change.due_at)
+    if change.status.is_final:
+        transaction.fold(row)
+        _tell_parent(row, transaction)
+
+
+def _free_slot(row: RunRow, transaction: Transaction, state: EngineState) -> None:
+    if row.queue in state.queue_limits:
+        transaction.work_offered = True
+
+
+def _tell_parent(row: RunRow, transaction: Transaction) -> None:
+    ended_id = row.id
+    if row.batch_id is not None:
+        batch = transaction.batch(row.batch_id)
+        assert batch is not None, "a run's batch is never deleted before the run"
+        batch.finished_count += 1
+        transaction.save_batch(batch)
+        transaction.announce_batch(batch)
+        if batch.finished_count < batch.run_count:
+            return
+        ended_id = batch.id
+    parent = transaction.run(row.parent_id) if row.parent_id else None
+    if parent is not None and parent.worker_id is not None:
+        transaction.announce_finished_child(parent.worker_id, ended_id)
+
+
+def _apply(row: RunRow, change: Change, transaction: Transaction) -> None:
+    now = transaction.now
+    if change.attempt > row.attempt:
+        # A new attempt: its reports are counted from 1 again.
+        row.report_sequence = 0
+    if change.status is RunStatus.EXECUTING and row.started_at is None:
+        row.started_at = now
+    if change.due_at is not None:
+        row.due_at = change.due_at
+        transaction.work_offered = transaction.work_offered or change.due_at <= now
+    row.status, row.attempt, row.worker_id = change.status, change.attempt, change.worker_id
+    row.finished_at = now if change.status.is_final else None
+    transaction.save_run(row)
+    transaction.announce_state(row)
+
+
+def _within_queue_limits(
+    due: Sequence[tuple[str, str, str]], transaction: Transaction, state: EngineState
+) -> list[tuple[str, str, str]]:
+    limits = state.queue_limits
+    limited = {queue for _, _, queue in due if queue in limits}
+    if not limited:
+        return list(due)
+    executing = run_store.executing_counts(transaction.connection, limited)
+    allowed: list[tuple[str, str, str]] = []
+    for run_id, task, queue in due:
+        if queue in limits:
+            if executing.get(queue, 0) >= limits[queue]:
+                continue
+            executing[queue] = executing.get(queue, 0) + 1
+        allowed.append((run_id, task, queue))
+    return allowed
+
+
+def _claimed(records: Sequence[RunRecord], transaction: Transaction) -> list[ClaimedRun]:
+    written = [record.row for record in records if record.row.metadata_written]
+    documents = transaction.documents(written) if written else {}
+    claimed: list[ClaimedRun] = []
+    for record in records:
+        row = record.row
+        run = ClaimedRun(
+            id=row.id,
+            task=row.task,
+            attempt=row.attempt,
+            max_attempts=row.max_attempts,
+            payload=record.payload,
+            payload_type=record.payload_type,
+            tags=record.tags,
+            queue=row.queue,
+            parent_id=row.parent_id,
+            root_id=row.root_id,
+            batch_id=row.batch_id,
+            depth=row.depth,
+            created_at=row.created_at,
+        )
+        hot = documents.get(row.id)
+        # Raw, because another thread sends it while this one may write on.
+        if hot is not None:
+            run.metadata = msgspec.Raw(jsonvalue.encode(hot.document.value))  # pyright: ignore[reportAttributeAccessIssue]
+            run.metadata_version = hot.document.version
+            run.counted = sorted(hot.document.counted)
+        elif record.trigger_metadata:
+            run.metadata = msgspec.Raw(record.trigger_metadata)  # pyright: ignore[reportAttributeAccessIssue]
+        claimed.append(run)
+    return claimed

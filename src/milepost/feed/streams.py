@@ -1,0 +1,212 @@
+"""Event streams: what a subscriber is sent, from its first frame to its last.
+
+Each is an async iterator of bytes, ready for the wire; a slow reader simply comes back later and finds a newer state (M82: it skips
+intermediate states, never the last).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from milepost.engine.documents import Writer, join_steps
+from milepost.engine.reading import Reader, state_fields
+from milepost.feed.hub import Hub, Inbox, ListWatch, RunTopic
+from milepost.model.operations import collapse
+from milepost.protocol.feed import PING, BatchFrame, RunFrame, RunListFrame, SnapshotFrame, encode_event
+from milepost.protocol.metadata import MetadataDelta
+from milepost.protocol.work import InboxFrame
+from milepost.store.runs import RunFilter
+
+PING_SECONDS = 10.0
+# A list is read again at most this often; a person cannot follow faster.
+LIST_SECONDS = 0.25
+# Foreign writes to documents travel to a worker at most this often; ended children at once.
+INBOX_SECONDS = 0.02
+
+_encode = msgspec.json.Encoder().encode
+_Result = TypeVar("_Result")
+
+
+async def _in_reader(read: Callable[[], _Result]) -> _Result:
+    return await asyncio.to_thread(read)
+
+
+async def _woken(wake: asyncio.Event, seconds: float = PING_SECONDS) -> bool:
+    """Wait for the event; False when it was quiet for so long that the connection should be shown to live."""
+    try:
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def watch_run(hub: Hub, reader: Reader, run_id: str) -> AsyncIterator[bytes]:
+    """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame."""
+    wake = asyncio.Event()
+    topic = hub.watch_run(run_id, wake)
+    try:
+        frame, version, seen_at, finished = await _snapshot(topic, reader)
+        yield frame
+        while not finished:
+            if not await _woken(wake):
+                yield PING
+                continue
+            wake.clear()
+            steps = topic.newer_than(version)
+            if steps is None:
+                frame, version, seen_at, finished = await _snapshot(topic, reader)
+                yield frame
+                continue
+            row = topic.row
+            news = row if row is not None and row.updated_at > seen_at else None
+            if not steps and news is None:
+                continue
+            reached = steps[-1].version if steps else version
+            place = (version, reached, seen_at, news.updated_at if news else seen_at)
+            frame = topic.frames.get(place)
+            if frame is None:
+                operations = collapse([operation for step in steps for operation in step.operations])
+                frame = topic.frames[place] = encode_event(
+                    "delta",
+                    _encode(
+                        RunFrame(
+                            from_version=version if steps else None,
+                            version=reached,
+                            operations=operations or None,
+                            run=_state_frame(topic) if news else None,
+                        )
+                    ),
+                )
+            version, seen_at = reached, place[3]
+            finished = news is not None and news.status.is_final
+            yield frame
+        yield encode_event("end", _encode(RunFrame(version=version)))
+    finally:
+        hub.leave_run(topic, wake)
+
+
+async def _snapshot(topic: RunTopic, reader: Reader) -> tuple[bytes, int, int, bool]:
+    """The run as it is now: frame, version, time of its newest state, finished. Watchers that ask at once share one reading."""
+    if topic.snapshot is None:
+        topic.snapshot = asyncio.ensure_future(_in_reader(lambda: _read_snapshot(topic.run_id, reader)))
+    return await asyncio.shield(topic.snapshot)
+
+
+def _read_snapshot(run_id: str, reader: Reader) -> tuple[bytes, int, int, bool]:
+    run = reader.run(run_id)
+    frame = encode_event("snapshot", _encode(SnapshotFrame(run.metadata_version, run)))
+    return frame, run.metadata_version, round(run.updated_at.timestamp() * 1_000_000), run.status.is_final
+
+
+def _state_frame(topic: RunTopic) -> dict[str, Any]:
+    """The changed fields of a run, named as on the wire; null takes a field away."""
+    row = topic.row
+    assert row is not None
+    fields = {_camel(name): value for name, value in state_fields(row, topic.error).items()}
+    if fields["error"] is None and not row.status.is_final:
+        # Not known here: the error of the attempt before stays.
+        del fields["error"]
+    if topic.output is not None:
+        fields["output"] = msgspec.Raw(topic.output.encode())
+    return fields
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[bytes]:
+    """One batch: how many of its runs have ended, until all have. Raises BatchNotFoundError before the first frame."""
+    wake = asyncio.Event()
+    topic = hub.watch_batch(batch_id, wake)
+    try:
+        batch = await _in_reader(lambda: reader.batch_row(batch_id))
+        finished_count = batch.finished_count
+        while True:
+            yield encode_event("batch", _encode(BatchFrame(batch_id, batch.run_count, finished_count)))
+            if finished_count >= batch.run_count:
+                break
+            while not await _woken(wake):
+                yield PING
+            wake.clear()
+            if topic.newest is not None:
+                finished_count = max(finished_count, topic.newest.finished_count)
+        yield encode_event("end", _encode(BatchFrame(batch_id, batch.run_count, finished_count)))
+    finally:
+        hub.leave_batch(batch_id, wake)
+
+
+async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) -> AsyncIterator[bytes]:
+    """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself."""
+    watch = ListWatch()
+    hub.lists.add(watch)
+    event = "snapshot"
+    order: list[str] = []
+    counts: dict[str, int] = {}
+    stale = True
+    try:
+        while True:
+            changed = set(watch.changed)
+            watch.changed.clear()
+            watch.stale = False
+            watch.wake.clear()
+            before = order, counts
+            if stale:
+                order, counts = await _in_reader(lambda: reader.first_page(filter, size=size))
+            new = [run_id for run_id in order if run_id in changed or run_id not in watch.shown]
+            watch.shown = frozenset(order)
+            rows = await _in_reader(lambda ids=new: reader.summaries(ids)) if new else []
+            if event == "snapshot" or rows or before != (order, counts):
+                yield encode_event(event, _encode(RunListFrame(rows=rows, order=order, counts=counts)))
+            event = "rows"
+            while not await _woken(watch.wake):
+                yield PING
+            await asyncio.sleep(LIST_SECONDS)
+            stale = watch.stale
+    finally:
+        hub.lists.discard(watch)
+
+
+async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator[bytes]:
+    """What the runs of a worker should know; see `InboxFrame`. A newer connection of the same worker takes the inbox over."""
+    inbox = hub.inboxes[worker_id] = Inbox()
+    last_deltas_at = 0.0
+    loop = asyncio.get_running_loop()
+    try:
+        yield encode_event("inbox", _encode(InboxFrame(hello=True)))
+        while hub.inboxes.get(worker_id) is inbox:
+            if not await _woken(inbox.wake):
+                yield PING
+                continue
+            quiet = last_deltas_at + INBOX_SECONDS - loop.time()
+            if quiet > 0 and not inbox.finished:
+                await asyncio.sleep(quiet)
+            finished, changes, overflown = inbox.take()
+            deltas = [
+                MetadataDelta(
+                    run=run_id,
+                    from_version=steps[0].version - 1,
+                    version=steps[-1].version,
+                    changes=join_steps(steps, Writer(run_id, inbox.attempts[run_id])),
+                )
+                for run_id, steps in changes.items()
+            ]
+            for run_id in overflown:
+                deltas.append(await _in_reader(lambda run_id=run_id: _whole(reader, run_id)))
+            if deltas:
+                last_deltas_at = loop.time()
+            yield encode_event("inbox", _encode(InboxFrame(deltas=deltas, finished=finished)))
+            inbox.attempts.clear()
+    finally:
+        if hub.inboxes.get(worker_id) is inbox:
+            del hub.inboxes[worker_id]
+
+
+def _whole(reader: Reader, run_id: str) -> MetadataDelta:
+    value, version = reader.metadata(run_id)
+    # Raw: it is sent as it was read.
+    return MetadataDelta(run=run_id, from_version=-1, version=version, metadata=msgspec.Raw(value))  # pyright: ignore[reportArgumentType]

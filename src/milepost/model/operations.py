@@ -1,0 +1,636 @@
+"""The six metadata operations: the language of every layer (SDK call, wire, store, history, feed).
+
+`apply` is a fold over a document, `collapse` makes a list of operations shorter, `Pending` does the same while the
+list grows. Their laws, each with its property test in `tests/model`:
+
+1.  The input is never changed: neither the document, nor the operations, nor what they hold.
+2.  `apply(m, a + b) == apply(apply(m, a), b)`, where the second call is told which `once` ids the first one counted.
+3.  What cannot be applied changes nothing and comes back as a `Refusal` with its reason; the others are applied.
+4.  Applying either raises or applies, and the size is always `len(encode(value))`.
+5.  Collapsing cannot be noticed (M30): `apply(m, collapse(a))` gives the document and the set of reasons of
+    `apply(m, a)`. A reason that a run of merged operations would have met several times is met at least once.
+    Two things limit this law, and only these:
+    *   The size limit. Collapsing changes which documents exist on the way, so within reach of the limit another
+        operation may be the one that is too large. If neither list meets the limit the law holds as it stands, and
+        that is so whenever the limit is at least the size of `m` plus three times the bytes of `a`. A refused
+        operation is reported in any case. A `set` that is much larger than an earlier one of its key is not merged
+        with it, so that the earlier one stands if the larger one is refused.
+    *   Integers that are added to a float. They are summed first, which is at least as exact as adding them one by
+        one, and may differ from that in the last digits. Who knows the resulting document can rule that out.
+6.  `Pending` holds the same list as `collapse` of everything that was added.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any, Final, TypeAlias, cast
+
+import msgspec
+
+from milepost.errors import MetadataError, MetadataTypeError, MetadataValueError
+from milepost.model.jsonvalue import INTEGER_MAX, JSONValue, check_json, describe, json_size, kind_of
+from milepost.model.path import Path, Segment, check_key, check_name, find, is_position, parse
+
+__all__ = [
+    "ONCE_LENGTH_MAX",
+    "Append",
+    "Delete",
+    "Increment",
+    "Operation",
+    "Pending",
+    "Refusal",
+    "Remove",
+    "Set",
+    "Update",
+    "apply",
+    "check",
+    "collapse",
+    "decode_each",
+    "decode_operations",
+    "encode_operations",
+]
+
+ONCE_LENGTH_MAX = 128
+"""Characters of a `once` id."""
+
+
+class Set(msgspec.Struct, frozen=True, tag="set", tag_field="type", omit_defaults=True):
+    """The key gets the value, whatever was there (M17)."""
+
+    key: str
+    value: JSONValue
+
+
+class Delete(msgspec.Struct, frozen=True, tag="delete", tag_field="type", omit_defaults=True):
+    """The key goes; nothing happens if it is not there (M19)."""
+
+    key: str
+
+
+class Append(msgspec.Struct, frozen=True, tag="append", tag_field="type", omit_defaults=True, rename="camel"):
+    """One item at the end of an array; a missing array is created, another value becomes its first item (M21).
+
+    With `max_items` (`maxItems` on the wire) the newest that many items are kept.
+    """
+
+    key: str
+    value: JSONValue
+    max_items: int | None = None
+
+
+class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="type", omit_defaults=True):
+    """Every item that equals the value goes (M22); nothing happens if the key is not there."""
+
+    key: str
+    value: JSONValue
+
+
+class Increment(msgspec.Struct, frozen=True, tag="increment", tag_field="type", omit_defaults=True):
+    """The number grows by the value, from 0 if it is not there (M23). With `once`, an id counts once per run (M46)."""
+
+    key: str
+    value: int | float
+    once: str | None = None
+
+
+class Update(msgspec.Struct, frozen=True, tag="update", tag_field="type", omit_defaults=True):
+    """The whole document becomes the value (M20)."""
+
+    value: dict[str, JSONValue]
+
+
+Operation: TypeAlias = Set | Delete | Append | Remove | Increment | Update
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why one operation was not applied.
+
+    Attributes:
+        index: its position in the list, from 0.
+        code: the code of the error class, such as `wrong_metadata_type`.
+        message: the reason; the same operation on the same document always gets the same.
+    """
+
+    index: int
+    code: str
+    message: str
+
+
+# --- the wire ----------------------------------------------------------------------------------------------
+
+_encoder = msgspec.json.Encoder()
+_list_decoder = msgspec.json.Decoder(list[Operation])
+_raw_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_one_decoder: msgspec.json.Decoder[Operation] = msgspec.json.Decoder(Operation)
+
+
+def encode_operations(operations: Iterable[Operation]) -> bytes:
+    """The operations as a JSON array: `[{"type":"set","key":"a","value":1}]`."""
+    return _encoder.encode(list(operations))
+
+
+def decode_operations(data: bytes) -> list[Operation]:
+    """Read what `encode_operations` wrote. For text from outside use `decode_each`, which judges one by one.
+
+    Raises: `msgspec.DecodeError` or its subclass `ValidationError`.
+    """
+    return _list_decoder.decode(data)
+
+
+def decode_each(data: bytes) -> list[Operation | Refusal]:
+    """Read a JSON array of operations from outside; a bad one takes nothing with it (M29).
+
+    Each item comes back as a checked operation, or as a Refusal with its position and reason.
+
+    Raises: `msgspec.DecodeError` if the whole is no JSON array.
+    """
+    result: list[Operation | Refusal] = []
+    for index, raw in enumerate(_raw_decoder.decode(data)):
+        try:
+            operation = _one_decoder.decode(raw)
+            check(operation)
+            result.append(operation)
+        except MetadataError as error:
+            result.append(Refusal(index, error.code, error.message))
+        except msgspec.DecodeError as error:
+            result.append(Refusal(index, MetadataValueError.code, f"not an operation: {error}"))
+    return result
+
+
+def check(operation: Operation) -> None:
+    """Make sure that an operation means something, whatever document it meets. To be called on what comes from outside.
+
+    Raises: MetadataPathError for its key, MetadataTypeError or MetadataValueError for the rest.
+    """
+    kind = kind_of(operation)
+    if kind is Update:
+        value = cast("object", cast("Update", operation).value)
+        if type(value) is not dict:
+            raise MetadataTypeError(f"metadata is a JSON object, not {describe(cast('JSONValue', value))}")
+        check_json(cast("object", value))
+        for name in cast("dict[str, object]", value):
+            check_name(name)
+        return
+    key = cast("Set", operation).key
+    check_key(key)
+    if kind is Increment:
+        _check_increment(cast("Increment", operation))
+    elif kind is not Delete:
+        check_json(cast("Set", operation).value, place=key)
+    if kind is Append:
+        most = cast("object", cast("Append", operation).max_items)
+        if most is not None and (type(most) is not int or most < 1):
+            raise MetadataValueError(f"{key!r:.100}: max_items is at least 1, not {most!r:.40}", key=key)
+
+
+def _check_increment(operation: Increment) -> None:
+    key = operation.key
+    by = cast("object", operation.value)
+    if type(by) is int:
+        if not -INTEGER_MAX <= by <= INTEGER_MAX:
+            raise MetadataValueError(f"{key!r:.100}: an increment has at most 1,024 bits", key=key)
+    elif type(by) is float:
+        if not isfinite(by):
+            raise MetadataValueError(f"{key!r:.100}: an increment is a finite number, not {by}", key=key)
+    else:
+        kind = describe(cast("JSONValue", by))
+        raise MetadataTypeError(f"{key!r:.100}: increment by a number, not by {kind}", key=key)
+    once = cast("object", operation.once)
+    if once is None:
+        return
+    if type(once) is not str:
+        raise MetadataTypeError(f"{key!r:.100}: a once id is text", key=key)
+    if not 1 <= len(once) <= ONCE_LENGTH_MAX:
+        message = f"{key!r:.100}: a once id has 1 to {ONCE_LENGTH_MAX} characters, not {len(once)}"
+        raise MetadataValueError(message, key=key)
+    check_json(once, place=f"{key} (once)", key=key)
+
+
+# --- apply -------------------------------------------------------------------------------------------------
+
+
+def apply(
+    value: dict[str, JSONValue],
+    operations: Iterable[Operation],
+    *,
+    limit: int = 262_144,
+    counted: Iterable[str] = (),
+) -> tuple[dict[str, JSONValue], list[Refusal]]:
+    """Fold operations into a document, in their order, each accepted or refused by itself (M29, M31).
+
+    Pure: the input is not changed and shares nothing with the result. One call copies the document; who applies
+    again and again keeps a `Document`.
+
+    Args:
+        value: a valid document.
+        limit: bytes of compact JSON.
+        counted: `once` ids that this run has counted already.
+    """
+    # The document is built on the operations; here is the one place that looks the other way.
+    from milepost.model.document import Document
+
+    document = Document(value, limit=limit, counted=counted)
+    refusals: list[Refusal] = []
+    for index, operation in enumerate(operations):
+        try:
+            document.apply(operation)
+        except MetadataError as error:
+            refusals.append(Refusal(index, error.code, error.message))
+    return document.value, refusals
+
+
+# --- collapse ----------------------------------------------------------------------------------------------
+
+
+def collapse(
+    operations: Iterable[Operation], *, result: Mapping[str, JSONValue] | None = None
+) -> list[Operation]:
+    """A list that does the same with fewer operations, in the same order; law 5 says how much the same.
+
+    Args:
+        result: the document to which these operations have led, where it is known. Then law 5 holds to the last digit:
+            integers are summed only if they were added to an integer.
+    """
+    pending = Pending(result=result)
+    for operation in operations:
+        pending.add(operation)
+    return pending.take()
+
+
+_SUM_MAX = 2**63
+"""Sums stay below this, so that no merged sum can overflow where the single increments would not."""
+
+_SMALL_WEIGHT = 64
+"""Values up to this many bytes count as equally small."""
+
+_ENTRY_BYTES = 64
+"""What one held operation costs beside its key and value."""
+
+_NOTHING: Final[Any] = object()
+
+
+class _Incremented:
+    """The key was last incremented by an integer; a further one is added to it."""
+
+    __slots__ = ("entry", "total")
+
+    def __init__(self, entry: int, total: int) -> None:
+        self.entry = entry
+        self.total = total
+
+
+class _Written:
+    """The last operations on the key are refused only for reasons for which a `set` in their place is refused too.
+
+    So a later `set` takes their place: that of the first of `entries`.
+    """
+
+    __slots__ = ("entries", "value_set", "weight", "window")
+
+    def __init__(self, entry: int, weight: int) -> None:
+        self.entries = [entry]
+        # The weight of the first one; what takes its place may be twice as large and no larger.
+        self.weight = weight
+        # The value while the last operation is a `set`.
+        self.value_set: object = _NOTHING
+        # The capped appends at the end of the entries.
+        self.window: _Window | None = None
+
+
+class _Deleted:
+    """The place below the top level was last deleted; deleting it again does nothing."""
+
+    __slots__ = ()
+
+
+class _Window:
+    """Appends with one cap. Once there are as many as the cap, values move up and the entries stay where they are."""
+
+    __slots__ = ("entries", "key", "max_items", "values")
+
+    def __init__(self, key: str, max_items: int) -> None:
+        self.key = key
+        self.max_items = max_items
+        self.entries: list[int] = []
+        # (value, weight), the newest last.
+        self.values: deque[tuple[JSONValue, int]] = deque()
+
+
+_DELETED = _Deleted()
+
+
+class Pending:
+    """Operations that wait to be sent, collapsed as they come (M30, M36).
+
+    A million calls of `set`, `increment` by an integer and `append(max_items=n)` need bounded memory, in whatever
+    order, if they can be applied and name a fixed set of places none of which lies inside another; so does a loop of
+    `update` and such calls of top-level keys without increments. Other operations are kept one by one. Not
+    thread-safe.
+
+    How it stays unnoticeable: two operations are merged only if they name one key in the same words and nothing
+    between them touches that place, what it lies in or what lies in it. The merged operation stands where the first
+    one stood, so others find the same objects around them. And only what cannot change the outcome is merged:
+
+    *   integers are summed;
+    *   a number is added to the `set` before it, as the document would do it;
+    *   `set` takes the place of `set` and `append`, at the top level also of `delete`; `delete` does so at the top
+        level;
+    *   of capped appends in a row the last `max_items` stay;
+    *   `update` takes the place of the last `update` and all after it, if nothing there could have been refused.
+    """
+
+    __slots__ = (
+        "_at",
+        "_below",
+        "_entries",
+        "_full_windows",
+        "_next",
+        "_open",
+        "_replaceable",
+        "_result",
+        "_size_bytes",
+        "_update",
+        "_weights",
+    )
+
+    def __init__(self, *, result: Mapping[str, JSONValue] | None = None) -> None:
+        """Begin with nothing. `result` is for a list that was applied before; `collapse` tells what it does."""
+        self._result = result
+        self._reset()
+
+    def _reset(self) -> None:
+        # Numbered in the order of the calls. A dict keeps the order, and an entry in the middle can go.
+        self._entries: dict[int, Operation] = {}
+        self._weights: dict[int, int] = {}
+        self._size_bytes = 0
+        self._next = 0
+        # What can still be merged with, by key as it was written. No two of these places touch each other.
+        self._open: dict[str, _Incremented | _Written | _Deleted] = {}
+        # The open keys by place: the one at a place, and those at it or in it.
+        self._at: dict[Path, str] = {}
+        self._below: dict[Path, set[str]] = {}
+        # Windows whose values have moved, so that the entries must be written again.
+        self._full_windows: set[_Window] = set()
+        # The entry of the last `update` with the weight that its place began with, and whether another one may take
+        # the place of everything since.
+        self._update: tuple[int, int] | None = None
+        self._replaceable = True
+
+    def __len__(self) -> int:
+        """The number of operations that `take` would give."""
+        return len(self._entries)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes held, roughly: keys, values and a fixed cost for each operation."""
+        return self._size_bytes
+
+    @property
+    def operations(self) -> list[Operation]:
+        """The operations in order, as a new list."""
+        self._write_windows()
+        return list(self._entries.values())
+
+    def take(self) -> list[Operation]:
+        """The operations in order; nothing is left. What comes later is never merged with what was taken."""
+        operations = self.operations
+        self._reset()
+        return operations
+
+    def add(self, operation: Operation) -> None:
+        """Add the newest operation. Takes constant time on average, beside measuring its value.
+
+        The operation is valid, as `check` has it, and nobody changes it or its value from now on.
+        """
+        given: Any = operation
+        kind = kind_of(given)
+        if kind is Update:
+            self._add_update(given)
+            return
+        key = given.key
+        last = self._open.get(key)
+        if type(last) is _Incremented:
+            if kind is Increment:
+                by = given.value
+                if type(by) is int and given.once is None:
+                    total = last.total + by
+                    if -_SUM_MAX < total < _SUM_MAX:
+                        last.total = total
+                        self._entries[last.entry] = Increment(key, total)
+                        return
+        elif type(last) is _Written:
+            if kind is Set:
+                value = given.value
+                weight = _weight(value)
+                if weight <= 2 * last.weight:
+                    self._replace(last, operation, weight)
+                    last.value_set = value
+                    return
+            elif kind is Increment:
+                if self._add_to_set(last, given):
+                    return
+            elif kind is Append:
+                self._append_to(last, given)
+                return
+            elif kind is Delete and len(parse(key)) == 1:
+                self._replace(last, operation, 0)
+                last.value_set = _NOTHING
+                return
+        elif last is _DELETED and kind is Delete:
+            return
+        self._add_alone(operation, key, last is not None)
+
+    def _add_alone(self, operation: Operation, key: str, is_open: bool) -> None:
+        """Add an operation that merges with nothing before it, and note what may merge with it later."""
+        kind = kind_of(operation)
+        path = parse(key)
+        entry = self._next
+        opened: _Incremented | _Written | _Deleted | None = None
+        place = _place(path)
+        weight = 0
+        if kind is Set:
+            value = cast("Set", operation).value
+            weight = _weight(value)
+            opened = _Written(entry, weight)
+            opened.value_set = value
+        elif kind is Increment:
+            by = cast("Increment", operation).value
+            if (
+                type(by) is int
+                and cast("Increment", operation).once is None
+                and -_SUM_MAX < by < _SUM_MAX
+                and (self._result is None or _leads_to_integer(path, self._result))
+            ):
+                opened = _Incremented(entry, by)
+        elif kind is Append:
+            weight = _weight(cast("Append", operation).value)
+            opened = _Written(entry, _SMALL_WEIGHT)
+            self._begin_window(opened, entry, cast("Append", operation), weight)
+        elif kind is Delete:
+            if len(path) == 1:
+                opened = _Written(entry, _SMALL_WEIGHT)
+            elif type(_position_or_name(path[-1])) is int:
+                # Where this is an element of an array, the ones after it move.
+                place = place[: len(path) - 1]
+            else:
+                opened = _DELETED
+        else:
+            weight = _weight(cast("Remove", operation).value)
+        if not is_open or opened is None:
+            self._close_touching(place)
+        if opened is not None:
+            if key not in self._open:
+                self._at[place] = key
+                for length in range(1, len(place) + 1):
+                    self._below.setdefault(place[:length], set()).add(key)
+            self._open[key] = opened
+        if type(opened) is not _Written or len(path) > 1:
+            self._replaceable = False
+        self._enter(operation, weight + len(key))
+
+    def _enter(self, operation: Operation, weight: int) -> int:
+        entry = self._next
+        self._next = entry + 1
+        self._entries[entry] = operation
+        self._weights[entry] = weight = weight + _ENTRY_BYTES
+        self._size_bytes += weight
+        return entry
+
+    def _replace(self, written: _Written, operation: Operation, weight: int) -> None:
+        """Let an operation take the place of all that were written."""
+        entries = written.entries
+        entry = entries[0]
+        if len(entries) > 1:
+            for absorbed in entries[1:]:
+                del self._entries[absorbed]
+                self._size_bytes -= self._weights.pop(absorbed)
+            del entries[1:]
+        if written.window is not None:
+            self._full_windows.discard(written.window)
+            written.window = None
+        self._entries[entry] = operation
+        weight += len(cast("Set", operation).key) + _ENTRY_BYTES
+        before = self._weights[entry]
+        if weight != before:
+            self._weights[entry] = weight
+            self._size_bytes += weight - before
+
+    def _add_to_set(self, written: _Written, operation: Increment) -> bool:
+        value = written.value_set
+        if (type(value) is not int and type(value) is not float) or operation.once is not None:
+            return False
+        total = value + operation.value
+        in_range = -INTEGER_MAX <= total <= INTEGER_MAX if type(total) is int else isfinite(total)
+        if in_range:
+            written.value_set = total
+            self._entries[written.entries[-1]] = Set(operation.key, total)
+        return in_range
+
+    def _append_to(self, written: _Written, operation: Append) -> None:
+        weight = _weight(operation.value)
+        window = written.window
+        if window is None or window.max_items != operation.max_items:
+            entry = self._enter(operation, weight + len(operation.key))
+            written.entries.append(entry)
+            self._begin_window(written, entry, operation, weight)
+        elif len(window.entries) < window.max_items:
+            entry = self._enter(operation, weight + len(operation.key))
+            written.entries.append(entry)
+            window.entries.append(entry)
+            window.values.append((operation.value, weight))
+        else:
+            window.values.append((operation.value, weight))
+            growth = weight - window.values.popleft()[1]
+            if growth:
+                # Entries of a window only ever go together, so it does not matter which of them bears the difference.
+                self._weights[window.entries[0]] += growth
+                self._size_bytes += growth
+            self._full_windows.add(window)
+        written.value_set = _NOTHING
+
+    def _begin_window(self, written: _Written, entry: int, operation: Append, weight: int) -> None:
+        if operation.max_items is None:
+            written.window = None
+            return
+        written.window = _Window(operation.key, operation.max_items)
+        written.window.entries.append(entry)
+        written.window.values.append((operation.value, weight))
+
+    def _write_windows(self) -> None:
+        for window in self._full_windows:
+            for entry, (value, _) in zip(window.entries, window.values, strict=True):
+                self._entries[entry] = Append(window.key, value, window.max_items)
+        self._full_windows.clear()
+
+    def _add_update(self, operation: Update) -> None:
+        weight = _weight(operation.value)
+        self._write_windows()
+        self._open.clear()
+        self._at.clear()
+        self._below.clear()
+        if self._replaceable and self._update is not None and weight <= 2 * self._update[1]:
+            entry, first_weight = self._update
+            while self._next > entry:
+                self._next -= 1
+                if self._entries.pop(self._next, None) is not None:
+                    self._size_bytes -= self._weights.pop(self._next)
+            self._enter(operation, weight)
+            self._update = entry, first_weight
+        else:
+            self._update = self._enter(operation, weight), weight
+        self._replaceable = True
+
+    def _close_touching(self, place: Path) -> None:
+        """Make sure that no later operation is merged across one at this place."""
+        touched = set(self._below.get(place, ()))
+        for length in range(1, len(place)):
+            key = self._at.get(place[:length])
+            if key is not None:
+                touched.add(key)
+        for key in touched:
+            del self._open[key]
+            closed = _place(parse(key))
+            del self._at[closed]
+            for length in range(1, len(closed) + 1):
+                keys = self._below[closed[:length]]
+                keys.discard(key)
+                if not keys:
+                    del self._below[closed[:length]]
+
+
+def _leads_to_integer(path: Path, result: Mapping[str, JSONValue]) -> bool:
+    """Whether what stands at the path was an integer all along.
+
+    What is an integer after an increment was one before, and nothing else can have taken its place unnoticed: only in
+    arrays do values move.
+    """
+    in_array = any(type(_position_or_name(segment)) is int for segment in path[1:])
+    return not in_array and type(find(cast("JSONValue", result), path)) is int
+
+
+def _weight(value: Any) -> int:
+    kind = kind_of(value)
+    if kind is str:
+        length = len(value)
+    elif kind is dict or kind is list:
+        length = json_size(value)
+    else:
+        return _SMALL_WEIGHT
+    return length if length > _SMALL_WEIGHT else _SMALL_WEIGHT
+
+
+def _position_or_name(segment: Segment) -> Segment:
+    # A word of digits may turn out to be either, so both spellings count as the same place.
+    return int(segment) if type(segment) is str and is_position(segment) else segment
+
+
+def _place(path: Path) -> Path:
+    """What a path touches. Counted from the end it may be any element, so then it is the whole array."""
+    if len(path) == 1:
+        return path
+    for depth, segment in enumerate(path):
+        if type(segment) is int and segment < 0:
+            return tuple(map(_position_or_name, path[:depth]))
+    return (path[0], *map(_position_or_name, path[1:]))

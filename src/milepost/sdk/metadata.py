@@ -1,0 +1,496 @@
+"""`metadata`: the document of the run that the present code belongs to, and the documents of its ancestors.
+
+Updates are plain calls that touch memory only: the operation goes into the run's buffer, and the worker's link sends it. Outside a run
+every call does nothing (M9-M11), so a library may use `metadata` unconditionally.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+from milepost.client.default import default_client
+from milepost.errors import MetadataFlushError, MetadataTooLargeError, MetadataTypeError
+from milepost.model.jsonvalue import JSONValue, encode, json_size, to_json
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update, check
+from milepost.model.path import check_key, read
+from milepost.sdk.buffer import RefusedChange
+from milepost.sdk.scope import RunScope, current_scope, live_scope
+from milepost.sdk.shape import shape_of
+
+Parameters = ParamSpec("Parameters")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+ShapeT = TypeVar("ShapeT")
+
+
+class Sink(Protocol):
+    """Where updates go."""
+
+    def add(self, operation: Operation) -> None:
+        """Take one operation. Raises MetadataError for what can be told here and now."""
+        ...
+
+    def add_all(self, operations: list[Operation]) -> None:
+        """Take several operations, all or none."""
+        ...
+
+
+class OwnSink:
+    """The document of the run itself. Applied to the local view first, so every fault of the call is raised by the call."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: RunScope) -> None:
+        self._scope = scope
+
+    def add(self, operation: Operation) -> None:
+        scope = self._scope
+        if scope.schema is not None:
+            scope.schema.check_operation(operation, scope.buffer)
+        if scope.buffer.add(scope.run.id, operation):
+            scope.link.wake(scope)
+
+    def add_all(self, operations: list[Operation]) -> None:
+        scope = self._scope
+        if scope.schema is not None:
+            for operation in operations:
+                scope.schema.check_operation(operation, scope.buffer)
+        if scope.buffer.add_all(scope.run.id, operations):
+            scope.link.wake(scope)
+
+
+class RemoteSink:
+    """The document of another run. What depends on that document is decided by the server."""
+
+    __slots__ = ("_run_id", "_scope")
+
+    def __init__(self, scope: RunScope, run_id: str) -> None:
+        self._scope = scope
+        self._run_id = run_id
+
+    def add(self, operation: Operation) -> None:
+        self.add_all([operation])
+
+    def add_all(self, operations: list[Operation]) -> None:
+        for operation in operations:
+            check(operation)
+        scope = self._scope
+        sendable = [operation for operation in operations if self._may_fit(operation)]
+        if scope.buffer.add_all(self._run_id, sendable):
+            scope.link.wake(scope)
+
+    def _may_fit(self, operation: Operation) -> bool:
+        """False, and a line in the run's log, for a value that no document can hold (M85): it need not travel to be refused."""
+        value: JSONValue = None if isinstance(operation, Delete) else operation.value
+        if not isinstance(value, str | list | dict):
+            return True
+        size, limit = json_size(value), self._scope.buffer.limit
+        if size <= limit:
+            return True
+        key = None if isinstance(operation, Update) else operation.key
+        error = MetadataTooLargeError(size, limit, key)
+        self._scope.buffer.refuse(RefusedChange(self._run_id, None, error.code, error.message))
+        self._scope.link.log(self._scope, "error", f"metadata of {self._run_id}: {error.message}", "milepost.metadata")
+        return False
+
+
+def sink_to(scope: RunScope, run_id: str) -> Sink:
+    """Where updates of a run's document go from inside `scope`."""
+    return OwnSink(scope) if run_id == scope.run.id else RemoteSink(scope, run_id)
+
+
+class Updater(ABC):
+    """The updates of a document. Each is a plain call that returns the updater, so that calls chain (M28).
+
+    A key is one literal name at the top level; a key that starts with `$.` is a path, such as `$.steps[0].done` (M17, M18). Values are
+    turned into JSON when the call is made (M72, M75). What raises is the caller's own mistake:
+
+        MetadataValueError: a value has no JSON form; the message names the place inside it.
+        MetadataPathError: the key is malformed or reserved, or leads through a scalar or past the end of an array.
+        MetadataTypeError: an increment of what is no number, a whole document that is no mapping.
+        MetadataTooLargeError: the document would exceed its limit. The document is left as it was.
+    """
+
+    @abstractmethod
+    def _sink(self) -> Sink | None:
+        """Where updates go now; None when they go nowhere."""
+
+    def set(self, key: str, value: object) -> Self:
+        """Give the key a value, whatever was there. Missing objects on the way of a path are created."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Set(_plain(key), to_json(value, place=key)))
+        return self
+
+    def delete(self, key: str) -> Self:
+        """Take the key away; nothing happens when it is not there."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Delete(_plain(key)))
+        return self
+
+    del_ = delete
+
+    def replace(self, document: object) -> Self:
+        """Put a whole new document in place of the old one: a mapping, or a model that becomes an object.
+
+        Raises: MetadataTypeError (a TypeError) for anything else.
+        """
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Update(_as_object(document, "replace")))
+        return self
+
+    def update(self, values: object) -> Self:
+        """Merge like `dict.update`: `set` for each key of a mapping or model, all of them or none."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add_all([Set(key, value) for key, value in _as_object(values, "update").items()])
+        return self
+
+    def append(self, key: str, value: object, *, max_items: int | None = None) -> Self:
+        """Add one item at the end of an array, which is created when it is missing; another value becomes its first item.
+
+        Args:
+            value: one item, also when it is a list.
+            max_items: keep the newest that many items, at least 1.
+        """
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Append(_plain(key), to_json(value, place=key), max_items))
+        return self
+
+    def extend(self, key: str, values: Iterable[object]) -> Self:
+        """`append` for each value, all of them or none."""
+        sink = self._sink()
+        if sink is not None:
+            name = _plain(key)
+            sink.add_all([Append(name, to_json(value, place=f"{key}[{index}]", key=key)) for index, value in enumerate(values)])
+        return self
+
+    def remove(self, key: str, value: object) -> Self:
+        """Take every equal item out of an array; equality is JSON's. From what is no array it is reported, not raised (M22)."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Remove(_plain(key), to_json(value, place=key)))
+        return self
+
+    def increment(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
+        """Add to a number, which starts at 0; integers stay integers.
+
+        Args:
+            once: an id of 1 to 128 characters that counts once per run, so that an attempt that runs again does not count twice (M46).
+        """
+        sink = self._sink()
+        if sink is not None:
+            number = by if type(by) is int or type(by) is float else _as_number(key, by)
+            operation = Increment(_plain(key), number, once)
+            if once is not None:
+                check(operation)
+            sink.add(operation)
+        return self
+
+    def decrement(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
+        """Take from a number; the same as `increment(key, -by)`."""
+        sink = self._sink()
+        if sink is not None:
+            self.increment(key, -_as_number(key, by), once=once)
+        return self
+
+    def __setitem__(self, key: str, value: object) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.delete(key)
+
+
+class RunMetadata(Updater):
+    """The document of another run, addressed anew at each call (M60-M65). Write-only, except for `get`, which asks the server."""
+
+    def __init__(self, address: Callable[[RunScope], str]) -> None:
+        self._address = address
+
+    def _sink(self) -> Sink | None:
+        scope = live_scope()
+        return None if scope is None else sink_to(scope, self._address(scope))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Ask the server what the key or path holds, after what was written here before; the default outside a run.
+
+        Raises: UnavailableError, RunNotFoundError; UsageError on the worker's event loop.
+        """
+        scope = live_scope()
+        if scope is None:
+            return default
+        run_id = self._address(scope)
+        if run_id == scope.run.id:
+            return scope.buffer.get(key, default)
+        scope.refuse_blocking("get()", "`await metadata.parent.aget(key)`")
+        if scope.buffer.has_unacknowledged:
+            scope.link.flush(scope).result()
+        return read(default_client().get_metadata(run_id).value, key, default)
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        """As `get`, without blocking."""
+        scope = live_scope()
+        if scope is None:
+            return default
+        run_id = self._address(scope)
+        if run_id == scope.run.id:
+            return scope.buffer.get(key, default)
+        if scope.buffer.has_unacknowledged:
+            await asyncio.wrap_future(scope.link.flush(scope))
+        return read((await default_client().aget_metadata(run_id)).value, key, default)
+
+
+class Metadata(Updater):
+    """The document of the run that the calling code belongs to.
+
+    Attributes:
+        parent: the parent run's document; without a parent it is the run's own (M64).
+        root: the document of the run at the top of the tree.
+    """
+
+    def __init__(self) -> None:
+        self.parent = RunMetadata(_parent_of)
+        self.root = RunMetadata(_root_of)
+
+    def _sink(self) -> Sink | None:
+        scope = current_scope.get()
+        return None if scope is None or scope.is_over else OwnSink(scope)
+
+    def run(self, run_id: str) -> RunMetadata:
+        """The document of any ancestor by its id. The server refuses runs that are no ancestors."""
+        return RunMetadata(lambda _: run_id)
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    @overload
+    def current(self) -> dict[str, Any] | None: ...
+    @overload
+    def current(self, kind: type[ShapeT]) -> ShapeT | None: ...
+    def current(self, kind: Any = None) -> Any:
+        """The whole document as a fresh `dict`, own writes included; None outside a run (M3).
+
+        Args:
+            kind: a type to read it as: a Pydantic model, dataclass, TypedDict or msgspec Struct (M77).
+        Raises: MetadataValueError when the document does not have that form.
+        """
+        scope = live_scope()
+        if scope is None:
+            return None
+        document = scope.buffer.current()
+        return document if kind is None else read_as(document, kind)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """What the key or path holds, own writes included; the default when there is nothing, and outside a run (M4)."""
+        scope = live_scope()
+        return default if scope is None else scope.buffer.get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        scope = live_scope()
+        if scope is None:
+            return None
+        found = scope.buffer.get(key, _NOTHING)
+        if found is _NOTHING:
+            raise KeyError(key)
+        return found
+
+    def __contains__(self, key: object) -> bool:
+        scope = live_scope()
+        return scope is not None and scope.buffer.contains(cast("str", key))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.current() or {})
+
+    # --- delivery ------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Return when everything called before is committed, for the own document and for others (M37).
+
+        Args:
+            timeout: seconds to wait at most; what is not committed then stays on its way.
+        Raises:
+            MetadataFlushError: everything else is committed, but the server refused these operations.
+            TimeoutError: it took longer.
+            UsageError: on the worker's event loop, where it is `await metadata.aflush()`.
+        """
+        scope = live_scope()
+        if scope is None:
+            return
+        scope.refuse_blocking("metadata.flush()", "`await metadata.aflush()`")
+        if scope.buffer.has_unacknowledged:
+            try:
+                scope.link.flush(scope).result(timeout)
+            except FutureTimeoutError:
+                raise _too_late(timeout) from None
+        _raise_refused(scope)
+
+    async def aflush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
+        """As `flush`, without blocking."""
+        scope = live_scope()
+        if scope is None:
+            return
+        if scope.buffer.has_unacknowledged:
+            # Shielded: giving up here must not cancel the link's own future.
+            flushed = asyncio.shield(asyncio.wrap_future(scope.link.flush(scope)))
+            try:
+                await asyncio.wait_for(flushed, timeout)
+            except TimeoutError:
+                raise _too_late(timeout) from None
+        _raise_refused(scope)
+
+    def refresh(self) -> Self:
+        """Fetch the newest document; pending operations are kept on top of it (M43).
+
+        Raises: UnavailableError; UsageError on the worker's event loop.
+        """
+        scope = live_scope()
+        if scope is None:
+            return self
+        scope.refuse_blocking("metadata.refresh()", "`await metadata.arefresh()`")
+        holds_until = scope.buffer.acknowledged_sequence
+        newest = default_client().get_metadata(scope.run.id)
+        if not scope.buffer.adopt(newest.value, newest.version, holds_until=holds_until):
+            # A batch is under way, and its answer tells what the document above holds.
+            scope.link.flush(scope).result()
+        return self
+
+    async def arefresh(self) -> Self:
+        """As `refresh`, without blocking."""
+        scope = live_scope()
+        if scope is None:
+            return self
+        holds_until = scope.buffer.acknowledged_sequence
+        newest = await default_client().aget_metadata(scope.run.id)
+        if not scope.buffer.adopt(newest.value, newest.version, holds_until=holds_until):
+            await asyncio.shield(asyncio.wrap_future(scope.link.flush(scope)))
+        return self
+
+    # --- carrying the run along ----------------------------------------------------------------------------
+
+    def bind(self, function: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
+        """A function that runs as part of the present run, in whatever thread or executor it is called (M15).
+
+        `asyncio.create_task`, `TaskGroup` and `asyncio.to_thread` need it not. Outside a run the function comes back as it is.
+        """
+        scope = live_scope()
+        return function if scope is None else bind_to(scope, function)
+
+    @overload
+    def track(self, iterable: AsyncIterable[ItemT], key: str = "progress") -> AsyncIterable[ItemT]: ...
+    @overload
+    def track(self, iterable: Iterable[ItemT], key: str = "progress") -> Iterable[ItemT]: ...
+    def track(self, iterable: Any, key: str = "progress") -> Any:
+        """The same items, while `key` holds how many of them are done: `{"done": 3, "total": 10}`.
+
+        An item is done when the next one is asked for. `total` is null when the iterable does not know its length. Outside a run the
+        iterable comes back as it is.
+        """
+        if live_scope() is None:
+            return iterable
+        total = operator.length_hint(iterable, -1)
+        return self._track_async(iterable, key, total) if hasattr(iterable, "__aiter__") else self._track(iterable, key, total)
+
+    def _track(self, iterable: Iterable[ItemT], key: str, total: int) -> Generator[ItemT]:
+        done = 0
+        self._count(key, done, total)
+        for item in iterable:
+            yield item
+            done += 1
+            self._count(key, done, total)
+
+    async def _track_async(self, iterable: AsyncIterable[ItemT], key: str, total: int) -> AsyncIterator[ItemT]:
+        done = 0
+        self._count(key, done, total)
+        async for item in iterable:
+            yield item
+            done += 1
+            self._count(key, done, total)
+
+    def _count(self, key: str, done: int, total: int) -> None:
+        self.set(key, {"done": done, "total": total if total >= 0 else None})
+
+
+metadata = Metadata()
+
+_NOTHING = object()
+
+
+def read_as(document: Mapping[str, Any], kind: Any) -> Any:
+    """A metadata document as a value of the declared type. Raises MetadataValueError when it does not have that form."""
+    from milepost.sdk.shape import Misfit, name_of
+
+    try:
+        return shape_of(kind).read(encode(document))
+    except Misfit as misfit:
+        raise MetadataValueError(f"metadata does not fit {name_of(kind)}: {misfit.describe('document')}") from None
+
+
+def bind_to(scope: RunScope, function: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
+    """A function that runs as part of the given run, whichever thread calls it. Generators are bound step by step."""
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def bound_async(*args: Any, **kwargs: Any) -> Any:
+            token = current_scope.set(scope)
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                current_scope.reset(token)
+
+        return cast("Callable[Parameters, ResultT]", bound_async)
+
+    @functools.wraps(function)
+    def bound(*args: Parameters.args, **kwargs: Parameters.kwargs) -> ResultT:
+        token = current_scope.set(scope)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            current_scope.reset(token)
+
+    return bound
+
+
+def _parent_of(scope: RunScope) -> str:
+    return scope.parent_id
+
+
+def _root_of(scope: RunScope) -> str:
+    return scope.root_id
+
+
+def _plain(key: str) -> str:
+    # A `str` enum or another subclass of text is a key too.
+    return key if type(key) is str else check_key(key)
+
+
+def _as_number(key: str, by: object) -> int | float:
+    number = to_json(by, place=key)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise MetadataTypeError(f"{key!r}: increment by a number, not by {type(by).__name__}", key=key)
+    return number
+
+
+def _as_object(value: object, method: str) -> dict[str, JSONValue]:
+    converted = to_json(value)
+    if not isinstance(converted, dict):
+        raise MetadataTypeError(f"metadata.{method}() takes a mapping, not {type(value).__name__}")
+    return converted
+
+
+def _raise_refused(scope: RunScope) -> None:
+    refused = scope.buffer.take_refused()
+    if refused:
+        raise MetadataFlushError(refused=refused)
+
+
+def _too_late(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"metadata was not committed within {timeout} s; it stays on its way, and flush() may be called again")

@@ -1,0 +1,210 @@
+"""The ASGI application: routes from the table of endpoints, one way in and one way out for every request.
+
+Way in: authenticate, read the body within its limit, decode, hand to the endpoint. Way out: a message as JSON, an event stream,
+or a problem with a stable code. User error is never a traceback and never a 500.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from importlib.metadata import version
+from typing import Any, cast
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from milepost.engine.announcements import Announcement
+from milepost.engine.commands import PruneAnswers, ReleaseLostRuns
+from milepost.engine.committer import Committer
+from milepost.engine.engine import Engine
+from milepost.engine.reading import Reader
+from milepost.engine.state import EngineSettings
+from milepost.errors import MilepostError, UnavailableError
+from milepost.feed.hub import Hub
+from milepost.protocol.endpoints import ENDPOINTS, Endpoint
+from milepost.protocol.problems import Problem, to_problem
+from milepost.server.auth import Authenticator
+from milepost.server.dashboard.routes import dashboard_routes
+from milepost.server.handlers import Handlers
+from milepost.server.settings import ServerSettings
+from milepost.store.database import Store
+
+logger = logging.getLogger("milepost.server")
+
+PRUNE_SECONDS = 600
+JSON = "application/json"
+
+
+def now_microseconds() -> int:
+    """The clock of a server: microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+class Server:
+    """Everything behind the application: open store, running committer, hub. `app` is the ASGI application.
+
+    Raises: ConfigurationError when the settings or the database cannot be used.
+    """
+
+    def __init__(self, settings: ServerSettings, *, clock: Callable[[], int] = now_microseconds) -> None:
+        self.settings = settings
+        self.hub = Hub()
+        self.authenticator = Authenticator(settings.secret_key)
+        self._stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._store = Store(settings.database_path, synchronous=settings.sqlite_synchronous)
+        engine = Engine(
+            self._store,
+            EngineSettings(
+                metadata_size_max=settings.metadata_size_max,
+                grace_seconds=settings.metadata_grace_seconds,
+                lease_seconds=settings.lease_seconds,
+            ),
+            clock,
+        )
+        self.committer = Committer(engine, clock, self._announce)
+        self.reader = Reader(self._store, metadata_size_max=settings.metadata_size_max)
+        handlers = Handlers(settings, self.committer, self.reader, self.hub, clock, version("milepost"))
+        self.app = Starlette(
+            routes=[
+                *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),
+                *dashboard_routes(self.authenticator),
+            ],
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: _plain_problem, Exception: _unexpected_problem},
+        )
+
+    def sign_in_path(self) -> str:
+        """The path of a link that signs a browser in, once."""
+        return f"/sign-in?code={self.authenticator.new_code()}"
+
+    def stop_streams(self) -> None:
+        """End every event stream and long poll cleanly, so that the server can stop. Call it in the server's loop."""
+        self._stopping.set()
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
+        self._loop = asyncio.get_running_loop()
+        self.committer.start()
+        upkeep = asyncio.create_task(self._upkeep())
+        try:
+            yield
+        finally:
+            upkeep.cancel()
+            await asyncio.to_thread(self.committer.stop)
+            self._store.close()
+
+    async def _upkeep(self) -> None:
+        """Give up what lost workers held, several times per lease; forget old answers."""
+        pruned_at = time.monotonic()
+        while True:
+            await asyncio.sleep(min(1.0, self.settings.lease_seconds / 4))
+            try:
+                lost = await self.committer.submit(ReleaseLostRuns())
+                if lost:
+                    logger.warning("%d runs were held by workers that stopped answering", lost)
+                if time.monotonic() - pruned_at > PRUNE_SECONDS:
+                    pruned_at = time.monotonic()
+                    await self.committer.submit(PruneAnswers())
+            except UnavailableError as error:
+                logger.warning("upkeep has to wait: %s", error)
+
+    def _announce(self, announcement: Announcement) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self.hub.announce, announcement)
+
+    def _route(self, endpoint: Endpoint, handlers: Handlers) -> Route:
+        stream = handlers.streams.get(endpoint.name)
+        answering = _answering(handlers.handlers[endpoint.name], endpoint.status) if stream is None else self._streaming(stream)
+
+        async def guarded(request: Request) -> Response:
+            try:
+                if not endpoint.public:
+                    self.authenticator.check(request, allow_session=endpoint.method == "GET")
+                return await answering(request)
+            except MilepostError as error:
+                return problem_response(error)
+            except ClientDisconnect:
+                return Response(status_code=499)
+
+        # `{task:path}` would swallow the rest of the path, so an encoded slash is left to the router, which decodes segments.
+        return Route(endpoint.path, guarded, methods=[endpoint.method], name=endpoint.name)
+
+    def _streaming(
+        self, handler: Callable[[Request], AsyncIterator[bytes]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            events = cast("AsyncGenerator[bytes]", handler(request))
+            # The first frame is awaited here, so that an unknown run is a 404 and not a broken stream.
+            first = await anext(events)
+            return StreamingResponse(
+                self._until_stopping(first, events),
+                media_type="text/event-stream",
+                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+            )
+
+        return answer
+
+    async def _until_stopping(self, first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        frame: asyncio.Task[bytes] | None = None
+        try:
+            async with aclosing(events):
+                yield first
+                while True:
+                    frame = asyncio.ensure_future(anext(events))
+                    await asyncio.wait({frame, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if not frame.done():
+                        return
+                    try:
+                        data = frame.result()
+                    except StopAsyncIteration:
+                        return
+                    yield data
+        finally:
+            stopping.cancel()
+            if frame is not None and not frame.done():
+                frame.cancel()
+                await asyncio.gather(frame, return_exceptions=True)
+
+
+def _answering(
+    handler: Callable[[Request], Awaitable[Any]], status: int
+) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return Response(msgspec.json.encode(await handler(request)), status, media_type=JSON)
+
+    return answer
+
+
+def problem_response(error: MilepostError) -> Response:
+    """The answer that carries an error."""
+    # Only what may go away by itself is worth a retry (protocol, section 1.4).
+    headers = {"x-should-retry": "true" if isinstance(error, UnavailableError) else "false"}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(msgspec.json.encode(to_problem(error)), error.status, headers, JSON)
+
+
+async def _plain_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        problem = Problem(f"there is nothing at {request.url.path}", "not_found")
+    elif error.status_code == 405:
+        problem = Problem(f"{request.url.path} does not take {request.method}", "method_not_allowed")
+    else:
+        problem = Problem(error.detail, "bad_request")
+    return Response(msgspec.json.encode(problem), error.status_code, error.headers, JSON)
+
+
+async def _unexpected_problem(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    problem = Problem("the server made a mistake; its log has the details", "internal_error")
+    return Response(msgspec.json.encode(problem), 500, media_type=JSON)

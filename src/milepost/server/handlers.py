@@ -1,0 +1,256 @@
+"""What each endpoint does: from a checked request to a command or a reading, and back to a message. No decisions here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from milepost.engine import commands
+from milepost.engine.commands import TriggerItem
+from milepost.engine.committer import Committer
+from milepost.engine.reading import Reader
+from milepost.errors import BadRequestError, MetadataTypeError, NotFoundError
+from milepost.feed import streams
+from milepost.feed.hub import Hub
+from milepost.model import jsonvalue
+from milepost.protocol import endpoints
+from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
+from milepost.protocol.metadata import MetadataRequest, MetadataResponse
+from milepost.protocol.triggering import (
+    BatchCreateRequest,
+    BatchCreateResponse,
+    BatchItemsResponse,
+    BatchLine,
+    BatchRequest,
+    BatchResponse,
+    TriggerRequest,
+    TriggerResponse,
+)
+from milepost.protocol.work import (
+    ClaimRequest,
+    ClaimResponse,
+    RegisterRequest,
+    RegisterResponse,
+    ReportRequest,
+    ReportResponse,
+)
+from milepost.server import requests
+from milepost.server.openapi import describe
+from milepost.server.settings import ServerSettings
+
+CLAIM_WAIT_SECONDS_MAX = 30.0
+REQUEST_ID_CHARACTERS_MAX = 200
+_Result = TypeVar("_Result")
+
+Handler = Callable[[Request], Awaitable[Any]]
+StreamHandler = Callable[[Request], AsyncIterator[bytes]]
+
+
+class Handlers:
+    """The endpoints by name; `handlers[name]` answers with a message, `streams[name]` with an iterator of events."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        committer: Committer,
+        reader: Reader,
+        hub: Hub,
+        clock: Callable[[], int],
+        version: str,
+    ) -> None:
+        self._settings = settings
+        self._committer = committer
+        self._reader = reader
+        self._hub = hub
+        self._clock = clock
+        self._version = version
+        self.handlers: dict[str, Handler] = {
+            endpoints.HEALTH.name: self.health,
+            endpoints.OPENAPI.name: self.openapi,
+            endpoints.TRIGGER.name: self.trigger,
+            endpoints.TRIGGER_BATCH.name: self.trigger_batch,
+            endpoints.CREATE_BATCH.name: self.create_batch,
+            endpoints.ADD_BATCH_ITEMS.name: self.add_batch_items,
+            endpoints.RETRIEVE_BATCH.name: self._reading(endpoints.RETRIEVE_BATCH, "batch", reader.batch),
+            endpoints.BATCH_RESULTS.name: self._reading(
+                endpoints.BATCH_RESULTS, "batch", reader.batch_results
+            ),
+            endpoints.RETRIEVE_RUN.name: self._reading(endpoints.RETRIEVE_RUN, "run", reader.run),
+            endpoints.LIST_RUNS.name: self.list_runs,
+            endpoints.RUN_RESULT.name: self.run_result,
+            endpoints.RUN_LOG.name: self.run_log,
+            endpoints.GET_METADATA.name: self.get_metadata,
+            endpoints.PUT_METADATA.name: self.put_metadata,
+            endpoints.REGISTER_WORKER.name: self.register_worker,
+            endpoints.CLAIM_RUNS.name: self.claim_runs,
+            endpoints.REPORT.name: self.report,
+        }
+        self.streams: dict[str, StreamHandler] = {
+            endpoints.RUN_FEED.name: lambda request: streams.watch_run(
+                hub, reader, request.path_params["run"]
+            ),
+            endpoints.BATCH_FEED.name: lambda request: streams.watch_batch(
+                hub, reader, request.path_params["batch"]
+            ),
+            endpoints.RUNS_FEED.name: lambda request: streams.watch_list(
+                hub, reader, requests.run_filter(request, clock()), size=requests.page_size(request)
+            ),
+            endpoints.INBOX.name: lambda request: streams.watch_inbox(
+                hub, reader, request.path_params["worker"]
+            ),
+        }
+
+    async def health(self, request: Request) -> Any:
+        """Up, and which version."""
+        return {"status": "ok", "version": self._version}
+
+    async def openapi(self, request: Request) -> Any:
+        """The API's description."""
+        return describe(self._version)
+
+    async def trigger(self, request: Request) -> Any:
+        """One run."""
+        body: TriggerRequest = await _body(request, TriggerRequest)
+        item = TriggerItem(request.path_params["task"], body.payload, body.options)
+        triggered = await self._submit(commands.Trigger(item, _request_id(request)))
+        return TriggerResponse(triggered.run_ids[0], triggered.cached)
+
+    async def trigger_batch(self, request: Request) -> Any:
+        """A whole batch."""
+        body: BatchRequest = await _body(request, BatchRequest)
+        items = [TriggerItem(item.task, item.payload, item.options) for item in body.items]
+        triggered = await self._submit(
+            commands.TriggerBatch(
+                items, body.parent_run_id, body.resume_parent_on_completion, _request_id(request)
+            )
+        )
+        return BatchResponse(triggered.batch_id, len(triggered.run_ids), triggered.run_ids)
+
+    async def create_batch(self, request: Request) -> Any:
+        """First phase of a batch."""
+        body: BatchCreateRequest = await _body(request, BatchCreateRequest)
+        batch_id = await self._submit(
+            commands.CreateBatch(body.run_count, body.parent_run_id, body.resume_parent_on_completion)
+        )
+        return BatchCreateResponse(batch_id, body.run_count, False)
+
+    async def add_batch_items(self, request: Request) -> Any:
+        """Second phase of a batch."""
+        lines = [
+            requests.decode(line, BatchLine)
+            for line in (await requests.read_body(request)).split(b"\n")
+            if line.strip()
+        ]
+        batch_id = request.path_params["batch"]
+        added = await self._submit(commands.AddBatchItems(batch_id, lines))
+        return BatchItemsResponse(
+            id=batch_id,
+            items_accepted=added.accepted,
+            items_deduplicated=added.deduplicated,
+            sealed=added.accepted_count >= added.run_count,
+            enqueued_count=added.accepted_count,
+            expected_count=added.run_count,
+        )
+
+    async def list_runs(self, request: Request) -> Any:
+        """One page of runs."""
+        filter, size = requests.run_filter(request, self._clock()), requests.page_size(request)
+        after, before = request.query_params.get("page[after]"), request.query_params.get("page[before]")
+        return await asyncio.to_thread(self._reader.page, filter, size=size, after=after, before=before)
+
+    async def run_result(self, request: Request) -> Any:
+        """The result of a finished run."""
+        run_id = request.path_params["run"]
+        result = await asyncio.to_thread(self._reader.result, run_id)
+        if result is None:
+            raise NotFoundError(f"run {run_id!r} has not finished yet, so it has no result")
+        return result
+
+    async def run_log(self, request: Request) -> Any:
+        """Lines of the run's log."""
+        after = requests.whole_number(request, "page[after]", default=0)
+        return await asyncio.to_thread(self._reader.log, request.path_params["run"], after=after)
+
+    async def get_metadata(self, request: Request) -> Any:
+        """The run's document."""
+        value, version = await asyncio.to_thread(self._reader.metadata, request.path_params["run"])
+        return MetadataResponse(metadata=msgspec.Raw(value), version=version)
+
+    async def put_metadata(self, request: Request) -> Any:
+        """Operations, or a whole document."""
+        body: MetadataRequest = await _body(request, MetadataRequest)
+        lists = (
+            ("self", body.operations),
+            ("parent", body.parent_operations),
+            ("root", body.root_operations),
+        )
+        targets = [(relation, operations) for relation, operations in lists if operations is not None]
+        document = None if body.operations is not None else body.metadata
+        if document is not None and not isinstance(document, dict):
+            raise MetadataTypeError(
+                f"metadata must be a JSON object, not {jsonvalue.describe(document)}", key="metadata"
+            )
+        if document is None and not targets:
+            raise BadRequestError("send `operations` (a list) or `metadata` (an object)", field="operations")
+        updated = await self._submit(
+            commands.UpdateMetadata(request.path_params["run"], targets, document, _request_id(request))
+        )
+        return MetadataResponse(
+            metadata=msgspec.Raw(updated.value), version=updated.version, refused=updated.refused or None
+        )
+
+    async def register_worker(self, request: Request) -> Any:
+        """A worker presents itself."""
+        body: RegisterRequest = await _body(request, RegisterRequest)
+        await self._submit(commands.RegisterWorker(body.id, body.name, body.tasks, body.holding))
+        return RegisterResponse(
+            lease_seconds=self._settings.lease_seconds,
+            heartbeat_seconds=self._settings.lease_seconds / 3,
+            metadata_size_max=self._settings.metadata_size_max,
+        )
+
+    async def claim_runs(self, request: Request) -> Any:
+        """Runs for a worker, as soon as there are some."""
+        body: ClaimRequest = await _body(request, ClaimRequest)
+        wait_seconds = min(max(body.wait_seconds, 0.0), CLAIM_WAIT_SECONDS_MAX)
+        return ClaimResponse(
+            await self._submit(
+                commands.Claim(request.path_params["worker"], body.sequence, body.slots, wait_seconds)
+            )
+        )
+
+    async def report(self, request: Request) -> Any:
+        """What happened in a worker's runs."""
+        body: ReportRequest = await _body(request, ReportRequest)
+        return ReportResponse(
+            await self._submit(commands.Report(request.path_params["worker"], body.runs, body.leaving))
+        )
+
+    async def _submit(self, command: commands.Command) -> Any:
+        return await self._committer.submit(command)
+
+    def _reading(self, endpoint: Endpoint, parameter: str, read: Callable[[str], _Result]) -> Handler:
+        async def handler(request: Request) -> _Result:
+            return await asyncio.to_thread(read, request.path_params[parameter])
+
+        return handler
+
+
+async def _body(request: Request, kind: Any) -> Any:
+    return requests.decode(await requests.read_body(request), kind)
+
+
+def _request_id(request: Request) -> str | None:
+    request_id = request.headers.get(REQUEST_ID_HEADER)
+    if request_id is None:
+        return None
+    if len(request_id) > REQUEST_ID_CHARACTERS_MAX:
+        raise BadRequestError(
+            f"{REQUEST_ID_HEADER} has more than {REQUEST_ID_CHARACTERS_MAX} characters",
+            field=REQUEST_ID_HEADER,
+            limit=REQUEST_ID_CHARACTERS_MAX,
+        )
+    # The same id on another path is another request (protocol, section 1.4).
+    return f"{request.method} {request.url.path} {request_id}"

@@ -1,0 +1,48 @@
+"""The server's settings, from the environment (`MILEPOST_*`) or from whoever starts it."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from milepost.engine.state import METADATA_BYTES_MAX
+from milepost.errors import ConfigurationError
+
+
+class ServerSettings(BaseSettings):
+    """Every number and path of the server. A wrong value stops the server at start (M86)."""
+
+    model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore", populate_by_name=True)
+
+    data_folder: Path = Path(".milepost")
+    secret_key: str = ""
+    sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    metadata_grace_seconds: Annotated[float, Field(ge=0)] = 3600
+    metadata_size_max: Annotated[
+        int,
+        Field(gt=0, validation_alias=AliasChoices("TASK_RUN_METADATA_MAXIMUM_SIZE", "metadata_size_max")),
+    ] = METADATA_BYTES_MAX
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file."""
+        return self.data_folder / "milepost.db"
+
+
+def load_settings(**given: object) -> ServerSettings:
+    """Settings from the environment, overridden by what is given. Raises ConfigurationError that names each wrong setting."""
+    try:
+        return ServerSettings(**given)  # pyright: ignore[reportArgumentType]
+    except ValidationError as error:
+        lines = [
+            f"{_name(problem['loc'])}: {problem['msg']}, not {problem['input']!r}"
+            for problem in error.errors()
+        ]
+        raise ConfigurationError("wrong setting " + "; ".join(lines)) from None
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else ""
+    return name if name.isupper() else f"MILEPOST_{name.upper()}"

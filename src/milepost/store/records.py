@@ -1,0 +1,94 @@
+"""The small tables: logs of runs, tasks that workers have offered, answers of requests that may come twice."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from milepost.store.schema import answers, logs, tasks
+
+
+class LogRow(msgspec.Struct):
+    """One line of a run's log."""
+
+    run_id: str
+    attempt: int
+    at: int
+    level: str
+    logger: str
+    message: str
+
+
+class TaskRow(msgspec.Struct):
+    """A task that a worker has offered at some time; `retry` and `payload_schema` are JSON."""
+
+    id: str
+    queue: str
+    queue_concurrency: int | None
+    retry: bytes
+    payload_schema: bytes | None
+    updated_at: int
+
+
+_NEW_TASKS = upsert(tasks)
+_SAVE_TASKS = _NEW_TASKS.on_conflict_do_update(
+    index_elements=["id"],
+    set_={name: _NEW_TASKS.excluded[name] for name in TaskRow.__struct_fields__ if name != "id"},
+)
+
+
+def append_logs(connection: Connection, rows: Sequence[LogRow]) -> None:
+    """Add lines to the logs of runs."""
+    if rows:
+        connection.execute(insert(logs), [msgspec.structs.asdict(row) for row in rows])
+
+
+def load_logs(connection: Connection, run_id: str, *, after: int, limit: int) -> list[tuple[int, LogRow]]:
+    """Up to `limit` lines of a run with a number above `after`, in order, each with its number."""
+    names = LogRow.__struct_fields__
+    statement = (
+        select(logs.c.number, *(logs.c[name] for name in names))
+        .where(logs.c.run_id == run_id, logs.c.number > after)
+        .order_by(logs.c.number)
+        .limit(limit)
+    )
+    return [(number, LogRow(*values)) for number, *values in connection.execute(statement)]
+
+
+def save_tasks(connection: Connection, rows: Sequence[TaskRow]) -> None:
+    """Remember the tasks; the newest word of a worker wins."""
+    if rows:
+        connection.execute(_SAVE_TASKS, [msgspec.structs.asdict(row) for row in rows])
+
+
+def load_tasks(connection: Connection) -> dict[str, TaskRow]:
+    """Every task that was ever offered, by id."""
+    statement = select(*(tasks.c[name] for name in TaskRow.__struct_fields__))
+    return {values[0]: TaskRow(*values) for values in connection.execute(statement)}
+
+
+def load_answers(connection: Connection, request_ids: Sequence[str]) -> dict[str, bytes]:
+    """The answers that were given to these request ids."""
+    statement = select(answers.c.request_id, answers.c.answer).where(answers.c.request_id.in_(request_ids))
+    return {request_id: answer for request_id, answer in connection.execute(statement)}  # noqa: C416
+
+
+def save_answers(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep answers: request_id, answer (JSON), created_at."""
+    if rows:
+        connection.execute(insert(answers), list(rows))
+
+
+def prune_answers(connection: Connection, *, before: int) -> int:
+    """Forget answers from before a time; how many they were."""
+    count = (
+        connection.execute(
+            select(func.count()).select_from(answers).where(answers.c.created_at < before)
+        ).scalar()
+        or 0
+    )
+    if count:
+        connection.execute(delete(answers).where(answers.c.created_at < before))
+    return count

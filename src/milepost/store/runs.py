@@ -1,0 +1,425 @@
+"""Runs: insert, load, save, find the due ones, list, count."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    Connection,
+    Executable,
+    Integer,
+    and_,
+    bindparam,
+    distinct,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.sql.elements import ColumnElement
+
+from milepost.model.run import HELD_STATUSES, RunStatus
+from milepost.store.schema import large_values, run_tags, runs
+
+# A payload or output above this many characters moves to `large_values`.
+INLINE_CHARACTERS = 8192
+CHUNK = 1000
+
+
+class RunRow(msgspec.Struct):
+    """The columns that commands read and change; the same names as in the table."""
+
+    id: str
+    task: str
+    queue: str
+    status: RunStatus
+    attempt: int
+    max_attempts: int | None
+    worker_id: str | None
+    report_sequence: int
+    due_at: int
+    created_at: int
+    updated_at: int
+    started_at: int | None
+    finished_at: int | None
+    parent_id: str | None
+    root_id: str
+    batch_id: str | None
+    depth: int
+    trigger_function: str
+    metadata_written: int
+    large: str | None
+
+
+class NewRun(msgspec.Struct, kw_only=True):
+    """A run to be inserted, QUEUED."""
+
+    id: str
+    task: str
+    queue: str
+    max_attempts: int | None = None
+    due_at: int
+    created_at: int
+    parent_id: str | None = None
+    root_id: str
+    batch_id: str | None = None
+    batch_index: int | None = None
+    depth: int = 0
+    trigger_function: str
+    tags: list[str] = msgspec.field(default_factory=list[str])
+    payload: str | None = None
+    payload_type: str | None = None
+    trigger_metadata: bytes | None = None
+
+
+class RunRecord(msgspec.Struct):
+    """A whole run as readers want it, without its document."""
+
+    row: RunRow
+    tags: list[str]
+    payload: str | None
+    payload_type: str | None
+    output: str | None
+    error: str | None
+    trigger_metadata: bytes | None
+
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which runs a list holds; everything given must match, within one field any."""
+
+    statuses: tuple[RunStatus, ...] = ()
+    tasks: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    batch_id: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    created_from: int | None = None
+    created_to: int | None = None
+
+
+_ROW = [runs.c[name] for name in RunRow.__struct_fields__]
+_RECORD = [
+    *_ROW,
+    runs.c.tags,
+    runs.c.payload,
+    runs.c.payload_type,
+    runs.c.output,
+    runs.c.error,
+    runs.c.trigger_metadata,
+]
+_SUMMARY = [
+    *_ROW,
+    runs.c.tags,
+    literal(None),
+    runs.c.payload_type,
+    literal(None),
+    runs.c.error,
+    runs.c.trigger_metadata,
+]
+_HELD = runs.c.status.in_(sorted(HELD_STATUSES))
+
+_INSERT = insert(runs)
+_BY_IDS = select(*_ROW).where(runs.c.id.in_(bindparam("ids", expanding=True)))
+_SAVE = (
+    update(runs)
+    .where(runs.c.id == bindparam("run"))
+    .values(
+        status=bindparam("new_status"),
+        attempt=bindparam("new_attempt"),
+        worker_id=bindparam("new_worker_id"),
+        report_sequence=bindparam("new_report_sequence"),
+        due_at=bindparam("new_due_at"),
+        updated_at=bindparam("new_updated_at"),
+        started_at=bindparam("new_started_at"),
+        finished_at=bindparam("new_finished_at"),
+        metadata_written=bindparam("new_metadata_written"),
+    )
+)
+_SAVE_RESULT = (
+    update(runs)
+    .where(runs.c.id == bindparam("run"))
+    .values(output=bindparam("new_output"), error=bindparam("new_error"), large=bindparam("new_large"))
+)
+_RECORDS = select(*_RECORD).where(runs.c.id.in_(bindparam("ids", expanding=True)))
+_SUMMARIES = select(*_SUMMARY).where(runs.c.id.in_(bindparam("ids", expanding=True)))
+
+
+def _row(values: Sequence[Any]) -> RunRow:
+    row = RunRow(*values[: len(_ROW)])
+    row.status = RunStatus(row.status)
+    return row
+
+
+def _pairs(
+    connection: Connection, statement: Executable, parameters: dict[str, Any] | None = None
+) -> dict[Any, Any]:
+    return {values[0]: values[1] for values in connection.execute(statement, parameters)}
+
+
+def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
+    """Insert runs, QUEUED, with their tags."""
+    values: list[dict[str, Any]] = []
+    large: list[dict[str, str]] = []
+    tagged: list[dict[str, str]] = []
+    for run in new:
+        payload = run.payload
+        moved = payload is not None and len(payload) > INLINE_CHARACTERS
+        if moved:
+            large.append({"run_id": run.id, "name": "payload", "value": payload or ""})
+        tagged.extend({"tag": tag, "run_id": run.id} for tag in run.tags)
+        values.append(
+            {
+                "id": run.id,
+                "task": run.task,
+                "queue": run.queue,
+                "status": "QUEUED",
+                "attempt": 0,
+                "max_attempts": run.max_attempts,
+                "report_sequence": 0,
+                "due_at": run.due_at,
+                "created_at": run.created_at,
+                "updated_at": run.created_at,
+                "parent_id": run.parent_id,
+                "root_id": run.root_id,
+                "batch_id": run.batch_id,
+                "batch_index": run.batch_index,
+                "depth": run.depth,
+                "trigger_function": run.trigger_function,
+                "tags": msgspec.json.encode(run.tags).decode() if run.tags else None,
+                "payload": None if moved else payload,
+                "payload_type": run.payload_type,
+                "trigger_metadata": run.trigger_metadata,
+                "metadata_written": 0,
+                "large": "payload" if moved else None,
+            }
+        )
+    if values:
+        connection.execute(_INSERT, values)
+    if large:
+        connection.execute(insert(large_values), large)
+    if tagged:
+        connection.execute(insert(run_tags), tagged)
+
+
+def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
+    """The rows that exist, by id."""
+    wanted = sorted(set(ids))
+    found: dict[str, RunRow] = {}
+    for start in range(0, len(wanted), CHUNK):
+        for values in connection.execute(_BY_IDS, {"ids": wanted[start : start + CHUNK]}):
+            found[values[0]] = _row(values)
+    return found
+
+
+def save_rows(connection: Connection, rows: Sequence[RunRow]) -> None:
+    """Write back what commands may change."""
+    if rows:
+        connection.execute(
+            _SAVE,
+            [
+                {
+                    "run": row.id,
+                    "new_status": row.status.value,
+                    "new_attempt": row.attempt,
+                    "new_worker_id": row.worker_id,
+                    "new_report_sequence": row.report_sequence,
+                    "new_due_at": row.due_at,
+                    "new_updated_at": row.updated_at,
+                    "new_started_at": row.started_at,
+                    "new_finished_at": row.finished_at,
+                    "new_metadata_written": row.metadata_written,
+                }
+                for row in rows
+            ],
+        )
+
+
+def save_results(connection: Connection, results: Sequence[tuple[RunRow, str | None, str | None]]) -> None:
+    """Write output and error (JSON texts) of attempts that ended: (row, output, error)."""
+    values: list[dict[str, Any]] = []
+    large: list[dict[str, str]] = []
+    for row, output, error in results:
+        names = {name for name in (row.large or "").split(",") if name}
+        if output is not None and len(output) > INLINE_CHARACTERS:
+            large.append({"run_id": row.id, "name": "output", "value": output})
+            names.add("output")
+            output = None
+        row.large = ",".join(sorted(names)) or None
+        values.append({"run": row.id, "new_output": output, "new_error": error, "new_large": row.large})
+    if values:
+        connection.execute(_SAVE_RESULT, values)
+    if large:
+        # Only a completed run has an output, and it completes once: there is nothing to overwrite.
+        connection.execute(insert(large_values), large)
+
+
+def due_ids(
+    connection: Connection, tasks: Sequence[str], *, limit: int, now: int
+) -> list[tuple[str, str, str]]:
+    """(id, task, queue) of up to `limit` due runs of these tasks, oldest first.
+
+    One look into the index per task, so that a long queue of a task that nobody asks for costs nothing.
+    """
+    parts = [
+        select(runs.c.id, runs.c.task, runs.c.queue, runs.c.due_at)
+        .where(
+            runs.c.status == "QUEUED",
+            runs.c.task == bindparam(f"task_{number}"),
+            runs.c.due_at <= bindparam("now"),
+        )
+        .order_by(runs.c.due_at, runs.c.id)
+        .limit(bindparam("count", type_=Integer))
+        .subquery()
+        for number in range(len(tasks))
+    ]
+    rows = union_all(*(select(part) for part in parts)).subquery()
+    statement = (
+        select(rows.c.id, rows.c.task, rows.c.queue)
+        .order_by(rows.c.due_at, rows.c.id)
+        .limit(bindparam("count", type_=Integer))
+    )
+    parameters: dict[str, Any] = {f"task_{number}": task for number, task in enumerate(tasks)}
+    return [tuple(row) for row in connection.execute(statement, {**parameters, "now": now, "count": limit})]
+
+
+def next_due_at_after(connection: Connection, after: int) -> int | None:
+    """When the next queued run becomes due that is not due at `after` yet; None when there is none."""
+    statement = select(func.min(runs.c.due_at)).where(runs.c.status == "QUEUED", runs.c.due_at > after)
+    return connection.execute(statement).scalar()
+
+
+def executing_counts(connection: Connection, queues: Iterable[str]) -> dict[str, int]:
+    """How many runs of each queue are executing now; waiting ones have given their slot back."""
+    statement = (
+        select(runs.c.queue, func.count())
+        .where(_HELD, runs.c.status == "EXECUTING", runs.c.queue.in_(sorted(set(queues))))
+        .group_by(runs.c.queue)
+    )
+    return _pairs(connection, statement)
+
+
+def held_ids(connection: Connection, worker_id: str) -> list[str]:
+    """The runs that a worker holds."""
+    return list(connection.execute(select(runs.c.id).where(_HELD, runs.c.worker_id == worker_id)).scalars())
+
+
+def holders(connection: Connection) -> list[str]:
+    """Every worker that holds a run."""
+    return [
+        worker
+        for worker in connection.execute(select(distinct(runs.c.worker_id)).where(_HELD)).scalars()
+        if worker
+    ]
+
+
+def load_trigger_metadata(connection: Connection, ids: Sequence[str]) -> dict[str, bytes | None]:
+    """The documents given at trigger, by run."""
+    statement = select(runs.c.id, runs.c.trigger_metadata).where(
+        runs.c.id.in_(bindparam("ids", expanding=True))
+    )
+    return _pairs(connection, statement, {"ids": list(ids)})
+
+
+def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[str, str]:
+    """Large values of one name, by run."""
+    statement = select(large_values.c.run_id, large_values.c.value).where(
+        large_values.c.name == name, large_values.c.run_id.in_(bindparam("ids", expanding=True))
+    )
+    return _pairs(connection, statement, {"ids": list(ids)})
+
+
+def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
+    """Whole runs by id; payload and output only with `values`."""
+    records: dict[str, RunRecord] = {}
+    for start in range(0, len(ids), CHUNK):
+        chunk = list(ids[start : start + CHUNK])
+        for found in connection.execute(_RECORDS if values else _SUMMARIES, {"ids": chunk}):
+            record = _record(found)
+            records[record.row.id] = record
+    if values:
+        for name in ("payload", "output"):
+            moved = [
+                record.row.id for record in records.values() if name in (record.row.large or "").split(",")
+            ]
+            for run_id, value in load_large(connection, moved, name).items() if moved else ():
+                setattr(records[run_id], name, value)
+    return records
+
+
+def _record(values: Sequence[Any]) -> RunRecord:
+    tags, payload, payload_type, output, error, trigger_metadata = values[len(_ROW) :]
+    return RunRecord(
+        row=_row(values),
+        tags=msgspec.json.decode(tags, type=list[str]) if tags else [],
+        payload=payload,
+        payload_type=payload_type,
+        output=output,
+        error=error,
+        trigger_metadata=trigger_metadata,
+    )
+
+
+def list_ids(
+    connection: Connection,
+    filter: RunFilter,
+    *,
+    limit: int,
+    after: str | None = None,
+    before: str | None = None,
+) -> list[str]:
+    """Ids of up to `limit` matching runs, newest first. Ids grow with time, so an id is the cursor: `after` gives older runs,
+    `before` newer ones (the ones nearest to it)."""
+    statement = select(runs.c.id).where(*_conditions(filter))
+    if before is not None:
+        statement = statement.where(runs.c.id > before).order_by(runs.c.id).limit(limit)
+        return list(connection.execute(statement).scalars())[::-1]
+    if after is not None:
+        statement = statement.where(runs.c.id < after)
+    return list(connection.execute(statement.order_by(runs.c.id.desc()).limit(limit)).scalars())
+
+
+def count_by_status(connection: Connection, filter: RunFilter) -> dict[str, int]:
+    """How many matching runs have each status."""
+    statement = select(runs.c.status, func.count()).where(*_conditions(filter)).group_by(runs.c.status)
+    return _pairs(connection, statement)
+
+
+def _conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if filter.statuses:
+        statuses = [status.value for status in filter.statuses]
+        conditions.append(or_(*(runs.c.status == status for status in statuses)))
+    if filter.tasks:
+        conditions.append(runs.c.task.in_(filter.tasks))
+    if filter.tags:
+        conditions.append(
+            exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag.in_(filter.tags)))
+        )
+    for name in ("batch_id", "parent_id", "root_id"):
+        value = getattr(filter, name)
+        if value is not None:
+            conditions.append(runs.c[name] == value)
+    if filter.created_from is not None:
+        conditions.append(runs.c.created_at >= filter.created_from)
+    if filter.created_to is not None:
+        conditions.append(runs.c.created_at <= filter.created_to)
+    return conditions
+
+
+def batch_run_ids(connection: Connection, batch_id: str) -> list[str]:
+    """The runs of a batch in index order."""
+    return list(
+        connection.execute(
+            select(runs.c.id).where(runs.c.batch_id == batch_id).order_by(runs.c.batch_index)
+        ).scalars()
+    )
+
+
+def batch_indexes(connection: Connection, batch_id: str) -> dict[int, str]:
+    """The runs of a batch by index."""
+    statement = select(runs.c.batch_index, runs.c.id).where(runs.c.batch_id == batch_id)
+    return _pairs(connection, statement)

@@ -1,0 +1,179 @@
+"""The tables. The migrations build them; a test holds that both agree.
+
+A document is not a column of its run: it is a snapshot (`documents`) plus the operations committed since (`changes`), so that a
+flush writes what changed and nothing else. Values that may be large and never change again have a table of their own
+(`large_values`), because SQLite rewrites a whole row on each update.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
+
+from milepost.model.run import RunStatus
+
+tables = MetaData()
+
+_STATUSES = ", ".join(f"'{status}'" for status in RunStatus)
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """A partial index: the same condition for both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
+runs = Table(
+    "runs",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("max_attempts", Integer),
+    # The worker that holds the run; set exactly while it is EXECUTING or WAITING.
+    Column("worker_id", Text),
+    # The newest report of the present attempt that was applied (M44: each at most once).
+    Column("report_sequence", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("parent_id", Text),
+    Column("root_id", Text, nullable=False),
+    Column("batch_id", Text),
+    Column("batch_index", Integer),
+    Column("depth", Integer, nullable=False),
+    Column("trigger_function", Text, nullable=False),
+    Column("tags", Text),
+    Column("payload", Text),
+    Column("payload_type", Text),
+    Column("output", Text),
+    Column("error", Text),
+    # The document given at trigger; version 0 of the log (M2).
+    Column("trigger_metadata", LargeBinary),
+    # 1 from the first committed change on: most runs have none, and their log need not be looked at.
+    Column("metadata_written", Integer, nullable=False),
+    # Names of columns whose value is in `large_values` instead, joined with commas.
+    Column("large", Text),
+    CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
+    CheckConstraint("(worker_id IS NOT NULL) = (status IN ('EXECUTING', 'WAITING'))", name="runs_held"),
+    CheckConstraint("(finished_at IS NOT NULL) = (status IN ('COMPLETED', 'FAILED'))", name="runs_finished"),
+    Index("runs_due", "task", "due_at", "id", **_where("status = 'QUEUED'")),
+    Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
+    Index("runs_parent", "parent_id", "id", **_where("parent_id IS NOT NULL")),
+    Index("runs_batch", "batch_id", "batch_index", unique=True, **_where("batch_id IS NOT NULL")),
+    Index("runs_task", "task", "id"),
+    # Most runs end COMPLETED and need no index to be found; the rest are few among many.
+    Index("runs_status_rare", "status", "id", **_where("status <> 'COMPLETED'")),
+)  # fmt: skip
+
+run_tags = Table(
+    "run_tags",
+    tables,
+    Column("tag", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+large_values = Table(
+    "large_values",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+batches = Table(
+    "batches",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("parent_id", Text),
+    Column("resume_parent", Integer, nullable=False),
+    Column("run_count", Integer, nullable=False),
+    Column("accepted_count", Integer, nullable=False),
+    Column("finished_count", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint(
+        "finished_count <= accepted_count AND accepted_count <= run_count", name="batches_counts"
+    ),
+)
+
+documents = Table(
+    "documents",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    # The `once` ids that increments have counted, a JSON list.
+    Column("counted", LargeBinary),
+)
+
+changes = Table(
+    "changes",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("operations", LargeBinary, nullable=False),
+    # Who wrote it: a run's attempt and report, or nothing for a writer from outside.
+    Column("writer_id", Text),
+    Column("writer_attempt", Integer),
+    Column("writer_sequence", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+refusals = Table(
+    "refusals",
+    tables,
+    Column("writer_id", Text, primary_key=True),
+    Column("writer_attempt", Integer, primary_key=True),
+    Column("writer_sequence", Integer, primary_key=True),
+    Column("refused", LargeBinary, nullable=False),
+)
+
+logs = Table(
+    "logs",
+    tables,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("run_id", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("level", Text, nullable=False),
+    Column("logger", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Index("logs_run", "run_id", "number"),
+)
+
+tasks = Table(
+    "tasks",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("queue_concurrency", Integer),
+    Column("retry", LargeBinary, nullable=False),
+    Column("payload_schema", LargeBinary),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+# Answers of requests that may be sent twice (protocol, section 1.4): the same request id gets the first answer again.
+answers = Table(
+    "answers",
+    tables,
+    Column("request_id", Text, primary_key=True),
+    Column("answer", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Index("answers_created_at", "created_at"),
+)

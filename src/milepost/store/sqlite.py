@@ -1,0 +1,81 @@
+"""What SQLite does its own way: how it is opened, tuned and locked.
+
+One write connection per file, owned by one thread; readers see the last commit without waiting (WAL).
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from milepost.errors import ConfigurationError
+
+DATABASE_ERRORS = (DatabaseError,)
+READERS = 4
+BUSY_SECONDS = 10
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder; raise ConfigurationError where the database could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"the data folder {path.parent} cannot be made: {error.strerror}") from error
+    target = path if path.exists() else path.parent
+    # The read-only flag of a mounted file system does not show in the mode bits, so the system is asked.
+    if not os.access(path.parent, os.W_OK) or not os.access(target, os.W_OK):
+        raise ConfigurationError(
+            f"{target} cannot be written: choose another data folder with --data, or change its permissions"
+        )
+
+
+def writer(path: Path, *, synchronous: str) -> Engine:
+    """The engine of the one write connection. Transactions begin IMMEDIATE: a writer never has to upgrade a read lock."""
+    engine = create_engine(
+        _url(path), poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}
+    )
+    _configure(
+        engine, ["PRAGMA journal_mode=WAL", f"PRAGMA synchronous={synchronous}"], begin="BEGIN IMMEDIATE"
+    )
+    return engine
+
+
+def readers(path: Path) -> Engine:
+    """The engine of the read connections."""
+    engine = create_engine(
+        _url(path),
+        poolclass=QueuePool,
+        pool_size=READERS,
+        max_overflow=0,
+        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+    )
+    _configure(engine, ["PRAGMA query_only=ON"], begin="BEGIN")
+    return engine
+
+
+def _url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def _configure(engine: Engine, pragmas: list[str], *, begin: str) -> None:
+    def connected(connection: sqlite3.Connection, record: Any) -> None:
+        # The driver's own transactions would begin late and deferred; ours begin where the code says so.
+        connection.isolation_level = None
+        for pragma in [
+            *pragmas,
+            "PRAGMA temp_store=MEMORY",
+            "PRAGMA cache_size=-16384",
+            "PRAGMA mmap_size=268435456",
+        ]:
+            connection.execute(pragma)
+
+    event.listen(engine, "connect", connected)
+
+    def began(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "begin", began)

@@ -1,0 +1,268 @@
+"""The runs that an executor holds: who has a slot, who waits for what, what is to be reported. Bookkeeping without I/O.
+
+It belongs to the link's thread; the link tells it what has happened and asks it what to do. It speaks to the executor through
+`Host`.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from milepost.errors import UsageError
+from milepost.model.run import Outcome
+from milepost.protocol.runs import LogLine
+from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
+from milepost.sdk.scope import RunScope
+from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, resolve
+from milepost.worker.slots import Slots
+from milepost.worker.waits import Waits
+
+
+class Host(Protocol):
+    """What is asked of the executor. Called on the link's thread; every method returns at once."""
+
+    def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
+        """The first record of a claimed run; its code is not started yet."""
+        ...
+
+    def start(self, runs: Sequence[HeldRun]) -> None:
+        """Run the user's code; each run will be handed to `WorkerLink.finished`."""
+        ...
+
+    def interrupt(self, run: HeldRun) -> None:
+        """The word of this attempt does not count any more: stop its code where that is possible."""
+        ...
+
+    def registered(self) -> None:
+        """The server knows this worker; runs are claimed from now on."""
+        ...
+
+    def notice(self, message: str) -> None:
+        """Something that the operator should see, in one line."""
+        ...
+
+    def left(self, error: BaseException | None, *, abandoned: int) -> None:
+        """The link has ended: the server has released this worker, or `error` says what went wrong. `abandoned` runs were left to
+        the server's retry."""
+        ...
+
+
+class Holding:
+    """What this executor holds. After each change, `advance` does what has become possible.
+
+    Args:
+        call_later: puts a call in the line of the link's thread; for what may happen on other threads.
+    """
+
+    def __init__(
+        self, host: Host, *, concurrency: int, flush_interval_seconds: float, call_later: Callable[..., None]
+    ) -> None:
+        self._host = host
+        self._call_later = call_later
+        # By scope for the calls of user code, by run for what the server says.
+        self._by_scope: dict[RunScope, HeldRun] = {}
+        self._by_run: dict[str, HeldRun] = {}
+        self._slots: Slots[HeldRun, tuple[HeldRun, Future[None]]] = Slots(concurrency)
+        self.waits: Waits[HeldRun] = Waits()
+        self.outbox = Outbox(flush_interval_seconds)
+
+    @property
+    def free(self) -> int:
+        """How many more runs may be claimed."""
+        return self._slots.free
+
+    def __len__(self) -> int:
+        return len(self._by_scope)
+
+    def run_ids(self) -> list[str]:
+        """The runs that this executor believes to hold."""
+        return [run_id for run_id, held in self._by_run.items() if not held.is_over]
+
+    def has_only_waiting(self) -> bool:
+        """True when every run that is left waits for something outside, and has been reported up to there."""
+        return all(held.open_waits and held.outcome is None for held in self._by_scope.values())
+
+    # --- what user code does -------------------------------------------------------------------------------
+
+    def wake(self, scope: RunScope) -> None:
+        """The scope has something to send."""
+        held = self._by_scope.get(scope)
+        if held is not None:
+            self.outbox.add(held)
+
+    def log(self, scope: RunScope, level: str, message: str, logger: str) -> bool:
+        """Add a line to the run's log; True when the run is held. Any thread may call it."""
+        held = self._by_scope.get(scope)
+        if held is not None:
+            _add_line(held, level, message, logger)
+        return held is not None
+
+    def flush(self, scope: RunScope, mark: int, future: Future[None]) -> None:
+        """Someone waits until the buffer has reached `mark`."""
+        held = self._by_scope.get(scope)
+        if held is None or held.is_over:
+            resolve(future)
+        else:
+            held.flushes.append((mark, future))
+            self.outbox.add(held, urgent=True)
+
+    def wait(self, scope: RunScope, target_id: str, future: Future[None], *, now: float, heard_at: float) -> None:
+        """The run waits until `target_id` has ended; with the first thing that it waits for it gives its slot back.
+
+        Args:
+            heard_at: since when the inbox has been heard without a break; infinite when it is not.
+        """
+        held = self._by_scope.get(scope)
+        if held is None or held.is_over:
+            fail(future, UsageError("a run that has ended cannot wait for another one"))
+            return
+        # An inbox that has been heard for longer than the run has been here has announced all that the run has begun.
+        if self.waits.add(target_id, held, future, now=now, check_now=held.admitted_at < heard_at):
+            resolve(future)
+            return
+        future.add_done_callback(lambda done: self._call_later(self._wait_is_done, held, target_id, done))
+        held.open_waits += 1
+        if held.open_waits == 1:
+            self._release(held)
+            self.outbox.add(held, urgent=True)
+
+    def _wait_is_done(self, held: HeldRun, target_id: str, future: Future[None]) -> None:
+        """Only of interest when user code gave up waiting: it goes on already, so it is given a slot, free or not."""
+        if not future.cancelled() or held.is_over or not self.waits.cancel(target_id, future):
+            return
+        held.open_waits -= 1
+        if held.open_waits == 0 and held.outcome is None:
+            self._slots.seize()
+            held.holds_slot = True
+            self.outbox.add(held, urgent=True)
+
+    def finish(self, held: HeldRun, outcome: Outcome) -> None:
+        """The user's code has ended."""
+        held.outcome = outcome
+        self._release(held)
+        if held.open_waits:
+            self._abandon_waits(held)
+        if held.is_over:
+            self._drop(held)
+        else:
+            self.outbox.add(held, urgent=True)
+
+    # --- what the server says ------------------------------------------------------------------------------
+
+    def admit(self, runs: Iterable[ClaimedRun], *, metadata_size_max: int, now: float) -> None:
+        """Take claimed runs; those that are held already (an answer that came twice) stay as they are."""
+        for run in runs:
+            earlier = self._by_run.get(run.id)
+            if earlier is not None:
+                if earlier.scope.run.attempt >= run.attempt:
+                    continue
+                # The server has given up the earlier attempt, or it would not hand out the next one.
+                self.lose(earlier)
+            held = self._host.admit(run, metadata_size_max)
+            held.admitted_at = now
+            self._by_scope[held.scope] = self._by_run[run.id] = held
+            self._slots.enter(held)
+
+    def answered(self, entry: Entry, reply: RunReply) -> None:
+        """The server has answered what was reported of one run."""
+        held = entry.held
+        if held.is_over:
+            return
+        if reply.lost:
+            self.lose(held)
+            return
+        for refused in reply.refused:
+            message = f"an operation on the metadata of {refused.run} was refused: {refused.message}"
+            if entry.report.outcome is None:
+                _add_line(held, "warning", message, "milepost.metadata")
+            else:
+                # The run's log is closed. The operator at least should see it.
+                self._host.notice(f"run {held.scope.run.id}: {message}")
+        self.outbox.answered(entry, reply)
+        if held.is_over:
+            self._drop(held)
+
+    def hear(self, frame: InboxFrame) -> None:
+        """A message of the inbox."""
+        for delta in frame.deltas:
+            held = self._by_run.get(delta.run)
+            if held is not None and not held.is_over:
+                held.scope.buffer.apply_delta(delta)
+                if held.scope.buffer.needs_refresh:
+                    self.outbox.add(held)
+        for target_id in frame.finished:
+            self.target_ended(target_id)
+
+    def target_ended(self, target_id: str) -> None:
+        """A run or batch has ended: whoever waits for it may go on, as soon as there is a slot."""
+        for held, future in self.waits.ended(target_id):
+            if held.open_waits > 1:
+                # The run has no slot before the last of its waits has ended: while one task of it goes on and others wait, holding
+                # a slot could keep the very runs from starting that the others wait for.
+                self._go_on(held, future)
+            else:
+                self._slots.enter_again((held, future))
+
+    def lose(self, held: HeldRun) -> None:
+        """The run is not this attempt's any more. Its code may go on for a while; it keeps its slot and says nothing."""
+        self.outbox.forget(held)
+        self._abandon_waits(held)
+        if held.outcome is not None:
+            self._drop(held)
+        else:
+            self._host.interrupt(held)
+
+    def abandon(self) -> None:
+        """The link ends: nobody hears any more of what is held."""
+        for held in self._by_scope.values():
+            self.outbox.forget(held)
+
+    # --- slots ---------------------------------------------------------------------------------------------
+
+    def advance(self) -> None:
+        """Let go on and start who may."""
+        while (resumed := self._slots.take_resumed()) is not None:
+            held, future = resumed
+            if held.is_over or held.outcome is not None or held.open_waits > 1:
+                # It is no more, or another task of it has begun to wait meanwhile: it needs no slot.
+                self._slots.leave()
+            else:
+                held.holds_slot = True
+            self._go_on(held, future)
+        while claimed := self._slots.take_claimed():
+            for held in claimed:
+                held.holds_slot = True
+                if held.is_over:
+                    self._release(held)
+                    self._drop(held)
+            self._host.start([held for held in claimed if not held.is_over])
+
+    def _go_on(self, held: HeldRun, future: Future[None]) -> None:
+        held.open_waits = max(0, held.open_waits - 1)
+        if held.open_waits == 0:
+            self.outbox.add(held, urgent=True)
+        resolve(future)
+
+    def _release(self, held: HeldRun) -> None:
+        if held.holds_slot:
+            held.holds_slot = False
+            self._slots.leave()
+
+    def _abandon_waits(self, held: HeldRun) -> None:
+        if held.open_waits:
+            held.open_waits = 0
+            for future in self.waits.forget(held):
+                fail(future, UsageError("the run that waited has ended"))
+
+    def _drop(self, held: HeldRun) -> None:
+        self._by_scope.pop(held.scope, None)
+        if self._by_run.get(held.scope.run.id) is held:
+            del self._by_run[held.scope.run.id]
+
+
+def _add_line(held: HeldRun, level: str, message: str, logger: str) -> None:
+    attempt = held.scope.run.attempt
+    held.logs.append(
+        LogLine(at=time.time_ns() // 1000, level=level, message=message, attempt=attempt, logger=logger)
+    )

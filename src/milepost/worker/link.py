@@ -1,0 +1,518 @@
+"""The link: the one thread of an executor that talks to the server, on an event loop of its own.
+
+It claims runs and hands them to the executor in batches, takes what they report in batches, keeps the lease alive and hears from
+the inbox what the runs should know. User code that blocks its own event loop keeps none of this from going on.
+
+Other threads reach it through the methods of `sdk.scope.Link`: they put a call in line and ring once for as many calls as have come
+together by the time the link looks.
+"""
+
+import asyncio
+import contextlib
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from milepost.errors import UnavailableError
+from milepost.model.run import Outcome
+from milepost.protocol import endpoints
+from milepost.protocol.work import (
+    ClaimedRun,
+    ClaimRequest,
+    InboxFrame,
+    RegisterRequest,
+    RegisterResponse,
+    ReportRequest,
+    ReportResponse,
+    WorkerTask,
+)
+from milepost.sdk.scope import RunScope
+from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
+from milepost.worker.control import Order
+from milepost.worker.holding import Holding, Host
+from milepost.worker.outbox import Entry, HeldRun, fail, parcels, without_content
+
+CLAIM_WAIT_SECONDS = 20.0
+REQUEST_SECONDS_MAX = 30.0
+# How long the first claim waits for the inbox: runs whose whole life the inbox has seen need not be asked after.
+INBOX_SECONDS_MAX = 2.0
+# The server sends a comment now and then; without one for this long the connection is taken for dead.
+INBOX_SILENCE_SECONDS_MAX = 45.0
+CHECKS_AT_ONCE_MAX = 16
+LEAVE_SECONDS_MAX = 5.0
+LAST_REPORTS_MAX = 10
+# With only waiting runs left after the order to stop, the end of what they wait for may be on its way.
+LINGER_SECONDS = 0.3
+
+_encode = msgspec.json.Encoder().encode
+_decode_frame = msgspec.json.Decoder(InboxFrame).decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkOptions:
+    """What the link has to know.
+
+    Args:
+        worker_id: chosen by the worker, so that registering may be repeated.
+        flush_interval_seconds: see `Outbox`.
+        grace_seconds: how long runs may go on after the order to end.
+    """
+
+    api_url: str
+    secret_key: str
+    worker_id: str
+    name: str
+    tasks: Sequence[WorkerTask]
+    concurrency: int
+    flush_interval_seconds: float
+    grace_seconds: float
+
+
+class WorkerLink:
+    """One worker's link to the server. Implements `milepost.sdk.scope.Link`.
+
+    `start` once, then `order` to end; `host.left` is called when it has ended.
+    """
+
+    def __init__(
+        self, options: LinkOptions, host: Host, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+    ) -> None:
+        self._options = options
+        self._host = host
+        self._loop_factory = loop_factory
+        self._thread = threading.Thread(target=self._live, name="milepost-link", daemon=True)
+        self._is_up = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+
+        # Calls of other threads, and whether the link has been told that there are some. The flag is set after the call is in line
+        # and cleared before the line is worked off, so no call is left behind.
+        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._is_rung = False
+        self._is_closed = False
+
+        self._holding = Holding(
+            host,
+            concurrency=options.concurrency,
+            flush_interval_seconds=options.flush_interval_seconds,
+            call_later=self._call,
+        )
+        self._registration: RegisterResponse
+        self._registrations = 0
+        self._claim_sequence = 0
+        self._claim_in_flight: ClaimRequest | None = None
+        self._heard_at = float("inf")
+        self._is_leaving = False
+        self._waiting_runs_count = True
+
+    # --- from any thread -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; it registers the worker as soon as the server answers."""
+        self._thread.start()
+        self._is_up.wait()
+
+    def order(self, order: Order) -> None:
+        """End as `order` says. Safe in a signal handler, and more than once."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ordered, order)
+
+    def after_fork(self) -> None:
+        """This is a forked child: it has this object but not its thread, and must not speak for its parent."""
+        self._is_closed = True
+        self._calls.clear()
+
+    def wake(self, scope: RunScope) -> None:
+        """See `milepost.sdk.scope.Link`."""
+        self._call(self._holding.wake, scope)
+
+    def flush(self, scope: RunScope) -> Future[None]:
+        """See `milepost.sdk.scope.Link`. Fails with UnavailableError when this process has no link (any more)."""
+        future: Future[None] = Future()
+        self._call(self._holding.flush, scope, scope.buffer.mark(), future)
+        return self._unless_closed(future)
+
+    def wait_for(self, scope: RunScope, target_id: str) -> Future[None]:
+        """See `milepost.sdk.scope.Link`. Fails with UnavailableError when this process has no link (any more)."""
+        future: Future[None] = Future()
+        self._call(self._wait, scope, target_id, future)
+        return self._unless_closed(future)
+
+    def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
+        """See `milepost.sdk.scope.Link`."""
+        if self._holding.log(scope, level, message, logger):
+            self._call(self._holding.wake, scope)
+
+    def finished(self, held: HeldRun, outcome: Outcome) -> None:
+        """The user's code has ended."""
+        self._call(self._holding.finish, held, outcome)
+
+    def _call(self, call: Callable[..., None], *arguments: Any) -> None:
+        if self._is_closed:
+            return
+        self._calls.append((call, arguments))
+        if not self._is_rung:
+            self._is_rung = True
+            # A closed loop: the process is about to end, and everything that counts has been reported.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._take_calls)
+
+    def _unless_closed(self, future: Future[None]) -> Future[None]:
+        if self._is_closed:
+            fail(future, UnavailableError("this process has no connection to the server (any more)"))
+        return future
+
+    # --- the thread ----------------------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        error: BaseException | None = None
+        try:
+            with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+                self._loop = runner.get_loop()
+                runner.run(self._run())
+        except Refused as raised:
+            error = raised
+        except BaseException as raised:  # whatever it is, the process must learn of it: without a link it is of no use
+            error = raised
+            traceback.print_exc()
+        self._is_up.set()
+        self._is_closed = True
+        abandoned = len(self._holding)
+        self._holding.abandon()
+        self._host.left(error, abandoned=abandoned)
+
+    async def _run(self) -> None:
+        self._changed = asyncio.Event()
+        self._slots_due = asyncio.Event()
+        self._checks_due = asyncio.Event()
+        self._report_due = asyncio.Event()
+        self._report_timer: asyncio.TimerHandle | None = None
+        self._inbox_is_heard = asyncio.Event()
+        self._end_ordered = asyncio.Event()
+        self._registering = asyncio.Lock()
+        self._is_up.set()
+        async with Channel(self._options.api_url, self._options.secret_key) as self._channel:
+            if not await self._unless_ended(self._register()):
+                return
+            self._host.registered()
+            async with asyncio.TaskGroup() as group:
+                hearing = [group.create_task(self._listen()), group.create_task(self._check_targets())]
+                reporting = group.create_task(self._send_reports())
+                claiming = group.create_task(self._claim_runs())
+                await self._end_ordered.wait()
+                claiming.cancel()
+                await asyncio.wait({claiming})
+                await self._claim_no_more()
+                await self._drain()
+                self._is_leaving = True
+                self._report_due.set()
+                # Without an answer in this time the server is away, and finds these runs by their lease.
+                await asyncio.wait({reporting}, timeout=LEAVE_SECONDS_MAX)
+                for task in (*hearing, reporting):
+                    task.cancel()
+
+    async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do this, unless the order to end comes first; True when it was done."""
+        task = asyncio.create_task(work)
+        ended = asyncio.create_task(self._end_ordered.wait())
+        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not task.done():
+            task.cancel()
+            return False
+        task.result()
+        return True
+
+    def _ordered(self, order: Order) -> None:
+        if order is Order.STOP:
+            self._waiting_runs_count = False
+        self._end_ordered.set()
+        self._changed.set()
+
+    async def _drain(self) -> None:
+        """Wait until no run is left, or none that could go on, or the grace time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.grace_seconds):
+                while self._holding:
+                    if not self._waiting_runs_count and self._holding.has_only_waiting():
+                        await asyncio.sleep(LINGER_SECONDS)
+                        if self._holding.has_only_waiting():
+                            return
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    # --- what has come in ----------------------------------------------------------------------------------
+
+    def _take_calls(self) -> None:
+        self._is_rung = False
+        calls = self._calls
+        while calls:
+            call, arguments = calls.popleft()
+            call(*arguments)
+        self._advance()
+
+    def _wait(self, scope: RunScope, target_id: str, future: Future[None]) -> None:
+        self._holding.wait(scope, target_id, future, now=self._loop.time(), heard_at=self._heard_at)
+        self._checks_due.set()
+
+    def _advance(self) -> None:
+        """Something has changed: start what may start, and wake the loops that have something to do."""
+        self._holding.advance()
+        if self._holding.free:
+            self._slots_due.set()
+        self._look_for_reports()
+        self._changed.set()
+
+    # --- registering ---------------------------------------------------------------------------------------
+
+    async def _register(self) -> None:
+        """Present the worker and its tasks, for as long as it takes to reach the server.
+
+        Raises: Refused.
+        """
+        options = self._options
+        backoff = Backoff(seconds_max=2.0)
+        told = False
+        while True:
+            request = RegisterRequest(
+                id=options.worker_id,
+                name=options.name,
+                tasks=list(options.tasks),
+                holding=self._holding.run_ids(),
+            )
+            try:
+                self._registration = await self._channel.call(
+                    endpoints.REGISTER_WORKER, request, timeout_seconds=REQUEST_SECONDS_MAX
+                )
+            except Unreachable as error:
+                if not told:
+                    told = True
+                    self._host.notice(f"waiting for the server at {options.api_url} ({error})")
+                await asyncio.sleep(backoff.next())
+            else:
+                self._registrations += 1
+                return
+
+    async def _register_again(self, registrations: int) -> None:
+        """The server does not know this worker (any more): present it again, once for all who noticed."""
+        async with self._registering:
+            if registrations == self._registrations:
+                await self._register()
+
+    # --- claiming ------------------------------------------------------------------------------------------
+
+    async def _claim_runs(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._inbox_is_heard.wait(), INBOX_SECONDS_MAX)
+        while True:
+            while not (slots := self._holding.free):
+                self._slots_due.clear()
+                await self._slots_due.wait()
+            self._claim_sequence += 1
+            self._claim_in_flight = ClaimRequest(
+                sequence=self._claim_sequence, slots=slots, wait_seconds=CLAIM_WAIT_SECONDS
+            )
+            runs = await self._claim(self._claim_in_flight)
+            self._claim_in_flight = None
+            self._admit(runs)
+
+    async def _claim(self, request: ClaimRequest) -> list[ClaimedRun]:
+        """One claim, repeated under the same number until it is answered, so that no run is given out unheard."""
+        backoff = Backoff()
+        body = _encode(request)
+        while True:
+            registrations = self._registrations
+            try:
+                answer = await self._channel.call(
+                    endpoints.CLAIM_RUNS,
+                    body,
+                    timeout_seconds=request.wait_seconds + REQUEST_SECONDS_MAX,
+                    worker=self._options.worker_id,
+                )
+            except Unreachable:
+                pass
+            except Refused as refused:
+                if refused.status == 404:
+                    await self._register_again(registrations)
+                else:
+                    self._host.notice(f"the server refuses to hand out runs: {refused}")
+            else:
+                return answer.runs
+            await asyncio.sleep(backoff.next())
+
+    async def _claim_no_more(self) -> None:
+        """Ask once more, under the same number, what the claim under way has brought: those runs are this worker's now."""
+        request = self._claim_in_flight
+        if request is None:
+            return
+        last = ClaimRequest(sequence=request.sequence, slots=request.slots, wait_seconds=0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(LEAVE_SECONDS_MAX, self._options.grace_seconds)):
+                self._admit(await self._claim(last))
+
+    def _admit(self, runs: Sequence[ClaimedRun]) -> None:
+        if runs:
+            size_max = self._registration.metadata_size_max
+            self._holding.admit(runs, metadata_size_max=size_max, now=self._loop.time())
+            self._advance()
+
+    # --- reporting -----------------------------------------------------------------------------------------
+
+    def _look_for_reports(self) -> None:
+        """Wake the reporter now or when the time has come. While a report is under way it is not disturbed: it looks afterwards."""
+        due_at = self._holding.outbox.due_at()
+        if due_at is None:
+            return
+        if due_at <= self._loop.time():
+            self._report_due.set()
+        elif self._report_timer is None:
+            self._report_timer = self._loop.call_at(due_at, self._report_timer_rings)
+
+    def _report_timer_rings(self) -> None:
+        self._report_timer = None
+        self._look_for_reports()
+
+    async def _send_reports(self) -> None:
+        """Send one report after the other, and a heartbeat when there is nothing to report."""
+        while not self._is_leaving:
+            try:
+                async with asyncio.timeout(self._registration.heartbeat_seconds):
+                    await self._report_due.wait()
+            except TimeoutError:
+                await self._report(b"{}")
+            self._report_due.clear()
+            await self._send_what_is_due()
+            self._advance()
+        # Code that was abandoned may go on writing: it is not waited for.
+        for _ in range(LAST_REPORTS_MAX):
+            if not self._holding.outbox:
+                break
+            await self._send_what_is_due()
+        with contextlib.suppress(Refused):
+            await self._report(_encode(ReportRequest(leaving=True)))
+
+    async def _send_what_is_due(self) -> None:
+        entries = self._holding.outbox.take(self._loop.time(), everything=self._is_leaving)
+        for some, body in parcels(entries):
+            await self._send(some, body)
+
+    async def _send(self, entries: Sequence[Entry], body: bytes) -> None:
+        """Send one request until it is answered, and take in the answers."""
+        try:
+            answer = await self._report(body)
+        except Refused as refused:
+            await self._send_divided(entries, refused)
+        else:
+            for entry, reply in zip(entries, answer.runs, strict=True):
+                self._holding.answered(entry, reply)
+
+    async def _send_divided(self, entries: Sequence[Entry], refused: Refused) -> None:
+        """The server refuses the request as such: find the run that it is about, so that the others are not held up."""
+        if len(entries) > 1:
+            middle = len(entries) // 2
+            for half in (entries[:middle], entries[middle:]):
+                for some, body in parcels(half):
+                    await self._send(some, body)
+            return
+        [entry] = entries
+        self._host.notice(f"the server refuses the report of run {entry.report.id}: {refused}")
+        cut = without_content(entry, f"the server refuses what the run reports: {refused}")
+        for _, body in parcels([cut]):
+            try:
+                answer = await self._report(body)
+            except Refused:
+                self._holding.lose(entry.held)
+            else:
+                self._holding.answered(cut, answer.runs[0])
+
+    async def _report(self, body: bytes) -> ReportResponse:
+        """One report, repeated unchanged until it is answered: the server applies it once.
+
+        Raises: Refused.
+        """
+        backoff = Backoff(seconds_max=2.0)
+        while True:
+            registrations = self._registrations
+            try:
+                return await self._channel.call(
+                    endpoints.REPORT, body, timeout_seconds=REQUEST_SECONDS_MAX, worker=self._options.worker_id
+                )
+            except Unreachable:
+                pass
+            except Refused as refused:
+                if refused.status == 404:
+                    await self._register_again(registrations)
+                elif refused.status in (401, 403):
+                    self._host.notice(f"the server refuses this worker's reports: {refused}")
+                else:
+                    raise
+            await asyncio.sleep(backoff.next())
+
+    # --- hearing -------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Read the inbox, for as long as it takes."""
+        backoff = Backoff(seconds_max=2.0)
+        while True:
+            registrations = self._registrations
+            try:
+                events = self._channel.events(
+                    endpoints.INBOX,
+                    silence_seconds_max=INBOX_SILENCE_SECONDS_MAX,
+                    worker=self._options.worker_id,
+                )
+                async with contextlib.aclosing(events) as stream:
+                    async for _, data in stream:
+                        backoff.reset()
+                        self._hear(_decode_frame(data))
+            except Unreachable:
+                pass
+            except Refused as refused:
+                if refused.status == 404:
+                    await self._register_again(registrations)
+            self._heard_at = float("inf")
+            await asyncio.sleep(backoff.next())
+
+    def _hear(self, frame: InboxFrame) -> None:
+        if frame.hello:
+            self._heard_at = self._loop.time()
+            self._inbox_is_heard.set()
+            self._holding.waits.check_all()
+            self._checks_due.set()
+        self._holding.hear(frame)
+        self._advance()
+
+    async def _check_targets(self) -> None:
+        """Ask the server after those that have been waited for long, or whose end may have been missed."""
+        waits = self._holding.waits
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(waits.next_check_at()):
+                    await self._checks_due.wait()
+            self._checks_due.clear()
+            due = waits.to_check(self._loop.time())
+            for start in range(0, len(due), CHECKS_AT_ONCE_MAX):
+                await asyncio.gather(*map(self._check_target, due[start : start + CHECKS_AT_ONCE_MAX]))
+
+    async def _check_target(self, target_id: str) -> None:
+        """Ask for one target; what cannot be answered now is asked again later."""
+        try:
+            if target_id.startswith("batch_"):
+                batch = await self._channel.call(
+                    endpoints.RETRIEVE_BATCH, timeout_seconds=REQUEST_SECONDS_MAX, batch=target_id
+                )
+                if batch.finished_count < batch.run_count:
+                    return
+            else:
+                await self._channel.call(
+                    endpoints.RUN_RESULT, timeout_seconds=REQUEST_SECONDS_MAX, run=target_id
+                )
+        except (Refused, Unreachable):
+            return
+        self._holding.target_ended(target_id)
+        self._advance()

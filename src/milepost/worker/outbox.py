@@ -1,0 +1,237 @@
+"""What this executor has to report, and when: bookkeeping without I/O, used on the link's thread only.
+
+Outcomes, flushes and waits leave at once. Metadata and log lines of runs that go on leave together, the first after a quiet time at
+once, later ones never more often than the flush interval (M35). One report is under way at a time; the next one gathers meanwhile.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from milepost.model.run import Outcome, RunError
+from milepost.protocol.runs import LogLine
+from milepost.protocol.work import RunReply, RunReport
+from milepost.sdk.buffer import Batch
+from milepost.sdk.scope import RunScope
+from milepost.sdk.task import Task
+
+# Bounds of one request. A single run's report may be larger: it cannot be divided.
+REPORT_RUNS_MAX = 1000
+REPORT_BYTES_MAX = 4 * 1024 * 1024
+LOG_LINES_MAX = 10_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(eq=False, slots=True)
+class HeldRun:
+    """One attempt of one run in this executor. Only the link's thread changes it, except `logs`, which any thread extends.
+
+    Attributes:
+        admitted_at: when the run was claimed, on the loop's clock.
+        holds_slot: it may run user code.
+        open_waits: how many things outside it waits for.
+        said_waiting: what the server was last told, or will be told by the report under way.
+        flushes: marks in the buffer, each with who waits until it is reached.
+        logs: lines for the run's log; when the server is away for long, the oldest give way.
+        is_over: nothing about it counts any more: it has been reported to its end, or the server gave it to someone else.
+    """
+
+    scope: RunScope
+    task: Task[Any, Any]
+    admitted_at: float = 0.0
+    holds_slot: bool = False
+    open_waits: int = 0
+    said_waiting: bool = False
+    flushes: list[tuple[int, Future[None]]] = field(default_factory=list[tuple[int, Future[None]]])
+    logs: deque[LogLine] = field(default_factory=lambda: deque[LogLine](maxlen=LOG_LINES_MAX))
+    outcome: Outcome | None = None
+    is_over: bool = False
+    # How the executor can interrupt it; set where user code runs on an event loop.
+    handle: Any = None
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One run's part of a report."""
+
+    held: HeldRun
+    report: RunReport
+    batch: Batch | None
+
+
+class Outbox:
+    """Gathers what is to be reported.
+
+    Args:
+        flush_interval_seconds: no two reports that only carry metadata or logs of running tasks are closer than this.
+    """
+
+    def __init__(self, flush_interval_seconds: float) -> None:
+        self._flush_interval_seconds = flush_interval_seconds
+        self._urgent: dict[HeldRun, None] = {}
+        self._changed: dict[HeldRun, None] = {}
+        self._flushed_at = float("-inf")
+
+    def __bool__(self) -> bool:
+        return bool(self._urgent or self._changed)
+
+    def add(self, held: HeldRun, *, urgent: bool = False) -> None:
+        """This attempt has something to report."""
+        if not held.is_over:
+            (self._urgent if urgent else self._changed)[held] = None
+
+    def due_at(self) -> float | None:
+        """When the next report should leave, on the loop's clock; None when there is nothing to report."""
+        if self._urgent:
+            return float("-inf")
+        if self._changed:
+            return self._flushed_at + self._flush_interval_seconds
+        return None
+
+    def take(self, now: float, *, everything: bool = False) -> list[Entry]:
+        """What is to leave now. What is taken must be given to `answered` or `add` again."""
+        taken = self._urgent
+        self._urgent = {}
+        if self._changed and (everything or now >= self._flushed_at + self._flush_interval_seconds):
+            taken |= self._changed
+            self._changed = {}
+            self._flushed_at = now
+        else:
+            for held in taken:
+                self._changed.pop(held, None)
+        entries: list[Entry] = []
+        for held in taken:
+            if held.is_over:
+                continue
+            entry = _entry(held)
+            if entry is not None:
+                entries.append(entry)
+            elif held.flushes:
+                # Everything has been acknowledged, or cancelled out.
+                _release_flushes(held)
+        return entries
+
+    def answered(self, entry: Entry, reply: RunReply) -> None:
+        """The server has applied this part of the report: take in its answer, release who waited for it."""
+        held, report = entry.held, entry.report
+        buffer = held.scope.buffer
+        if entry.batch is not None:
+            buffer.acknowledged(entry.batch.sequence, refused=reply.refused, delta=reply.delta)
+        elif reply.delta is not None:
+            buffer.apply_delta(reply.delta)
+        if report.outcome is not None:
+            held.is_over = True
+        if held.flushes:
+            _release_flushes(held)
+        if held.outcome is not None or held.flushes:
+            self.add(held, urgent=True)
+        elif buffer.has_unacknowledged or buffer.needs_refresh or held.logs:
+            self.add(held)
+
+    def forget(self, held: HeldRun) -> None:
+        """Nothing about this attempt is to be reported any more."""
+        held.is_over = True
+        self._urgent.pop(held, None)
+        self._changed.pop(held, None)
+        _release_flushes(held)
+
+
+def _release_flushes(held: HeldRun) -> None:
+    """Let those go on whose operations are all committed, or will never be."""
+    buffer = held.scope.buffer
+    left: list[tuple[int, Future[None]]] = []
+    for mark, future in held.flushes:
+        if held.is_over or buffer.reached(mark):
+            resolve(future)
+        else:
+            left.append((mark, future))
+    held.flushes = left
+
+
+def resolve(future: Future[None]) -> None:
+    """Let the one who waits for this go on, unless they have given up."""
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_result(None)
+
+
+def fail(future: Future[None], error: Exception) -> None:
+    """Let the one who waits for this go on with an error, unless they have given up."""
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)
+
+
+def parcels(entries: Sequence[Entry]) -> Iterable[tuple[Sequence[Entry], bytes]]:
+    """Divide a report into requests of bounded size, each with its body; the order is kept."""
+    parts: list[bytes] = []
+    start = size = 0
+    for index, entry in enumerate(entries):
+        part = _encode(entry.report)
+        if parts and (size + len(part) > REPORT_BYTES_MAX or len(parts) >= REPORT_RUNS_MAX):
+            yield entries[start:index], _body(parts)
+            parts, start, size = [], index, 0
+        parts.append(part)
+        size += len(part) + 1
+    if parts:
+        yield entries[start:], _body(parts)
+
+
+def without_content(entry: Entry, reason: str) -> Entry:
+    """The report of one run that the server cannot take (an output that is too large, for example), cut down to what it must take:
+    the same number, no operations, and an outcome that says why."""
+    report = entry.report
+    outcome = report.outcome and Outcome(error=RunError(name="ReportRefusedError", message=reason))
+    cut = RunReport(
+        id=report.id, attempt=report.attempt, sequence=report.sequence, waiting=report.waiting, outcome=outcome
+    )
+    return Entry(entry.held, cut, entry.batch)
+
+
+def _body(parts: Sequence[bytes]) -> bytes:
+    return b'{"runs":[' + b",".join(parts) + b"]}"
+
+
+def _entry(held: HeldRun) -> Entry | None:
+    """The report of one attempt as it stands; None when there is nothing to say after all."""
+    buffer = held.scope.buffer
+    run = held.scope.run
+    outcome = held.outcome
+    logs = _take_logs(held) if held.logs else []
+    batch = buffer.next_batch(anyway=outcome is not None or bool(logs))
+    waiting = held.open_waits > 0
+    change = waiting if waiting is not held.said_waiting and outcome is None else None
+    held.said_waiting = waiting
+    if batch is None:
+        if change is None and not buffer.needs_refresh:
+            return None
+        return Entry(
+            held,
+            RunReport(id=run.id, attempt=run.attempt, metadata_version=buffer.version, waiting=change),
+            None,
+        )
+    if outcome is not None and not batch.is_last:
+        # The rest of the operations goes first (M38): the outcome leaves with the last of them.
+        outcome = None
+    report = RunReport(
+        id=run.id,
+        attempt=run.attempt,
+        sequence=batch.sequence,
+        metadata_version=-1 if outcome is not None else buffer.version,
+        changes=batch.changes,
+        waiting=change,
+        logs=logs,
+        outcome=outcome,
+    )
+    return Entry(held, report, batch)
+
+
+def _take_logs(held: HeldRun) -> list[LogLine]:
+    lines: list[LogLine] = []
+    # Other threads add lines meanwhile; those that come now go with the next report.
+    for _ in range(len(held.logs)):
+        lines.append(held.logs.popleft())
+    return lines

@@ -1,0 +1,63 @@
+"""Who may run user code now: the slots of one executor, as plain bookkeeping without threads or I/O.
+
+A run holds a slot from its start to its end, except while it waits for something outside. A run that comes back from a wait goes
+before runs that were claimed but have not started: it is further on, and others may be waiting for it.
+"""
+
+from collections import deque
+from typing import Generic, TypeVar
+
+Claimed = TypeVar("Claimed")
+Resumed = TypeVar("Resumed")
+
+
+class Slots(Generic[Claimed, Resumed]):
+    """Slots of one executor. `held` never exceeds `concurrency`, except through `seize`.
+
+    Args:
+        concurrency: how many runs may run user code at once, at least 1.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        assert concurrency >= 1, concurrency
+        self.concurrency = concurrency
+        self.held = 0
+        self._resumed: deque[Resumed] = deque()
+        self._claimed: deque[Claimed] = deque()
+
+    @property
+    def free(self) -> int:
+        """How many more runs may be claimed: nobody stands in line for these slots."""
+        return max(0, self.concurrency - self.held - len(self._resumed) - len(self._claimed))
+
+    def enter(self, claimed: Claimed) -> None:
+        """Put a claimed run in line."""
+        self._claimed.append(claimed)
+
+    def enter_again(self, resumed: Resumed) -> None:
+        """Put a run whose wait has ended in line, before every claimed one."""
+        self._resumed.append(resumed)
+
+    def leave(self) -> None:
+        """Give a slot back: a run has ended or waits from now on."""
+        assert self.held > 0, "a slot was given back twice"
+        self.held -= 1
+
+    def seize(self) -> None:
+        """Take a slot even if none is free: the user's code runs on already (its wait was cancelled) and cannot be held up."""
+        self.held += 1
+
+    def take_resumed(self) -> Resumed | None:
+        """The next run that comes back from a wait, with a slot; None if there is none or no slot is free."""
+        if self._resumed and self.held < self.concurrency:
+            self.held += 1
+            return self._resumed.popleft()
+        return None
+
+    def take_claimed(self) -> list[Claimed]:
+        """The claimed runs that may start now, each with a slot. Runs that come back from a wait must have been taken first."""
+        count = min(self.concurrency - self.held, len(self._claimed))
+        if count <= 0 or self._resumed:
+            return []
+        self.held += count
+        return [self._claimed.popleft() for _ in range(count)]
