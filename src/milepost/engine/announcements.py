@@ -8,7 +8,7 @@ from milepost.model.operations import Operation
 from milepost.store.runs import RunRow
 
 
-class LoggedChange(msgspec.Struct, frozen=True):
+class LoggedChange(msgspec.Struct, frozen=True, gc=False):
     """One committed step of a document's log, decoded. `size` is the length of its operations as JSON, in bytes."""
 
     version: int
@@ -21,7 +21,7 @@ class LoggedChange(msgspec.Struct, frozen=True):
     refused: Sequence[int] = ()
 
 
-class RunChanged(msgspec.Struct):
+class RunChanged(msgspec.Struct, gc=False):
     """A run has changed: its state (`state_changed`), its document (`changes`, without a gap), or both at once.
 
     `row` is the run as committed; `output` and `error` (JSON texts) are there when this commit set them.

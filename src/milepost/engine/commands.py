@@ -12,7 +12,7 @@ from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import RunReport, WorkerTask
 
 
-class TriggerItem(msgspec.Struct, frozen=True):
+class TriggerItem(msgspec.Struct, frozen=True, gc=False):
     """One run to trigger."""
 
     task: str

@@ -37,7 +37,7 @@ _OVERHEAD_BYTES = 1024
 _TEXTS = msgspec.json.Decoder(list[str])
 
 
-class Writer(msgspec.Struct, frozen=True):
+class Writer(msgspec.Struct, frozen=True, gc=False):
     """Who writes: a run's report, or nobody in particular (an outside caller)."""
 
     run_id: str | None = None

@@ -64,6 +64,8 @@ class EngineState:
         self.started_at = started_at
         self.identifiers = Identifiers()
         self.tasks: dict[str, KnownTask] = {}
+        # How many runs of a queue may execute at once, for the queues that have a limit.
+        self.queue_limits: dict[str, int] = {}
         self.workers: dict[str, Worker] = {}
         self.parked: dict[str, ParkedClaim] = {}
         # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
@@ -73,19 +75,18 @@ class EngineState:
         """Tasks that workers offered before this server started."""
         for row in rows.values():
             retry = msgspec.json.decode(row.retry, type=Retry)
-            self.tasks[row.id] = KnownTask(row.id, row.queue, row.queue_concurrency, retry)
+            self._learn(KnownTask(row.id, row.queue, row.queue_concurrency, retry))
 
     def learn_task(self, task: WorkerTask) -> None:
         """A worker offers a task: its word replaces what was known."""
-        self.tasks[task.id] = KnownTask(task.id, task.queue, task.queue_concurrency, task.retry)
+        self._learn(KnownTask(task.id, task.queue, task.queue_concurrency, task.retry))
 
-    @property
-    def queue_limits(self) -> dict[str, int]:
-        """How many runs of a queue may execute at once, for the queues that have a limit."""
-        return {
-            task.queue: task.queue_concurrency
-            for task in self.tasks.values()
-            if task.queue_concurrency is not None
+    def _learn(self, task: KnownTask) -> None:
+        self.tasks[task.id] = task
+        self.queue_limits = {
+            known.queue: known.queue_concurrency
+            for known in self.tasks.values()
+            if known.queue_concurrency is not None
         }
 
     def retry_of(self, task: str) -> Retry:

@@ -42,7 +42,7 @@ class Transaction:
         self._rows: dict[str, RunRow] = {}
         self._absent: set[str] = set()
         self._dirty_rows: dict[str, RunRow] = {}
-        self._results: list[tuple[RunRow, str | None, str | None]] = []
+        self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
         self._batches: dict[str, BatchRow] = {}
         self._dirty_batches: dict[str, BatchRow] = {}
         self._changes: list[ChangeRow] = []
@@ -81,7 +81,7 @@ class Transaction:
 
     def save_result(self, row: RunRow, output: str | None, error: str | None) -> None:
         """The run's output or error, JSON texts."""
-        self._results.append((row, output, error))
+        self._results[row.id] = (row, output, error)
         changed = self._announcement(row)
         changed.output, changed.error = output, error
 
@@ -161,8 +161,10 @@ class Transaction:
         """Write everything that was changed, once. May be called again for what was changed since."""
         run_store.insert_runs(self.connection, self.new_runs)
         batch_store.insert_batches(self.connection, self.new_batches)
-        run_store.save_results(self.connection, self._results)
-        run_store.save_rows(self.connection, list(self._dirty_rows.values()))
+        run_store.save_results(self.connection, self._results.values())
+        run_store.save_rows(
+            self.connection, [row for row in self._dirty_rows.values() if row.id not in self._results]
+        )
         batch_store.save_batches(self.connection, list(self._dirty_batches.values()))
         document_store.append_changes(self.connection, self._changes)
         document_store.save_snapshots(self.connection, list(self._snapshots.values()))
@@ -175,9 +177,10 @@ class Transaction:
                 for request_id, answer in self._answers.items()
             ],
         )
-        for pending in (self.new_runs, self.new_batches, self._results, self._changes, self.refusals, self.logs):
+        for pending in (self.new_runs, self.new_batches, self._changes, self.refusals, self.logs):
             pending.clear()
         self._answers.clear()
+        self._results.clear()
         self._dirty_rows.clear()
         self._dirty_batches.clear()
         self._snapshots.clear()

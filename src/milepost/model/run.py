@@ -30,7 +30,7 @@ FINAL_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
 HELD_STATUSES = frozenset({RunStatus.EXECUTING, RunStatus.WAITING})
 
 
-class RunError(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+class RunError(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
     """An error of the user's code as data: kept with the run, shown to readers, raised again by `TaskResult.unwrap()`."""
 
     message: str
@@ -49,7 +49,7 @@ class RunState(Protocol):
     def worker_id(self) -> str | None: ...
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """What a command changes: the new status, who holds the run, and when it is due."""
 
     status: RunStatus
@@ -58,7 +58,7 @@ class Change(msgspec.Struct, frozen=True):
     due_at: int | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
     """How an attempt ended.
 
     Either `output` (JSON text, None for nothing) with `error` unset, or `error`. A failed attempt with `retry_after_ms` is

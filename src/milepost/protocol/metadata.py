@@ -19,7 +19,7 @@ class MetadataRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_onl
     root_operations: list[Any] | None = None
 
 
-class Refused(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+class Refused(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
     """One operation that was not applied. `run` is the run whose document refused it, `index` its place in its list."""
 
     run: str
@@ -37,7 +37,7 @@ class MetadataResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_on
     refused: list[Refused] | None = None
 
 
-class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True):
+class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One step of a document's log: the version that it reaches and the operations that lead there.
 
     `attempt` and `sequence` are set when the reader itself wrote the step; the operations are then the ones it sent, less
@@ -51,7 +51,7 @@ class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True):
     refused: list[int] = msgspec.field(default_factory=list)
 
 
-class MetadataDelta(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+class MetadataDelta(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
     """What brings a reader from `from_version` to the newest version: steps without a gap, or a whole document."""
 
     run: str

@@ -23,7 +23,7 @@ class QueueOption(msgspec.Struct, omit_defaults=True):
     name: str
 
 
-class TriggerOptions(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class TriggerOptions(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
     """What can be said about a run when it is triggered. Unknown options are ignored, as the clients expect.
 
     `metadata` is any JSON here, so that the engine can refuse a list or a text with an error that says so (M73).
@@ -52,7 +52,7 @@ class TriggerResponse(msgspec.Struct, rename="camel"):
     is_cached: bool
 
 
-class BatchItem(msgspec.Struct, omit_defaults=True):
+class BatchItem(msgspec.Struct, omit_defaults=True, gc=False):
     """One run of a batch."""
 
     task: str
@@ -95,7 +95,7 @@ class BatchCreateResponse(msgspec.Struct, rename="camel"):
     is_cached: bool
 
 
-class BatchLine(msgspec.Struct, omit_defaults=True):
+class BatchLine(msgspec.Struct, omit_defaults=True, gc=False):
     """Second phase: one line of the item stream. Items are told apart by `index`, so a stream may be sent again."""
 
     index: int

@@ -54,7 +54,7 @@ class ClaimRequest(msgspec.Struct, rename="camel", kw_only=True):
     wait_seconds: float
 
 
-class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
     """A run that this worker now holds, with all that the attempt needs. Times are microseconds since 1970."""
 
     id: str
@@ -81,14 +81,14 @@ class ClaimResponse(msgspec.Struct):
     runs: list[ClaimedRun]
 
 
-class TargetOperations(msgspec.Struct, omit_defaults=True):
+class TargetOperations(msgspec.Struct, omit_defaults=True, gc=False):
     """Operations for one run's document, in the order of the calls."""
 
     run: str
     operations: list[Operation]
 
 
-class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
     """What happened in one attempt since the last report.
 
     `sequence` counts the reports of the attempt from 1; it is 0 when nothing has to be applied at most once (no operations, logs or
@@ -114,7 +114,7 @@ class ReportRequest(msgspec.Struct, omit_defaults=True):
     leaving: bool = False
 
 
-class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
     """The answer for one run of the report. `lost`: the run is no longer this attempt's; stop it, its word does not count."""
 
     id: str

@@ -1,12 +1,12 @@
 """Documents: snapshots, the changes committed since, refused operations. Section 13 of the metadata contract rests on this log."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, insert, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from milepost.store.bulk import Bulk
 from milepost.store.schema import changes, documents, refusals
 
 
@@ -19,7 +19,7 @@ class Snapshot(msgspec.Struct):
     counted: bytes | None
 
 
-class ChangeRow(msgspec.Struct):
+class ChangeRow(msgspec.Struct, gc=False):
     """One committed flush: the operations that took the document from `version - 1` to `version` (JSON)."""
 
     run_id: str
@@ -32,7 +32,7 @@ class ChangeRow(msgspec.Struct):
 
 
 _CHANGE_NAMES = ChangeRow.__struct_fields__
-_INSERT_CHANGES = insert(changes)
+_INSERT_CHANGES = Bulk(insert(changes), _CHANGE_NAMES)
 _SNAPSHOTS = select(*(documents.c[name] for name in Snapshot.__struct_fields__)).where(
     documents.c.run_id.in_(bindparam("ids", expanding=True))
 )
@@ -69,14 +69,13 @@ def load_changes(connection: Connection, since: dict[str, int]) -> dict[str, lis
 
 def append_changes(connection: Connection, rows: Sequence[ChangeRow]) -> None:
     """Add to the logs. The primary key (run, version) refuses two writers at one version."""
-    if rows:
-        connection.execute(_INSERT_CHANGES, [_values(row) for row in rows])
+    _INSERT_CHANGES.execute(connection, [msgspec.structs.astuple(row) for row in rows])
 
 
 def save_snapshots(connection: Connection, snapshots: Sequence[Snapshot]) -> None:
     """Fold: replace the saved snapshots."""
     if snapshots:
-        connection.execute(_SAVE, [_values(snapshot) for snapshot in snapshots])
+        connection.execute(_SAVE, [msgspec.structs.asdict(snapshot) for snapshot in snapshots])
 
 
 def save_refusals(connection: Connection, rows: Sequence[tuple[str, int, int, bytes]]) -> None:
@@ -94,7 +93,3 @@ def load_refusals(connection: Connection, writer_id: str, attempt: int, sequence
         refusals.c.writer_sequence == sequence,
     )
     return connection.execute(statement).scalar()
-
-
-def _values(row: Snapshot | ChangeRow) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in row.__struct_fields__}

@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from milepost.model.run import HELD_STATUSES, RunStatus
+from milepost.store.bulk import Bulk, Row
 from milepost.store.schema import large_values, run_tags, runs
 
 # A payload or output above this many characters moves to `large_values`.
@@ -30,7 +31,7 @@ INLINE_CHARACTERS = 8192
 CHUNK = 1000
 
 
-class RunRow(msgspec.Struct):
+class RunRow(msgspec.Struct, gc=False):
     """The columns that commands read and change; the same names as in the table."""
 
     id: str
@@ -55,7 +56,7 @@ class RunRow(msgspec.Struct):
     large: str | None
 
 
-class NewRun(msgspec.Struct, kw_only=True):
+class NewRun(msgspec.Struct, kw_only=True, gc=False):
     """A run to be inserted, QUEUED."""
 
     id: str
@@ -76,7 +77,7 @@ class NewRun(msgspec.Struct, kw_only=True):
     trigger_metadata: bytes | None = None
 
 
-class RunRecord(msgspec.Struct):
+class RunRecord(msgspec.Struct, gc=False):
     """A whole run as readers want it, without its document."""
 
     row: RunRow
@@ -122,35 +123,68 @@ _SUMMARY = [
 ]
 _HELD = runs.c.status.in_(sorted(HELD_STATUSES))
 
-_INSERT = insert(runs)
+_INSERT_NAMES = (
+    "id",
+    "task",
+    "queue",
+    "status",
+    "attempt",
+    "max_attempts",
+    "report_sequence",
+    "due_at",
+    "created_at",
+    "updated_at",
+    "parent_id",
+    "root_id",
+    "batch_id",
+    "batch_index",
+    "depth",
+    "trigger_function",
+    "tags",
+    "payload",
+    "payload_type",
+    "trigger_metadata",
+    "metadata_written",
+    "large",
+)
+_STATE_NAMES = (
+    "status",
+    "attempt",
+    "worker_id",
+    "report_sequence",
+    "due_at",
+    "updated_at",
+    "started_at",
+    "finished_at",
+    "metadata_written",
+)
+_RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
+
+
+def _update(names: Sequence[str]) -> Bulk:
+    values = {name: bindparam(f"new_{name}", type_=runs.c[name].type) for name in names}
+    statement = update(runs).where(runs.c.id == bindparam("run")).values(values)
+    return Bulk(statement, [*(f"new_{name}" for name in names), "run"])
+
+
+_INSERT = Bulk(insert(runs), _INSERT_NAMES)
+_SAVE = _update(_STATE_NAMES)
+_SAVE_RESULT = _update(_RESULT_NAMES)
+_INSERT_LARGE = Bulk(insert(large_values), ("run_id", "name", "value"))
+_INSERT_TAGS = Bulk(insert(run_tags), ("tag", "run_id"))
 _BY_IDS = select(*_ROW).where(runs.c.id.in_(bindparam("ids", expanding=True)))
-_SAVE = (
-    update(runs)
-    .where(runs.c.id == bindparam("run"))
-    .values(
-        status=bindparam("new_status"),
-        attempt=bindparam("new_attempt"),
-        worker_id=bindparam("new_worker_id"),
-        report_sequence=bindparam("new_report_sequence"),
-        due_at=bindparam("new_due_at"),
-        updated_at=bindparam("new_updated_at"),
-        started_at=bindparam("new_started_at"),
-        finished_at=bindparam("new_finished_at"),
-        metadata_written=bindparam("new_metadata_written"),
-    )
-)
-_SAVE_RESULT = (
-    update(runs)
-    .where(runs.c.id == bindparam("run"))
-    .values(output=bindparam("new_output"), error=bindparam("new_error"), large=bindparam("new_large"))
-)
 _RECORDS = select(*_RECORD).where(runs.c.id.in_(bindparam("ids", expanding=True)))
 _SUMMARIES = select(*_SUMMARY).where(runs.c.id.in_(bindparam("ids", expanding=True)))
 
 
+# Looking a member up costs less than calling the enumeration.
+_STATUSES: dict[str, RunStatus] = {status.value: status for status in RunStatus}
+_STATUS_TEXT: dict[RunStatus, str] = {status: status.value for status in RunStatus}
+
+
 def _row(values: Sequence[Any]) -> RunRow:
     row = RunRow(*values[: len(_ROW)])
-    row.status = RunStatus(row.status)
+    row.status = _STATUSES[values[3]]
     return row
 
 
@@ -162,47 +196,46 @@ def _pairs(
 
 def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
     """Insert runs, QUEUED, with their tags."""
-    values: list[dict[str, Any]] = []
-    large: list[dict[str, str]] = []
-    tagged: list[dict[str, str]] = []
+    rows: list[Row] = []
+    large: list[Row] = []
+    tagged: list[Row] = []
     for run in new:
         payload = run.payload
-        moved = payload is not None and len(payload) > INLINE_CHARACTERS
-        if moved:
-            large.append({"run_id": run.id, "name": "payload", "value": payload or ""})
-        tagged.extend({"tag": tag, "run_id": run.id} for tag in run.tags)
-        values.append(
-            {
-                "id": run.id,
-                "task": run.task,
-                "queue": run.queue,
-                "status": "QUEUED",
-                "attempt": 0,
-                "max_attempts": run.max_attempts,
-                "report_sequence": 0,
-                "due_at": run.due_at,
-                "created_at": run.created_at,
-                "updated_at": run.created_at,
-                "parent_id": run.parent_id,
-                "root_id": run.root_id,
-                "batch_id": run.batch_id,
-                "batch_index": run.batch_index,
-                "depth": run.depth,
-                "trigger_function": run.trigger_function,
-                "tags": msgspec.json.encode(run.tags).decode() if run.tags else None,
-                "payload": None if moved else payload,
-                "payload_type": run.payload_type,
-                "trigger_metadata": run.trigger_metadata,
-                "metadata_written": 0,
-                "large": "payload" if moved else None,
-            }
+        moved = None
+        if payload is not None and len(payload) > INLINE_CHARACTERS:
+            large.append((run.id, "payload", payload))
+            payload, moved = None, "payload"
+        if run.tags:
+            tagged.extend((tag, run.id) for tag in run.tags)
+        rows.append(
+            (
+                run.id,
+                run.task,
+                run.queue,
+                "QUEUED",
+                0,
+                run.max_attempts,
+                0,
+                run.due_at,
+                run.created_at,
+                run.created_at,
+                run.parent_id,
+                run.root_id,
+                run.batch_id,
+                run.batch_index,
+                run.depth,
+                run.trigger_function,
+                msgspec.json.encode(run.tags).decode() if run.tags else None,
+                payload,
+                run.payload_type,
+                run.trigger_metadata,
+                0,
+                moved,
+            )
         )
-    if values:
-        connection.execute(_INSERT, values)
-    if large:
-        connection.execute(insert(large_values), large)
-    if tagged:
-        connection.execute(insert(run_tags), tagged)
+    _INSERT.execute(connection, rows)
+    _INSERT_LARGE.execute(connection, large)
+    _INSERT_TAGS.execute(connection, tagged)
 
 
 def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
@@ -210,51 +243,43 @@ def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
     wanted = sorted(set(ids))
     found: dict[str, RunRow] = {}
     for start in range(0, len(wanted), CHUNK):
-        for values in connection.execute(_BY_IDS, {"ids": wanted[start : start + CHUNK]}):
+        for values in connection.execute(_BY_IDS, {"ids": wanted[start : start + CHUNK]}).all():
             found[values[0]] = _row(values)
     return found
 
 
-def save_rows(connection: Connection, rows: Sequence[RunRow]) -> None:
+def save_rows(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back what commands may change."""
-    if rows:
-        connection.execute(
-            _SAVE,
-            [
-                {
-                    "run": row.id,
-                    "new_status": row.status.value,
-                    "new_attempt": row.attempt,
-                    "new_worker_id": row.worker_id,
-                    "new_report_sequence": row.report_sequence,
-                    "new_due_at": row.due_at,
-                    "new_updated_at": row.updated_at,
-                    "new_started_at": row.started_at,
-                    "new_finished_at": row.finished_at,
-                    "new_metadata_written": row.metadata_written,
-                }
-                for row in rows
-            ],
-        )
+    _SAVE.execute(connection, [(*_state(row), row.id) for row in rows])
 
 
-def save_results(connection: Connection, results: Sequence[tuple[RunRow, str | None, str | None]]) -> None:
-    """Write output and error (JSON texts) of attempts that ended: (row, output, error)."""
-    values: list[dict[str, Any]] = []
-    large: list[dict[str, str]] = []
+def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | None, str | None]]) -> None:
+    """Write back rows of attempts that ended, with output and error (JSON texts): (row, output, error)."""
+    values: list[Row] = []
+    large: list[Row] = []
     for row, output, error in results:
-        names = {name for name in (row.large or "").split(",") if name}
         if output is not None and len(output) > INLINE_CHARACTERS:
-            large.append({"run_id": row.id, "name": "output", "value": output})
-            names.add("output")
+            # Only a completed run has an output, and it completes once: there is nothing to overwrite.
+            large.append((row.id, "output", output))
+            row.large = "output" if row.large is None else f"{row.large},output"
             output = None
-        row.large = ",".join(sorted(names)) or None
-        values.append({"run": row.id, "new_output": output, "new_error": error, "new_large": row.large})
-    if values:
-        connection.execute(_SAVE_RESULT, values)
-    if large:
-        # Only a completed run has an output, and it completes once: there is nothing to overwrite.
-        connection.execute(insert(large_values), large)
+        values.append((*_state(row), output, error, row.large, row.id))
+    _SAVE_RESULT.execute(connection, values)
+    _INSERT_LARGE.execute(connection, large)
+
+
+def _state(row: RunRow) -> Row:
+    return (
+        _STATUS_TEXT[row.status],
+        row.attempt,
+        row.worker_id,
+        row.report_sequence,
+        row.due_at,
+        row.updated_at,
+        row.started_at,
+        row.finished_at,
+        row.metadata_written,
+    )
 
 
 def due_ids(
@@ -337,7 +362,7 @@ def load_records(connection: Connection, ids: Sequence[str], *, values: bool) ->
     records: dict[str, RunRecord] = {}
     for start in range(0, len(ids), CHUNK):
         chunk = list(ids[start : start + CHUNK])
-        for found in connection.execute(_RECORDS if values else _SUMMARIES, {"ids": chunk}):
+        for found in connection.execute(_RECORDS if values else _SUMMARIES, {"ids": chunk}).all():
             record = _record(found)
             records[record.row.id] = record
     if values:

@@ -17,6 +17,8 @@ from milepost.errors import ConfigurationError
 DATABASE_ERRORS = (DatabaseError,)
 READERS = 4
 BUSY_SECONDS = 10
+# 16 MB: a page that changes often is copied from the log to the file once in a while, not at each group.
+CHECKPOINT_PAGES = 4000
 
 
 def check_writable(path: Path) -> None:
@@ -39,7 +41,13 @@ def writer(path: Path, *, synchronous: str) -> Engine:
         _url(path), poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}
     )
     _configure(
-        engine, ["PRAGMA journal_mode=WAL", f"PRAGMA synchronous={synchronous}"], begin="BEGIN IMMEDIATE"
+        engine,
+        [
+            "PRAGMA journal_mode=WAL",
+            f"PRAGMA synchronous={synchronous}",
+            f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
+        ],
+        begin="BEGIN IMMEDIATE",
     )
     return engine
 

@@ -146,6 +146,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'QUEUED'"),
     )
     op.create_index(
+        "runs_failed",
+        "runs",
+        ["id"],
+        unique=False,
+        sqlite_where=sa.text("status = 'FAILED'"),
+        postgresql_where=sa.text("status = 'FAILED'"),
+    )
+    op.create_index(
         "runs_held_by",
         "runs",
         ["worker_id"],
@@ -160,14 +168,6 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("parent_id IS NOT NULL"),
         postgresql_where=sa.text("parent_id IS NOT NULL"),
-    )
-    op.create_index(
-        "runs_status_rare",
-        "runs",
-        ["status", "id"],
-        unique=False,
-        sqlite_where=sa.text("status <> 'COMPLETED'"),
-        postgresql_where=sa.text("status <> 'COMPLETED'"),
     )
     op.create_index("runs_task", "runs", ["task", "id"], unique=False)
     op.create_table(

@@ -1,0 +1,80 @@
+# Every target sets up what it needs by itself and is quick the second time.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test check format bench clean
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+FILE ?=
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo FILE=people.csv   runs the demo on a file of your own"
+
+demo: .venv/.runtime ## Watch 10,000 rows being processed as 10,000 runs, in a temporary folder
+	@$(BIN)/milepost demo $(if $(FILE),"$(FILE)")
+
+dev: .venv/.runtime ## Run server, dashboard and workers on the examples
+	@$(BIN)/milepost dev examples
+
+test: check .venv/.browser ## Everything that the continuous integration runs: the checks and all tests
+	$(BIN)/python -m pytest
+
+check: .venv/.development ## Lint, formatting, types, import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/.development ## Put the code into its format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/.development ## Measure cost and speed; the numbers are explained in benchmarks/README.md
+	$(BIN)/python benchmarks/run.py
+
+clean: ## Remove what was set up and built
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then echo "Milepost needs Python 3.11 or newer, and there is none on the PATH." >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing $$package, which Debian keeps apart from Python ..."; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$$package" >/dev/null; \
+		else \
+			echo "Python cannot make virtual environments here. Install the package $$package (sudo apt install $$package) and try again." >&2; \
+			exit 1; \
+		fi; \
+	fi
+	@$(PYTHON) -m venv .venv
+
+.venv/.runtime: .venv/bin/python pyproject.toml
+	@echo "Installing what Milepost needs ..."
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.development: .venv/bin/python pyproject.toml
+	@echo "Installing what Milepost and its tests need ..."
+	@$(PIP) --editable '.[dev]'
+	@touch .venv/.runtime $@
+
+# The dashboard's tests drive Debian's own Chromium; downloads of other builds are not needed.
+.venv/.browser: .venv/.development
+	@if ! command -v chromium >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Chromium for the dashboard's tests ..."; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
+		else \
+			echo "The dashboard's tests need Chromium: install the packages chromium and fonts-dejavu-core (sudo apt install chromium fonts-dejavu-core)." >&2; \
+			exit 1; \
+		fi; \
+	fi
+	@touch $@

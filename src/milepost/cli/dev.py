@@ -1,0 +1,96 @@
+"""`milepost dev`: server, dashboard and executors in one command, for development."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from milepost.cli.console import err, print_line
+from milepost.cli.hosting import (
+    HostedServer,
+    bind,
+    development_key,
+    hosted,
+    owned_folder,
+    url_of,
+    write_development_file,
+)
+from milepost.cli.stopping import StopSignals
+from milepost.cli.working import Announcer, supervise
+from milepost.server.settings import load_settings
+from milepost.worker.control import Order
+from milepost.worker.supervisor import Supervisor, WorkerOptions
+
+STDERR = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevOptions:
+    """The options of the command; `--help` explains them."""
+
+    sources: Sequence[str]
+    host: str
+    port: int
+    data: Path
+    processes: int
+    concurrency: int
+    grace_seconds: float
+    reload: bool
+    json: bool
+
+
+async def dev(options: DevOptions) -> None:
+    """Run everything until a signal asks for the end.
+
+    Raises: ConfigurationError, WorkerFailed.
+    """
+    with StopSignals() as signals, bind(options.host, options.port) as listener, owned_folder(options.data):
+        settings = load_settings(data_folder=options.data)
+        key = settings.secret_key or development_key(options.data)
+        settings = settings.model_copy(update={"secret_key": key})
+        url = url_of(listener)
+        async with hosted(settings, listener) as server:
+            write_development_file(options.data, url=url, secret_key=key)
+
+            def ready(tasks: Sequence[str]) -> None:
+                if options.json:
+                    print_line(
+                        json.dumps({"url": url, "secret_key": key, "dashboard": server.sign_in_link()})
+                    )
+                else:
+                    _greet(server, key, tasks, options)
+
+            worker = WorkerOptions(
+                sources=options.sources,
+                api_url=url,
+                secret_key=key,
+                processes=options.processes,
+                concurrency=options.concurrency,
+                grace_seconds=options.grace_seconds,
+                reload=options.reload,
+                # Standard output is for the one line that programs read.
+                output=STDERR if options.json else None,
+            )
+            # The server ends with the executors, so a run that waits for another one waits in vain.
+            await supervise(
+                Supervisor(worker, Announcer(ready)), signals, ended=[server.ended], order=Order.STOP
+            )
+
+
+def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOptions) -> None:
+    task = tasks[0]
+    err.print(f"\n[bold]Milepost {version('milepost')}[/] is ready. Ctrl-C ends it.\n")
+    err.print(f"  Dashboard  [link]{server.sign_in_link()}[/]", soft_wrap=True)
+    err.print("             [dim](the link signs this browser in, once)[/]")
+    err.print(f"  API        {server.url}", soft_wrap=True)
+    err.print(f"  Tasks      {', '.join(tasks)}", markup=False, soft_wrap=True)
+    err.print(
+        f"  Runs       up to {options.concurrency} at once in each of {options.processes} process(es); data in {options.data}",
+        markup=False,
+        soft_wrap=True,
+    )
+    err.print("\nCode that runs in or below this folder finds the server by itself. From elsewhere:\n")
+    err.print(f"  export MILEPOST_API_URL={server.url}", markup=False, soft_wrap=True)
+    err.print(f"  export MILEPOST_SECRET_KEY={key}\n", markup=False, soft_wrap=True)
+    err.print(f"Try:  milepost trigger {task} '{{}}' --watch\n", markup=False, soft_wrap=True)

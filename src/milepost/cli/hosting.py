@@ -1,0 +1,152 @@
+"""The server inside this process: its socket, its data folder, its key, its start and its end."""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from milepost.errors import ConfigurationError
+from milepost.server.app import Server
+from milepost.server.settings import ServerSettings
+
+# What still runs after this is cut off: streams have been ended and runs been drained before.
+SHUTDOWN_SECONDS_MAX = 5
+# Longer than clients keep an idle connection, so that they never write into one that is just being closed.
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+DEV_FILE = "dev.json"
+
+
+@dataclass(frozen=True)
+class HostedServer:
+    """A server that runs in this process."""
+
+    url: str
+    server: Server
+    ended: asyncio.Task[None]
+
+    def sign_in_link(self) -> str:
+        """A link that opens the dashboard signed in; it works once."""
+        return self.url + self.server.sign_in_path()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one. Raises ConfigurationError, which says what is in the way."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"port {port} on {host} is in use: choose another one with --port (0 picks a free one)"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            message = f"port {port} on {host} may not be used by this user: choose one above 1023 with --port"
+        else:
+            message = f"cannot listen on {host}, port {port}: {error.strerror or error}"
+        raise ConfigurationError(message) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address under which this machine reaches the socket."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def owned_folder(folder: Path) -> Generator[None]:
+    """Make the data folder if it is missing, and be its only user. Raises ConfigurationError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the data folder {folder} cannot be written: {error.strerror}; choose another one with --data"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                f"another Milepost server uses the data folder {folder}: end it, or choose another folder with --data"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def development_key(folder: Path) -> str:
+    """The development key of this folder: the one of its last start, or a new one."""
+    try:
+        known = json.loads((folder / DEV_FILE).read_text())["secret_key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = None
+    if isinstance(known, str) and known.startswith("tr_dev_"):
+        return known
+    return "tr_dev_" + secrets.token_urlsafe(24)
+
+
+def write_development_file(folder: Path, *, url: str, secret_key: str) -> None:
+    """Leave address and key where code that runs below this folder finds them; only the user may read the file."""
+    path = folder / DEV_FILE
+    try:
+        descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"url": url, "secret_key": secret_key}, file)
+            file.write("\n")
+        path.with_suffix(".new").replace(path)
+        # A folder inside a repository must not carry the key or the database into it.
+        with contextlib.suppress(FileExistsError), (folder / ".gitignore").open("x") as ignore:
+            ignore.write("*\n")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@asynccontextmanager
+async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGenerator[HostedServer]:
+    """Serve on this socket while the block runs; at its end streams are ended and what is under way is finished.
+
+    Raises: ConfigurationError when the database cannot be used.
+    """
+    server = Server(settings)
+    config = uvicorn.Config(
+        server.app,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
+    )
+    runner = _Uvicorn(config)
+    ended = asyncio.create_task(runner.serve(sockets=[listener]))
+    try:
+        while not runner.started and not ended.done():
+            await asyncio.sleep(0.002)
+        if ended.done():
+            await ended
+            raise ConfigurationError("the server did not start; the lines above say why")
+        yield HostedServer(url_of(listener), server, ended)
+    finally:
+        server.stop_streams()
+        runner.should_exit = True
+        await asyncio.wait({ended})
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals are the command's own business."""
+        yield

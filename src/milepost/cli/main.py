@@ -1,0 +1,136 @@
+"""The commands: names, options, help. Each imports what it needs when it is called, so that `--help` is quick."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from milepost.errors import MilepostError
+
+app = typer.Typer(
+    name="milepost",
+    help="Background tasks for Python whose runs carry live metadata.\n\nStart with:  milepost demo   or   milepost dev tasks.py",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(help="Python files, folders or module names with tasks in them.", show_default=False),
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)]
+Data = Annotated[Path, typer.Option(help="Folder for the database and the key.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(help="Processes that run tasks. Default: one per core.", min=1, max=256, show_default=False),
+]
+Concurrency = Annotated[
+    int,
+    typer.Option(
+        help="Runs at once in each process. A run that waits for other runs does not count.", min=1, max=10_000
+    ),
+]
+
+
+def main() -> None:
+    """The entry point of the command: whatever goes wrong is one clear line."""
+    from milepost.cli.console import say_error
+
+    try:
+        app()
+    except MilepostError as error:
+        say_error(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has gone. Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.command()
+def dev(
+    tasks: Sources,
+    host: Host = "127.0.0.1",
+    port: Port = 3030,
+    data: Data = Path(".milepost"),
+    processes: Processes = None,
+    concurrency: Concurrency = 100,
+    grace: Annotated[float, typer.Option(help="Seconds that runs may go on after Ctrl-C.", min=0)] = 10,
+    reload: Annotated[
+        bool, typer.Option("--reload/--no-reload", help="Start anew when a file of the tasks changes.")
+    ] = True,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one line of JSON (url, secret_key, dashboard) once tasks can run."),
+    ] = False,
+) -> None:
+    """Run server, dashboard and tasks on this machine, for development.
+
+    Example:  milepost dev tasks.py
+    """
+    from milepost.cli import dev as command
+    from milepost.cli.working import processes_default, run_worker_command
+
+    options = command.DevOptions(
+        sources=tasks,
+        host=host,
+        port=port,
+        data=data,
+        processes=processes or processes_default(),
+        concurrency=concurrency,
+        grace_seconds=grace,
+        reload=reload,
+        json=json,
+    )
+    run_worker_command(tasks, lambda: command.dev(options))
+
+
+@app.command()
+def worker(
+    tasks: Sources,
+    processes: Processes = None,
+    concurrency: Concurrency = 100,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that runs may go on after Ctrl-C or SIGTERM.", min=0)
+    ] = 30,
+    reload: Annotated[
+        bool, typer.Option("--reload/--no-reload", help="Start anew when a file of the tasks changes.")
+    ] = False,
+) -> None:
+    """Run tasks for a server that runs elsewhere.
+
+    It is found by MILEPOST_API_URL and MILEPOST_SECRET_KEY.  Example:  milepost worker tasks.py
+    """
+    from milepost.cli.working import processes_default, run_worker_command, work
+    from milepost.client.settings import load_settings
+    from milepost.worker.supervisor import WorkerOptions
+
+    settings = load_settings()
+    options = WorkerOptions(
+        sources=tasks,
+        api_url=settings.api_url,
+        secret_key=settings.secret_key,
+        processes=processes or processes_default(),
+        concurrency=concurrency,
+        grace_seconds=grace,
+        reload=reload,
+    )
+    run_worker_command(tasks, lambda: work(options))
+
+
+@app.command()
+def server(host: Host = "127.0.0.1", port: Port = 3030, data: Data = Path(".milepost")) -> None:
+    """Run the server and its dashboard; workers connect to it.
+
+    MILEPOST_SECRET_KEY must be set: clients and workers use the same key.
+    """
+    from milepost.cli import serving, stopping
+
+    stopping.run(lambda: serving.serve(host=host, port=port, data=data))

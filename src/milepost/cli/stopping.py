@@ -1,0 +1,72 @@
+"""Ending on Ctrl-C and SIGTERM: the first asks, the second hurries."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Run a command on an event loop, on uvloop where there is one."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+class StopSignals:
+    """Turns signals into events while its block runs.
+
+    Attributes:
+        asked: the user wants an end.
+        hurried: the user has asked twice.
+        by: the first signal.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self.by: signal.Signals | None = None
+
+    def __enter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._arrived, number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+    def _arrived(self, number: signal.Signals) -> None:
+        if self.asked.is_set():
+            self.hurried.set()
+        else:
+            self.by = number
+            self.asked.set()
+
+
+async def first_of(*work: Awaitable[Any]) -> set[asyncio.Future[Any]]:
+    """Wait until one of these is done; those that are not are cancelled and waited for. What is done is not looked into."""
+    futures = [asyncio.ensure_future(each) for each in work]
+    try:
+        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future in futures:
+            future.cancel()
+        await asyncio.gather(*futures, return_exceptions=True)
+    return done

@@ -1,0 +1,429 @@
+"""`@task`: a function becomes a task that can be triggered here and run by a worker, and the registry by which workers find it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Concatenate, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, cast, overload
+
+from milepost.client.handles import BatchHandle, RunHandle
+from milepost.client.results import TaskResult
+from milepost.errors import UsageError
+from milepost.model.retry import Retry
+from milepost.protocol.work import WorkerTask
+from milepost.sdk import triggering
+from milepost.sdk.context import Context
+from milepost.sdk.hooks import HOOK_NAMES, Hooks
+from milepost.sdk.queue import Queue
+from milepost.sdk.schema import MetadataSchema
+from milepost.sdk.shape import Shape, name_of, shape_of
+from milepost.sdk.triggering import NO_PAYLOAD, BatchItem, RunOptions
+
+PayloadT = TypeVar("PayloadT")
+OutputT = TypeVar("OutputT")
+
+DEFAULT_RETRY: Final = Retry()
+EMPTY: Final = inspect.Parameter.empty
+
+
+class TaskHooks(TypedDict, total=False):
+    """Hooks given to `@task(...)`: one function or several by each name."""
+
+    on_start_attempt: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_start: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_success: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_failure: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_complete: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_wait: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_resume: Callable[..., Any] | Sequence[Callable[..., Any]]
+    catch_error: Callable[..., Any] | Sequence[Callable[..., Any]]
+    middleware: Callable[..., Any] | Sequence[Callable[..., Any]]
+
+
+class Signature:
+    """How a task's function wants to be called: which parameter takes the payload and which one the context."""
+
+    def __init__(self, function: Callable[..., Any], local_names: dict[str, Any] | None, task_id: str) -> None:
+        self._function = function
+        self._local_names = local_names
+        self._task_id = task_id
+        self._hints = self._resolve()
+        self.payload: inspect.Parameter | None = None
+        self.context: inspect.Parameter | None = None
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if self._is_context(parameter):
+                self.context = self.context or parameter
+            elif self.payload is None:
+                self.payload = parameter
+            elif parameter.default is EMPTY:
+                raise UsageError(
+                    f"task {task_id!r}: a task takes one payload and, if it wants, a Context; {parameter.name!r} is one too many. "
+                    f"Put both into one model, dataclass or TypedDict"
+                )
+        order = [parameter for parameter in (self.payload, self.context) if parameter is not None]
+        names = list(inspect.signature(function).parameters)
+        order.sort(key=lambda parameter: names.index(parameter.name))
+        # Called by position where position is enough: the usual (payload, ctx).
+        self._is_positional = names[: len(order)] == [parameter.name for parameter in order] and all(
+            parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in order
+        )
+        self._payload_first = bool(order) and order[0] is self.payload
+
+    def call(self, payload: Any, context: Callable[[], Context]) -> Any:
+        """Call the function. With NO_PAYLOAD the function's own default stands in."""
+        if payload is not NO_PAYLOAD and self._is_positional:
+            if self.context is None:
+                return self._function(payload) if self.payload is not None else self._function()
+            if self.payload is None:
+                return self._function(context())
+            return self._function(payload, context()) if self._payload_first else self._function(context(), payload)
+        arguments: dict[str, Any] = {}
+        if self.payload is not None and payload is not NO_PAYLOAD:
+            arguments[self.payload.name] = payload
+        if self.context is not None:
+            arguments[self.context.name] = context()
+        return self._function(**arguments)
+
+    @property
+    def payload_shape(self) -> Shape[Any] | None:
+        """The shape of the payload; None for a task without payload.
+
+        Raises: UsageError when the annotation cannot be resolved or cannot be read from JSON.
+        """
+        return shape_of(self._annotation_of(self.payload.name)) if self.payload is not None else None
+
+    @property
+    def output_shape(self) -> Shape[Any] | None:
+        """The shape of the output; None when it is not annotated with a type that can be read from JSON."""
+        try:
+            annotation = self._annotation_of("return")
+            return None if annotation in (Any, EMPTY) else shape_of(annotation)
+        except UsageError:
+            return None
+
+    def _annotation_of(self, name: str) -> Any:
+        if self._hints is None:
+            # Names that were not there yet when the module was being imported are there now.
+            self._hints = self._resolve()
+        if self._hints is not None:
+            return self._hints.get(name, Any)
+        written = getattr(self._function, "__annotations__", {}).get(name, Any)
+        if isinstance(written, str):
+            raise UsageError(
+                f"task {self._task_id!r}: the annotation {written!r} of {name!r} cannot be resolved when the task runs; "
+                f"import the name outside of `if TYPE_CHECKING:`"
+            )
+        return written
+
+    def _resolve(self) -> dict[str, Any] | None:
+        target = inspect.unwrap(self._function)
+        if not isinstance(target, types.FunctionType | types.MethodType):
+            target = type(target).__call__
+        try:
+            return typing.get_type_hints(target, localns=self._local_names, include_extras=True)
+        except (NameError, AttributeError, TypeError):
+            return None
+
+    def _is_context(self, parameter: inspect.Parameter) -> bool:
+        annotation = (self._hints or {}).get(parameter.name, parameter.annotation)
+        if isinstance(annotation, str):
+            # Not resolved: then the name must do.
+            return any(part.strip().rpartition(".")[2] == "Context" for part in annotation.strip("'\"").split("|"))
+        kinds = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+        return any(isinstance(kind, type) and issubclass(kind, Context) for kind in kinds)
+
+
+class Task(Hooks, Generic[PayloadT, OutputT]):
+    """A task. Calling it runs the function plainly, for tests; `trigger` and its kin have a worker run it.
+
+    Attributes:
+        id: what the task is called on the server.
+        retry: how often and how late a failed run is tried again.
+        queue: the queue that its runs go through; one of its own when None.
+        metadata: the declared type of its metadata, or None.
+        is_async: whether the function is an `async def`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        id: str,
+        retry: Retry,
+        queue: Queue | None,
+        metadata: MetadataSchema | None,
+        local_names: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not id:
+            raise UsageError("a task id is text of at least one character")
+        self.id = id
+        self.retry = retry
+        self.queue = queue
+        self.metadata = metadata
+        self.function = function
+        innermost = inspect.unwrap(function)
+        # A plain decorator around an `async def` hands its coroutine on, so what counts is the innermost function.
+        self.is_async = any(
+            inspect.iscoroutinefunction(candidate) or inspect.iscoroutinefunction(getattr(candidate, "__call__", None))  # noqa: B004
+            for candidate in (function, innermost)
+        )
+        if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
+            raise UsageError(f"task {id!r}: a generator cannot be a task, because a run has one output; return a list, or use metadata")
+        self.signature = Signature(function, local_names, id)
+        self.__name__ = getattr(function, "__name__", id)
+        self.__qualname__ = getattr(function, "__qualname__", id)
+        self.__doc__ = function.__doc__
+        self.__module__ = getattr(function, "__module__", __name__)
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function here and now, without server and run; an `async def` gives its coroutine."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {self.id}>"
+
+    def describe(self) -> WorkerTask:
+        """The task as a worker presents it to the server."""
+        shape = self.signature.payload_shape
+        return WorkerTask(
+            id=self.id,
+            queue=self.queue.name if self.queue else f"task/{self.id}",
+            queue_concurrency=self.queue.concurrency if self.queue else None,
+            retry=self.retry,
+            payload_schema=shape.json_schema() if shape else None,
+        )
+
+    # --- triggering ----------------------------------------------------------------------------------------
+
+    @overload
+    def trigger(self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
+    @overload
+    def trigger(self, payload: PayloadT, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
+    def trigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
+        """Have a worker run the task; returns as soon as the server has stored the run.
+
+        Inside a run the new run becomes its child, and what the parent wrote to its metadata before is committed first.
+
+        Args:
+            payload: checked against the annotation of the task's payload parameter.
+            options: `metadata`, `tags`, `max_attempts`, `queue`; see `RunOptions`.
+        Raises:
+            PayloadValidationError: `field` names the part of the payload that does not fit.
+            MetadataError: the metadata is no object, is not JSON, does not fit the task's schema or is too large.
+            UnavailableError: the server cannot be reached.
+            UsageError: on the worker's event loop, where it is `await task.atrigger(...)`.
+        """
+        return triggering.trigger(self.id, payload, options)
+
+    @overload
+    async def atrigger(self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
+    @overload
+    async def atrigger(self, payload: PayloadT, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
+    async def atrigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
+        """As `trigger`, without blocking."""
+        return await triggering.atrigger(self.id, payload, options)
+
+    @overload
+    def trigger_and_wait(self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
+    @overload
+    def trigger_and_wait(self, payload: PayloadT, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
+    def trigger_and_wait(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> TaskResult[OutputT]:
+        """Trigger a run and wait until it has ended. Inside a run the slot is given back meanwhile, so waiting never starves the child.
+
+        A failed run does not raise: the result says so, and its `unwrap()` raises. Otherwise as `trigger`.
+        """
+        return triggering.trigger_and_wait(self.id, payload, options)
+
+    @overload
+    async def atrigger_and_wait(
+        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+    ) -> TaskResult[OutputT]: ...
+    @overload
+    async def atrigger_and_wait(self, payload: PayloadT, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
+    async def atrigger_and_wait(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> TaskResult[OutputT]:
+        """As `trigger_and_wait`, without blocking."""
+        return await triggering.atrigger_and_wait(self.id, payload, options)
+
+    def batch_trigger(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> BatchHandle[OutputT]:
+        """Trigger up to 1,000 runs in one request; all are accepted or none.
+
+        Args:
+            items: payloads, or `BatchItem(payload, **options)` for items with options of their own.
+        Raises: as `trigger`, and TooLargeError for more than 1,000 items.
+        """
+        return triggering.batch_trigger(self.id, items)
+
+    async def abatch_trigger(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> BatchHandle[OutputT]:
+        """As `batch_trigger`, without blocking."""
+        return await triggering.abatch_trigger(self.id, items)
+
+    def batch_trigger_and_wait(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> list[TaskResult[OutputT]]:
+        """Trigger up to 1,000 runs in one request and wait until all have ended; the results are in the order of the items."""
+        return triggering.batch_trigger_and_wait(self.id, items)
+
+    async def abatch_trigger_and_wait(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> list[TaskResult[OutputT]]:
+        """As `batch_trigger_and_wait`, without blocking."""
+        return await triggering.abatch_trigger_and_wait(self.id, items)
+
+
+# --- the registry ------------------------------------------------------------------------------------------
+
+_registry: dict[str, Task[Any, Any]] = {}
+
+
+def registered_tasks() -> dict[str, Task[Any, Any]]:
+    """The tasks of this process by id, a new dict."""
+    return dict(_registry)
+
+
+def find_task(task_id: str) -> Task[Any, Any] | None:
+    """The task of this id, if its module was imported in this process."""
+    return _registry.get(task_id)
+
+
+def _register(new: Task[Any, Any]) -> None:
+    known = _registry.get(new.id)
+    if known is not None and not _is_same_function(known.function, new.function):
+        raise UsageError(
+            f"two tasks have the id {new.id!r}: {_place_of(known.function)} and {_place_of(new.function)}; "
+            f'give one of them another with @task(id="...")'
+        )
+    _registry[new.id] = new
+
+
+def _is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """The same source imported again: after a reload, or as `__main__` and by its name."""
+    one, other = inspect.unwrap(one), inspect.unwrap(other)
+    if getattr(one, "__qualname__", None) != getattr(other, "__qualname__", None):
+        return False
+    return getattr(one, "__module__", "") == getattr(other, "__module__", "") or _file_of(one) == _file_of(other) != ""
+
+
+def _file_of(function: Callable[..., Any]) -> str:
+    return getattr(getattr(function, "__code__", None), "co_filename", "")
+
+
+def _place_of(function: Callable[..., Any]) -> str:
+    inner = inspect.unwrap(function)
+    code = getattr(inner, "__code__", None)
+    name = f"{getattr(inner, '__module__', '?')}.{getattr(inner, '__qualname__', inner)}"
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+
+
+# --- the decorator -----------------------------------------------------------------------------------------
+
+
+class TaskDecorator(Protocol):
+    """What `@task(...)` gives: makes a task of a function with or without payload and context, `def` or `async def`."""
+
+    @overload
+    def __call__(self, function: Callable[[Context], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[Context], OutputT], /) -> Task[None, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[], OutputT], /) -> Task[None, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[PayloadT, Context], OutputT], /) -> Task[PayloadT, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+    @overload
+    def __call__(self, function: Callable[[Context, PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        """Make a task of the function."""
+        ...
+
+
+@overload
+def task(function: Callable[[Context], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
+@overload
+def task(function: Callable[[Context], OutputT], /) -> Task[None, OutputT]: ...
+@overload
+def task(function: Callable[[], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
+@overload
+def task(function: Callable[[], OutputT], /) -> Task[None, OutputT]: ...
+@overload
+def task(function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+@overload
+def task(function: Callable[[PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
+@overload
+def task(function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+@overload
+def task(function: Callable[[PayloadT, Context], OutputT], /) -> Task[PayloadT, OutputT]: ...
+@overload
+def task(function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+@overload
+def task(function: Callable[[Context, PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
+@overload
+def task(
+    *,
+    id: str | None = None,
+    retry: Retry | None = None,
+    queue: Queue | str | None = None,
+    metadata: Any = None,
+    **hooks: Unpack[TaskHooks],
+) -> TaskDecorator: ...
+def task(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    id: str | None = None,
+    retry: Retry | None = None,
+    queue: Queue | str | None = None,
+    metadata: Any = None,
+    **hooks: Unpack[TaskHooks],
+) -> Any:
+    """Make a task of a function, a `def` or an `async def`.
+
+    The payload is the first parameter that is not annotated `Context`; it is validated by its annotation (a Pydantic model, dataclass,
+    TypedDict, msgspec Struct or plain type). The parameter annotated `Context` gets the context. Both may be missing.
+
+    Args:
+        id: what the task is called on the server; the function's name when left out.
+        retry: three attempts with growing pauses when left out.
+        queue: a `Queue` or its name; a queue of the task's own when left out.
+        metadata: the declared type of the metadata of its runs (M76).
+        hooks: lifecycle hooks, as the decorators of the same names on the task.
+    Raises: UsageError for a function that cannot be a task, and for an id that another task has.
+    """
+    unknown = hooks.keys() - set(HOOK_NAMES)
+    if unknown:
+        raise TypeError(f"task() has no argument {sorted(unknown)[0]!r}")
+    local_names = _local_names(sys._getframe(1))
+
+    def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+        new = Task[Any, Any](
+            function,
+            id=id if id is not None else function.__name__,
+            retry=retry or DEFAULT_RETRY,
+            queue=Queue(queue) if isinstance(queue, str) else queue,
+            metadata=MetadataSchema(metadata) if metadata is not None else None,
+            local_names=local_names,
+        )
+        for name, given in hooks.items():
+            register = getattr(new, name)
+            for hook in given if isinstance(given, Sequence) else [given]:
+                register(hook)
+        _register(new)
+        return new
+
+    return decorate if function is None else decorate(function)
+
+
+def _local_names(frame: types.FrameType) -> dict[str, Any] | None:
+    """The local names where `@task` is written inside a function: annotations may mean them."""
+    return dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None

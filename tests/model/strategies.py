@@ -1,0 +1,107 @@
+"""What the laws are tried on: JSON values, documents, keys and lists of operations.
+
+The pool of keys is small on purpose, so that operations meet: names and paths to the same place, places inside one another,
+elements of one array by position, by word and from the end.
+"""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
+from milepost.model.path import Path
+
+KEYS: dict[str, Path] = {
+    "a": ("a",),
+    "n": ("n",),
+    "l": ("l",),
+    "": ("",),
+    "a.b": ("a.b",),
+    "zähler": ("zähler",),
+    "$.a": ("a",),
+    "$.n": ("n",),
+    "$.a.b": ("a", "b"),
+    "$.a.c": ("a", "c"),
+    "$.a.b.d": ("a", "b", "d"),
+    '$["a.b"].c': ("a.b", "c"),
+    "$.a.0": ("a", "0"),
+    "$.a[0]": ("a", 0),
+    "$.l[0]": ("l", 0),
+    "$.l[1]": ("l", 1),
+    "$.l[-1]": ("l", -1),
+    "$.l.0": ("l", "0"),
+    "$.l[0].n": ("l", 0, "n"),
+    "$.l[1].n": ("l", 1, "n"),
+    "$.l[-1].n": ("l", -1, "n"),
+    "$.l.name": ("l", "name"),
+}
+
+text = st.text(st.characters(codec="utf-8"), max_size=6)
+small_integers = st.integers(-12, 12)
+integers = st.one_of(small_integers, st.integers(-(2**70), 2**70))
+# Quarters: sums of them are exact, so the order of additions does not show.
+quarters = st.integers(-40, 40).map(lambda number: number / 4)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.one_of(st.none(), st.booleans(), integers, floats, text)
+
+
+def nested(leaves: st.SearchStrategy[Any], *, max_leaves: int = 8) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("abcn0"), inner, max_size=3)
+        ),
+        max_leaves=max_leaves,
+    )
+
+
+values = nested(scalars)
+# For documents whose counters can be added in any order.
+exact_values = nested(st.one_of(st.none(), st.booleans(), small_integers, quarters, st.sampled_from(["", "x", "y"])))
+
+_names = st.sampled_from(["a", "n", "l", "", "a.b", "zähler"])
+documents = st.dictionaries(_names, values, max_size=4)
+exact_documents = st.dictionaries(_names, exact_values, max_size=4)
+
+
+def operations_on(
+    keys: st.SearchStrategy[str],
+    items: st.SearchStrategy[Any],
+    numbers: st.SearchStrategy[int | float],
+    whole: st.SearchStrategy[dict[str, Any]],
+) -> st.SearchStrategy[Operation]:
+    """One operation of any kind; the frequent ones come more often, as they do in programs."""
+    sets = st.builds(Set, keys, items)
+    increments = st.builds(Increment, keys, numbers)
+    counted = st.builds(Increment, keys, numbers, st.sampled_from(["one", "two"]))
+    appends = st.builds(Append, keys, items, st.sampled_from([None, None, 1, 2, 3]))
+    deletes = st.builds(Delete, keys)
+    removes = st.builds(Remove, keys, items)
+    updates = st.builds(Update, whole)
+    return st.one_of(
+        sets, sets, increments, increments, increments, appends, appends, deletes, removes, counted, updates
+    )
+
+
+_numbers = st.one_of(integers, floats)
+operations = operations_on(st.sampled_from(list(KEYS)), values, _numbers, documents)
+exact_operations = operations_on(
+    st.sampled_from(list(KEYS)), exact_values, st.one_of(small_integers, small_integers, quarters), exact_documents
+)
+# Two or three keys for a whole list, so that there is something to merge.
+exact_lists = st.lists(st.sampled_from(list(KEYS)), min_size=1, max_size=3, unique=True).flatmap(
+    lambda keys: st.lists(
+        operations_on(
+            st.sampled_from(keys),
+            exact_values,
+            st.one_of(small_integers, small_integers, quarters),
+            exact_documents,
+        ),
+        max_size=24,
+    )
+)
+
+
+def path_of(operation: Operation) -> Path:
+    """Where an operation from here writes, without the parser."""
+    return () if isinstance(operation, Update) else KEYS[operation.key]
