@@ -31,7 +31,7 @@ class RunChanged(msgspec.Struct, gc=False):
     state_changed: bool = False
     output: str | None = None
     error: str | None = None
-    changes: list[LoggedChange] = msgspec.field(default_factory=list[LoggedChange])
+    changes: list[LoggedChange] = []
 
 
 class BatchProgressed(msgspec.Struct, frozen=True):

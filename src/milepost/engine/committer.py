@@ -60,10 +60,17 @@ class Committer:
             raise result
         return result
 
+    def release_claims(self) -> None:
+        """Answer parked claims with nothing, and park no more: the server is about to stop."""
+        with self._wake:
+            self._engine.state.accepts_parking = False
+            self._wake.notify()
+
     def stop(self) -> None:
         """Carry out what waits, answer parked claims with nothing, end the thread. Returns when it has ended; may be called twice."""
         with self._wake:
             self._stopping = True
+            self._engine.state.accepts_parking = False
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
@@ -74,7 +81,7 @@ class Committer:
             answers, announcement = self._engine.execute(group)
             if announcement is not None and (announcement.runs or announcement.batches):
                 self._announce(announcement)
-            if stopping:
+            if not self._engine.state.accepts_parking:
                 answers += self._engine.release_parked()
             _deliver(answers)
             if stopping:
@@ -83,6 +90,8 @@ class Committer:
     def _gather(self) -> tuple[list[Request], bool]:
         with self._wake:
             while not self._waiting and not self._stopping:
+                if self._engine.has_claims_to_release:
+                    break
                 wake_at = self._engine.wake_at()
                 if wake_at is None:
                     self._wake.wait()

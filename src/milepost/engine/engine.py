@@ -109,6 +109,11 @@ class Engine:
             times.append(self.state.next_due_at)
         return min(times, default=None)
 
+    @property
+    def has_claims_to_release(self) -> bool:
+        """True when claims are parked although the server is about to stop."""
+        return bool(self.state.parked) and not self.state.accepts_parking
+
     def release_parked(self) -> list[tuple[Answer, Any]]:
         """Answer every parked claim with no runs: the server stops."""
         parked, self.state.parked = self.state.parked, {}

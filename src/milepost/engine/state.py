@@ -45,7 +45,7 @@ class Worker(msgspec.Struct):
     tasks: tuple[str, ...]
     seen_at: int
     answered_sequence: int = -1
-    answer: list[ClaimedRun] = msgspec.field(default_factory=list[ClaimedRun])
+    answer: list[ClaimedRun] = []
 
 
 class ParkedClaim(msgspec.Struct):
@@ -68,6 +68,7 @@ class EngineState:
         self.queue_limits: dict[str, int] = {}
         self.workers: dict[str, Worker] = {}
         self.parked: dict[str, ParkedClaim] = {}
+        self.accepts_parking = True
         # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
         self.next_due_at: int | None = None
 

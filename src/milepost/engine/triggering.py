@@ -1,6 +1,7 @@
 """Deciding on triggers and batches: from what was asked to rows, or a refusal that names the item and the field."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -222,8 +223,7 @@ def _metadata(options: TriggerOptions, state: EngineState, place: str) -> bytes 
             f"{place}options.metadata must be a JSON object, not {jsonvalue.describe(metadata)}",
             key=f"{place}options.metadata",
         )
-    Document.from_json(metadata, limit=state.settings.metadata_size_max)
-    return jsonvalue.encode(metadata)
+    return Document.from_json(cast("object", metadata), limit=state.settings.metadata_size_max).encode()
 
 
 def _tags(options: TriggerOptions, place: str) -> list[str]:

@@ -138,9 +138,9 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     if row is None or row.attempt != item.attempt:
         return RunReply(id=item.id, lost=True)
     if 0 < item.sequence <= row.report_sequence:
-        refused = document_store.load_refusals(transaction.connection, row.id, item.attempt, item.sequence)
+        earlier = document_store.load_refusals(transaction.connection, row.id, item.attempt, item.sequence)
         return RunReply(
-            id=item.id, refused=_REFUSED.decode(refused) if refused else [], delta=_delta(item, transaction)
+            id=item.id, refused=_REFUSED.decode(earlier) if earlier else [], delta=_delta(item, transaction)
         )
     if not holds(row, worker_id, item.attempt):
         return RunReply(id=item.id, lost=True)
@@ -179,9 +179,8 @@ def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: Engi
     change = finish(row, outcome, transaction.now)
     _apply(row, change, transaction)
     _free_slot(row, transaction, state)
-    if outcome.error is not None or outcome.output is not None:
-        error = msgspec.json.encode(outcome.error).decode() if outcome.error else None
-        transaction.save_result(row, outcome.output if outcome.error is None else None, error)
+    error = msgspec.json.encode(outcome.error).decode() if outcome.error else None
+    transaction.save_result(row, outcome.output if error is None else None, error)
     if change.due_at is not None:
         state.due_later(change.due_at)
     if change.status.is_final:

@@ -119,6 +119,19 @@ class Hub:
         self.batches: dict[str, BatchTopic] = {}
         self.lists: set[ListWatch] = set()
         self.inboxes: dict[str, Inbox] = {}
+        # Set when the server stops: every stream ends at its next waking.
+        self.is_closed = False
+
+    def close(self) -> None:
+        """End every event stream: readers see a clean end and come back later. May be called twice."""
+        self.is_closed = True
+        for watchers in [topic.watchers for topic in (*self.runs.values(), *self.batches.values())]:
+            for watcher in watchers:
+                watcher.set()
+        for watch in self.lists:
+            watch.wake.set()
+        for inbox in self.inboxes.values():
+            inbox.wake.set()
 
     def announce(self, announcement: Announcement) -> None:
         """A commit has been made: tell those who watch what it changed."""

@@ -54,6 +54,8 @@ async def watch_run(hub: Hub, reader: Reader, run_id: str) -> AsyncIterator[byte
             if not await _woken(wake):
                 yield PING
                 continue
+            if hub.is_closed:
+                return
             wake.clear()
             steps = topic.newer_than(version)
             if steps is None:
@@ -132,6 +134,8 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
                 break
             while not await _woken(wake):
                 yield PING
+            if hub.is_closed:
+                return
             wake.clear()
             if topic.newest is not None:
                 finished_count = max(finished_count, topic.newest.finished_count)
@@ -165,6 +169,8 @@ async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) 
             event = "rows"
             while not await _woken(watch.wake):
                 yield PING
+            if hub.is_closed:
+                return
             await asyncio.sleep(LIST_SECONDS)
             stale = watch.stale
     finally:
@@ -173,15 +179,20 @@ async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) 
 
 async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator[bytes]:
     """What the runs of a worker should know; see `InboxFrame`. A newer connection of the same worker takes the inbox over."""
+    older = hub.inboxes.get(worker_id)
     inbox = hub.inboxes[worker_id] = Inbox()
+    if older is not None:
+        older.wake.set()
     last_deltas_at = 0.0
     loop = asyncio.get_running_loop()
     try:
         yield encode_event("inbox", _encode(InboxFrame(hello=True)))
-        while hub.inboxes.get(worker_id) is inbox:
+        while True:
             if not await _woken(inbox.wake):
                 yield PING
                 continue
+            if hub.is_closed or hub.inboxes.get(worker_id) is not inbox:
+                return
             quiet = last_deltas_at + INBOX_SECONDS - loop.time()
             if quiet > 0 and not inbox.finished:
                 await asyncio.sleep(quiet)

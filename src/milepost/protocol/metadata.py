@@ -45,10 +45,10 @@ class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """
 
     version: int
-    operations: list[Operation] = msgspec.field(default_factory=list)
+    operations: list[Operation] = []
     attempt: int | None = None
     sequence: int | None = None
-    refused: list[int] = msgspec.field(default_factory=list)
+    refused: list[int] = []
 
 
 class MetadataDelta(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):

@@ -35,7 +35,7 @@ class RegisterRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_onl
     id: str
     name: str
     tasks: list[WorkerTask]
-    holding: list[str] = msgspec.field(default_factory=list)
+    holding: list[str] = []
 
 
 class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):
@@ -63,10 +63,10 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     max_attempts: int | None = None
     payload: str | None = None
     payload_type: str | None = None
-    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    metadata: dict[str, Any] = {}
     metadata_version: int = 0
-    counted: list[str] = msgspec.field(default_factory=list)
-    tags: list[str] = msgspec.field(default_factory=list)
+    counted: list[str] = []
+    tags: list[str] = []
     queue: str = ""
     parent_id: str | None = None
     root_id: str = ""
@@ -101,16 +101,16 @@ class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     attempt: int
     sequence: int = 0
     metadata_version: int = -1
-    changes: list[TargetOperations] = msgspec.field(default_factory=list)
+    changes: list[TargetOperations] = []
     waiting: bool | None = None
-    logs: list[LogLine] = msgspec.field(default_factory=list)
+    logs: list[LogLine] = []
     outcome: Outcome | None = None
 
 
 class ReportRequest(msgspec.Struct, omit_defaults=True):
     """Many runs at once; an empty list is a bare heartbeat. `leaving` ends the worker's lease: it holds nothing any more."""
 
-    runs: list[RunReport] = msgspec.field(default_factory=list)
+    runs: list[RunReport] = []
     leaving: bool = False
 
 
@@ -119,7 +119,7 @@ class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True,
 
     id: str
     lost: bool = False
-    refused: list[Refused] = msgspec.field(default_factory=list)
+    refused: list[Refused] = []
     delta: MetadataDelta | None = None
 
 
@@ -138,5 +138,5 @@ class InboxFrame(msgspec.Struct, omit_defaults=True):
     """
 
     hello: bool = False
-    deltas: list[MetadataDelta] = msgspec.field(default_factory=list)
-    finished: list[str] = msgspec.field(default_factory=list)
+    deltas: list[MetadataDelta] = []
+    finished: list[str] = []

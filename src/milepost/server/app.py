@@ -56,7 +56,6 @@ class Server:
         self.settings = settings
         self.hub = Hub()
         self.authenticator = Authenticator(settings.secret_key)
-        self._stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._store = Store(settings.database_path, synchronous=settings.sqlite_synchronous)
         engine = Engine(
@@ -85,8 +84,9 @@ class Server:
         return f"/sign-in?code={self.authenticator.new_code()}"
 
     def stop_streams(self) -> None:
-        """End every event stream and long poll cleanly, so that the server can stop. Call it in the server's loop."""
-        self._stopping.set()
+        """End event streams and long polls cleanly, so that the server can stop. Call it in the server's loop; twice is fine."""
+        self.hub.close()
+        self.committer.release_claims()
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
@@ -122,7 +122,11 @@ class Server:
 
     def _route(self, endpoint: Endpoint, handlers: Handlers) -> Route:
         stream = handlers.streams.get(endpoint.name)
-        answering = _answering(handlers.handlers[endpoint.name], endpoint.status) if stream is None else self._streaming(stream)
+        answering = (
+            _answering(handlers.handlers[endpoint.name], endpoint.status)
+            if stream is None
+            else self._streaming(stream)
+        )
 
         async def guarded(request: Request) -> Response:
             try:
@@ -145,34 +149,19 @@ class Server:
             # The first frame is awaited here, so that an unknown run is a 404 and not a broken stream.
             first = await anext(events)
             return StreamingResponse(
-                self._until_stopping(first, events),
+                _with_first(first, events),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-store", "x-accel-buffering": "no"},
             )
 
         return answer
 
-    async def _until_stopping(self, first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        frame: asyncio.Task[bytes] | None = None
-        try:
-            async with aclosing(events):
-                yield first
-                while True:
-                    frame = asyncio.ensure_future(anext(events))
-                    await asyncio.wait({frame, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                    if not frame.done():
-                        return
-                    try:
-                        data = frame.result()
-                    except StopAsyncIteration:
-                        return
-                    yield data
-        finally:
-            stopping.cancel()
-            if frame is not None and not frame.done():
-                frame.cancel()
-                await asyncio.gather(frame, return_exceptions=True)
+
+async def _with_first(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            yield event
 
 
 def _answering(

@@ -70,7 +70,7 @@ class Authenticator:
         if not cookie:
             return False
         try:
-            jwt.decode(cookie, self._session_key, algorithms=[_ALGORITHM], audience=_AUDIENCE)
+            jwt.decode(cookie, self._session_key, algorithms=[_ALGORITHM], audience=_AUDIENCE)  # pyright: ignore[reportUnknownMemberType]
         except jwt.InvalidTokenError:
             return False
         return True
@@ -82,7 +82,7 @@ class Authenticator:
 
     def _session(self) -> str:
         claims = {"aud": _AUDIENCE, "exp": int(self._clock() + SESSION_SECONDS)}
-        return jwt.encode(claims, self._session_key, algorithm=_ALGORITHM)
+        return jwt.encode(claims, self._session_key, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]
 
     def _is_key(self, key: str) -> bool:
         return bool(key) and hmac.compare_digest(key.encode(), self._secret_key.encode())

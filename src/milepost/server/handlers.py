@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request
@@ -194,8 +194,9 @@ class Handlers:
             )
         if document is None and not targets:
             raise BadRequestError("send `operations` (a list) or `metadata` (an object)", field="operations")
+        whole = cast("dict[str, Any] | None", document)
         updated = await self._submit(
-            commands.UpdateMetadata(request.path_params["run"], targets, document, _request_id(request))
+            commands.UpdateMetadata(request.path_params["run"], targets, whole, _request_id(request))
         )
         return MetadataResponse(
             metadata=msgspec.Raw(updated.value), version=updated.version, refused=updated.refused or None

@@ -5,6 +5,7 @@ compiled once for each database and rows go to the driver as they are.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -39,13 +40,14 @@ class Bulk:
         names = self._names
         arrange: Callable[[Row], Any] | None
         if compiled.positiontup is None:
-
-            def arrange(row: Row) -> dict[str, Any]:
-                return dict(zip(names, row, strict=True))
-
+            arrange = partial(_named, names)
         elif tuple(compiled.positiontup) == names:
             arrange = None
         else:
             arrange = itemgetter(*(names.index(name) for name in compiled.positiontup))
         self._compiled[connection.dialect.name] = str(compiled), arrange
         return self._compiled[connection.dialect.name]
+
+
+def _named(names: tuple[str, ...], row: Row) -> dict[str, Any]:
+    return dict(zip(names, row, strict=True))

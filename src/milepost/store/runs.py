@@ -71,7 +71,7 @@ class NewRun(msgspec.Struct, kw_only=True, gc=False):
     batch_index: int | None = None
     depth: int = 0
     trigger_function: str
-    tags: list[str] = msgspec.field(default_factory=list[str])
+    tags: list[str] = []
     payload: str | None = None
     payload_type: str | None = None
     trigger_metadata: bytes | None = None

@@ -42,14 +42,19 @@ END_SECONDS_MAX = 2.0
 def main(arguments: Sequence[str]) -> int:
     """Run one executor until it is ordered to end; the exit code is one of `control.EXIT_*`."""
     options = _parse(arguments)
-    supervisor = _Supervisor(options.messages)
+    supervisor = _SupervisorLine(options.messages)
     try:
-        tasks = _load(options.sources)
-    except TaskLoadError as error:
-        files = [*options.sources, *map(str, loader.user_files(()))]
-        supervisor.tell(LoadFailed(str(error), files))
+        loader.load(options.sources)
+        tasks = registered_tasks()
+        if not tasks:
+            raise TaskLoadError(
+                f"there is no task in {', '.join(options.sources)}: put @task (from milepost) above a function"
+            )
+        described = [task.describe() for task in tasks.values()]
+    except (TaskLoadError, MilepostError) as error:
+        supervisor.tell(LoadFailed(str(error), [str(file) for file in loader.user_files()]))
         return control.EXIT_LOAD_FAILED
-    executor = Executor(options, tasks, supervisor)
+    executor = Executor(options, tasks, described, supervisor)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(executor.run())
 
@@ -61,3 +66,189 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         return asyncio.new_event_loop
     return uvloop.new_event_loop
+
+
+class Executor:
+    """One executor process: where the link's runs are carried out. A `Host` of the link."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        tasks: Mapping[str, Task[Any, Any]],
+        described: Sequence[WorkerTask],
+        supervisor: "_SupervisorLine",
+    ) -> None:
+        settings = load_settings()
+        self._tasks = tasks
+        self._supervisor = supervisor
+        self._worker_id = f"worker_{secrets.token_hex(12)}"
+        self._threads = ThreadPool()
+        # Every run starts from the context as it is after the imports, and none sees what another one sets.
+        self._context = contextvars.copy_context()
+        self._exit_code = control.EXIT_DRAINED
+        self._link = WorkerLink(
+            LinkOptions(
+                api_url=settings.api_url,
+                secret_key=settings.secret_key,
+                worker_id=self._worker_id,
+                name=f"{socket.gethostname()} {options.name} ({os.getpid()})",
+                tasks=described,
+                concurrency=options.concurrency,
+                flush_interval_seconds=settings.metadata_flush_interval_ms / 1000,
+                grace_seconds=options.grace,
+            ),
+            self,
+            loop_factory(),
+        )
+
+    async def run(self) -> int:
+        """Carry out runs until the link has left the server."""
+        self._loop = asyncio.get_running_loop()
+        self._thread_id = threading.get_ident()
+        self._has_left = asyncio.Event()
+        # Collecting garbage looks at everything that lives; what the imports made lives on anyway.
+        gc.freeze()
+        self._link.start()
+        self._heed_signals()
+        self._supervisor.listen(self._link.order)
+        await self._has_left.wait()
+        return self._exit_code
+
+    # --- what the link asks, on its thread -----------------------------------------------------------------
+
+    def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
+        """See `Host`."""
+        buffer = Buffer.of(run, limit=metadata_size_max)
+        return HeldRun(RunScope(run, buffer, self._link, self._thread_id), self._tasks.get(run.task))
+
+    def start(self, runs: Sequence[HeldRun]) -> None:
+        """See `Host`. `def` tasks go to their threads from here, so that a blocked event loop does not hold them up."""
+        on_loop: list[HeldRun] = []
+        in_threads: list[Callable[[], None]] = []
+        for held in runs:
+            if held.task is None:
+                # The server hands out only what was registered, so this is a mistake somewhere; another worker may do better.
+                error = RunError(name="TaskNotFoundError", message=f"this worker has no task {held.scope.run.task!r}")
+                self._link.finished(held, Outcome(error=error, retry_after_ms=1000))
+            elif held.task.is_async:
+                on_loop.append(held)
+            else:
+                in_threads.append(partial(self._run_in_thread, held.task, held))
+        if in_threads:
+            self._threads.submit(in_threads)
+        if on_loop:
+            self._loop.call_soon_threadsafe(self._start_on_loop, on_loop)
+
+    def interrupt(self, run: HeldRun) -> None:
+        """See `Host`. Code in a thread cannot be stopped; it goes on unheard."""
+        self._loop.call_soon_threadsafe(_cancel, run)
+
+    def registered(self) -> None:
+        """See `Host`."""
+        self._supervisor.tell(Ready(self._worker_id, list(self._tasks), [str(file) for file in loader.user_files()]))
+
+    def notice(self, message: str) -> None:
+        """See `Host`."""
+        self._supervisor.tell(Notice(message))
+
+    def left(self, error: BaseException | None, *, abandoned: int) -> None:
+        """See `Host`."""
+        if isinstance(error, Refused):
+            self._supervisor.tell(Rejected(f"the server does not take this worker: {error}"))
+            self._exit_code = control.EXIT_REJECTED
+        elif error is not None:
+            self._exit_code = control.EXIT_LINK_FAILED
+        if abandoned:
+            self._supervisor.tell(Notice(f"{abandoned} run(s) did not end in time and are left to be tried again"))
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._has_left.set)
+        # The main thread may be stuck in user code. Nothing is left to be lost, so the process need not wait for it.
+        time.sleep(END_SECONDS_MAX)
+        _flush_output()
+        os._exit(self._exit_code)
+
+    # --- running -------------------------------------------------------------------------------------------
+
+    def _start_on_loop(self, runs: Sequence[HeldRun]) -> None:
+        for held in runs:
+            held.handle = self._loop.create_task(self._run_on_loop(held), context=self._context.copy())
+
+    async def _run_on_loop(self, held: HeldRun) -> None:
+        ...
+
+    def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None:
+        ...
+
+    # --- the process ---------------------------------------------------------------------------------------
+
+    def _heed_signals(self) -> None:
+        """SIGTERM drains, SIGINT is the supervisor's business; a forked child has nothing to do with either."""
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            self._link.order(Order.DRAIN)
+
+        # Handlers and not SIG_IGN, which programs started by user code would inherit.
+        signal.signal(signal.SIGTERM, drain)
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        os.register_at_fork(after_in_child=self._after_fork)
+
+
+    def _after_fork(self) -> None:
+        """In a child that user code has forked: it may do its work, but it is not this worker."""
+        self._link.after_fork()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _SupervisorLine:
+    """The pipes to and from the supervisor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._messages = descriptor
+        os.set_inheritable(descriptor, False)
+        # User code gets an empty standard input and a standard output that shows each line as it comes.
+        self._orders = os.dup(0)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+    def tell(self, message: Message) -> None:
+        """Send a message; without a supervisor there is nobody to tell."""
+        with contextlib.suppress(OSError):
+            os.write(self._messages, control.encode(message) + b"\n")
+
+    def listen(self, order: Callable[[Order], None]) -> None:
+        """Hand on every order; the end of the line means that the supervisor is gone, and is the order to drain."""
+
+        def read() -> None:
+            with os.fdopen(self._orders, "rb") as orders:
+                for line in orders:
+                    order(Order(line.strip().decode()))
+            order(Order.DRAIN)
+
+        threading.Thread(target=read, name="milepost-orders", daemon=True).start()
+
+
+def _cancel(held: HeldRun) -> None:
+    if held.handle is not None:
+        held.handle.cancel()
+
+
+def _flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="milepost.worker", description=__doc__)
+    parser.add_argument("--messages", type=int, required=True, help="descriptor of the pipe to the supervisor")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--concurrency", type=int, required=True)
+    parser.add_argument("--grace", type=float, required=True, help="seconds")
+    parser.add_argument("sources", nargs="+")
+    return parser.parse_args(arguments)

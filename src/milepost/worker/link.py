@@ -43,7 +43,7 @@ REQUEST_SECONDS_MAX = 30.0
 # How long the first claim waits for the inbox: runs whose whole life the inbox has seen need not be asked after.
 INBOX_SECONDS_MAX = 2.0
 # The server sends a comment now and then; without one for this long the connection is taken for dead.
-INBOX_SILENCE_SECONDS_MAX = 45.0
+INBOX_SILENCE_SECONDS_MAX = 30.0
 CHECKS_AT_ONCE_MAX = 16
 LEAVE_SECONDS_MAX = 5.0
 LAST_REPORTS_MAX = 10

@@ -1,0 +1,269 @@
+"""Every call of the HTTP API as a value: what to send, and how to read the answer. No I/O here, so both colours of client share it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from milepost.client.run import Run, run_from_wire
+from milepost.errors import MilepostError, UnavailableError
+from milepost.protocol import endpoints
+from milepost.protocol.endpoints import Endpoint
+from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
+from milepost.protocol.runs import LogLine, RunResult
+from milepost.protocol.triggering import BatchRequest, TriggerRequest
+
+ResultT = TypeVar("ResultT")
+Headers = Mapping[str, str]
+
+TOKEN_HEADER = "x-trigger-jwt"
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[ResultT]):
+    """One request and the reading of its answer.
+
+    Attributes:
+        form: the blocking form as the user writes it, for the error on a running event loop.
+        target: path and query.
+        body: JSON, or None.
+        read: the result out of the body and the headers of a 2xx answer.
+        request_id: kept over all retries, so that the server answers a repeat with the first result; only on what writes.
+        absent_on: the status that means "there is none" and gives None.
+    """
+
+    form: str
+    method: str
+    target: str
+    body: bytes | None
+    read: Callable[[bytes, Headers], ResultT]
+    request_id: str | None = None
+    absent_on: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """One event stream to be opened."""
+
+    form: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Triggered:
+    """A run that was triggered, and the token that lets others watch it, when the server gave one."""
+
+    id: str
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TriggeredBatch:
+    """A batch that was triggered: the ids of its runs, in the order of the items."""
+
+    id: str
+    run_ids: list[str]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataDocument:
+    """A document as the server has it."""
+
+    value: dict[str, Any]
+    version: int
+    refused: list[Refused] = field(default_factory=list[Refused])
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of runs, newest first. `next` is the cursor of the following page, None at the end."""
+
+    runs: list[Run]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """One page of a run's log. `next` is the cursor of the following page, None at the end."""
+
+    lines: list[LogLine]
+    next: int | None
+
+
+def health() -> Call[dict[str, Any]]:
+    """What the server says about itself."""
+    return _call("health", endpoints.HEALTH, lambda answer, _: answer)
+
+
+def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
+    """Trigger one run."""
+    return _call(
+        "trigger", endpoints.TRIGGER,
+        lambda answer, headers: Triggered(answer.id, headers.get(TOKEN_HEADER)),
+        body=request, task=task_id,
+    )  # fmt: skip
+
+
+def trigger_batch(request: BatchRequest) -> Call[TriggeredBatch]:
+    """Trigger up to 1,000 runs."""
+    return _call(
+        "batch_trigger", endpoints.TRIGGER_BATCH,
+        lambda answer, headers: TriggeredBatch(answer.id, answer.runs, headers.get(TOKEN_HEADER)),
+        body=request,
+    )  # fmt: skip
+
+
+def retrieve_run(run_id: str) -> Call[Run]:
+    """One run as it is now."""
+    return _call("runs.retrieve", endpoints.RETRIEVE_RUN, lambda answer, _: run_from_wire(answer), run=run_id)
+
+
+def list_runs(filters: Mapping[str, Any], *, page_size: int, after: str | None) -> Call[Page]:
+    """One page of runs; `filters` as `run_filters` gives them."""
+    query = {**filters, "page[size]": page_size}
+    if after is not None:
+        query["page[after]"] = after
+    return _call(
+        "runs.list", endpoints.LIST_RUNS,
+        lambda answer, _: Page([run_from_wire(row) for row in answer.data], answer.pagination.next),
+        query=query,
+    )  # fmt: skip
+
+
+def run_filters(
+    *,
+    status: str | Sequence[str] | None = None,
+    task: str | Sequence[str] | None = None,
+    tag: str | Sequence[str] | None = None,
+    batch: str | None = None,
+    parent: str | None = None,
+    root: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> dict[str, Any]:
+    """The query of a list of runs. Raises ValueError for a time without a time zone."""
+    given = {
+        "filter[status]": _joined(status),
+        "filter[taskIdentifier]": _joined(task),
+        "filter[tag]": _joined(tag),
+        "filter[batch]": batch,
+        "filter[parent]": parent,
+        "filter[root]": root,
+        "filter[createdAt][from]": _milliseconds("created_after", created_after),
+        "filter[createdAt][to]": _milliseconds("created_before", created_before),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def run_result(run_id: str) -> Call[RunResult | None]:
+    """The result of a run; None while it has none."""
+    return _call(
+        "runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, run=run_id, absent_on=404
+    )
+
+
+def batch_results(batch_id: str) -> Call[list[RunResult]]:
+    """The results of the runs of a batch that have ended, in the order of the items."""
+    return _call("batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer.items, batch=batch_id)
+
+
+def run_log(run_id: str, after: int | None) -> Call[LogPage]:
+    """One page of a run's log."""
+    return _call(
+        "runs.logs", endpoints.RUN_LOG,
+        lambda answer, _: LogPage(answer.data, answer.next),
+        query={} if after is None else {"page[after]": after}, run=run_id,
+    )  # fmt: skip
+
+
+def get_metadata(run_id: str) -> Call[MetadataDocument]:
+    """The document of a run."""
+    return _call("metadata.get", endpoints.GET_METADATA, _read_document, run=run_id)
+
+
+def put_metadata(run_id: str, request: MetadataRequest, request_id: str) -> Call[MetadataDocument]:
+    """Apply operations to a run's document; a repeat with the same request id changes nothing."""
+    return _call("send", endpoints.PUT_METADATA, _read_document, body=request, request_id=request_id, run=run_id)
+
+
+def watch_run(run_id: str) -> Feed:
+    """The feed of one run."""
+    return Feed("runs.subscribe", _target(endpoints.RUN_FEED, {}, {"run": run_id}))
+
+
+def watch_batch(batch_id: str) -> Feed:
+    """The feed of one batch."""
+    return Feed("batch_trigger_and_wait", _target(endpoints.BATCH_FEED, {}, {"batch": batch_id}))
+
+
+def _call(
+    form: str,
+    endpoint: Endpoint,
+    read: Callable[[Any, Headers], ResultT],
+    *,
+    body: Any = None,
+    query: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
+    absent_on: int | None = None,
+    **path: str,
+) -> Call[ResultT]:
+    decoder = _decoder(endpoint.name)
+
+    def read_answer(content: bytes, headers: Headers) -> ResultT:
+        try:
+            return read(decoder.decode(content), headers)
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(
+                f"{endpoint.method} {endpoint.path} was answered with something that is no answer of a Milepost server: {error}"
+            ) from None
+
+    return Call(
+        form=form,
+        method=endpoint.method,
+        target=_target(endpoint, query or {}, path),
+        body=None if body is None else _encode(body),
+        read=read_answer,
+        request_id=request_id or (None if endpoint.method == "GET" else str(uuid.uuid4())),
+        absent_on=absent_on,
+    )
+
+
+@lru_cache(maxsize=64)
+def _decoder(name: str) -> msgspec.json.Decoder[Any]:
+    endpoint = next(endpoint for endpoint in endpoints.ENDPOINTS if endpoint.name == name)
+    return msgspec.json.Decoder(endpoint.response)
+
+
+def _target(endpoint: Endpoint, query: Mapping[str, Any], path: Mapping[str, str]) -> str:
+    target = endpoint.path.format(**{name: quote(value, safe="") for name, value in path.items()})
+    return f"{target}?{urlencode(query)}" if query else target
+
+
+def _read_document(answer: MetadataResponse, _: Headers) -> MetadataDocument:
+    return MetadataDocument(msgspec.json.decode(answer.metadata), answer.version, answer.refused or [])
+
+
+def _joined(value: str | Sequence[str] | None) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return ",".join(value)
+
+
+def _milliseconds(name: str, value: datetime | None) -> int | None:
+    if value is None:
+        return None
+    if value.tzinfo is None:
+        raise ValueError(f"{name} needs a time zone, for instance datetime.now(UTC)")
+    return int(value.timestamp() * 1000)
+
+

@@ -1,0 +1,102 @@
+"""The thread pool: every callable runs, blocking ones do not hold up others, threads are reused and end."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from milepost.worker.threads import ThreadPool
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.001)
+
+
+def threads_of(name: str) -> int:
+    return sum(thread.name.startswith(name) for thread in threading.enumerate())
+
+
+def test_everything_submitted_runs() -> None:
+    pool = ThreadPool(name="everything")
+    done: list[int] = []
+    for start in range(0, 10_000, 100):
+        pool.submit([lambda number=number: done.append(number) for number in range(start, start + 100)])
+    wait_until(lambda: len(done) == 10_000)
+    assert sorted(done) == list(range(10_000))
+    assert threads_of("everything") < 100, "short runs share threads"
+
+
+def test_runs_that_block_do_not_hold_up_others() -> None:
+    pool = ThreadPool(name="blocking")
+    gate, arrived = threading.Event(), threading.Semaphore(0)
+
+    def block() -> None:
+        arrived.release()
+        gate.wait()
+
+    pool.submit([block] * 50)
+    for _ in range(50):
+        assert arrived.acquire(timeout=10), "each of them has a thread of its own"
+    last = threading.Event()
+    pool.submit([last.set])
+    assert last.wait(10)
+    gate.set()
+
+
+def test_a_limit_of_threads_lets_work_stand_in_line() -> None:
+    pool = ThreadPool(name="limited", threads_max=2)
+    gate, done = threading.Event(), threading.Semaphore(0)
+
+    def work() -> None:
+        gate.wait()
+        done.release()
+
+    pool.submit([work] * 10)
+    assert threads_of("limited") <= 2
+    gate.set()
+    for _ in range(10):
+        assert done.acquire(timeout=10)
+
+
+def test_idle_threads_are_used_again_and_end_at_last() -> None:
+    pool = ThreadPool(name="idle", idle_seconds=0.05)
+    names: set[str] = set()
+    for _ in range(20):
+        done = threading.Event()
+
+        def work(done: threading.Event = done) -> None:
+            names.add(threading.current_thread().name)
+            done.set()
+
+        pool.submit([work])
+        assert done.wait(10)
+    assert len(names) <= 3
+    wait_until(lambda: threads_of("idle") == 0)
+    again = threading.Event()
+    pool.submit([again.set])
+    assert again.wait(10)
+
+
+def test_work_from_many_threads_and_threads_that_age_lose_nothing() -> None:
+    # Threads end all the time here, so that a thread's end and a call for it meet.
+    pool = ThreadPool(name="aging", idle_seconds=0.0005)
+    count, lock = 0, threading.Lock()
+
+    def work() -> None:
+        nonlocal count
+        with lock:
+            count += 1
+
+    def submit() -> None:
+        for _ in range(500):
+            pool.submit([work])
+            time.sleep(0.0005)
+
+    submitters = [threading.Thread(target=submit) for _ in range(4)]
+    for submitter in submitters:
+        submitter.start()
+    for submitter in submitters:
+        submitter.join()
+    wait_until(lambda: count == 2000)
