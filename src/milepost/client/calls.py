@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from milepost.client.run import Run, run_from_wire
-from milepost.errors import MilepostError, UnavailableError
+from milepost.errors import ConfigurationError, NotFoundError
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
-from milepost.protocol.runs import LogLine, RunResult
+from milepost.protocol.problems import from_problem
+from milepost.protocol.runs import RunResult
 from milepost.protocol.triggering import BatchRequest, TriggerRequest
 
 ResultT = TypeVar("ResultT")
@@ -48,6 +49,16 @@ class Call(Generic[ResultT]):
     read: Callable[[bytes, Headers], ResultT]
     request_id: str | None = None
     absent_on: int | None = None
+
+    def answer(self, status: int, content: bytes, headers: Headers) -> ResultT:
+        """The result that an answer carries. Raises the error that a refusal stands for; UnavailableError is worth a repeat."""
+        if 200 <= status < 300:
+            return self.read(content, headers)
+        error = from_problem(status, content)
+        if status == self.absent_on and type(error) is NotFoundError:
+            # The thing itself would have an error of its own: `RunNotFoundError`.
+            return cast("ResultT", None)
+        raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +101,6 @@ class Page:
 
     runs: list[Run]
     next: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LogPage:
-    """One page of a run's log. `next` is the cursor of the following page, None at the end."""
-
-    lines: list[LogLine]
-    next: int | None
 
 
 def health() -> Call[dict[str, Any]]:
@@ -177,15 +180,6 @@ def batch_results(batch_id: str) -> Call[list[RunResult]]:
     return _call("batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer.items, batch=batch_id)
 
 
-def run_log(run_id: str, after: int | None) -> Call[LogPage]:
-    """One page of a run's log."""
-    return _call(
-        "runs.logs", endpoints.RUN_LOG,
-        lambda answer, _: LogPage(answer.data, answer.next),
-        query={} if after is None else {"page[after]": after}, run=run_id,
-    )  # fmt: skip
-
-
 def get_metadata(run_id: str) -> Call[MetadataDocument]:
     """The document of a run."""
     return _call("metadata.get", endpoints.GET_METADATA, _read_document, run=run_id)
@@ -223,8 +217,9 @@ def _call(
         try:
             return read(decoder.decode(content), headers)
         except msgspec.MsgspecError as error:
-            raise UnavailableError(
-                f"{endpoint.method} {endpoint.path} was answered with something that is no answer of a Milepost server: {error}"
+            raise ConfigurationError(
+                f"what answered {endpoint.method} {endpoint.path} is no Milepost server, or one of another version ({error}); "
+                f"check MILEPOST_API_URL"
             ) from None
 
     return Call(

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
+import msgspec
+
+from milepost.client.shape import Misfit, Shape
 from milepost.errors import TaskFailedError
 from milepost.model.run import RunError
+from milepost.protocol.runs import RunResult
+from milepost.protocol.triggering import SUPER_JSON_TYPE, TEXT_TYPE
 
 OutputT = TypeVar("OutputT")
 
@@ -34,9 +39,25 @@ class TaskResult(Generic[OutputT]):
             raise TaskFailedError(run_id=self.run_id, error_name=error.name, error_message=error.message)
         return cast("OutputT", self.output)
 
-    def __bool__(self) -> bool:
-        """As `ok`, so that a result can be asked directly."""
-        return self.ok
+
+def task_result(wire: RunResult, shape: Shape[Any] | None) -> TaskResult[Any]:
+    """A result out of a message. An output that does not fit its annotation stays plain JSON: the run has succeeded all the same."""
+    if not wire.ok:
+        return TaskResult(ok=False, run_id=wire.id, error=wire.error or RunError(message="the run did not succeed"))
+    return TaskResult(ok=True, run_id=wire.id, output=_output(wire, shape))
 
 
-AnyResult = TaskResult[Any]
+def _output(wire: RunResult, shape: Shape[Any] | None) -> Any:
+    if wire.output is None:
+        return None
+    if wire.output_type == TEXT_TYPE:
+        return wire.output
+    text: bytes | str = wire.output
+    if wire.output_type == SUPER_JSON_TYPE:
+        text = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("json", b"null")
+    if shape is not None:
+        try:
+            return shape.read(text)
+        except Misfit:
+            pass
+    return msgspec.json.decode(text)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from milepost.client.shape import read_document
 from milepost.model.run import RunError, RunStatus
 from milepost.protocol.runs import RunObject, RunSummary
 
@@ -76,9 +77,6 @@ class Run:
 
         Raises: MetadataValueError when the document does not have that form.
         """
-        # The typed reading is the same one as inside a task; nothing else here needs Pydantic.
-        from milepost.client.shape import read_document
-
         return read_document(self.metadata, kind)
 
 

@@ -133,6 +133,14 @@ def shape_of(annotation: Any) -> Shape[Any]:
         return Shape(annotation)
 
 
+def read_document(document: Mapping[str, Any], kind: type[ValueT]) -> ValueT:
+    """A metadata document as a value of a type. Raises MetadataValueError when it does not have that form."""
+    try:
+        return shape_of(kind).read(encode(document))
+    except Misfit as misfit:
+        raise MetadataValueError(f"metadata does not fit {name_of(kind)}: {misfit.describe('document')}") from None
+
+
 def name_of(annotation: Any) -> str:
     """A type as the user wrote it, for messages."""
     return getattr(annotation, "__qualname__", None) or str(annotation)

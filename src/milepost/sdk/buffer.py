@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from milepost.client.refused import RefusedChange, refused_change
 from milepost.errors import MetadataError, MetadataTypeError
 from milepost.model.document import Document
 from milepost.model.jsonvalue import JSONValue, json_size
@@ -44,23 +45,6 @@ class Batch:
     sequence: int
     changes: list[TargetOperations]
     is_last: bool
-
-
-@dataclass(frozen=True)
-class RefusedChange:
-    """One operation that was not applied, as `MetadataFlushError.refused` lists them.
-
-    Attributes:
-        run_id: the run whose document refused it.
-        operation: the operation as plain JSON, or None when it is not known.
-        code: the stable code of the reason.
-        message: the reason.
-    """
-
-    run_id: str
-    operation: Any
-    code: str
-    message: str
 
 
 class Buffer:
@@ -264,7 +248,7 @@ class Buffer:
                 if not self._waiting:
                     self._rounds_acknowledged = self._rounds_taken
                 for item in refused:
-                    self._note_refused(RefusedChange(item.run, item.operation, item.code, item.message))
+                    self._note_refused(refused_change(item))
                 self._drop_refused(sequence, [item.index for item in refused if item.run == self._run_id])
             if delta is not None:
                 # The answer was given after the commit, so a whole document in it holds the batch and all before it.

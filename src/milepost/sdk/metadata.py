@@ -10,36 +10,23 @@ import asyncio
 import functools
 import inspect
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 from milepost.client.default import default_client
-from milepost.errors import MetadataFlushError, MetadataTooLargeError, MetadataTypeError
-from milepost.model.jsonvalue import JSONValue, encode, json_size, to_json
-from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update, check
-from milepost.model.path import check_key, read
-from milepost.sdk.buffer import RefusedChange
+from milepost.client.refused import RefusedChange
+from milepost.client.shape import read_document
+from milepost.client.updater import Sink, Updater
+from milepost.errors import MetadataFlushError, MetadataTooLargeError
+from milepost.model.jsonvalue import JSONValue, json_size
+from milepost.model.operations import Delete, Operation, Update, check
+from milepost.model.path import read
 from milepost.sdk.scope import RunScope, current_scope, live_scope
-from milepost.sdk.shape import shape_of
 
 Parameters = ParamSpec("Parameters")
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 ShapeT = TypeVar("ShapeT")
-
-
-class Sink(Protocol):
-    """Where updates go."""
-
-    def add(self, operation: Operation) -> None:
-        """Take one operation. Raises MetadataError for what can be told here and now."""
-        ...
-
-    def add_all(self, operations: list[Operation]) -> None:
-        """Take several operations, all or none."""
-        ...
 
 
 class OwnSink:
@@ -104,111 +91,6 @@ class RemoteSink:
 def sink_to(scope: RunScope, run_id: str) -> Sink:
     """Where updates of a run's document go from inside `scope`."""
     return OwnSink(scope) if run_id == scope.run.id else RemoteSink(scope, run_id)
-
-
-class Updater(ABC):
-    """The updates of a document. Each is a plain call that returns the updater, so that calls chain (M28).
-
-    A key is one literal name at the top level; a key that starts with `$.` is a path, such as `$.steps[0].done` (M17, M18). Values are
-    turned into JSON when the call is made (M72, M75). What raises is the caller's own mistake:
-
-        MetadataValueError: a value has no JSON form; the message names the place inside it.
-        MetadataPathError: the key is malformed or reserved, or leads through a scalar or past the end of an array.
-        MetadataTypeError: an increment of what is no number, a whole document that is no mapping.
-        MetadataTooLargeError: the document would exceed its limit. The document is left as it was.
-    """
-
-    @abstractmethod
-    def _sink(self) -> Sink | None:
-        """Where updates go now; None when they go nowhere."""
-
-    def set(self, key: str, value: object) -> Self:
-        """Give the key a value, whatever was there. Missing objects on the way of a path are created."""
-        sink = self._sink()
-        if sink is not None:
-            sink.add(Set(_plain(key), to_json(value, place=key)))
-        return self
-
-    def delete(self, key: str) -> Self:
-        """Take the key away; nothing happens when it is not there."""
-        sink = self._sink()
-        if sink is not None:
-            sink.add(Delete(_plain(key)))
-        return self
-
-    del_ = delete
-
-    def replace(self, document: object) -> Self:
-        """Put a whole new document in place of the old one: a mapping, or a model that becomes an object.
-
-        Raises: MetadataTypeError (a TypeError) for anything else.
-        """
-        sink = self._sink()
-        if sink is not None:
-            sink.add(Update(_as_object(document, "replace")))
-        return self
-
-    def update(self, values: object) -> Self:
-        """Merge like `dict.update`: `set` for each key of a mapping or model, all of them or none."""
-        sink = self._sink()
-        if sink is not None:
-            sink.add_all([Set(key, value) for key, value in _as_object(values, "update").items()])
-        return self
-
-    def append(self, key: str, value: object, *, max_items: int | None = None) -> Self:
-        """Add one item at the end of an array, which is created when it is missing; another value becomes its first item.
-
-        Args:
-            value: one item, also when it is a list.
-            max_items: keep the newest that many items, at least 1.
-        """
-        sink = self._sink()
-        if sink is not None:
-            sink.add(Append(_plain(key), to_json(value, place=key), max_items))
-        return self
-
-    def extend(self, key: str, values: Iterable[object]) -> Self:
-        """`append` for each value, all of them or none."""
-        sink = self._sink()
-        if sink is not None:
-            name = _plain(key)
-            sink.add_all([Append(name, to_json(value, place=f"{key}[{index}]", key=key)) for index, value in enumerate(values)])
-        return self
-
-    def remove(self, key: str, value: object) -> Self:
-        """Take every equal item out of an array; equality is JSON's. From what is no array it is reported, not raised (M22)."""
-        sink = self._sink()
-        if sink is not None:
-            sink.add(Remove(_plain(key), to_json(value, place=key)))
-        return self
-
-    def increment(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
-        """Add to a number, which starts at 0; integers stay integers.
-
-        Args:
-            once: an id of 1 to 128 characters that counts once per run, so that an attempt that runs again does not count twice (M46).
-        """
-        sink = self._sink()
-        if sink is not None:
-            number = by if type(by) is int or type(by) is float else _as_number(key, by)
-            operation = Increment(_plain(key), number, once)
-            if once is not None:
-                check(operation)
-            sink.add(operation)
-        return self
-
-    def decrement(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
-        """Take from a number; the same as `increment(key, -by)`."""
-        sink = self._sink()
-        if sink is not None:
-            self.increment(key, -_as_number(key, by), once=once)
-        return self
-
-    def __setitem__(self, key: str, value: object) -> None:
-        self.set(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        self.delete(key)
 
 
 class RunMetadata(Updater):
@@ -287,7 +169,7 @@ class Metadata(Updater):
         if scope is None:
             return None
         document = scope.buffer.current()
-        return document if kind is None else read_as(document, kind)
+        return document if kind is None else read_document(document, kind)
 
     def get(self, key: str, default: Any = None) -> Any:
         """What the key or path holds, own writes included; the default when there is nothing, and outside a run (M4)."""
@@ -329,7 +211,7 @@ class Metadata(Updater):
         if scope.buffer.has_unacknowledged:
             try:
                 scope.link.flush(scope).result(timeout)
-            except FutureTimeoutError:
+            except TimeoutError:
                 raise _too_late(timeout) from None
         _raise_refused(scope)
 
@@ -424,16 +306,6 @@ metadata = Metadata()
 _NOTHING = object()
 
 
-def read_as(document: Mapping[str, Any], kind: Any) -> Any:
-    """A metadata document as a value of the declared type. Raises MetadataValueError when it does not have that form."""
-    from milepost.sdk.shape import Misfit, name_of
-
-    try:
-        return shape_of(kind).read(encode(document))
-    except Misfit as misfit:
-        raise MetadataValueError(f"metadata does not fit {name_of(kind)}: {misfit.describe('document')}") from None
-
-
 def bind_to(scope: RunScope, function: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
     """A function that runs as part of the given run, whichever thread calls it. Generators are bound step by step."""
     if inspect.iscoroutinefunction(function):
@@ -465,25 +337,6 @@ def _parent_of(scope: RunScope) -> str:
 
 def _root_of(scope: RunScope) -> str:
     return scope.root_id
-
-
-def _plain(key: str) -> str:
-    # A `str` enum or another subclass of text is a key too.
-    return key if type(key) is str else check_key(key)
-
-
-def _as_number(key: str, by: object) -> int | float:
-    number = to_json(by, place=key)
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise MetadataTypeError(f"{key!r}: increment by a number, not by {type(by).__name__}", key=key)
-    return number
-
-
-def _as_object(value: object, method: str) -> dict[str, JSONValue]:
-    converted = to_json(value)
-    if not isinstance(converted, dict):
-        raise MetadataTypeError(f"metadata.{method}() takes a mapping, not {type(value).__name__}")
-    return converted
 
 
 def _raise_refused(scope: RunScope) -> None:

@@ -7,10 +7,12 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Concatenate, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, cast, overload
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, overload
 
 from milepost.client.handles import BatchHandle, RunHandle
+from milepost.client.requests import NO_PAYLOAD, RunOptions
 from milepost.client.results import TaskResult
+from milepost.client.shape import Shape, shape_of
 from milepost.errors import UsageError
 from milepost.model.retry import Retry
 from milepost.protocol.work import WorkerTask
@@ -18,9 +20,9 @@ from milepost.sdk import triggering
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import HOOK_NAMES, Hooks
 from milepost.sdk.queue import Queue
+from milepost.sdk.registry import register
 from milepost.sdk.schema import MetadataSchema
-from milepost.sdk.shape import Shape, name_of, shape_of
-from milepost.sdk.triggering import NO_PAYLOAD, BatchItem, RunOptions
+from milepost.sdk.triggering import BatchItem
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
@@ -273,50 +275,6 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         return await triggering.abatch_trigger_and_wait(self.id, items)
 
 
-# --- the registry ------------------------------------------------------------------------------------------
-
-_registry: dict[str, Task[Any, Any]] = {}
-
-
-def registered_tasks() -> dict[str, Task[Any, Any]]:
-    """The tasks of this process by id, a new dict."""
-    return dict(_registry)
-
-
-def find_task(task_id: str) -> Task[Any, Any] | None:
-    """The task of this id, if its module was imported in this process."""
-    return _registry.get(task_id)
-
-
-def _register(new: Task[Any, Any]) -> None:
-    known = _registry.get(new.id)
-    if known is not None and not _is_same_function(known.function, new.function):
-        raise UsageError(
-            f"two tasks have the id {new.id!r}: {_place_of(known.function)} and {_place_of(new.function)}; "
-            f'give one of them another with @task(id="...")'
-        )
-    _registry[new.id] = new
-
-
-def _is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """The same source imported again: after a reload, or as `__main__` and by its name."""
-    one, other = inspect.unwrap(one), inspect.unwrap(other)
-    if getattr(one, "__qualname__", None) != getattr(other, "__qualname__", None):
-        return False
-    return getattr(one, "__module__", "") == getattr(other, "__module__", "") or _file_of(one) == _file_of(other) != ""
-
-
-def _file_of(function: Callable[..., Any]) -> str:
-    return getattr(getattr(function, "__code__", None), "co_filename", "")
-
-
-def _place_of(function: Callable[..., Any]) -> str:
-    inner = inspect.unwrap(function)
-    code = getattr(inner, "__code__", None)
-    name = f"{getattr(inner, '__module__', '?')}.{getattr(inner, '__qualname__', inner)}"
-    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
-
-
 # --- the decorator -----------------------------------------------------------------------------------------
 
 
@@ -415,10 +373,10 @@ def task(
             local_names=local_names,
         )
         for name, given in hooks.items():
-            register = getattr(new, name)
+            add_hook = getattr(new, name)
             for hook in given if isinstance(given, Sequence) else [given]:
-                register(hook)
-        _register(new)
+                add_hook(hook)
+        register(new)
         return new
 
     return decorate if function is None else decorate(function)

@@ -1,0 +1,140 @@
+"""`Client`: one server and one key, blocking and asynchronous. The default one comes from settings; a program may have several."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, Unpack
+
+from milepost.client import calls
+from milepost.client.calls import Call, MetadataDocument, Triggered
+from milepost.client.handles import RunHandle
+from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
+from milepost.client.runs import Runs
+from milepost.client.shape import Shape
+from milepost.client.subscription import BatchFollower, afollow, follow
+from milepost.client.transport import AsyncTransport, SyncTransport
+from milepost.errors import MetadataTooLargeError
+from milepost.model.document import SIZE_LIMIT
+from milepost.protocol.runs import RunResult
+
+ResultT = TypeVar("ResultT")
+
+
+class Client:
+    """A Milepost server. Thread-safe, usable from several event loops, and safe to have across a fork.
+
+    Args:
+        api_url: the server's address; from the environment or the development server when left out.
+        secret_key: its key, likewise.
+    Raises: ConfigurationError when either is not to be found.
+    """
+
+    def __init__(self, api_url: str | None = None, secret_key: str | None = None) -> None:
+        if api_url is None or secret_key is None:
+            from milepost.client.settings import find_address
+
+            address = find_address(api_url, secret_key)
+            api_url, secret_key = address.api_url, address.secret_key
+        self.api_url = api_url
+        self.transport = SyncTransport(api_url, secret_key)
+        self.async_transport = AsyncTransport(api_url, secret_key)
+        self.runs = Runs(lambda: self)
+        self.metadata_limit = SIZE_LIMIT
+
+    def __repr__(self) -> str:
+        return f"<Milepost client of {self.api_url}>"
+
+    def send(self, call: Call[ResultT]) -> ResultT:
+        """Make one call of the HTTP API."""
+        return self.transport.send(call)
+
+    async def asend(self, call: Call[ResultT]) -> ResultT:
+        """As `send`, without blocking."""
+        return await self.async_transport.send(call)
+
+    def prepare(self, build: Callable[[int], ResultT]) -> ResultT:
+        """Build a request that holds a document; `build` gets the largest size in bytes.
+
+        The limit is the usual one until a document exceeds it; then the server is asked for its own (M86).
+        """
+        try:
+            return build(self.metadata_limit)
+        except MetadataTooLargeError:
+            if not self._learn_limit(self.send(calls.health())):
+                raise
+        return build(self.metadata_limit)
+
+    async def aprepare(self, build: Callable[[int], ResultT]) -> ResultT:
+        """As `prepare`, without blocking."""
+        try:
+            return build(self.metadata_limit)
+        except MetadataTooLargeError:
+            if not self._learn_limit(await self.asend(calls.health())):
+                raise
+        return build(self.metadata_limit)
+
+    def _learn_limit(self, health: Mapping[str, Any]) -> bool:
+        """True when the server's limit is another one than was thought."""
+        limit = health.get("metadataSizeMax")
+        if not isinstance(limit, int) or limit == self.metadata_limit:
+            return False
+        self.metadata_limit = limit
+        return True
+
+    def trigger(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+        """Trigger a run of a task by its id. The task need not be known here; the worker validates the payload.
+
+        Raises: MetadataError for metadata that cannot be a document, UnavailableError, and what the server refuses.
+        """
+        request = self.prepare(lambda limit: trigger_request(payload, options, metadata_limit=limit))
+        return run_handle(self, task_id, self.send(calls.trigger(task_id, request)))
+
+    async def atrigger(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+        """As `trigger`, without blocking."""
+        request = await self.aprepare(lambda limit: trigger_request(payload, options, metadata_limit=limit))
+        return run_handle(self, task_id, await self.asend(calls.trigger(task_id, request)))
+
+    def get_metadata(self, run_id: str) -> MetadataDocument:
+        """The document of a run, with its version. Raises RunNotFoundError."""
+        return self.send(calls.get_metadata(run_id))
+
+    async def aget_metadata(self, run_id: str) -> MetadataDocument:
+        """As `get_metadata`, without blocking."""
+        return await self.asend(calls.get_metadata(run_id))
+
+    def wait_for_result(self, run_id: str, timeout: float | None = None) -> RunResult:
+        """Wait until a run has ended, and get its result. Raises TimeoutError after `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self.runs.wait(run_id, None if until is None else max(0.0, until - time.monotonic()))
+            result = self.send(calls.run_result(run_id))
+            if result is not None:
+                return result
+
+    async def await_for_result(self, run_id: str, timeout: float | None = None) -> RunResult:  # noqa: ASYNC109
+        """As `wait_for_result`, without blocking."""
+        async with asyncio.timeout(timeout):
+            while True:
+                await self.runs.await_(run_id)
+                result = await self.asend(calls.run_result(run_id))
+                if result is not None:
+                    return result
+
+    def wait_for_batch(self, batch_id: str) -> list[RunResult]:
+        """Wait until every run of a batch has ended, and get their results in the order of the items."""
+        for _ in follow(self.transport, calls.watch_batch(batch_id), BatchFollower()):
+            pass
+        return self.send(calls.batch_results(batch_id))
+
+    async def await_for_batch(self, batch_id: str) -> list[RunResult]:
+        """As `wait_for_batch`, without blocking."""
+        async for _ in afollow(self.async_transport, calls.watch_batch(batch_id), BatchFollower()):
+            pass
+        return await self.asend(calls.batch_results(batch_id))
+
+
+def run_handle(client: Client, task_id: str, triggered: Triggered, shape: Shape[Any] | None = None) -> RunHandle[Any]:
+    """The handle of a run that was triggered; `shape` is that of its output."""
+    return RunHandle(triggered.id, task_id, triggered.token, client, shape)

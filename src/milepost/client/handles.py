@@ -1,0 +1,75 @@
+"""What a trigger answers with: a handle to watch the run, to wait for it, or only to remember its id."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from milepost.client.results import TaskResult, task_result
+from milepost.client.run import Run
+from milepost.client.shape import Shape
+
+if TYPE_CHECKING:
+    from milepost.client.client import Client
+
+OutputT = TypeVar("OutputT")
+
+
+@dataclass(frozen=True)
+class RunHandle(Generic[OutputT]):
+    """A run that was triggered.
+
+    Attributes:
+        id: the run's id.
+        task_id: the task that it is of.
+        public_access_token: lets others watch this run and nothing else; None when the server gives none.
+    """
+
+    id: str
+    task_id: str
+    public_access_token: str | None
+    _client: Client = field(repr=False)
+    _shape: Shape[Any] | None = field(default=None, repr=False)
+
+    def retrieve(self) -> Run:
+        """The run as it is now."""
+        return self._client.runs.retrieve(self.id)
+
+    async def aretrieve(self) -> Run:
+        """As `retrieve`, without blocking."""
+        return await self._client.runs.aretrieve(self.id)
+
+    def subscribe(self) -> Iterator[Run]:
+        """The run now and after each change, until it has finished; see `runs.subscribe`."""
+        return self._client.runs.subscribe(self.id)
+
+    def asubscribe(self) -> AsyncIterator[Run]:
+        """As `subscribe`, for `async for`."""
+        return self._client.runs.asubscribe(self.id)
+
+    def result(self, timeout: float | None = None) -> TaskResult[OutputT]:
+        """Wait until the run has ended. A failed run does not raise; `unwrap()` does.
+
+        Raises: TimeoutError after `timeout` seconds.
+        """
+        return task_result(self._client.wait_for_result(self.id, timeout), self._shape)
+
+    async def aresult(self, timeout: float | None = None) -> TaskResult[OutputT]:  # noqa: ASYNC109 - the twin of `result`
+        """As `result`, without blocking."""
+        return task_result(await self._client.await_for_result(self.id, timeout), self._shape)
+
+
+@dataclass(frozen=True)
+class BatchHandle(Generic[OutputT]):
+    """A batch that was triggered.
+
+    Attributes:
+        id: the batch's id; empty for a batch without items, which nobody was asked to run.
+        runs: handles of its runs, in the order of the items.
+        public_access_token: lets others watch the batch and its runs; None when the server gives none.
+    """
+
+    id: str
+    runs: list[RunHandle[OutputT]]
+    public_access_token: str | None

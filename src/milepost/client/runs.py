@@ -1,0 +1,181 @@
+"""`runs`: reading runs, watching them, and writing to their metadata from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from milepost.client import calls
+from milepost.client.calls import Page
+from milepost.client.run import Run
+from milepost.client.subscription import RunFollower, afollow, follow
+from milepost.client.updater import OutsideMetadata
+from milepost.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from milepost.client.client import Client
+
+PAGE_SIZE_DEFAULT = 100
+
+
+class RunFilters(TypedDict, total=False):
+    """Which runs a list shows; all conditions hold together.
+
+    status: one status or several, such as "COMPLETED".
+    task: one task id or several.
+    tag: one tag or several; runs with any of them.
+    batch: a batch id.
+    parent: the id of the parent run.
+    root: the id of the run at the top of the tree.
+    created_after: an aware datetime.
+    created_before: an aware datetime.
+    """
+
+    status: str | Sequence[str]
+    task: str | Sequence[str]
+    tag: str | Sequence[str]
+    batch: str
+    parent: str
+    root: str
+    created_after: datetime
+    created_before: datetime
+
+
+class RunList:
+    """Runs, newest first, fetched page by page while they are iterated over: `for run in runs.list(...)`."""
+
+    def __init__(self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None) -> None:
+        self._client = client
+        self._filters = filters
+        self._page_size = page_size
+        self._after = after
+
+    def pages(self) -> Iterator[Page]:
+        """The pages. `page.next` is the cursor at which a later list goes on (`after=`); None on the last one."""
+        after = self._after
+        while True:
+            page = self._client().send(calls.list_runs(self._filters, page_size=self._page_size, after=after))
+            yield page
+            if page.next is None:
+                return
+            after = page.next
+
+    def __iter__(self) -> Iterator[Run]:
+        for page in self.pages():
+            yield from page.runs
+
+
+class AsyncRunList:
+    """As `RunList`, for `async for run in runs.alist(...)`."""
+
+    def __init__(self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None) -> None:
+        self._client = client
+        self._filters = filters
+        self._page_size = page_size
+        self._after = after
+
+    async def pages(self) -> AsyncIterator[Page]:
+        """The pages."""
+        after = self._after
+        while True:
+            page = await self._client().asend(calls.list_runs(self._filters, page_size=self._page_size, after=after))
+            yield page
+            if page.next is None:
+                return
+            after = page.next
+
+    async def __aiter__(self) -> AsyncIterator[Run]:
+        async for page in self.pages():
+            for run in page.runs:
+                yield run
+
+
+class Runs:
+    """Calls about runs, through one client."""
+
+    def __init__(self, client: Callable[[], Client]) -> None:
+        self._client = client
+
+    def retrieve(self, run_id: str) -> Run:
+        """A run as it is now. Raises RunNotFoundError."""
+        return self._client().send(calls.retrieve_run(run_id))
+
+    async def aretrieve(self, run_id: str) -> Run:
+        """As `retrieve`, without blocking."""
+        return await self._client().asend(calls.retrieve_run(run_id))
+
+    def subscribe(self, run_id: str) -> Iterator[Run]:
+        """The run now and after each change that the reader is fast enough to see, until it has finished (M82).
+
+        One may subscribe late, early or often: the first state is the present one, the last one is final and holds the final document.
+        A slow reader skips states, never the last. A broken connection is taken up again.
+
+        Raises: RunNotFoundError; UnavailableError when the server stays away for longer than a minute.
+        """
+        client = self._client()
+        return follow(client.transport, calls.watch_run(run_id), RunFollower())
+
+    def asubscribe(self, run_id: str) -> AsyncIterator[Run]:
+        """As `subscribe`, for `async for`."""
+        client = self._client()
+        return afollow(client.async_transport, calls.watch_run(run_id), RunFollower())
+
+    def wait(self, run_id: str, timeout: float | None = None) -> Run:
+        """Wait until the run has finished, successfully or not, and return it.
+
+        Args:
+            timeout: seconds to wait at most.
+        Raises: TimeoutError, RunNotFoundError, UnavailableError.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        client = self._client()
+        try:
+            for run in follow(client.transport, calls.watch_run(run_id), RunFollower(), until=until):
+                if run.is_completed:
+                    return run
+        except TimeoutError:
+            raise _too_late(run_id, timeout) from None
+        raise _ended_early(run_id)
+
+    async def await_(self, run_id: str, timeout: float | None = None) -> Run:  # noqa: ASYNC109 - the twin of `wait`
+        """As `wait`, without blocking. (`await` alone is a keyword.)"""
+        try:
+            async with asyncio.timeout(timeout):
+                async for run in self.asubscribe(run_id):
+                    if run.is_completed:
+                        return run
+        except TimeoutError:
+            raise _too_late(run_id, timeout) from None
+        raise _ended_early(run_id)
+
+    def metadata(self, run_id: str) -> OutsideMetadata:
+        """Updates of a run's document from outside: `runs.metadata(run_id).set("approved", True).send()`.
+
+        It works before the run has started, while it runs, and for a while after its end (M48, M69).
+        """
+        return OutsideMetadata(self._client, run_id)
+
+    def list(self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]) -> RunList:
+        """Runs, newest first; further pages are fetched while iterating.
+
+        Args:
+            page_size: runs fetched at once, 1 to 100.
+            after: the cursor of an earlier page: go on behind it.
+            filters: see `RunFilters`.
+        """
+        return RunList(self._client, calls.run_filters(**filters), page_size, after)
+
+    def alist(self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]) -> AsyncRunList:
+        """As `list`, for `async for`."""
+        return AsyncRunList(self._client, calls.run_filters(**filters), page_size, after)
+
+
+def _too_late(run_id: str, timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"run {run_id} has not finished within {timeout} s; it goes on, and may be waited for again")
+
+
+def _ended_early(run_id: str) -> UnavailableError:
+    return UnavailableError(f"the server ended the feed of run {run_id} before the run had finished")

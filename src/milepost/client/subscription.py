@@ -1,0 +1,182 @@
+"""Following a run: frames in, states out. The state machines know no I/O; two small loops drive them over a connection.
+
+A connection begins with a snapshot, and deltas lead on from it by version. A delta that does not continue what is here means that something
+was missed: the loop connects anew and gets a snapshot. The same holds after a broken connection, so a subscriber may lose it at any time and
+still ends with the newest state (M82).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from milepost.client.calls import Feed
+from milepost.client.retries import Retries, patient
+from milepost.client.run import Run, run_from_wire
+from milepost.client.transport import AsyncTransport, SyncTransport, check_blocking
+from milepost.errors import MetadataError, MilepostError, UnavailableError
+from milepost.model.document import Document
+from milepost.model.operations import Operation
+from milepost.protocol.feed import BatchFrame, EventReader
+from milepost.protocol.runs import RunObject
+
+StateT_co = TypeVar("StateT_co", covariant=True)
+
+
+class Gap(MilepostError):
+    """A frame does not continue what is here."""
+
+    def __init__(self) -> None:
+        super().__init__("the server's feed left out a change, again after connecting anew")
+
+
+class Follower(Protocol[StateT_co]):
+    """Turns the events of one feed into states."""
+
+    @property
+    def has_ended(self) -> bool:
+        """True when nothing will follow."""
+        ...
+
+    def take(self, event: str, data: bytes) -> StateT_co | None:
+        """The state after this event; None when nothing has changed. Raises Gap."""
+        ...
+
+
+class _Frame(msgspec.Struct, rename="camel"):
+    version: int
+    from_version: int | None = None
+    operations: list[Operation] = []
+    run: dict[str, msgspec.Raw] | None = None
+
+
+_decode_frame = msgspec.json.Decoder(_Frame).decode
+_decode_run = msgspec.json.Decoder(RunObject).decode
+_decode_batch = msgspec.json.Decoder(BatchFrame).decode
+_encode = msgspec.json.Encoder().encode
+
+_EMPTY = msgspec.Raw(b"{}")
+_NULL = msgspec.Raw(b"null")
+
+
+class RunFollower:
+    """The newest state of one run."""
+
+    def __init__(self) -> None:
+        self.has_ended = False
+        self._fields: dict[str, msgspec.Raw] = {}
+        self._document = Document()
+        self._shown: tuple[int, dict[str, msgspec.Raw]] | None = None
+
+    def take(self, event: str, data: bytes) -> Run | None:
+        """The run after a `snapshot` or `delta`; None when it is what was shown last, and for the `end`."""
+        if event == "end":
+            self.has_ended = True
+            return None
+        if event not in ("snapshot", "delta"):
+            # A later server may say more than this client knows.
+            return None
+        frame = _decode_frame(data)
+        if event == "snapshot":
+            self._begin(frame)
+        else:
+            self._continue(frame)
+        state = frame.version, self._fields
+        if state == self._shown:
+            return None
+        self._shown = frame.version, dict(self._fields)
+        run = _decode_run(_encode(self._fields))
+        run.metadata_version = frame.version
+        return run_from_wire(run, self._document.copy_value())
+
+    def _begin(self, frame: _Frame) -> None:
+        assert frame.run is not None, "a snapshot holds the run"
+        self._fields = dict(frame.run)
+        # The document is limited where it is written, not here.
+        self._document = Document.load(bytes(self._fields["metadata"]), version=frame.version, limit=sys.maxsize)
+        # Neither is shown, so neither is read again with every delta.
+        self._fields |= {"metadata": _EMPTY, "relatedRuns": _EMPTY}
+
+    def _continue(self, frame: _Frame) -> None:
+        if frame.operations or frame.from_version is not None:
+            if frame.from_version != self._document.version:
+                raise Gap
+            try:
+                self._document.apply_all(frame.operations)
+            except MetadataError:
+                raise Gap from None
+            self._document.version = frame.version
+        for name, value in (frame.run or {}).items():
+            if value == _NULL:
+                self._fields.pop(name, None)
+            else:
+                self._fields[name] = value
+
+
+class BatchFollower:
+    """How far a batch is."""
+
+    def __init__(self) -> None:
+        self.has_ended = False
+
+    def take(self, event: str, data: bytes) -> BatchFrame | None:
+        """The counts after an event; None for the `end`."""
+        if event == "end":
+            self.has_ended = True
+            return None
+        return _decode_batch(data)
+
+
+def follow(transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], *, until: float | None = None) -> Iterator[StateT_co]:
+    """The states of a feed until it ends, over as many connections as it takes.
+
+    Args:
+        until: on the monotonic clock; past it TimeoutError is raised.
+    Raises: UnavailableError when the server stays away, the error of a refusal otherwise.
+    """
+    check_blocking(feed.form)
+    retries = Retries()
+    while True:
+        try:
+            with transport.open(feed, until=until) as chunks:
+                reader = EventReader()
+                for chunk in chunks:
+                    # A server that was there is waited for longer than one that never was.
+                    retries = patient()
+                    for event, data in reader.feed(chunk):
+                        state = follower.take(event, data)
+                        if state is not None:
+                            yield state
+                        if follower.has_ended:
+                            return
+        except (Gap, UnavailableError) as error:
+            pause = retries.pause(error)
+        if until is not None and time.monotonic() + pause >= until:
+            raise TimeoutError
+        time.sleep(pause)
+
+
+async def afollow(transport: AsyncTransport, feed: Feed, follower: Follower[StateT_co]) -> AsyncIterator[StateT_co]:
+    """As `follow`, without blocking."""
+    retries = Retries()
+    while True:
+        try:
+            async with transport.open(feed) as chunks:
+                reader = EventReader()
+                async for chunk in chunks:
+                    # A server that was there is waited for longer than one that never was.
+                    retries = patient()
+                    for event, data in reader.feed(chunk):
+                        state = follower.take(event, data)
+                        if state is not None:
+                            yield state
+                        if follower.has_ended:
+                            return
+        except (Gap, UnavailableError) as error:
+            pause = retries.pause(error)
+        await asyncio.sleep(pause)

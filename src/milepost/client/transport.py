@@ -1,0 +1,273 @@
+"""The two ways onto the wire: blocking on urllib3, asynchronous on aiohttp. Both send `calls.Call` values and know nothing else.
+
+One `SyncTransport` may be used by any number of threads. An `AsyncTransport` keeps one session for each event loop that uses it, and the
+session ends with its loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import urllib3
+from urllib3.util import Timeout
+
+from milepost.client.calls import Call, Feed
+from milepost.client.retries import Retries, unreachable
+from milepost.errors import ConfigurationError, UnavailableError
+from milepost.protocol.endpoints import REQUEST_ID_HEADER
+from milepost.protocol.problems import from_problem
+
+ResultT = TypeVar("ResultT")
+
+CONNECT_SECONDS_MAX = 3.0
+ANSWER_SECONDS_MAX = 30.0
+# A server sends a sign of life more often than this.
+SILENCE_SECONDS_MAX = 35.0
+CONNECTIONS_MAX = 100
+
+_before_blocking: Callable[[str], None] | None = None
+
+
+def set_blocking_guard(guard: Callable[[str], None]) -> None:
+    """Have `guard(form)` called before each blocking call; it raises where blocking would stop others."""
+    global _before_blocking
+    _before_blocking = guard
+
+
+def check_blocking(form: str) -> None:
+    """Raise UsageError where a blocking call would stop an event loop that others share."""
+    if _before_blocking is not None:
+        _before_blocking(form)
+
+
+def _headers(secret_key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret_key}", "user-agent": "milepost-python"}
+
+
+def _base(api_url: str) -> str:
+    parts = urlsplit(api_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError(f"the API address {api_url!r} is no http:// or https:// address (MILEPOST_API_URL)")
+    return api_url.rstrip("/")
+
+
+class SyncTransport:
+    """Sends calls and waits for their answers. Thread-safe, and safe to have across a fork."""
+
+    def __init__(self, api_url: str, secret_key: str) -> None:
+        self._api_url = _base(api_url)
+        self._headers = _headers(secret_key)
+        self._prefix = urlsplit(self._api_url).path
+        self._open()
+
+    def _open(self) -> None:
+        self._process_id = os.getpid()
+        self._pool = urllib3.connection_from_url(self._api_url, maxsize=CONNECTIONS_MAX, block=False, retries=False)
+
+    def _connections(self) -> urllib3.HTTPConnectionPool:
+        if self._process_id != os.getpid():
+            # A child process must not speak on its parent's connections.
+            self._open()
+        return self._pool
+
+    def send(self, call: Call[ResultT]) -> ResultT:
+        """Send one call, again if need be, and read its answer.
+
+        Raises: UnavailableError, or the error that the server's refusal stands for.
+        """
+        check_blocking(call.form)
+        headers = self._headers
+        if call.body is not None:
+            headers = {**headers, "content-type": "application/json"}
+        if call.request_id is not None:
+            headers = {**headers, REQUEST_ID_HEADER: call.request_id}
+        retries = Retries()
+        while True:
+            wanted: str | None = None
+            try:
+                response = self._connections().urlopen(
+                    call.method,
+                    self._prefix + call.target,
+                    body=call.body,
+                    headers=headers,
+                    retries=False,
+                    redirect=False,
+                    timeout=_ANSWER_TIMEOUT,
+                )
+                wanted = response.headers.get("retry-after")
+                return call.answer(response.status, response.data, response.headers)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                failure = unreachable(self._api_url, _reason(error))
+            except UnavailableError as error:
+                failure = error
+            time.sleep(retries.pause(failure, wanted=wanted))
+
+    @contextmanager
+    def open(self, feed: Feed, *, until: float | None = None) -> Iterator[Iterator[bytes]]:
+        """Open an event stream; iterate over its bytes as they come.
+
+        Args:
+            until: on the monotonic clock; past it the reading ends with TimeoutError.
+        Raises: UnavailableError when the connection cannot be had or breaks, or the error of a refusal.
+        """
+        try:
+            response = self._connections().urlopen(
+                "GET",
+                self._prefix + feed.target,
+                headers={**self._headers, "accept": "text/event-stream"},
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                timeout=_FEED_TIMEOUT,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise unreachable(self._api_url, _reason(error)) from None
+        try:
+            if response.status != 200:
+                raise from_problem(response.status, response.read())
+            yield self._read(response, until)
+        finally:
+            # Not given back to the pool: the stream has no end that one could wait for.
+            response.close()
+
+    def _read(self, response: urllib3.BaseHTTPResponse, until: float | None) -> Iterator[bytes]:
+        while True:
+            if until is not None:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                sock = getattr(response.connection, "sock", None)
+                if sock is not None:
+                    sock.settimeout(min(left, SILENCE_SECONDS_MAX))
+            try:
+                data = response.read1(65536)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if until is not None and time.monotonic() >= until:
+                    raise TimeoutError from None
+                raise unreachable(self._api_url, _reason(error)) from None
+            if not data:
+                raise unreachable(self._api_url, "the connection ended")
+            yield data
+
+
+class AsyncTransport:
+    """Sends calls without blocking. It may be used from several event loops; each has its own connections."""
+
+    def __init__(self, api_url: str, secret_key: str) -> None:
+        self._api_url = _base(api_url)
+        self._headers = _headers(secret_key)
+        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[aiohttp.ClientSession, AsyncGenerator[aiohttp.ClientSession]]]
+        self._sessions = WeakKeyDictionary()
+
+    async def _session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        known = self._sessions.get(loop)
+        if known is not None and not known[0].closed:
+            return known[0]
+        # The loop closes every async generator that was begun on it before it ends, and with this one the session.
+        holder = self._hold_session()
+        session = await anext(holder)
+        self._sessions[loop] = session, holder
+        return session
+
+    async def _hold_session(self) -> AsyncGenerator[aiohttp.ClientSession]:
+        session = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
+        )
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def send(self, call: Call[ResultT]) -> ResultT:
+        """As `SyncTransport.send`, without blocking."""
+        session = await self._session()
+        headers: dict[str, str] = {}
+        if call.body is not None:
+            headers["content-type"] = "application/json"
+        if call.request_id is not None:
+            headers[REQUEST_ID_HEADER] = call.request_id
+        retries = Retries()
+        while True:
+            wanted: str | None = None
+            try:
+                async with session.request(
+                    call.method,
+                    self._api_url + call.target,
+                    data=call.body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=_ASYNC_ANSWER_TIMEOUT,
+                ) as response:
+                    content = await response.read()
+                wanted = response.headers.get("retry-after")
+                return call.answer(response.status, content, response.headers)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                failure = unreachable(self._api_url, _reason(error))
+            except UnavailableError as error:
+                failure = error
+            await asyncio.sleep(retries.pause(failure, wanted=wanted))
+
+    @asynccontextmanager
+    async def open(self, feed: Feed) -> AsyncIterator[AsyncIterator[bytes]]:
+        """As `SyncTransport.open`, without blocking."""
+        session = await self._session()
+        try:
+            response = await session.get(
+                self._api_url + feed.target,
+                headers={"accept": "text/event-stream"},
+                allow_redirects=False,
+                timeout=_ASYNC_FEED_TIMEOUT,
+            )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(self._api_url, _reason(error)) from None
+        try:
+            if response.status != 200:
+                raise from_problem(response.status, await response.read())
+            yield self._read(response)
+        finally:
+            response.close()
+
+    async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for data in response.content.iter_any():
+                yield data
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(self._api_url, _reason(error)) from None
+        raise unreachable(self._api_url, "the connection ended")
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        known = self._sessions.pop(asyncio.get_running_loop(), None)
+        if known is not None:
+            await known[1].aclose()
+
+
+_ANSWER_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
+_FEED_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=SILENCE_SECONDS_MAX)
+_ASYNC_ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=ANSWER_SECONDS_MAX)
+_ASYNC_FEED_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost reason, without the addresses of objects that the libraries put around it."""
+    reason = getattr(error, "reason", None)
+    while isinstance(reason, BaseException):
+        error, reason = reason, getattr(reason, "reason", None)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError):
+        error = cause
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return type(error).__name__

@@ -1,0 +1,250 @@
+"""The updates of a metadata document, as methods that chain; where they go is up to the kind of updater.
+
+`metadata`, `metadata.parent` and `runs.metadata(run_id)` are updaters: the first two write into the buffer of the run that the code belongs
+to, the last one collects what `send()` will send.
+"""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from milepost.client import calls
+from milepost.client.calls import Call, MetadataDocument
+from milepost.client.refused import refused_change
+from milepost.errors import MetadataFlushError, MetadataTypeError, MilepostError, UnavailableError
+from milepost.model.jsonvalue import JSONValue, to_json
+from milepost.model.operations import Append, Delete, Increment, Operation, Pending, Remove, Set, Update, check
+from milepost.model.path import check_key
+from milepost.protocol.metadata import MetadataRequest, Refused
+
+if TYPE_CHECKING:
+    from milepost.client.client import Client
+
+class Sink(Protocol):
+    """Where updates go."""
+
+    def add(self, operation: Operation) -> None:
+        """Take one operation. Raises MetadataError for what can be told here and now."""
+        ...
+
+    def add_all(self, operations: list[Operation]) -> None:
+        """Take several operations, all or none."""
+        ...
+
+
+class Updater(ABC):
+    """The updates of a document. Each is a plain call that returns the updater, so that calls chain (M28).
+
+    A key is one literal name at the top level; a key that starts with `$.` is a path, such as `$.steps[0].done` (M17, M18). Values are
+    turned into JSON when the call is made (M72, M75). What raises is the caller's own mistake:
+
+        MetadataValueError: a value has no JSON form; the message names the place inside it.
+        MetadataPathError: the key is malformed or reserved, or leads through a scalar or past the end of an array.
+        MetadataTypeError: an increment of what is no number, a whole document that is no mapping.
+        MetadataTooLargeError: the document would exceed its limit. The document is left as it was.
+    """
+
+    @abstractmethod
+    def _sink(self) -> Sink | None:
+        """Where updates go now; None when they go nowhere."""
+
+    def set(self, key: str, value: object) -> Self:
+        """Give the key a value, whatever was there. Missing objects on the way of a path are created."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Set(_plain(key), to_json(value, place=key)))
+        return self
+
+    def delete(self, key: str) -> Self:
+        """Take the key away; nothing happens when it is not there."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Delete(_plain(key)))
+        return self
+
+    del_ = delete
+
+    def replace(self, document: object) -> Self:
+        """Put a whole new document in place of the old one: a mapping, or a model that becomes an object.
+
+        Raises: MetadataTypeError (a TypeError) for anything else.
+        """
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Update(_as_object(document, "replace")))
+        return self
+
+    def update(self, values: object) -> Self:
+        """Merge like `dict.update`: `set` for each key of a mapping or model, all of them or none."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add_all([Set(key, value) for key, value in _as_object(values, "update").items()])
+        return self
+
+    def append(self, key: str, value: object, *, max_items: int | None = None) -> Self:
+        """Add one item at the end of an array, which is created when it is missing; another value becomes its first item.
+
+        Args:
+            value: one item, also when it is a list.
+            max_items: keep the newest that many items, at least 1.
+        """
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Append(_plain(key), to_json(value, place=key), max_items))
+        return self
+
+    def extend(self, key: str, values: Iterable[object]) -> Self:
+        """`append` for each value, all of them or none."""
+        sink = self._sink()
+        if sink is not None:
+            name = _plain(key)
+            sink.add_all([Append(name, to_json(value, place=f"{key}[{index}]", key=key)) for index, value in enumerate(values)])
+        return self
+
+    def remove(self, key: str, value: object) -> Self:
+        """Take every equal item out of an array; equality is JSON's. From what is no array it is reported, not raised (M22)."""
+        sink = self._sink()
+        if sink is not None:
+            sink.add(Remove(_plain(key), to_json(value, place=key)))
+        return self
+
+    def increment(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
+        """Add to a number, which starts at 0; integers stay integers.
+
+        Args:
+            once: an id of 1 to 128 characters that counts once per run, so that an attempt that runs again does not count twice (M46).
+        """
+        sink = self._sink()
+        if sink is not None:
+            number = by if type(by) is int or type(by) is float else _as_number(key, by)
+            operation = Increment(_plain(key), number, once)
+            if once is not None:
+                check(operation)
+            sink.add(operation)
+        return self
+
+    def decrement(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
+        """Take from a number; the same as `increment(key, -by)`."""
+        sink = self._sink()
+        if sink is not None:
+            self.increment(key, -_as_number(key, by), once=once)
+        return self
+
+    def __setitem__(self, key: str, value: object) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.delete(key)
+
+
+class OutsideMetadata(Updater):
+    """Updates of a run's document from outside of it, as `runs.metadata(run_id)` gives it. They are collected until `send()`.
+
+    One object belongs to one thread at a time.
+    """
+
+    def __init__(self, client: Callable[[], Client], run_id: str) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._collected = _Collected()
+        self._unanswered: Call[MetadataDocument] | None = None
+
+    def _sink(self) -> Sink | None:
+        return self._collected
+
+    def send(self) -> dict[str, Any]:
+        """Commit everything that was called since the last `send()`, in the order of the calls, and return the document after it.
+
+        When the server cannot be reached, nothing is lost: a further `send()` repeats what may not have arrived, and the server takes it
+        once at most.
+
+        Raises: MetadataFlushError with the operations that were refused, the others being committed; RunNotFoundError; RunFinishedError
+            when the run ended too long ago; UnavailableError.
+        """
+        refused: list[Refused] = []
+        while True:
+            with self._sending() as call:
+                answer = self._client().send(call)
+            refused += answer.refused
+            if not self._collected.has_operations:
+                return _document_of(answer, refused)
+
+    async def asend(self) -> dict[str, Any]:
+        """As `send`, without blocking."""
+        refused: list[Refused] = []
+        while True:
+            with self._sending() as call:
+                answer = await self._client().asend(call)
+            refused += answer.refused
+            if not self._collected.has_operations:
+                return _document_of(answer, refused)
+
+    @contextmanager
+    def _sending(self) -> Iterator[Call[MetadataDocument]]:
+        """The call to make: the one that got no answer, or else one with what has been collected since."""
+        if self._unanswered is None:
+            request = MetadataRequest(operations=self._collected.take())
+            self._unanswered = calls.put_metadata(self._run_id, request, str(uuid.uuid4()))
+        try:
+            yield self._unanswered
+        except UnavailableError:
+            raise
+        except MilepostError:
+            # Refused as a whole, now and for ever.
+            self._unanswered = None
+            raise
+        else:
+            self._unanswered = None
+
+
+class _Collected:
+    """A sink that keeps operations, collapsed, until they are taken."""
+
+    def __init__(self) -> None:
+        self._pending = Pending()
+
+    @property
+    def has_operations(self) -> bool:
+        return len(self._pending) > 0
+
+    def add(self, operation: Operation) -> None:
+        check(operation)
+        self._pending.add(operation)
+
+    def add_all(self, operations: list[Operation]) -> None:
+        for operation in operations:
+            check(operation)
+        for operation in operations:
+            self._pending.add(operation)
+
+    def take(self) -> list[Any]:
+        return self._pending.take()
+
+
+def _document_of(answer: MetadataDocument, refused: list[Refused]) -> dict[str, Any]:
+    if refused:
+        raise MetadataFlushError(refused=[refused_change(item) for item in refused])
+    return answer.value
+
+
+def _plain(key: str) -> str:
+    # A `str` enum or another subclass of text is a key too.
+    return key if type(key) is str else check_key(key)
+
+
+def _as_number(key: str, by: object) -> int | float:
+    number = to_json(by, place=key)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise MetadataTypeError(f"{key!r}: increment by a number, not by {type(by).__name__}", key=key)
+    return number
+
+
+def _as_object(value: object, method: str) -> dict[str, JSONValue]:
+    converted = to_json(value)
+    if not isinstance(converted, dict):
+        raise MetadataTypeError(f"metadata.{method}() takes a mapping, not {type(value).__name__}")
+    return converted
