@@ -11,8 +11,32 @@ PEOPLE = 10_000
 ROWS_MAX = 100_000
 COLUMNS = ("id", "name", "email", "age")
 
-FIRST = ("Ada", "Alan", "Barbara", "Charles", "Donald", "Edsger", "Frances", "Grace", "Hedy", "Jean", "Karen", "Ken")
-LAST = ("Allen", "Bartik", "Dijkstra", "Hamilton", "Hopper", "Knuth", "Liskov", "Lovelace", "Shannon", "Turing")
+FIRST = (
+    "Ada",
+    "Alan",
+    "Barbara",
+    "Charles",
+    "Donald",
+    "Edsger",
+    "Frances",
+    "Grace",
+    "Hedy",
+    "Jean",
+    "Karen",
+    "Ken",
+)
+LAST = (
+    "Allen",
+    "Bartik",
+    "Dijkstra",
+    "Hamilton",
+    "Hopper",
+    "Knuth",
+    "Liskov",
+    "Lovelace",
+    "Shannon",
+    "Turing",
+)
 
 
 class DemoFileError(MilepostError):
@@ -27,7 +51,11 @@ def write_people(path: Path) -> None:
         writer.writerow(COLUMNS)
         for number in range(1, PEOPLE + 1):
             first, last = chance.choice(FIRST), chance.choice(LAST)
-            name, email, age = f"{first} {last}", f"{first}.{last}.{number}@example.com".lower(), str(chance.randint(18, 99))
+            name, email, age = (
+                f"{first} {last}",
+                f"{first}.{last}.{number}@example.com".lower(),
+                str(chance.randint(18, 99)),
+            )
             match chance.randrange(100):
                 case 0:
                     email = email.replace("@", " at ")
@@ -49,12 +77,18 @@ def check_file(path: Path) -> int:
             reader = csv.reader(file, strict=True)
             header = next(reader, None)
             if header is None:
-                raise DemoFileError(f"{path} is empty; the first line must name the columns {', '.join(COLUMNS)}")
+                raise DemoFileError(
+                    f"{path} is empty; the first line must name the columns {', '.join(COLUMNS)}"
+                )
             missing = [column for column in COLUMNS if column not in header]
             if len(missing) == len(COLUMNS) and len(header) == 1:
-                raise DemoFileError(f"{path} is not a CSV file with a header; its first line must name the columns {', '.join(COLUMNS)}")
+                raise DemoFileError(
+                    f"{path} is not a CSV file with a header; its first line must name the columns {', '.join(COLUMNS)}"
+                )
             if missing:
-                raise DemoFileError(f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(COLUMNS)}")
+                raise DemoFileError(
+                    f"{path} has no column {' and no column '.join(missing)}; it needs {', '.join(COLUMNS)}"
+                )
             count = sum(1 for row in reader if row)
     except FileNotFoundError:
         raise DemoFileError(f"{path}: there is no such file") from None

@@ -7,6 +7,7 @@ import asyncio
 import csv
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
 from pydantic import BaseModel
@@ -52,7 +53,9 @@ async def handle_upload(path: str) -> Totals:
     """Read a file of people and have every row handled by a run of its own."""
     metadata.set("status", "reading")
     rows = read_rows(path)
-    metadata.update({"status": "processing", "total": len(rows), "processed": 0, "failed": 0, "broken_rows": []})
+    metadata.update(
+        {"status": "processing", "total": len(rows), "processed": 0, "failed": 0, "broken_rows": []}
+    )
     batches = [rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
     turn = asyncio.Semaphore(BATCHES_AT_ONCE)
 
@@ -67,7 +70,7 @@ async def handle_upload(path: str) -> Totals:
 
 def read_rows(path: str) -> list[Row]:
     """The rows of a CSV file with the columns id, name, email and age; missing cells are empty."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         return [
             Row(id=row["id"] or "", name=row["name"] or "", email=row["email"] or "", age=row["age"] or "")
             for row in csv.DictReader(file)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvicorn
 
+from milepost.cli.stopping import first_of
 from milepost.errors import ConfigurationError
 from milepost.server.app import Server
 from milepost.server.settings import ServerSettings
@@ -133,10 +134,8 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
     runner = _Uvicorn(config)
     ended = asyncio.create_task(runner.serve(sockets=[listener]))
     try:
-        while not runner.started and not ended.done():
-            await asyncio.sleep(0.002)
+        await first_of(runner.has_started.wait(), asyncio.wait({ended}))
         if ended.done():
-            await ended
             raise ConfigurationError("the server did not start; the lines above say why")
         yield HostedServer(url_of(listener), server, ended)
     finally:
@@ -146,6 +145,15 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Also tell when it is done."""
+        await super().startup(sockets)
+        self.has_started.set()
+
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         """Signals are the command's own business."""

@@ -32,7 +32,9 @@ Processes = Annotated[
 Concurrency = Annotated[
     int,
     typer.Option(
-        help="Runs at once in each process. A run that waits for other runs does not count.", min=1, max=10_000
+        help="Runs at once in each process. A run that waits for other runs does not count.",
+        min=1,
+        max=10_000,
     ),
 ]
 
@@ -68,7 +70,9 @@ def dev(
     ] = True,
     json: Annotated[
         bool,
-        typer.Option("--json", help="Print one line of JSON (url, secret_key, dashboard) once tasks can run."),
+        typer.Option(
+            "--json", help="Print one line of JSON (url, secret_key, dashboard) once tasks can run."
+        ),
     ] = False,
 ) -> None:
     """Run server, dashboard and tasks on this machine, for development.
@@ -109,14 +113,17 @@ def worker(
     It is found by MILEPOST_API_URL and MILEPOST_SECRET_KEY.  Example:  milepost worker tasks.py
     """
     from milepost.cli.working import processes_default, run_worker_command, work
-    from milepost.client.settings import load_settings
+    from milepost.client.settings import find_address
+    from milepost.worker.settings import load_settings
     from milepost.worker.supervisor import WorkerOptions
 
-    settings = load_settings()
+    # A wrong setting would stop every executor: it is told once, here.
+    load_settings()
+    address = find_address()
     options = WorkerOptions(
         sources=tasks,
-        api_url=settings.api_url,
-        secret_key=settings.secret_key,
+        api_url=address.api_url,
+        secret_key=address.secret_key,
         processes=processes or processes_default(),
         concurrency=concurrency,
         grace_seconds=grace,

@@ -60,13 +60,12 @@ class StopSignals:
             self.asked.set()
 
 
-async def first_of(*work: Awaitable[Any]) -> set[asyncio.Future[Any]]:
-    """Wait until one of these is done; those that are not are cancelled and waited for. What is done is not looked into."""
+async def first_of(*work: Awaitable[Any]) -> None:
+    """Wait until one of these is done; the others are cancelled and waited for. How they ended is not looked into."""
     futures = [asyncio.ensure_future(each) for each in work]
     try:
-        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for future in futures:
             future.cancel()
         await asyncio.gather(*futures, return_exceptions=True)
-    return done

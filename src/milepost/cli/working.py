@@ -83,7 +83,7 @@ async def supervise(
     supervisor: Supervisor,
     signals: StopSignals,
     *,
-    ended: Sequence[asyncio.Future[None]] = (),
+    ended: Sequence[asyncio.Future[Any]] = (),
     order: Order = Order.DRAIN,
 ) -> None:
     """Run the executors until a signal asks for the end, or until one of `ended` is done.
@@ -114,5 +114,5 @@ async def _as_result(supervisor: Supervisor) -> WorkerFailed | None:
     return None
 
 
-async def _finished(future: "asyncio.Future[object]") -> None:
+async def _finished(future: "asyncio.Future[Any]") -> None:
     await asyncio.wait({future})

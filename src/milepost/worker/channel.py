@@ -77,9 +77,7 @@ class Channel:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def call(
-        self, endpoint: Endpoint, body: Any = None, *, timeout_seconds: float, **path: str
-    ) -> Any:
+    async def call(self, endpoint: Endpoint, body: Any = None, *, timeout_seconds: float, **path: str) -> Any:
         """One request. `body` is a message or its bytes; the answer has the type that the endpoint declares.
 
         Raises: Unreachable, Refused.
@@ -102,7 +100,9 @@ class Channel:
         try:
             return self._decoder(endpoint).decode(content)
         except msgspec.MsgspecError as error:
-            raise Unreachable(f"{endpoint.path} was answered with something else than expected: {error}") from error
+            raise Unreachable(
+                f"{endpoint.path} was answered with something else than expected: {error}"
+            ) from error
 
     async def events(
         self, endpoint: Endpoint, *, silence_seconds_max: float, **path: str
@@ -115,7 +115,9 @@ class Channel:
         Raises: Unreachable, Refused.
         """
         reader = EventReader()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=silence_seconds_max)
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=silence_seconds_max
+        )
         try:
             async with self._session.get(
                 self._api_url + endpoint.path.format(**path),

@@ -54,3 +54,4 @@ decode = msgspec.json.Decoder(Message).decode
 EXIT_DRAINED = 0
 EXIT_LOAD_FAILED = 3
 EXIT_REJECTED = 4
+EXIT_LINK_FAILED = 5

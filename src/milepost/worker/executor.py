@@ -8,19 +8,22 @@ import argparse
 import asyncio
 import contextlib
 import contextvars
-import json
+import gc
+import io
 import os
 import secrets
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from milepost.client.settings import load_settings
+from milepost.client.settings import find_address
+from milepost.errors import MilepostError
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.work import ClaimedRun, WorkerTask
 from milepost.sdk.attempt import run_attempt
@@ -33,10 +36,11 @@ from milepost.worker.control import LoadFailed, Message, Notice, Order, Ready, R
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.loader import TaskLoadError
 from milepost.worker.outbox import HeldRun
+from milepost.worker.settings import load_settings
 from milepost.worker.threads import ThreadPool
 
 # How long the main thread may take to end once the link has said goodbye; user code may block it for good.
-END_SECONDS_MAX = 2.0
+END_SECONDS_MAX = 4.0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
             )
         described = [task.describe() for task in tasks.values()]
     except (TaskLoadError, MilepostError) as error:
-        supervisor.tell(LoadFailed(str(error), [str(file) for file in loader.user_files()]))
+        files = [*map(str, loader.user_files()), *getattr(error, "files", ())]
+        supervisor.tell(LoadFailed(str(error), files))
         return control.EXIT_LOAD_FAILED
     executor = Executor(options, tasks, described, supervisor)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -78,7 +83,7 @@ class Executor:
         described: Sequence[WorkerTask],
         supervisor: "_SupervisorLine",
     ) -> None:
-        settings = load_settings()
+        settings, address = load_settings(), find_address()
         self._tasks = tasks
         self._supervisor = supervisor
         self._worker_id = f"worker_{secrets.token_hex(12)}"
@@ -88,8 +93,8 @@ class Executor:
         self._exit_code = control.EXIT_DRAINED
         self._link = WorkerLink(
             LinkOptions(
-                api_url=settings.api_url,
-                secret_key=settings.secret_key,
+                api_url=address.api_url,
+                secret_key=address.secret_key,
                 worker_id=self._worker_id,
                 name=f"{socket.gethostname()} {options.name} ({os.getpid()})",
                 tasks=described,
@@ -128,7 +133,9 @@ class Executor:
         for held in runs:
             if held.task is None:
                 # The server hands out only what was registered, so this is a mistake somewhere; another worker may do better.
-                error = RunError(name="TaskNotFoundError", message=f"this worker has no task {held.scope.run.task!r}")
+                error = RunError(
+                    name="TaskNotFoundError", message=f"this worker has no task {held.scope.run.task!r}"
+                )
                 self._link.finished(held, Outcome(error=error, retry_after_ms=1000))
             elif held.task.is_async:
                 on_loop.append(held)
@@ -145,7 +152,9 @@ class Executor:
 
     def registered(self) -> None:
         """See `Host`."""
-        self._supervisor.tell(Ready(self._worker_id, list(self._tasks), [str(file) for file in loader.user_files()]))
+        self._supervisor.tell(
+            Ready(self._worker_id, list(self._tasks), [str(file) for file in loader.user_files()])
+        )
 
     def notice(self, message: str) -> None:
         """See `Host`."""
@@ -159,7 +168,9 @@ class Executor:
         elif error is not None:
             self._exit_code = control.EXIT_LINK_FAILED
         if abandoned:
-            self._supervisor.tell(Notice(f"{abandoned} run(s) did not end in time and are left to be tried again"))
+            self._supervisor.tell(
+                Notice(f"{abandoned} run(s) did not end in time and are left to be tried again")
+            )
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._has_left.set)
         # The main thread may be stuck in user code. Nothing is left to be lost, so the process need not wait for it.
@@ -173,11 +184,9 @@ class Executor:
         for held in runs:
             held.handle = self._loop.create_task(self._run_on_loop(held), context=self._context.copy())
 
-    async def _run_on_loop(self, held: HeldRun) -> None:
-        ...
+    async def _run_on_loop(self, held: HeldRun) -> None: ...
 
-    def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None:
-        ...
+    def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None: ...
 
     # --- the process ---------------------------------------------------------------------------------------
 
@@ -191,7 +200,6 @@ class Executor:
         signal.signal(signal.SIGTERM, drain)
         signal.signal(signal.SIGINT, lambda number, frame: None)
         os.register_at_fork(after_in_child=self._after_fork)
-
 
     def _after_fork(self) -> None:
         """In a child that user code has forked: it may do its work, but it is not this worker."""
@@ -246,7 +254,9 @@ def _flush_output() -> None:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="milepost.worker", description=__doc__)
-    parser.add_argument("--messages", type=int, required=True, help="descriptor of the pipe to the supervisor")
+    parser.add_argument(
+        "--messages", type=int, required=True, help="descriptor of the pipe to the supervisor"
+    )
     parser.add_argument("--name", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--grace", type=float, required=True, help="seconds")

@@ -107,7 +107,9 @@ class Holding:
             held.flushes.append((mark, future))
             self.outbox.add(held, urgent=True)
 
-    def wait(self, scope: RunScope, target_id: str, future: Future[None], *, now: float, heard_at: float) -> None:
+    def wait(
+        self, scope: RunScope, target_id: str, future: Future[None], *, now: float, heard_at: float
+    ) -> None:
         """The run waits until `target_id` has ended; with the first thing that it waits for it gives its slot back.
 
         Args:

@@ -177,7 +177,9 @@ class WorkerLink:
                 runner.run(self._run())
         except Refused as raised:
             error = raised
-        except BaseException as raised:  # whatever it is, the process must learn of it: without a link it is of no use
+        except (
+            BaseException
+        ) as raised:  # whatever it is, the process must learn of it: without a link it is of no use
             error = raised
             traceback.print_exc()
         self._is_up.set()
@@ -440,7 +442,10 @@ class WorkerLink:
             registrations = self._registrations
             try:
                 return await self._channel.call(
-                    endpoints.REPORT, body, timeout_seconds=REQUEST_SECONDS_MAX, worker=self._options.worker_id
+                    endpoints.REPORT,
+                    body,
+                    timeout_seconds=REQUEST_SECONDS_MAX,
+                    worker=self._options.worker_id,
                 )
             except Unreachable:
                 pass

@@ -17,7 +17,19 @@ SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "ve
 
 
 class TaskLoadError(Exception):
-    """The user's tasks cannot be loaded. The message is for the user: it names the file, the line and the error."""
+    """The user's tasks cannot be loaded. The message is for the user: it names the file, the line and the error.
+
+    Attributes:
+        files: the files in which the error lies; a change of one of them may mend it.
+    """
+
+    def __init__(self, message: str, files: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.files = list(files)
+
+
+# The folders in which user code has its module names.
+_roots: set[Path] = set()
 
 
 def load(sources: Sequence[str]) -> list[ModuleType]:
@@ -29,9 +41,7 @@ def load(sources: Sequence[str]) -> list[ModuleType]:
 
     Raises: TaskLoadError, which names the file and line in the user's code.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    _make_importable(Path.cwd())
     modules: list[ModuleType] = []
     for source in sources:
         modules.extend(_load_one(source))
@@ -54,12 +64,8 @@ def check_sources(sources: Iterable[str]) -> None:
             )
 
 
-def user_files(modules: Sequence[ModuleType]) -> list[Path]:
-    """The files of the user's code that are imported now: where the modules lie, and everything below those folders.
-
-    A change of one of them means that the tasks may have changed.
-    """
-    roots = {_root_of(Path(file)) for module in modules if (file := module.__file__)} | {Path.cwd()}
+def user_files() -> list[Path]:
+    """The files of the user's code that are imported now: a change of one of them means that the tasks may have changed."""
     files: set[Path] = set()
     # A copy: another thread may import while this one looks.
     for module in list(sys.modules.values()):
@@ -67,7 +73,7 @@ def user_files(modules: Sequence[ModuleType]) -> list[Path]:
         if not isinstance(file, str) or not file.endswith(".py"):
             continue
         path = Path(file)
-        if SKIPPED_FOLDERS.isdisjoint(path.parts) and any(root in path.parents for root in roots):
+        if SKIPPED_FOLDERS.isdisjoint(path.parts) and any(root in path.parents for root in _roots):
             files.add(path)
     return sorted(files)
 
@@ -121,13 +127,18 @@ def _root_of(file: Path) -> Path:
     return folder
 
 
+def _make_importable(root: Path) -> None:
+    _roots.add(root)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+
+
 def _import_file(file: Path, folder: Path) -> ModuleType:
     """Import a file by its natural name; `folder` is where names start for files that lie in no package."""
     root = _root_of(file)
     if root.is_relative_to(folder):
         root = folder
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    _make_importable(root)
     parts = file.relative_to(root).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
     known = sys.modules.get(name)
@@ -160,7 +171,8 @@ def _import_as(name: str, file: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, file
+    assert spec is not None, file
+    assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -174,4 +186,8 @@ def _import_as(name: str, file: Path) -> ModuleType:
 
 
 def _failed(name: str, error: BaseException) -> TaskLoadError:
-    return TaskLoadError(f"{name} cannot be loaded:\n{explain(error)}")
+    frames = traceback.extract_tb(error.__traceback__)
+    files = {frame.filename for frame in frames if _is_users(frame.filename)}
+    if isinstance(error, SyntaxError) and error.filename:
+        files.add(error.filename)
+    return TaskLoadError(f"{name} cannot be loaded:\n{explain(error)}", files)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,7 +17,9 @@ from milepost.protocol.runs import LogLine
 from milepost.protocol.work import RunReply, RunReport
 from milepost.sdk.buffer import Batch
 from milepost.sdk.scope import RunScope
-from milepost.sdk.task import Task
+
+if TYPE_CHECKING:
+    from milepost.sdk.task import Task
 
 # Bounds of one request. A single run's report may be larger: it cannot be divided.
 REPORT_RUNS_MAX = 1000
@@ -32,6 +34,7 @@ class HeldRun:
     """One attempt of one run in this executor. Only the link's thread changes it, except `logs`, which any thread extends.
 
     Attributes:
+        task: what is to be run; None when this executor has no such task.
         admitted_at: when the run was claimed, on the loop's clock.
         holds_slot: it may run user code.
         open_waits: how many things outside it waits for.
@@ -42,7 +45,7 @@ class HeldRun:
     """
 
     scope: RunScope
-    task: Task[Any, Any]
+    task: "Task[Any, Any] | None"
     admitted_at: float = 0.0
     holds_slot: bool = False
     open_waits: int = 0
@@ -186,7 +189,11 @@ def without_content(entry: Entry, reason: str) -> Entry:
     report = entry.report
     outcome = report.outcome and Outcome(error=RunError(name="ReportRefusedError", message=reason))
     cut = RunReport(
-        id=report.id, attempt=report.attempt, sequence=report.sequence, waiting=report.waiting, outcome=outcome
+        id=report.id,
+        attempt=report.attempt,
+        sequence=report.sequence,
+        waiting=report.waiting,
+        outcome=outcome,
     )
     return Entry(entry.held, cut, entry.batch)
 

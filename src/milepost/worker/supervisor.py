@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from watchfiles import Change, awatch
+from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType]
 
 from milepost.protocol import endpoints
 from milepost.protocol.work import ReportRequest
@@ -147,9 +147,9 @@ class Supervisor:
                     if before is not None:
                         before.end(Order.DRAIN)
             case LoadFailed(message=text):
-                if generation.is_first_failure():
-                    if self._options.reload or self._current is generation:
-                        self._audience.load_failed(text, running=self._current is not None)
+                is_worth_telling = self._options.reload or self._current is generation
+                if generation.is_first_failure() and is_worth_telling:
+                    self._audience.load_failed(text, running=self._current is not None)
             case Rejected(message=text):
                 self._failure = text
                 self.stop()
@@ -162,33 +162,14 @@ class Supervisor:
             latest = max(self._generations, key=lambda generation: generation.number, default=None)
             if latest is not None:
                 await latest.settled()
-            files = self._files()
-            folders = {file.parent for file in files}
-            trees = [Path(source).resolve() for source in self._options.sources if Path(source).is_dir()]
-            for tree in trees:
-                folders.add(tree)
-                folders.update(
-                    folder
-                    for folder in tree.rglob("*")
-                    if folder.is_dir()
-                    and SKIPPED_FOLDERS.isdisjoint(folder.parts)
-                    and "/." not in str(folder)
-                )
-
-            def is_ours(
-                change: Change, path: str, files: set[Path] = files, trees: Sequence[Path] = tuple(trees)
-            ) -> bool:
-                file = Path(path)
-                below = file.suffix == ".py" or (change is Change.added and file.is_dir())
-                return file in files or (below and any(tree in file.parents for tree in trees))
-
-            existing = [folder for folder in folders if folder.is_dir()]
-            async for changes in awatch(
-                *existing, watch_filter=is_ours, recursive=False, debounce=200, step=20
-            ):
-                self._audience.changed(sorted({Path(path) for _, path in changes}))
+            watched = _Watched.of(self._options.sources, self._files())
+            changes = awatch(
+                *watched.folders, watch_filter=watched.matters, recursive=False, debounce=200, step=20
+            )
+            async for change in changes:
+                self._audience.changed(sorted({Path(path) for _, path in change}))
                 await self._begin(group).settled()
-                if not {file.parent for file in self._files()} <= folders:
+                if _Watched.of(self._options.sources, self._files()).folders != watched.folders:
                     break
 
     def _files(self) -> set[Path]:
@@ -197,6 +178,38 @@ class Supervisor:
         for generation in self._generations:
             files |= generation.files
         return files
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """What to watch: single files, and whole folders that were given as sources."""
+
+    files: frozenset[Path]
+    trees: frozenset[Path]
+    folders: frozenset[Path]
+
+    @classmethod
+    def of(cls, sources: Sequence[str], files: Iterable[Path]) -> "_Watched":
+        """The folders are watched and not the files: many editors save by putting a new file in the place of the old one."""
+        trees = {Path(source).resolve() for source in sources if Path(source).is_dir()}
+        folders = {file.parent for file in files} | trees
+        for tree in trees:
+            folders.update(
+                folder for folder in tree.rglob("*") if folder.is_dir() and _may_hold_tasks(folder)
+            )
+        return cls(frozenset(files), frozenset(trees), frozenset(filter(Path.is_dir, folders)))
+
+    def matters(self, change: Change, path: str) -> bool:
+        """True when the tasks may be others after this change."""
+        file = Path(path)
+        if file in self.files:
+            return True
+        may_be_loaded = file.suffix == ".py" or (change is Change.added and file.is_dir())
+        return may_be_loaded and _may_hold_tasks(file) and any(tree in file.parents for tree in self.trees)
+
+
+def _may_hold_tasks(path: Path) -> bool:
+    return SKIPPED_FOLDERS.isdisjoint(path.parts) and not path.name.startswith(".")
 
 
 @dataclass(eq=False)
@@ -314,10 +327,11 @@ class _ExecutorProcess:
         receiving, sending = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "milepost.worker",
+                sys.executable,
+                # Without the current folder in front: a file of the user must not stand in for a module that this program needs.
+                "-P", "-m", "milepost.worker",
                 "--messages", str(sending), "--name", name,
                 "--concurrency", str(options.concurrency), "--grace", str(options.grace_seconds),
-                *(["--reload"] if options.reload else []),
                 "--", *options.sources,
                 stdin=PIPE,
                 stdout=options.output,

@@ -32,7 +32,9 @@ class Waits(Generic[Waiter]):
         # In order of arrival, so that the oldest is forgotten first.
         self._ended: dict[str, None] = {}
 
-    def add(self, target_id: str, waiter: Waiter, future: Future[None], *, now: float, check_now: bool) -> bool:
+    def add(
+        self, target_id: str, waiter: Waiter, future: Future[None], *, now: float, check_now: bool
+    ) -> bool:
         """Someone waits from now on; True when the target is known to have ended already and nothing was added.
 
         Args:
