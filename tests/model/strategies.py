@@ -57,7 +57,9 @@ def nested(leaves: st.SearchStrategy[Any], *, max_leaves: int = 8) -> st.SearchS
 
 values = nested(scalars)
 # For documents whose counters can be added in any order.
-exact_values = nested(st.one_of(st.none(), st.booleans(), small_integers, quarters, st.sampled_from(["", "x", "y"])))
+exact_values = nested(
+    st.one_of(st.none(), st.booleans(), small_integers, quarters, st.sampled_from(["", "x", "y"]))
+)
 
 _names = st.sampled_from(["a", "n", "l", "", "a.b", "zähler"])
 documents = st.dictionaries(_names, values, max_size=4)
@@ -86,7 +88,10 @@ def operations_on(
 _numbers = st.one_of(integers, floats)
 operations = operations_on(st.sampled_from(list(KEYS)), values, _numbers, documents)
 exact_operations = operations_on(
-    st.sampled_from(list(KEYS)), exact_values, st.one_of(small_integers, small_integers, quarters), exact_documents
+    st.sampled_from(list(KEYS)),
+    exact_values,
+    st.one_of(small_integers, small_integers, quarters),
+    exact_documents,
 )
 # Two or three keys for a whole list, so that there is something to merge.
 exact_lists = st.lists(st.sampled_from(list(KEYS)), min_size=1, max_size=3, unique=True).flatmap(

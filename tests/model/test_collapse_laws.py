@@ -152,7 +152,11 @@ def test_m30_ten_thousand_increments_are_one_operation() -> None:
     operations: list[Operation] = []
     for index in range(10_000):
         operations += [Increment("done", 1), Set("step", index), Increment("$.by.kind", 2)]
-    assert collapse(operations) == [Increment("done", 10_000), Set("step", 9_999), Increment("$.by.kind", 20_000)]
+    assert collapse(operations) == [
+        Increment("done", 10_000),
+        Set("step", 9_999),
+        Increment("$.by.kind", 20_000),
+    ]
 
 
 def test_m30_float_increments_are_never_summed() -> None:
@@ -161,7 +165,13 @@ def test_m30_float_increments_are_never_summed() -> None:
 
 
 def test_m30_nothing_is_merged_across_what_touches_the_key() -> None:
-    for between in (Remove("n", 1), Increment("n", 1, "id"), Set("$.n.x", 1), Increment("$.n", 1), Update({})):
+    for between in (
+        Remove("n", 1),
+        Increment("n", 1, "id"),
+        Set("$.n.x", 1),
+        Increment("$.n", 1),
+        Update({}),
+    ):
         operations: list[Operation] = [Increment("n", 1), between, Increment("n", 1)]
         assert collapse(operations) == operations
 
@@ -182,7 +192,12 @@ def test_deleting_twice_is_deleting_once_but_not_in_an_array() -> None:
 def test_capped_appends_keep_the_newest() -> None:
     operations: list[Operation] = [Append("log", index, 3) for index in range(10)]
     assert collapse(operations) == [Append("log", 7, 3), Append("log", 8, 3), Append("log", 9, 3)]
-    mixed: list[Operation] = [Append("log", 1, 2), Append("log", 2, 3), Append("log", 3, 2), Append("log", 4, 2)]
+    mixed: list[Operation] = [
+        Append("log", 1, 2),
+        Append("log", 2, 3),
+        Append("log", 3, 2),
+        Append("log", 4, 2),
+    ]
     assert collapse(mixed) == mixed
 
 

@@ -413,6 +413,8 @@ def _struct_items(value: msgspec.Struct) -> Iterator[tuple[str, object]]:
 
 def _from_scalar_array(value: Any, depth: int) -> JSONValue:
     """A NumPy, pandas or tensor scalar by its own `.item()`, without importing the library."""
+    if not hasattr(value, "dtype"):
+        _refuse(value, depth)
     if getattr(value, "shape", None) != ():
         raise _Refused(f"an array ({type(value).__name__}) cannot be stored; use .tolist()")
     if type(value).__name__ in ("datetime64", "timedelta64"):
@@ -496,7 +498,7 @@ def _converter_for(kind: Any) -> _Converter:
         return _from_dataclass
     if hasattr(kind, "__attrs_attrs__"):
         return _from_attrs
-    if hasattr(kind, "item") and hasattr(kind, "dtype") and hasattr(kind, "shape"):
+    if hasattr(kind, "item"):
         return _from_scalar_array
     if any(
         base.__module__.startswith("pydantic") and base.__name__ in _PYDANTIC_ADDRESSES

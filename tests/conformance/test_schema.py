@@ -1,0 +1,93 @@
+"""The tables that the migrations make are the tables that the code speaks of."""
+
+import re
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, Inspector, create_engine, inspect
+
+from conformance.conftest import OpenStore
+from milepost.store.database import Store
+from milepost.store.schema import tables
+
+
+def described(connection: Connection) -> dict[str, Any]:
+    """Tables with columns, keys, indexes and checks, as the database reports them."""
+    inspector = inspect(connection)
+    return {
+        table: {
+            "columns": {
+                column["name"]: (str(column["type"]), column["nullable"], column["default"])
+                for column in inspector.get_columns(table)
+            },
+            "key": inspector.get_pk_constraint(table)["constrained_columns"],
+            "indexes": {
+                index["name"]: (index["column_names"], index["unique"], _condition(index))
+                for index in inspector.get_indexes(table)
+            },
+            "checks": _checks(inspector, table),
+        }
+        for table in inspector.get_table_names()
+        if table != "alembic_version"
+    }
+
+
+def _condition(index: Any) -> str | None:
+    found = index.get("dialect_options", {})
+    condition = next((value for name, value in found.items() if name.endswith("_where")), None)
+    return None if condition is None else str(condition)
+
+
+def _checks(inspector: Inspector, table: str) -> dict[Any, str]:
+    return {check["name"]: check["sqltext"] for check in inspector.get_check_constraints(table)}
+
+
+def test_a_migrated_database_equals_a_fresh_one(store: Store) -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        tables.create_all(connection)
+        fresh = described(connection)
+    engine.dispose()
+    with store.read() as connection:
+        migrated = described(connection)
+    assert set(migrated) == set(tables.tables)
+    for table, parts in fresh.items():
+        assert migrated[table] == parts, table
+
+
+def test_the_migration_tool_finds_nothing_left_to_do(store: Store) -> None:
+    with store.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables) == []
+
+
+def test_every_check_of_the_code_is_in_the_database(store: Store) -> None:
+    with store.read() as connection:
+        checks = {name for table in described(connection).values() for name in table["checks"]}
+    assert checks == {"runs_status", "runs_held", "runs_finished", "batches_counts"}
+
+
+def test_opening_again_changes_nothing(open_store: OpenStore) -> None:
+    first = open_store()
+    with first.read() as connection:
+        before = described(connection)
+    first.close()
+    with open_store().read() as connection:
+        assert described(connection) == before
+
+
+def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
+    """What only SQLite's own text tells."""
+
+    def compact(connection: Connection) -> set[str]:
+        texts = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+        return {name for name, sql in texts if re.search(r"WITHOUT\s+ROWID", sql)}
+
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        tables.create_all(connection)
+        fresh = compact(connection)
+    engine.dispose()
+    with store.read() as connection:
+        assert compact(connection) == fresh == {"changes", "run_tags"}

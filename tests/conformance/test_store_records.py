@@ -1,0 +1,73 @@
+"""The small tables: every verb of `store.records`."""
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from conformance.rows import NOW, run_name
+from milepost.store import records
+from milepost.store.database import Store
+from milepost.store.records import LogRow, TaskRow
+
+
+def line(number: int, run: int = 1) -> LogRow:
+    return LogRow(run_name(run), 1, NOW + number, "info", "app.mail", f"line {number}, größer")
+
+
+def task(
+    task_id: str, queue: str = "q", concurrency: int | None = None, schema: bytes | None = None
+) -> TaskRow:
+    return TaskRow(task_id, queue, concurrency, b"{}", schema, NOW)
+
+
+def test_log_lines_come_in_the_order_they_were_added_page_by_page(store: Store) -> None:
+    with store.write() as connection:
+        records.append_logs(connection, [line(5), line(0, run=2), line(3), line(4)])
+        records.append_logs(connection, [])
+    with store.write() as connection:
+        records.append_logs(connection, [line(1)])
+    with store.read() as connection:
+        whole = records.load_logs(connection, run_name(1), after=0, limit=100)
+        first = records.load_logs(connection, run_name(1), after=0, limit=3)
+        rest = records.load_logs(connection, run_name(1), after=first[-1][0], limit=3)
+        assert records.load_logs(connection, run_name(3), after=0, limit=3) == []
+    assert [row for _, row in whole] == [line(5), line(3), line(4), line(1)]
+    assert first + rest == whole
+
+
+def test_the_newest_word_about_a_task_wins(store: Store) -> None:
+    with store.write() as connection:
+        records.save_tasks(connection, [task("a"), task("b", concurrency=3, schema=b'{"type":"object"}')])
+        records.save_tasks(connection, [])
+    with store.write() as connection:
+        records.save_tasks(connection, [task("a", queue="other", concurrency=1)])
+    with store.read() as connection:
+        assert records.load_tasks(connection) == {
+            "a": task("a", queue="other", concurrency=1),
+            "b": task("b", concurrency=3, schema=b'{"type":"object"}'),
+        }
+
+
+def test_answers_are_kept_until_they_are_pruned(store: Store) -> None:
+    rows = [
+        {"request_id": f"id {number}", "answer": b"%d" % number, "created_at": NOW + number}
+        for number in range(4)
+    ]
+    with store.write() as connection:
+        records.save_answers(connection, rows)
+        records.save_answers(connection, [])
+    with store.read() as connection:
+        assert records.load_answers(connection, ["id 0", "id 3", "id 9"]) == {"id 0": b"0", "id 3": b"3"}
+    with store.write() as connection:
+        assert records.prune_answers(connection, before=NOW + 2) == 2
+        assert records.prune_answers(connection, before=NOW + 2) == 0
+    with store.read() as connection:
+        found = records.load_answers(connection, [f"id {number}" for number in range(4)])
+    assert set(found) == {"id 2", "id 3"}
+
+
+def test_one_request_has_one_answer(store: Store) -> None:
+    row = {"request_id": "id", "answer": b"1", "created_at": NOW}
+    with store.write() as connection:
+        records.save_answers(connection, [row])
+    with pytest.raises(IntegrityError), store.write() as connection:
+        records.save_answers(connection, [{**row, "answer": b"2"}])

@@ -1,0 +1,297 @@
+"""Runs: every verb of `store.runs`."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
+
+from conformance.rows import NOW, insert, new_run, put, row_of, run_name
+from milepost.model.run import RunStatus
+from milepost.store import runs
+from milepost.store.database import Store
+from milepost.store.runs import INLINE_CHARACTERS, RunFilter
+from milepost.store.schema import runs as table
+
+
+def names(*numbers: int) -> list[str]:
+    return [run_name(number) for number in numbers]
+
+
+def test_a_new_run_is_queued_and_comes_back_as_it_was_given(store: Store) -> None:
+    new = new_run(
+        7,
+        max_attempts=4,
+        parent_id=run_name(1),
+        root_id=run_name(0),
+        batch_id="batch_1",
+        batch_index=2,
+        depth=3,
+        trigger_function="batchTrigger",
+        tags=["blue", "grün", "a,b"],
+        payload='{"z": "ü"}',
+        payload_type="application/json",
+        trigger_metadata=b'{"k":1}',
+    )
+    insert(store, new)
+    with store.read() as connection:
+        record = runs.load_records(connection, names(7), values=True)[run_name(7)]
+    row = record.row
+    for name in ("id", "task", "queue", "max_attempts", "due_at", "created_at", "parent_id", "root_id"):
+        assert getattr(row, name) == getattr(new, name), name
+    assert (row.batch_id, row.depth, row.trigger_function) == ("batch_1", 3, "batchTrigger")
+    assert row.status is RunStatus.QUEUED
+    assert (row.attempt, row.report_sequence, row.metadata_written, row.updated_at) == (
+        0,
+        0,
+        0,
+        new.created_at,
+    )
+    assert (row.worker_id, row.started_at, row.finished_at, row.large) == (None, None, None, None)
+    assert (record.tags, record.payload, record.payload_type) == (new.tags, new.payload, new.payload_type)
+    assert (record.output, record.error, record.trigger_metadata) == (None, None, b'{"k":1}')
+
+
+@pytest.mark.parametrize("length", [0, INLINE_CHARACTERS, INLINE_CHARACTERS + 1, 3 * 1024 * 1024])
+def test_a_payload_comes_back_whatever_its_length(store: Store, length: int) -> None:
+    insert(store, new_run(1, payload="ß" * length, payload_type="text/plain"), new_run(2))
+    with store.read() as connection:
+        found = runs.load_records(connection, names(1, 2), values=True)
+        without = runs.load_records(connection, names(1, 2), values=False)
+    assert found[run_name(1)].payload == "ß" * length
+    assert found[run_name(2)].payload is None
+    assert without[run_name(1)].payload is None
+    assert without[run_name(1)].payload_type == "text/plain"
+
+
+def test_inserting_nothing_is_fine(store: Store) -> None:
+    insert(store)
+    with store.read() as connection:
+        assert runs.list_ids(connection, RunFilter(), limit=1) == []
+
+
+def test_rows_are_found_by_id_in_any_number_and_absent_ids_are_left_out(store: Store) -> None:
+    insert(store, *(new_run(number) for number in range(2500)))
+    wanted = [run_name(number) for number in range(2400, 2600)] + [run_name(number) for number in range(1100)]
+    with store.read() as connection:
+        found = runs.load_rows(connection, wanted + wanted[:10])
+        assert runs.load_rows(connection, []) == {}
+        records = runs.load_records(connection, wanted, values=True)
+    assert set(found) == set(wanted) - {run_name(number) for number in range(2500, 2600)}
+    assert set(records) == set(found)
+    assert all(row.id == run_id for run_id, row in found.items())
+
+
+def test_what_commands_may_change_is_saved(store: Store) -> None:
+    insert(store, new_run(1), new_run(2))
+    untouched = row_of(store, 2)
+    row = row_of(store, 1)
+    row.status, row.worker_id = RunStatus.WAITING, "worker_1"
+    row.attempt, row.report_sequence, row.metadata_written = 3, 17, 1
+    row.due_at, row.updated_at, row.started_at = NOW + 5, NOW + 6, NOW + 7
+    with store.write() as connection:
+        runs.save_rows(connection, [row])
+        runs.save_rows(connection, [])
+    assert row_of(store, 1) == row
+    assert row_of(store, 2) == untouched
+
+
+@pytest.mark.parametrize("length", [2, INLINE_CHARACTERS, INLINE_CHARACTERS + 1])
+def test_an_output_is_saved_beside_a_payload_of_any_length(store: Store, length: int) -> None:
+    insert(store, new_run(1, payload="p" * 10_000), new_run(2, payload="q"))
+    rows = [row_of(store, 1), row_of(store, 2)]
+    output = "o" * length
+    with store.write() as connection:
+        runs.save_results(connection, [(rows[0], output, None), (rows[1], None, '{"message":"no"}')])
+        runs.save_results(connection, [])
+    with store.read() as connection:
+        found = runs.load_records(connection, names(1, 2), values=True)
+        shown = runs.load_records(connection, names(1, 2), values=False)
+    assert (found[run_name(1)].payload, found[run_name(1)].output) == ("p" * 10_000, output)
+    assert (found[run_name(2)].output, found[run_name(2)].error) == (None, '{"message":"no"}')
+    assert shown[run_name(1)].output is None
+    assert shown[run_name(2)].error == '{"message":"no"}'
+
+
+def test_a_later_result_replaces_the_error_of_the_attempt_before(store: Store) -> None:
+    insert(store, new_run(1, payload="p" * 10_000))
+    for output, error in ((None, "{}"), ("o" * 10_000, None)):
+        with store.write() as connection:
+            runs.save_results(
+                connection, [(runs.load_rows(connection, names(1))[run_name(1)], output, error)]
+            )
+    with store.read() as connection:
+        record = runs.load_records(connection, names(1), values=True)[run_name(1)]
+    assert (record.payload, record.output, record.error) == ("p" * 10_000, "o" * 10_000, None)
+
+
+def test_due_runs_are_found_oldest_first_over_all_tasks(store: Store) -> None:
+    insert(
+        store,
+        new_run(1, task="a", due_at=NOW + 30),
+        new_run(2, task="b", queue="other", due_at=NOW + 10),
+        new_run(3, task="a", due_at=NOW + 20),
+        new_run(4, task="a", due_at=NOW + 10),
+        new_run(5, task="c", due_at=NOW),
+        new_run(6, task="a", due_at=NOW + 31),
+        new_run(7, task="b", due_at=NOW + 1),
+    )
+    put(store, 7, RunStatus.EXECUTING, worker="worker_1")
+    with store.read() as connection:
+
+        def due(*tasks: str, limit: int = 10) -> list[tuple[str, str, str]]:
+            return [tuple(found)[:3] for found in runs.due_ids(connection, tasks, limit=limit, now=NOW + 30)]
+
+        assert due("a", "b") == [
+            (run_name(2), "b", "other"),
+            (run_name(4), "a", "task/work"),
+            (run_name(3), "a", "task/work"),
+            (run_name(1), "a", "task/work"),
+        ]
+        assert [found[0] for found in due("a", "b", limit=2)] == names(2, 4)
+        assert [found[0] for found in due("c")] == names(5)
+        assert due("nobody") == []
+
+
+def test_due_runs_are_found_for_a_worker_with_very_many_tasks(store: Store) -> None:
+    insert(store, new_run(1, task="task_0"), new_run(2, task="task_799"))
+    with store.read() as connection:
+        tasks = [f"task_{number}" for number in range(800)]
+        found = runs.due_ids(connection, tasks, limit=10, now=NOW + 10)
+    assert [due[0] for due in found] == names(1, 2)
+
+
+def test_the_next_due_time_is_that_of_a_queued_run_after_the_given_one(store: Store) -> None:
+    insert(store, *(new_run(number, due_at=NOW + number) for number in (5, 6, 7)))
+    put(store, 6, RunStatus.FAILED)
+    with store.read() as connection:
+        assert runs.next_due_at_after(connection, NOW) == NOW + 5
+        assert runs.next_due_at_after(connection, NOW + 5) == NOW + 7
+        assert runs.next_due_at_after(connection, NOW + 7) is None
+
+
+def test_executing_runs_are_counted_by_queue_and_waiting_ones_are_not(store: Store) -> None:
+    insert(store, *(new_run(number, queue="left" if number % 2 else "right") for number in range(8)))
+    for number in (0, 1, 2, 3):
+        put(store, number, RunStatus.EXECUTING, worker="worker_1")
+    put(store, 4, RunStatus.WAITING, worker="worker_1")
+    put(store, 5, RunStatus.COMPLETED)
+    with store.read() as connection:
+        assert runs.executing_counts(connection, ["left", "right"]) == {"left": 2, "right": 2}
+        assert runs.executing_counts(connection, ["left", "nobody"]) == {"left": 2}
+        assert runs.executing_counts(connection, []) == {}
+
+
+def test_held_runs_and_their_holders(store: Store) -> None:
+    insert(store, *(new_run(number) for number in range(5)))
+    put(store, 0, RunStatus.EXECUTING, worker="worker_1")
+    put(store, 1, RunStatus.WAITING, worker="worker_1")
+    put(store, 2, RunStatus.EXECUTING, worker="worker_2")
+    put(store, 3, RunStatus.COMPLETED)
+    with store.read() as connection:
+        assert sorted(runs.held_ids(connection, "worker_1")) == names(0, 1)
+        assert runs.held_ids(connection, "worker_3") == []
+        assert sorted(runs.holders(connection)) == ["worker_1", "worker_2"]
+
+
+def test_the_document_given_at_trigger_is_kept(store: Store) -> None:
+    """M2: replay and "run again" start from it."""
+    insert(store, new_run(1, trigger_metadata=b'{"a":1}'), new_run(2))
+    with store.read() as connection:
+        found = runs.load_trigger_metadata(connection, names(1, 2, 3))
+    assert found == {run_name(1): b'{"a":1}', run_name(2): None}
+
+
+def test_large_values_by_name(store: Store) -> None:
+    insert(store, new_run(1, payload="x" * 10_000), new_run(2, payload="short"))
+    with store.read() as connection:
+        assert runs.load_large(connection, names(1, 2), "payload") == {run_name(1): "x" * 10_000}
+        assert runs.load_large(connection, names(1, 2), "output") == {}
+
+
+def list_of(
+    store: Store, *, limit: int = 100, after: str | None = None, before: str | None = None, **fields: Any
+):
+    with store.read() as connection:
+        return runs.list_ids(connection, RunFilter(**fields), limit=limit, after=after, before=before)
+
+
+def test_lists_are_newest_first_and_cursors_lead_both_ways(store: Store) -> None:
+    insert(store, *(new_run(number) for number in range(10)))
+    assert list_of(store, limit=3) == names(9, 8, 7)
+    assert list_of(store, limit=3, after=run_name(7)) == names(6, 5, 4)
+    assert list_of(store, limit=3, after=run_name(1)) == names(0)
+    assert list_of(store, limit=3, after=run_name(0)) == []
+    assert list_of(store, limit=3, before=run_name(4)) == names(7, 6, 5)
+    assert list_of(store, limit=3, before=run_name(8)) == names(9)
+    assert list_of(store, limit=3, after=run_name(2), before=run_name(4)) == names(7, 6, 5)
+
+
+def test_every_filter_narrows_the_list_and_the_counts(store: Store) -> None:
+    insert(
+        store,
+        new_run(0, task="a", tags=["x", "y"]),
+        new_run(1, task="b", tags=["y"], parent_id=run_name(0), root_id=run_name(0)),
+        new_run(2, task="b", tags=["z"], parent_id=run_name(1), root_id=run_name(0)),
+        new_run(3, task="c", batch_id="batch_1", batch_index=0),
+        new_run(4, task="a"),
+    )
+    put(store, 2, RunStatus.COMPLETED)
+    put(store, 4, RunStatus.FAILED)
+    cases: list[tuple[dict[str, Any], list[int]]] = [
+        ({}, [4, 3, 2, 1, 0]),
+        ({"statuses": (RunStatus.COMPLETED,)}, [2]),
+        ({"statuses": (RunStatus.COMPLETED, RunStatus.FAILED)}, [4, 2]),
+        ({"tasks": ("a",)}, [4, 0]),
+        ({"tasks": ("a", "c")}, [4, 3, 0]),
+        ({"tags": ("y",)}, [1, 0]),
+        ({"tags": ("x", "z")}, [2, 0]),
+        ({"tags": ("x", "y")}, [1, 0]),
+        ({"batch_id": "batch_1"}, [3]),
+        ({"parent_id": run_name(0)}, [1]),
+        ({"root_id": run_name(0)}, [2, 1, 0]),
+        ({"created_from": NOW + 3}, [4, 3]),
+        ({"created_to": NOW + 1}, [1, 0]),
+        ({"created_from": NOW + 1, "created_to": NOW + 3}, [3, 2, 1]),
+        ({"tasks": ("b",), "tags": ("y",)}, [1]),
+        ({"tasks": ("b",), "statuses": (RunStatus.FAILED,)}, []),
+    ]
+    with store.read() as connection:
+        for fields, numbers in cases:
+            filter = RunFilter(**fields)
+            assert runs.list_ids(connection, filter, limit=100) == names(*numbers), fields
+            assert sum(runs.count_by_status(connection, filter).values()) == len(numbers), fields
+        assert runs.count_by_status(connection, RunFilter()) == {"QUEUED": 3, "COMPLETED": 1, "FAILED": 1}
+
+
+def test_runs_of_a_batch_are_in_index_order_and_an_index_is_taken_once(store: Store) -> None:
+    insert(
+        store,
+        *(new_run(number, batch_id="batch_1", batch_index=9 - number) for number in range(4)),
+        new_run(5),
+    )
+    with store.read() as connection:
+        assert runs.batch_run_ids(connection, "batch_1") == names(3, 2, 1, 0)
+        assert runs.batch_run_ids(connection, "batch_2") == []
+        assert set(runs.batch_indexes(connection, "batch_1")) == {6, 7, 8, 9}
+    with pytest.raises(IntegrityError):
+        insert(store, new_run(6, batch_id="batch_1", batch_index=9))
+    insert(store, new_run(6, batch_id="batch_2", batch_index=9))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": "SLEEPING"},
+        {"status": "EXECUTING"},
+        {"worker_id": "worker_1"},
+        {"status": "COMPLETED"},
+        {"finished_at": NOW},
+        {"status": "FAILED", "finished_at": NOW, "worker_id": "worker_1"},
+    ],
+)
+def test_the_database_itself_refuses_states_that_cannot_be(store: Store, values: dict[str, Any]) -> None:
+    insert(store, new_run(1))
+    with pytest.raises(IntegrityError), store.write() as connection:
+        connection.execute(update(table).where(table.c.id == run_name(1)).values(**values))
+    assert row_of(store, 1).status is RunStatus.QUEUED

@@ -1,0 +1,278 @@
+"""A store, an engine and a clock, driven command by command; and doubles of workers that talk to it."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import msgspec
+
+from milepost.engine.announcements import Announcement
+from milepost.engine.commands import (
+    Claim,
+    Command,
+    RegisterWorker,
+    Report,
+    Trigger,
+    TriggerBatch,
+    Triggered,
+    TriggerItem,
+    UpdateMetadata,
+)
+from milepost.engine.engine import Engine, Request
+from milepost.engine.metadata import MetadataUpdated
+from milepost.engine.reading import Reader
+from milepost.engine.state import EngineSettings
+from milepost.model.operations import Operation
+from milepost.model.retry import NO_RETRY, Retry
+from milepost.model.run import Outcome, RunError
+from milepost.protocol.triggering import TriggerOptions
+from milepost.protocol.work import ClaimedRun, LogLine, RunReply, RunReport, TargetOperations, WorkerTask
+from milepost.store.database import Store
+
+START = 1_800_000_000_000_000
+
+
+class Clock:
+    """Microseconds since 1970; moves only when told."""
+
+    def __init__(self, now: int = START) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += round(seconds * 1_000_000)
+
+
+class Ticket:
+    """Who waits for a command's result; it must come once."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+
+    def __call__(self, result: Any) -> None:
+        self.results.append(result)
+
+    @property
+    def is_answered(self) -> bool:
+        return bool(self.results)
+
+    @property
+    def result(self) -> Any:
+        [result] = self.results
+        return result
+
+
+@cache
+def _template() -> Path:
+    """A database with all tables and nothing in it, made once: copying it is quicker than migrating."""
+    path = Path(mkdtemp(prefix="milepost-tests-")) / "template.db"
+    Store(path).close()
+    return path
+
+
+def new_store(path: Path) -> Store:
+    """An empty store at this path."""
+    shutil.copy(_template(), path)
+    return Store(path, synchronous="NORMAL")
+
+
+class World:
+    """Everything behind the HTTP server, in one thread, on a clock of its own.
+
+    Each group of commands happens a millisecond after the one before.
+    """
+
+    def __init__(self, store: Store, *, clock: Clock | None = None, **settings: Any) -> None:
+        self.store = store
+        self.clock = clock or Clock()
+        self.settings = EngineSettings(**settings)
+        self.announcements: list[Announcement] = []
+        self.reader = Reader(store, metadata_size_max=self.settings.metadata_size_max)
+        self.restart()
+
+    def restart(self) -> None:
+        """A new engine on the same store: nothing but the store is left of what was before."""
+        self.clock.advance(0.001)
+        self.engine = Engine(self.store, self.settings, self.clock)
+
+    def submit(self, *commands: Command) -> list[Ticket]:
+        """Carry out commands as one group; none is like the committer waking up by the clock."""
+        self.clock.advance(0.001)
+        tickets = [Ticket() for _ in commands]
+        requests = [Request(command, ticket) for command, ticket in zip(commands, tickets, strict=True)]
+        answers, announcement = self.engine.execute(requests)
+        for answer, result in answers:
+            answer(result)
+        if announcement is not None:
+            self.announced(announcement)
+        return tickets
+
+    def announced(self, announcement: Announcement) -> None:
+        """The engine has told what it changed."""
+        self.announcements.append(announcement)
+
+    def do(self, command: Command) -> Any:
+        """The result of one command; raises what refused it."""
+        [ticket] = self.submit(command)
+        return result_of(ticket)
+
+    def trigger(self, task: str = "work", payload: str | None = None, **options: Any) -> str:
+        """Trigger one run and give its id."""
+        triggered: Triggered = self.do(Trigger(item(task, payload, **options)))
+        return triggered.run_ids[0]
+
+    def trigger_batch(self, *items: TriggerItem, **fields: Any) -> Triggered:
+        """Trigger a batch."""
+        return self.do(TriggerBatch(items, **fields))
+
+    def write(
+        self, run_id: str, *operations: Operation, relation: str = "self", request_id: str | None = None
+    ) -> MetadataUpdated:
+        """Write to a document from outside."""
+        return self.do(
+            UpdateMetadata(run_id, [(relation, msgspec.to_builtins(list(operations)))], request_id=request_id)
+        )
+
+    def document(self, run_id: str) -> tuple[dict[str, Any], int]:
+        """The document and its version as readers see them."""
+        value, version = self.reader.metadata(run_id)
+        return msgspec.json.decode(value), version
+
+    def written_answer(self, run_id: str) -> tuple[dict[str, Any], int]:
+        """The document and its version as the engine holds them, by a write that changes nothing."""
+        updated = self.write(run_id)
+        return msgspec.json.decode(updated.value), updated.version
+
+    def dump(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Every row of every table."""
+        with self.store.read() as connection:
+            names = connection.exec_driver_sql(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
+            ).scalars()
+            return {
+                name: sorted(
+                    (tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {name}")), key=repr
+                )
+                for name in list(names)
+            }
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+@contextmanager
+def world_at(path: Path, **settings: Any):
+    """A world on a new database at this path."""
+    world = World(new_store(path), **settings)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+class WorkerDouble:
+    """A worker that does what it is told and counts its claims and reports as a real one does."""
+
+    def __init__(self, world: World, worker_id: str = "worker_1", *tasks: WorkerTask) -> None:
+        self.world = world
+        self.id = worker_id
+        self.tasks = tasks or (offered("work"),)
+        self.claim_sequence = 0
+        self._sequences: dict[tuple[str, int], int] = {}
+        self.register()
+
+    def register(self, holding: Sequence[str] = ()) -> None:
+        """Present itself."""
+        self.world.do(RegisterWorker(self.id, self.id, self.tasks, list(holding)))
+
+    def next_claim(self, slots: int = 1, *, wait: float = 0.0) -> Claim:
+        """The next claim, not yet submitted."""
+        self.claim_sequence += 1
+        return Claim(self.id, self.claim_sequence, slots, wait)
+
+    def claim(self, slots: int = 1) -> list[ClaimedRun]:
+        """Claim what is due now."""
+        return self.world.do(self.next_claim(slots))
+
+    def claim_one(self) -> ClaimedRun:
+        """Claim the one run that must be due."""
+        [run] = self.claim()
+        return run
+
+    def next_report(
+        self,
+        run: ClaimedRun,
+        *operations: Operation,
+        changes: Sequence[TargetOperations] = (),
+        logs: Sequence[LogLine] = (),
+        outcome: Outcome | None = None,
+        waiting: bool | None = None,
+        metadata_version: int = -1,
+        sequence: int | None = None,
+    ) -> RunReport:
+        """The next report of a run's attempt, not yet submitted; `operations` are for its own document."""
+        if sequence is None:
+            key = run.id, run.attempt
+            sequence = self._sequences[key] = self._sequences.get(key, 0) + 1
+        own = [TargetOperations(run.id, list(operations))] if operations else []
+        return RunReport(
+            id=run.id,
+            attempt=run.attempt,
+            sequence=sequence,
+            metadata_version=metadata_version,
+            changes=[*own, *changes],
+            logs=list(logs),
+            outcome=outcome,
+            waiting=waiting,
+        )
+
+    def send(self, *reports: RunReport, leaving: bool = False) -> list[RunReply]:
+        """Send reports as one request."""
+        return self.world.do(Report(self.id, reports, leaving))
+
+    def report(self, run: ClaimedRun, *operations: Operation, **fields: Any) -> RunReply:
+        """Report on one run."""
+        [reply] = self.send(self.next_report(run, *operations, **fields))
+        return reply
+
+    def finish(
+        self, run: ClaimedRun, *operations: Operation, output: str | None = "null", **fields: Any
+    ) -> RunReply:
+        """End the attempt with success."""
+        return self.report(run, *operations, outcome=Outcome(output=output), **fields)
+
+    def fail(self, run: ClaimedRun, *operations: Operation, retry_after_ms: int | None = None) -> RunReply:
+        """End the attempt with an error."""
+        return self.report(run, *operations, outcome=failure(retry_after_ms=retry_after_ms))
+
+
+def result_of(ticket: Ticket) -> Any:
+    """What a command was answered with; raises what refused it."""
+    result = ticket.result
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def item(task: str = "work", payload: str | None = None, **options: Any) -> TriggerItem:
+    """One run to trigger."""
+    return TriggerItem(task, payload, TriggerOptions(**options))
+
+
+def offered(
+    task: str, *, queue: str | None = None, concurrency: int | None = None, retry: Retry = NO_RETRY
+) -> WorkerTask:
+    """A task as a worker offers it."""
+    return WorkerTask(id=task, queue=queue or f"task/{task}", queue_concurrency=concurrency, retry=retry)
+
+
+def failure(message: str = "out of ink", *, retry_after_ms: int | None = None) -> Outcome:
+    """How an attempt ends that failed."""
+    return Outcome(error=RunError(message=message, name="ValueError"), retry_after_ms=retry_after_ms)
