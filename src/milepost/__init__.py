@@ -1,1 +1,79 @@
 """Background tasks for Python whose runs carry live metadata."""
+
+from milepost.client.client import Client
+from milepost.client.default import configure
+from milepost.client.handles import BatchHandle, RunHandle
+from milepost.client.queue import Queue
+from milepost.client.results import TaskResult
+from milepost.client.run import Run
+from milepost.errors import (
+    AbortTaskRun,
+    ConfigurationError,
+    MetadataError,
+    MetadataFlushError,
+    MetadataPathError,
+    MetadataTooLargeError,
+    MetadataTypeError,
+    MetadataValueError,
+    MilepostError,
+    NotFoundError,
+    PayloadValidationError,
+    RequestError,
+    RunFinishedError,
+    RunNotFoundError,
+    TaskFailedError,
+    TaskNotFoundError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+    UsageError,
+)
+from milepost.model.retry import Retry
+from milepost.model.run import RunError, RunStatus
+from milepost.sdk.context import Context
+from milepost.sdk.hooks import hooks
+from milepost.sdk.metadata import metadata
+from milepost.sdk.runs import runs
+from milepost.sdk.task import Task, task
+from milepost.sdk.triggering import BatchItem, tasks
+
+__all__ = [
+    "AbortTaskRun",
+    "BatchHandle",
+    "BatchItem",
+    "Client",
+    "ConfigurationError",
+    "Context",
+    "MetadataError",
+    "MetadataFlushError",
+    "MetadataPathError",
+    "MetadataTooLargeError",
+    "MetadataTypeError",
+    "MetadataValueError",
+    "MilepostError",
+    "NotFoundError",
+    "PayloadValidationError",
+    "Queue",
+    "RequestError",
+    "Retry",
+    "Run",
+    "RunError",
+    "RunFinishedError",
+    "RunHandle",
+    "RunNotFoundError",
+    "RunStatus",
+    "Task",
+    "TaskFailedError",
+    "TaskNotFoundError",
+    "TaskResult",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UsageError",
+    "configure",
+    "hooks",
+    "metadata",
+    "runs",
+    "task",
+    "tasks",
+]

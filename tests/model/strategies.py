@@ -57,13 +57,27 @@ def nested(leaves: st.SearchStrategy[Any], *, max_leaves: int = 8) -> st.SearchS
 
 values = nested(scalars)
 # For documents whose counters can be added in any order.
-exact_values = nested(
-    st.one_of(st.none(), st.booleans(), small_integers, quarters, st.sampled_from(["", "x", "y"]))
+exact_values = st.one_of(
+    small_integers,
+    nested(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            small_integers,
+            quarters,
+            st.sampled_from(["", "x", "y" * 70, "z" * 200]),
+        )
+    ),
 )
 
 _names = st.sampled_from(["a", "n", "l", "", "a.b", "zähler"])
 documents = st.dictionaries(_names, values, max_size=4)
-exact_documents = st.dictionaries(_names, exact_values, max_size=4)
+_rows = st.lists(st.fixed_dictionaries({"n": st.one_of(small_integers, quarters)}), min_size=1, max_size=3)
+exact_documents = st.builds(
+    lambda value, rows: value if rows is None else {**value, "l": rows},
+    st.dictionaries(_names, exact_values, max_size=4),
+    st.one_of(st.none(), _rows),
+)
 
 
 def operations_on(

@@ -198,7 +198,7 @@ class LongScalar(Scalar):
         return 1.5
 
 
-class datetime64(Scalar):  # noqa: N801 - the name decides
+class datetime64(Scalar):
     def astype(self, unit: str) -> Scalar:
         assert unit == "datetime64[us]"
         return Scalar(self._item)
@@ -301,8 +301,10 @@ def test_m72_an_exact_type_comes_out() -> None:
 
 
 def test_m72_equal_sets_give_equal_arrays() -> None:
-    mixed = ["a", 1, None, (1, 2), 2.5, True and "b"]
-    assert encode(to_json(set(mixed))) == encode(to_json(set(reversed(mixed))))
+    mixed = ["a", 1, None, (1, 2), 2.5, "b"]
+    expected = encode(to_json(set(mixed)))
+    for shift in range(len(mixed)):
+        assert encode(to_json(frozenset(mixed[shift:] + mixed[:shift]))) == expected
 
 
 def test_m75_the_value_of_a_datetime_reads_back_as_text() -> None:
@@ -313,10 +315,9 @@ def test_m75_the_value_of_a_datetime_reads_back_as_text() -> None:
 
 @given(st.datetimes(timezones=st.timezones()))
 def test_m72_datetimes_keep_microseconds_and_offset(moment: dt.datetime) -> None:
-    text = typing.cast("str", to_json(moment))
-    # Historical offsets have seconds, which the standard library reads as well.
-    assert dt.datetime.fromisoformat(text) == moment.replace(fold=moment.fold)
-    assert dt.datetime.fromisoformat(text).utcoffset() == moment.utcoffset()
+    read = dt.datetime.fromisoformat(typing.cast("str", to_json(moment)))
+    assert read.replace(tzinfo=None) == moment.replace(tzinfo=None)
+    assert read.utcoffset() == moment.utcoffset()
 
 
 @given(st.timedeltas())

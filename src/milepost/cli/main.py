@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from milepost.cli.console import fail
 from milepost.errors import MilepostError
 
 app = typer.Typer(
@@ -141,3 +142,110 @@ def server(host: Host = "127.0.0.1", port: Port = 3030, data: Data = Path(".mile
     from milepost.cli import serving, stopping
 
     stopping.run(lambda: serving.serve(host=host, port=port, data=data))
+
+
+@app.command()
+def demo(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A CSV file with the columns id, name, email, age. Default: 10,000 made-up people.",
+            show_default=False,
+        ),
+    ] = None,
+    processes: Processes = None,
+    concurrency: Concurrency = 100,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the dashboard open at the end, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Watch 10,000 rows being handled as 10,000 runs.
+
+    Everything happens in a temporary folder, on this machine.
+    """
+    from milepost.cli import demo as command
+    from milepost.cli.stopping import run
+    from milepost.worker.supervisor import WorkerFailed
+
+    options = command.DemoOptions(file=file, processes=processes, concurrency=concurrency, stay=stay)
+    try:
+        code = run(lambda: command.demo(options))
+    except WorkerFailed as error:
+        fail(str(error))
+    raise typer.Exit(code)
+
+
+@app.command()
+def trigger(
+    task_id: Annotated[str, typer.Argument(help="The task's id.", show_default=False)],
+    payload: Annotated[
+        str | None,
+        typer.Argument(help="The payload as JSON; nothing for a task without one.", show_default=False),
+    ] = None,
+    metadata: Annotated[
+        str | None, typer.Option(help="The first metadata of the run, a JSON object.", show_default=False)
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag; may be given several times.", show_default=False)
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the run until it has finished.")] = False,
+) -> None:
+    """Trigger a run of a task, and print its id.
+
+    Example:  milepost trigger handle-upload '"people.csv"' --metadata '{"user": "u1"}' --watch
+    """
+    from milepost.cli import runs as command
+
+    command.trigger(task_id, payload, metadata=metadata, tags=tag or [], watch=watch)
+
+
+runs = typer.Typer(help="Look at runs.", no_args_is_help=True)
+app.add_typer(runs, name="runs")
+
+RunId = Annotated[str, typer.Argument(help="The run's id (run_...).", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@runs.command("list")
+def list_runs(
+    status: Annotated[
+        list[str] | None,
+        typer.Option(help="QUEUED, EXECUTING, WAITING, COMPLETED or FAILED.", show_default=False),
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Runs of this task.", show_default=False)] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Runs with this tag.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(help="How many.", min=1, max=10_000)] = 20,
+    json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    from milepost.cli import runs as command
+
+    command.list_runs(statuses=status or [], tasks=task or [], tags=tag or [], limit=limit, as_json=json)
+
+
+@runs.command("get")
+def get_run(run_id: RunId, json: AsJson = False) -> None:
+    """Show one run: status, metadata, output or error."""
+    from milepost.cli import runs as command
+
+    command.get_run(run_id, as_json=json)
+
+
+@runs.command("watch")
+def watch_run(run_id: RunId, json: AsJson = False) -> None:
+    """Show one run live until it has finished. Ends with exit code 1 if the run failed."""
+    from milepost.cli import runs as command
+
+    command.watch_run(run_id, as_json=json)
+
+
+db = typer.Typer(help="Care for the database.", no_args_is_help=True)
+app.add_typer(db, name="db")
+
+
+@db.command()
+def upgrade(data: Data = Path(".milepost")) -> None:
+    """Bring the database to the schema of this version. `milepost dev` and `milepost server` do it by themselves."""
+    from milepost.cli import serving
+
+    serving.upgrade_database(data)

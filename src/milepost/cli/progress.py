@@ -46,8 +46,8 @@ class Bar:
 def bars_of(metadata: Mapping[str, Any]) -> tuple[list[Bar], dict[str, Any]]:
     """The bars in a document, and the keys that are not shown by them.
 
-    A number from 0 to 1 under `progress` is a bar, and so are a count and its `total`: at the top (`processed` and `total`) or inside an
-    object (`{"rows": {"done": 3, "total": 10}}`).
+    A number from 0 to 1 under `progress` is a bar, and so are a count and its `total`: at the top (`processed` and `total`) or
+    inside an object (`{"rows": {"done": 3, "total": 10}}`).
     """
     bars: list[Bar] = []
     rest = dict(metadata)

@@ -12,13 +12,13 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from milepost.client.run import Run, run_from_wire
+from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.errors import ConfigurationError, NotFoundError
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
-from milepost.protocol.runs import RunResult
+from milepost.protocol.runs import RunObject, RunResult
 from milepost.protocol.triggering import BatchRequest, TriggerRequest
 
 ResultT = TypeVar("ResultT")
@@ -236,7 +236,7 @@ def _call(
 @lru_cache(maxsize=64)
 def _decoder(name: str) -> msgspec.json.Decoder[Any]:
     endpoint = next(endpoint for endpoint in endpoints.ENDPOINTS if endpoint.name == name)
-    return msgspec.json.Decoder(endpoint.response)
+    return msgspec.json.Decoder(WholeRun if endpoint.response is RunObject else endpoint.response)
 
 
 def _target(endpoint: Endpoint, query: Mapping[str, Any], path: Mapping[str, str]) -> str:

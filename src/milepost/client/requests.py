@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypedDict
 
+from milepost.client.queue import Queue
 from milepost.errors import MetadataValueError, PayloadValidationError
 from milepost.model.document import SIZE_LIMIT, Document
 from milepost.model.jsonvalue import encode, to_json
@@ -20,13 +21,13 @@ class RunOptions(TypedDict, total=False):
     metadata: the run's first document: a mapping, or a model that becomes an object (M2).
     tags: up to ten texts of up to 128 characters, to find and watch runs by; one text alone counts as one tag.
     max_attempts: attempts in all, the first included; wins over the task's retry rule.
-    queue: the name of another queue than the task's.
+    queue: another queue than the task's, or its name.
     """
 
     metadata: object
     tags: str | Iterable[str]
     max_attempts: int
-    queue: str
+    queue: str | Queue
 
 
 OPTION_NAMES: Final = frozenset(RunOptions.__annotations__)
@@ -69,7 +70,7 @@ def trigger_options(
         metadata=None if metadata is None else Document.from_json(metadata, limit=metadata_limit).value,
         tags=[tags] if isinstance(tags, str) else None if tags is None else list(tags),
         max_attempts=options.get("max_attempts"),
-        queue=None if queue is None else QueueOption(str(queue)),
+        queue=None if queue is None else QueueOption(queue.name if isinstance(queue, Queue) else queue),
         parent_run_id=parent_run_id,
         resume_parent_on_completion=resume,
     )

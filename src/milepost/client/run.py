@@ -80,17 +80,24 @@ class Run:
         return read_document(self.metadata, kind)
 
 
+class WholeRun(RunObject, omit_defaults=True, rename="camel", kw_only=True):
+    """`RunObject` for reading: msgspec can write an optional raw value and cannot read one."""
+
+    payload: Any = None
+    output: Any = None
+
+
 def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> Run:
     """A run out of a message. `metadata` is the document when it is at hand already; it is taken over, not copied."""
-    whole = wire if isinstance(wire, RunObject) else None
+    whole = wire if isinstance(wire, WholeRun) else None
     return Run(
         id=wire.id,
         status=wire.status,
         task_id=wire.task_identifier,
         metadata=msgspec.json.decode(wire.metadata) if metadata is None else metadata,
         metadata_version=wire.metadata_version,
-        payload=_value(whole.payload) if whole else None,
-        output=_value(whole.output) if whole else None,
+        payload=whole.payload if whole else None,
+        output=whole.output if whole else None,
         error=wire.error,
         tags=wire.tags,
         parent_id=wire.parent_id,
@@ -113,7 +120,3 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         is_failed=wire.is_failed,
         is_cancelled=wire.is_cancelled,
     )
-
-
-def _value(raw: msgspec.Raw | None) -> Any:
-    return None if raw is None else msgspec.json.decode(raw)

@@ -17,13 +17,12 @@ import msgspec
 
 from milepost.client.calls import Feed
 from milepost.client.retries import Retries, patient
-from milepost.client.run import Run, run_from_wire
+from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.client.transport import AsyncTransport, SyncTransport, check_blocking
 from milepost.errors import MetadataError, MilepostError, UnavailableError
 from milepost.model.document import Document
 from milepost.model.operations import Operation
 from milepost.protocol.feed import BatchFrame, EventReader
-from milepost.protocol.runs import RunObject
 
 StateT_co = TypeVar("StateT_co", covariant=True)
 
@@ -56,7 +55,7 @@ class _Frame(msgspec.Struct, rename="camel"):
 
 
 _decode_frame = msgspec.json.Decoder(_Frame).decode
-_decode_run = msgspec.json.Decoder(RunObject).decode
+_decode_run = msgspec.json.Decoder(WholeRun).decode
 _decode_batch = msgspec.json.Decoder(BatchFrame).decode
 _encode = msgspec.json.Encoder().encode
 

@@ -301,8 +301,6 @@ class Metadata(Updater):
         self.set(key, {"done": done, "total": total if total >= 0 else None})
 
 
-metadata = Metadata()
-
 _NOTHING = object()
 
 
@@ -347,3 +345,7 @@ def _raise_refused(scope: RunScope) -> None:
 
 def _too_late(timeout: float | None) -> TimeoutError:
     return TimeoutError(f"metadata was not committed within {timeout} s; it stays on its way, and flush() may be called again")
+
+
+metadata = Metadata()
+"""The metadata of the run that the calling code belongs to."""

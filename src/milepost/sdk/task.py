@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, overload
 
 from milepost.client.handles import BatchHandle, RunHandle
+from milepost.client.queue import Queue
 from milepost.client.requests import NO_PAYLOAD, RunOptions
 from milepost.client.results import TaskResult
 from milepost.client.shape import Shape, shape_of
@@ -19,10 +20,11 @@ from milepost.protocol.work import WorkerTask
 from milepost.sdk import triggering
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import HOOK_NAMES, Hooks
-from milepost.sdk.queue import Queue
-from milepost.sdk.registry import register
+from milepost.sdk.registry import find_task, register, registered_tasks
 from milepost.sdk.schema import MetadataSchema
 from milepost.sdk.triggering import BatchItem
+
+__all__ = ["Queue", "Retry", "Signature", "Task", "TaskDecorator", "TaskHooks", "find_task", "registered_tasks", "task"]
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")

@@ -103,6 +103,8 @@ def prepare_batch(
     task_id: str, items: Iterable[object], *, limit: int, scope: RunScope | None, resume: bool
 ) -> BatchRequest:
     """A batch as a message. Raises as `prepare`, naming the item by its position, and TooLargeError for too many items."""
+    if scope is not None:
+        limit = scope.buffer.limit
     wire: list[WireItem] = []
     for index, item in enumerate(items):
         if index >= BATCH_ITEMS_MAX:

@@ -11,13 +11,14 @@ import contextvars
 import gc
 import io
 import os
+import random
 import secrets
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -26,10 +27,11 @@ from milepost.client.settings import find_address
 from milepost.errors import MilepostError
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.work import ClaimedRun, WorkerTask
-from milepost.sdk.attempt import run_attempt
+from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
 from milepost.sdk.buffer import Buffer
+from milepost.sdk.registry import registered_tasks
 from milepost.sdk.scope import RunScope
-from milepost.sdk.task import Task, registered_tasks
+from milepost.sdk.task import Task
 from milepost.worker import control, loader
 from milepost.worker.channel import Refused
 from milepost.worker.control import LoadFailed, Message, Notice, Order, Ready, Rejected
@@ -88,6 +90,7 @@ class Executor:
         self._supervisor = supervisor
         self._worker_id = f"worker_{secrets.token_hex(12)}"
         self._threads = ThreadPool()
+        self._is_forked_child = False
         # Every run starts from the context as it is after the imports, and none sees what another one sets.
         self._context = contextvars.copy_context()
         self._exit_code = control.EXIT_DRAINED
@@ -137,7 +140,7 @@ class Executor:
                     name="TaskNotFoundError", message=f"this worker has no task {held.scope.run.task!r}"
                 )
                 self._link.finished(held, Outcome(error=error, retry_after_ms=1000))
-            elif held.task.is_async:
+            elif needs_loop(held.task):
                 on_loop.append(held)
             else:
                 in_threads.append(partial(self._run_in_thread, held.task, held))
@@ -182,11 +185,49 @@ class Executor:
 
     def _start_on_loop(self, runs: Sequence[HeldRun]) -> None:
         for held in runs:
-            held.handle = self._loop.create_task(self._run_on_loop(held), context=self._context.copy())
+            assert held.task is not None, "runs without a task are not started"
+            held.handle = self._loop.create_task(
+                self._run_on_loop(held.task, held), context=self._context.copy()
+            )
 
-    async def _run_on_loop(self, held: HeldRun) -> None: ...
+    async def _run_on_loop(self, task: Task[Any, Any], held: HeldRun) -> None:
+        run = held.scope.run
+        try:
+            outcome = await run_attempt(task, run, held.scope, call_in_thread=self._call_in_thread)
+        except asyncio.CancelledError:
+            # By `interrupt`, and nobody cares for the outcome; or by user code that cancelled its own task.
+            pause = task.retry.delay_ms(run.attempt, jitter=random.random(), max_attempts=run.max_attempts)
+            outcome = Outcome(
+                error=RunError(name="CancelledError", message="the task was cancelled"), retry_after_ms=pause
+            )
+        self._finished(held, outcome)
 
-    def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None: ...
+    def _call_in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
+        """Call a function in a thread of the pool; what it returns or raises comes back to the event loop."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def work() -> None:
+            try:
+                result = function()
+            except BaseException as error:  # it belongs to the attempt that waits for it, whatever it is
+                self._loop.call_soon_threadsafe(_set, future.set_exception, future, error)
+            else:
+                self._loop.call_soon_threadsafe(_set, future.set_result, future, result)
+
+        self._threads.submit([work])
+        return future
+
+    def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None:
+        outcome = self._context.copy().run(run_attempt_in_thread, task, held.scope.run, held.scope)
+        self._finished(held, outcome)
+
+    def _finished(self, held: HeldRun, outcome: Outcome) -> None:
+        if self._is_forked_child:
+            # The user's code has forked, and this is the child coming back from the task: its parent goes on with everything.
+            _flush_output()
+            os._exit(0)
+        held.handle = None
+        self._link.finished(held, outcome)
 
     # --- the process ---------------------------------------------------------------------------------------
 
@@ -203,7 +244,11 @@ class Executor:
 
     def _after_fork(self) -> None:
         """In a child that user code has forked: it may do its work, but it is not this worker."""
+        self._is_forked_child = True
         self._link.after_fork()
+        if threading.get_ident() == self._thread_id:
+            # The loop was copied with all its tasks, which must not run twice: it ends as soon as it gets its turn.
+            self._loop.call_soon(os._exit, 0)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -239,6 +284,11 @@ class _SupervisorLine:
             order(Order.DRAIN)
 
         threading.Thread(target=read, name="milepost-orders", daemon=True).start()
+
+
+def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: Any) -> None:
+    if not future.done():
+        setter(value)
 
 
 def _cancel(held: HeldRun) -> None:

@@ -23,4 +23,6 @@ def load_settings() -> WorkerSettings:
     except ValidationError as error:
         [problem, *_] = error.errors()
         name = f"MILEPOST_{'_'.join(map(str, problem['loc'])).upper()}"
-        raise ConfigurationError(f"wrong setting {name}: {problem['msg']}, not {problem['input']!r}") from None
+        raise ConfigurationError(
+            f"wrong setting {name}: {problem['msg']}, not {problem['input']!r}"
+        ) from None

@@ -1,10 +1,219 @@
-"""The dashboard's routes: signing in, the pages, their files."""
+"""The dashboard's routes: signing in, the pages, their files.
 
-from starlette.routing import BaseRoute
+The pages are shells without data. What they show they read in the browser, through the HTTP API, with the session cookie.
+"""
 
-from milepost.server.auth import Authenticator
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Scope
+
+from milepost.model.run import RunStatus
+from milepost.protocol.endpoints import GET_METADATA
+from milepost.server.auth import COOKIE, SESSION_SECONDS, Authenticator
+
+FORM_BYTES_MAX = 16 * 1024
+_FOLDER = Path(__file__).parent
+_STATUSES = frozenset(status.value for status in RunStatus)
+_FILTERS = ("status", "task", "tag", "batch", "parent", "root")
+_PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+# By name, because what Python knows of types depends on the machine, and a browser runs no module of another type.
+_FILE_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_USED_LINK = "This sign-in link has been used or has expired."
+_WRONG_KEY = "This is not the secret key of this server."
+_LONG_FORM = "This is too long for a secret key."
 
 
 def dashboard_routes(authenticator: Authenticator) -> list[BaseRoute]:
     """Routes of the pages, to be mounted beside the API."""
-    return []
+    pages = _Pages(authenticator)
+    return [
+        Route("/", pages.signed_in(pages.runs)),
+        Route("/runs/{run}", pages.signed_in(pages.run)),
+        Route("/sign-in", pages.sign_in_with_code, methods=["GET"]),
+        Route("/sign-in", pages.sign_in_with_key, methods=["POST"]),
+        Mount("/static", _Files(directory=_FOLDER / "static"), name="static"),
+    ]
+
+
+class _Pages:
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def signed_in(
+        self, page: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """The page for whoever has a session; the others are asked to sign in and come back."""
+
+        async def guarded(request: Request) -> Response:
+            if self._authenticator.has_session(request):
+                return await page(request)
+            place = request.url.path
+            query = f"?{urlencode({'next': place})}" if _safe_place(place) != "/" else ""
+            return RedirectResponse(f"/sign-in{query}", 303, headers=_PAGE_HEADERS)
+
+        return guarded
+
+    async def runs(self, request: Request) -> Response:
+        """The list of runs."""
+        filters = {name: value for name in _FILTERS if (value := request.query_params.get(name))}
+        if filters.get("status") not in _STATUSES:
+            filters.pop("status", None)
+        current = filters.get("status")
+        tabs = [
+            {
+                "word": status.capitalize() if status else "All",
+                "status": status,
+                "href": _runs_href({**filters, "status": status}),
+                "current": current == status,
+            }
+            for status in (None, *RunStatus)
+        ]
+        chips = [
+            {"name": name, "value": value, "href": _runs_href({**filters, name: None})}
+            for name, value in filters.items()
+            if name != "status"
+        ]
+        return self._page(
+            "runs.html",
+            tabs=tabs,
+            chips=chips,
+            filters={"task": "", **filters},
+            filtered=bool(filters),
+            newest=_runs_href(filters),
+        )
+
+    async def run(self, request: Request) -> Response:
+        """One run; 404 when there is no such run."""
+        run_id = request.path_params["run"]
+        if await _status_of(request, GET_METADATA.name, run=run_id) == 404:
+            return self._page("not_found.html", 404, run_id=run_id)
+        return self._page("run.html", run_id=run_id, children=_runs_href({"parent": run_id}))
+
+    async def sign_in_with_code(self, request: Request) -> Response:
+        """Follow a sign-in link, or be asked for the key."""
+        place = _safe_place(request.query_params.get("next", "/"))
+        if self._authenticator.has_session(request):
+            return RedirectResponse(place, 303, headers=_PAGE_HEADERS)
+        code = request.query_params.get("code")
+        # Whatever only looks at the link (HEAD) does not use it up.
+        if code is None or request.method != "GET":
+            return self._page("sign_in.html", next=place, problem=None)
+        session = self._authenticator.session_for_code(code)
+        if session is None:
+            return self._page("sign_in.html", 401, next=place, problem=_USED_LINK)
+        return _begin_session(request, session, place)
+
+    async def sign_in_with_key(self, request: Request) -> Response:
+        """Sign in with the secret key, sent as a form."""
+        form = await _form(request)
+        if form is None:
+            return self._page("sign_in.html", 413, next="/", problem=_LONG_FORM)
+        place = _safe_place(form.get("next", "/"))
+        session = self._authenticator.session_for_key(form.get("key", "").strip())
+        if session is None:
+            return self._page("sign_in.html", 401, next=place, problem=_WRONG_KEY)
+        return _begin_session(request, session, place)
+
+    def _page(self, name: str, status: int = 200, **values: Any) -> Response:
+        return HTMLResponse(self._templates.get_template(name).render(values), status, _PAGE_HEADERS)
+
+
+class _Files(StaticFiles):
+    """The pages' files. A browser asks each time whether its copy is the newest, which after an update it is not."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        full_path = kwargs["full_path"] if "full_path" in kwargs else args[0]
+        file_type = _FILE_TYPES.get(Path(full_path).suffix)
+        if file_type is not None and "content-type" in response.headers:
+            response.headers["content-type"] = file_type
+        response.headers["cache-control"] = "no-cache"
+        response.headers["x-content-type-options"] = "nosniff"
+        return response
+
+
+def _begin_session(request: Request, session: str, place: str) -> Response:
+    response = RedirectResponse(place, 303, headers=_PAGE_HEADERS)
+    response.set_cookie(
+        COOKIE,
+        session,
+        max_age=SESSION_SECONDS,
+        path="/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+    return response
+
+
+def _safe_place(place: str) -> str:
+    """The page to go to after signing in: one of a run, or else the list. Never another site."""
+    folder, _, run_id = place.rpartition("/")
+    return place if folder == "/runs" and run_id.replace("_", "").isalnum() and run_id.isascii() else "/"
+
+
+def _runs_href(filters: Mapping[str, str | None]) -> str:
+    query = urlencode({name: value for name, value in filters.items() if value})
+    return f"/?{query}" if query else "/"
+
+
+async def _form(request: Request) -> dict[str, str] | None:
+    """The fields of a form, None when it is longer than any that the pages send."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > FORM_BYTES_MAX:
+            return None
+    fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+    return {name: values[-1] for name, values in fields.items()}
+
+
+async def _status_of(request: Request, endpoint: str, **parameters: str) -> int:
+    """What the API answers to the same browser: asked in this process, so the pages need nothing that the API does not offer."""
+    path = request.app.url_path_for(endpoint, **parameters)
+    scope: Scope = {
+        **request.scope,
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+    }
+    scope.pop("path_params", None)
+    status = 500
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+
+    await request.app(scope, receive, send)
+    return status

@@ -44,7 +44,7 @@ export class Feed {
     document.addEventListener("visibilitychange", this.watchVisibility);
     window.addEventListener("online", this.watchVisibility);
     onState(this.state);
-    if (!document.hidden) this.connect();
+    this.connect();
   }
 
   /** Close it for good. */
@@ -57,13 +57,15 @@ export class Feed {
 
   /** Seen again, or online again: what is shown may be old, also after the end. */
   wake() {
-    if (this.stopped || this.source !== null) return;
+    if (this.source !== null) return;
     this.delay = DELAY_MIN;
     this.connect();
   }
 
+  /** Open it, anew if it is open. What comes next is a snapshot. */
   connect() {
     this.disconnect();
+    if (this.stopped || document.hidden) return;
     const source = new EventSource(this.url);
     this.source = source;
     for (const name of this.events) {
@@ -90,7 +92,7 @@ export class Feed {
     const fits = this.onEvent(name, /** @type {Map<string, any>} */ (parse(data)));
     if (fits === false) {
       this.retry();
-    } else {
+    } else if (!this.stopped) {
       this.delay = DELAY_MIN;
       this.enter("live");
     }
@@ -109,7 +111,8 @@ export class Feed {
       } catch (error) {
         if (error instanceof AnswerError && error.status === 404) return this.enter("gone");
       }
-      if (this.stopped || this.source !== null) return;
+      // It may have been opened again while the answer was on its way.
+      if (this.source !== null) return;
     }
     this.retry();
   }
@@ -117,6 +120,7 @@ export class Feed {
   /** Connect again, later each time in a row. */
   retry() {
     this.disconnect();
+    if (this.stopped) return;
     if (this.state !== "connecting") this.enter("reconnecting");
     this.timer = setTimeout(() => this.connect(), this.delay);
     this.delay = Math.min(this.delay * 2, DELAY_MAX);

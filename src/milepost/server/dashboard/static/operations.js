@@ -203,6 +203,7 @@ class Fold {
     /** @type {JSONValue[] | JSONObject} */
     let container = this.document;
     for (const step of steps.slice(0, -1)) {
+      /** @type {JSONValue[] | JSONObject} */
       const inner = this.owned(Array.isArray(container) ? container[Number(step)] : container.get(String(step)));
       put(container, step, inner);
       container = inner;

@@ -38,6 +38,19 @@ function sizeOf(value) {
   return Array.isArray(value) ? value.length : value.size;
 }
 
+/**
+ * How many places the elements of an array have moved up, as `append` with `maxItems` moves them; 0 if they have not.
+ *
+ * @param {any[]} before
+ * @param {any[]} after
+ */
+function slideOf(before, after) {
+  if (before[0] === after[0]) return 0;
+  const places = before.indexOf(after[0]);
+  const moved = places > 0 && before.slice(places).every((item, position) => item === after[position]);
+  return moved ? places : 0;
+}
+
 /** The members of an object or the elements of an array, as rows of a list. */
 class Rows {
   /** @param {number} depth */
@@ -60,9 +73,28 @@ class Rows {
   /** @param {Container} value */
   update(value) {
     if (value === this.value) return;
-    if (Array.isArray(value) !== Array.isArray(this.value)) this.rows.clear();
+    if (Array.isArray(value) && Array.isArray(this.value)) this.slide(slideOf(this.value, value));
+    else if (Array.isArray(value) || Array.isArray(this.value)) this.rows.clear();
     this.value = value;
     this.draw();
+  }
+
+  /**
+   * Let the rows follow elements that have moved up, so that only the new ones are drawn.
+   *
+   * @param {number} places
+   */
+  slide(places) {
+    if (places === 0) return;
+    /** @type {Map<string | number, Row>} */
+    const rows = new Map();
+    for (const [position, row] of this.rows) {
+      const moved = Number(position) - places;
+      if (moved < 0) continue;
+      setText(row.name, String(moved));
+      rows.set(moved, row);
+    }
+    this.rows = rows;
   }
 
   draw() {
@@ -129,8 +161,9 @@ class Row {
 
   /** @param {JSONValue} value */
   update(value) {
-    if (isContainer(value) ? this.content instanceof Branch : this.content instanceof Leaf) {
-      // @ts-ignore: the line above has compared the kinds.
+    if (this.content instanceof Branch && isContainer(value)) {
+      this.content.update(value);
+    } else if (this.content instanceof Leaf && !isContainer(value)) {
       this.content.update(value);
     } else {
       this.content = this.make(value);

@@ -1,0 +1,415 @@
+"""One attempt of one run, from the payload's text to the outcome: a pipeline of small steps that does no I/O of its own.
+
+    decode payload -> middleware( on_start_attempt -> on_start -> the task -> encode output -> on_success, on_complete ) -> Outcome
+                                              any error -> catch_error -> retry or on_failure, on_complete -> Outcome
+
+The worker has two ways in. `run_attempt` runs on its event loop: an `async def` is awaited there, a `def` is handed to a thread.
+`run_attempt_in_thread` runs a `def` task with plain hooks wholly in the calling thread, which costs no switch between threads; `needs_loop`
+tells which one a task wants. Whatever the user's code raises or returns becomes an outcome; the worker survives it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import random
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from milepost.client.requests import NO_PAYLOAD
+from milepost.client.results import TaskResult
+from milepost.client.shape import Misfit
+from milepost.errors import AbortTaskRun, MetadataValueError, MilepostError, PayloadValidationError
+from milepost.model.jsonvalue import encode, to_json
+from milepost.model.run import Outcome, RunError
+from milepost.protocol.triggering import PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
+from milepost.protocol.work import ClaimedRun
+from milepost.sdk.context import Context
+from milepost.sdk.hooks import Hook, HookName, hooks
+from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop
+from milepost.sdk.task import Task
+from milepost.sdk.triggering import describe_misfit
+
+ResultT = TypeVar("ResultT")
+CallInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+Next = Callable[[], Coroutine[Any, Any, None]]
+
+OUTPUT_BYTES_MAX = PAYLOAD_BYTES_MAX
+MESSAGE_CHARACTERS_MAX = 10_000
+STACK_CHARACTERS_MAX = 20_000
+
+
+class OutputError(MilepostError):
+    """What the task returned cannot be the output of a run."""
+
+
+def needs_loop(task: Task[Any, Any]) -> bool:
+    """True when an attempt of the task has to run on the event loop: it, or a hook that concerns it, is an `async def`."""
+    return task.is_async or not (task.are_plain and hooks.are_plain)
+
+
+async def run_attempt(
+    task: Task[Any, Any], run: ClaimedRun, scope: RunScope, *, call_in_thread: CallInThread = asyncio.to_thread
+) -> Outcome:
+    """Run one attempt on the running event loop.
+
+    Args:
+        call_in_thread: calls a function in another thread and gives its result, for `def` tasks and `def` hooks. Context variables are
+            carried over here.
+    Raises: CancelledError when the attempt itself is cancelled, and nothing else.
+    """
+    attempt = Attempt(task, run, scope, loop=asyncio.get_running_loop(), call_in_thread=call_in_thread)
+    return await attempt.run()
+
+
+def run_attempt_in_thread(task: Task[Any, Any], run: ClaimedRun, scope: RunScope) -> Outcome:
+    """Run one attempt of a task that does not need the event loop in the calling thread, in a context of its own. Never raises."""
+    assert not needs_loop(task), task
+    attempt = Attempt(task, run, scope, loop=None, call_in_thread=asyncio.to_thread)
+    return contextvars.copy_context().run(_drive, attempt.run())
+
+
+def _drive(steps: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run a coroutine that has nothing to wait for."""
+    try:
+        steps.send(None)
+    except StopIteration as stop:
+        return stop.value
+    steps.close()
+    raise AssertionError("a step waited where there is no event loop")
+
+
+class Attempt:
+    """The attempt under way."""
+
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        run: ClaimedRun,
+        scope: RunScope,
+        *,
+        loop: asyncio.AbstractEventLoop | None,
+        call_in_thread: CallInThread,
+    ) -> None:
+        self._task = task
+        self._run = run
+        self._scope = scope
+        self._loop = loop
+        self._call_in_thread = call_in_thread
+        self._context: Context | None = None
+        self._payload: Any = None
+        self._outcome: Outcome | None = None
+        self._has_hooks = hooks.has_hooks or task.has_hooks
+
+    async def run(self) -> Outcome:
+        """Run it to its outcome."""
+        scope = self._scope
+        if not scope.loop_thread_id and is_in_event_loop():
+            scope.loop_thread_id = threading.get_ident()
+        scope.schema = self._task.metadata
+        scope.attempt = self
+        token = current_scope.set(scope)
+        try:
+            payload = self._decode_payload()
+            self._payload = None if payload is NO_PAYLOAD else payload
+            inside = partial(self._run_inside, payload)
+            if self._has_hooks:
+                for hook in reversed(self._hooks_for("middleware")):
+                    inside = partial(self._run_middleware, hook, inside)
+            await inside()
+        except BaseException as error:  # whatever the user's code raises ends this run and not the worker
+            self._raise_if_cancelled(error)
+            if self._outcome is None or self._outcome.error is None:
+                # It came from outside of what `_run_inside` looks after: the payload, or a middleware.
+                await self._fail(error)
+        finally:
+            scope.is_over = True
+            scope.attempt = None
+            current_scope.reset(token)
+        assert self._outcome is not None, "an attempt ends with an outcome"
+        return self._outcome
+
+    # --- the steps -----------------------------------------------------------------------------------------
+
+    def _decode_payload(self) -> Any:
+        """The payload in the type that the task's parameter is annotated with. Raises PayloadValidationError."""
+        run = self._run
+        signature = self._task.signature
+        parameter = signature.payload
+        shape = signature.payload_shape
+        if parameter is None or shape is None:
+            return NO_PAYLOAD
+        text = run.payload
+        try:
+            if text is None:
+                if parameter.default is not parameter.empty:
+                    return NO_PAYLOAD
+                return shape.read(b"null")
+            if run.payload_type == TEXT_TYPE:
+                return shape.check(text)
+            if run.payload_type == SUPER_JSON_TYPE:
+                text = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("json", b"null")
+            return shape.read(text)
+        except Misfit as misfit:
+            if text is None:
+                message = f"task {self._task.id!r} needs a payload ({parameter.name}), and was given none"
+                raise PayloadValidationError(message, field=parameter.name) from None
+            self._payload = self._raw_payload()
+            raise describe_misfit(self._task.id, parameter.name, misfit) from None
+        except msgspec.DecodeError as error:
+            message = f"the payload of task {self._task.id!r} is not {run.payload_type}: {error}"
+            raise PayloadValidationError(message, field=parameter.name) from None
+
+    def _raw_payload(self) -> Any:
+        try:
+            return msgspec.json.decode(self._run.payload or "null")
+        except msgspec.DecodeError:
+            return self._run.payload
+
+    async def _run_inside(self, payload: Any) -> None:
+        """Everything that middleware wraps. Decides the outcome, and raises the error of a failed attempt for the middleware to see."""
+        try:
+            if self._has_hooks:
+                await self.run_hooks("on_start_attempt")
+                if self._run.attempt == 1:
+                    await self.run_hooks("on_start")
+            output = await self._call_task(payload)
+            text = self._encode_output(output)
+        except BaseException as error:
+            self._raise_if_cancelled(error)
+            await self._fail(error)
+            raise
+        self._outcome = Outcome(output=text)
+        if self._has_hooks:
+            result = TaskResult(ok=True, run_id=self._run.id, output=output)
+            await self._run_hooks_after("on_success", output=output, result=result)
+            await self._run_hooks_after("on_complete", output=output, result=result)
+
+    async def _call_task(self, payload: Any) -> Any:
+        task = self._task
+        if task.is_async:
+            output = task.signature.call(payload, self.context)
+            return await output if inspect.isawaitable(output) else output
+        return await self._call(partial(task.signature.call, payload, self.context))
+
+    def _encode_output(self, output: Any) -> str | None:
+        if output is None:
+            return None
+        if inspect.isgenerator(output) or inspect.isasyncgen(output):
+            raise OutputError("the task returned a generator, which is no output; return a list of what it yields")
+        if inspect.isawaitable(output):
+            if inspect.iscoroutine(output):
+                output.close()
+            raise OutputError("the task returned an awaitable, which nobody would await; make the task an `async def`")
+        try:
+            data = encode(to_json(output, place="output"))
+        except MetadataValueError as error:
+            raise OutputError(f"the task's output is no JSON: {error.message}") from None
+        if len(data) > OUTPUT_BYTES_MAX:
+            raise OutputError(
+                f"the task's output is {len(data):,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
+                f"store it elsewhere and return where"
+            )
+        return data.decode()
+
+    async def _run_middleware(self, hook: Hook, inside: Next) -> None:
+        """One middleware around what is inside of it."""
+        calls = 0
+        failure: BaseException | None = None
+
+        async def proceed() -> None:
+            nonlocal calls, failure
+            calls += 1
+            if calls > 1:
+                raise RuntimeError(f"middleware {hook.name} called next() a second time")
+            try:
+                await inside()
+            except BaseException as error:
+                failure = error
+                raise
+
+        if hook.is_async:
+            await self._call_hook(hook, next=proceed)
+        else:
+            await self._call_hook(hook, next=partial(self._proceed_blocking, proceed))
+        if not calls:
+            raise RuntimeError(f"middleware {hook.name} did not call next(), so the task did not run")
+        if failure is not None:
+            # Swallowed by the middleware; the attempt has failed nevertheless.
+            raise failure
+
+    def _proceed_blocking(self, proceed: Next) -> None:
+        """`next()` of a plain middleware, in a thread. An `async def` task belongs on the loop; a `def` goes on here."""
+        if self._task.is_async:
+            self._on_loop(proceed())
+        else:
+            _drive(proceed())
+
+    async def _fail(self, error: BaseException) -> None:
+        """Decide the outcome of a failed attempt."""
+        if self._has_hooks:
+            error = await self._let_hooks_catch(error)
+        retry_after_ms = None
+        if not isinstance(error, AbortTaskRun | PayloadValidationError):
+            retry_after_ms = self._task.retry.delay_ms(
+                self._run.attempt, jitter=random.random(), max_attempts=self._run.max_attempts
+            )
+        run_error = describe_error(error)
+        self._outcome = Outcome(error=run_error, retry_after_ms=retry_after_ms)
+        if self._has_hooks and retry_after_ms is None:
+            result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
+            await self._run_hooks_after("on_failure", error=error, result=result)
+            await self._run_hooks_after("on_complete", error=error, result=result)
+
+    async def _let_hooks_catch(self, error: BaseException) -> BaseException:
+        for hook in self._hooks_for("catch_error"):
+            try:
+                replacement = await self._call_hook(hook, error=error)
+            except BaseException as raised:  # as for the task itself; what a hook raises takes the place of the error
+                self._raise_if_cancelled(raised)
+                replacement = raised
+            if isinstance(replacement, BaseException):
+                error = replacement
+        return error
+
+    # --- hooks and colours ---------------------------------------------------------------------------------
+
+    def context(self) -> Context:
+        """The context, made when somebody asks for it."""
+        if self._context is None:
+            self._context = Context(self._scope)
+        return self._context
+
+    def _hooks_for(self, name: HookName) -> list[Hook]:
+        return [*hooks.hooks_for(name), *self._task.hooks_for(name)]
+
+    async def run_hooks(self, name: HookName, **values: Any) -> None:
+        """Run the hooks of one name, global ones first. What raises stops them and is raised."""
+        for hook in self._hooks_for(name):
+            await self._call_hook(hook, **values)
+
+    def run_hooks_blocking(self, name: HookName) -> None:
+        """As `run_hooks`, from the thread of a `def` task."""
+        _drive(self.run_hooks(name))
+
+    async def _run_hooks_after(self, name: HookName, **values: Any) -> None:
+        """Run hooks that come after the task's own code: they cannot change the outcome any more, so errors go to the run's log."""
+        for hook in self._hooks_for(name):
+            try:
+                await self._call_hook(hook, **values)
+            except BaseException as error:  # as for the task itself
+                self._raise_if_cancelled(error)
+                self.context().logger.error("%s hook %s failed", name, hook.name, exc_info=error)
+
+    async def _call_hook(self, hook: Hook, **values: Any) -> Any:
+        arguments = hook.arguments({**self._values(), **values})
+        if not hook.is_async:
+            return await self._call(partial(hook.function, **arguments))
+        return await hook.function(**arguments) if is_in_event_loop() else self._on_loop(hook.function(**arguments))
+
+    def _values(self) -> dict[str, Any]:
+        context = self.context()
+        return {"payload": self._payload, "ctx": context, "run": context.run}
+
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        """Call plain code: in this thread, or in another one when this is the event loop's. Context variables are carried over."""
+        if not is_in_event_loop():
+            return function()
+        return await self._call_in_thread(partial(contextvars.copy_context().run, _without_stop_iteration, function))
+
+    def _on_loop(self, steps: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the worker's loop from another thread. Context variables are carried over."""
+        assert self._loop is not None, "an attempt that needs the loop was started on it"
+        result, error = asyncio.run_coroutine_threadsafe(_contained(steps), self._loop).result()
+        if error is not None:
+            raise error
+        return result
+
+    def _raise_if_cancelled(self, error: BaseException) -> None:
+        """Raise what is no error of the user's code: the attempt itself is cancelled."""
+        if isinstance(error, asyncio.CancelledError) and is_in_event_loop():
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise error
+        if isinstance(error, GeneratorExit):
+            raise error
+
+
+async def _contained(steps: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    """The result or the error of a coroutine. Raised in a task of its own, SystemExit and KeyboardInterrupt would stop the loop."""
+    try:
+        return await steps, None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:  # handed on to the thread that waits for it
+        return None, error
+
+
+def _without_stop_iteration(function: Callable[[], Any]) -> Any:
+    # A future cannot carry a StopIteration, and would leave its waiter waiting.
+    try:
+        return function()
+    except StopIteration as error:
+        raise RuntimeError(f"the task raised StopIteration: {error}") from error
+
+
+# --- errors as data ----------------------------------------------------------------------------------------
+
+_OURS = str(Path(__file__).parent.parent)
+
+
+def describe_error(error: BaseException) -> RunError:
+    """An error of the user's code as data. Never raises, whatever the error's own methods do."""
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else kind.__name__
+    try:
+        message = str(error)
+    except Exception as failure:  # a broken __str__ must not hide that the task has failed
+        message = f"(its text cannot be had: {type(failure).__name__})"
+    if isinstance(error, SystemExit):
+        message = f"the task called sys.exit({error.code!r}); return, or raise an error, to end a run"
+    elif isinstance(error, KeyboardInterrupt):
+        message = "the task raised KeyboardInterrupt"
+    elif isinstance(error, asyncio.CancelledError):
+        message = message or "the task was cancelled from inside: something that it awaited had been cancelled"
+    elif not message:
+        message = name
+    return RunError(
+        message=_bounded(message, MESSAGE_CHARACTERS_MAX), name=name, stack_trace=_bounded(_stack_of(error), STACK_CHARACTERS_MAX)
+    )
+
+
+def _stack_of(error: BaseException) -> str:
+    try:
+        described = traceback.TracebackException.from_exception(error)
+    except Exception:  # as above
+        return ""
+    _keep_user_frames(described)
+    return "".join(described.format()).rstrip()
+
+
+def _keep_user_frames(described: traceback.TracebackException) -> None:
+    """Leave out the frames of this package at the outer end: the user did not write them."""
+    for part in (described, described.__cause__, described.__context__):
+        if part is not None:
+            frames = list(part.stack)
+            while frames and frames[0].filename.startswith(_OURS):
+                del frames[0]
+            part.stack = traceback.StackSummary.from_list(frames or list(part.stack))
+
+
+def _bounded(text: str, characters_max: int) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= characters_max:
+        return text
+    return f"{text[: characters_max // 2]}\n... ({len(text) - characters_max:,} characters left out)\n{text[-characters_max // 2 :]}"
+
+
+__all__ = ["Attempt", "OutputError", "describe_error", "needs_loop", "run_attempt", "run_attempt_in_thread"]

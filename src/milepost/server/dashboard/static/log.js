@@ -1,0 +1,105 @@
+// The log of a run: read page by page, the lines at its end as they come.
+//
+// The feed does not speak of log lines, so whoever shows a run that is at work asks again and again; see `run_page.js`.
+
+import { get, runUrl } from "./api.js";
+import { element, setText } from "./dom.js";
+import { clockTime, counted, fullTime } from "./format.js";
+
+/** @typedef {Map<string, any>} Line a line as the API sends it */
+
+/** Lines that are shown at first, the last ones. */
+const SHOWN = 500;
+/** Lines that are kept at most. */
+const KEPT = 10_000;
+
+export class RunLog {
+  /**
+   * @param {string} runId
+   * @param {HTMLElement} list the `<ol>` of the lines, which scrolls
+   * @param {HTMLElement} section hidden while there are no lines
+   * @param {HTMLButtonElement} earlier shows the earlier lines
+   */
+  constructor(runId, list, section, earlier) {
+    this.url = `${runUrl(runId)}/logs`;
+    this.list = list;
+    this.section = section;
+    this.earlier = earlier;
+    /** @type {Line[]} */
+    this.lines = [];
+    // Where the last page begins, and how many of its lines have been taken. A cursor exists only for pages that are full.
+    this.cursor = "0";
+    this.taken = 0;
+    this.reading = false;
+    this.wanted = false;
+    this.showAll = false;
+    earlier.addEventListener("click", () => {
+      this.showAll = true;
+      this.list.replaceChildren(...this.lines.map(lineElement));
+      earlier.hidden = true;
+    });
+  }
+
+  /** Read what is new. While that is under way, another call makes it read once more. Without a connection nothing happens. */
+  async refresh() {
+    this.wanted = true;
+    if (this.reading) return;
+    this.reading = true;
+    try {
+      while (this.wanted) {
+        this.wanted = false;
+        await this.read();
+      }
+    } catch {
+      // The feed tells that the connection is broken; the next call reads from the same place.
+    } finally {
+      this.reading = false;
+    }
+  }
+
+  async read() {
+    for (;;) {
+      const page = await get(`${this.url}?page[after]=${this.cursor}`);
+      /** @type {Line[]} */
+      const lines = page.get("data");
+      this.add(lines.slice(this.taken));
+      this.taken = lines.length;
+      if (!page.has("next")) return;
+      this.cursor = String(page.get("next"));
+      this.taken = 0;
+    }
+  }
+
+  /** @param {Line[]} lines */
+  add(lines) {
+    if (lines.length === 0) return;
+    const { list } = this;
+    this.section.hidden = false;
+    const followed = list.scrollTop + list.clientHeight >= list.scrollHeight - 4;
+    this.lines.push(...lines);
+    if (this.lines.length > KEPT) this.lines.splice(0, this.lines.length - KEPT);
+    list.append(...lines.map(lineElement));
+    const most = this.showAll ? KEPT : SHOWN;
+    while (list.childElementCount > most) list.firstElementChild?.remove();
+    const hidden = this.lines.length - list.childElementCount;
+    this.earlier.hidden = hidden === 0 || this.showAll;
+    setText(this.earlier, `Show ${counted(hidden, "earlier line")}`);
+    // Whoever has scrolled up is reading.
+    if (followed) list.scrollTop = list.scrollHeight;
+  }
+}
+
+/** @param {Line} line */
+function lineElement(line) {
+  const at = Number(line.get("at")) / 1000;
+  const logger = line.get("logger");
+  return element(
+    "li",
+    { "data-level": line.get("level") },
+    element("time", { class: "exact", datetime: new Date(at).toISOString(), title: fullTime(at) }, clockTime(at)),
+    element("span", { class: "log-level" }, line.get("level")),
+    element("span", { class: "log-message" }, line.get("message")),
+    ...(logger ? [element("span", { class: "log-logger" }, logger)] : []),
+    element("span", { class: "log-attempt", title: "attempt" }, `#${line.get("attempt") ?? 1}`),
+  );
+}

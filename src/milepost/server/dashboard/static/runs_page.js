@@ -1,0 +1,154 @@
+// The list of runs. Its newest page is live; older pages are read by cursor and read again while something on them can change.
+
+import { get } from "./api.js";
+import { byId, element, setText } from "./dom.js";
+import { Feed } from "./feed.js";
+import { count, counted } from "./format.js";
+import { RunsTable } from "./runs_table.js";
+import { STATUSES, isFinal, showConnection } from "./status.js";
+
+const PAGE_SIZE = 25;
+const OLDER_PAGE_SECONDS = 5;
+
+/** Filters in the address of the page, and what the API calls them. */
+const FILTERS = {
+  status: "filter[status]",
+  task: "filter[taskIdentifier]",
+  tag: "filter[tag]",
+  batch: "filter[batch]",
+  parent: "filter[parent]",
+  root: "filter[root]",
+};
+
+const address = new URLSearchParams(location.search);
+const query = new URLSearchParams({ "page[size]": String(PAGE_SIZE) });
+for (const [name, parameter] of Object.entries(FILTERS)) {
+  const value = address.get(name);
+  if (value) query.set(parameter, value);
+}
+
+const table = new RunsTable(byId("runs"));
+const connection = byId("connection");
+const empty = byId("empty");
+const older = /** @type {HTMLButtonElement} */ (byId("older"));
+const newer = /** @type {HTMLButtonElement} */ (byId("newer"));
+const cursor = ["before", "after"].find((name) => address.has(name));
+
+setInterval(() => table.tick(), 1000);
+if (cursor === undefined) showNewest();
+else showOlder(cursor, address.get(cursor) ?? "");
+
+/** The newest page, live. */
+function showNewest() {
+  new Feed({
+    url: `/api/v1/feed/runs?${query}`,
+    probe: "/api/v1/runs?page[size]=1",
+    events: ["snapshot", "rows"],
+    onEvent: (_, frame) => showFrame(frame),
+    onState: (state) => showConnection(connection, state),
+  });
+  older.addEventListener("click", async () => {
+    // The cursor is the API's to make, so this page is asked for once more.
+    const next = (await get(`/api/v1/runs?${query}`)).get("pagination").get("next");
+    if (next) turnTo("after", next);
+  });
+}
+
+/** @param {Map<string, any>} frame */
+function showFrame(frame) {
+  const order = frame.get("order");
+  table.update(frame.get("rows"), order);
+  const total = showCounts(frame.get("counts"));
+  showEmpty(order.length === 0);
+  older.hidden = total <= order.length;
+  offerTasks();
+}
+
+/** Tasks that have been seen here, as suggestions for the filter. */
+function offerTasks() {
+  const offered = byId("tasks");
+  const known = new Set([...offered.children].map((option) => option.getAttribute("value")));
+  for (const run of table.runs) {
+    const task = run.get("taskIdentifier");
+    if (!known.has(task)) offered.append(element("option", { value: task }));
+    known.add(task);
+  }
+}
+
+/**
+ * How many runs there are of each status; with a filter by status only that one is known.
+ *
+ * @param {Map<string, bigint>} counts
+ * @returns {number} all of them
+ */
+function showCounts(counts) {
+  let total = 0;
+  for (const status of STATUSES) {
+    const number = Number(counts.get(status) ?? 0);
+    total += number;
+    const shown = document.querySelector(`[data-count="${status}"]`);
+    const isKnown = !address.get("status") || address.get("status") === status;
+    if (shown !== null) setText(shown, isKnown ? count(number) : "");
+  }
+  const all = document.querySelector('[data-count="all"]');
+  if (all !== null) setText(all, address.get("status") ? "" : count(total));
+  setText(byId("caption"), `${counted(total, "run")}, the newest first`);
+  return total;
+}
+
+/**
+ * @param {string} direction
+ * @param {string} from
+ */
+async function showOlder(direction, from) {
+  query.set(`page[${direction}]`, from);
+  connection.hidden = true;
+  byId("older-note").hidden = false;
+  older.addEventListener("click", () => turnTo("after", older.value));
+  newer.addEventListener("click", () => turnTo("before", newer.value));
+  for (;;) {
+    try {
+      showPage(await get(`/api/v1/runs?${query}`));
+    } catch {
+      // Tried again below: nothing on this page is lost by waiting.
+    }
+    await new Promise((resolve) => setTimeout(resolve, OLDER_PAGE_SECONDS * 1000));
+    while (document.hidden) await once("visibilitychange");
+    if (table.runs.length > 0 && table.runs.every((run) => isFinal(run.get("status")))) return;
+  }
+}
+
+/** @param {Map<string, any>} page */
+function showPage(page) {
+  /** @type {Map<string, any>[]} */
+  const runs = page.get("data");
+  table.update(runs, runs.map((run) => run.get("id")));
+  showEmpty(runs.length === 0);
+  const cursors = page.get("pagination");
+  older.hidden = !cursors.has("next");
+  newer.hidden = !cursors.has("previous");
+  older.value = cursors.get("next") ?? "";
+  newer.value = cursors.get("previous") ?? "";
+}
+
+/** @param {boolean} isEmpty */
+function showEmpty(isEmpty) {
+  empty.hidden = !isEmpty;
+  byId("table").hidden = isEmpty;
+}
+
+/** @param {string} event */
+function once(event) {
+  return new Promise((resolve) => document.addEventListener(event, resolve, { once: true }));
+}
+
+/**
+ * @param {"after" | "before"} direction
+ * @param {string} from
+ */
+function turnTo(direction, from) {
+  address.delete("after");
+  address.delete("before");
+  address.set(direction, from);
+  location.search = address.toString();
+}

@@ -1,0 +1,108 @@
+// A table of runs, one row per run, updated in place. The list of runs and the children of a run both use it.
+
+import { runPage } from "./api.js";
+import { arrange, element, setText } from "./dom.js";
+import { refreshTimes, span, timeAgo } from "./format.js";
+import { ProgressBars } from "./progress.js";
+import { StatusBadge } from "./status.js";
+
+/** @typedef {Map<string, any>} Run a run as the API sends it */
+
+export class RunsTable {
+  /** @param {HTMLElement} body the `<tbody>` */
+  constructor(body) {
+    this.body = body;
+    /** @type {Map<string, RunRow>} */
+    this.rows = new Map();
+  }
+
+  /**
+   * @param {Run[]} changed runs that are new or have changed
+   * @param {string[]} order the ids of all runs to show, from top to bottom
+   */
+  update(changed, order) {
+    for (const run of changed) {
+      const id = run.get("id");
+      let row = this.rows.get(id);
+      if (row === undefined) this.rows.set(id, (row = new RunRow(run)));
+      row.update(run);
+    }
+    const shown = new Set(order);
+    for (const id of this.rows.keys()) {
+      if (!shown.has(id)) this.rows.delete(id);
+    }
+    const rows = order.flatMap((id) => this.rows.get(id) ?? []);
+    arrange(this.body, rows.map((row) => row.element));
+  }
+
+  get runs() {
+    return [...this.rows.values()].map((row) => row.run);
+  }
+
+  /** Bring what depends on the time of day up to date. */
+  tick() {
+    refreshTimes(this.body);
+    for (const row of this.rows.values()) row.showDuration();
+  }
+}
+
+class RunRow {
+  /** @param {Run} run */
+  constructor(run) {
+    this.run = run;
+    const id = run.get("id");
+    this.status = new StatusBadge();
+    this.progress = element("div");
+    this.bars = new ProgressBars(this.progress, { most: 1, withLabels: false });
+    this.tags = element("td", { class: "tags wide" });
+    this.attempt = element("td", { class: "number wide" });
+    this.duration = element("td", { class: "number middle" });
+    const link = element("a", { href: runPage(id), class: "task" }, run.get("taskIdentifier"));
+    this.element = element(
+      "tr",
+      {},
+      element("td", {}, this.status.element),
+      element("th", { scope: "row" }, link, element("span", { class: "run-id" }, id)),
+      element("td", { class: "share" }, this.progress),
+      this.tags,
+      this.attempt,
+      element("td", { class: "number" }, timeAgo(run.get("createdAt"))),
+      this.duration,
+    );
+    this.tags.append(...tagLinks(run.get("tags")));
+  }
+
+  /** @param {Run} run */
+  update(run) {
+    this.run = run;
+    this.element.dataset.run = run.get("id");
+    this.status.update(run.get("status"));
+    this.bars.update(run.get("metadata"));
+    const attempt = Number(run.get("attemptCount"));
+    setText(this.attempt, attempt ? String(attempt) : "–");
+    this.showDuration();
+  }
+
+  showDuration() {
+    setText(this.duration, duration(this.run));
+  }
+}
+
+/**
+ * How long the run took, or takes so far.
+ *
+ * @param {Run} run
+ */
+export function duration(run) {
+  if (run.has("finishedAt")) return span(Number(run.get("durationMs")));
+  return run.has("startedAt") ? span(Date.now() - Date.parse(run.get("startedAt"))) : "–";
+}
+
+/**
+ * Tags as links to the runs that have them.
+ *
+ * @param {string[]} tags
+ */
+export function tagLinks(tags) {
+  return tags.map((tag) => element("a", { class: "tag", href: `/?${new URLSearchParams({ tag })}` }, tag));
+}

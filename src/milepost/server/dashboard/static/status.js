@@ -1,0 +1,52 @@
+// How runs and the connection stand, in words.
+
+import { element, setText } from "./dom.js";
+
+/** @typedef {import("./feed.js").FeedState} FeedState */
+
+/** In the order of a run's life. */
+export const STATUSES = ["QUEUED", "EXECUTING", "WAITING", "COMPLETED", "FAILED"];
+const FINAL = new Set(["COMPLETED", "FAILED"]);
+
+/** @param {string} status */
+export function isFinal(status) {
+  return FINAL.has(status);
+}
+
+/** @param {string} status "EXECUTING" becomes "Executing" */
+export function statusWord(status) {
+  return status.charAt(0) + status.slice(1).toLowerCase();
+}
+
+/** A status with its mark. */
+export class StatusBadge {
+  constructor() {
+    this.element = element("span", { class: "status" });
+  }
+
+  /** @param {string} status */
+  update(status) {
+    this.element.dataset.status = status;
+    setText(this.element, statusWord(status));
+  }
+}
+
+/** @type {{[state in FeedState]: string}} */
+const CONNECTION_WORDS = {
+  connecting: "Connecting…",
+  live: "Live",
+  reconnecting: "Reconnecting…",
+  ended: "Finished",
+  gone: "Not found",
+};
+
+/**
+ * Show how the connection stands.
+ *
+ * @param {HTMLElement} shown
+ * @param {FeedState} state
+ */
+export function showConnection(shown, state) {
+  shown.dataset.state = state;
+  setText(shown, CONNECTION_WORDS[state]);
+}

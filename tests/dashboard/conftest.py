@@ -1,0 +1,62 @@
+"""Fixtures: the server, a worker, Debian's chromium, a page that has signed in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dashboard_server import FakeWorker, RunningServer
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"the dashboard's tests need {CHROMIUM}: apt-get install chromium fonts-dejavu-core", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def worker(server: RunningServer) -> FakeWorker:
+    return FakeWorker(server, "handle-upload", "handle-row")
+
+
+@pytest.fixture
+def context(browser: Browser, server: RunningServer) -> Iterator[BrowserContext]:
+    context = browser.new_context(base_url=server.url, locale="en-GB", timezone_id="UTC")
+    context.set_default_timeout(15_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, server: RunningServer) -> Iterator[Page]:
+    """A page whose browser has signed in by the link. At the end: nothing has gone wrong in it, and nothing was asked elsewhere."""
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None)
+    page.on("request", lambda request: None if request.url.startswith(server.url) else faults.append(request.url))
+    page.goto(server.app.sign_in_path())
+    yield page
+    assert not faults

@@ -1,0 +1,105 @@
+"""Every command and snippet of the README, run as a newcomer would."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHELL = [text.strip() for language, text in BLOCKS if language == "sh"]
+
+
+def milepost(*arguments: str) -> list[str]:
+    """The installed command, as `milepost ...` on the PATH of the test's own environment."""
+    return [str(Path(sys.executable).parent / "milepost"), *arguments]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the README's tasks.py and `milepost dev tasks.py` running in it, ready."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "tasks.py").write_text(PYTHON[0])
+    command = next(text for text in SHELL if text.startswith("milepost dev"))
+    server = subprocess.Popen(
+        [*milepost(*command.split()[1:]), "--port", "0", "--json"], cwd=folder, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    ready = json.loads(server.stdout.readline())
+    assert set(ready) == {"url", "secret_key", "dashboard"}
+    yield folder
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 0
+    server.stdout.close()
+
+
+def run(command: list[str], folder: Path, seconds: float = 60) -> str:
+    """Run a command to its end; what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_there_are_the_snippets_that_are_tested_here() -> None:
+    """A new snippet needs a test of its own."""
+    assert len(PYTHON) == 2
+    assert [text.split()[:2] for text in SHELL] == [
+        ["make", "demo"],
+        ["make", "test"],
+        ["milepost", "dev"],
+        ["milepost", "trigger"],
+    ]
+
+
+def test_the_example_is_short() -> None:
+    assert len([line for line in PYTHON[0].splitlines() if line.strip()]) <= 20
+
+
+def test_trigger_and_watch_from_python(project: Path) -> None:
+    (project / "watch.py").write_text(PYTHON[1] + "\nprint(run.output, run.metadata)\n")
+    lines = run([sys.executable, "watch.py"], project).splitlines()
+    assert lines[-2].startswith("COMPLETED 3 of 3")
+    assert lines[-1].startswith("3 {'user': 'user_1234'")
+
+
+def test_trigger_and_watch_from_the_terminal(project: Path) -> None:
+    command = next(text for text in SHELL if text.startswith("milepost trigger"))
+    payload = re.search(r"'(.*)'", command)
+    assert payload is not None
+    output = run(milepost("trigger", "import_people", payload[1], "--watch"), project)
+    assert "COMPLETED" in output
+
+
+def test_make_demo() -> None:
+    """The demo as it is, 10,000 rows, checks its own totals and says so by its exit code."""
+    output = run(["make", "demo"], ROOT, seconds=110)
+    assert "10,000" in output
+    assert "runs per second" in output
+
+
+def test_make_demo_with_a_file_of_ones_own(tmp_path: Path) -> None:
+    """Columns as in the demo's own file; one broken row is found."""
+    people = tmp_path / "people.csv"
+    people.write_text("id,name,email,age\n1,Ada,ada@example.com,36\n2,,nobody@example.com,40\n")
+    output = run(["make", "demo", f"FILE={people}"], ROOT)
+    assert "broken" in output
+
+
+def test_continuous_integration_runs_the_documented_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,361 @@
+"""Claiming: who gets which run, in which order, when a claim waits and what ends its waiting."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.world import Ticket, WorkerDouble, World, failure, item, offered, result_of, world_at
+
+from milepost.engine.commands import Claim, RegisterWorker, Report, Trigger, TriggerBatch
+from milepost.errors import NotFoundError
+from milepost.model.operations import Set
+from milepost.model.run import Outcome, RunStatus
+from milepost.protocol.work import ClaimedRun
+from milepost.store.runs import RunFilter
+
+
+def ids(ticket: Ticket) -> list[str]:
+    """The runs that a claim was answered with."""
+    return [run.id for run in result_of(ticket)]
+
+
+def test_a_claimed_run_carries_all_that_the_attempt_needs(world: World, worker: WorkerDouble) -> None:
+    parent = world.trigger()
+    assert worker.claim_one().id == parent
+    triggered = world.trigger_batch(
+        item(payload='{"n":1}', tags=["t"], max_attempts=5, metadata={"a": 1}), parent_id=parent
+    )
+    world.write(triggered.run_ids[0], Set("b", 2))
+    run = worker.claim_one()
+    assert (run.id, run.task, run.attempt, run.max_attempts) == (triggered.run_ids[0], "work", 1, 5)
+    assert (run.payload, run.payload_type, run.tags) == ('{"n":1}', "application/json", ["t"])
+    assert (run.queue, run.parent_id, run.root_id) == ("task/work", parent, parent)
+    assert (run.batch_id, run.depth) == (triggered.batch_id, 1)
+    shown = world.reader.run(run.id)
+    assert (shown.status, shown.attempt_count, shown.is_executing) == (RunStatus.EXECUTING, 1, True)
+    assert shown.started_at is not None
+    assert world.reader.metadata(run.id) == (b'{"a":1,"b":2}', 1)
+    assert run.metadata_version == 1
+
+
+def test_the_oldest_run_goes_first_over_all_tasks(world: World) -> None:
+    worker = WorkerDouble(world, "worker_1", offered("a"), offered("b"))
+    triggered = [world.trigger(task) for task in "abbaab"]
+    assert [run.id for run in worker.claim(4)] == triggered[:4]
+    assert [run.id for run in worker.claim(4)] == triggered[4:]
+    assert worker.claim(4) == []
+
+
+def test_a_worker_gets_only_its_own_tasks(world: World) -> None:
+    first = WorkerDouble(world, "worker_1", offered("a"))
+    second = WorkerDouble(world, "worker_2", offered("b"))
+    run_a, run_b = world.trigger("a"), world.trigger("b")
+    assert [run.id for run in second.claim(10)] == [run_b]
+    assert [run.id for run in first.claim(10)] == [run_a]
+
+
+def test_a_long_queue_that_nobody_asks_for_does_not_matter(world: World) -> None:
+    WorkerDouble(world, "worker_1", offered("other"))
+    worker = WorkerDouble(world, "worker_2", offered("work"))
+    for _ in range(3):
+        world.do(TriggerBatch([item("other")] * 1000))
+    run_id = world.trigger("work")
+    assert worker.claim_one().id == run_id
+
+
+def test_a_worker_that_is_not_registered_is_told_so(world: World, worker: WorkerDouble) -> None:
+    [ticket] = world.submit(Claim("worker_9", 1, 1, 0))
+    assert isinstance(ticket.result, NotFoundError)
+    assert "register" in str(ticket.result)
+
+
+def test_a_worker_without_tasks_or_slots_gets_nothing(world: World, worker: WorkerDouble) -> None:
+    world.do(RegisterWorker("worker_2", "idle", [], []))
+    world.trigger()
+    assert world.do(Claim("worker_2", 1, 5, 0)) == []
+    assert worker.claim(0) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_two_workers_never_get_the_same_run(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Random groups of triggers and claims: each run goes out once, oldest first, as many as there are slots."""
+    with world_at(tmp_path_factory.mktemp("claims") / "milepost.db") as world:
+        workers = [WorkerDouble(world, f"worker_{number}", offered("a"), offered("b")) for number in range(3)]
+        triggered: list[str] = []
+        claimed: list[str] = []
+        waiting: list[Ticket] = []
+        for _ in range(data.draw(st.integers(1, 6))):
+            commands: list[Trigger | Claim] = []
+            for kind in data.draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=8)):
+                if kind == "c":
+                    worker = data.draw(st.sampled_from(workers))
+                    commands.append(worker.next_claim(data.draw(st.integers(1, 3)), wait=60))
+                else:
+                    commands.append(Trigger(item(kind)))
+            tickets = world.submit(*commands)
+            for command, ticket in zip(commands, tickets, strict=True):
+                if isinstance(command, Claim):
+                    waiting.append(ticket)
+                else:
+                    triggered += result_of(ticket).run_ids
+            for ticket in [ticket for ticket in waiting if ticket.is_answered]:
+                waiting.remove(ticket)
+                assert ids(ticket) == sorted(ids(ticket))
+                claimed += ids(ticket)
+            assert len(set(claimed)) == len(claimed)
+            assert not waiting or set(claimed) == set(triggered), "a claim waits while a run is due"
+        assert sorted(claimed) == sorted(triggered)[: len(claimed)]
+
+
+# --- waiting -----------------------------------------------------------------------------------------------
+
+
+def test_a_claim_waits_for_a_trigger(world: World, worker: WorkerDouble) -> None:
+    [waiting] = world.submit(worker.next_claim(5, wait=60))
+    assert not waiting.is_answered
+    world.submit()
+    assert not waiting.is_answered
+    [triggered] = world.submit(Trigger(item()))
+    assert ids(waiting) == result_of(triggered).run_ids
+    assert world.engine.wake_at() is None
+
+
+def test_a_trigger_for_another_task_leaves_a_claim_waiting(world: World, worker: WorkerDouble) -> None:
+    WorkerDouble(world, "worker_2", offered("other"))
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    world.trigger("other")
+    assert not waiting.is_answered
+
+
+def test_a_claim_is_answered_with_nothing_at_its_deadline(world: World, worker: WorkerDouble) -> None:
+    [waiting] = world.submit(worker.next_claim(wait=2))
+    started = world.clock()
+    assert world.engine.wake_at() == started + 2_000_000
+    world.clock.advance(1.99)
+    world.submit()
+    assert not waiting.is_answered
+    world.clock.advance(0.01)
+    world.submit()
+    assert ids(waiting) == []
+    assert world.engine.wake_at() is None
+
+
+def test_a_claim_that_does_not_want_to_wait_is_answered_at_once(world: World, worker: WorkerDouble) -> None:
+    [ticket] = world.submit(worker.next_claim(wait=0))
+    assert ids(ticket) == []
+
+
+def test_a_claim_wakes_for_a_retry_that_becomes_due(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.fail(worker.claim_one(), retry_after_ms=5_000)
+    due_at = world.clock() + 5_000_000
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    assert world.engine.wake_at() == due_at
+    world.clock.now = due_at - 2_000
+    world.submit()
+    assert not waiting.is_answered
+    world.clock.now = due_at
+    world.submit()
+    [run] = result_of(waiting)
+    assert (run.id, run.attempt) == (run_id, 2)
+
+
+def test_a_claim_wakes_for_a_retry_from_before_a_restart(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.fail(worker.claim_one(), retry_after_ms=5_000)
+    due_at = world.clock() + 5_000_000
+    world.restart()
+    worker.register()
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    assert world.engine.wake_at() == due_at
+    world.clock.now = due_at
+    world.submit()
+    assert ids(waiting) == [run_id]
+
+
+def test_retries_that_become_due_one_after_the_other_each_wake_a_claim(
+    world: World, worker: WorkerDouble
+) -> None:
+    for delay in (3_000, 1_000, 2_000):
+        world.trigger()
+        worker.fail(worker.claim_one(), retry_after_ms=delay)
+    order: list[str] = []
+    for _ in range(3):
+        [waiting] = world.submit(worker.next_claim(wait=60))
+        while not waiting.is_answered:
+            world.clock.now = max(world.clock.now, world.engine.wake_at() or 0)
+            world.submit()
+        order += ids(waiting)
+    assert len(set(order)) == 3
+
+
+def test_a_newer_claim_takes_the_place_of_the_waiting_one(world: World, worker: WorkerDouble) -> None:
+    [older] = world.submit(worker.next_claim(1, wait=60))
+    [newer] = world.submit(worker.next_claim(2, wait=60))
+    assert ids(older) == []
+    first, second = world.trigger_batch(item(), item(), item()).run_ids[:2]
+    assert ids(newer) == [first, second]
+    assert ids(older) == []
+
+
+def test_a_claim_that_waits_is_told_when_its_worker_was_given_up(world: World, worker: WorkerDouble) -> None:
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    world.submit(Report(worker.id, [], leaving=True))
+    world.clock.advance(60)
+    world.submit()
+    assert waiting.is_answered
+
+
+def test_stopping_answers_waiting_claims_with_nothing(world: World, worker: WorkerDouble) -> None:
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    for answer, result in world.engine.release_parked():
+        answer(result)
+    assert ids(waiting) == []
+    assert world.engine.release_parked() == []
+
+
+# --- repeats -----------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_claim_gets_the_same_runs_again(world: World, worker: WorkerDouble) -> None:
+    """The answer may get lost on its way; the runs in it may not."""
+    world.trigger_batch(item(), item(), item())
+    claim = worker.next_claim(2)
+    first = world.do(claim)
+    assert world.do(claim) == first
+    assert len(worker.claim(2)) == 1
+
+
+def test_a_repeated_claim_in_the_same_group_gets_the_same_runs(world: World, worker: WorkerDouble) -> None:
+    """A server that was busy finds the claim and its repeat together; the first answer goes to a connection that is gone."""
+    world.trigger_batch(item(), item())
+    claim = worker.next_claim(1)
+    first, second = world.submit(claim, claim)
+    assert ids(first) == ids(second)
+    assert len(worker.claim(5)) == 1
+
+
+def test_a_repeat_that_meets_its_waiting_original_and_work_gets_that_work(
+    world: World, worker: WorkerDouble
+) -> None:
+    claim = worker.next_claim(1, wait=60)
+    world.submit(claim)
+    triggered, again = world.submit(Trigger(item()), claim)
+    assert ids(again) == result_of(triggered).run_ids
+
+
+# --- queue limits ------------------------------------------------------------------------------------------
+
+
+def test_a_queue_limit_holds_over_workers_and_a_freed_slot_is_handed_on(world: World) -> None:
+    task = offered("work", concurrency=2)
+    first, second = WorkerDouble(world, "worker_1", task), WorkerDouble(world, "worker_2", task)
+    triggered = world.trigger_batch(*([item()] * 4)).run_ids
+    [run] = first.claim(1)
+    assert [other.id for other in second.claim(5)] == triggered[1:2]
+    [waiting] = world.submit(second.next_claim(5, wait=60))
+    assert not waiting.is_answered
+    first.finish(run)
+    assert ids(waiting) == triggered[2:3]
+
+
+def test_a_waiting_run_gives_its_slot_back(world: World) -> None:
+    worker = WorkerDouble(world, "worker_1", offered("work", concurrency=1))
+    first, second = world.trigger_batch(item(), item()).run_ids
+    run = worker.claim_one()
+    assert run.id == first
+    assert worker.claim(5) == []
+    worker.report(run, waiting=True)
+    assert worker.claim_one().id == second
+
+
+@pytest.mark.parametrize("slots", [1, 2, 10])
+def test_a_full_queue_does_not_hold_up_the_others(world: World, slots: int) -> None:
+    """Oldest first, but not behind what cannot be run now."""
+    worker = WorkerDouble(world, "worker_1", offered("narrow", concurrency=1), offered("wide"))
+    world.trigger_batch(*([item("narrow")] * 20))
+    wide = world.trigger("wide")
+    claimed = [run.id for run in worker.claim(slots)]
+    claimed += [run.id for run in worker.claim(slots)]
+    assert wide in claimed
+
+
+def test_a_limited_queue_is_filled_although_its_older_runs_are_of_a_full_one(world: World) -> None:
+    worker = WorkerDouble(world, "worker_1", offered("a", concurrency=1), offered("b", concurrency=2))
+    world.trigger_batch(*([item("a")] * 10), *([item("b")] * 10))
+    assert sorted(run.task for run in worker.claim(5)) == ["a", "b", "b"]
+
+
+def test_a_limit_counts_by_queue_and_not_by_task(world: World) -> None:
+    worker = WorkerDouble(
+        world,
+        "worker_1",
+        offered("a", queue="shared", concurrency=1),
+        offered("b", queue="shared", concurrency=1),
+    )
+    world.trigger("a")
+    world.trigger("b")
+    assert len(worker.claim(5)) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_queue_ever_runs_more_than_its_limit(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Nor less: a slot does not stay free while there is a run that could have it."""
+    limits = {"one": 1, "three": 3, "free": 1_000}
+    tasks = [offered("one", concurrency=1), offered("three", concurrency=3), offered("free")]
+    with world_at(tmp_path_factory.mktemp("limits") / "milepost.db") as world:
+        workers = [WorkerDouble(world, f"worker_{number}", *tasks) for number in range(2)]
+        held: dict[str, tuple[WorkerDouble, ClaimedRun]] = {}
+        for _ in range(data.draw(st.integers(1, 12))):
+            match data.draw(st.sampled_from(["trigger", "claim", "claim", "finish"])):
+                case "trigger":
+                    names = data.draw(st.lists(st.sampled_from(list(limits)), min_size=1, max_size=6))
+                    world.trigger_batch(*(item(name) for name in names))
+                case "claim":
+                    worker = data.draw(st.sampled_from(workers))
+                    slots = data.draw(st.integers(1, 4))
+                    runs = worker.claim(slots)
+                    held.update((run.id, (worker, run)) for run in runs)
+                    busy = [run.task for _, run in held.values()]
+                    assert all(busy.count(task) <= limit for task, limit in limits.items())
+                    if len(runs) < slots:
+                        page = world.reader.page(RunFilter(statuses=(RunStatus.QUEUED,)), size=100)
+                        left = {run.task_identifier for run in page.data}
+                        assert all(busy.count(task) == limits[task] for task in left)
+                case _ if held:
+                    _, (worker, run) = held.popitem()
+                    worker.finish(run)
+                case _:
+                    pass
+
+
+def test_a_group_hands_a_freed_slot_and_a_new_run_on_at_once(world: World) -> None:
+    """What ends or frees comes before what asks for work, in one commit."""
+    worker = WorkerDouble(world, "worker_1", offered("work", concurrency=1))
+    first, second = world.trigger_batch(item(), item()).run_ids
+    run = worker.claim_one()
+    claim, _ = world.submit(
+        worker.next_claim(1), Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))])
+    )
+    assert run.id == first
+    assert ids(claim) == [second]
+
+
+def test_what_is_announced_of_a_run_is_its_state_at_the_end_of_the_group(
+    world: World, worker: WorkerDouble
+) -> None:
+    """M82: a run that is queued again and claimed in one commit must not be announced as queued."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    report = worker.next_report(run, Set("a", 1), outcome=failure(retry_after_ms=0))
+    _, claim = world.submit(Report(worker.id, [report]), worker.next_claim(1))
+    assert ids(claim) == [run_id]
+    [changed] = [changed for changed in world.announcements[-1].runs if changed.row.id == run_id]
+    assert changed.state_changed
+    assert (changed.row.status, changed.row.attempt) == (RunStatus.EXECUTING, 2)
+    assert [change.version for change in changed.changes] == [1]
