@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.world import Ticket, WorkerDouble, World, failure, item, offered, result_of, world_at
 
 from milepost.engine.commands import Claim, RegisterWorker, Report, Trigger, TriggerBatch
 from milepost.errors import NotFoundError
@@ -11,6 +10,7 @@ from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.work import ClaimedRun
 from milepost.store.runs import RunFilter
+from support.world import Ticket, WorkerDouble, World, failure, item, offered, result_of, world_at
 
 
 def ids(ticket: Ticket) -> list[str]:

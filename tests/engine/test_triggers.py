@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.world import WorkerDouble, World, item, offered, result_of
 
 from milepost.engine.commands import PruneAnswers, Trigger, TriggerBatch
 from milepost.errors import (
@@ -24,6 +23,7 @@ from milepost.model.operations import Set, Update
 from milepost.model.run import RunStatus
 from milepost.protocol.triggering import QueueOption
 from milepost.store.runs import RunFilter, load_trigger_metadata
+from support.world import WorkerDouble, World, item, offered, result_of
 
 LIMIT = 262_144
 MEGABYTE = 1024 * 1024

@@ -6,18 +6,15 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milepost.errors import MetadataError, MetadataPathError, MetadataTooLargeError, MetadataTypeError
+from milepost.errors import MetadataError
 from milepost.model.document import Document
 from milepost.model.jsonvalue import json_equal
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update, collapse
 from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
-from milepost.protocol.work import TargetOperations
-from milepost.sdk import buffer as buffer_module
 from milepost.sdk.buffer import Batch, Buffer
 
 RUN, ATTEMPT, PARENT = "run_self", 3, "run_parent"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import count
 from typing import Any
 
 import pytest
@@ -56,6 +57,8 @@ class Desk:
             concurrency=concurrency,
             flush_interval_seconds=INTERVAL,
             call_later=lambda call, *arguments: call(*arguments),
+            # An end of a run lies long ago at the next look: nothing is claimed ahead.
+            clock=count(0, 1.0).__next__,
         )
 
     def admit(self, *ids: str, attempt: int = 1) -> list[HeldRun]:
@@ -96,9 +99,9 @@ class Desk:
 def test_a_waiting_run_gives_its_slot_back_and_takes_one_before_it_goes_on() -> None:
     desk = Desk(1)
     [parent] = desk.admit("run_parent")
-    assert desk.holding.free == 0
+    assert desk.holding.room == 0
     future = desk.wait(parent, "run_child")
-    assert desk.holding.free == 1
+    assert desk.holding.room == 1
     [entry] = desk.exchange()
     assert entry.report.waiting is True
 
@@ -108,7 +111,7 @@ def test_a_waiting_run_gives_its_slot_back_and_takes_one_before_it_goes_on() -> 
     assert not future.done(), "the child still holds the only slot"
     desk.finish(child)
     assert future.done()
-    assert desk.holding.free == 0
+    assert desk.holding.room == 0
     reports = {entry.report.id: entry.report for entry in desk.exchange()}
     assert reports["run_parent"].waiting is False
     assert reports["run_child"].outcome == Outcome(output="null")
@@ -132,11 +135,11 @@ def test_a_run_with_several_waits_has_no_slot_before_the_last_has_ended() -> Non
     desk.holding.target_ended("batch_1")
     desk.holding.advance()
     assert first.done()
-    assert desk.holding.free == 1, "the other batch needs the slot"
+    assert desk.holding.room == 1, "the other batch needs the slot"
     desk.holding.target_ended("batch_2")
     desk.holding.advance()
     assert second.done()
-    assert desk.holding.free == 0
+    assert desk.holding.room == 0
 
 
 def test_a_wait_that_was_given_up_takes_a_slot_at_once() -> None:
@@ -145,7 +148,7 @@ def test_a_wait_that_was_given_up_takes_a_slot_at_once() -> None:
     future = desk.wait(parent, "run_x")
     desk.exchange()
     assert future.cancel()
-    assert desk.holding.free == 0
+    assert desk.holding.room == 0
     assert [entry.report.waiting for entry in desk.exchange()] == [False]
 
 
@@ -163,7 +166,7 @@ def test_an_end_that_was_announced_before_the_wait_is_no_wait() -> None:
     [parent] = desk.admit("run_parent")
     desk.holding.hear(InboxFrame(finished=["run_x"]))
     assert desk.wait(parent, "run_x").done()
-    assert desk.holding.free == 0
+    assert desk.holding.room == 0
     assert desk.report() == []
 
 
@@ -268,14 +271,14 @@ def test_a_lost_run_is_interrupted_keeps_its_slot_and_says_nothing_more() -> Non
     desk.set(held, "a", 1)
     desk.answer(desk.report(), lost=True)
     assert desk.host.interrupted == [held]
-    assert desk.holding.free == 0
+    assert desk.holding.room == 0
     assert desk.holding.run_ids() == []
     desk.set(held, "a", 2)
     desk.now += INTERVAL
     assert desk.report() == []
     desk.finish(held)
     assert desk.report() == []
-    assert desk.holding.free == 1
+    assert desk.holding.room == 1
     assert len(desk.holding) == 0
 
 
@@ -312,11 +315,11 @@ def test_a_run_that_ends_with_open_waits_gives_back_one_slot() -> None:
     [held] = desk.admit("run_1")
     futures = [desk.wait(held, "run_x"), desk.wait(held, "run_y")]
     desk.finish(held)
-    assert desk.holding.free == 2
+    assert desk.holding.room == 2
     assert all(future.done() for future in futures)
     desk.holding.target_ended("run_x")
     desk.holding.advance()
-    assert desk.holding.free == 2
+    assert desk.holding.room == 2
 
 
 def test_only_waiting_is_seen() -> None:

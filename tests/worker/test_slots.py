@@ -13,7 +13,7 @@ def test_claimed_runs_start_in_order_and_no_more_than_fit() -> None:
     assert slots.take_claimed() == []
     slots.leave()
     assert slots.take_claimed() == [2]
-    assert slots.free == 0
+    assert slots.room(0) == 0
 
 
 def test_a_resumed_run_goes_before_claimed_ones() -> None:
@@ -32,13 +32,13 @@ def test_a_resumed_run_goes_before_claimed_ones() -> None:
 
 def test_free_leaves_out_who_stands_in_line() -> None:
     slots: Slots[int, str] = Slots(3)
-    assert slots.free == 3
+    assert slots.room(0) == 3
     slots.enter(1)
     slots.enter_again("one")
-    assert slots.free == 1
+    assert slots.room(0) == 1
     slots.seize()
     slots.seize()
-    assert slots.free == 0
+    assert slots.room(0) == 0
 
 
 def test_any_order_of_events_keeps_the_limit() -> None:
@@ -47,7 +47,7 @@ def test_any_order_of_events_keeps_the_limit() -> None:
     running, waiting, number = 0, 0, 0
     for _ in range(5000):
         match chance.randrange(4):
-            case 0 if slots.free:
+            case 0 if slots.room(0):
                 slots.enter(number)
                 number += 1
             case 1 if running:
@@ -66,4 +66,4 @@ def test_any_order_of_events_keeps_the_limit() -> None:
             running += 1
         running += len(slots.take_claimed())
         assert running == slots.held <= 3
-        assert 0 <= slots.free <= 3 - running
+        assert 0 <= slots.room(0) <= 3 - running

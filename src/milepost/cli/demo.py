@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.live import Live
 
@@ -99,7 +99,7 @@ async def _work(
     err.print(f"its page: [link]{link}[/]\n", soft_wrap=True)
     run = await _follow(handle.asubscribe())
     problems = _problems(run, len(rows), broken, user)
-    _tell(run, broken, problems)
+    _tell(run, problems)
     if stay:
         note("the dashboard stays open; Ctrl-C ends it")
         await signals.asked.wait()
@@ -140,10 +140,13 @@ def _screen() -> Generator[tuple[Callable[[Run], None], float]]:
 def _short(run: Run) -> dict[str, Any]:
     """The document without the long list, of which only the length is worth watching."""
     document = dict(run.metadata)
-    broken = document.pop("broken_rows", None)
-    if isinstance(broken, list):
-        document["broken_rows"] = f"{len(broken):,} so far" if not run.is_completed else f"{len(broken):,}"
+    if "broken_rows" in document:
+        document["broken_rows"] = f"{len(_ids(document.pop('broken_rows'))):,} so far"
     return document
+
+
+def _ids(value: Any) -> list[str]:
+    return [str(each) for each in cast("list[Any]", value)] if isinstance(value, list) else []
 
 
 def _problems(run: Run, rows: int, broken: Sequence[str], user: Any) -> list[str]:
@@ -158,8 +161,7 @@ def _problems(run: Run, rows: int, broken: Sequence[str], user: Any) -> list[str
         "broken_rows": sorted(broken),
     }
     found = {key: document.get(key) for key in expected}
-    if isinstance(found["broken_rows"], list):
-        found["broken_rows"] = sorted(found["broken_rows"])
+    found["broken_rows"] = sorted(_ids(found["broken_rows"]))
     problems = [
         f"{key} is {_cut(found[key])} and should be {_cut(expected[key])}"
         for key in expected
@@ -172,20 +174,15 @@ def _problems(run: Run, rows: int, broken: Sequence[str], user: Any) -> list[str
     return problems
 
 
-def _tell(run: Run, broken: Sequence[str], problems: Sequence[str]) -> None:
+def _tell(run: Run, problems: Sequence[str]) -> None:
     """The end of it: the final document, the sums, the speed."""
     document = dict(run.metadata)
-    ids = document.get("broken_rows")
     out.print("\nThe run's metadata at its end:\n")
     for key, value in document.items():
         if key != "broken_rows":
             out.print(f"  {key:<12} {json.dumps(value, ensure_ascii=False)}", markup=False, soft_wrap=True)
-    if isinstance(ids, list):
-        out.print(
-            f"  {'broken_rows':<12} {_listed(sorted(map(str, ids), key=_natural))}",
-            markup=False,
-            soft_wrap=True,
-        )
+    ids = sorted(_ids(document.get("broken_rows")), key=_natural)
+    out.print(f"  {'broken_rows':<12} {_listed(ids)}", markup=False, soft_wrap=True)
     for problem in problems:
         out.print(f"\n[bold red]wrong:[/] {problem}", soft_wrap=True)
     total, failed = document.get("total"), document.get("failed")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
 import secrets
@@ -137,11 +138,22 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
         await first_of(runner.has_started.wait(), asyncio.wait({ended}))
         if ended.done():
             raise ConfigurationError("the server did not start; the lines above say why")
+        _relieve_collector()
         yield HostedServer(url_of(listener), server, ended)
     finally:
         server.stop_streams()
         runner.should_exit = True
         await asyncio.wait({ended})
+
+
+def _relieve_collector() -> None:
+    """Let the garbage collector look less often, and never at what was loaded at the start.
+
+    Each request makes many objects that live for a moment and hold no cycles; looking through them took a fifth of the server's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 class _Uvicorn(uvicorn.Server):

@@ -55,6 +55,11 @@ def main() -> None:
         # Whoever read the output has gone. Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:  # a mistake in this program; who uses it can do little with a traceback
+        if os.environ.get("MILEPOST_DEBUG"):
+            raise
+        say_error(f"{type(error).__name__}: {error} (a mistake in Milepost; MILEPOST_DEBUG=1 shows where)")
+        sys.exit(70)
 
 
 @app.command()

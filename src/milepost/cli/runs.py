@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import typer
@@ -29,15 +29,9 @@ def trigger(
     value = (
         NO_PAYLOAD
         if payload is None
-        else _from_json(payload, "the payload", f"write text with quotes: '\"{payload}\"'")
+        else _from_json(payload, "the payload", f"text needs quotes: '\"{payload}\"'")
     )
-    document = (
-        None
-        if metadata is None
-        else _from_json(metadata, "--metadata", 'it is an object such as \'{"user": "u1"}\'')
-    )
-    if document is not None and not isinstance(document, dict):
-        fail('--metadata is not a JSON object; write for example \'{"user": "u1"}\'')
+    document = None if metadata is None else _object_from_json(metadata)
     client = Client()
     handle = client.trigger(task_id, value, metadata=document, tags=list(tags))
     print_line(handle.id)
@@ -177,6 +171,14 @@ def _tell_error(run: Run) -> None:
 
 def _as_json(run: Run) -> str:
     return msgspec.json.encode(run).decode()
+
+
+def _object_from_json(text: str) -> dict[str, Any]:
+    example = '\'{"user": "u1"}\''
+    value = _from_json(text, "--metadata", f"it is an object such as {example}")
+    if not isinstance(value, dict):
+        fail(f"--metadata is not a JSON object; write for example {example}")
+    return cast("dict[str, Any]", value)
 
 
 def _from_json(text: str, name: str, advice: str) -> Any:

@@ -11,7 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -140,6 +140,7 @@ def follow(transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], 
     """
     check_blocking(feed.form)
     retries = Retries()
+    pause = 0.0
     while True:
         try:
             with transport.open(feed, until=until) as chunks:
@@ -163,6 +164,7 @@ def follow(transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], 
 async def afollow(transport: AsyncTransport, feed: Feed, follower: Follower[StateT_co]) -> AsyncIterator[StateT_co]:
     """As `follow`, without blocking."""
     retries = Retries()
+    pause = 0.0
     while True:
         try:
             async with transport.open(feed) as chunks:

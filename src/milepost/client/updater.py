@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -17,7 +17,17 @@ from milepost.client.calls import Call, MetadataDocument
 from milepost.client.refused import refused_change
 from milepost.errors import MetadataFlushError, MetadataTypeError, MilepostError, UnavailableError
 from milepost.model.jsonvalue import JSONValue, to_json
-from milepost.model.operations import Append, Delete, Increment, Operation, Pending, Remove, Set, Update, check
+from milepost.model.operations import (
+    Append,
+    Delete,
+    Increment,
+    Operation,
+    Pending,
+    Remove,
+    Set,
+    Update,
+    check,
+)
 from milepost.model.path import check_key
 from milepost.protocol.metadata import MetadataRequest, Refused
 
@@ -184,7 +194,7 @@ class OutsideMetadata(Updater):
                 return _document_of(answer, refused)
 
     @contextmanager
-    def _sending(self) -> Iterator[Call[MetadataDocument]]:
+    def _sending(self) -> Generator[Call[MetadataDocument]]:
         """The call to make: the one that got no answer, or else one with what has been collected since."""
         if self._unanswered is None:
             request = MetadataRequest(operations=self._collected.take())

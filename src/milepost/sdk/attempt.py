@@ -322,7 +322,8 @@ class Attempt:
         """Call plain code: in this thread, or in another one when this is the event loop's. Context variables are carried over."""
         if not is_in_event_loop():
             return function()
-        return await self._call_in_thread(partial(contextvars.copy_context().run, _without_stop_iteration, function))
+        context = contextvars.copy_context()
+        return await self._call_in_thread(lambda: context.run(_without_stop_iteration, function))
 
     def _on_loop(self, steps: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the worker's loop from another thread. Context variables are carried over."""

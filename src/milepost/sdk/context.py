@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from milepost.sdk.metadata import bind_to
 from milepost.sdk.scope import RunScope
@@ -182,7 +182,7 @@ def _line(msg: object, args: tuple[object, ...], kwargs: MutableMapping[str, Any
     """The text of a log call, with the traceback that it asks for. Never raises: a bad format must not break the work."""
     try:
         # As `logging` does it: a single mapping serves named placeholders.
-        values: Any = args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else args
+        values: Any = args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else cast("Any", args)
         text = str(msg) % values if args else str(msg)
         error = kwargs.get("exc_info")
         if error:
@@ -196,8 +196,8 @@ def _line(msg: object, args: tuple[object, ...], kwargs: MutableMapping[str, Any
 
 
 def _traceback(error: Any) -> str:
+    if isinstance(error, tuple):
+        error = cast("tuple[Any, ...]", error)[1]
     if isinstance(error, BaseException):
         return "".join(traceback.format_exception(error)).rstrip()
-    if isinstance(error, tuple):
-        return "".join(traceback.format_exception(*error)).rstrip()
     return traceback.format_exc().rstrip()

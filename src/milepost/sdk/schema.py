@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from milepost.client.shape import Misfit, Shape, elements_of, name_of, parts_of, shape_of
 from milepost.errors import MetadataTypeError, MetadataValueError
 from milepost.model.jsonvalue import JSONValue, encode, to_json
 from milepost.model.operations import Append, Increment, Operation, Set, Update
 from milepost.model.path import parse
-from milepost.client.shape import Misfit, Shape, elements_of, name_of, parts_of, shape_of
 
 if TYPE_CHECKING:
     from milepost.sdk.buffer import Buffer

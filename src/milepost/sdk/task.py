@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, overload
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, cast, overload
 
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.queue import Queue
@@ -363,7 +362,8 @@ def task(
     unknown = hooks.keys() - set(HOOK_NAMES)
     if unknown:
         raise TypeError(f"task() has no argument {sorted(unknown)[0]!r}")
-    local_names = _local_names(sys._getframe(1))
+    frame = inspect.currentframe()
+    local_names = _local_names(frame.f_back) if frame is not None else None
 
     def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
         new = Task[Any, Any](
@@ -376,7 +376,8 @@ def task(
         )
         for name, given in hooks.items():
             add_hook = getattr(new, name)
-            for hook in given if isinstance(given, Sequence) else [given]:
+            functions = cast("Sequence[Callable[..., Any]]", given if isinstance(given, Sequence) else [given])
+            for hook in functions:
                 add_hook(hook)
         register(new)
         return new
@@ -384,6 +385,6 @@ def task(
     return decorate if function is None else decorate(function)
 
 
-def _local_names(frame: types.FrameType) -> dict[str, Any] | None:
+def _local_names(frame: types.FrameType | None) -> dict[str, Any] | None:
     """The local names where `@task` is written inside a function: annotations may mean them."""
-    return dict(frame.f_locals) if frame.f_locals is not frame.f_globals else None
+    return dict(frame.f_locals) if frame is not None and frame.f_locals is not frame.f_globals else None

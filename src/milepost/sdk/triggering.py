@@ -34,7 +34,7 @@ class BatchItem(Generic[PayloadT]):
 
     __slots__ = ("options", "payload")
 
-    def __init__(self, payload: PayloadT = cast("Any", NO_PAYLOAD), **options: Unpack[RunOptions]) -> None:
+    def __init__(self, payload: PayloadT = NO_PAYLOAD, **options: Unpack[RunOptions]) -> None:
         self.payload = payload
         self.options = options
 
@@ -114,9 +114,9 @@ def prepare_batch(
                 field="items",
                 limit=BATCH_ITEMS_MAX,
             )
-        payload, options = (item.payload, item.options) if isinstance(item, BatchItem) else (item, RunOptions())
+        own = cast("BatchItem[object]", item if isinstance(item, BatchItem) else BatchItem(item))
         try:
-            request = prepare(task_id, cast("object", payload), options, limit=limit, scope=None, resume=False)
+            request = prepare(task_id, own.payload, own.options, limit=limit, scope=None, resume=False)
         except PayloadValidationError as error:
             raise PayloadValidationError(f"item {index}: {error.message}", field=error.field) from None
         wire.append(WireItem(task_id, request.payload, request.options))

@@ -10,7 +10,6 @@ from sqlalchemy import (
     Integer,
     and_,
     bindparam,
-    distinct,
     exists,
     func,
     insert,
@@ -336,7 +335,7 @@ def holders(connection: Connection) -> list[str]:
     """Every worker that holds a run."""
     return [
         worker
-        for worker in connection.execute(select(distinct(runs.c.worker_id)).where(_HELD)).scalars()
+        for worker in connection.execute(select(runs.c.worker_id).where(_HELD).distinct()).scalars()
         if worker
     ]
 

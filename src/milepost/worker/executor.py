@@ -118,7 +118,7 @@ class Executor:
         gc.freeze()
         self._link.start()
         self._heed_signals()
-        self._supervisor.listen(self._link.order)
+        self._supervisor.answer_to(self._link.order)
         await self._has_left.wait()
         return self._exit_code
 
@@ -268,22 +268,40 @@ class _SupervisorLine:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        self._lock = threading.Lock()
+        self._obey: Callable[[Order], None] | None = None
+        self._came_before: Order | None = None
+        threading.Thread(target=self._listen, name="milepost-orders", daemon=True).start()
 
     def tell(self, message: Message) -> None:
         """Send a message; without a supervisor there is nobody to tell."""
         with contextlib.suppress(OSError):
             os.write(self._messages, control.encode(message) + b"\n")
 
-    def listen(self, order: Callable[[Order], None]) -> None:
+    def answer_to(self, obey: Callable[[Order], None]) -> None:
+        """From now on there is something to drain: give every order to this one, and what has come before."""
+        with self._lock:
+            self._obey = obey
+            if self._came_before is not None:
+                obey(self._came_before)
+
+    def _listen(self) -> None:
         """Hand on every order; the end of the line means that the supervisor is gone, and is the order to drain."""
+        with os.fdopen(self._orders, "rb") as orders:
+            for line in orders:
+                self._take(Order(line.strip().decode()))
+        self._take(Order.DRAIN)
 
-        def read() -> None:
-            with os.fdopen(self._orders, "rb") as orders:
-                for line in orders:
-                    order(Order(line.strip().decode()))
-            order(Order.DRAIN)
-
-        threading.Thread(target=read, name="milepost-orders", daemon=True).start()
+    def _take(self, order: Order) -> None:
+        with self._lock:
+            if self._obey is not None:
+                self._obey(order)
+                return
+            self._came_before = order
+        # Still loading the user's tasks, which may take for ever; there is nothing to lose yet.
+        time.sleep(END_SECONDS_MAX / 4)
+        if self._obey is None:
+            os._exit(control.EXIT_DRAINED)
 
 
 def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: Any) -> None:

@@ -15,6 +15,7 @@ from milepost.protocol.runs import LogLine
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
 from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, resolve
+from milepost.worker.pace import Pace
 from milepost.worker.slots import Slots
 from milepost.worker.waits import Waits
 
@@ -56,21 +57,29 @@ class Holding:
     """
 
     def __init__(
-        self, host: Host, *, concurrency: int, flush_interval_seconds: float, call_later: Callable[..., None]
+        self,
+        host: Host,
+        *,
+        concurrency: int,
+        flush_interval_seconds: float,
+        call_later: Callable[..., None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._call_later = call_later
         # By scope for the calls of user code, by run for what the server says.
         self._by_scope: dict[RunScope, HeldRun] = {}
         self._by_run: dict[str, HeldRun] = {}
+        self._clock = clock
+        self._pace = Pace()
         self._slots: Slots[HeldRun, tuple[HeldRun, Future[None]]] = Slots(concurrency)
         self.waits: Waits[HeldRun] = Waits()
         self.outbox = Outbox(flush_interval_seconds)
 
     @property
-    def free(self) -> int:
-        """How many more runs may be claimed."""
-        return self._slots.free
+    def room(self) -> int:
+        """How many more runs to claim: for the free slots, and ahead where runs are short."""
+        return self._slots.room(self._pace.ahead(self._clock()))
 
     def __len__(self) -> int:
         return len(self._by_scope)
@@ -142,6 +151,7 @@ class Holding:
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
         held.outcome = outcome
+        self._pace.ended(self._clock())
         self._release(held)
         if held.open_waits:
             self._abandon_waits(held)

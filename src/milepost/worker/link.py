@@ -265,7 +265,7 @@ class WorkerLink:
     def _advance(self) -> None:
         """Something has changed: start what may start, and wake the loops that have something to do."""
         self._holding.advance()
-        if self._holding.free:
+        if self._holding.room:
             self._slots_due.set()
         self._look_for_reports()
         self._changed.set()
@@ -312,7 +312,7 @@ class WorkerLink:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._inbox_is_heard.wait(), INBOX_SECONDS_MAX)
         while True:
-            while not (slots := self._holding.free):
+            while not (slots := self._holding.room):
                 self._slots_due.clear()
                 await self._slots_due.wait()
             self._claim_sequence += 1

@@ -25,10 +25,16 @@ class Slots(Generic[Claimed, Resumed]):
         self._resumed: deque[Resumed] = deque()
         self._claimed: deque[Claimed] = deque()
 
-    @property
-    def free(self) -> int:
-        """How many more runs may be claimed: nobody stands in line for these slots."""
-        return max(0, self.concurrency - self.held - len(self._resumed) - len(self._claimed))
+    def room(self, ahead: int) -> int:
+        """How many more runs to claim, with `ahead` runs to stand in line beyond the slots.
+
+        Where all slots are taken it is 0 until half of the line is used up, so that claims are few and large.
+        """
+        in_line = len(self._resumed) + len(self._claimed)
+        room = self.concurrency + ahead - self.held - in_line
+        if self.held + in_line >= self.concurrency and room * 2 < ahead:
+            return 0
+        return max(0, room)
 
     def enter(self, claimed: Claimed) -> None:
         """Put a claimed run in line."""

@@ -111,9 +111,8 @@ class Supervisor:
             async with asyncio.TaskGroup() as group:
                 first = self._begin(group)
                 watcher = group.create_task(self._watch(group)) if self._options.reload else None
-                if not await first.settled() and watcher is None:
-                    self._failure = self._failure or first.failure
-                    self.stop()
+                if watcher is None:
+                    group.create_task(self._stop_unless_ready(first))
                 await self._stopping.wait()
                 if watcher is not None:
                     watcher.cancel()
@@ -124,6 +123,12 @@ class Supervisor:
                 generation.kill()
         if self._failure is not None:
             raise WorkerFailed(self._failure)
+
+    async def _stop_unless_ready(self, first: "_Generation") -> None:
+        """Without reload, tasks that cannot be loaded are the end of it."""
+        if not await first.settled():
+            self._failure = self._failure or first.failure
+            self.stop()
 
     def _begin(self, group: asyncio.TaskGroup) -> "_Generation":
         generation = _Generation(self._options, self._hear)

@@ -234,6 +234,15 @@ function floatText(value) {
 }
 
 /**
+ * Bytes of the value as compact UTF-8 JSON.
+ *
+ * @param {JSONValue} value
+ */
+export function sizeInBytes(value) {
+  return new TextEncoder().encode(stringify(value)).length;
+}
+
+/**
  * Equality of JSON: `true` is not `1`, `1` equals `1.0`, the order of an object's keys does not matter.
  *
  * @param {JSONValue} left

@@ -25,7 +25,7 @@ const POSITION_WORD = /^(?:0|[1-9][0-9]{0,14})$/;
 /** Why an operation cannot be applied. `code` is the stable one of the HTTP API. */
 export class RefusedError extends Error {
   /**
-   * @param {"invalid_metadata_path" | "wrong_metadata_type" | "invalid_metadata_value"} code
+   * @param {"invalid_metadata_path" | "wrong_metadata_type" | "invalid_metadata_value" | "metadata_too_large"} code
    * @param {string} message
    */
   constructor(code, message) {

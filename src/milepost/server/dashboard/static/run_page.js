@@ -14,7 +14,7 @@ import { Tree } from "./tree.js";
 
 /** @typedef {Map<string, any>} Run */
 
-const CHILDREN_SHOWN = 20;
+const CHILDREN_SHOWN = 10;
 const LOG_SECONDS = 1;
 
 const runId = byId("run").dataset.run ?? "";
@@ -26,7 +26,7 @@ const known = {
   /** @type {import("./json.js").JSONObject} */
   document: new Map(),
   version: -1,
-  /** @type {Set<string>} `once` ids that the operations since the snapshot have counted */
+  /** @type {ReadonlySet<string>} `once` ids that the operations since the snapshot have counted */
   counted: new Set(),
 };
 
@@ -73,10 +73,11 @@ function receive(event, frame) {
   } else {
     if (frame.has("operations")) {
       if (Number(frame.get("fromVersion")) !== known.version) return false;
-      const { document: metadata, refusals } = apply(known.document, frame.get("operations"), known.counted);
+      const applied = apply(known.document, frame.get("operations"), { counted: known.counted });
       // The server has applied them all, so this copy is not what the server has.
-      if (refusals.length > 0) return false;
-      known.document = metadata;
+      if (applied.refusals.length > 0) return false;
+      known.document = applied.document;
+      known.counted = applied.counted;
       known.version = Number(frame.get("version"));
     }
     for (const [name, value] of frame.get("run") ?? []) {

@@ -54,19 +54,23 @@ class RunRow {
     this.status = new StatusBadge();
     this.progress = element("div");
     this.bars = new ProgressBars(this.progress, { most: 1, withLabels: false });
-    this.tags = element("td", { class: "tags wide" });
-    this.attempt = element("td", { class: "number wide" });
-    this.duration = element("td", { class: "number middle" });
-    const link = element("a", { href: runPage(id), class: "task" }, run.get("taskIdentifier"));
+    this.tags = cell("tags wide");
+    this.attempt = cell("number wide");
+    this.duration = cell("number middle");
     this.element = element(
       "tr",
-      {},
-      element("td", {}, this.status.element),
-      element("th", { scope: "row" }, link, element("span", { class: "run-id" }, id)),
-      element("td", { class: "share" }, this.progress),
+      { role: "row" },
+      cell("state", this.status.element),
+      element(
+        "th",
+        { scope: "row", role: "rowheader" },
+        element("a", { href: runPage(id), class: "task" }, run.get("taskIdentifier")),
+        element("span", { class: "run-id" }, id),
+      ),
+      cell("share", this.progress),
       this.tags,
       this.attempt,
-      element("td", { class: "number" }, timeAgo(run.get("createdAt"))),
+      cell("number", timeAgo(run.get("createdAt"))),
       this.duration,
     );
     this.tags.append(...tagLinks(run.get("tags")));
@@ -86,6 +90,14 @@ class RunRow {
   showDuration() {
     setText(this.duration, duration(this.run));
   }
+}
+
+/**
+ * @param {string} kind
+ * @param {...Node} content
+ */
+function cell(kind, ...content) {
+  return element("td", { role: "cell", class: kind }, ...content);
 }
 
 /**

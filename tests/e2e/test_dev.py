@@ -1,0 +1,185 @@
+"""`milepost dev`: ready when it says so, clear words for what is in the way, nothing left behind."""
+
+import os
+import signal
+import socket
+import sqlite3
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command, House, write_tasks
+
+HELLO = """
+@task
+async def hello(name: str) -> str:
+    metadata.set("greeted", name)
+    return f"hello {name}"
+
+@task
+def hello_plain(name: str) -> str:
+    print("a line of the task")
+    metadata.set("greeted", name)
+    return f"hello {name}"
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_runs_tasks_when_it_says_that_it_is_ready_and_ends_cleanly(house: Callable[..., House], number: int) -> None:
+    dev = house(HELLO)
+    for task_id in ("hello", "hello_plain"):
+        run = dev.run(task_id, "you")
+        assert run.output == "hello you"
+        assert run.metadata == {"greeted": "you"}
+    assert dev.end(number) == 0
+    assert "Traceback" not in dev.errors
+    assert "a line of the task" in dev.errors, "output of tasks stays out of the one line for programs"
+    assert dev.rest() == ""
+
+
+def test_code_below_the_folder_finds_the_server_and_the_key_survives_a_restart(
+    house: Callable[..., House], command: Callable[..., Command], tmp_path: Path
+) -> None:
+    dev = house(HELLO, "--processes", "1")
+    file = tmp_path / ".milepost" / "dev.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    below = tmp_path / "deep" / "down"
+    below.mkdir(parents=True)
+    trigger = command("trigger", "hello", '"you"', "--watch", folder=below)
+    assert trigger.line().startswith("run_")
+    assert "hello you" in trigger.rest()
+    assert trigger.process.wait(30) == 0
+    dev.end()
+    assert house(None, "--processes", "1").secret_key == dev.secret_key
+
+
+def test_a_port_in_use_is_said_in_one_line(command: Callable[..., Command], tmp_path: Path) -> None:
+    write_tasks(tmp_path / "jobs.py", HELLO)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        dev = command("dev", "jobs.py", "--port", str(taken.getsockname()[1]))
+        assert dev.process.wait(30) == 1
+    assert len(dev.errors.splitlines()) == 1
+    assert "is in use" in dev.errors
+    assert "--port" in dev.errors
+
+
+def test_a_data_folder_that_cannot_be_written_is_said_in_one_line(command: Callable[..., Command], tmp_path: Path) -> None:
+    write_tasks(tmp_path / "jobs.py", HELLO)
+    (tmp_path / "locked").mkdir(mode=0o555)
+    # The superuser may write everywhere, except where there is nothing to write to.
+    folder = "/proc/milepost" if os.geteuid() == 0 else str(tmp_path / "locked" / "data")
+    dev = command("dev", "jobs.py", "--port", "0", "--data", folder)
+    assert dev.process.wait(30) == 1
+    assert len(dev.errors.splitlines()) == 1
+    assert "cannot be written" in dev.errors
+
+
+def test_a_data_folder_has_one_server(house: Callable[..., House], command: Callable[..., Command]) -> None:
+    house(HELLO, "--processes", "1")
+    second = command("dev", "jobs.py", "--port", "0")
+    assert second.process.wait(30) == 1
+    assert len(second.errors.splitlines()) == 1
+    assert "another Milepost server uses the data folder" in second.errors
+
+
+def test_a_database_of_a_newer_version_is_left_alone(house: Callable[..., House], command: Callable[..., Command], tmp_path: Path) -> None:
+    house(HELLO, "--processes", "1").end()
+    with sqlite3.connect(tmp_path / ".milepost" / "milepost.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'from_the_future'")
+    database.close()
+    dev = command("dev", "jobs.py", "--port", "0")
+    assert dev.process.wait(30) == 1
+    assert len(dev.errors.splitlines()) == 1
+    assert "newer version" in dev.errors
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def f(:\n", ["jobs.py", "SyntaxError", "line 2"]),
+        ("import no_such_module\n", ["jobs.py", "line 2", "no_such_module"]),
+        ("x = 1\n", ["there is no task in jobs.py"]),
+        ("@task\ndef a() -> None: ...\n@task(id='a')\ndef b() -> None: ...\n", ["two tasks have the id 'a'"]),
+    ],
+)
+def test_tasks_that_cannot_be_loaded_are_said_with_their_place(
+    command: Callable[..., Command], tmp_path: Path, source: str, words: list[str]
+) -> None:
+    write_tasks(tmp_path / "jobs.py", source)
+    dev = command("dev", "jobs.py", "--port", "0", "--no-reload")
+    assert dev.process.wait(60) == 1
+    for word in words:
+        assert word in dev.errors
+    assert dev.errors.count("error:") == 1
+
+
+def test_a_file_that_is_not_there_is_said_at_once(command: Callable[..., Command]) -> None:
+    dev = command("dev", "nothing.py")
+    assert dev.process.wait(30) == 1
+    assert dev.errors.splitlines() == ["error: nothing.py: there is no such file or folder"]
+
+
+def test_a_wrong_setting_is_said_in_one_line(command: Callable[..., Command], tmp_path: Path) -> None:
+    write_tasks(tmp_path / "jobs.py", HELLO)
+    dev = command("dev", "jobs.py", "--port", "0", env={"TASK_RUN_METADATA_MAXIMUM_SIZE": "-5"})
+    assert dev.process.wait(30) == 1
+    assert "TASK_RUN_METADATA_MAXIMUM_SIZE" in dev.errors
+    assert len(dev.errors.splitlines()) == 1
+
+
+def test_it_ends_cleanly_while_it_is_starting(command: Callable[..., Command], tmp_path: Path) -> None:
+    write_tasks(tmp_path / "jobs.py", "import time\nopen('loading', 'w').close()\ntime.sleep(60)\n" + HELLO)
+    dev = command("dev", "jobs.py", "--port", "0", "--grace", "1")
+    from conftest import wait_until
+
+    wait_until((tmp_path / "loading").exists)
+    assert dev.end(signal.SIGINT) == 0
+    assert "Traceback" not in dev.errors
+
+
+def test_a_changed_file_takes_over_and_a_broken_one_does_not(house: Callable[..., House], tmp_path: Path) -> None:
+    dev = house("@task\ndef which() -> int:\n    return 1\n", "--processes", "1")
+    assert dev.run("which").output == 1
+
+    write_tasks(tmp_path / "jobs.py", "@task\ndef which() -> int:\n    return (\n")
+    dev.says("SyntaxError")
+    dev.says("keep running")
+    assert dev.run("which").output == 1
+
+    write_tasks(tmp_path / "jobs.py", "import numbers_of_mine\n@task\ndef which() -> int:\n    return numbers_of_mine.X\n")
+    dev.says("numbers_of_mine")
+    write_tasks(tmp_path / "numbers_of_mine.py", "X = 2\n")
+    write_tasks(tmp_path / "jobs.py", "import numbers_of_mine\n@task\ndef which() -> int:\n    return numbers_of_mine.X\n\n")
+    dev.says("reloaded: which")
+    assert dev.run("which").output == 2
+
+    write_tasks(tmp_path / "numbers_of_mine.py", "X = 3\n")
+    from conftest import wait_until
+
+    wait_until(lambda: dev.errors.count("reloaded: which") == 2)
+    assert dev.run("which").output == 3
+    assert dev.end() == 0
+
+
+def test_a_run_under_way_ends_where_it_began_when_the_code_changes(house: Callable[..., House], tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    source = f"""
+    import asyncio, pathlib
+    @task
+    async def slow() -> str:
+        metadata.set("began", True)
+        while not pathlib.Path({str(gate)!r}).exists():
+            await asyncio.sleep(0.01)
+        return VERSION
+    VERSION = "old"
+    """
+    dev = house(source, "--processes", "1")
+    run_id = dev.trigger("slow")
+    dev.until(run_id, lambda run: run.metadata.get("began"))
+    write_tasks(tmp_path / "jobs.py", source.replace('"old"', '"new"'))
+    dev.says("reloaded: slow")
+    gate.touch()
+    run = dev.finished(run_id)
+    assert (run.output, run.attempt_count) == ("old", 1)
+    assert dev.run("slow").output == "new"

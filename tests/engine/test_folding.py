@@ -1,0 +1,128 @@
+"""The store's snapshot and log always give the document, whatever the engine remembers of it."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milepost.engine.commands import UpdateMetadata
+from milepost.errors import MetadataError
+from milepost.model.document import Document
+from milepost.model.operations import Append, Increment, Operation, Set, check, decode_operations
+from milepost.store import documents
+from support.operations import DOCUMENTS, LARGE, OPERATIONS
+from support.world import WorkerDouble, World, item, world_at
+
+
+def fold(document: Document, operations: list[Operation]) -> int:
+    """Apply what can be applied, in order, as one change; how many were refused."""
+    applied = 0
+    for operation in operations:
+        try:
+            check(operation)
+            document.apply(operation)
+            applied += 1
+        except MetadataError:
+            pass
+    document.version += bool(applied)
+    return len(operations) - applied
+
+
+def saved_snapshot_version(world: World, run_id: str) -> int:
+    with world.store.read() as connection:
+        found = documents.load_snapshots(connection, [run_id]).get(run_id)
+    return found.version if found else 0
+
+
+def from_the_log(world: World, run_id: str, given: dict[str, object]) -> tuple[dict[str, object], int]:
+    """The document as its history alone tells it."""
+    document = Document(given)
+    with world.store.read() as connection:
+        for step in documents.load_changes(connection, {run_id: 0}).get(run_id, []):
+            assert step.version == document.version + 1
+            document.apply_all(decode_operations(step.operations))
+            document.version = step.version
+    return document.value, document.version
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    given_at_trigger=DOCUMENTS,
+    flushes=st.lists(
+        st.tuples(st.lists(st.one_of(OPERATIONS, LARGE), min_size=1, max_size=6), st.booleans()), max_size=12
+    ),
+)
+def test_snapshot_and_log_give_the_sequential_fold(
+    tmp_path_factory: pytest.TempPathFactory,
+    given_at_trigger: dict[str, object],
+    flushes: list[tuple[list[Operation], bool]],
+) -> None:
+    """M1, M29, M31 and the history: with the cache, without it, and by the log alone."""
+    with world_at(tmp_path_factory.mktemp("folding") / "milepost.db") as world:
+        worker = WorkerDouble(world)
+        run_id = world.trigger(metadata=given_at_trigger)
+        run = worker.claim_one()
+        expected = Document(given_at_trigger)
+        for operations, restart in flushes:
+            refused = fold(expected, operations)
+            reply = worker.report(run, *operations)
+            assert len(reply.refused) == refused
+            assert world.document(run_id) == (expected.value, expected.version)
+            if restart:
+                world.restart()
+                worker.register(holding=[run_id])
+            assert world.written_answer(run_id) == (expected.value, expected.version)
+        assert from_the_log(world, run_id, given_at_trigger) == (expected.value, expected.version)
+        worker.finish(run)
+        assert saved_snapshot_version(world, run_id) == expected.version
+        assert world.document(run_id) == (expected.value, expected.version)
+
+
+def test_a_long_log_is_folded_on_the_way(world: World, worker: WorkerDouble) -> None:
+    """What is read is never much longer than the document: appends are linear, not quadratic."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    folds = {0}
+    for _ in range(30):
+        worker.report(run, *(Append("log", "x" * 100) for _ in range(10)))
+        folds.add(saved_snapshot_version(world, run_id))
+        with world.store.read() as connection:
+            tail = documents.load_changes(connection, {run_id: max(folds)}).get(run_id, [])
+        assert (
+            sum(len(step.operations) for step in tail)
+            <= max(8192, len(world.reader.metadata(run_id)[0])) + 2_000
+        )
+    assert 2 < len(folds) < 20
+
+
+def test_the_cache_may_be_full_of_other_documents(world: World, worker: WorkerDouble) -> None:
+    """Many large documents push each other out; each stays right."""
+    ids = world.trigger_batch(
+        *(item(metadata={"id": number, "filling": "x" * 200_000}) for number in range(400))
+    ).run_ids
+    for turn in range(2):
+        for start in range(0, 400, 100):
+            tickets = world.submit(
+                *(
+                    UpdateMetadata(
+                        run_id, [("self", msgspec.to_builtins([Increment("n", 1), Set("turn", turn)]))]
+                    )
+                    for run_id in ids[start : start + 100]
+                )
+            )
+            assert all(ticket.result.version == turn + 1 for ticket in tickets)
+    for number in (0, 57, 399):
+        document, version = world.document(ids[number])
+        assert (document["n"], document["turn"], document["id"], version) == (2, 1, number, 2)
+
+
+def test_a_document_over_a_limit_that_was_lowered_can_still_shrink(
+    world: World, worker: WorkerDouble
+) -> None:
+    """M86: what does not enlarge it is taken."""
+    run_id = world.trigger(metadata={"a": "x" * 1000, "b": 1})
+    smaller = World(world.store, clock=world.clock, metadata_size_max=100)
+    assert smaller.document(run_id) == world.document(run_id)
+    updated = smaller.write(run_id, Set("c", 1), Set("a", "short"), Set("d", 1))
+    assert [refusal.index for refusal in updated.refused] == [0]
+    assert smaller.document(run_id) == ({"a": "short", "b": 1, "d": 1}, 1)

@@ -1,0 +1,208 @@
+"""Workers come, leave, are lost and come back; their runs are neither lost nor run twice at once."""
+
+import pytest
+
+from milepost.engine.commands import RegisterWorker, ReleaseLostRuns, Report
+from milepost.model.operations import Append, Set
+from milepost.model.retry import Retry
+from milepost.model.run import Outcome, RunStatus
+from support.world import WorkerDouble, World, item, offered, result_of
+
+TWICE = Retry(max_attempts=2, min_delay_seconds=1, max_delay_seconds=1, jitter=False)
+
+
+@pytest.fixture
+def worker(world: World) -> WorkerDouble:
+    """A worker whose task has two attempts, one second apart."""
+    return WorkerDouble(world, "worker_1", offered("work", retry=TWICE))
+
+
+def status(world: World, run_id: str) -> tuple[RunStatus, int]:
+    run = world.reader.run(run_id)
+    return run.status, run.attempt_count
+
+
+def test_a_silent_worker_loses_its_runs_after_the_lease(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    run = worker.claim_one()
+    worker.report(run, Set("a", 1))
+    world.clock.advance(29.9)
+    assert world.do(ReleaseLostRuns()) == 0
+    assert status(world, run_id) == (RunStatus.EXECUTING, 1)
+    world.clock.advance(0.2)
+    assert world.do(ReleaseLostRuns()) == 1
+    assert status(world, run_id) == (RunStatus.QUEUED, 1)
+    assert world.reader.run(run_id).error.name == "WorkerLostError"
+    assert world.do(ReleaseLostRuns()) == 0
+    assert world.document(run_id) == ({"a": 1}, 1)
+
+
+def test_the_tasks_own_rule_decides_what_follows(world: World, worker: WorkerDouble) -> None:
+    """The second loss is the last attempt's; a run's own limit wins over the task's."""
+    twice, once = world.trigger(), world.trigger(max_attempts=1)
+    worker.claim(2)
+    world.clock.advance(31)
+    world.do(ReleaseLostRuns())
+    assert status(world, once) == (RunStatus.FAILED, 1)
+    assert status(world, twice) == (RunStatus.QUEUED, 1)
+    worker.register()
+    world.clock.advance(1)
+    assert worker.claim_one().attempt == 2
+    world.clock.advance(31)
+    world.do(ReleaseLostRuns())
+    assert status(world, twice) == (RunStatus.FAILED, 2)
+    assert world.reader.result(twice).error.name == "WorkerLostError"
+
+
+def test_a_run_of_a_lost_worker_that_waits_is_given_up_too(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.report(worker.claim_one(), waiting=True)
+    world.clock.advance(31)
+    assert world.do(ReleaseLostRuns()) == 1
+    assert status(world, run_id) == (RunStatus.QUEUED, 1)
+
+
+def test_heartbeats_and_claims_keep_the_lease(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.claim_one()
+    for number in range(6):
+        world.clock.advance(20)
+        if number % 2:
+            worker.send()
+        else:
+            worker.claim(0)
+        assert world.do(ReleaseLostRuns()) == 0
+    assert status(world, run_id) == (RunStatus.EXECUTING, 1)
+
+
+def test_a_worker_that_comes_back_too_late_hears_that_its_run_is_lost(
+    world: World, worker: WorkerDouble
+) -> None:
+    run_id = world.trigger()
+    run = worker.claim_one()
+    world.clock.advance(31)
+    world.do(ReleaseLostRuns())
+    late = worker.next_report(run, Set("late", 1), outcome=Outcome(output="1"))
+    worker.register(holding=[run_id])
+    [reply] = worker.send(late)
+    assert reply.lost
+    assert status(world, run_id) == (RunStatus.QUEUED, 1)
+    assert world.document(run_id) == ({}, 0)
+
+
+def test_a_lost_report_that_had_arrived_is_answered_like_the_original(
+    world: World, worker: WorkerDouble
+) -> None:
+    """The worker was given up after its report was committed and before its answer arrived."""
+    run_id = world.trigger()
+    report = worker.next_report(worker.claim_one(), Append("list", 1))
+    worker.send(report)
+    world.clock.advance(31)
+    world.do(ReleaseLostRuns())
+    worker.register(holding=[run_id])
+    worker.send(report)
+    assert world.document(run_id) == ({"list": [1]}, 1)
+
+
+def test_after_a_restart_workers_have_one_lease_to_come_back(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    run = worker.claim_one()
+    world.clock.advance(3600)
+    world.restart()
+    assert world.do(ReleaseLostRuns()) == 0
+    world.clock.advance(29)
+    assert world.do(ReleaseLostRuns()) == 0
+    worker.register(holding=[run_id])
+    world.clock.advance(5)
+    assert world.do(ReleaseLostRuns()) == 0
+    assert not worker.finish(run, output="1").lost
+    assert status(world, run_id) == (RunStatus.COMPLETED, 1)
+
+
+def test_after_a_restart_the_runs_of_workers_that_stay_away_are_given_up(
+    world: World, worker: WorkerDouble
+) -> None:
+    run_id = world.trigger()
+    worker.claim_one()
+    world.restart()
+    world.clock.advance(31)
+    assert world.do(ReleaseLostRuns()) == 1
+    assert status(world, run_id) == (RunStatus.QUEUED, 1)
+
+
+def test_a_worker_that_leaves_gives_its_runs_up_at_once(world: World, worker: WorkerDouble) -> None:
+    first, second = world.trigger_batch(item(), item()).run_ids
+    done, dropped = worker.claim(2)
+    worker.send(worker.next_report(done, Set("a", 1), outcome=Outcome(output="1")), leaving=True)
+    assert (done.id, dropped.id) == (first, second)
+    assert status(world, first) == (RunStatus.COMPLETED, 1)
+    assert world.document(first) == ({"a": 1}, 1)
+    assert status(world, second) == (RunStatus.QUEUED, 1)
+
+
+def test_registering_again_queues_what_the_worker_does_not_know_of(
+    world: World, worker: WorkerDouble
+) -> None:
+    """The answer of a claim got lost: its attempt never began and does not count; another worker may have the run."""
+    kept, unknown = world.trigger_batch(item(), item()).run_ids
+    run, lost = worker.claim(2)
+    assert (run.id, lost.id) == (kept, unknown)
+    worker.register(holding=[kept])
+    assert status(world, kept) == (RunStatus.EXECUTING, 1)
+    assert status(world, unknown) == (RunStatus.QUEUED, 0)
+    other = WorkerDouble(world, "worker_2", *worker.tasks)
+    again = other.claim_one()
+    assert (again.id, again.attempt) == (unknown, 1)
+    assert not other.finish(again, output="1").lost
+    assert not worker.finish(run, output="1").lost
+
+
+def test_what_registering_queues_again_goes_to_a_claim_that_waits(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.claim_one()
+    other = WorkerDouble(world, "worker_2", *worker.tasks)
+    [waiting] = world.submit(other.next_claim(wait=60))
+    worker.register()
+    assert [run.id for run in result_of(waiting)] == [run_id]
+
+
+def test_registering_twice_is_registering_once(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    run = worker.claim_one()
+    worker.register(holding=[run_id, "run_nobody"])
+    worker.register(holding=[run_id])
+    assert not worker.report(run, Set("a", 1)).lost
+    assert status(world, run_id) == (RunStatus.EXECUTING, 1)
+
+
+def test_a_worker_may_change_its_tasks_when_it_registers_again(world: World, worker: WorkerDouble) -> None:
+    world.do(RegisterWorker(worker.id, "reloaded", [offered("other", queue="q")], []))
+    world.trigger("work")
+    other = world.trigger("other")
+    assert world.reader.run(other).queue == "q"
+    assert [run.id for run in worker.claim(5)] == [other]
+
+
+def test_a_lost_child_tells_the_holder_of_its_parent(world: World, worker: WorkerDouble) -> None:
+    parent = world.trigger()
+    worker.claim_one()
+    other = WorkerDouble(world, "worker_2", offered("child"))
+    child = world.trigger("child", parent_run_id=parent)
+    other.claim_one()
+    world.clock.advance(31)
+    world.submit(Report(worker.id, []), ReleaseLostRuns())
+    told = [(told.holder, told.ids) for told in world.announcements[-1].children_finished]
+    assert told == [(worker.id, [child])]
+    assert status(world, child) == (RunStatus.FAILED, 1)
+
+
+def test_a_report_and_the_loss_of_its_worker_in_one_group(world: World, worker: WorkerDouble) -> None:
+    """The report comes first: the worker has been seen, and nothing is given up."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    world.clock.advance(31)
+    report = worker.next_report(run, outcome=Outcome(output="1"))
+    lost, reported = world.submit(ReleaseLostRuns(), Report(worker.id, [report]))
+    assert result_of(lost) == 0
+    assert not result_of(reported)[0].lost
+    assert status(world, run_id) == (RunStatus.COMPLETED, 1)

@@ -1,0 +1,34 @@
+"""Random metadata operations: few keys, so that they meet, and some that cannot be applied."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
+
+KEYS = st.sampled_from(
+    ["a", "n", "list", "ü", "", "$.a.x", "$.a.y.z", "$.list[0]", "$.list[-1]", "$.n.x", "__proto__", "$.a."]
+)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.sampled_from([0.5, "x", "ß", ""]))
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.sampled_from("xyz"), SCALARS, max_size=2)
+)
+DOCUMENTS = st.dictionaries(st.sampled_from(["a", "n", "list", "ü"]), VALUES, max_size=3)
+_ONCE = st.sampled_from([None, None, None, "first", "second"])
+
+OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
+    st.builds(Set, KEYS, VALUES),
+    st.builds(Delete, KEYS),
+    st.builds(Append, KEYS, VALUES, st.sampled_from([None, None, 2])),
+    st.builds(Remove, KEYS, SCALARS),
+    st.builds(Increment, KEYS, st.integers(-3, 3), _ONCE),
+    st.builds(Increment, st.just("n"), st.integers(-3, 3), _ONCE),
+    st.builds(Append, st.just("list"), SCALARS),
+    st.builds(Update, DOCUMENTS),
+)
+"""Any of the six, small; about a third of a random list is refused."""
+
+LARGE: st.SearchStrategy[Operation] = st.builds(
+    Set, st.sampled_from(["a", "big"]), st.integers(1, 9).map(lambda length: "x" * length * 2_000)
+)
+"""Large enough that a few of them outgrow a snapshot."""
