@@ -22,7 +22,10 @@ ARGUMENTS = [
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
-        pytest.fail(f"the dashboard's tests need {CHROMIUM}: apt-get install chromium fonts-dejavu-core", pytrace=False)
+        pytest.fail(
+            f"the dashboard's tests need {CHROMIUM}: apt-get install chromium fonts-dejavu-core",
+            pytrace=False,
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -55,8 +58,13 @@ def page(context: BrowserContext, server: RunningServer) -> Iterator[Page]:
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None)
-    page.on("request", lambda request: None if request.url.startswith(server.url) else faults.append(request.url))
+    page.on(
+        "console",
+        lambda message: faults.append(message.text) if "Content Security Policy" in message.text else None,
+    )
+    page.on(
+        "request", lambda request: None if request.url.startswith(server.url) else faults.append(request.url)
+    )
     page.goto(server.app.sign_in_path())
     yield page
     assert not faults

@@ -106,8 +106,15 @@ class FakeWorker:
         self._sequences[run_id] += 1
         changes = [{"run": run_id, "operations": list(operations)}] if operations else []
         changes += more.pop("changes", [])
-        report = {"id": run_id, "attempt": self._attempts[run_id], "sequence": self._sequences[run_id], "changes": changes}
-        answer = self._server.request("POST", "/api/v1/workers/worker_1/report", {"runs": [{**report, **more}]})
+        report = {
+            "id": run_id,
+            "attempt": self._attempts[run_id],
+            "sequence": self._sequences[run_id],
+            "changes": changes,
+        }
+        answer = self._server.request(
+            "POST", "/api/v1/workers/worker_1/report", {"runs": [{**report, **more}]}
+        )
         assert not answer["runs"][0].get("lost"), answer
         if "outcome" in more:
             del self._attempts[run_id]
@@ -115,8 +122,10 @@ class FakeWorker:
     def complete(self, run_id: str, output: str = "null") -> None:
         self.report(run_id, outcome={"output": output})
 
-    def fail(self, run_id: str, message: str, *, name: str = "ValueError", trace: str = "", **outcome: Any) -> None:
-        error = {"name": name, "message": message, "stackTrace": trace}
+    def fail(
+        self, run_id: str, message: str, *, name: str = "ValueError", trace: str = "", **outcome: Any
+    ) -> None:
+        error = {"name": name, "message": message, "stackTrace": trace or None}
         self.report(run_id, outcome={"error": error, **outcome})
 
 

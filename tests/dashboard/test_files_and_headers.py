@@ -33,7 +33,9 @@ def test_files(http: urllib3.HTTPConnectionPool, name: str) -> None:
     assert (again.status, again.data) == (304, b"")
 
 
-@pytest.mark.parametrize("path", ["/static/", "/static/none.js", "/static/../routes.py", "/static/%2e%2e/routes.py", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/static/", "/static/none.js", "/static/../routes.py", "/static/%2e%2e/routes.py", "/nothing"]
+)
 def test_what_is_not_there(http: urllib3.HTTPConnectionPool, path: str) -> None:
     assert http.request("GET", path).status == 404
 
@@ -68,7 +70,16 @@ def test_an_unknown_run_has_a_page_that_says_so(http: urllib3.HTTPConnectionPool
 
 def test_no_script_writes_markup() -> None:
     """What users send is only ever inserted as text."""
-    ways = ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc", "DOMParser"]
+    ways = [
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "srcdoc",
+        "DOMParser",
+    ]
     for path in STATIC.glob("*.js"):
         text = path.read_text(encoding="utf-8")
         assert [way for way in ways if way in text] == [], path.name

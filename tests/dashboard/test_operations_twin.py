@@ -131,14 +131,18 @@ def test_random_operations_give_what_python_makes_of_them(modules: Page) -> None
     cases: list[dict[str, Any]] = []
     for _ in range(RANDOM_CASES):
         document = {source.choice(NAMES): _value(source, 3) for _ in range(source.randrange(5))}
-        cases.append({"before": document, "operations": [_operation(source) for _ in range(source.randrange(1, 12))]})
+        cases.append(
+            {"before": document, "operations": [_operation(source) for _ in range(source.randrange(1, 12))]}
+        )
     applied = 0
     for case, result in zip(cases, fold(modules, cases), strict=True):
         operations = decode_operations(json.dumps(case["operations"]).encode())
         document, refusals = apply(case["before"], operations)
         after = msgspec.json.decode(result["afterWithoutLimit"])
         assert repr(after) == repr(document), case
-        assert result["refusals"] == [{"index": refusal.index, "code": refusal.code} for refusal in refusals], case
+        assert result["refusals"] == [
+            {"index": refusal.index, "code": refusal.code} for refusal in refusals
+        ], case
         assert result["pure"]
         applied += len(operations) - len(refusals)
     assert applied > RANDOM_CASES
@@ -170,7 +174,20 @@ def test_json_that_breaks_others(modules: Page, server: RunningServer) -> None:
         "123456789012345678901234567890", "-0.0", "1.0", "1e300", "5e-324", "1e16", "123456789.125", "0.000001", "1e-7",
         '{"__proto__":{"a":1},"constructor":2,"2":0,"1":0}', '["\\u0000\\"\\\\ \\ud83d\\ude00 </script>",[],{}]', "null", '"\\\\"',
     ]  # fmt: skip
-    faulty = ["", "01", "[1,]", '{"a":1,}', "[1 2]", '"\\ud800"', "1e400", "tru", '"a', "{1:2}", "NaN", "[1]]"]
+    faulty = [
+        "",
+        "01",
+        "[1,]",
+        '{"a":1,}',
+        "[1 2]",
+        '"\\ud800"',
+        "1e400",
+        "tru",
+        '"a',
+        "{1:2}",
+        "NaN",
+        "[1]]",
+    ]
     read = """
       async (texts) => {
         const { parse, stringify } = await import("/static/json.js");
@@ -196,7 +213,11 @@ NUMBERS = [0, 1, -1, 7, 2**53, 2**64 + 1, -(10**30), 0.5, 1.0, -2.25, 1e16, 0.1,
 def _key(source: random.Random) -> str:
     if source.random() < 0.5:
         return source.choice(NAMES)
-    return "$" + source.choice([".a", ".b", '["c.d"]', ".0", '[""]']) + "".join(source.choices(SEGMENTS, k=source.randrange(4)))
+    return (
+        "$"
+        + source.choice([".a", ".b", '["c.d"]', ".0", '[""]'])
+        + "".join(source.choices(SEGMENTS, k=source.randrange(4)))
+    )
 
 
 def _value(source: random.Random, depth: int) -> Any:
@@ -211,9 +232,14 @@ def _value(source: random.Random, depth: int) -> Any:
 
 
 def _operation(source: random.Random) -> dict[str, Any]:
-    kind = source.choice(["set", "set", "delete", "append", "append", "remove", "increment", "increment", "update"])
+    kind = source.choice(
+        ["set", "set", "delete", "append", "append", "remove", "increment", "increment", "update"]
+    )
     if kind == "update":
-        return {"type": kind, "value": {source.choice(NAMES): _value(source, 3) for _ in range(source.randrange(4))}}
+        return {
+            "type": kind,
+            "value": {source.choice(NAMES): _value(source, 3) for _ in range(source.randrange(4))},
+        }
     operation: dict[str, Any] = {"type": kind, "key": _key(source)}
     if kind == "increment":
         operation["value"] = source.choice(NUMBERS)

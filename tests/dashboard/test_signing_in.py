@@ -5,8 +5,6 @@ import urllib3
 from dashboard.served import SECRET_KEY, RunningServer
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-WITHOUT_REDIRECTS = {"redirect": False, "retries": False}
-
 
 @pytest.fixture
 def http(server: RunningServer) -> urllib3.HTTPConnectionPool:
@@ -34,7 +32,9 @@ def test_a_link_signs_in_once(browser: Browser, context: BrowserContext, server:
     expect(page).to_have_url(f"{server.url}/")
 
 
-def test_who_only_looks_at_a_link_does_not_use_it_up(http: urllib3.HTTPConnectionPool, server: RunningServer) -> None:
+def test_who_only_looks_at_a_link_does_not_use_it_up(
+    http: urllib3.HTTPConnectionPool, server: RunningServer
+) -> None:
     link = server.app.sign_in_path()
     assert http.request("HEAD", link, redirect=False).status == 200
     assert http.request("GET", link, redirect=False).status == 303
@@ -57,7 +57,9 @@ def test_the_cookie(http: urllib3.HTTPConnectionPool, server: RunningServer) -> 
 
 
 @pytest.mark.parametrize("path", ["/", "/?status=FAILED", "/runs/run_1"])
-def test_without_a_session_a_page_leads_to_the_sign_in_page(http: urllib3.HTTPConnectionPool, path: str) -> None:
+def test_without_a_session_a_page_leads_to_the_sign_in_page(
+    http: urllib3.HTTPConnectionPool, path: str
+) -> None:
     for cookie in ("", "milepost_session=nonsense"):
         answer = http.request("GET", path, headers={"cookie": cookie}, redirect=False)
         assert answer.status == 303
@@ -81,7 +83,17 @@ def test_the_key_signs_in_and_is_never_in_an_address(context: BrowserContext, se
 
 
 @pytest.mark.parametrize(
-    "place", ["https://example.org/", "//example.org", "/runs/../sign-in", "/runs/", "/runs/a/b", "/runs/a?b", "/runs/é", "\\\\x"]
+    "place",
+    [
+        "https://example.org/",
+        "//example.org",
+        "/runs/../sign-in",
+        "/runs/",
+        "/runs/a/b",
+        "/runs/a?b",
+        "/runs/é",
+        "\\\\x",
+    ],
 )
 def test_signing_in_leads_to_no_other_site(http: urllib3.HTTPConnectionPool, place: str) -> None:
     answer = http.request(
@@ -96,11 +108,13 @@ def test_a_form_that_is_too_long(http: urllib3.HTTPConnectionPool) -> None:
     assert b"too long" in answer.data
 
 
-def test_a_link_on_another_site_does_not_ask_again_who_has_signed_in(page: Page, server: RunningServer) -> None:
+def test_a_link_on_another_site_does_not_ask_again_who_has_signed_in(
+    page: Page, server: RunningServer
+) -> None:
     """A strict cookie is not sent along with such a link; the sign-in page notices and goes on."""
-    page.route("http://localhost/", lambda route: route.fulfill(body=f'<a href="{server.url}/">runs</a>', content_type="text/html"))
+    link = f'<a href="{server.url}/">runs</a>'
     other = page.context.new_page()
-    other.route("http://localhost/", lambda route: route.fulfill(body=f'<a href="{server.url}/">runs</a>', content_type="text/html"))
+    other.route("http://localhost/", lambda route: route.fulfill(body=link, content_type="text/html"))
     other.goto("http://localhost/")
     other.get_by_role("link").click()
     expect(other.get_by_role("heading", name="Runs")).to_be_visible()

@@ -71,11 +71,15 @@ class Command:
         except psutil.NoSuchProcess:
             return []
         self._seen |= {child.pid: child for child in children}
-        return [child for child in children if is_alive(child) and "milepost.worker" in " ".join(cmdline(child))]
+        return [
+            child for child in children if is_alive(child) and "milepost.worker" in " ".join(cmdline(child))
+        ]
 
     def says(self, words: str, seconds: float = 30.0) -> None:
         """Wait until the words stand in standard error."""
-        wait_until(lambda: words in self.errors or self.process.poll() is not None, seconds, f"{words!r} in stderr")
+        wait_until(
+            lambda: words in self.errors or self.process.poll() is not None, seconds, f"{words!r} in stderr"
+        )
         assert words in self.errors, self.errors
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:

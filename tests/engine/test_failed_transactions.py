@@ -121,7 +121,7 @@ def reports(world: World) -> tuple[list[Command], Check]:
         assert [line.message for line in world.reader.log(child, after=0).data] == ["hello"]
         assert world.reader.run(other).status == "QUEUED"
         assert world.reader.run(root).status == "WAITING"
-        assert not (first.lost or second.lost or third.lost)
+        assert [reply.lost for reply in (first, second, third)] == [False] * 3
         [again] = worker.send(report)
         assert msgspec.to_builtins(again.refused) == msgspec.to_builtins(first.refused)
         worker.finish(above)
@@ -337,40 +337,59 @@ def test_only_the_command_that_cannot_be_carried_out_is_refused(world: World) ->
 
 
 def test_the_end_of_a_run_is_a_snapshot_also_when_the_first_try_failed(world: World) -> None:
-    """What the failed try folded in memory was not saved."""
+    """What the failed try folded in memory was not saved: readers want the final document without its log."""
     worker = fresh_worker(world)
     world.trigger()
     run = worker.claim_one()
     worker.report(run, Set("a", 1))
-    with faults(world.store, lambda seen, statement: seen < 20 and statement == "COMMIT"):
-        [ticket] = world.submit(
-            Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"), sequence=2)])
-        )
-    report = worker.next_report(run, outcome=Outcome(output="1"), sequence=2)
-    if refused_for_now([ticket]):
-        worker.send(report)
+    report = Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))])
+    with faults(world.store, lambda _, statement: statement == "COMMIT"):
+        world.submit(report)
+    world.do(report)
     with world.store.write() as connection:
         connection.exec_driver_sql("DELETE FROM changes")
     assert world.document(run.id) == ({"a": 1}, 1)
 
 
-@pytest.mark.parametrize("commands", [0, 1], ids=["by the clock", "by a command"])
-def test_a_claim_that_waits_outlives_a_database_that_is_away(world: World, commands: int) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_commit_that_fails_is_tried_again_at_once(world: World, times: int) -> None:
+    """The transaction that could not be committed does not stay open and keep the next one out."""
+    worker = fresh_worker(world)
+    run_id = world.trigger()
+    run = worker.claim_one()
+    report = worker.next_report(run, Increment("n", 1))
+    commits: list[str] = []
+
+    def fails(_: int, statement: str) -> bool:
+        commits.extend([statement] * (statement == "COMMIT"))
+        return statement == "COMMIT" and len(commits) <= times
+
+    with faults(world.store, fails):
+        [ticket] = world.submit(Report(worker.id, [report]))
+    assert isinstance(ticket.result, UnavailableError) == (times == 2)
+    assert world.document(run_id) == (({"n": 1}, 1) if times == 1 else ({}, 0))
+    assert not worker.send(report)[0].lost
+    assert world.document(run_id) == ({"n": 1}, 1)
+
+
+def test_a_claim_that_waits_outlives_a_command_that_failed(world: World) -> None:
     worker = fresh_worker(world)
     [waiting] = world.submit(worker.next_claim(1, wait=60))
     with faults(world.store, lambda *_: True):
-        world.submit(*[CreateBatch(1)] * commands)
+        world.submit(CreateBatch(1))
     assert not waiting.is_answered
     run_id = world.trigger()
     assert [run.id for run in result_of(waiting)] == [run_id]
 
 
-def test_a_claim_whose_time_is_over_does_not_keep_the_engine_busy_while_the_database_is_away(
-    world: World,
-) -> None:
+@pytest.mark.parametrize("reason", ["its time is over", "a run is due"])
+def test_a_claim_does_not_keep_the_engine_busy_while_the_database_is_away(world: World, reason: str) -> None:
     """Otherwise whoever asks when to wake up next is told `now`, again and again."""
     worker = fresh_worker(world)
-    [waiting] = world.submit(worker.next_claim(1, wait=1))
+    if reason == "a run is due":
+        world.trigger()
+        worker.fail(worker.claim_one(), retry_after_ms=1000)
+    [waiting] = world.submit(worker.next_claim(1, wait=1 if reason == "its time is over" else 60))
     world.clock.advance(2)
     with faults(world.store, lambda *_: True):
         world.submit()

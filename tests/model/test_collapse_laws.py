@@ -41,6 +41,7 @@ def reasons(refusals: list[Refusal]) -> set[tuple[str, str]]:
 @example({"l": ROWS}, [Set("$.l[-1].n", 1), Set("$.l[2].n", 2), Set("$.l[-1].n", 3)])
 @example({}, [Set("n", 1), Append("n", 2), Increment("n", 1)])
 @example({}, [Update({"a": 1}), Set("$.a.b", 1), Update({})])
+@example({}, [Update({}), Append("l", 1, 1), Append("l", 2, 1), Update({})])
 @example({"l": [{"n": 1}, {"n": 2}]}, [Increment("$.l[0].n", 1), Delete("$.l[0]"), Increment("$.l[0].n", 1)])
 @example({"l": [1, 2, 3]}, [Delete("$.l[0]"), Delete("$.l[0]")])
 @example({"l": "x"}, [Append("l", 1, 2), Append("l", 2, 2), Append("l", 3, 2)])
@@ -113,6 +114,25 @@ def test_a_much_larger_set_leaves_the_earlier_one_standing() -> None:
     operations: list[Operation] = [Set("status", "short"), Set("status", "x" * 1000)]
     assert collapse(operations) == operations
     assert apply({}, collapse(operations), limit=500)[0] == {"status": "short"}
+    # Twice the size of the first one that stood there, however small the steps.
+    lengths = (100, 190, 300, 590, 700)
+    steps: list[Operation] = [Set("k", "x" * length) for length in lengths]
+    assert [operation.value for operation in collapse(steps) if isinstance(operation, Set)] == [
+        "x" * 190,
+        "x" * 590,
+        "x" * 700,
+    ]
+    documents: list[Operation] = [Update({"k": "x" * length}) for length in lengths]
+    assert collapse(documents) == [documents[1], documents[3], documents[4]]
+
+
+def test_m30_a_merged_sum_overflows_no_sooner_than_its_parts() -> None:
+    operations: list[Operation] = [Increment("n", 2**62)] * 4
+    assert collapse(operations) == operations
+    huge: list[Operation] = [Increment("n", 10**308), Increment("n", 10**308), Increment("n", -(10**308))]
+    assert collapse(huge) == huge
+    for value in ({"n": 1e308}, {"n": 1}):
+        assert apply(value, collapse(huge)) == apply(value, huge)
 
 
 @settings(max_examples=40)
@@ -135,6 +155,7 @@ def test_law_6_pending_is_collapse_while_it_grows(operations: list[Operation], d
 
 @settings(max_examples=40)
 @given(strategies.exact_lists)
+@example([Append("l", "x" * 200, 1), Append("l", "y", 1), Set("l", 1)])
 def test_the_bytes_held_are_those_of_what_is_left(operations: list[Operation]) -> None:
     """However it came about, the sum is as if only what is left had been added."""
     pending = Pending()

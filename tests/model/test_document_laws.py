@@ -4,13 +4,13 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from milepost.errors import MetadataError
 from milepost.model.document import Document
 from milepost.model.jsonvalue import decode, encode, json_equal, json_size
-from milepost.model.operations import Operation, apply
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, apply
 
 from . import strategies
 from .reference import ReferenceDocument, RefusedError
@@ -43,6 +43,16 @@ def apply_to_reference(document: ReferenceDocument, operation: Operation) -> str
 
 
 @given(strategies.documents, operation_lists, st.one_of(st.just(262_144), st.integers(0, 120)))
+@example(
+    {},
+    [Set("a", {"b": 9}), Increment("$.a.b", 1), Delete("$.a.b"), Append("$.a.c", 1), Append("a", 1)],
+    262_144,
+)
+@example(
+    {},
+    [Append("l", [1]), Append("$.l[0]", 2), Increment("$.l[0]", 1), Set("$.l[0]", "x"), Remove("l", "x")],
+    262_144,
+)
 def test_m17_to_m24_a_document_agrees_with_the_reference(
     value: dict[str, Any], operations: list[Operation], limit: int
 ) -> None:

@@ -2,125 +2,42 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milepost.errors import MetadataError
-from milepost.model.document import Document
+from milepost.errors import MetadataError, MetadataTypeError
 from milepost.model.jsonvalue import json_equal
-from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update, collapse
-from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
-from milepost.sdk.buffer import Batch, Buffer
-
-RUN, ATTEMPT, PARENT = "run_self", 3, "run_parent"
-
-
-@dataclass
-class Step:
-    """One committed change of the model server."""
-
-    version: int
-    operations: list[Operation]
-    sequence: int | None = None
-    refused: list[int] = field(default_factory=list)
-
-
-class ModelServer:
-    """The truth: a document, its log, and what each batch was answered with."""
-
-    def __init__(self, value: dict[str, Any] | None = None, *, limit: int = 262_144) -> None:
-        self.document = Document(value, limit=limit)
-        self.start = copy.deepcopy(self.document.value)
-        self.steps: list[Step] = []
-        self.others: dict[str, list[Operation]] = {}
-        self.answers: dict[int, list[Refused]] = {}
-
-    def write(self, operations: list[Operation], sequence: int | None = None) -> list[Refused]:
-        refused: list[Refused] = []
-        applied: list[Operation] = []
-        for index, operation in enumerate(operations):
-            try:
-                self.document.apply(operation)
-            except MetadataError as error:
-                refused.append(Refused(RUN, index, error.code, error.message))
-            else:
-                applied.append(operation)
-        if applied:
-            self.document.version += 1
-            indexes = [item.index for item in refused]
-            self.steps.append(Step(self.document.version, applied, sequence, indexes))
-        return refused
-
-    def receive(self, batch: Batch) -> list[Refused]:
-        if batch.sequence not in self.answers:
-            assert batch.sequence == len(self.answers) + 1, "a batch was left out"
-            refused: list[Refused] = []
-            for target in batch.changes:
-                if target.run == RUN:
-                    refused += self.write(target.operations, batch.sequence)
-                else:
-                    self.others.setdefault(target.run, []).extend(target.operations)
-            self.answers[batch.sequence] = refused
-        return self.answers[batch.sequence]
-
-    def delta(self, since: int, until: int | None = None) -> MetadataDelta | None:
-        until = self.document.version if until is None else until
-        if since >= until:
-            return None
-        changes: list[MetadataChange] = []
-        foreign: list[Operation] = []
-        version = since
-        for step in self.steps[since:until]:
-            if step.sequence is not None:
-                if foreign:
-                    changes.append(MetadataChange(version, collapse(foreign)))
-                    foreign = []
-                changes.append(
-                    MetadataChange(step.version, [], attempt=ATTEMPT, sequence=step.sequence, refused=step.refused)
-                )
-            else:
-                foreign += step.operations
-                version = step.version
-        if foreign:
-            changes.append(MetadataChange(version, collapse(foreign)))
-        return MetadataDelta(RUN, since, until, changes=changes)
-
-    def snapshot(self, version: int | None = None) -> MetadataDelta:
-        document = Document(self.start)
-        for step in self.steps[: self.document.version if version is None else version]:
-            document.apply_all(step.operations)
-            document.version = step.version
-        return MetadataDelta(
-            RUN, -1, document.version, metadata=copy.deepcopy(document.value), counted=sorted(document.counted)
-        )
-
-
-def buffer_for(server: ModelServer) -> Buffer:
-    document = Document(server.document.value, version=server.document.version, limit=server.document.limit)
-    return Buffer(RUN, ATTEMPT, document)
-
-
-def deliver(buffer: Buffer, server: ModelServer) -> None:
-    """Send everything, as a link without trouble would."""
-    while (batch := buffer.next_batch()) is not None:
-        since = buffer.version
-        refused = server.receive(batch)
-        buffer.acknowledged(batch.sequence, refused=refused, delta=server.delta(since))
-
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
+from milepost.protocol.metadata import MetadataChange, MetadataDelta
+from milepost.sdk import buffer as buffer_module
+from sdk.model_server import ATTEMPT, PARENT, RUN, ModelServer, buffer_for, deliver, effect_of
 
 NAMES = ["a", "b", "n", "list", "$.deep.x", "$.deep.y[0]", "$.list[-1]", "$.n.z"]
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.sampled_from(["", "text", "é"]), st.lists(st.integers(0, 3), max_size=3))
-OPERATIONS = st.one_of(
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.sampled_from(["", "text", "é"]),
+    st.lists(st.integers(0, 3), max_size=3),
+)
+WITHOUT_UPDATE = st.one_of(
     st.builds(Set, st.sampled_from(NAMES), VALUES),
     st.builds(Delete, st.sampled_from(NAMES)),
     st.builds(Append, st.sampled_from(NAMES), VALUES, st.sampled_from([None, None, 1, 2])),
     st.builds(Remove, st.sampled_from(NAMES), VALUES),
-    st.builds(Increment, st.sampled_from(NAMES), st.integers(-9, 9), st.sampled_from([None, None, "once-1", "once-2"])),
+    st.builds(
+        Increment,
+        st.sampled_from(NAMES),
+        st.integers(-9, 9),
+        st.sampled_from([None, None, "once-1", "once-2"]),
+    ),
+)
+OPERATIONS = st.one_of(
+    WITHOUT_UPDATE,
     st.builds(Update, st.dictionaries(st.sampled_from(["a", "b", "n", "list"]), VALUES, max_size=2)),
 )
 
@@ -128,17 +45,24 @@ OPERATIONS = st.one_of(
 class BufferMachine(RuleBasedStateMachine):
     """Random interleavings of the user, the link, others, and a network that loses, repeats, delays and reorders."""
 
-    @initialize(limit=st.sampled_from([80, 262_144]), value=st.sampled_from([{}, {"n": 1, "list": [1, 2], "deep": {}}]))
-    def begin(self, limit: int, value: dict[str, Any]) -> None:
-        self.server = ModelServer(value, limit=limit)
+    operations = OPERATIONS
+    limits = (80, 262_144)
+
+    @initialize(
+        data=st.data(),
+        value=st.sampled_from([{}, {"n": 1, "list": [1, 2], "deep": {}}]),
+    )
+    def begin(self, data: st.DataObject, value: dict[str, Any]) -> None:
+        self.server = ModelServer(value, limit=data.draw(st.sampled_from(self.limits)))
         self.buffer = buffer_for(self.server)
         self.foreign: list[Operation] = []
         self.parent: list[Operation] = []
         self.inbox: list[MetadataDelta] = []
         self.told = 0
 
-    @rule(operation=OPERATIONS)
-    def add(self, operation: Operation) -> None:
+    @rule(data=st.data())
+    def add(self, data: st.DataObject) -> None:
+        operation = data.draw(self.operations)
         before = self.buffer.current()
         version_before = self.buffer.has_unacknowledged
         try:
@@ -147,8 +71,9 @@ class BufferMachine(RuleBasedStateMachine):
             assert json_equal(self.buffer.current(), before)
             assert self.buffer.has_unacknowledged == version_before
 
-    @rule(operations=st.lists(OPERATIONS, max_size=3))
-    def add_all(self, operations: list[Operation]) -> None:
+    @rule(data=st.data())
+    def add_all(self, data: st.DataObject) -> None:
+        operations = data.draw(st.lists(self.operations, max_size=3))
         before = self.buffer.current()
         try:
             self.buffer.add_all(RUN, operations)
@@ -160,9 +85,9 @@ class BufferMachine(RuleBasedStateMachine):
         self.buffer.add(PARENT, operation)
         self.parent.append(operation)
 
-    @rule(operation=OPERATIONS)
-    def others_write(self, operation: Operation) -> None:
-        self.server.write([operation])
+    @rule(data=st.data())
+    def others_write(self, data: st.DataObject) -> None:
+        self.server.write([data.draw(self.operations)])
 
     @rule(anyway=st.booleans())
     def take_batch(self, anyway: bool) -> None:
@@ -191,7 +116,9 @@ class BufferMachine(RuleBasedStateMachine):
         since = self.buffer.version
         for _ in range(repeats):
             refused = self.server.receive(batch)
-        delta = {"delta": self.server.delta(since), "none": None, "snapshot": self.server.snapshot()}[with_delta]
+        delta = {"delta": self.server.delta(since), "none": None, "snapshot": self.server.snapshot()}[
+            with_delta
+        ]
         for _ in range(repeats):
             self.buffer.acknowledged(batch.sequence, refused=refused, delta=delta)
 
@@ -249,28 +176,14 @@ class BufferMachine(RuleBasedStateMachine):
         assert not self.buffer.has_unacknowledged
         assert self.buffer.version == self.server.document.version
         assert json_equal(self.buffer.current(), self.server.document.value)
-        assert Document_like(self.server.others.get(PARENT, [])) == Document_like(self.parent)
-
-
-def Document_like(operations: list[Operation]) -> Any:
-    """What operations make of an empty document, refusals aside."""
-    document = Document(limit=10**9)
-    for operation in operations:
-        try:
-            document.apply(operation)
-        except MetadataError:
-            continue
-    return document.value
-
-
-TestBuffer = BufferMachine.TestCase
-TestBuffer.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+        assert effect_of(self.server.others.get(PARENT, [])) == effect_of(self.parent)
 
 
 class OwnWritesMachine(BufferMachine):
     """Nobody else touches two of the keys, so what was written to them is what is read, at every moment (M42)."""
+
+    operations = WITHOUT_UPDATE
+    limits = (262_144,)
 
     @initialize()
     def begin_own(self) -> None:
@@ -294,11 +207,253 @@ class OwnWritesMachine(BufferMachine):
             assert self.buffer.get("count", 0) == self.count
 
 
-class _WithoutUpdate(OwnWritesMachine):
-    pass
-
-
-TestBuffer = BufferMachine.TestCase
-TestBuffer.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+SETTINGS = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+TestBuffer = BufferMachine.TestCase
+TestBuffer.settings = SETTINGS
+TestOwnWrites = OwnWritesMachine.TestCase
+TestOwnWrites.settings = SETTINGS
+
+
+# --- the faults of section 14, one by one -----------------------------------------------------------------
+
+
+def test_a_failed_flush_keeps_its_operations_fault_1() -> None:
+    server = ModelServer()
+    buffer = buffer_for(server)
+    buffer.add(RUN, Increment("n", 1))
+    batch = buffer.next_batch()
+    assert batch is not None
+    buffer.failed(batch.sequence)
+    buffer.add(RUN, Increment("n", 10))
+    assert buffer.next_batch() is batch
+    assert buffer.get("n") == 11
+    deliver(buffer, server)
+    assert server.document.value == {"n": 11}
+
+
+def test_a_flush_during_a_flush_waits_for_both_fault_2() -> None:
+    buffer = buffer_for(ModelServer())
+    buffer.add(RUN, Set("a", 1))
+    first_mark = buffer.mark()
+    first = buffer.next_batch()
+    buffer.add(RUN, Set("b", 2))
+    second_mark = buffer.mark()
+    assert first is not None
+    buffer.acknowledged(first.sequence)
+    assert buffer.reached(first_mark)
+    assert not buffer.reached(second_mark)
+    second = buffer.next_batch()
+    assert second is not None
+    buffer.acknowledged(second.sequence)
+    assert buffer.reached(second_mark)
+
+
+def test_a_reply_hides_no_newer_writes_and_equal_sets_still_travel_fault_3() -> None:
+    server = ModelServer()
+    buffer = buffer_for(server)
+    buffer.add(RUN, Set("a", 1))
+    batch = buffer.next_batch()
+    assert batch is not None
+    buffer.add(RUN, Set("a", 2))
+    refused = server.receive(batch)
+    buffer.acknowledged(batch.sequence, refused=refused, delta=server.delta(0))
+    assert buffer.get("a") == 2
+    server.write([Set("a", 9)])
+    # The local copy is stale and holds 2 already; the call counts nevertheless (M26).
+    buffer.add(RUN, Set("a", 2))
+    deliver(buffer, server)
+    assert server.document.value == {"a": 2}
+
+
+def test_the_order_of_the_calls_is_kept_fault_5() -> None:
+    server = ModelServer()
+    buffer = buffer_for(server)
+    for operation in (Set("n", 0), Increment("n", 1), Increment("n", 1), Set("k", 1), Delete("k")):
+        buffer.add(RUN, operation)
+    deliver(buffer, server)
+    assert server.document.value == {"n": 2}
+
+
+def test_a_repeat_after_a_lost_reply_changes_nothing_fault_9() -> None:
+    server = ModelServer()
+    buffer = buffer_for(server)
+    buffer.add(RUN, Increment("n", 1))
+    buffer.add(RUN, Append("log", "x"))
+    for _ in range(3):
+        batch = buffer.next_batch()
+        assert batch is not None
+        server.receive(batch)
+        buffer.failed(batch.sequence)
+    deliver(buffer, server)
+    assert server.document.value == {"n": 1, "log": ["x"]}
+    assert buffer.current() == {"n": 1, "log": ["x"]}
+
+
+# --- details ----------------------------------------------------------------------------------------------
+
+
+def test_add_tells_when_there_was_nothing_to_send() -> None:
+    buffer = buffer_for(ModelServer())
+    assert buffer.add(RUN, Set("a", 1))
+    assert not buffer.add(RUN, Set("a", 2))
+    assert not buffer.add(PARENT, Set("a", 2))
+    buffer.next_batch()
+    assert buffer.add(PARENT, Set("a", 3))
+    assert not buffer.add_all(PARENT, [])
+
+
+def test_a_million_calls_travel_as_one_operation_M30_M36() -> None:
+    buffer = buffer_for(ModelServer())
+    for index in range(10_000):
+        buffer.add(RUN, Increment("n", 1))
+        buffer.add(RUN, Set("last", index))
+    batch = buffer.next_batch()
+    assert batch is not None
+    assert batch.changes[0].operations == [Increment("n", 10_000), Set("last", 9999)]
+
+
+def test_a_refused_operation_raises_and_queues_nothing_M85() -> None:
+    server = ModelServer({"n": "text"}, limit=100)
+    buffer = buffer_for(server)
+    with pytest.raises(MetadataTypeError):
+        buffer.add(RUN, Increment("n", 1))
+    with pytest.raises(MetadataError):
+        buffer.add(RUN, Set("big", "x" * 100))
+    with pytest.raises(MetadataError):
+        buffer.add_all(RUN, [Set("a", 1), Increment("n", 1)])
+    assert buffer.next_batch() is None
+    assert buffer.current() == {"n": "text"}
+
+
+def test_remove_from_what_is_no_array_is_reported_not_raised_M22() -> None:
+    server = ModelServer({"n": 1})
+    buffer = buffer_for(server)
+    buffer.add(RUN, Remove("n", 1))
+    buffer.add(RUN, Set("a", 1))
+    deliver(buffer, server)
+    [refused] = buffer.take_refused()
+    assert (refused.run_id, refused.code) == (RUN, MetadataTypeError.code)
+    assert buffer.take_refused() == []
+    assert server.document.value == {"n": 1, "a": 1}
+
+
+def test_many_refusals_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer_module, "REFUSED_MAX", 2)
+    server = ModelServer({"n": 1})
+    buffer = buffer_for(server)
+    for index in range(5):
+        buffer.add(RUN, Remove("n", index))
+    deliver(buffer, server)
+    refused = buffer.take_refused()
+    assert len(refused) == 3
+    assert "3 more" in refused[-1].message
+
+
+def test_too_much_for_one_batch_travels_in_several_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer_module, "BATCH_BYTES_MAX", 1000)
+    server = ModelServer()
+    buffer = buffer_for(server)
+    expected = [f"{index:0300}" for index in range(10)]
+    for text in expected:
+        buffer.add(PARENT, Append("log", text))
+        buffer.add(RUN, Append("log", text))
+    mark = buffer.mark()
+    batches = 0
+    while (batch := buffer.next_batch()) is not None:
+        assert not buffer.reached(mark)
+        buffer.add(RUN, Set("late", batches))
+        batches += 1
+        buffer.acknowledged(batch.sequence, refused=server.receive(batch), delta=server.delta(buffer.version))
+        if buffer.reached(mark):
+            break
+    assert batches > 3
+    assert effect_of(server.others[PARENT]) == {"log": expected}
+    assert server.document.value["log"] == expected
+
+
+def test_only_the_last_batch_may_carry_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer_module, "BATCH_BYTES_MAX", 10)
+    buffer = buffer_for(ModelServer())
+    buffer.add(RUN, Append("log", "one"))
+    buffer.add(RUN, Append("log", "two"))
+    first = buffer.next_batch()
+    assert first is not None
+    assert not first.is_last
+    buffer.acknowledged(first.sequence)
+    last = buffer.next_batch()
+    assert last is not None
+    assert last.is_last
+    buffer.acknowledged(last.sequence)
+    empty = buffer.next_batch(anyway=True)
+    assert empty is not None
+    assert (empty.sequence, empty.changes, empty.is_last) == (3, [], True)
+
+
+def test_a_reply_without_the_step_keeps_own_writes_until_it_comes() -> None:
+    """A server that answers a repeat may have no delta at hand."""
+    server = ModelServer()
+    buffer = buffer_for(server)
+    buffer.add(RUN, Increment("n", 5))
+    batch = buffer.next_batch()
+    assert batch is not None
+    server.receive(batch)
+    buffer.acknowledged(batch.sequence)
+    assert buffer.get("n") == 5
+    assert buffer.needs_refresh
+    server.write([Increment("n", 1)])
+    buffer.acknowledged(0, delta=server.delta(buffer.version))
+    assert buffer.get("n") == 6
+    assert not buffer.needs_refresh
+
+
+def test_a_step_that_leads_past_a_known_version_asks_for_a_refresh() -> None:
+    """Steps of others are merged on the way, and two channels may merge them differently."""
+    server = ModelServer()
+    buffer = buffer_for(server)
+    for index in range(4):
+        server.write([Append("log", index)])
+    buffer.apply_delta(server.delta(0, 2) or pytest.fail("no delta"))
+    overlapping = MetadataDelta(
+        RUN, 1, 4, changes=[MetadataChange(4, [Append("log", index) for index in range(1, 4)])]
+    )
+    buffer.apply_delta(overlapping)
+    assert buffer.current() == {"log": [0, 1]}
+    assert buffer.needs_refresh
+    buffer.acknowledged(0, delta=server.delta(buffer.version))
+    assert buffer.current() == {"log": [0, 1, 2, 3]}
+    assert not buffer.needs_refresh
+
+
+def test_an_own_step_of_another_attempt_is_not_taken_for_ours() -> None:
+    buffer = buffer_for(ModelServer())
+    buffer.add(RUN, Set("a", 1))
+    buffer.next_batch()
+    buffer.apply_delta(
+        MetadataDelta(RUN, 0, 1, changes=[MetadataChange(1, [], attempt=ATTEMPT - 1, sequence=1)])
+    )
+    assert buffer.needs_refresh
+    assert buffer.version == 0
+
+
+def test_the_server_may_raise_its_limit_while_the_attempt_runs() -> None:
+    server = ModelServer(limit=50)
+    buffer = buffer_for(server)
+    server.document.limit = 1000
+    server.write([Set("big", "x" * 100)])
+    buffer.apply_delta(server.delta(0) or pytest.fail("no delta"))
+    assert buffer.get("big") == "x" * 100
+
+
+def test_a_gap_that_grows_without_end_takes_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer_module, "STASH_MAX", 3)
+    server = ModelServer()
+    buffer = buffer_for(server)
+    for index in range(20):
+        server.write([Append("log", index)])
+        if index:
+            buffer.apply_delta(server.delta(index, index + 1) or pytest.fail("no delta"))
+    assert buffer.needs_refresh
+    buffer.acknowledged(0, delta=server.delta(buffer.version))
+    assert buffer.current() == {"log": list(range(20))}

@@ -170,14 +170,14 @@ def run_filters(
 
 def run_result(run_id: str) -> Call[RunResult | None]:
     """The result of a run; None while it has none."""
-    return _call(
-        "runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, run=run_id, absent_on=404
-    )
+    return _call("runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, run=run_id, absent_on=404)
 
 
 def batch_results(batch_id: str) -> Call[list[RunResult]]:
     """The results of the runs of a batch that have ended, in the order of the items."""
-    return _call("batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer.items, batch=batch_id)
+    return _call(
+        "batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer.items, batch=batch_id
+    )
 
 
 def get_metadata(run_id: str) -> Call[MetadataDocument]:
@@ -187,7 +187,9 @@ def get_metadata(run_id: str) -> Call[MetadataDocument]:
 
 def put_metadata(run_id: str, request: MetadataRequest, request_id: str) -> Call[MetadataDocument]:
     """Apply operations to a run's document; a repeat with the same request id changes nothing."""
-    return _call("send", endpoints.PUT_METADATA, _read_document, body=request, request_id=request_id, run=run_id)
+    return _call(
+        "send", endpoints.PUT_METADATA, _read_document, body=request, request_id=request_id, run=run_id
+    )
 
 
 def watch_run(run_id: str) -> Feed:
@@ -260,5 +262,3 @@ def _milliseconds(name: str, value: datetime | None) -> int | None:
     if value.tzinfo is None:
         raise ValueError(f"{name} needs a time zone, for instance datetime.now(UTC)")
     return int(value.timestamp() * 1000)
-
-

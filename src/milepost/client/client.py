@@ -83,7 +83,9 @@ class Client:
         self.metadata_limit = limit
         return True
 
-    def trigger(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+    def trigger(
+        self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]:
         """Trigger a run of a task by its id. The task need not be known here; the worker validates the payload.
 
         Raises: MetadataError for metadata that cannot be a document, UnavailableError, and what the server refuses.
@@ -91,7 +93,9 @@ class Client:
         request = self.prepare(lambda limit: trigger_request(payload, options, metadata_limit=limit))
         return run_handle(self, task_id, self.send(calls.trigger(task_id, request)))
 
-    async def atrigger(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+    async def atrigger(
+        self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]:
         """As `trigger`, without blocking."""
         request = await self.aprepare(lambda limit: trigger_request(payload, options, metadata_limit=limit))
         return run_handle(self, task_id, await self.asend(calls.trigger(task_id, request)))
@@ -135,6 +139,8 @@ class Client:
         return await self.asend(calls.batch_results(batch_id))
 
 
-def run_handle(client: Client, task_id: str, triggered: Triggered, shape: Shape[Any] | None = None) -> RunHandle[Any]:
+def run_handle(
+    client: Client, task_id: str, triggered: Triggered, shape: Shape[Any] | None = None
+) -> RunHandle[Any]:
     """The handle of a run that was triggered; `shape` is that of its output."""
     return RunHandle(triggered.id, task_id, triggered.token, client, shape)

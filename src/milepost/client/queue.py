@@ -21,4 +21,6 @@ class Queue:
         if not self.name:
             raise UsageError("a queue's name has at least one character")
         if self.concurrency is not None and self.concurrency < 1:
-            raise UsageError(f"queue {self.name!r}: concurrency is at least 1, not {self.concurrency}; use None for no limit")
+            raise UsageError(
+                f"queue {self.name!r}: concurrency is at least 1, not {self.concurrency}; use None for no limit"
+            )

@@ -61,7 +61,9 @@ def trigger_options(
     """
     unknown = options.keys() - OPTION_NAMES
     if unknown:
-        raise TypeError(f"there is no trigger option {sorted(unknown)[0]!r}; there are {', '.join(sorted(OPTION_NAMES))}")
+        raise TypeError(
+            f"there is no trigger option {sorted(unknown)[0]!r}; there are {', '.join(sorted(OPTION_NAMES))}"
+        )
     metadata = options.get("metadata")
     tags = options.get("tags")
     queue = options.get("queue")
@@ -76,7 +78,11 @@ def trigger_options(
     )
 
 
-def trigger_request(payload: object, options: Mapping[str, Any], *, metadata_limit: int = SIZE_LIMIT) -> TriggerRequest:
+def trigger_request(
+    payload: object, options: Mapping[str, Any], *, metadata_limit: int = SIZE_LIMIT
+) -> TriggerRequest:
     """One run outside of any other run. Raises as `payload_text` and `trigger_options`."""
     text = payload_text(payload)
-    return TriggerRequest(text, trigger_options(options, has_payload=text is not None, metadata_limit=metadata_limit))
+    return TriggerRequest(
+        text, trigger_options(options, has_payload=text is not None, metadata_limit=metadata_limit)
+    )

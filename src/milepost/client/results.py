@@ -43,7 +43,9 @@ class TaskResult(Generic[OutputT]):
 def task_result(wire: RunResult, shape: Shape[Any] | None) -> TaskResult[Any]:
     """A result out of a message. An output that does not fit its annotation stays plain JSON: the run has succeeded all the same."""
     if not wire.ok:
-        return TaskResult(ok=False, run_id=wire.id, error=wire.error or RunError(message="the run did not succeed"))
+        return TaskResult(
+            ok=False, run_id=wire.id, error=wire.error or RunError(message="the run did not succeed")
+        )
     return TaskResult(ok=True, run_id=wire.id, output=_output(wire, shape))
 
 

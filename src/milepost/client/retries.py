@@ -48,11 +48,15 @@ class Retries:
             wanted: the server's `retry-after`, in seconds.
         """
         self._failures += 1
-        pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN * 2 ** (self._failures - 1)) * (0.5 + 0.5 * self._chance())
+        pause = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_MIN * 2 ** (self._failures - 1)) * (
+            0.5 + 0.5 * self._chance()
+        )
         if wanted is not None and wanted.isdigit():
             pause = max(pause, min(float(wanted), self._seconds_max))
         elapsed = self._clock() - self._first_at
-        if (self._attempts_max is not None and self._failures >= self._attempts_max) or elapsed + pause > self._seconds_max:
+        if (
+            self._attempts_max is not None and self._failures >= self._attempts_max
+        ) or elapsed + pause > self._seconds_max:
             raise error
         return pause
 

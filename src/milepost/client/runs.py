@@ -47,7 +47,9 @@ class RunFilters(TypedDict, total=False):
 class RunList:
     """Runs, newest first, fetched page by page while they are iterated over: `for run in runs.list(...)`."""
 
-    def __init__(self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None) -> None:
+    def __init__(
+        self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None
+    ) -> None:
         self._client = client
         self._filters = filters
         self._page_size = page_size
@@ -71,7 +73,9 @@ class RunList:
 class AsyncRunList:
     """As `RunList`, for `async for run in runs.alist(...)`."""
 
-    def __init__(self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None) -> None:
+    def __init__(
+        self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None
+    ) -> None:
         self._client = client
         self._filters = filters
         self._page_size = page_size
@@ -81,7 +85,9 @@ class AsyncRunList:
         """The pages."""
         after = self._after
         while True:
-            page = await self._client().asend(calls.list_runs(self._filters, page_size=self._page_size, after=after))
+            page = await self._client().asend(
+                calls.list_runs(self._filters, page_size=self._page_size, after=after)
+            )
             yield page
             if page.next is None:
                 return
@@ -158,7 +164,9 @@ class Runs:
         """
         return OutsideMetadata(self._client, run_id)
 
-    def list(self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]) -> RunList:
+    def list(
+        self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]
+    ) -> RunList:
         """Runs, newest first; further pages are fetched while iterating.
 
         Args:
@@ -168,13 +176,17 @@ class Runs:
         """
         return RunList(self._client, calls.run_filters(**filters), page_size, after)
 
-    def alist(self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]) -> AsyncRunList:
+    def alist(
+        self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]
+    ) -> AsyncRunList:
         """As `list`, for `async for`."""
         return AsyncRunList(self._client, calls.run_filters(**filters), page_size, after)
 
 
 def _too_late(run_id: str, timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"run {run_id} has not finished within {timeout} s; it goes on, and may be waited for again")
+    return TimeoutError(
+        f"run {run_id} has not finished within {timeout} s; it goes on, and may be waited for again"
+    )
 
 
 def _ended_early(run_id: str) -> UnavailableError:

@@ -74,4 +74,6 @@ def read_development_file(file: Path) -> DevelopmentServer:
     try:
         return msgspec.json.decode(file.read_bytes(), type=DevelopmentServer)
     except (OSError, msgspec.MsgspecError) as error:
-        raise ConfigurationError(f"{file} cannot be read ({error}); start `milepost dev` again, it writes the file anew") from None
+        raise ConfigurationError(
+            f"{file} cannot be read ({error}); start `milepost dev` again, it writes the file anew"
+        ) from None

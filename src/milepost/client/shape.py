@@ -1,7 +1,8 @@
 """A Python type as a shape of JSON: what a value must look like, the value that it becomes, and the JSON that it is sent as.
 
-Payloads, outputs and typed metadata pass through here. Pydantic does the work for its models, dataclasses, typed dictionaries and plain
-types; msgspec for what Pydantic does not know: `msgspec.Struct` and attrs classes, alone or inside other types.
+Payloads, outputs and typed metadata pass through here. Pydantic does the work for its models, dataclasses, typed
+dictionaries and plain types; msgspec for what Pydantic does not know: `msgspec.Struct` and attrs classes, alone or inside
+other types.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
 from typing import Annotated, Any, Generic, TypeVar, Union, cast
 
@@ -138,7 +139,9 @@ def read_document(document: Mapping[str, Any], kind: type[ValueT]) -> ValueT:
     try:
         return shape_of(kind).read(encode(document))
     except Misfit as misfit:
-        raise MetadataValueError(f"metadata does not fit {name_of(kind)}: {misfit.describe('document')}") from None
+        raise MetadataValueError(
+            f"metadata does not fit {name_of(kind)}: {misfit.describe('document')}"
+        ) from None
 
 
 def name_of(annotation: Any) -> str:
@@ -159,9 +162,8 @@ def parts_of(annotation: Any, segment: str | int) -> list[Any]:
         elif isinstance(origin, type) and issubclass(origin, Mapping):
             if isinstance(segment, str) and len(arguments) == 2:
                 found.append(arguments[1])
-        elif elements := _elements(origin, arguments):
-            if isinstance(segment, int) or segment.isdigit():
-                found.extend(elements)
+        elif isinstance(segment, int) or segment.isdigit():
+            found.extend(_elements(origin, arguments))
     return found
 
 
@@ -173,10 +175,13 @@ def elements_of(annotation: Any) -> list[Any] | None:
         if kind is Any or kind is object or isinstance(kind, TypeVar):
             return []
         origin = typing.get_origin(kind) or kind
-        if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset | typing.Sequence | typing.AbstractSet):
-            if not issubclass(origin, str | bytes):
-                takes_array = True
-                found.extend(_elements(origin, typing.get_args(kind)))
+        if (
+            isinstance(origin, type)
+            and issubclass(origin, Sequence | Set)
+            and not issubclass(origin, str | bytes)
+        ):
+            takes_array = True
+            found.extend(_elements(origin, typing.get_args(kind)))
     return found if takes_array else None
 
 
@@ -184,7 +189,12 @@ def _alternatives(annotation: Any) -> list[Any]:
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
         return [kind for argument in typing.get_args(annotation) for kind in _alternatives(argument)]
-    if origin in (Annotated, typing_extensions.Required, typing_extensions.NotRequired, typing_extensions.ReadOnly):
+    if origin in (
+        Annotated,
+        typing_extensions.Required,
+        typing_extensions.NotRequired,
+        typing_extensions.ReadOnly,
+    ):
         return _alternatives(typing.get_args(annotation)[0])
     if isinstance(annotation, typing_extensions.TypeAliasType):
         return _alternatives(annotation.__value__)
@@ -198,7 +208,7 @@ def _elements(origin: Any, arguments: tuple[Any, ...]) -> list[Any]:
 
 
 @lru_cache(maxsize=1024)
-def _fields_of(kind: type) -> dict[str, Any]:
+def _fields_of(kind: type[Any]) -> dict[str, Any]:
     """The members of an object type by the names that they have in JSON, each with its annotation; empty for other types."""
     if issubclass(kind, BaseModel):
         return {
@@ -209,13 +219,19 @@ def _fields_of(kind: type) -> dict[str, Any]:
         }
     if issubclass(kind, msgspec.Struct):
         return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-    if dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind) or hasattr(kind, "__attrs_attrs__"):
+    if (
+        dataclasses.is_dataclass(kind)
+        or typing_extensions.is_typeddict(kind)
+        or hasattr(kind, "__attrs_attrs__")
+    ):
         return typing_extensions.get_type_hints(kind, include_extras=True)
     return {}
 
 
 def _is_msgspec_type(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (issubclass(annotation, msgspec.Struct) or hasattr(annotation, "__attrs_attrs__"))
+    return isinstance(annotation, type) and (
+        issubclass(annotation, msgspec.Struct) or hasattr(cast("Any", annotation), "__attrs_attrs__")
+    )
 
 
 def _misfit(error: ValidationError) -> Misfit:

@@ -1,8 +1,8 @@
 """Following a run: frames in, states out. The state machines know no I/O; two small loops drive them over a connection.
 
-A connection begins with a snapshot, and deltas lead on from it by version. A delta that does not continue what is here means that something
-was missed: the loop connects anew and gets a snapshot. The same holds after a broken connection, so a subscriber may lose it at any time and
-still ends with the newest state (M82).
+A connection begins with a snapshot, and deltas lead on from it by version. A delta that does not continue what is here means
+that something was missed: the loop connects anew and gets a snapshot. The same holds after a broken connection, so a subscriber
+may lose it at any time and still ends with the newest state (M82).
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class RunFollower:
         assert frame.run is not None, "a snapshot holds the run"
         self._fields = dict(frame.run)
         # The document is limited where it is written, not here.
-        self._document = Document.load(bytes(self._fields["metadata"]), version=frame.version, limit=sys.maxsize)
+        self._document = Document.load(
+            bytes(self._fields["metadata"]), version=frame.version, limit=sys.maxsize
+        )
         # Neither is shown, so neither is read again with every delta.
         self._fields |= {"metadata": _EMPTY, "relatedRuns": _EMPTY}
 
@@ -131,7 +133,9 @@ class BatchFollower:
         return _decode_batch(data)
 
 
-def follow(transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], *, until: float | None = None) -> Iterator[StateT_co]:
+def follow(
+    transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], *, until: float | None = None
+) -> Iterator[StateT_co]:
     """The states of a feed until it ends, over as many connections as it takes.
 
     Args:
@@ -161,7 +165,9 @@ def follow(transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], 
         time.sleep(pause)
 
 
-async def afollow(transport: AsyncTransport, feed: Feed, follower: Follower[StateT_co]) -> AsyncIterator[StateT_co]:
+async def afollow(
+    transport: AsyncTransport, feed: Feed, follower: Follower[StateT_co]
+) -> AsyncIterator[StateT_co]:
     """As `follow`, without blocking."""
     retries = Retries()
     pause = 0.0

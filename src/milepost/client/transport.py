@@ -1,7 +1,7 @@
 """The two ways onto the wire: blocking on urllib3, asynchronous on aiohttp. Both send `calls.Call` values and know nothing else.
 
-One `SyncTransport` may be used by any number of threads. An `AsyncTransport` keeps one session for each event loop that uses it, and the
-session ends with its loop.
+One `SyncTransport` may be used by any number of threads. An `AsyncTransport` keeps one session for each event loop that uses it,
+and the session ends with its loop.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def _headers(secret_key: str) -> dict[str, str]:
 def _base(api_url: str) -> str:
     parts = urlsplit(api_url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigurationError(f"the API address {api_url!r} is no http:// or https:// address (MILEPOST_API_URL)")
+        raise ConfigurationError(
+            f"the API address {api_url!r} is no http:// or https:// address (MILEPOST_API_URL)"
+        )
     return api_url.rstrip("/")
 
 
@@ -110,7 +112,9 @@ class SyncTransport:
         self._process_id = os.getpid()
         parts = urlsplit(self._api_url)
         kind = _HTTPSConnectionPool if parts.scheme == "https" else _HTTPConnectionPool
-        self._pool = kind(parts.hostname or "", parts.port, maxsize=CONNECTIONS_MAX, block=False, retries=False)
+        self._pool = kind(
+            parts.hostname or "", parts.port, maxsize=CONNECTIONS_MAX, block=False, retries=False
+        )
 
     def _connections(self) -> urllib3.HTTPConnectionPool:
         if self._process_id != os.getpid():
@@ -198,14 +202,17 @@ class SyncTransport:
             yield data
 
 
+# A session, and the generator that closes it.
+_Session = tuple[aiohttp.ClientSession, AsyncGenerator[aiohttp.ClientSession]]
+
+
 class AsyncTransport:
     """Sends calls without blocking. It may be used from several event loops; each has its own connections."""
 
     def __init__(self, api_url: str, secret_key: str) -> None:
         self._api_url = _base(api_url)
         self._headers = _headers(secret_key)
-        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[aiohttp.ClientSession, AsyncGenerator[aiohttp.ClientSession]]]
-        self._sessions = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
 
     async def _session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
@@ -296,8 +303,12 @@ class AsyncTransport:
 
 _ANSWER_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
 _FEED_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=SILENCE_SECONDS_MAX)
-_ASYNC_ANSWER_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=ANSWER_SECONDS_MAX)
-_ASYNC_FEED_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX)
+_ASYNC_ANSWER_TIMEOUT = aiohttp.ClientTimeout(
+    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=ANSWER_SECONDS_MAX
+)
+_ASYNC_FEED_TIMEOUT = aiohttp.ClientTimeout(
+    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX
+)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 """The updates of a metadata document, as methods that chain; where they go is up to the kind of updater.
 
-`metadata`, `metadata.parent` and `runs.metadata(run_id)` are updaters: the first two write into the buffer of the run that the code belongs
-to, the last one collects what `send()` will send.
+`metadata`, `metadata.parent` and `runs.metadata(run_id)` are updaters: the first two write into the buffer of the run that the
+code belongs to, the last one collects what `send()` will send.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from milepost.protocol.metadata import MetadataRequest, Refused
 
 if TYPE_CHECKING:
     from milepost.client.client import Client
+
 
 class Sink(Protocol):
     """Where updates go."""
@@ -112,7 +113,12 @@ class Updater(ABC):
         sink = self._sink()
         if sink is not None:
             name = _plain(key)
-            sink.add_all([Append(name, to_json(value, place=f"{key}[{index}]", key=key)) for index, value in enumerate(values)])
+            sink.add_all(
+                [
+                    Append(name, to_json(value, place=f"{key}[{index}]", key=key))
+                    for index, value in enumerate(values)
+                ]
+            )
         return self
 
     def remove(self, key: str, value: object) -> Self:
@@ -169,11 +175,11 @@ class OutsideMetadata(Updater):
     def send(self) -> dict[str, Any]:
         """Commit everything that was called since the last `send()`, in the order of the calls, and return the document after it.
 
-        When the server cannot be reached, nothing is lost: a further `send()` repeats what may not have arrived, and the server takes it
-        once at most.
+        When the server cannot be reached, nothing is lost: a further `send()` repeats what may not have arrived, and the server
+        takes it once at most.
 
-        Raises: MetadataFlushError with the operations that were refused, the others being committed; RunNotFoundError; RunFinishedError
-            when the run ended too long ago; UnavailableError.
+        Raises: MetadataFlushError with the operations that were refused, the others being committed; RunNotFoundError;
+            RunFinishedError when the run ended too long ago; UnavailableError.
         """
         refused: list[Refused] = []
         while True:

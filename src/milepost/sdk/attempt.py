@@ -4,8 +4,8 @@
                                               any error -> catch_error -> retry or on_failure, on_complete -> Outcome
 
 The worker has two ways in. `run_attempt` runs on its event loop: an `async def` is awaited there, a `def` is handed to a thread.
-`run_attempt_in_thread` runs a `def` task with plain hooks wholly in the calling thread, which costs no switch between threads; `needs_loop`
-tells which one a task wants. Whatever the user's code raises or returns becomes an outcome; the worker survives it.
+`run_attempt_in_thread` runs a `def` task with plain hooks wholly in the calling thread, which costs no switch between threads;
+`needs_loop` tells which one a task wants. Whatever the user's code raises or returns becomes an outcome; the worker survives it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ def needs_loop(task: Task[Any, Any]) -> bool:
 
 
 async def run_attempt(
-    task: Task[Any, Any], run: ClaimedRun, scope: RunScope, *, call_in_thread: CallInThread = asyncio.to_thread
+    task: Task[Any, Any],
+    run: ClaimedRun,
+    scope: RunScope,
+    *,
+    call_in_thread: CallInThread = asyncio.to_thread,
 ) -> Outcome:
     """Run one attempt on the running event loop.
 
@@ -174,7 +178,7 @@ class Attempt:
             return self._run.payload
 
     async def _run_inside(self, payload: Any) -> None:
-        """Everything that middleware wraps. Decides the outcome, and raises the error of a failed attempt for the middleware to see."""
+        """Everything that middleware wraps. Decides the outcome; raises the error of a failed attempt for middleware to see."""
         try:
             if self._has_hooks:
                 await self.run_hooks("on_start_attempt")
@@ -203,11 +207,15 @@ class Attempt:
         if output is None:
             return None
         if inspect.isgenerator(output) or inspect.isasyncgen(output):
-            raise OutputError("the task returned a generator, which is no output; return a list of what it yields")
+            raise OutputError(
+                "the task returned a generator, which is no output; return a list of what it yields"
+            )
         if inspect.isawaitable(output):
             if inspect.iscoroutine(output):
                 output.close()
-            raise OutputError("the task returned an awaitable, which nobody would await; make the task an `async def`")
+            raise OutputError(
+                "the task returned an awaitable, which nobody would await; make the task an `async def`"
+            )
         try:
             data = encode(to_json(output, place="output"))
         except MetadataValueError as error:
@@ -272,7 +280,9 @@ class Attempt:
         for hook in self._hooks_for("catch_error"):
             try:
                 replacement = await self._call_hook(hook, error=error)
-            except BaseException as raised:  # as for the task itself; what a hook raises takes the place of the error
+            except (
+                BaseException
+            ) as raised:  # as for the task itself; what a hook raises takes the place of the error
                 self._raise_if_cancelled(raised)
                 replacement = raised
             if isinstance(replacement, BaseException):
@@ -312,7 +322,11 @@ class Attempt:
         arguments = hook.arguments({**self._values(), **values})
         if not hook.is_async:
             return await self._call(partial(hook.function, **arguments))
-        return await hook.function(**arguments) if is_in_event_loop() else self._on_loop(hook.function(**arguments))
+        return (
+            await hook.function(**arguments)
+            if is_in_event_loop()
+            else self._on_loop(hook.function(**arguments))
+        )
 
     def _values(self) -> dict[str, Any]:
         context = self.context()
@@ -379,11 +393,15 @@ def describe_error(error: BaseException) -> RunError:
     elif isinstance(error, KeyboardInterrupt):
         message = "the task raised KeyboardInterrupt"
     elif isinstance(error, asyncio.CancelledError):
-        message = message or "the task was cancelled from inside: something that it awaited had been cancelled"
+        message = (
+            message or "the task was cancelled from inside: something that it awaited had been cancelled"
+        )
     elif not message:
         message = name
     return RunError(
-        message=_bounded(message, MESSAGE_CHARACTERS_MAX), name=name, stack_trace=_bounded(_stack_of(error), STACK_CHARACTERS_MAX)
+        message=_bounded(message, MESSAGE_CHARACTERS_MAX),
+        name=name,
+        stack_trace=_bounded(_stack_of(error), STACK_CHARACTERS_MAX),
     )
 
 

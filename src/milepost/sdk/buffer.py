@@ -202,7 +202,9 @@ class Buffer:
         """True while steps of the own document are known to be missing. A report, even an empty one, brings them: its answer starts
         from `version`."""
         with self._lock:
-            return self._has_lost_track or bool(self._stash) or len(self._sent) > (self._in_flight is not None)
+            return (
+                self._has_lost_track or bool(self._stash) or len(self._sent) > (self._in_flight is not None)
+            )
 
     def next_batch(self, *, anyway: bool = False) -> Batch | None:
         """The next batch to send; None when there is nothing to send.
@@ -219,7 +221,9 @@ class Buffer:
             if not self._waiting and self._pending:
                 self._rounds_taken += 1
                 taken = ((run_id, pending.take()) for run_id, pending in self._pending.items())
-                self._waiting = [TargetOperations(run_id, operations) for run_id, operations in taken if operations]
+                self._waiting = [
+                    TargetOperations(run_id, operations) for run_id, operations in taken if operations
+                ]
                 self._pending = {}
                 if not self._waiting:
                     # Everything cancelled out.
@@ -234,7 +238,9 @@ class Buffer:
             self._in_flight = Batch(self._sequence, changes, is_last=not self._waiting and not self._pending)
             return self._in_flight
 
-    def acknowledged(self, sequence: int, *, refused: Sequence[Refused] = (), delta: MetadataDelta | None = None) -> None:
+    def acknowledged(
+        self, sequence: int, *, refused: Sequence[Refused] = (), delta: MetadataDelta | None = None
+    ) -> None:
         """The server has answered the report with batch `sequence`, 0 for a report without one. Safe to repeat.
 
         Args:
@@ -322,7 +328,11 @@ class Buffer:
                 continue
             operations = self._operations_of(change)
             # Steps of others are merged on the way, so one of them may begin before the version that is here and lead past it.
-            if operations is None or start != self._base.version or not self._advance(operations, change.version):
+            if (
+                operations is None
+                or start != self._base.version
+                or not self._advance(operations, change.version)
+            ):
                 self._has_lost_track = True
                 break
             if change.attempt is None:
@@ -340,7 +350,11 @@ class Buffer:
         if sent is None:
             return None
         refused = frozenset(change.refused)
-        return [operation for index, operation in enumerate(sent) if operation is not None and index not in refused]
+        return [
+            operation
+            for index, operation in enumerate(sent)
+            if operation is not None and index not in refused
+        ]
 
     def _advance(self, operations: Sequence[Operation], version: int) -> bool:
         """Apply a committed step to the known document; False if it does not fit, which means that it is not the same document."""
@@ -416,7 +430,10 @@ def _cut(waiting: list[TargetOperations]) -> tuple[list[TargetOperations], list[
             if room < 0 and (index or taken):
                 if index:
                     taken.append(TargetOperations(change.run, change.operations[:index]))
-                return taken, [TargetOperations(change.run, change.operations[index:]), *waiting[position + 1 :]]
+                return taken, [
+                    TargetOperations(change.run, change.operations[index:]),
+                    *waiting[position + 1 :],
+                ]
         taken.append(change)
     return taken, []
 
@@ -433,4 +450,6 @@ def _are_apart(ours: Iterable[Operation], theirs: Iterable[Operation]) -> bool:
         if isinstance(operation, Update):
             return False
         touched.add(parse(operation.key)[0])
-    return all(not isinstance(operation, Update) and parse(operation.key)[0] not in touched for operation in theirs)
+    return all(
+        not isinstance(operation, Update) and parse(operation.key)[0] not in touched for operation in theirs
+    )

@@ -107,7 +107,9 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
     """Writes each line to the run's log and to Python's own logger `milepost.run`, and so to wherever the program logs."""
 
     def __init__(self, scope: RunScope) -> None:
-        super().__init__(logging.getLogger("milepost.run"), {"run_id": scope.run.id, "task_id": scope.run.task})
+        super().__init__(
+            logging.getLogger("milepost.run"), {"run_id": scope.run.id, "task_id": scope.run.task}
+        )
         self._scope = scope
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
@@ -178,12 +180,11 @@ def _level_name(level: int) -> str:
     return "info" if level >= logging.INFO else "debug"
 
 
-def _line(msg: object, args: tuple[object, ...], kwargs: MutableMapping[str, Any]) -> str:
+def _line(msg: object, args: tuple[Any, ...], kwargs: MutableMapping[str, Any]) -> str:
     """The text of a log call, with the traceback that it asks for. Never raises: a bad format must not break the work."""
     try:
-        # As `logging` does it: a single mapping serves named placeholders.
-        values: Any = args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else cast("Any", args)
-        text = str(msg) % values if args else str(msg)
+        # `logging` has the rules for placeholders.
+        text = logging.LogRecord("", 0, "", 0, str(msg), args, None).getMessage()
         error = kwargs.get("exc_info")
         if error:
             text += "\n" + _traceback(error)

@@ -14,8 +14,8 @@ When they run: `middleware` around everything else; `on_start_attempt` before ea
 `catch_error` after an attempt has failed; `on_success`, or `on_failure` after the last attempt has failed, and then `on_complete`;
 `on_wait` and `on_resume` around each wait for other runs. Global hooks come before the task's own, each in the order of registration.
 
-What raises in middleware, `on_start_attempt`, `on_start`, `on_wait` and `on_resume` fails the attempt. What raises in the hooks after the
-task's own code is written to the run's log and changes nothing. `metadata` works in all of them (M12-M14).
+What raises in middleware, `on_start_attempt`, `on_start`, `on_wait` and `on_resume` fails the attempt. What raises in the hooks
+after the task's own code is written to the run's log and changes nothing. `metadata` works in all of them (M12-M14).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Hook:
                 )
         if name == "middleware" and "next" not in self.parameters:
             form = "`await next()`" if self.is_async else "`next()`"
-            raise UsageError(f"middleware {self.name} needs a parameter `next`, and calls {form} where the run goes on")
+            raise UsageError(
+                f"middleware {self.name} needs a parameter `next`, and calls {form} where the run goes on"
+            )
 
     @property
     def name(self) -> str:

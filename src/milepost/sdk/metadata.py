@@ -84,7 +84,9 @@ class RemoteSink:
         key = None if isinstance(operation, Update) else operation.key
         error = MetadataTooLargeError(size, limit, key)
         self._scope.buffer.refuse(RefusedChange(self._run_id, None, error.code, error.message))
-        self._scope.link.log(self._scope, "error", f"metadata of {self._run_id}: {error.message}", "milepost.metadata")
+        self._scope.link.log(
+            self._scope, "error", f"metadata of {self._run_id}: {error.message}", "milepost.metadata"
+        )
         return False
 
 
@@ -279,7 +281,11 @@ class Metadata(Updater):
         if live_scope() is None:
             return iterable
         total = operator.length_hint(iterable, -1)
-        return self._track_async(iterable, key, total) if hasattr(iterable, "__aiter__") else self._track(iterable, key, total)
+        return (
+            self._track_async(iterable, key, total)
+            if hasattr(iterable, "__aiter__")
+            else self._track(iterable, key, total)
+        )
 
     def _track(self, iterable: Iterable[ItemT], key: str, total: int) -> Generator[ItemT]:
         done = 0
@@ -289,7 +295,9 @@ class Metadata(Updater):
             done += 1
             self._count(key, done, total)
 
-    async def _track_async(self, iterable: AsyncIterable[ItemT], key: str, total: int) -> AsyncIterator[ItemT]:
+    async def _track_async(
+        self, iterable: AsyncIterable[ItemT], key: str, total: int
+    ) -> AsyncIterator[ItemT]:
         done = 0
         self._count(key, done, total)
         async for item in iterable:
@@ -344,7 +352,9 @@ def _raise_refused(scope: RunScope) -> None:
 
 
 def _too_late(timeout: float | None) -> TimeoutError:
-    return TimeoutError(f"metadata was not committed within {timeout} s; it stays on its way, and flush() may be called again")
+    return TimeoutError(
+        f"metadata was not committed within {timeout} s; it stays on its way, and flush() may be called again"
+    )
 
 
 metadata = Metadata()

@@ -40,7 +40,10 @@ def _is_same_function(one: Callable[..., Any], other: Callable[..., Any]) -> boo
     one, other = inspect.unwrap(one), inspect.unwrap(other)
     if getattr(one, "__qualname__", None) != getattr(other, "__qualname__", None):
         return False
-    return getattr(one, "__module__", "") == getattr(other, "__module__", "") or _file_of(one) == _file_of(other) != ""
+    return (
+        getattr(one, "__module__", "") == getattr(other, "__module__", "")
+        or _file_of(one) == _file_of(other) != ""
+    )
 
 
 def _file_of(function: Callable[..., Any]) -> str:

@@ -14,7 +14,9 @@ def _refuse_blocking(form: str) -> None:
     if scope is not None:
         owner, _, name = form.rpartition(".")
         twin = "await_" if name == "wait" else f"a{name}"
-        scope.refuse_blocking(f"{form}(...)", f"`await {owner}.{twin}(...)`" if owner else f"`await {twin}(...)`")
+        scope.refuse_blocking(
+            f"{form}(...)", f"`await {owner}.{twin}(...)`" if owner else f"`await {twin}(...)`"
+        )
 
 
 set_blocking_guard(_refuse_blocking)

@@ -33,7 +33,9 @@ class MetadataSchema:
         try:
             shape_of(self.declared).read(encode(to_json(document)))
         except Misfit as misfit:
-            raise MetadataValueError(f"metadata does not fit {name_of(self.declared)}: {misfit.describe('document')}") from None
+            raise MetadataValueError(
+                f"metadata does not fit {name_of(self.declared)}: {misfit.describe('document')}"
+            ) from None
 
     def check_operation(self, operation: Operation, buffer: Buffer) -> None:
         """Raise MetadataValueError or MetadataTypeError if the operation would give a declared field a value that it must not have."""
@@ -82,6 +84,8 @@ class MetadataSchema:
         elements = [elements_of(kind) for kind in kinds]
         arrays = [found for found in elements if found is not None]
         if not arrays:
-            raise MetadataTypeError(f"{key}: {name_of(self.declared)} declares no array here, so nothing can be appended", key=key)
+            raise MetadataTypeError(
+                f"{key}: {name_of(self.declared)} declares no array here, so nothing can be appended", key=key
+            )
         if all(arrays):
             self._check_value(key, value, [kind for found in arrays for kind in found])

@@ -23,7 +23,17 @@ from milepost.sdk.registry import find_task, register, registered_tasks
 from milepost.sdk.schema import MetadataSchema
 from milepost.sdk.triggering import BatchItem
 
-__all__ = ["Queue", "Retry", "Signature", "Task", "TaskDecorator", "TaskHooks", "find_task", "registered_tasks", "task"]
+__all__ = [
+    "Queue",
+    "Retry",
+    "Signature",
+    "Task",
+    "TaskDecorator",
+    "TaskHooks",
+    "find_task",
+    "registered_tasks",
+    "task",
+]
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
@@ -49,7 +59,9 @@ class TaskHooks(TypedDict, total=False):
 class Signature:
     """How a task's function wants to be called: which parameter takes the payload and which one the context."""
 
-    def __init__(self, function: Callable[..., Any], local_names: dict[str, Any] | None, task_id: str) -> None:
+    def __init__(
+        self, function: Callable[..., Any], local_names: dict[str, Any] | None, task_id: str
+    ) -> None:
         self._function = function
         self._local_names = local_names
         self._task_id = task_id
@@ -73,7 +85,8 @@ class Signature:
         order.sort(key=lambda parameter: names.index(parameter.name))
         # Called by position where position is enough: the usual (payload, ctx).
         self._is_positional = names[: len(order)] == [parameter.name for parameter in order] and all(
-            parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in order
+            parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            for parameter in order
         )
         self._payload_first = bool(order) and order[0] is self.payload
 
@@ -84,7 +97,11 @@ class Signature:
                 return self._function(payload) if self.payload is not None else self._function()
             if self.payload is None:
                 return self._function(context())
-            return self._function(payload, context()) if self._payload_first else self._function(context(), payload)
+            return (
+                self._function(payload, context())
+                if self._payload_first
+                else self._function(context(), payload)
+            )
         arguments: dict[str, Any] = {}
         if self.payload is not None and payload is not NO_PAYLOAD:
             arguments[self.payload.name] = payload
@@ -136,8 +153,14 @@ class Signature:
         annotation = (self._hints or {}).get(parameter.name, parameter.annotation)
         if isinstance(annotation, str):
             # Not resolved: then the name must do.
-            return any(part.strip().rpartition(".")[2] == "Context" for part in annotation.strip("'\"").split("|"))
-        kinds = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+            return any(
+                part.strip().rpartition(".")[2] == "Context" for part in annotation.strip("'\"").split("|")
+            )
+        kinds = (
+            typing.get_args(annotation)
+            if typing.get_origin(annotation) in (Union, types.UnionType)
+            else (annotation,)
+        )
         return any(isinstance(kind, type) and issubclass(kind, Context) for kind in kinds)
 
 
@@ -173,11 +196,14 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         innermost = inspect.unwrap(function)
         # A plain decorator around an `async def` hands its coroutine on, so what counts is the innermost function.
         self.is_async = any(
-            inspect.iscoroutinefunction(candidate) or inspect.iscoroutinefunction(getattr(candidate, "__call__", None))  # noqa: B004
+            inspect.iscoroutinefunction(candidate)
+            or inspect.iscoroutinefunction(getattr(candidate, "__call__", None))  # noqa: B004
             for candidate in (function, innermost)
         )
         if inspect.isgeneratorfunction(innermost) or inspect.isasyncgenfunction(innermost):
-            raise UsageError(f"task {id!r}: a generator cannot be a task, because a run has one output; return a list, or use metadata")
+            raise UsageError(
+                f"task {id!r}: a generator cannot be a task, because a run has one output; return a list"
+            )
         self.signature = Signature(function, local_names, id)
         self.__name__ = getattr(function, "__name__", id)
         self.__qualname__ = getattr(function, "__qualname__", id)
@@ -206,7 +232,9 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
     # --- triggering ----------------------------------------------------------------------------------------
 
     @overload
-    def trigger(self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
+    def trigger(
+        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+    ) -> RunHandle[OutputT]: ...
     @overload
     def trigger(self, payload: PayloadT, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
     def trigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
@@ -226,7 +254,9 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         return triggering.trigger(self.id, payload, options)
 
     @overload
-    async def atrigger(self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
+    async def atrigger(
+        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+    ) -> RunHandle[OutputT]: ...
     @overload
     async def atrigger(self, payload: PayloadT, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
     async def atrigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
@@ -234,11 +264,15 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         return await triggering.atrigger(self.id, payload, options)
 
     @overload
-    def trigger_and_wait(self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
+    def trigger_and_wait(
+        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+    ) -> TaskResult[OutputT]: ...
     @overload
     def trigger_and_wait(self, payload: PayloadT, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
-    def trigger_and_wait(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> TaskResult[OutputT]:
-        """Trigger a run and wait until it has ended. Inside a run the slot is given back meanwhile, so waiting never starves the child.
+    def trigger_and_wait(
+        self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> TaskResult[OutputT]:
+        """Trigger a run and wait until it has ended. Inside a run the slot is given back meanwhile.
 
         A failed run does not raise: the result says so, and its `unwrap()` raises. Otherwise as `trigger`.
         """
@@ -249,8 +283,12 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
     ) -> TaskResult[OutputT]: ...
     @overload
-    async def atrigger_and_wait(self, payload: PayloadT, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
-    async def atrigger_and_wait(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> TaskResult[OutputT]:
+    async def atrigger_and_wait(
+        self, payload: PayloadT, **options: Unpack[RunOptions]
+    ) -> TaskResult[OutputT]: ...
+    async def atrigger_and_wait(
+        self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> TaskResult[OutputT]:
         """As `trigger_and_wait`, without blocking."""
         return await triggering.atrigger_and_wait(self.id, payload, options)
 
@@ -267,11 +305,15 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         """As `batch_trigger`, without blocking."""
         return await triggering.abatch_trigger(self.id, items)
 
-    def batch_trigger_and_wait(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> list[TaskResult[OutputT]]:
+    def batch_trigger_and_wait(
+        self, items: Iterable[PayloadT | BatchItem[PayloadT]]
+    ) -> list[TaskResult[OutputT]]:
         """Trigger up to 1,000 runs in one request and wait until all have ended; the results are in the order of the items."""
         return triggering.batch_trigger_and_wait(self.id, items)
 
-    async def abatch_trigger_and_wait(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> list[TaskResult[OutputT]]:
+    async def abatch_trigger_and_wait(
+        self, items: Iterable[PayloadT | BatchItem[PayloadT]]
+    ) -> list[TaskResult[OutputT]]:
         """As `batch_trigger_and_wait`, without blocking."""
         return await triggering.abatch_trigger_and_wait(self.id, items)
 
@@ -283,7 +325,9 @@ class TaskDecorator(Protocol):
     """What `@task(...)` gives: makes a task of a function with or without payload and context, `def` or `async def`."""
 
     @overload
-    def __call__(self, function: Callable[[Context], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
+    def __call__(
+        self, function: Callable[[Context], Coroutine[Any, Any, OutputT]], /
+    ) -> Task[None, OutputT]: ...
     @overload
     def __call__(self, function: Callable[[Context], OutputT], /) -> Task[None, OutputT]: ...
     @overload
@@ -291,15 +335,21 @@ class TaskDecorator(Protocol):
     @overload
     def __call__(self, function: Callable[[], OutputT], /) -> Task[None, OutputT]: ...
     @overload
-    def __call__(self, function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+    def __call__(
+        self, function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /
+    ) -> Task[PayloadT, OutputT]: ...
     @overload
     def __call__(self, function: Callable[[PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
     @overload
-    def __call__(self, function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+    def __call__(
+        self, function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /
+    ) -> Task[PayloadT, OutputT]: ...
     @overload
     def __call__(self, function: Callable[[PayloadT, Context], OutputT], /) -> Task[PayloadT, OutputT]: ...
     @overload
-    def __call__(self, function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+    def __call__(
+        self, function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /
+    ) -> Task[PayloadT, OutputT]: ...
     @overload
     def __call__(self, function: Callable[[Context, PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
     def __call__(self, function: Callable[..., Any], /) -> Any:
@@ -320,11 +370,15 @@ def task(function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /) -> Tas
 @overload
 def task(function: Callable[[PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
 @overload
-def task(function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+def task(
+    function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /
+) -> Task[PayloadT, OutputT]: ...
 @overload
 def task(function: Callable[[PayloadT, Context], OutputT], /) -> Task[PayloadT, OutputT]: ...
 @overload
-def task(function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
+def task(
+    function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /
+) -> Task[PayloadT, OutputT]: ...
 @overload
 def task(function: Callable[[Context, PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
 @overload
@@ -376,7 +430,9 @@ def task(
         )
         for name, given in hooks.items():
             add_hook = getattr(new, name)
-            functions = cast("Sequence[Callable[..., Any]]", given if isinstance(given, Sequence) else [given])
+            functions = cast(
+                "Sequence[Callable[..., Any]]", given if isinstance(given, Sequence) else [given]
+            )
             for hook in functions:
                 add_hook(hook)
         register(new)

@@ -1,8 +1,8 @@
 """Triggering runs from Python, outside of runs and inside, and waiting for what was triggered.
 
-Preparing is pure: payload and options become a request, checked as far as that can be told here. The calls are then a few lines for each
-colour. Inside a run the new runs become its children, and what the run wrote to its metadata is committed before they start, so that what
-the children write comes after it.
+Preparing is pure: payload and options become a request, checked as far as that can be told here. The calls are then a few lines
+for each colour. Inside a run the new runs become its children, and what the run wrote to its metadata is committed before they
+start, so that what the children write comes after it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class BatchItem(Generic[PayloadT]):
 def describe_misfit(task_id: str, name: str, misfit: Misfit) -> PayloadValidationError:
     """The error for a payload that does not fit. `name` is the payload's parameter."""
     return PayloadValidationError(
-        f"the payload does not fit task {task_id!r}: {misfit.describe(name)}", field=misfit.problems[0][0] or name
+        f"the payload does not fit task {task_id!r}: {misfit.describe(name)}",
+        field=misfit.problems[0][0] or name,
     )
 
 
@@ -61,7 +62,9 @@ def encode_payload(task_id: str, payload: object) -> str | None:
     shape = task.signature.payload_shape
     if parameter is None or shape is None:
         if payload is not NO_PAYLOAD and payload is not None:
-            raise PayloadValidationError(f"task {task_id!r} takes no payload, and was given one", field="payload")
+            raise PayloadValidationError(
+                f"task {task_id!r} takes no payload, and was given one", field="payload"
+            )
         return None
     if payload is NO_PAYLOAD:
         if parameter.default is not parameter.empty:
@@ -148,12 +151,16 @@ def trigger(task_id: str, payload: object, options: RunOptions, *, resume: bool 
     """Trigger one run; see `Task.trigger`."""
     scope = _blocking_scope("trigger")
     client = default_client()
-    request = client.prepare(lambda limit: prepare(task_id, payload, options, limit=limit, scope=scope, resume=resume))
+    request = client.prepare(
+        lambda limit: prepare(task_id, payload, options, limit=limit, scope=scope, resume=resume)
+    )
     _commit(scope)
     return run_handle(client, task_id, client.send(calls.trigger(task_id, request)), _output_shape(task_id))
 
 
-async def atrigger(task_id: str, payload: object, options: RunOptions, *, resume: bool = False) -> RunHandle[Any]:
+async def atrigger(
+    task_id: str, payload: object, options: RunOptions, *, resume: bool = False
+) -> RunHandle[Any]:
     """As `trigger`, without blocking."""
     scope = live_scope()
     client = default_client()
@@ -161,7 +168,9 @@ async def atrigger(task_id: str, payload: object, options: RunOptions, *, resume
         lambda limit: prepare(task_id, payload, options, limit=limit, scope=scope, resume=resume)
     )
     await _acommit(scope)
-    return run_handle(client, task_id, await client.asend(calls.trigger(task_id, request)), _output_shape(task_id))
+    return run_handle(
+        client, task_id, await client.asend(calls.trigger(task_id, request)), _output_shape(task_id)
+    )
 
 
 def trigger_and_wait(task_id: str, payload: object, options: RunOptions) -> TaskResult[Any]:
@@ -191,7 +200,9 @@ def batch_trigger(task_id: str, items: Iterable[object], *, resume: bool = False
     scope = _blocking_scope("batch_trigger")
     client = default_client()
     listed = list(items)
-    request = client.prepare(lambda limit: prepare_batch(task_id, listed, limit=limit, scope=scope, resume=resume))
+    request = client.prepare(
+        lambda limit: prepare_batch(task_id, listed, limit=limit, scope=scope, resume=resume)
+    )
     _commit(scope)
     batch = client.send(calls.trigger_batch(request)) if listed else _NO_BATCH
     return _batch_handle(client, task_id, batch)
@@ -281,15 +292,21 @@ async def _await(scope: RunScope, target_id: str) -> None:
 class Tasks:
     """`tasks`: triggering by name. The task need not be imported here; where it is, its payload type is checked at once."""
 
-    def trigger(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+    def trigger(
+        self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]:
         """See `Task.trigger`."""
         return trigger(task_id, payload, options)
 
-    async def atrigger(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+    async def atrigger(
+        self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]:
         """See `Task.atrigger`."""
         return await atrigger(task_id, payload, options)
 
-    def trigger_and_wait(self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> TaskResult[Any]:
+    def trigger_and_wait(
+        self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> TaskResult[Any]:
         """See `Task.trigger_and_wait`."""
         return trigger_and_wait(task_id, payload, options)
 

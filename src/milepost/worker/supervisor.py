@@ -5,14 +5,13 @@ then decides; and whatever an executor leaves behind is ended with it.
 """
 
 import asyncio
-import itertools
 import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -87,9 +86,12 @@ class Supervisor:
         self._audience = audience
         self._stopping = asyncio.Event()
         self._current: _Generation | None = None
+        self._latest: _Generation | None = None
         self._generations: set[_Generation] = set()
         self._failure: str | None = None
         self._order = Order.DRAIN
+        self._watched = _Watched.of(options.sources, ())
+        self._watched_changed = asyncio.Event()
 
     def stop(self, order: Order = Order.DRAIN) -> None:
         """Let `run` come to its end within the grace time. May be called before `run`, and twice."""
@@ -131,7 +133,7 @@ class Supervisor:
             self.stop()
 
     def _begin(self, group: asyncio.TaskGroup) -> "_Generation":
-        generation = _Generation(self._options, self._hear)
+        self._latest = generation = _Generation(self._options, self._hear)
         self._generations.add(generation)
 
         async def live() -> None:
@@ -145,13 +147,15 @@ class Supervisor:
 
     def _hear(self, generation: "_Generation", message: Message) -> None:
         match message:
-            case Ready(tasks=tasks):
+            case Ready(tasks=tasks, files=files):
+                self._watch_also(files, is_broken=False)
                 if generation.is_first_ready():
                     before, self._current = self._current, generation
                     self._audience.ready(tasks, reloaded=before is not None)
                     if before is not None:
                         before.end(Order.DRAIN)
-            case LoadFailed(message=text):
+            case LoadFailed(message=text, files=files):
+                self._watch_also(files, is_broken=True)
                 is_worth_telling = self._options.reload or self._current is generation
                 if generation.is_first_failure() and is_worth_telling:
                     self._audience.load_failed(text, running=self._current is not None)
@@ -164,53 +168,69 @@ class Supervisor:
     async def _watch(self, group: asyncio.TaskGroup) -> None:
         """Start a new generation whenever a file of the user's code changes."""
         while True:
-            latest = max(self._generations, key=lambda generation: generation.number, default=None)
-            if latest is not None:
-                await latest.settled()
-            watched = _Watched.of(self._options.sources, self._files())
+            self._watched_changed.clear()
+            if not self._watched.folders:
+                await self._watched_changed.wait()
+                continue
             changes = awatch(
-                *watched.folders, watch_filter=watched.matters, recursive=False, debounce=200, step=20
+                *self._watched.folders,
+                watch_filter=lambda change, path: self._watched.matters(change, path),
+                stop_event=self._watched_changed,
+                recursive=False,
+                debounce=200,
+                step=20,
             )
             async for change in changes:
                 self._audience.changed(sorted({Path(path) for _, path in change}))
-                await self._begin(group).settled()
-                if _Watched.of(self._options.sources, self._files()).folders != watched.folders:
-                    break
+                if self._latest is not None and not self._latest.is_settled:
+                    # It may never be: the change may mend what keeps it from coming up.
+                    self._latest.end(Order.STOP)
+                self._begin(group)
 
-    def _files(self) -> set[Path]:
-        """The files whose change matters: what was imported, and what was to be imported."""
-        files = {Path(source).resolve() for source in self._options.sources if Path(source).is_file()}
-        for generation in self._generations:
-            files |= generation.files
-        return files
+    def _watch_also(self, files: Iterable[str], *, is_broken: bool) -> None:
+        """The user's code lies in these files, as far as it could be loaded."""
+        before = self._watched
+        self._watched = _Watched.of(
+            self._options.sources, before.files | set(map(Path, files)), is_broken=is_broken
+        )
+        if self._watched.folders != before.folders:
+            self._watched_changed.set()
 
 
 @dataclass(frozen=True)
 class _Watched:
-    """What to watch: single files, and whole folders that were given as sources."""
+    """What to watch: single files, and whole folders that were given as sources.
+
+    Attributes:
+        is_broken: the code could not be loaded; a file that it misses may appear.
+    """
 
     files: frozenset[Path]
     trees: frozenset[Path]
     folders: frozenset[Path]
+    is_broken: bool
 
     @classmethod
-    def of(cls, sources: Sequence[str], files: Iterable[Path]) -> "_Watched":
+    def of(cls, sources: Sequence[str], files: Iterable[Path], *, is_broken: bool = False) -> "_Watched":
         """The folders are watched and not the files: many editors save by putting a new file in the place of the old one."""
+        files = {*files, *(Path(source).resolve() for source in sources if Path(source).is_file())}
         trees = {Path(source).resolve() for source in sources if Path(source).is_dir()}
         folders = {file.parent for file in files} | trees
         for tree in trees:
             folders.update(
                 folder for folder in tree.rglob("*") if folder.is_dir() and _may_hold_tasks(folder)
             )
-        return cls(frozenset(files), frozenset(trees), frozenset(filter(Path.is_dir, folders)))
+        return cls(frozenset(files), frozenset(trees), frozenset(filter(Path.is_dir, folders)), is_broken)
 
     def matters(self, change: Change, path: str) -> bool:
         """True when the tasks may be others after this change."""
         file = Path(path)
         if file in self.files:
             return True
-        may_be_loaded = file.suffix == ".py" or (change is Change.added and file.is_dir())
-        return may_be_loaded and _may_hold_tasks(file) and any(tree in file.parents for tree in self.trees)
+        is_new = change is Change.added
+        may_be_loaded = _may_hold_tasks(file) and (file.suffix == ".py" or (is_new and file.is_dir()))
+        is_below = any(tree in file.parents for tree in self.trees)
+        return may_be_loaded and (is_below or (is_new and self.is_broken))
 
 
 def _may_hold_tasks(path: Path) -> bool:
@@ -223,9 +243,7 @@ class _Generation:
 
     options: WorkerOptions
     hear: Callable[["_Generation", Message], None]
-    files: set[Path] = field(default_factory=set[Path])
     failure: str | None = None
-    number: int = field(default_factory=itertools.count().__next__)
 
     def __post_init__(self) -> None:
         self._processes: set[_ExecutorProcess] = set()
@@ -234,6 +252,11 @@ class _Generation:
         self._settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._ready_before = False
         self._failed_before = False
+
+    @property
+    def is_settled(self) -> bool:
+        """True when it is known whether the code can be loaded."""
+        return self._settled.done()
 
     async def settled(self) -> bool:
         """True once an executor is ready; False when the code cannot be loaded or all was ended before."""
@@ -274,14 +297,8 @@ class _Generation:
             self._settled.set_result(ready)
 
     def _heard(self, message: Message) -> None:
-        match message:
-            case Ready(files=files):
-                self.files = {Path(file) for file in files}
-            case LoadFailed(message=text, files=files):
-                self.files |= {Path(file) for file in files}
-                self.failure = text
-            case _:
-                pass
+        if isinstance(message, LoadFailed):
+            self.failure = message.message
         self.hear(self, message)
         if isinstance(message, Ready):
             self._settle(True)
