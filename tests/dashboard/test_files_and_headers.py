@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import urllib3
-from dashboard.served import FakeWorker, RunningServer
 
 import milepost.server.dashboard
+from dashboard.served import FakeWorker, RunningServer
 
 STATIC = Path(milepost.server.dashboard.__file__).parent / "static"
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}

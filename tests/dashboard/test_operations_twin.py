@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from dashboard.served import RunningServer
 from playwright.sync_api import BrowserContext, Page
 
+from dashboard.served import RunningServer
 from milepost.model.jsonvalue import json_equal
 from milepost.model.operations import apply, decode_operations
 

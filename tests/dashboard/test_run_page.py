@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from dashboard.served import FakeWorker, RunningServer, append, increment, set_
 from playwright.sync_api import Locator, Page, Route, expect
+
+from dashboard.served import FakeWorker, RunningServer, append, increment, set_
 
 MARKUP = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
 
@@ -321,8 +322,9 @@ def test_a_large_document_is_drawn_in_part_and_changed_in_place(page: Page, work
     expect(items).to_have_count(50)
     watch = """
         () => {
+          window.observer?.disconnect();
           window.changes = { added: 0, removed: 0, texts: 0 };
-          new MutationObserver((records) => {
+          window.observer = new MutationObserver((records) => {
             for (const record of records) {
               const onlyText = [...record.addedNodes, ...record.removedNodes].every((node) => node.nodeType === Node.TEXT_NODE);
               if (onlyText) window.changes.texts += 1;
@@ -331,7 +333,8 @@ def test_a_large_document_is_drawn_in_part_and_changed_in_place(page: Page, work
                 window.changes.removed += record.removedNodes.length;
               }
             }
-          }).observe(document.getElementById("metadata"), { childList: true, characterData: true, subtree: true });
+          });
+          window.observer.observe(document.getElementById("metadata"), { childList: true, characterData: true, subtree: true });
         }
     """
     page.evaluate(watch)

@@ -1,7 +1,8 @@
 """The list of runs, watched while runs come and change."""
 
-from dashboard.served import FakeWorker, RunningServer, increment, set_
 from playwright.sync_api import Locator, Page, expect
+
+from dashboard.served import FakeWorker, RunningServer, increment, set_
 
 
 def row(page: Page, run_id: str) -> Locator:
@@ -135,7 +136,12 @@ def test_a_tab_that_is_hidden_holds_no_connection(
 ) -> None:
     """A browser has six for each server; ten tabs must not starve the one that is looked at."""
     expect(page.get_by_role("status")).to_have_text("Live")
-    hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); document.dispatchEvent(new Event('visibilitychange')); }"
+    hide = """
+        (hidden) => {
+          Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }
+    """
     page.evaluate(hide, True)
     others = [page.context.new_page() for _ in range(5)]
     for other in others:

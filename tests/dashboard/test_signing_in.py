@@ -2,8 +2,9 @@
 
 import pytest
 import urllib3
-from dashboard.served import SECRET_KEY, RunningServer
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from dashboard.served import SECRET_KEY, RunningServer
 
 
 @pytest.fixture

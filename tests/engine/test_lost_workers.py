@@ -3,7 +3,7 @@
 import pytest
 
 from milepost.engine.commands import RegisterWorker, ReleaseLostRuns, Report
-from milepost.model.operations import Append, Set
+from milepost.model.operations import Append, Increment, Set
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome, RunStatus
 from support.world import WorkerDouble, World, item, offered, result_of
@@ -155,6 +155,22 @@ def test_registering_again_queues_what_the_worker_does_not_know_of(
     assert (again.id, again.attempt) == (unknown, 1)
     assert not other.finish(again, output="1").lost
     assert not worker.finish(run, output="1").lost
+
+
+def test_an_attempt_that_has_reported_is_not_handed_out_under_the_same_number(
+    world: World, worker: WorkerDouble
+) -> None:
+    """M44: (run, attempt, sequence) means one report. The worker forgets a run about which it had reported."""
+    world.trigger()
+    first = worker.claim_one()
+    worker.report(first, Set("text", "a"), Increment("text", 1))
+    worker.register(holding=[])
+    other = WorkerDouble(world, "worker_2", *worker.tasks)
+    second = other.claim_one()
+    assert (second.id, second.attempt) == (first.id, 2)
+    reply = other.report(second, Increment("text", 1), Set("n", 1))
+    assert [refusal.index for refusal in reply.refused] == [0]
+    assert world.document(first.id) == ({"text": "a", "n": 1}, 2)
 
 
 def test_what_registering_queues_again_goes_to_a_claim_that_waits(world: World, worker: WorkerDouble) -> None:

@@ -135,15 +135,17 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
     runner = _Uvicorn(config)
     ended = asyncio.create_task(runner.serve(sockets=[listener]))
     try:
-        await first_of(runner.has_started.wait(), asyncio.wait({ended}))
+        await first_of(runner.has_started.wait(), ended)
         if ended.done():
             raise ConfigurationError("the server did not start; the lines above say why")
         _relieve_collector()
         yield HostedServer(url_of(listener), server, ended)
     finally:
-        server.stop_streams()
         runner.should_exit = True
-        await asyncio.wait({ended})
+        while not ended.done():
+            # Again and again: workers and watchers come back at once for as long as there is a socket.
+            server.stop_streams()
+            await asyncio.wait({ended}, timeout=0.05)
 
 
 def _relieve_collector() -> None:

@@ -61,11 +61,13 @@ class StopSignals:
 
 
 async def first_of(*work: Awaitable[Any]) -> None:
-    """Wait until one of these is done; the others are cancelled and waited for. How they ended is not looked into."""
+    """Wait until one of these is done; how it ended is not looked into. Coroutines that are not done are cancelled and waited for;
+    tasks are somebody else's and go on."""
     futures = [asyncio.ensure_future(each) for each in work]
+    own = [future for future, each in zip(futures, work, strict=True) if future is not each]
     try:
         await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for future in futures:
+        for future in own:
             future.cancel()
-        await asyncio.gather(*futures, return_exceptions=True)
+        await asyncio.gather(*own, return_exceptions=True)

@@ -94,9 +94,9 @@ async def supervise(
     """
     async with asyncio.TaskGroup() as group:
         running = group.create_task(_as_result(supervisor))
-        await first_of(_finished(running), signals.asked.wait(), *map(_finished, ended))
+        await first_of(running, signals.asked.wait(), *ended)
         supervisor.stop(order)
-        await first_of(_finished(running), signals.hurried.wait())
+        await first_of(running, signals.hurried.wait())
         if not running.done():
             note("ending at once; the runs under way are tried again later")
             supervisor.kill()
@@ -112,7 +112,3 @@ async def _as_result(supervisor: Supervisor) -> WorkerFailed | None:
     except WorkerFailed as failure:
         return failure
     return None
-
-
-async def _finished(future: "asyncio.Future[Any]") -> None:
-    await asyncio.wait({future})

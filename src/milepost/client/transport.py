@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -312,13 +313,16 @@ _ASYNC_FEED_TIMEOUT = aiohttp.ClientTimeout(
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost reason, without the addresses of objects that the libraries put around it."""
-    reason = getattr(error, "reason", None)
-    while isinstance(reason, BaseException):
-        error, reason = reason, getattr(reason, "reason", None)
-    cause = error.__cause__ or error.__context__
-    if isinstance(cause, OSError):
-        error = cause
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return type(error).__name__
+    """Why there was no answer, in words; the libraries put several errors around the one that says it."""
+    if isinstance(
+        error, urllib3.exceptions.ReadTimeoutError | urllib3.exceptions.ConnectTimeoutError | TimeoutError
+    ):
+        return "no answer in time"
+    innermost: BaseException | None = error
+    while innermost is not None:
+        if isinstance(innermost, socket.gaierror):
+            return "its name cannot be resolved"
+        if isinstance(innermost, OSError) and innermost.errno is not None:
+            return os.strerror(innermost.errno).lower()
+        innermost = innermost.__cause__ or innermost.__context__
+    return "the connection broke"

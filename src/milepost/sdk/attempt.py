@@ -262,7 +262,9 @@ class Attempt:
 
     async def _fail(self, error: BaseException) -> None:
         """Decide the outcome of a failed attempt."""
-        if self._has_hooks:
+        # After GeneratorExit nothing may be awaited: it is how Python ends a coroutine that is thrown away.
+        runs_hooks = self._has_hooks and not isinstance(error, GeneratorExit)
+        if runs_hooks:
             error = await self._let_hooks_catch(error)
         retry_after_ms = None
         if not isinstance(error, AbortTaskRun | PayloadValidationError):
@@ -271,7 +273,7 @@ class Attempt:
             )
         run_error = describe_error(error)
         self._outcome = Outcome(error=run_error, retry_after_ms=retry_after_ms)
-        if self._has_hooks and retry_after_ms is None:
+        if runs_hooks and retry_after_ms is None:
             result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
             await self._run_hooks_after("on_failure", error=error, result=result)
             await self._run_hooks_after("on_complete", error=error, result=result)
@@ -337,7 +339,10 @@ class Attempt:
         if not is_in_event_loop():
             return function()
         context = contextvars.copy_context()
-        return await self._call_in_thread(lambda: context.run(_without_stop_iteration, function))
+        result, error = await self._call_in_thread(lambda: context.run(_contained_call, function))
+        if error is not None:
+            raise error
+        return result
 
     def _on_loop(self, steps: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the worker's loop from another thread. Context variables are carried over."""
@@ -353,8 +358,6 @@ class Attempt:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 raise error
-        if isinstance(error, GeneratorExit):
-            raise error
 
 
 async def _contained(steps: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
@@ -367,12 +370,12 @@ async def _contained(steps: Coroutine[Any, Any, Any]) -> tuple[Any, BaseExceptio
         return None, error
 
 
-def _without_stop_iteration(function: Callable[[], Any]) -> Any:
-    # A future cannot carry a StopIteration, and would leave its waiter waiting.
+def _contained_call(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """The result or the error of a call. A future cannot carry every error: StopIteration and SystemExit mean something to it."""
     try:
-        return function()
-    except StopIteration as error:
-        raise RuntimeError(f"the task raised StopIteration: {error}") from error
+        return function(), None
+    except BaseException as error:  # handed on to the attempt that waits for it
+        return None, error
 
 
 # --- errors as data ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Runs: insert, load, save, find the due ones, list, count."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ from sqlalchemy import (
     Connection,
     Executable,
     Integer,
+    Select,
     and_,
     bindparam,
     exists,
@@ -28,6 +30,8 @@ from milepost.store.schema import large_values, run_tags, runs
 # A payload or output above this many characters moves to `large_values`.
 INLINE_CHARACTERS = 8192
 CHUNK = 1000
+# SQLite joins at most 500 selects into one.
+DUE_TASKS = 400
 
 
 class RunRow(msgspec.Struct, gc=False):
@@ -288,6 +292,21 @@ def due_ids(
 
     One look into the index per task, so that a long queue of a task that nobody asks for costs nothing.
     """
+    found: list[tuple[int, str, str, str]] = []
+    for start in range(0, len(tasks), DUE_TASKS):
+        chunk = tasks[start : start + DUE_TASKS]
+        parameters: dict[str, Any] = {f"task_{number}": task for number, task in enumerate(chunk)}
+        rows = connection.execute(
+            _due_statement(len(chunk)), {**parameters, "now": now, "count": limit}
+        ).all()
+        found.extend((due_at, run_id, task, queue) for run_id, task, queue, due_at in rows)
+    if len(tasks) > DUE_TASKS:
+        found.sort()
+    return [(run_id, task, queue) for _, run_id, task, queue in found[:limit]]
+
+
+@cache
+def _due_statement(task_count: int) -> Select[str, str, str, int]:
     parts = [
         select(runs.c.id, runs.c.task, runs.c.queue, runs.c.due_at)
         .where(
@@ -298,16 +317,14 @@ def due_ids(
         .order_by(runs.c.due_at, runs.c.id)
         .limit(bindparam("count", type_=Integer))
         .subquery()
-        for number in range(len(tasks))
+        for number in range(task_count)
     ]
     rows = union_all(*(select(part) for part in parts)).subquery()
-    statement = (
-        select(rows.c.id, rows.c.task, rows.c.queue)
+    return (
+        select(rows.c.id, rows.c.task, rows.c.queue, rows.c.due_at)
         .order_by(rows.c.due_at, rows.c.id)
         .limit(bindparam("count", type_=Integer))
     )
-    parameters: dict[str, Any] = {f"task_{number}": task for number, task in enumerate(tasks)}
-    return [tuple(row) for row in connection.execute(statement, {**parameters, "now": now, "count": limit})]
 
 
 def next_due_at_after(connection: Connection, after: int) -> int | None:

@@ -1,0 +1,170 @@
+"""From an update inside a task to those who watch: latency, throughput, bytes, many watchers.
+
+    python benchmarks/feed.py [--quick] [--markdown]
+
+Every update is committed at `synchronous=FULL` before anybody is shown it. Watchers run in a process of their own (`watching.py`) on the
+same machine as server and executors.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from milepost import Run, runs
+
+import bench_tasks
+import harness
+from bench_tasks import Steady, Updates
+from harness import Figure, House, Options, Report, percentile
+from watching import Seen, Watch, watchers
+
+FIGURES = (
+    Figure("lone_p50", "a lone update to a subscriber, default settings, p50", "ms", at_most=3),
+    Figure("lone_p99", "a lone update to a subscriber, default settings, p99", "ms", at_most=15),
+    Figure("default_p50", "50 updates/s to a subscriber, flush interval 50 ms (default), p50", "ms"),
+    Figure("default_p99", "50 updates/s to a subscriber, flush interval 50 ms (default), p99", "ms"),
+    Figure("fast_p50", "50 updates/s to a subscriber, flush interval 2 ms, p50", "ms", at_most=3),
+    Figure("fast_p99", "50 updates/s to a subscriber, flush interval 2 ms, p99", "ms", at_most=15),
+    Figure("through", "updates of many runs committed and delivered to a subscriber of each", "/s", at_least=20_000),
+    Figure("through_p50", "latency meanwhile, p50", "ms"),
+    Figure("through_p99", "latency meanwhile, p99", "ms"),
+    Figure("bytes_each", "1,000 appends of 100 bytes, each flushed: bytes to a subscriber per byte appended", "x"),
+    Figure("bytes_together", "1,000 appends of 100 bytes, without flush: bytes to a subscriber per byte appended", "x"),
+    Figure("bytes_whole", "the same, had the whole document been sent with each flush (computed)", "x"),
+    Figure("crowd_p50", "1,000 watchers of one run at 20 updates/s, p50", "ms"),
+    Figure("crowd_p99", "1,000 watchers of one run at 20 updates/s, p99", "ms", at_most=500),
+    Figure("idle_memory", "server's memory with 10,000 idle watchers of as many runs", "MB", at_most=1000),
+    Figure("idle_each", "of it for each watcher", "KB"),
+    Figure("idle_cpu", "processor time of the server for them", "% of a core"),
+)  # fmt: skip
+
+SECONDS_MAX = 150.0
+LINE_BYTES = 100
+TICKS_PER_SECOND = 50
+# Files that a process needs beside its connections.
+OTHER_FILES = 300
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    lone: int
+    ticks: int
+    through_runs: int
+    through_seconds: float
+    appends: int
+    crowd: int
+    crowd_updates: int
+    idle: int
+    idle_seconds: float
+
+
+FULL = Sizes(
+    lone=100, ticks=400, through_runs=1000, through_seconds=5,
+    appends=1000, crowd=1000, crowd_updates=100, idle=10_000, idle_seconds=10,
+)  # fmt: skip
+QUICK = Sizes(
+    lone=5, ticks=25, through_runs=50, through_seconds=1,
+    appends=50, crowd=50, crowd_updates=10, idle=200, idle_seconds=1,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    options = harness.arguments(__doc__)
+    with harness.at_most(SECONDS_MAX):
+        measure(options)
+
+
+def measure(options: Options) -> None:
+    """All figures, one after the other."""
+    sizes = QUICK if options.quick else FULL
+    report = Report("feed", "Watching: from an update to those who see it", FIGURES, markdown=options.markdown)
+    with harness.dev(processes=1) as house:
+        measure_latency(report, house, "lone", Updates(sizes.lone, 10))
+        measure_latency(report, house, "default", Updates(sizes.ticks, TICKS_PER_SECOND))
+    with harness.dev(processes=1, flush_interval_ms=2) as house:
+        measure_latency(report, house, "fast", Updates(sizes.ticks, TICKS_PER_SECOND))
+    measure_through(report, sizes)
+    with harness.dev(processes=1) as house:
+        measure_bytes(report, sizes, house)
+        measure_crowd(report, sizes, house)
+    measure_idle(report, sizes)
+    report.end()
+
+
+def measure_latency(report: Report, house: House, name: str, wanted: Updates) -> None:
+    """Each update carries its moment; `runs.subscribe` shows it. None is skipped: the run keeps the newest ones in a list."""
+    house.use()
+    latencies: list[float] = []
+    seen: set[int] = set()
+    for run in runs.subscribe(bench_tasks.tick.trigger(wanted).id):
+        now = time.monotonic_ns()
+        ticks: list[int] = run.metadata.get("ticks", [])
+        latencies += [(now - tick) / 1e6 for tick in ticks if tick not in seen]
+        seen.update(ticks)
+    if len(latencies) != wanted.count:
+        raise AssertionError(f"{len(latencies)} of {wanted.count} updates were seen")
+    report.add(f"{name}_p50", percentile(latencies, 0.5))
+    report.add(f"{name}_p99", percentile(latencies, 0.99))
+
+
+def measure_through(report: Report, sizes: Sizes) -> None:
+    """Many runs at once, each updating all the time and each watched; counted where the updates arrive."""
+    pause = 0.02
+    seconds = sizes.through_seconds + 4
+    with harness.dev(processes=1, concurrency=sizes.through_runs, flush_interval_ms=10) as house:
+        house.use()
+        payloads = [Steady(seconds, pause)] * sizes.through_runs
+        ids = [
+            handle.id
+            for first in range(0, len(payloads), harness.BATCH_RUNS)
+            for handle in bench_tasks.stamp_steadily.batch_trigger(
+                payloads[first : first + harness.BATCH_RUNS]
+            ).runs
+        ]
+        with watchers(Watch(house.url, house.secret_key, ids, sample_every=16)) as watching:
+            time.sleep(0.5)
+            watching.take()
+            before = house.cpu()
+            time.sleep(sizes.through_seconds)
+            seen = watching.take()
+            used = house.cpu() - before
+        report.add("through", seen.versions / seen.seconds, f"{seen.frames / seen.seconds:,.0f} frames/s, {len(ids):,} runs")
+        report.add("through_p50", percentile(seen.latencies_ms, 0.5))
+        report.add("through_p99", percentile(seen.latencies_ms, 0.99))
+        report.note(
+            f"cores used meanwhile: server {used.server / seen.seconds:.2f}, worker {used.workers / seen.seconds:.2f}"
+        )
+
+
+def measure_bytes(report: Report, sizes: Sizes, house: House) -> None:
+    """A log that grows line by line: what a subscriber receives, everything between the two sockets counted."""
+    appended = sizes.appends * LINE_BYTES
+    for name, task in (("each", bench_tasks.append_lines), ("together", bench_tasks.append_lines_at_once)):
+        house.use()
+        run_id = task.trigger(sizes.appends).id
+        with watchers(Watch(house.url, house.secret_key, [run_id])) as watching:
+            runs.wait(run_id, 60)
+            seen = until_ended(watching.take, 1)
+        report.add(f"bytes_{name}", seen.bytes / appended, f"{seen.bytes:,} bytes, {seen.frames:,} frames")
+    # After the n-th append the document has n lines: the sum of 1 to n.
+    report.add("bytes_whole", (sizes.appends + 1) / 2)
+
+
+def until_ended(take, streams: int) -> Seen:  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+def measure_crowd(report: Report, sizes: Sizes, house: House) -> None:
+    """Many watchers of one run."""
+
+
+def measure_idle(report: Report, sizes: Sizes) -> None:
+    """Many watchers of as many runs in which nothing happens."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Watchers of runs in a process of their own: one event loop, one raw connection to the event stream for each watcher.
+
+As a program (`feed.py` starts it): one line of JSON on standard input says whom to watch; then each line that comes in is answered
+with what has been seen since the line before. The counting is as plain as it can be, because it takes place on the measured machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+CONNECTING_AT_ONCE = 64
+READY_SECONDS_MAX = 120.0
+
+_VERSIONS = re.compile(rb'"fromVersion":(\d+),"version":(\d+)')
+_MOMENT = re.compile(rb'"value":(\d{6,})')
+
+
+@dataclass
+class Watch:
+    """Whom to watch: each run this many times. Of every so many deltas one is looked at for the moment of its update."""
+
+    url: str
+    secret_key: str
+    run_ids: list[str]
+    times: int = 1
+    sample_every: int = 1
+
+
+@dataclass
+class Seen:
+    """What all watchers together have seen since the last time they were asked.
+
+    Attributes:
+        open: connections that are open now.
+        ended: streams that the server has ended because the run was over, since the beginning.
+        versions: steps of documents; a frame may carry several.
+        latencies_ms: from an update to its arrival.
+        seconds: since the last time.
+    """
+
+    open: int = 0
+    ended: int = 0
+    frames: int = 0
+    versions: int = 0
+    bytes: int = 0
+    latencies_ms: list[float] = field(default_factory=list[float])
+    seconds: float = 0.0
+
+
+class Counters:
+    """Shared by all watchers of the process."""
+
+    def __init__(self, sample_every: int) -> None:
+        self.sample_every = sample_every
+        self.seen = Seen()
+        self.began_at = time.monotonic()
+
+    def take(self) -> Seen:
+        """What was seen since the last time; counting starts anew."""
+        now = time.monotonic()
+        seen, self.seen = self.seen, Seen(open=self.seen.open, ended=self.seen.ended)
+        seen.seconds = now - self.began_at
+        self.began_at = now
+        return seen
+
+
+class Watcher(asyncio.Protocol):
+    """One connection. `is_ready` is done when the snapshot has come."""
+
+    def __init__(self, request: bytes, counters: Counters) -> None:
+        self._request = request
+        self._counters = counters
+        self._rest = b""
+        self.is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for the stream."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(self._request)
+        self._counters.seen.open += 1
+
+    def data_received(self, data: bytes) -> None:
+        """Count what has come; an event ends with an empty line."""
+        seen = self._counters.seen
+        seen.bytes += len(data)
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        for event in events:
+            if b"event: delta\n" in event:
+                self._count(event, seen)
+            elif b"event: snapshot\n" in event:
+                if not self.is_ready.done():
+                    self.is_ready.set_result(None)
+            elif b"event: end\n" in event:
+                seen.ended += 1
+            # Else it is a sign of life.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server has ended it, or this program."""
+        self._counters.seen.open -= 1
+        if not self.is_ready.done():
+            self.is_ready.set_exception(ConnectionError(f"refused: {self._rest[:300]!r}"))
+
+    def _count(self, event: bytes, seen: Seen) -> None:
+        versions = _VERSIONS.search(event)
+        if versions is None:
+            # Only the state of the run has changed.
+            return
+        seen.frames += 1
+        seen.versions += int(versions[2]) - int(versions[1])
+        if seen.frames % self._counters.sample_every == 0:
+            now = time.monotonic_ns()
+            seen.latencies_ms += [(now - int(moment)) / 1e6 for moment in _MOMENT.findall(event)]
+
+
+async def watch(wanted: Watch) -> None:
+    """Connect everything, say so, then answer line by line until standard input ends."""
+    counters = Counters(wanted.sample_every)
+    address = urlsplit(wanted.url)
+    loop = asyncio.get_running_loop()
+    turn = asyncio.Semaphore(CONNECTING_AT_ONCE)
+
+    async def connect(run_id: str) -> None:
+        request = (
+            f"GET /api/v1/runs/{run_id}/feed HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Authorization: Bearer {wanted.secret_key}\r\nAccept: text/event-stream\r\n\r\n"
+        ).encode()
+        async with turn:
+            _, watcher = await loop.create_connection(
+                lambda: Watcher(request, counters), address.hostname, address.port
+            )
+            await watcher.is_ready
+
+    await asyncio.gather(*(connect(run_id) for run_id in wanted.run_ids for _ in range(wanted.times)))
+    _answer(counters.take())
+    while await asyncio.to_thread(sys.stdin.readline):
+        _answer(counters.take())
+
+
+def _answer(seen: Seen) -> None:
+    print(json.dumps(asdict(seen)), flush=True)
+
+
+class Watchers:
+    """The process with the watchers, seen from the program that measures."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.connected = self._read()
+
+    def take(self) -> Seen:
+        """What they have seen since the last time."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Seen:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the watchers have ended; what they wrote to standard error says why")
+        fields: dict[str, Any] = json.loads(line)
+        return Seen(**fields)
+
+
+@contextmanager
+def watchers(wanted: Watch) -> Iterator[Watchers]:
+    """Watch while the block runs; it begins when every watcher has its first frame."""
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(asdict(wanted)) + "\n")
+            process.stdin.flush()
+            yield Watchers(process)
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Read whom to watch, and do it."""
+    wanted = Watch(**json.loads(sys.stdin.readline()))
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(watch(wanted))
+    else:
+        uvloop.run(watch(wanted))
+
+
+if __name__ == "__main__":
+    main()

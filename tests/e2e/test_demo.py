@@ -1,0 +1,97 @@
+"""`milepost demo`: sums that are right, files that are wrong, and an end at any moment."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Command
+
+from milepost.cli.demo_file import write_people
+
+
+def small_file(folder: Path, rows: int) -> Path:
+    whole, file = folder / "whole.csv", folder / "people.csv"
+    write_people(whole)
+    file.write_text("".join(whole.read_text().splitlines(keepends=True)[: rows + 1]))
+    return file
+
+
+def test_ten_thousand_rows_are_counted_once_each(command: Callable[..., Command]) -> None:
+    demo = command("demo")
+    assert demo.process.wait(100) == 0
+    told = demo.rest()
+    assert "9,675 rows are fine and 325 are broken: 10,000 in all, every one counted once." in told
+    assert "runs per second" in told
+    assert "its page: http://127.0.0.1:" in demo.errors
+    assert "Traceback" not in demo.errors
+
+
+def test_a_file_of_the_users_own(command: Callable[..., Command], tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("id,name,email,age,city\na1,Ann,ann@example.com,30,Ulm\na2,,bob@example.com,31,Rom\na3,Cid,nothing,32,Bern\n")
+    demo = command("demo", "mine.csv", "--processes", "1")
+    assert demo.process.wait(60) == 0
+    told = demo.rest()
+    assert "1 rows are fine and 2 are broken: 3 in all" in told
+    assert "2 rows: a2, a3" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("nothing.csv", None, "there is no such file"),
+        ("empty.csv", "", "is empty"),
+        ("header.csv", "id,name,email,age\n", "no rows"),
+        ("columns.csv", "id,name\n1,a\n", "no column email and no column age"),
+        ("picture.png", "\x89PNG\x00", "not a CSV file"),
+    ],
+)
+def test_files_that_cannot_be_used_are_said_in_one_line(
+    command: Callable[..., Command], tmp_path: Path, name: str, content: str | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="latin-1")
+    demo = command("demo", name)
+    assert demo.process.wait(60) == 1
+    assert words in demo.errors
+    assert len(demo.errors.splitlines()) == 1
+
+
+MOMENTS: dict[str, Callable[[Command], object]] = {
+    "while Python starts": lambda demo: None,
+    "while the server starts": lambda demo: time.sleep(0.5),
+    "while the executors start": lambda demo: demo.says("", 1) or _has_executor(demo),
+    "when the work begins": lambda demo: demo.says("its page:"),
+    "in the middle": lambda demo: demo.says("% "[:1]) or demo.says("processed 1"),
+}
+
+
+def _has_executor(demo: Command) -> None:
+    from conftest import wait_until
+
+    wait_until(demo.executors)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_it_ends_cleanly_at_any_moment(command: Callable[..., Command], tmp_path: Path, moment: str, number: int) -> None:
+    small_file(tmp_path, 10_000)
+    (tmp_path / "temporary").mkdir()
+    demo = command("demo", "people.csv", env={"TMPDIR": str(tmp_path / "temporary")})
+    MOMENTS[moment](demo)
+    # Before Python listens to signals they end it in the system's own way; that is as clean as nothing having begun.
+    assert demo.end(number, seconds=15) in (130, -number)
+    assert "Traceback" not in demo.errors
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_a_second_signal_hurries(command: Callable[..., Command], tmp_path: Path) -> None:
+    small_file(tmp_path, 10_000)
+    demo = command("demo", "people.csv")
+    demo.says("processed 1")
+    demo.process.send_signal(signal.SIGINT)
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end(signal.SIGINT, seconds=10) == 130
+    assert "Traceback" not in demo.errors

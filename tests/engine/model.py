@@ -1,0 +1,392 @@
+"""The engine as a page of rules: no database, no cache, no groups. What the real one must be indistinguishable from.
+
+Only ids are learnt from the engine; everything else is predicted.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from milepost.engine.commands import (
+    AddBatchItems,
+    Claim,
+    Command,
+    CreateBatch,
+    RegisterWorker,
+    ReleaseLostRuns,
+    Report,
+    Trigger,
+    TriggerBatch,
+    TriggerItem,
+    UpdateMetadata,
+)
+from milepost.errors import MetadataError
+from milepost.model.document import Document
+from milepost.model.operations import Operation, check
+from milepost.model.retry import Retry
+from milepost.model.run import Outcome
+from milepost.protocol.metadata import MetadataDelta
+from milepost.protocol.triggering import TriggerOptions
+from milepost.protocol.work import ClaimedRun, RunReport, WorkerTask
+
+HELD = ("EXECUTING", "WAITING")
+FINAL = ("COMPLETED", "FAILED")
+Refusal = tuple[str, int, str]
+
+
+@dataclass
+class Run:
+    """One run. `history[v]` is its document at version v."""
+
+    id: str
+    task: str
+    due_at: int
+    document: Document
+    history: list[dict[str, Any]]
+    parent: str | None
+    root: str
+    batch: str | None
+    max_attempts: int | None
+    status: str = "QUEUED"
+    attempt: int = 0
+    worker: str | None = None
+    sequence: int = 0
+    finished_at: int | None = None
+    output: str | None = None
+    error: str | None = None
+    logs: list[str] = field(default_factory=list)
+    refusals: dict[tuple[int, int], list[Refusal]] = field(default_factory=dict)
+    sent: dict[tuple[int, int], Sequence[Operation]] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """A batch: its parent, its size, its runs by index."""
+
+    parent: str | None
+    run_count: int
+    runs: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Worker:
+    """A registered worker and its last answered claim."""
+
+    tasks: list[str]
+    seen_at: int
+    sequence: int = -1
+    answer: list[str] = field(default_factory=list)
+
+
+ORDER: dict[type[Any], int] = {RegisterWorker: 0, Report: 1, UpdateMetadata: 2, CreateBatch: 3, Claim: 9}
+
+
+class Model:
+    """The rules. `apply` takes a group and the engine's answers, and raises AssertionError where they differ."""
+
+    def __init__(
+        self,
+        *,
+        lease_seconds: float,
+        grace_seconds: float,
+        started_at: int,
+        batch_runs: Callable[[str], Sequence[str]],
+    ) -> None:
+        self.batch_runs = batch_runs
+        self.lease = round(lease_seconds * 1_000_000)
+        self.grace = round(grace_seconds * 1_000_000)
+        self.started_at = started_at
+        self.runs: dict[str, Run] = {}
+        self.batches: dict[str, Batch] = {}
+        self.workers: dict[str, Worker] = {}
+        self.retries: dict[str, Retry] = {}
+        self.triggered: dict[str, Any] = {}
+        self.updated: dict[str, list[Refusal]] = {}
+
+    def restart(self, now: int) -> None:
+        """The engine starts anew: it has forgotten the workers."""
+        self.workers.clear()
+        self.started_at = now
+
+    def apply(self, commands: Sequence[Command], answers: Sequence[Any], now: int) -> None:
+        """Carry out a group in the order that groups have: what ends or frees first, claims last."""
+        pairs = sorted(zip(commands, answers, strict=True), key=lambda pair: ORDER.get(type(pair[0]), 4))
+        for command, answer in pairs:
+            match command:
+                case RegisterWorker():
+                    self._register(command, answer, now)
+                case Report():
+                    self._report(command, answer, now)
+                case UpdateMetadata():
+                    self._update(command, answer, now)
+                case Trigger():
+                    self._trigger(command, answer, now)
+                case TriggerBatch():
+                    self._trigger_batch(command, answer, now)
+                case CreateBatch():
+                    assert isinstance(answer, str), answer
+                    self.batches[answer] = Batch(command.parent_id, command.run_count)
+                case AddBatchItems():
+                    self._add_items(command, answer, now)
+                case ReleaseLostRuns():
+                    self._release_lost(answer, now)
+                case Claim():
+                    self._claim(command, answer, now)
+                case _:
+                    raise AssertionError(command)
+
+    # --- triggering --------------------------------------------------------------------------------------------
+
+    def _trigger(self, command: Trigger, answer: Any, now: int) -> None:
+        earlier = self.triggered.get(command.request_id or "")
+        if earlier is not None:
+            assert (answer.run_ids, answer.cached) == (earlier.run_ids, True)
+            return
+        assert not answer.cached
+        self._new_run(answer.run_ids[0], command.item, command.item.options.parent_run_id, None, now)
+        if command.request_id:
+            self.triggered[command.request_id] = answer
+
+    def _trigger_batch(self, command: TriggerBatch, answer: Any, now: int) -> None:
+        batch = self.batches[answer.batch_id] = Batch(command.parent_id, len(command.items))
+        assert len(answer.run_ids) == len(command.items)
+        for index, (run_id, item) in enumerate(zip(answer.run_ids, command.items, strict=True)):
+            self._new_run(run_id, item, command.parent_id, answer.batch_id, now)
+            batch.runs[index] = run_id
+
+    def _add_items(self, command: AddBatchItems, answer: Any, now: int) -> None:
+        batch = self.batches[command.batch_id]
+        fresh = sorted({line.index for line in command.lines} - batch.runs.keys())
+        assert answer.accepted == len(fresh)
+        assert answer.deduplicated == len(command.lines) - len(fresh)
+        batch.runs.update((index, "") for index in fresh)
+        # The ids are not in the answer, so they are looked up.
+        run_ids = self.batch_runs(command.batch_id)
+        for index, run_id in zip(sorted(batch.runs), run_ids, strict=True):
+            if index in fresh:
+                batch.runs[index] = run_id
+                self._new_run(
+                    run_id, TriggerItem("quick", None, TriggerOptions()), batch.parent, command.batch_id, now
+                )
+        assert (answer.accepted_count, answer.run_count) == (len(batch.runs), batch.run_count)
+
+    def _new_run(
+        self, run_id: str, item: TriggerItem, parent_id: str | None, batch: str | None, now: int
+    ) -> None:
+        assert run_id not in self.runs
+        given = item.options.metadata or {}
+        parent = self.runs[parent_id] if parent_id else None
+        self.runs[run_id] = Run(
+            id=run_id,
+            task=item.task,
+            due_at=now,
+            document=Document(given),
+            history=[given],
+            parent=parent_id,
+            root=parent.root if parent else run_id,
+            batch=batch,
+            max_attempts=item.options.max_attempts,
+        )
+
+    # --- workers -----------------------------------------------------------------------------------------------
+
+    def _register(self, command: RegisterWorker, answer: Any, now: int) -> None:
+        assert answer is None, answer
+        tasks: Sequence[WorkerTask] = command.tasks
+        self.retries.update((task.id, task.retry) for task in tasks)
+        self.workers[command.worker_id] = Worker([task.id for task in tasks], now)
+        for run in self._held_by(command.worker_id):
+            if run.id not in command.holding:
+                # An attempt of which nothing was ever heard never began.
+                run.attempt -= run.sequence == 0
+                run.status, run.worker = "QUEUED", None
+
+    def _claim(self, command: Claim, answer: Any, now: int) -> None:
+        worker = self.workers.get(command.worker_id)
+        if worker is None:
+            assert type(answer).__name__ == "NotFoundError", answer
+            return
+        worker.seen_at = now
+        ids = [run.id for run in answer]
+        if command.sequence == worker.sequence:
+            assert ids == worker.answer
+            return
+        due = [run for run in self.runs.values() if run.status == "QUEUED" and run.due_at <= now]
+        due = sorted((run for run in due if run.task in worker.tasks), key=lambda run: (run.due_at, run.id))
+        assert ids == [run.id for run in due[: command.slots]]
+        for claimed in answer:
+            self._start(self.runs[claimed.id], command.worker_id, claimed)
+        if ids:
+            worker.sequence, worker.answer = command.sequence, ids
+
+    def _start(self, run: Run, worker_id: str, claimed: ClaimedRun) -> None:
+        run.status, run.worker, run.attempt, run.sequence = "EXECUTING", worker_id, run.attempt + 1, 0
+        assert claimed.attempt == run.attempt
+        assert (plain(claimed.metadata), claimed.metadata_version) == (
+            run.document.value,
+            run.document.version,
+        )
+        assert set(claimed.counted) == run.document.counted
+        assert (claimed.parent_id, claimed.root_id, claimed.batch_id) == (run.parent, run.root, run.batch)
+
+    def _report(self, command: Report, answer: Any, now: int) -> None:
+        worker = self.workers.get(command.worker_id)
+        if worker is None:
+            assert type(answer).__name__ == "NotFoundError", answer
+            return
+        worker.seen_at = now
+        for item, reply in zip(command.runs, answer, strict=True):
+            expected = self._report_run(item, command.worker_id, now)
+            found = (
+                None
+                if reply.lost
+                else [(refused.run, refused.index, refused.code) for refused in reply.refused]
+            )
+            assert found == expected, (item, reply)
+            if reply.delta is not None:
+                self._check_delta(self.runs[item.id], item, reply.delta)
+        if command.leaving:
+            del self.workers[command.worker_id]
+            for run in self._held_by(command.worker_id):
+                self._lose(run, now)
+
+    def _report_run(self, item: RunReport, worker_id: str, now: int) -> list[Refusal] | None:
+        """What is refused; None when the run is lost to this worker."""
+        run = self.runs[item.id]
+        if run.attempt != item.attempt:
+            return None
+        if 0 < item.sequence <= run.sequence:
+            return run.refusals.get((item.attempt, item.sequence), [])
+        if run.status not in HELD or run.worker != worker_id:
+            return None
+        run.sequence = item.sequence
+        refused: list[Refusal] = []
+        for target in item.changes:
+            if target.run == run.id:
+                run.sent[item.attempt, item.sequence] = target.operations
+            refused += self._write(run, target.run, target.operations, now)
+        run.refusals[item.attempt, item.sequence] = refused
+        run.logs += [line.message for line in item.logs]
+        if item.outcome is not None:
+            self._end(run, item.outcome, now)
+        elif item.waiting is not None:
+            run.status = "WAITING" if item.waiting else "EXECUTING"
+        return refused
+
+    def _end(self, run: Run, outcome: Outcome, now: int) -> None:
+        run.worker = None
+        run.error = outcome.error.name if outcome.error else None
+        if outcome.error is None:
+            run.status, run.output = "COMPLETED", outcome.output
+        elif outcome.retry_after_ms is None:
+            run.status = "FAILED"
+        else:
+            run.status, run.due_at = "QUEUED", now + outcome.retry_after_ms * 1000
+        run.finished_at = now if run.status in FINAL else None
+
+    def _lose(self, run: Run, now: int) -> None:
+        delay_ms = self.retries[run.task].delay_ms(run.attempt, jitter=0, max_attempts=run.max_attempts)
+        run.worker, run.error = None, "WorkerLostError"
+        if delay_ms is None:
+            run.status, run.finished_at = "FAILED", now
+        else:
+            run.status, run.due_at = "QUEUED", now + delay_ms * 1000
+
+    def _release_lost(self, answer: Any, now: int) -> None:
+        for worker_id, worker in list(self.workers.items()):
+            if worker.seen_at < now - self.lease:
+                del self.workers[worker_id]
+        lost: list[Run] = []
+        if self.started_at <= now - self.lease:
+            lost = [run for run in self.runs.values() if run.worker and run.worker not in self.workers]
+        assert answer == len(lost)
+        for run in lost:
+            self._lose(run, now)
+
+    def _held_by(self, worker_id: str) -> list[Run]:
+        return [run for run in self.runs.values() if run.worker == worker_id]
+
+    # --- documents ---------------------------------------------------------------------------------------------
+
+    def _update(self, command: UpdateMetadata, answer: Any, now: int) -> None:
+        run = self.runs[command.run_id]
+        refused = self.updated.get(command.request_id or "")
+        if refused is None:
+            if not self._takes_writes(run, now):
+                assert type(answer).__name__ == "RunFinishedError", answer
+                return
+            refused = []
+            related = {"self": run.id, "parent": run.parent or run.id, "root": run.root}
+            for relation, raw in command.targets:
+                refused += self._write_raw(run, related[relation], raw, now)
+            if command.request_id:
+                self.updated[command.request_id] = refused
+        assert [(item.run, item.index, item.code) for item in answer.refused] == refused
+        assert (msgspec.json.decode(answer.value), answer.version) == (
+            run.document.value,
+            run.document.version,
+        )
+
+    def _write_raw(self, writing: Run, target: str, raw: Sequence[Any], now: int) -> list[Refusal]:
+        operations: list[tuple[int, Operation]] = []
+        refused: list[Refusal] = []
+        for index, item in enumerate(raw):
+            try:
+                operations.append((index, msgspec.convert(item, Operation)))
+            except msgspec.ValidationError:
+                refused.append((target, index, "bad_operation"))
+        written = self._write(writing, target, [operation for _, operation in operations], now)
+        refused += [(run_id, operations[index][0], code) for run_id, index, code in written]
+        return sorted(refused, key=lambda refusal: refusal[1])
+
+    def _write(self, writing: Run, target: str, operations: Sequence[Operation], now: int) -> list[Refusal]:
+        ancestors, run = [writing.id], writing
+        while run.parent is not None:
+            run = self.runs[run.parent]
+            ancestors.append(run.id)
+        if target not in ancestors:
+            return [(target, index, "not_an_ancestor") for index in range(len(operations))]
+        run = self.runs[target]
+        if not self._takes_writes(run, now):
+            return [(target, index, "run_finished") for index in range(len(operations))]
+        refused: list[Refusal] = []
+        for index, operation in enumerate(operations):
+            try:
+                check(operation)
+                run.document.apply(operation)
+            except MetadataError as error:
+                refused.append((target, index, error.code))
+        if len(refused) < len(operations):
+            run.document.version += 1
+            run.history.append(run.document.copy_value())
+        return refused
+
+    def _takes_writes(self, run: Run, now: int) -> bool:
+        return run.finished_at is None or now <= run.finished_at + self.grace
+
+    def _check_delta(self, run: Run, item: RunReport, delta: MetadataDelta) -> None:
+        """What the worker was sent brings its copy from where it was to where the document is."""
+        assert delta.from_version == item.metadata_version
+        assert delta.version == run.document.version
+        if delta.changes is None:
+            assert plain(delta.metadata) == run.document.value
+            return
+        copy = Document(run.history[delta.from_version])
+        for change in delta.changes:
+            operations: Sequence[Operation] = change.operations
+            if change.sequence is not None:
+                assert not operations
+                assert change.attempt == item.attempt
+                own = run.sent[item.attempt, change.sequence]
+                operations = [own[index] for index in range(len(own)) if index not in change.refused]
+            for operation in operations:
+                copy.apply(operation)
+            assert copy.value == run.history[change.version]
+        assert copy.value == run.document.value
+
+
+def plain(value: Any) -> Any:
+    """A document as the wire carries it."""
+    return msgspec.json.decode(msgspec.json.encode(value))

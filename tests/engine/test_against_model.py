@@ -1,0 +1,306 @@
+"""The engine on a real database and the page of rules in `model` are told the same things, and nobody can tell them apart.
+
+Random commands in random groups: repeats, restarts, workers that vanish, jumps of the clock, statements that fail.
+"""
+
+import itertools
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import msgspec
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.model import Model, plain
+from milepost.engine.commands import (
+    AddBatchItems,
+    Claim,
+    Command,
+    CreateBatch,
+    RegisterWorker,
+    ReleaseLostRuns,
+    Report,
+    Trigger,
+    TriggerBatch,
+    UpdateMetadata,
+)
+from milepost.model.operations import Operation
+from milepost.model.retry import NO_RETRY, Retry
+from milepost.model.run import Outcome
+from milepost.protocol.triggering import BatchLine
+from milepost.protocol.work import LogLine, RunReport, TargetOperations
+from support.faults import faults
+from support.operations import DOCUMENTS, OPERATIONS
+from support.world import World, failure, item, new_store, offered
+
+LEASE_SECONDS, GRACE_SECONDS = 30, 100
+WORKERS = ["worker_1", "worker_2", "worker_3"]
+TASKS = [
+    offered("quick", retry=NO_RETRY),
+    offered("steady", retry=Retry(max_attempts=3, min_delay_seconds=2, max_delay_seconds=9, jitter=False)),
+]
+BROKEN: st.SearchStrategy[Any] = st.sampled_from([None, {"type": "increment", "key": "n"}, {"type": "fly"}])
+
+
+@dataclass
+class Attempt:
+    """What a worker knows of an attempt that it was given."""
+
+    worker: str
+    run: str
+    number: int
+    version: int
+    sequence: int = 0
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Rules put commands into a group; most groups are carried out at once, some gather first."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(mkdtemp(prefix="milepost-machine-"))
+        self.world = World(
+            new_store(self.folder / "milepost.db"), lease_seconds=LEASE_SECONDS, grace_seconds=GRACE_SECONDS
+        )
+        self.model = Model(
+            lease_seconds=LEASE_SECONDS,
+            grace_seconds=GRACE_SECONDS,
+            started_at=self.world.clock(),
+            batch_runs=lambda batch_id: self.world.reader.batch(batch_id).runs,
+        )
+        self.numbers = itertools.count(1)
+        self.group: list[Command] = []
+        self.attempts: list[Attempt] = []
+        self.reports: list[tuple[str, RunReport]] = []
+        self.claims: dict[str, Claim] = {}
+        self.known_by: dict[str, set[str]] = {worker: set() for worker in WORKERS}
+        self.statement_that_fails = 0
+        self.is_changed = True
+        self.carry_out([RegisterWorker(worker, worker, TASKS, []) for worker in WORKERS])
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            if self.is_sound:
+                self.carry_out(self.group)
+                self.agree()
+                self.agree_in_everything()
+            self.world.close()
+            shutil.rmtree(self.folder)
+
+    # --- groups ------------------------------------------------------------------------------------------------
+
+    def add(self, command: Command, at_once: bool) -> None:
+        self.group.append(command)
+        if at_once:
+            group, self.group = self.group, []
+            self.carry_out(group)
+
+    def carry_out(self, group: list[Command]) -> None:
+        number, self.statement_that_fails = self.statement_that_fails, 0
+        self.is_sound = False
+        failing = faults(self.world.store, lambda seen, _: seen == number) if number else nullcontext()
+        with failing:
+            answers = [ticket.result for ticket in self.world.submit(*group)]
+        self.model.apply(group, answers, self.world.clock())
+        for command, answer in zip(group, answers, strict=True):
+            if isinstance(command, Claim) and isinstance(answer, list):
+                for run in answer:
+                    known = Attempt(command.worker_id, run.id, run.attempt, run.metadata_version)
+                    self.attempts.append(known)
+                    self.known_by[command.worker_id].add(run.id)
+        self.is_changed = self.is_sound = True
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    @rule(data=st.data(), at_once=st.booleans())
+    def trigger(self, data: st.DataObject, at_once: bool) -> None:
+        options = {
+            "metadata": data.draw(DOCUMENTS),
+            "parent_run_id": data.draw(st.sampled_from([None, *self.model.runs])),
+            "max_attempts": data.draw(st.sampled_from([None, 2])),
+        }
+        # The same id means the same request, so the options follow from it.
+        request_id = data.draw(st.sampled_from([None, None, "trigger 1", "trigger 2"]))
+        if request_id is not None:
+            options = {"metadata": {"id": request_id}}
+        self.add(
+            Trigger(item(data.draw(st.sampled_from(["quick", "steady"])), **options), request_id), at_once
+        )
+
+    @rule(count=st.integers(1, 4), data=st.data(), at_once=st.booleans())
+    def trigger_batch(self, count: int, data: st.DataObject, at_once: bool) -> None:
+        parent = data.draw(st.sampled_from([None, *self.model.runs]))
+        self.add(TriggerBatch([item("steady", metadata={"n": 1})] * count, parent), at_once)
+
+    @rule(count=st.integers(1, 4))
+    def create_batch(self, count: int) -> None:
+        self.add(CreateBatch(count), at_once=True)
+
+    @precondition(
+        lambda self: any(batch.run_count > len(batch.runs) for batch in self.model.batches.values())
+    )
+    @rule(data=st.data())
+    def add_batch_items(self, data: st.DataObject) -> None:
+        unfilled = [key for key, batch in self.model.batches.items() if batch.run_count > len(batch.runs)]
+        batch_id = data.draw(st.sampled_from(unfilled))
+        count = self.model.batches[batch_id].run_count
+        indexes = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=count + 1))
+        self.add(AddBatchItems(batch_id, [BatchLine(index, "quick") for index in indexes]), at_once=True)
+
+    @rule(
+        worker=st.sampled_from(WORKERS), slots=st.integers(1, 3), again=st.booleans(), at_once=st.booleans()
+    )
+    def claim(self, worker: str, slots: int, again: bool, at_once: bool) -> None:
+        claim = self.claims.get(worker) if again else None
+        if claim is None:
+            claim = self.claims[worker] = Claim(worker, next(self.numbers), slots, 0)
+        self.add(claim, at_once)
+
+    @precondition(lambda self: self.attempts)
+    @rule(
+        data=st.data(),
+        operations=st.lists(OPERATIONS, max_size=4),
+        outcome=st.sampled_from(
+            [None, None, None, Outcome("1"), Outcome(None), failure(), failure(retry_after_ms=0)]
+        ),
+        waiting=st.sampled_from([None, None, True, False]),
+        at_once=st.booleans(),
+    )
+    def report(
+        self,
+        data: st.DataObject,
+        operations: list[Operation],
+        outcome: Outcome | None,
+        waiting: bool | None,
+        at_once: bool,
+    ) -> None:
+        # The newest attempts are the ones that are most likely still held.
+        attempt = data.draw(st.sampled_from(self.attempts[-6:]))
+        attempt.sequence += 1
+        changes = [TargetOperations(attempt.run, operations)] if operations else []
+        others = data.draw(st.lists(st.sampled_from(list(self.model.runs)), max_size=2, unique=True))
+        others += [
+            run for run in (self.model.runs[attempt.run].parent, self.model.runs[attempt.run].root) if run
+        ]
+        changes += [
+            TargetOperations(other, data.draw(st.lists(OPERATIONS, min_size=1, max_size=2)))
+            for other in dict.fromkeys(others)
+            if other != attempt.run
+        ]
+        number = next(self.numbers)
+        report = RunReport(
+            id=attempt.run,
+            attempt=attempt.number,
+            sequence=attempt.sequence,
+            metadata_version=data.draw(st.sampled_from([-1, attempt.version])),
+            changes=changes,
+            waiting=waiting,
+            logs=[LogLine(at=number, level="info", message=str(number))],
+            outcome=outcome,
+        )
+        self.reports.append((attempt.worker, report))
+        self.add(Report(attempt.worker, [report]), at_once)
+
+    @precondition(lambda self: self.reports)
+    @rule(data=st.data(), at_once=st.booleans())
+    def report_again(self, data: st.DataObject, at_once: bool) -> None:
+        worker, report = data.draw(st.sampled_from(self.reports[-8:]))
+        self.add(Report(worker, [report]), at_once)
+
+    @rule(
+        worker=st.sampled_from(WORKERS), leaving=st.sampled_from([False, False, True]), at_once=st.booleans()
+    )
+    def heartbeat(self, worker: str, leaving: bool, at_once: bool) -> None:
+        self.add(Report(worker, [], leaving), at_once)
+
+    @rule(worker=st.sampled_from(WORKERS), forgets=st.booleans(), at_once=st.booleans())
+    def register(self, worker: str, forgets: bool, at_once: bool) -> None:
+        holding = [] if forgets else sorted(self.known_by[worker])
+        self.add(RegisterWorker(worker, worker, TASKS, holding), at_once)
+
+    @precondition(lambda self: self.model.runs)
+    @rule(
+        data=st.data(),
+        relation=st.sampled_from(["self", "parent", "root"]),
+        operations=st.lists(OPERATIONS, max_size=4),
+        broken=st.lists(BROKEN, max_size=1),
+        request_id=st.sampled_from([None, None, "update 1"]),
+        at_once=st.booleans(),
+    )
+    def update(
+        self,
+        data: st.DataObject,
+        relation: str,
+        operations: list[Operation],
+        broken: list[Any],
+        request_id: str | None,
+        at_once: bool,
+    ) -> None:
+        run_id = data.draw(st.sampled_from(list(self.model.runs)))
+        raw = [*broken, *msgspec.to_builtins(operations)]
+        if request_id is not None:
+            request_id = f"{request_id} of {run_id}"
+        self.add(UpdateMetadata(run_id, [(relation, raw), ("self", raw)], request_id=request_id), at_once)
+
+    # --- the world -----------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1, 5, 29, 31, 101]))
+    def time_passes(self, seconds: int) -> None:
+        self.world.clock.advance(seconds)
+
+    @rule()
+    def release_lost_runs(self) -> None:
+        self.add(ReleaseLostRuns(), at_once=True)
+
+    @rule()
+    def restart(self) -> None:
+        self.world.restart()
+        self.model.restart(self.world.clock())
+
+    @rule(number=st.integers(1, 12))
+    def a_statement_will_fail(self, number: int) -> None:
+        self.statement_that_fails = number
+
+    @invariant()
+    def agree(self) -> None:
+        """Readers find what the rules say."""
+        if getattr(self, "is_changed", False):
+            self.is_changed = False
+            for shown in self.world.reader.summaries(list(self.model.runs)):
+                run = self.model.runs[shown.id]
+                assert (shown.status, shown.attempt_count) == (run.status, run.attempt), run.id
+                assert (plain(shown.metadata), shown.metadata_version) == (
+                    run.document.value,
+                    run.document.version,
+                )
+                assert (shown.finished_at is None) == (run.finished_at is None)
+                assert (shown.error.name if shown.error else None) == run.error
+            for batch_id, batch in self.model.batches.items():
+                found = self.world.reader.batch_row(batch_id)
+                ended = sum(self.model.runs[run_id].finished_at is not None for run_id in batch.runs.values())
+                assert (found.accepted_count, found.finished_count) == (len(batch.runs), ended)
+
+    def agree_in_everything(self) -> None:
+        """What is dear to ask for, once at the end."""
+        reader = self.world.reader
+        for run_id, run in self.model.runs.items():
+            shown = reader.run(run_id)
+            assert (shown.parent_id, shown.root_id, shown.batch_id) == (run.parent, run.root, run.batch)
+            assert (shown.output is None) == (run.output is None)
+            assert [line.message for line in reader.log(run_id, after=0).data] == run.logs
+        for batch_id, batch in self.model.batches.items():
+            assert reader.batch(batch_id).runs == [batch.runs[index] for index in sorted(batch.runs)]
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=30,
+    stateful_step_count=40,
+    deadline=None,
+    phases=[Phase.reuse, Phase.generate],
+)
+TestEngineAgainstModel = EngineMachine.TestCase

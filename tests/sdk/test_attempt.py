@@ -1,0 +1,550 @@
+"""An attempt from its payload to its outcome: what is passed in, what comes out, and that nothing ends the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import msgspec
+import pytest
+from pydantic import BaseModel, Field
+
+from milepost import AbortTaskRun, Context, MetadataError, Retry, Task, UsageError, metadata, task
+from milepost.model.run import Outcome
+from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
+from milepost.sdk.scope import RunScope, current_scope
+from sdk.here import HereLink, claimed, scope_of
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+def attempt(
+    task: Task[Any, Any], payload: object = None, *, on_loop: bool | None = None, **fields: Any
+) -> Outcome:
+    """Run one attempt the way that the task wants, or on the loop although a thread would do."""
+    return attempt_in(scope_of(claimed(payload, task=task.id, **fields)), task, on_loop=on_loop)
+
+
+def attempt_in(scope: RunScope, task: Task[Any, Any], *, on_loop: bool | None = None) -> Outcome:
+    if needs_loop(task) if on_loop is None else on_loop:
+        return asyncio.run(run_attempt(task, scope.run, scope))
+    return run_attempt_in_thread(task, scope.run, scope)
+
+
+def error_of(outcome: Outcome) -> tuple[str | None, str]:
+    assert outcome.error is not None, outcome
+    return outcome.error.name, outcome.error.message
+
+
+class Row(BaseModel):
+    id: int
+    email: str = Field(alias="e-mail")
+
+
+@dataclass
+class Point:
+    x: int
+    at: datetime
+
+
+class Shape(msgspec.Struct):
+    corners: list[int]
+
+
+class Options(TypedDict):
+    name: str
+
+
+# --- payload, context, output -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_loop", [True, False])
+def test_def_tasks_get_payload_and_context(on_loop: bool) -> None:
+    @task
+    def work(row: Row, ctx: Context) -> dict[str, Any]:
+        metadata.set("seen", row.id)
+        return {"id": row.id, "email": row.email, "run": ctx.run.id, "attempt": ctx.attempt.number}
+
+    outcome = attempt(work, {"id": 1, "e-mail": "a@b"}, on_loop=on_loop)
+    assert msgspec.json.decode(outcome.output or "") == {
+        "id": 1,
+        "email": "a@b",
+        "run": "run_self",
+        "attempt": 3,
+    }
+    assert outcome.error is None
+
+
+def test_async_tasks_run_on_the_loop() -> None:
+    @task
+    async def work(n: int) -> list[int]:
+        await asyncio.sleep(0)
+        metadata.increment("n", n)
+        return [n, metadata.get("n")]
+
+    assert attempt(work, 5) == Outcome(output="[5,5]")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "payload", "expected"),
+    [
+        (Row, {"id": "7", "e-mail": "x"}, Row.model_validate({"id": 7, "e-mail": "x"})),
+        (Point, {"x": 1, "at": "2026-01-02T03:04:05Z"}, Point(1, datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))),
+        (Shape, {"corners": [1, 2]}, Shape([1, 2])),
+        (list[Shape], [{"corners": []}], [Shape([])]),
+        (Options, {"name": "x"}, {"name": "x"}),
+        (int | None, None, None),
+        (tuple[int, ...], [1, 2], (1, 2)),
+        (Any, {"a": [1]}, {"a": [1]}),
+    ],
+)
+def test_payloads_of_every_kind(annotation: Any, payload: object, expected: object) -> None:
+    received: list[object] = []
+
+    def work(value: Any) -> None:
+        received.append(value)
+
+    work.__annotations__["value"] = annotation
+    assert attempt(task(work), payload) == Outcome()
+    assert received == [expected]
+
+
+def test_payload_encodings() -> None:
+    received: list[object] = []
+
+    @task
+    def work(value: Any = "default") -> None:
+        received.append(value)
+
+    attempt(work, text="hello, \u00e9", payload_type="text/plain")
+    attempt(work, text='{"json":{"at":"2024-01-02T03:04:05.000Z"},"meta":{"values":{"at":["Date"]}}}',
+            payload_type="application/super+json")  # fmt: skip
+    attempt(work, text="[1]", payload_type="application/json")
+    attempt(work)
+    assert received == ["hello, \u00e9", {"at": "2024-01-02T03:04:05.000Z"}, [1], "default"]
+
+
+def test_parameters_in_any_order_and_kind() -> None:
+    received: list[Any] = []
+
+    @task(id="context-first")
+    def context_first(ctx: Context, n: int) -> None:
+        received.append((ctx.run.id, n))
+
+    @task(id="keywords")
+    def keywords(*, n: int = 4, ctx: Context | None = None, spare: int = 0) -> None:
+        received.append((ctx and ctx.run.id, n))
+
+    @task(id="only-context")
+    async def only_context(ctx: Context) -> None:
+        received.append((ctx.run.id, None))
+
+    @task(id="nothing")
+    def nothing() -> None:
+        received.append(None)
+
+    for each in (context_first, keywords, only_context, nothing):
+        assert attempt(each, 4) == Outcome()
+    assert attempt(keywords) == Outcome()
+    assert received == [("run_self", 4), ("run_self", 4), ("run_self", None), None, ("run_self", 4)]
+
+
+def test_a_bad_payload_fails_without_retry_and_names_the_field() -> None:
+    called: list[object] = []
+
+    @task(retry=Retry(max_attempts=9))
+    def work(row: Row) -> None:
+        called.append(row)
+
+    outcome = attempt(work, {"id": "x", "e-mail": "y"}, attempt=1)
+    assert error_of(outcome)[0] == "PayloadValidationError"
+    assert "'work'" in error_of(outcome)[1]
+    assert "id: " in error_of(outcome)[1]
+    assert outcome.retry_after_ms is None
+    assert "e-mail" in error_of(attempt(work, {"id": 1}))[1]
+    assert "needs a payload (row)" in error_of(attempt(work))[1]
+    broken = attempt(work, text="{", payload_type="application/super+json")
+    assert "not application/super+json" in error_of(broken)[1]
+    assert called == []
+
+
+def test_msgspec_payloads_name_the_field_too() -> None:
+    @task
+    def work(shapes: list[Shape]) -> None: ...
+
+    assert "[0].corners[1]: Expected `int`" in error_of(attempt(work, [{"corners": [1, "x"]}]))[1]
+    assert "[0].corners: required" in error_of(attempt(work, [{}]))[1]
+
+
+def test_outputs_become_json() -> None:
+    @task
+    def work() -> Any:
+        return {
+            "row": Row.model_validate({"id": 1, "e-mail": "x"}),
+            "at": datetime(2026, 1, 1, tzinfo=UTC),
+            "set": {2, 1},
+        }
+
+    output = attempt(work).output
+    assert output == '{"row":{"id":1,"e-mail":"x"},"at":"2026-01-01T00:00:00Z","set":[1,2]}'
+
+
+def generator() -> Any:
+    yield 1
+
+
+async def coroutine() -> None: ...
+
+
+async def async_generator() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (generator, "generator"),
+        (async_generator, "generator"),
+        (coroutine, "async def"),
+        (object, r"output: an instance of object"),
+        (lambda: {"a": [float("nan")]}, r"output\.a\[0\]: NaN"),
+        (lambda: "x" * 4_000_000, "4,000,002 bytes"),
+        (lambda: "\ud800", "surrogate"),
+    ],
+)
+@pytest.mark.parametrize("on_loop", [True, False])
+def test_outputs_that_cannot_be_kept_fail_the_run_clearly(
+    make: Callable[[], Any], message: str, on_loop: bool
+) -> None:
+    @task(retry=Retry(max_attempts=1))
+    def work() -> Any:
+        return make()
+
+    outcome = attempt(work, on_loop=on_loop)
+    assert outcome.output is None
+    name, text = error_of(outcome)
+    assert name == "OutputError"
+    assert re.search(message, text)
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def test_errors_become_data_with_the_users_frames() -> None:
+    @task(retry=Retry(max_attempts=1))
+    def work() -> None:
+        raise ValueError("bad thing")
+
+    outcome = attempt(work, attempt=1)
+    assert error_of(outcome) == ("ValueError", "bad thing")
+    assert outcome.error is not None
+    assert outcome.error.stack_trace is not None
+    assert "test_attempt.py" in outcome.error.stack_trace
+    assert "milepost/sdk" not in outcome.error.stack_trace
+
+
+def test_retries_follow_the_rule_and_the_runs_own_limit() -> None:
+    @task(retry=Retry(max_attempts=3, min_delay_seconds=1, factor=2, jitter=False))
+    def work() -> None:
+        raise ValueError
+
+    assert attempt(work, attempt=1).retry_after_ms == 1000
+    assert attempt(work, attempt=2).retry_after_ms == 2000
+    assert attempt(work, attempt=3).retry_after_ms is None
+    assert attempt(work, attempt=1, max_attempts=1).retry_after_ms is None
+    assert attempt(work, attempt=3, max_attempts=5).retry_after_ms == 4000
+    assert error_of(attempt(work)) == ("ValueError", "ValueError")
+
+
+def test_abort_means_no_retry() -> None:
+    @task(retry=Retry(max_attempts=9))
+    async def work() -> None:
+        raise AbortTaskRun("enough")
+
+    outcome = attempt(work, attempt=1)
+    assert error_of(outcome) == ("AbortTaskRun", "enough")
+    assert outcome.retry_after_ms is None
+
+
+class Odd(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("colour", ["thread", "loop", "async"])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (SystemExit(3), "sys.exit(3)"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (GeneratorExit(), "GeneratorExit"),
+        (StopIteration(5), "StopIteration"),
+        (StopAsyncIteration(), "StopAsyncIteration"),
+        (asyncio.CancelledError(), "cancelled"),
+        (BaseExceptionGroup("several", [ValueError("one"), Odd()]), "several"),
+        (Odd(), "RuntimeError"),
+        (ValueError("lone \ud800 surrogate"), "lone"),
+        (ValueError("x" * 1_000_000), "characters left out"),
+        (TimeoutError("user's own"), "user's own"),
+    ],
+)
+def test_the_worker_survives_whatever_is_raised(colour: str, error: BaseException, message: str) -> None:
+    @task(id="plain", retry=Retry(max_attempts=1))
+    def plain() -> None:
+        raise error
+
+    @task(id="async", retry=Retry(max_attempts=1))
+    async def in_async() -> None:
+        raise error
+
+    work = in_async if colour == "async" else plain
+    outcome = attempt(work, on_loop=colour != "thread")
+    assert message in error_of(outcome)[1]
+    assert len(msgspec.json.encode(outcome)) < 100_000
+
+
+def test_a_recursion_without_end_fails_the_run() -> None:
+    @task(retry=Retry(max_attempts=1))
+    def work() -> int:
+        def deeper(n: int) -> int:
+            return deeper(n + 1)
+
+        return deeper(0)
+
+    assert error_of(attempt(work))[0] == "RecursionError"
+
+
+def test_a_subtask_that_was_cancelled_fails_the_run_and_cancelling_the_attempt_does_not() -> None:
+    @task(id="inner", retry=Retry(max_attempts=1))
+    async def inner() -> None:
+        sleeping = asyncio.create_task(asyncio.sleep(60))
+        await asyncio.sleep(0)
+        sleeping.cancel()
+        await sleeping
+
+    assert error_of(attempt(inner))[0] == "CancelledError"
+
+    started = asyncio.Event()
+
+    @task(id="outer")
+    async def outer() -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async def main() -> None:
+        run = claimed(task="outer")
+        running = asyncio.create_task(run_attempt(outer, run, scope_of(run)))
+        await started.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+
+
+# --- surroundings -------------------------------------------------------------------------------------------
+
+
+def test_the_scope_is_current_inside_and_over_afterwards() -> None:
+    seen: list[Any] = []
+
+    @task
+    async def work() -> None:
+        seen.append(current_scope.get())
+        seen.append(await asyncio.to_thread(current_scope.get))
+
+    scope = scope_of(claimed(task="work"))
+    attempt_in(scope, work)
+    assert seen == [scope, scope]
+    assert scope.is_over
+    assert current_scope.get() is None
+
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+@pytest.mark.parametrize("on_loop", [True, False])
+def test_context_variables_reach_def_tasks_and_do_not_leak(on_loop: bool) -> None:
+    seen: list[str] = []
+
+    @task
+    def work() -> None:
+        seen.append(variable.get())
+        variable.set("changed")
+
+    token = variable.set("before")
+    try:
+        attempt(work, on_loop=on_loop)
+        assert variable.get() == "before"
+    finally:
+        variable.reset(token)
+    assert seen == ["before"]
+
+
+def test_a_def_task_on_the_loop_runs_in_a_thread() -> None:
+    threads: list[int] = []
+
+    @task
+    def work() -> None:
+        threads.append(threading.get_ident())
+        metadata.set("a", 1)
+        metadata.flush()
+
+    scope = scope_of(claimed(task="work"))
+    attempt_in(scope, work, on_loop=True)
+    assert threads != [threading.get_ident()]
+    assert scope.loop_thread_id == threading.get_ident()
+    link = scope.link
+    assert isinstance(link, HereLink)
+    assert link.server.document.value == {"a": 1}
+
+
+def test_the_context_tells_about_the_run() -> None:
+    seen: list[Any] = []
+
+    @task
+    def work(ctx: Context) -> None:
+        run = ctx.run
+        seen.append(
+            (
+                run.id,
+                run.tags,
+                run.parent_id,
+                run.root_id,
+                run.batch_id,
+                run.depth,
+                run.created_at,
+                run.max_attempts,
+            )
+        )
+        seen.append((ctx.attempt.number, ctx.task.id, ctx.queue.name, ctx.batch and ctx.batch.id))
+
+    attempt(
+        work, attempt=2, tags=["a"], parent_id="run_p", root_id="run_r", batch_id="batch_b", depth=2,
+        created_at=1_700_000_000_000_000, max_attempts=4, queue="q",
+    )  # fmt: skip
+    created_at = datetime.fromtimestamp(1_700_000_000, UTC)
+    assert seen == [
+        ("run_self", ["a"], "run_p", "run_r", "batch_b", 2, created_at, 4),
+        (2, "work", "q", "batch_b"),
+    ]
+
+
+def test_ctx_run_bind_works_where_the_context_is_not_inherited_M15() -> None:
+    @task
+    def work(ctx: Context) -> None:
+        thread = threading.Thread(target=ctx.run.bind(lambda: metadata.set("from", "thread")))
+        thread.start()
+        thread.join()
+        assert metadata.get("from") == "thread"
+
+    assert attempt(work) == Outcome()
+
+
+def test_the_logger_writes_to_the_run_and_to_logging(caplog: pytest.LogCaptureFixture) -> None:
+    class Unprintable:
+        def __str__(self) -> str:
+            raise ValueError("no")
+
+    @task
+    def work(ctx: Context) -> None:
+        ctx.logger.info("n is %d, %s", 5, "x")
+        ctx.logger.debug("named %(a)s", {"a": 1})
+        ctx.logger.warning("%d", "no number")
+        ctx.logger.error(Unprintable())
+        ctx.logger.info("lone \ud800 %")
+        ctx.logger.info("x" * 100_000)
+        try:
+            raise KeyError("inner")
+        except KeyError:
+            ctx.logger.exception("failed")
+
+    scope = scope_of(claimed(task="work"))
+    with pytest.MonkeyPatch.context() as patch:
+        # What Python's own logging cannot format is its business.
+        patch.setattr("logging.raiseExceptions", False)
+        caplog.set_level("INFO")
+        assert attempt_in(scope, work) == Outcome()
+    link = scope.link
+    assert isinstance(link, HereLink)
+    levels = [level for level, _, _ in link.lines]
+    texts = [text for _, text, _ in link.lines]
+    assert levels == ["info", "debug", "warning", "error", "info", "info", "error"]
+    assert texts[:2] == ["n is 5, x", "named 1"]
+    assert "could not be formatted" in texts[2]
+    assert "could not be formatted" in texts[3]
+    assert texts[4] == "lone \\ud800 %"
+    assert "67,232 more characters" in texts[5]
+    assert texts[6].startswith("failed\nTraceback")
+    record = next(record for record in caplog.records if record.msg == "n is %d, %s")
+    assert (record.filename, record.funcName) == ("test_attempt.py", "work")
+    assert record.__dict__["run_id"] == "run_self"
+
+
+def test_typed_metadata_is_checked_inside_a_run_M76() -> None:
+    class Progress(BaseModel):
+        done: int = Field(default=0, ge=0)
+
+    caught: list[str] = []
+
+    @task(metadata=Progress)
+    def work() -> None:
+        for call in (
+            lambda: metadata.set("done", "x"),
+            lambda: metadata.decrement("done"),
+            lambda: metadata.append("done", 1),
+        ):
+            try:
+                call()
+            except MetadataError as error:
+                caught.append(str(error))
+        metadata.set("free", "x").increment("done", 2)
+
+    scope = scope_of(claimed(task="work"))
+    attempt_in(scope, work)
+    assert len(caught) == 3
+    assert scope.buffer.current() == {"free": "x", "done": 2}
+
+
+# --- making tasks -------------------------------------------------------------------------------------------
+
+
+def test_a_plain_decorator_around_an_async_def_is_seen_through() -> None:
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    @task
+    @decorated
+    async def work(n: int) -> int:
+        return n + 1
+
+    assert work.is_async
+    assert attempt(work, "5") == Outcome(output="6")
+
+
+def test_an_annotation_that_only_type_checkers_see_is_named() -> None:
+    @task(retry=Retry(max_attempts=3))
+    def work(value: Decimal, ctx: Context) -> None: ...
+
+    name, message = error_of(attempt(work, 1))
+    assert name == "UsageError"
+    assert "'Decimal'" in message
+    assert "TYPE_CHECKING" in message
+
+
+def test_generators_are_refused_as_tasks() -> None:
+    for function in (generator, async_generator):
+        with pytest.raises(UsageError, match="generator"):
+            task(function)

@@ -1,0 +1,137 @@
+"""`@task`: names, registry, what it accepts and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from milepost import Context, Queue, Retry, Task, UsageError, task
+from milepost.sdk.registry import find_task, registered_tasks
+
+
+class Row(BaseModel):
+    id: int
+
+
+def test_a_task_is_named_after_its_function_and_stays_callable() -> None:
+    @task
+    def work(row: Row, ctx: Context | None = None) -> int:
+        """What it does."""
+        return row.id
+
+    assert (work.id, work.__name__, work.__doc__) == ("work", "work", "What it does.")
+    assert work(Row(id=5)) == 5
+    assert find_task("work") is work
+    assert registered_tasks() == {"work": work}
+
+
+def test_an_async_task_called_plainly_gives_its_coroutine() -> None:
+    @task(id="other")
+    async def work(n: int) -> int:
+        return n
+
+    coroutine = work(5)
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    assert stopped.value.value == 5
+    assert work.is_async
+
+
+def test_what_a_worker_tells_the_server() -> None:
+    @task(retry=Retry(max_attempts=7), queue=Queue("rows", concurrency=20))
+    def work(row: Row) -> None: ...
+
+    described = work.describe()
+    assert (described.id, described.queue, described.queue_concurrency) == ("work", "rows", 20)
+    assert described.retry.max_attempts == 7
+    assert described.payload_schema is not None
+    assert described.payload_schema["properties"]["id"]["type"] == "integer"
+
+    @task(id="bare", queue="named")
+    def bare() -> None: ...
+
+    assert (bare.describe().queue, bare.describe().payload_schema) == ("named", None)
+
+    @task(id="own")
+    def own(value: Any) -> None: ...
+
+    assert own.describe().queue == "task/own"
+
+
+def make(text: str, name: str) -> ModuleType:
+    module = ModuleType(name)
+    exec(compile(text, f"{name}.py", "exec"), module.__dict__)
+    return module
+
+
+def test_a_second_task_of_the_same_id_is_refused_and_the_same_one_again_is_not() -> None:
+    source = "from milepost import task\n@task\ndef work(): ...\n"
+    first = make(source, "module_a").work
+    again = make(source, "module_a").work
+    assert find_task("work") is again is not first
+    with pytest.raises(UsageError) as caught:
+        make(source.replace("work", "other").replace("@task", "@task(id='work')"), "module_b")
+    assert "module_a.work" in str(caught.value)
+    assert "module_b.other" in str(caught.value)
+    assert '@task(id="...")' in str(caught.value)
+    assert find_task("work") is again
+
+
+def test_one_file_under_two_names_is_one_task(tmp_path: Path) -> None:
+    source = compile(
+        "from milepost import task\n@task\ndef work(): ...\n", str(tmp_path / "tasks.py"), "exec"
+    )
+    for name in ("__main__", "tasks"):
+        module = ModuleType(name)
+        exec(source, module.__dict__)
+
+
+def test_too_many_parameters_are_refused_with_the_cure() -> None:
+    with pytest.raises(UsageError, match="'b' is one too many"):
+
+        @task
+        def work(a: int, b: int) -> None: ...
+
+
+def test_bad_names_and_limits_are_refused() -> None:
+    with pytest.raises(UsageError):
+        task(id="")(lambda: None)
+    with pytest.raises(UsageError):
+        Queue("")
+    with pytest.raises(UsageError):
+        Queue("q", concurrency=0)
+
+
+def test_names_that_are_local_where_the_task_is_made_are_found() -> None:
+    class Local(BaseModel):
+        n: int
+
+    @task
+    def work(value: Local) -> Local:
+        return value
+
+    assert work.signature.payload_shape is not None
+    assert work.signature.payload_shape.check({"n": "5"}) == Local(n=5)
+    assert work.signature.output_shape is not None
+
+
+def test_a_name_that_is_defined_later_is_found_when_it_is_needed() -> None:
+    module = make(
+        "from __future__ import annotations\nfrom milepost import task, Context\n"
+        "@task\ndef work(value: Later, ctx: Context): return value\n"
+        "class Later(dict): ...\n",
+        "module_later",
+    )
+    work: Task[Any, Any] = module.work
+    assert work.signature.context is not None
+    assert work.signature.payload is not None
+    assert work.signature.payload.name == "value"
+    assert work.signature.payload_shape is not None
+
+
+def test_repr_names_the_task() -> None:
+    assert repr(task(id="x")(lambda: None)) == "<task x>"
