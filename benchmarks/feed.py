@@ -9,9 +9,11 @@ same machine as server and executors.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from milepost import Run, runs
+from milepost import Task, runs
 
 import bench_tasks
 import harness
@@ -44,6 +46,8 @@ LINE_BYTES = 100
 TICKS_PER_SECOND = 50
 # Files that a process needs beside its connections.
 OTHER_FILES = 300
+THROUGH_PAUSE_SECONDS = 0.02
+THROUGH_FLUSH_INTERVAL_MS = 10.0
 
 
 @dataclass(frozen=True)
@@ -113,57 +117,104 @@ def measure_latency(report: Report, house: House, name: str, wanted: Updates) ->
 
 def measure_through(report: Report, sizes: Sizes) -> None:
     """Many runs at once, each updating all the time and each watched; counted where the updates arrive."""
-    pause = 0.02
-    seconds = sizes.through_seconds + 4
-    with harness.dev(processes=1, concurrency=sizes.through_runs, flush_interval_ms=10) as house:
+    wanted = Steady(sizes.through_seconds + 3, THROUGH_PAUSE_SECONDS)
+    with harness.dev(
+        processes=1, concurrency=sizes.through_runs, flush_interval_ms=THROUGH_FLUSH_INTERVAL_MS
+    ) as house:
         house.use()
-        payloads = [Steady(seconds, pause)] * sizes.through_runs
-        ids = [
-            handle.id
-            for first in range(0, len(payloads), harness.BATCH_RUNS)
-            for handle in bench_tasks.stamp_steadily.batch_trigger(
-                payloads[first : first + harness.BATCH_RUNS]
-            ).runs
-        ]
-        with watchers(Watch(house.url, house.secret_key, ids, sample_every=16)) as watching:
-            time.sleep(0.5)
+        house.pause_workers()
+        ids = batch_ids(bench_tasks.stamp_steadily, [wanted] * sizes.through_runs)
+        with watchers(Watch(house.url, house.secret_key, ids, sample_every=17)) as watching:
+            house.resume_workers()
+            time.sleep(1)
             watching.take()
             before = house.cpu()
             time.sleep(sizes.through_seconds)
             seen = watching.take()
             used = house.cpu() - before
-        report.add("through", seen.versions / seen.seconds, f"{seen.frames / seen.seconds:,.0f} frames/s, {len(ids):,} runs")
-        report.add("through_p50", percentile(seen.latencies_ms, 0.5))
-        report.add("through_p99", percentile(seen.latencies_ms, 0.99))
-        report.note(
-            f"cores used meanwhile: server {used.server / seen.seconds:.2f}, worker {used.workers / seen.seconds:.2f}"
-        )
+    report.add(
+        "through", seen.versions / seen.seconds, f"{seen.frames / seen.seconds:,.0f} frames/s, {len(ids):,} runs"
+    )
+    report.add("through_p50", percentile(seen.latencies_ms, 0.5))
+    report.add("through_p99", percentile(seen.latencies_ms, 0.99))
+    report.note(
+        f"cores used meanwhile: server {used.server / seen.seconds:.2f}, worker {used.workers / seen.seconds:.2f}"
+    )
+
+
+def batch_ids(task: Task[Any, Any], payloads: Sequence[Any]) -> list[str]:
+    """Trigger these runs, a thousand at a time; their ids."""
+    return [
+        handle.id
+        for first in range(0, len(payloads), harness.BATCH_RUNS)
+        for handle in task.batch_trigger(payloads[first : first + harness.BATCH_RUNS]).runs
+    ]
 
 
 def measure_bytes(report: Report, sizes: Sizes, house: House) -> None:
     """A log that grows line by line: what a subscriber receives, everything between the two sockets counted."""
+    house.use()
     appended = sizes.appends * LINE_BYTES
     for name, task in (("each", bench_tasks.append_lines), ("together", bench_tasks.append_lines_at_once)):
-        house.use()
-        run_id = task.trigger(sizes.appends).id
-        with watchers(Watch(house.url, house.secret_key, [run_id])) as watching:
-            runs.wait(run_id, 60)
-            seen = until_ended(watching.take, 1)
+        seen = watch_one(house, task, sizes.appends, times=1)
         report.add(f"bytes_{name}", seen.bytes / appended, f"{seen.bytes:,} bytes, {seen.frames:,} frames")
     # After the n-th append the document has n lines: the sum of 1 to n.
     report.add("bytes_whole", (sizes.appends + 1) / 2)
 
 
-def until_ended(take, streams: int) -> Seen:  # type: ignore[no-untyped-def]
-    raise NotImplementedError
-
-
 def measure_crowd(report: Report, sizes: Sizes, house: House) -> None:
     """Many watchers of one run."""
+    house.use()
+    seen = watch_one(house, bench_tasks.stamp, Updates(sizes.crowd_updates, 20), times=sizes.crowd)
+    share = seen.versions / (sizes.crowd * sizes.crowd_updates)
+    report.add("crowd_p50", percentile(seen.latencies_ms, 0.5))
+    report.add(
+        "crowd_p99", percentile(seen.latencies_ms, 0.99), f"{sizes.crowd:,} watchers, {share:.0%} of the updates as versions"
+    )
+
+
+def watch_one(house: House, task: Task[Any, Any], payload: Any, *, times: int) -> Seen:
+    """Have one run watched from before its start until its end, this many times over."""
+    house.pause_workers()
+    try:
+        run_id = task.trigger(payload).id
+        wanted = Watch(house.url, house.secret_key, [run_id], times=times, sample_every=7 if times > 1 else 1)
+        with watchers(wanted) as watching:
+            house.resume_workers()
+            return watching.take_until_ended(times, seconds=60)
+    finally:
+        house.resume_workers()
 
 
 def measure_idle(report: Report, sizes: Sizes) -> None:
-    """Many watchers of as many runs in which nothing happens."""
+    """Many watchers of as many runs in which nothing happens; at the end some runs are written to, to see that they still watch."""
+    count = min(sizes.idle, harness.raise_open_files(sizes.idle + OTHER_FILES) - OTHER_FILES)
+    if count < sizes.idle:
+        report.note(f"the system allows {count:,} watchers only: raise the limit of open files (ulimit -Hn)")
+    with harness.dev(processes=1) as house:
+        house.use()
+        ids = batch_ids(bench_tasks.sleep, [3600.0] * count)
+        time.sleep(1)
+        before = harness.memory(house.server_id)
+        started = time.perf_counter()
+        with watchers(Watch(house.url, house.secret_key, ids)) as watching:
+            connected = time.perf_counter() - started
+            time.sleep(1)
+            cpu, began = house.cpu(), time.perf_counter()
+            time.sleep(sizes.idle_seconds)
+            used, seconds = house.cpu() - cpu, time.perf_counter() - began
+            after = harness.memory(house.server_id)
+            watching.take()
+            awake = ids[:: max(1, count // 20)]
+            for run_id in awake:
+                runs.metadata(run_id).set("here", True).send()
+            time.sleep(0.5)
+            seen = watching.take()
+    if seen.open != count or seen.versions != len(awake):
+        raise AssertionError(f"{seen.open} of {count} watchers are left, {seen.versions} of {len(awake)} updates came")
+    report.add("idle_memory", after.pss, f"{count:,} watchers; {before.pss:.0f} MB before them")
+    report.add("idle_each", (after.pss - before.pss) * 1024 / count)
+    report.add("idle_cpu", used.server / seconds * 100, f"connecting took {connected:.1f} s")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 CONNECTING_AT_ONCE = 64
-READY_SECONDS_MAX = 120.0
 
 _VERSIONS = re.compile(rb'"fromVersion":(\d+),"version":(\d+)')
 _MOMENT = re.compile(rb'"value":(\d{6,})')
@@ -55,6 +54,18 @@ class Seen:
     bytes: int = 0
     latencies_ms: list[float] = field(default_factory=list[float])
     seconds: float = 0.0
+
+    def plus(self, later: Seen) -> Seen:
+        """Both together."""
+        return Seen(
+            open=later.open,
+            ended=later.ended,
+            frames=self.frames + later.frames,
+            versions=self.versions + later.versions,
+            bytes=self.bytes + later.bytes,
+            latencies_ms=self.latencies_ms + later.latencies_ms,
+            seconds=self.seconds + later.seconds,
+        )
 
 
 class Counters:
@@ -163,6 +174,17 @@ class Watchers:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self._read()
+
+    def take_until_ended(self, streams: int, *, seconds: float) -> Seen:
+        """What they see until the server has ended this many streams. Raises TimeoutError."""
+        until = time.monotonic() + seconds
+        seen = self.take()
+        while seen.ended < streams:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{seen.ended} of {streams} streams came to their end within {seconds} s")
+            time.sleep(0.05)
+            seen = seen.plus(self.take())
+        return seen
 
     def _read(self) -> Seen:
         assert self._process.stdout is not None

@@ -23,7 +23,11 @@ from milepost.cli.progress import Bar, bars_of, describe, draw, show
         ({"total": 10}, [], {"total": 10}),
         ({"progress": {"done": 3, "total": 10}}, [Bar("progress", 3, 10)], {}),
         ({"progress": {"done": 3, "total": None}}, [], {"progress": {"done": 3, "total": None}}),
-        ({"rows": {"done": 1, "total": 2}, "files": {"done": 2, "total": 2}}, [Bar("rows", 1, 2), Bar("files", 2, 2)], {}),
+        (
+            {"rows": {"done": 1, "total": 2}, "files": {"done": 2, "total": 2}},
+            [Bar("rows", 1, 2), Bar("files", 2, 2)],
+            {},
+        ),
     ],
 )
 def test_bars_and_the_rest(metadata: dict[str, Any], bars: list[Bar], rest: dict[str, Any]) -> None:

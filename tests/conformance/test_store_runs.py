@@ -139,14 +139,14 @@ def test_due_runs_are_found_oldest_first_over_all_tasks(store: Store) -> None:
     put(store, 7, RunStatus.EXECUTING, worker="worker_1")
     with store.read() as connection:
 
-        def due(*tasks: str, limit: int = 10) -> list[tuple[str, str, str]]:
-            return [tuple(found)[:3] for found in runs.due_ids(connection, tasks, limit=limit, now=NOW + 30)]
+        def due(*tasks: str, limit: int = 10) -> list[tuple[str, str]]:
+            return runs.due_ids(connection, tasks, limit=limit, now=NOW + 30)
 
         assert due("a", "b") == [
-            (run_name(2), "b", "other"),
-            (run_name(4), "a", "task/work"),
-            (run_name(3), "a", "task/work"),
-            (run_name(1), "a", "task/work"),
+            (run_name(2), "other"),
+            (run_name(4), "task/work"),
+            (run_name(3), "task/work"),
+            (run_name(1), "task/work"),
         ]
         assert [found[0] for found in due("a", "b", limit=2)] == names(2, 4)
         assert [found[0] for found in due("c")] == names(5)

@@ -157,6 +157,15 @@ def test_registering_again_queues_what_the_worker_does_not_know_of(
     assert not worker.finish(run, output="1").lost
 
 
+def test_registering_twice_in_one_group_takes_back_one_attempt(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.claim_one()
+    again = RegisterWorker(worker.id, worker.id, worker.tasks, [])
+    world.submit(again, again)
+    assert status(world, run_id) == (RunStatus.QUEUED, 0)
+    assert worker.claim_one().attempt == 1
+
+
 def test_an_attempt_that_has_reported_is_not_handed_out_under_the_same_number(
     world: World, worker: WorkerDouble
 ) -> None:

@@ -17,7 +17,12 @@ def load(folder: Path, *sources: str) -> list[str]:
         "except loader.TaskLoadError as e:\n    print(e, *e.files, sep='\\n', file=sys.stderr)\n    sys.exit(3)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *sources], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code, *sources],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     if done.returncode:
         raise TaskLoadError(done.stderr)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -314,15 +313,12 @@ _ASYNC_FEED_TIMEOUT = aiohttp.ClientTimeout(
 
 def _reason(error: BaseException) -> str:
     """Why there was no answer, in words; the libraries put several errors around the one that says it."""
-    if isinstance(
-        error, urllib3.exceptions.ReadTimeoutError | urllib3.exceptions.ConnectTimeoutError | TimeoutError
-    ):
-        return "no answer in time"
     innermost: BaseException | None = error
     while innermost is not None:
-        if isinstance(innermost, socket.gaierror):
-            return "its name cannot be resolved"
-        if isinstance(innermost, OSError) and innermost.errno is not None:
-            return os.strerror(innermost.errno).lower()
+        number = innermost.errno if isinstance(innermost, OSError) else None
+        if number is not None:
+            # Numbers below zero are those of name resolution.
+            return os.strerror(number).lower() if number > 0 else "its name cannot be resolved"
         innermost = innermost.__cause__ or innermost.__context__
-    return "the connection broke"
+    is_late = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
+    return "no answer in time" if is_late else "the connection broke"

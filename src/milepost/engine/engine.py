@@ -228,7 +228,7 @@ class Engine:
             # A worker has one claim at a time; the newer one knows better how many slots are free.
             served.answer(older, [])
         try:
-            runs = working.claim_runs(claim.claim, transaction, self.state)
+            runs = served.granted_to(claim.claim) or working.claim_runs(claim.claim, transaction, self.state)
         except MilepostError as refusal:
             served.answer(claim, refusal)
             return
@@ -249,6 +249,13 @@ class _Served:
         self.next_due_at = next_due_at
         self.granted: list[tuple[Claim, list[ClaimedRun]]] = []
         self.answers: list[tuple[Answer, Any]] = []
+
+    def granted_to(self, claim: Claim) -> list[ClaimedRun]:
+        """What this group has given to the same claim, which came twice."""
+        for earlier, runs in self.granted:
+            if (earlier.worker_id, earlier.sequence) == (claim.worker_id, claim.sequence):
+                return runs
+        return []
 
     def answer(self, claim: ParkedClaim, result: Any) -> None:
         """The claim is no longer parked, and gets this."""

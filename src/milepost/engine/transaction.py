@@ -202,4 +202,6 @@ class Transaction:
         changed = self._changed_runs.get(row.id)
         if changed is None:
             changed = self._changed_runs[row.id] = RunChanged(row)
+        # A run that was queued by this group may have been claimed by it too, as another copy of its row.
+        changed.row = row
         return changed

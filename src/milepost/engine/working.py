@@ -74,9 +74,7 @@ def claim_runs(command: Claim, transaction: Transaction, state: EngineState) -> 
         return worker.answer
     if not worker.tasks or command.slots < 1:
         return []
-    limit = min(command.slots, SLOTS_MAX)
-    due = run_store.due_ids(transaction.connection, worker.tasks, limit=limit, now=transaction.now)
-    ids = [run_id for run_id, _, _ in _within_queue_limits(due, transaction, state)]
+    ids = _due_within_limits(worker.tasks, min(command.slots, SLOTS_MAX), transaction, state)
     if not ids:
         return []
     records = run_store.load_records(transaction.connection, ids, values=True)
@@ -225,22 +223,39 @@ def _apply(row: RunRow, change: Change, transaction: Transaction) -> None:
     transaction.announce_state(row)
 
 
-def _within_queue_limits(
-    due: Sequence[tuple[str, str, str]], transaction: Transaction, state: EngineState
-) -> list[tuple[str, str, str]]:
+def _due_within_limits(
+    tasks: Sequence[str], limit: int, transaction: Transaction, state: EngineState
+) -> list[str]:
+    """Ids of due runs that may execute now, oldest first. A queue that is full does not hold up the others."""
     limits = state.queue_limits
-    limited = {queue for _, _, queue in due if queue in limits}
-    if not limited:
-        return list(due)
-    executing = run_store.executing_counts(transaction.connection, limited)
-    allowed: list[tuple[str, str, str]] = []
-    for run_id, task, queue in due:
-        if queue in limits:
-            if executing.get(queue, 0) >= limits[queue]:
+    chosen: dict[str, str] = {}
+    if not limits:
+        due = run_store.due_ids(transaction.connection, tasks, limit=limit, now=transaction.now)
+        return [run_id for run_id, _ in due]
+    executing = run_store.executing_counts(transaction.connection, limits)
+    while True:
+        full = [queue for queue, most in limits.items() if executing.get(queue, 0) >= most]
+        # Those chosen before are found again: they are still queued.
+        due = run_store.due_ids(
+            transaction.connection,
+            tasks,
+            limit=limit,
+            now=transaction.now,
+            without_queues=full,
+            besides=len(chosen),
+        )
+        found_full = False
+        for run_id, queue in due:
+            if run_id in chosen or len(chosen) == limit:
                 continue
-            executing[queue] = executing.get(queue, 0) + 1
-        allowed.append((run_id, task, queue))
-    return allowed
+            if queue in limits:
+                if executing.get(queue, 0) >= limits[queue]:
+                    found_full = True
+                    continue
+                executing[queue] = executing.get(queue, 0) + 1
+            chosen[run_id] = queue
+        if not found_full or len(chosen) == limit:
+            return list(chosen)
 
 
 def _claimed(records: Sequence[RunRecord], transaction: Transaction) -> list[ClaimedRun]:

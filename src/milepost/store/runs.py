@@ -286,33 +286,43 @@ def _state(row: RunRow) -> Row:
 
 
 def due_ids(
-    connection: Connection, tasks: Sequence[str], *, limit: int, now: int
-) -> list[tuple[str, str, str]]:
-    """(id, task, queue) of up to `limit` due runs of these tasks, oldest first.
+    connection: Connection,
+    tasks: Sequence[str],
+    *,
+    limit: int,
+    now: int,
+    without_queues: Sequence[str] = (),
+    besides: int = 0,
+) -> list[tuple[str, str]]:
+    """(id, queue) of up to `limit` due runs of these tasks, oldest first, and of `besides` more.
 
     One look into the index per task, so that a long queue of a task that nobody asks for costs nothing.
     """
-    found: list[tuple[int, str, str, str]] = []
+    count = limit + besides
+    found: list[tuple[int, str, str]] = []
     for start in range(0, len(tasks), DUE_TASKS):
         chunk = tasks[start : start + DUE_TASKS]
         parameters: dict[str, Any] = {f"task_{number}": task for number, task in enumerate(chunk)}
-        rows = connection.execute(
-            _due_statement(len(chunk)), {**parameters, "now": now, "count": limit}
-        ).all()
-        found.extend((due_at, run_id, task, queue) for run_id, task, queue, due_at in rows)
+        parameters |= {"now": now, "count": count}
+        if without_queues:
+            parameters["queues"] = list(without_queues)
+        rows = connection.execute(_due_statement(len(chunk), bool(without_queues)), parameters).all()
+        found.extend((due_at, run_id, queue) for run_id, queue, due_at in rows)
     if len(tasks) > DUE_TASKS:
         found.sort()
-    return [(run_id, task, queue) for _, run_id, task, queue in found[:limit]]
+    return [(run_id, queue) for _, run_id, queue in found[:count]]
 
 
 @cache
-def _due_statement(task_count: int) -> Select[str, str, str, int]:
+def _due_statement(task_count: int, leaves_queues_out: bool) -> Select[str, str, int]:
+    leave_out = [runs.c.queue.not_in(bindparam("queues", expanding=True))] if leaves_queues_out else []
     parts = [
-        select(runs.c.id, runs.c.task, runs.c.queue, runs.c.due_at)
+        select(runs.c.id, runs.c.queue, runs.c.due_at)
         .where(
             runs.c.status == "QUEUED",
             runs.c.task == bindparam(f"task_{number}"),
             runs.c.due_at <= bindparam("now"),
+            *leave_out,
         )
         .order_by(runs.c.due_at, runs.c.id)
         .limit(bindparam("count", type_=Integer))
@@ -321,7 +331,7 @@ def _due_statement(task_count: int) -> Select[str, str, str, int]:
     ]
     rows = union_all(*(select(part) for part in parts)).subquery()
     return (
-        select(rows.c.id, rows.c.task, rows.c.queue, rows.c.due_at)
+        select(rows.c.id, rows.c.queue, rows.c.due_at)
         .order_by(rows.c.due_at, rows.c.id)
         .limit(bindparam("count", type_=Integer))
     )

@@ -70,7 +70,8 @@ runs = Table(
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
     CheckConstraint("(worker_id IS NOT NULL) = (status IN ('EXECUTING', 'WAITING'))", name="runs_held"),
     CheckConstraint("(finished_at IS NOT NULL) = (status IN ('COMPLETED', 'FAILED'))", name="runs_finished"),
-    Index("runs_due", "task", "due_at", "id", **_where("status = 'QUEUED'")),
+    # `queue` is there so that runs of a full queue are passed over without looking at their rows.
+    Index("runs_due", "task", "due_at", "id", "queue", **_where("status = 'QUEUED'")),
     Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
     Index("runs_parent", "parent_id", "id", **_where("parent_id IS NOT NULL")),
     Index("runs_batch", "batch_id", "batch_index", unique=True, **_where("batch_id IS NOT NULL")),

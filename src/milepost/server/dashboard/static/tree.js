@@ -17,7 +17,7 @@ const ITEMS_SHOWN = 50;
 const MEMBERS_SHOWN = 200;
 /** Characters of a text that are shown at first. */
 const CHARACTERS_SHOWN = 1000;
-/** Branches up to this depth are open at first, unless they are larger than this. */
+/** Branches up to this depth are open at first, unless they are larger than this. Arrays at the top are: what matters is at their end. */
 const OPEN_DEPTH = 2;
 const OPEN_SIZE = 60;
 
@@ -115,6 +115,7 @@ class Rows {
       }
     }
     this.rows = rows;
+    this.list.classList.toggle("long", rows.size > MEMBERS_SHOWN);
     /** @type {Element[]} */
     const shown = [...rows.values()].map((row) => row.element);
     if (size > (isArray ? ITEMS_SHOWN : MEMBERS_SHOWN)) {
@@ -185,7 +186,8 @@ class Branch {
     this.element = element("details", {}, element("summary", {}, name, " ", this.size));
     /** @type {Rows | null} */
     this.rows = null;
-    this.element.open = depth < OPEN_DEPTH && sizeOf(value) <= OPEN_SIZE;
+    const isSmall = sizeOf(value) <= OPEN_SIZE || (depth === 0 && Array.isArray(value));
+    this.element.open = depth < OPEN_DEPTH && isSmall;
     this.element.addEventListener("toggle", () => this.draw());
     this.draw();
   }

@@ -140,7 +140,7 @@ def upgrade() -> None:
     op.create_index(
         "runs_due",
         "runs",
-        ["task", "due_at", "id"],
+        ["task", "due_at", "id", "queue"],
         unique=False,
         sqlite_where=sa.text("status = 'QUEUED'"),
         postgresql_where=sa.text("status = 'QUEUED'"),

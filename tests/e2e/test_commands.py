@@ -1,0 +1,140 @@
+"""`milepost trigger`, `runs`, `db`, `server`: results for people and programs, errors in one line."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Command, House
+
+TASKS = """
+import asyncio
+@task
+async def count(steps: int) -> int:
+    metadata.set("total", steps).set("note", "[bold]not markup[/]")
+    for _ in metadata.track(range(steps), key="rows"):
+        metadata.increment("processed")
+        await metadata.aflush()
+    return steps
+
+@task(retry=Retry(max_attempts=1))
+def fails() -> None:
+    metadata.set("progress", 0.5)
+    raise ValueError("no luck today")
+"""
+
+
+@pytest.fixture
+def dev(house: Callable[..., House]) -> Iterator[House]:
+    return house(TASKS, "--processes", "1")
+
+
+def run(command: Callable[..., Command], *arguments: str, code: int = 0) -> tuple[str, str]:
+    """Run a command to its end: what it has written to standard output and standard error."""
+    done = command(*arguments)
+    output = done.rest()
+    assert done.process.wait(30) == code, done.errors
+    assert "Traceback" not in done.errors
+    return output, done.errors
+
+
+def test_trigger_and_watch(dev: House, command: Callable[..., Command]) -> None:
+    output, _ = run(
+        command,
+        "trigger",
+        "count",
+        "5",
+        "--metadata",
+        '{"user": "u1"}',
+        "--tag",
+        "a",
+        "--tag",
+        "b",
+        "--watch",
+    )
+    run_id, *lines = output.splitlines()
+    assert lines[-1] == "output: 5"
+    assert lines[-2].startswith("COMPLETED  processed 5 of 5 (100%)  rows 5 of 5 (100%)")
+    assert "user=u1" in lines[-2]
+    found = dev.client.runs.retrieve(run_id)
+    assert sorted(found.tags) == ["a", "b"]
+
+
+def test_a_failed_run_is_an_exit_code(dev: House, command: Callable[..., Command]) -> None:
+    output, errors = run(command, "trigger", "fails", "--watch", code=1)
+    assert output.splitlines()[-1].startswith("FAILED  progress 50%")
+    assert errors.splitlines() == ["ValueError: no luck today"]
+    run(command, "runs", "watch", output.splitlines()[0], code=1)
+
+
+def test_get_and_watch_for_people_and_programs(dev: House, command: Callable[..., Command]) -> None:
+    run_id = dev.trigger("count", 3, metadata={"user": "u1"})
+    dev.finished(run_id)
+    output, _ = run(command, "runs", "get", run_id)
+    for words in (run_id, "COMPLETED", "count", "3 of 3", "[bold]not markup[/]", "u1", "output"):
+        assert words in output
+    whole = json.loads(run(command, "runs", "get", run_id, "--json")[0])
+    assert whole["metadata"]["processed"] == 3
+    states = [json.loads(line) for line in run(command, "runs", "watch", run_id, "--json")[0].splitlines()]
+    assert states[-1]["status"] == "COMPLETED"
+
+
+def test_list_with_filters(dev: House, command: Callable[..., Command]) -> None:
+    assert run(command, "runs", "list")[1] == "no runs\n"
+    ids = [dev.trigger("count", 1, tags=["some"]) for _ in range(3)]
+    failed = dev.trigger("fails")
+    for run_id in (*ids, failed):
+        dev.finished(run_id)
+    output, _ = run(command, "runs", "list", "--task", "count", "--status", "completed", "--tag", "some")
+    assert all(run_id in output for run_id in ids)
+    assert failed not in output
+    lines = run(command, "runs", "list", "--json", "--limit", "2")[0].splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [failed, ids[2]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trigger", "nothing", "1"], "nothing"),
+        (["trigger", "count", "{"], "the payload is not JSON"),
+        (["trigger", "count", "hello"], "text needs quotes"),
+        (["trigger", "count", "1", "--metadata", "[]"], "--metadata is not a JSON object"),
+        (["trigger", "count", "1", "--metadata", "{"], "--metadata is not JSON"),
+        (["runs", "get", "run_nothing"], "run_nothing"),
+        (["runs", "watch", "run_nothing"], "run_nothing"),
+        (["runs", "list", "--status", "SLEEPING"], "SLEEPING"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(
+    dev: House, command: Callable[..., Command], arguments: list[str], words: str
+) -> None:
+    _, errors = run(command, *arguments, code=1)
+    assert words in errors
+    assert errors.startswith("error: ")
+    assert len(errors.splitlines()) == 1
+
+
+def test_without_a_server_the_way_to_one_is_said(command: Callable[..., Command]) -> None:
+    _, errors = run(command, "runs", "list", code=1)
+    assert "milepost dev" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_server_needs_a_key(command: Callable[..., Command]) -> None:
+    _, errors = run(command, "server", "--port", "0", code=1)
+    assert "MILEPOST_SECRET_KEY is not set" in errors
+
+
+def test_upgrading_the_database(command: Callable[..., Command], tmp_path: Path) -> None:
+    _, errors = run(command, "db", "upgrade", "--data", str(tmp_path / "data"))
+    assert (tmp_path / "data" / "milepost.db").exists()
+    assert "has the schema of Milepost" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["dev"], ["worker"], ["server"], ["demo"], ["trigger"], ["runs"], ["runs", "list"], ["db"]],
+)
+def test_every_command_explains_itself(command: Callable[..., Command], arguments: list[str]) -> None:
+    output, _ = run(command, *arguments, "--help")
+    assert "Usage: " in output
