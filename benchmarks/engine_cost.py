@@ -1,12 +1,12 @@
 """What a run costs the server's engine and store, without HTTP and without a worker: trigger, claim, report.
 
-Prints microseconds of processor time per run for each step, for runs alone and for children that each increment their parent, on a
-SQLite file in a temporary folder at `synchronous=FULL`.
+    python benchmarks/engine_cost.py [--quick] [--markdown]
 
-    python benchmarks/engine_cost.py [RUNS]
+Microseconds of processor time per run for each step, for runs alone and for children that each increment their parent, on a SQLite file
+in a temporary folder at `synchronous=FULL`. Runs and children take turns, and the median turn counts.
 """
 
-import sys
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,8 +23,23 @@ from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations, WorkerTask
 from milepost.store.database import Store
 
+import harness
+from harness import Figure, Options, Report
+
+STEPS = ("trigger", "claim", "report")
+FIGURES = (
+    Figure("alone", "a run, all three steps", "µs"),
+    *(Figure(f"alone_{step}", f"{step} of a run", "µs") for step in STEPS),
+    Figure("child", "a child that increments its parent, all three steps", "µs"),
+    *(Figure(f"child_{step}", f"{step} of such a child", "µs") for step in STEPS),
+    Figure("ratio", "a child compared with a run alone", "x"),
+)
+
 BATCH = 1000
 SLOTS = 200
+TURNS = 3
+RUNS_PER_TURN = 5000
+SECONDS_MAX = 60.0
 
 
 def now() -> int:
@@ -57,7 +72,7 @@ class Bench:
 
     def measure(self, count: int, parent_id: str | None) -> dict[str, float]:
         """Processor seconds per step for `count` runs."""
-        seconds = {"trigger": 0.0, "claim": 0.0, "report": 0.0}
+        seconds = dict.fromkeys(STEPS, 0.0)
 
         def timed(step: str, work: Callable[[], Any]) -> Any:
             start = time.process_time()
@@ -85,17 +100,35 @@ class Bench:
 
 def main() -> None:
     """Measure and print."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    options = harness.arguments(__doc__)
+    with harness.at_most(SECONDS_MAX):
+        measure(options)
+
+
+def measure(options: Options) -> None:
+    """All figures."""
+    turns, count = (1, BATCH) if options.quick else (TURNS, RUNS_PER_TURN)
+    report = Report(
+        "engine", "Engine and store alone: processor time per run", FIGURES, markdown=options.markdown
+    )
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         bench.measure(BATCH, None)
         parent = bench.do(Trigger(TriggerItem("noop", None, TriggerOptions()))).run_ids[0]
         bench.claim(1)
-        for title, parent_id in (("runs alone", None), ("children that increment their parent", parent)):
-            seconds = bench.measure(count, parent_id)
-            total = sum(seconds.values())
-            steps = ", ".join(f"{step} {value / count * 1e6:.1f}" for step, value in seconds.items())
-            print(f"{title}: {total / count * 1e6:.1f} µs per run ({steps}), {count / total:,.0f} runs/s")
+        measured: dict[str, list[dict[str, float]]] = {"alone": [], "child": []}
+        for _ in range(turns):
+            measured["alone"].append(bench.measure(count, None))
+            measured["child"].append(bench.measure(count, parent))
+    totals: dict[str, float] = {}
+    for kind, each in measured.items():
+        steps = {step: statistics.median(turn[step] for turn in each) / count * 1e6 for step in STEPS}
+        totals[kind] = sum(steps.values())
+        report.add(kind, totals[kind], f"{1e6 / totals[kind]:,.0f} runs/s")
+        for step, microseconds in steps.items():
+            report.add(f"{kind}_{step}", microseconds)
+    report.add("ratio", totals["child"] / totals["alone"])
+    report.end()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What one metadata call costs, and that it does not depend on the size of the document (M34).
 
-    python benchmarks/metadata_cost.py [--json] [--check]
+    python benchmarks/metadata_cost.py [--quick] [--markdown] [--json] [--check]
 
 For documents of 1 KB, 64 KB and 250 KB: microseconds per operation, applied to the document and, as the SDK does it, added to
 the pending operations as well. All sizes take turns in one run, many times, and the best turn of each counts, so that a busy
@@ -21,9 +21,22 @@ from milepost.model.document import Document
 from milepost.model.jsonvalue import JSONValue
 from milepost.model.operations import Append, Increment, Operation, Pending, Set
 
+import harness
+from harness import Figure, Report
+
+FIGURES = (
+    Figure("set", "set a number, document of 1 KB", "µs"),
+    Figure("set_path", "set by a path, document of 1 KB", "µs"),
+    Figure("increment", "increment, document of 1 KB", "µs"),
+    Figure("append", "append to a capped list, document of 1 KB", "µs"),
+    Figure("slowest", "the slowest operation, document of 250 KB", "µs", at_most=3),
+    Figure("ratio", "250 KB compared with 1 KB, the worst operation", "x", at_most=1.5),
+)
+
 SIZES_BYTES = (1_024, 64 * 1_024, 250 * 1_024)
 OPERATIONS_PER_TURN = 500
 TURNS = 60
+TURNS_QUICK = 3
 RATIO_MAX = 1.5
 
 
@@ -71,14 +84,14 @@ def seconds_for(call: Callable[[Operation], None], operations: Sequence[Operatio
     return time.perf_counter() - started
 
 
-def measure() -> dict[str, dict[str, list[float]]]:
+def measure(turns: int = TURNS) -> dict[str, dict[str, list[float]]]:
     """Microseconds per operation: {"apply" or "apply and add": {operation: one figure for each size}}."""
     best: dict[str, dict[str, list[float]]] = {
         how: {name: [float("inf")] * len(SIZES_BYTES) for name in operations_by_name(0)}
         for how in ("apply", "apply and add")
     }
     templates = [document_of(size) for size in SIZES_BYTES]
-    for turn in range(TURNS):
+    for turn in range(turns):
         for name, operations in operations_by_name(turn).items():
             for index, template in enumerate(templates):
                 # A fresh copy each time, as some of these make the document grow.
@@ -106,22 +119,42 @@ def apply_and_add(document: Document, pending: Pending) -> Callable[[Operation],
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    harness.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--check", action="store_true", help=f"fail if a ratio is above {RATIO_MAX}")
     arguments = parser.parse_args()
-    measured = measure()
+    measured = measure(TURNS_QUICK if arguments.quick else TURNS)
     ratios = [figures[-1] / figures[0] for by_name in measured.values() for figures in by_name.values()]
     if arguments.json:
         print(json.dumps({"sizes_bytes": SIZES_BYTES, "microseconds": measured, "worst_ratio": max(ratios)}))
     else:
-        heads = "".join(f"{size // 1024:>9} KB" for size in SIZES_BYTES)
-        for how, by_name in measured.items():
-            print(f"{how + ', µs per call':<34}{heads}{'ratio':>9}")
-            for name, figures in by_name.items():
-                cells = "".join(f"{figure:>12.2f}" for figure in figures)
-                print(f"  {name:<32}{cells}{figures[-1] / figures[0]:>9.2f}")
-        print(f"worst ratio {max(ratios):.2f}")
+        report = Report(
+            "metadata",
+            "One metadata call: applied to the document and added to what is pending",
+            FIGURES,
+            markdown=arguments.markdown,
+        )
+        if not arguments.markdown:
+            print_table(measured)
+        both = measured["apply and add"]
+        report.add("set", both["set number"][0])
+        report.add("set_path", both["set path"][0])
+        report.add("increment", both["increment"][0])
+        report.add("append", both["append capped"][0])
+        report.add("slowest", max(figures[-1] for figures in both.values()))
+        report.add("ratio", max(ratios))
+        report.end()
     return 1 if arguments.check and max(ratios) > RATIO_MAX else 0
+
+
+def print_table(measured: dict[str, dict[str, list[float]]]) -> None:
+    """Every operation at every size."""
+    heads = "".join(f"{size // 1024:>9} KB" for size in SIZES_BYTES)
+    for how, by_name in measured.items():
+        print(f"  {how + ', µs per call':<32}{heads}{'ratio':>9}")
+        for name, figures in by_name.items():
+            cells = "".join(f"{figure:>12.2f}" for figure in figures)
+            print(f"    {name:<30}{cells}{figures[-1] / figures[0]:>9.2f}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 CONNECTING_AT_ONCE = 64
+CONNECTING_SECONDS_MAX = 60.0
 
 _VERSIONS = re.compile(rb'"fromVersion":(\d+),"version":(\d+)')
 _MOMENT = re.compile(rb'"value":(\d{6,})')
@@ -96,8 +97,7 @@ class Watcher(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for the stream."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._request)
+        cast("asyncio.Transport", transport).write(self._request)
         self._counters.seen.open += 1
 
     def data_received(self, data: bytes) -> None:
@@ -151,7 +151,9 @@ async def watch(wanted: Watch) -> None:
             )
             await watcher.is_ready
 
-    await asyncio.gather(*(connect(run_id) for run_id in wanted.run_ids for _ in range(wanted.times)))
+    async with asyncio.timeout(CONNECTING_SECONDS_MAX), asyncio.TaskGroup() as group:
+        for run_id in wanted.run_ids * wanted.times:
+            group.create_task(connect(run_id))
     _answer(counters.take())
     while await asyncio.to_thread(sys.stdin.readline):
         _answer(counters.take())

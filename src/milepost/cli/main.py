@@ -1,56 +1,30 @@
-"""The commands: names, options, help. Each imports what it needs when it is called, so that `--help` is quick."""
+"""The entry point of the `milepost` command: whatever goes wrong is one clear line.
+
+It imports next to nothing itself, so that even a Ctrl-C during the imports ends quietly.
+"""
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from milepost.cli.console import fail
-from milepost.errors import MilepostError
-
-app = typer.Typer(
-    name="milepost",
-    help="Background tasks for Python whose runs carry live metadata.\n\nStart with:  milepost demo   or   milepost dev tasks.py",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-
-Sources = Annotated[
-    list[str],
-    typer.Argument(help="Python files, folders or module names with tasks in them.", show_default=False),
-]
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")]
-Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)]
-Data = Annotated[Path, typer.Option(help="Folder for the database and the key.")]
-Processes = Annotated[
-    int | None,
-    typer.Option(help="Processes that run tasks. Default: one per core.", min=1, max=256, show_default=False),
-]
-Concurrency = Annotated[
-    int,
-    typer.Option(
-        help="Runs at once in each process. A run that waits for other runs does not count.",
-        min=1,
-        max=10_000,
-    ),
-]
+EXIT_INTERRUPTED = 130
+EXIT_MISTAKE = 70
 
 
 def main() -> None:
-    """The entry point of the command: whatever goes wrong is one clear line."""
-    from milepost.cli.console import say_error
-
+    """Run the command that the arguments name."""
+    try:
+        from milepost.cli.commands import app
+        from milepost.cli.console import say_error
+        from milepost.errors import MilepostError
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     try:
         app()
     except MilepostError as error:
         say_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # Whoever read the output has gone. Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,198 +33,4 @@ def main() -> None:
         if os.environ.get("MILEPOST_DEBUG"):
             raise
         say_error(f"{type(error).__name__}: {error} (a mistake in Milepost; MILEPOST_DEBUG=1 shows where)")
-        sys.exit(70)
-
-
-@app.command()
-def dev(
-    tasks: Sources,
-    host: Host = "127.0.0.1",
-    port: Port = 3030,
-    data: Data = Path(".milepost"),
-    processes: Processes = None,
-    concurrency: Concurrency = 100,
-    grace: Annotated[float, typer.Option(help="Seconds that runs may go on after Ctrl-C.", min=0)] = 10,
-    reload: Annotated[
-        bool, typer.Option("--reload/--no-reload", help="Start anew when a file of the tasks changes.")
-    ] = True,
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print one line of JSON (url, secret_key, dashboard) once tasks can run."
-        ),
-    ] = False,
-) -> None:
-    """Run server, dashboard and tasks on this machine, for development.
-
-    Example:  milepost dev tasks.py
-    """
-    from milepost.cli import dev as command
-    from milepost.cli.working import processes_default, run_worker_command
-
-    options = command.DevOptions(
-        sources=tasks,
-        host=host,
-        port=port,
-        data=data,
-        processes=processes or processes_default(),
-        concurrency=concurrency,
-        grace_seconds=grace,
-        reload=reload,
-        json=json,
-    )
-    run_worker_command(tasks, lambda: command.dev(options))
-
-
-@app.command()
-def worker(
-    tasks: Sources,
-    processes: Processes = None,
-    concurrency: Concurrency = 100,
-    grace: Annotated[
-        float, typer.Option(help="Seconds that runs may go on after Ctrl-C or SIGTERM.", min=0)
-    ] = 30,
-    reload: Annotated[
-        bool, typer.Option("--reload/--no-reload", help="Start anew when a file of the tasks changes.")
-    ] = False,
-) -> None:
-    """Run tasks for a server that runs elsewhere.
-
-    It is found by MILEPOST_API_URL and MILEPOST_SECRET_KEY.  Example:  milepost worker tasks.py
-    """
-    from milepost.cli.working import processes_default, run_worker_command, work
-    from milepost.client.settings import find_address
-    from milepost.worker.settings import load_settings
-    from milepost.worker.supervisor import WorkerOptions
-
-    # A wrong setting would stop every executor: it is told once, here.
-    load_settings()
-    address = find_address()
-    options = WorkerOptions(
-        sources=tasks,
-        api_url=address.api_url,
-        secret_key=address.secret_key,
-        processes=processes or processes_default(),
-        concurrency=concurrency,
-        grace_seconds=grace,
-        reload=reload,
-    )
-    run_worker_command(tasks, lambda: work(options))
-
-
-@app.command()
-def server(host: Host = "127.0.0.1", port: Port = 3030, data: Data = Path(".milepost")) -> None:
-    """Run the server and its dashboard; workers connect to it.
-
-    MILEPOST_SECRET_KEY must be set: clients and workers use the same key.
-    """
-    from milepost.cli import serving, stopping
-
-    stopping.run(lambda: serving.serve(host=host, port=port, data=data))
-
-
-@app.command()
-def demo(
-    file: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A CSV file with the columns id, name, email, age. Default: 10,000 made-up people.",
-            show_default=False,
-        ),
-    ] = None,
-    processes: Processes = None,
-    concurrency: Concurrency = 100,
-    stay: Annotated[
-        bool, typer.Option("--stay", help="Keep the dashboard open at the end, until Ctrl-C.")
-    ] = False,
-) -> None:
-    """Watch 10,000 rows being handled as 10,000 runs.
-
-    Everything happens in a temporary folder, on this machine.
-    """
-    from milepost.cli import demo as command
-    from milepost.cli.stopping import run
-    from milepost.worker.supervisor import WorkerFailed
-
-    options = command.DemoOptions(file=file, processes=processes, concurrency=concurrency, stay=stay)
-    try:
-        code = run(lambda: command.demo(options))
-    except WorkerFailed as error:
-        fail(str(error))
-    raise typer.Exit(code)
-
-
-@app.command()
-def trigger(
-    task_id: Annotated[str, typer.Argument(help="The task's id.", show_default=False)],
-    payload: Annotated[
-        str | None,
-        typer.Argument(help="The payload as JSON; nothing for a task without one.", show_default=False),
-    ] = None,
-    metadata: Annotated[
-        str | None, typer.Option(help="The first metadata of the run, a JSON object.", show_default=False)
-    ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="A tag; may be given several times.", show_default=False)
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the run until it has finished.")] = False,
-) -> None:
-    """Trigger a run of a task, and print its id.
-
-    Example:  milepost trigger handle-upload '"people.csv"' --metadata '{"user": "u1"}' --watch
-    """
-    from milepost.cli import runs as command
-
-    command.trigger(task_id, payload, metadata=metadata, tags=tag or [], watch=watch)
-
-
-runs = typer.Typer(help="Look at runs.", no_args_is_help=True)
-app.add_typer(runs, name="runs")
-
-RunId = Annotated[str, typer.Argument(help="The run's id (run_...).", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-
-
-@runs.command("list")
-def list_runs(
-    status: Annotated[
-        list[str] | None,
-        typer.Option(help="QUEUED, EXECUTING, WAITING, COMPLETED or FAILED.", show_default=False),
-    ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Runs of this task.", show_default=False)] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Runs with this tag.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(help="How many.", min=1, max=10_000)] = 20,
-    json: AsJson = False,
-) -> None:
-    """List runs, newest first."""
-    from milepost.cli import runs as command
-
-    command.list_runs(statuses=status or [], tasks=task or [], tags=tag or [], limit=limit, as_json=json)
-
-
-@runs.command("get")
-def get_run(run_id: RunId, json: AsJson = False) -> None:
-    """Show one run: status, metadata, output or error."""
-    from milepost.cli import runs as command
-
-    command.get_run(run_id, as_json=json)
-
-
-@runs.command("watch")
-def watch_run(run_id: RunId, json: AsJson = False) -> None:
-    """Show one run live until it has finished. Ends with exit code 1 if the run failed."""
-    from milepost.cli import runs as command
-
-    command.watch_run(run_id, as_json=json)
-
-
-db = typer.Typer(help="Care for the database.", no_args_is_help=True)
-app.add_typer(db, name="db")
-
-
-@db.command()
-def upgrade(data: Data = Path(".milepost")) -> None:
-    """Bring the database to the schema of this version. `milepost dev` and `milepost server` do it by themselves."""
-    from milepost.cli import serving
-
-    serving.upgrade_database(data)
+        sys.exit(EXIT_MISTAKE)

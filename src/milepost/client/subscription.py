@@ -61,6 +61,8 @@ _encode = msgspec.json.Encoder().encode
 
 _EMPTY = msgspec.Raw(b"{}")
 _NULL = msgspec.Raw(b"null")
+# They differ between two snapshots of a run that has not changed otherwise.
+_CLOCKS = frozenset({"updatedAt", "durationMs"})
 
 
 class RunFollower:
@@ -70,7 +72,7 @@ class RunFollower:
         self.has_ended = False
         self._fields: dict[str, msgspec.Raw] = {}
         self._document = Document()
-        self._shown: tuple[int, dict[str, msgspec.Raw]] | None = None
+        self._shown: dict[str, msgspec.Raw] | None = None
 
     def take(self, event: str, data: bytes) -> Run | None:
         """The run after a `snapshot` or `delta`; None when it is what was shown last, and for the `end`."""
@@ -85,13 +87,12 @@ class RunFollower:
             self._begin(frame)
         else:
             self._continue(frame)
-        state = frame.version, self._fields
+        self._fields["metadataVersion"] = msgspec.Raw(str(frame.version).encode())
+        state = {name: value for name, value in self._fields.items() if name not in _CLOCKS}
         if state == self._shown:
             return None
-        self._shown = frame.version, dict(self._fields)
-        run = _decode_run(_encode(self._fields))
-        run.metadata_version = frame.version
-        return run_from_wire(run, self._document.copy_value())
+        self._shown = state
+        return run_from_wire(_decode_run(_encode(self._fields)), self._document.copy_value())
 
     def _begin(self, frame: _Frame) -> None:
         assert frame.run is not None, "a snapshot holds the run"

@@ -34,6 +34,7 @@ RECENT_BYTES = 256 * 1024
 FOLD_BYTES_MIN = 8 * 1024
 # What a cached document costs beside its JSON: objects, dictionaries, the cache itself. A rough figure is enough.
 _OVERHEAD_BYTES = 1024
+_NUMBERS = msgspec.json.Decoder(list[int])
 _TEXTS = msgspec.json.Decoder(list[str])
 
 
@@ -87,10 +88,18 @@ class HotDocument:
             return None, refusals
         self.document.version += 1
         data = encode_operations(applied)
+        refused = [refusal.index for refusal in refusals]
         row = ChangeRow(
-            self.run_id, self.document.version, data, writer.run_id, writer.attempt, writer.sequence, now
+            run_id=self.run_id,
+            version=self.document.version,
+            operations=data,
+            writer_id=writer.run_id,
+            writer_attempt=writer.attempt,
+            writer_sequence=writer.sequence,
+            refused=msgspec.json.encode(refused) if refused else None,
+            created_at=now,
         )
-        self._remember(row, applied, [refusal.index for refusal in refusals])
+        self._remember(row, applied, refused)
         return row, refusals
 
     def replay(self, row: ChangeRow) -> None:
@@ -99,7 +108,7 @@ class HotDocument:
         for operation in operations:
             self.document.apply(operation)
         self.document.version = row.version
-        self._remember(row, operations, ())
+        self._remember(row, operations, _NUMBERS.decode(row.refused) if row.refused else ())
 
     def fold(self) -> Snapshot:
         """The document as a snapshot to be saved; from then on the log before it is not needed to read it."""

@@ -33,12 +33,12 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
     row = transaction.run(command.run_id)
     if row is None:
         raise RunNotFoundError(f"there is no run {command.run_id!r}")
-    if not _accepts_writes(row, transaction, state):
-        raise RunFinishedError(_finished_message(row, state))
-    refused: list[Refused] = []
     earlier = transaction.earlier_answer(command.request_id)
     if earlier is not None:
         return _updated(row, _REFUSED.decode(earlier), transaction)
+    if not _accepts_writes(row, transaction, state):
+        raise RunFinishedError(_finished_message(row, state))
+    refused: list[Refused] = []
     if command.document is not None:
         # A whole document is accepted or refused as one: what is wrong with it is the request's error.
         Document.from_json(command.document, limit=state.settings.metadata_size_max)

@@ -35,7 +35,8 @@ class Transaction:
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
         self.logs: list[LogRow] = []
-        self.refusals: list[tuple[str, int, int, bytes]] = []
+        self._refusals: dict[tuple[str, int, int], bytes] = {}
+        self._earlier_refusals: dict[tuple[str, int, int], bytes] = {}
         self._answers: dict[str, bytes] = {}
         self._known_answers: dict[str, bytes] = {}
         self._documents = documents
@@ -145,6 +146,17 @@ class Transaction:
         if request_id is not None:
             self._answers[request_id] = self._known_answers[request_id] = answer
 
+    def keep_refusals(self, run_id: str, attempt: int, sequence: int, refused: bytes) -> None:
+        """Remember what was refused of a report (JSON) for a repeat of it."""
+        self._refusals[run_id, attempt, sequence] = self._earlier_refusals[run_id, attempt, sequence] = (
+            refused
+        )
+
+    def earlier_refusals(self, run_id: str, attempt: int, sequence: int) -> bytes | None:
+        """What was refused of a report that was applied before, also earlier in this group; None when nothing was."""
+        found = self._earlier_refusals.get((run_id, attempt, sequence))
+        return found or document_store.load_refusals(self.connection, run_id, attempt, sequence)
+
     def announce_state(self, row: RunRow) -> None:
         """Subscribers should know that the run's state has changed."""
         self._announcement(row).state_changed = True
@@ -168,7 +180,9 @@ class Transaction:
         batch_store.save_batches(self.connection, list(self._dirty_batches.values()))
         document_store.append_changes(self.connection, self._changes)
         document_store.save_snapshots(self.connection, list(self._snapshots.values()))
-        document_store.save_refusals(self.connection, self.refusals)
+        document_store.save_refusals(
+            self.connection, [(*report, refused) for report, refused in self._refusals.items()]
+        )
         records.append_logs(self.connection, self.logs)
         records.save_answers(
             self.connection,
@@ -177,9 +191,10 @@ class Transaction:
                 for request_id, answer in self._answers.items()
             ],
         )
-        for pending in (self.new_runs, self.new_batches, self._changes, self.refusals, self.logs):
+        for pending in (self.new_runs, self.new_batches, self._changes, self.logs):
             pending.clear()
         self._answers.clear()
+        self._refusals.clear()
         self._results.clear()
         self._dirty_rows.clear()
         self._dirty_batches.clear()

@@ -1,7 +1,7 @@
 """Deciding on triggers and batches: from what was asked to rows, or a refusal that names the item and the field."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -19,6 +19,7 @@ from milepost.engine.transaction import Transaction
 from milepost.errors import (
     BatchNotFoundError,
     InvalidRequestError,
+    MetadataError,
     MetadataTypeError,
     RunNotFoundError,
     TaskNotFoundError,
@@ -41,6 +42,11 @@ from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 from milepost.store.runs import NewRun, RunRow
 
+# Looked at only as far as needed to know that every reader will be able to read it.
+_SHAPES: dict[str, msgspec.json.Decoder[Any]] = {
+    JSON_TYPE: msgspec.json.Decoder(msgspec.Raw),
+    SUPER_JSON_TYPE: msgspec.json.Decoder(dict[str, msgspec.Raw]),
+}
 _PAYLOAD_TYPES = (JSON_TYPE, SUPER_JSON_TYPE, TEXT_TYPE)
 _TRIGGERED = msgspec.json.Decoder(Triggered)
 
@@ -135,19 +141,21 @@ def _batch_runs(
     parent = _parent(batch.parent_id, transaction)
     runs: list[NewRun] = []
     for index, item in items:
-        own_parent = _parent(item.options.parent_run_id, transaction) or parent
+        own_parent = _parent(item.options.parent_run_id, transaction, place=f"items[{index}].") or parent
         run = _new_run(item, own_parent, function, transaction, state, place=f"items[{index}].")
         run.batch_id, run.batch_index = batch.id, index
         runs.append(run)
     return runs
 
 
-def _parent(parent_id: str | None, transaction: Transaction) -> RunRow | None:
+def _parent(parent_id: str | None, transaction: Transaction, *, place: str = "") -> RunRow | None:
     if parent_id is None:
         return None
     parent = transaction.run(parent_id)
     if parent is None:
-        raise RunNotFoundError(f"there is no run {parent_id!r} to be the parent", field="options.parentRunId")
+        raise RunNotFoundError(
+            f"there is no run {parent_id!r} to be the parent", field=f"{place}options.parentRunId"
+        )
     return parent
 
 
@@ -208,9 +216,14 @@ def _payload_type(item: TriggerItem, place: str) -> str | None:
         )
     if kind != TEXT_TYPE:
         try:
-            msgspec.json.decode(item.payload, type=msgspec.Raw)
+            _SHAPES[kind].decode(item.payload)
+        except msgspec.ValidationError:
+            message = "a super-JSON payload is an object with the value under `json`"
+            raise InvalidRequestError(message, field=f"{place}payload") from None
         except msgspec.DecodeError as error:
             raise InvalidRequestError(f"the payload is not JSON: {error}", field=f"{place}payload") from None
+        except RecursionError:
+            raise InvalidRequestError("the payload is nested too deeply", field=f"{place}payload") from None
     return kind
 
 
@@ -223,7 +236,11 @@ def _metadata(options: TriggerOptions, state: EngineState, place: str) -> bytes 
             f"{place}options.metadata must be a JSON object, not {jsonvalue.describe(metadata)}",
             key=f"{place}options.metadata",
         )
-    return Document.from_json(cast("object", metadata), limit=state.settings.metadata_size_max).encode()
+    try:
+        return Document.from_json(cast("object", metadata), limit=state.settings.metadata_size_max).encode()
+    except MetadataError as error:
+        error.key = f"{place}options.metadata"
+        raise
 
 
 def _tags(options: TriggerOptions, place: str) -> list[str]:

@@ -15,7 +15,6 @@ from milepost.model import jsonvalue
 from milepost.model.run import Change, Outcome, RunStatus, claim, finish, holds, lose
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, RunReply, RunReport
-from milepost.store import documents as document_store
 from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store.records import LogRow, TaskRow
@@ -53,7 +52,11 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     transaction.load_runs(unknown)
     for run_id in sorted(unknown):
         row = transaction.run(run_id)
-        if row is not None:
+        if row is None or row.worker_id != command.worker_id:
+            continue
+        if row.report_sequence:
+            release([run_id], transaction, state)
+        else:
             # The attempt never began, so it does not count.
             _apply(row, Change(RunStatus.QUEUED, row.attempt - 1, None, due_at=row.due_at), transaction)
 
@@ -136,7 +139,7 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     if row is None or row.attempt != item.attempt:
         return RunReply(id=item.id, lost=True)
     if 0 < item.sequence <= row.report_sequence:
-        earlier = document_store.load_refusals(transaction.connection, row.id, item.attempt, item.sequence)
+        earlier = transaction.earlier_refusals(row.id, item.attempt, item.sequence)
         return RunReply(
             id=item.id, refused=_REFUSED.decode(earlier) if earlier else [], delta=_delta(item, transaction)
         )
@@ -149,7 +152,7 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
         if item.changes:
             refused = write_reported(item, row, transaction, state)
         if refused:
-            transaction.refusals.append((row.id, item.attempt, item.sequence, msgspec.json.encode(refused)))
+            transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
         transaction.logs.extend(
             LogRow(row.id, item.attempt, line.at, line.level, line.logger, line.message) for line in item.logs
         )
@@ -192,7 +195,7 @@ def _free_slot(row: RunRow, transaction: Transaction, state: EngineState) -> Non
 
 
 def _tell_parent(row: RunRow, transaction: Transaction) -> None:
-    ended_id = row.id
+    ended_id, parent_id = row.id, row.parent_id
     if row.batch_id is not None:
         batch = transaction.batch(row.batch_id)
         assert batch is not None, "a run's batch is never deleted before the run"
@@ -201,8 +204,8 @@ def _tell_parent(row: RunRow, transaction: Transaction) -> None:
         transaction.announce_batch(batch)
         if batch.finished_count < batch.run_count:
             return
-        ended_id = batch.id
-    parent = transaction.run(row.parent_id) if row.parent_id else None
+        ended_id, parent_id = batch.id, batch.parent_id
+    parent = transaction.run(parent_id) if parent_id else None
     if parent is not None and parent.worker_id is not None:
         transaction.announce_finished_child(parent.worker_id, ended_id)
 

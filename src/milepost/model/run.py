@@ -27,6 +27,8 @@ class RunStatus(StrEnum):
 
 
 FINAL_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
+# A year; whatever a worker asks for, the run comes back.
+RETRY_DELAY_MS_MAX = 365 * 24 * 3600 * 1000
 HELD_STATUSES = frozenset({RunStatus.EXECUTING, RunStatus.WAITING})
 
 
@@ -86,7 +88,8 @@ def finish(run: RunState, outcome: Outcome, now: int) -> Change:
         return Change(RunStatus.COMPLETED, run.attempt, None)
     if outcome.retry_after_ms is None:
         return Change(RunStatus.FAILED, run.attempt, None)
-    return Change(RunStatus.QUEUED, run.attempt, None, due_at=now + outcome.retry_after_ms * 1000)
+    delay_ms = min(max(outcome.retry_after_ms, 0), RETRY_DELAY_MS_MAX)
+    return Change(RunStatus.QUEUED, run.attempt, None, due_at=now + delay_ms * 1000)
 
 
 def lose(run: RunState, retry: Retry, max_attempts: int | None, jitter: float) -> Outcome:

@@ -48,6 +48,8 @@ def decode(body: bytes, kind: Any) -> Any:
         if found := _PLACE.match(message):
             message, place = found.groups()
         raise BadRequestError(f"{message}{f' at {place}' if place else ''}", field=place) from None
+    except RecursionError:
+        raise BadRequestError("the body is nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(f"the body is not JSON: {error}") from None
 

@@ -28,6 +28,7 @@ class ChangeRow(msgspec.Struct, gc=False):
     writer_id: str | None
     writer_attempt: int | None
     writer_sequence: int | None
+    refused: bytes | None
     created_at: int
 
 

@@ -43,6 +43,7 @@ def upgrade() -> None:
         sa.Column("writer_id", sa.Text(), nullable=True),
         sa.Column("writer_attempt", sa.Integer(), nullable=True),
         sa.Column("writer_sequence", sa.Integer(), nullable=True),
+        sa.Column("refused", sa.LargeBinary(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("run_id", "version"),
         sqlite_with_rowid=False,

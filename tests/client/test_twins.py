@@ -1,0 +1,67 @@
+"""Every blocking call has an asynchronous twin with the same parameters, and the other way round."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milepost import Client, RunHandle, Task, metadata, runs, tasks
+from milepost.client.runs import Runs
+from milepost.client.updater import OutsideMetadata
+from milepost.sdk import triggering
+from milepost.sdk.metadata import Metadata, RunMetadata
+from milepost.sdk.triggering import Tasks
+
+# Calls that wait for something, and so have two forms; everything else on these objects only touches memory.
+WAITING: list[tuple[Any, list[str]]] = [
+    (Client, ["send", "prepare", "trigger", "get_metadata", "wait_for_result", "wait_for_batch"]),
+    (Runs, ["retrieve", "list", "subscribe", "wait"]),
+    (RunHandle, ["retrieve", "subscribe", "result"]),
+    (OutsideMetadata, ["send"]),
+    (Metadata, ["flush", "refresh"]),
+    (RunMetadata, ["get"]),
+    (Task, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
+    (Tasks, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
+    (triggering, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
+]
+# Begin with an a and are no twins.
+OTHERS = {"append", "asyncio", "annotations", "api_url", "add_all", "async_transport"}
+
+
+def twin_of(name: str) -> str:
+    twin = f"a{name}"
+    return f"{twin}_" if keyword.iskeyword(twin) else twin
+
+
+@pytest.mark.parametrize(("owner", "names"), WAITING)
+def test_twins_have_the_same_parameters(owner: Any, names: list[str]) -> None:
+    for name in names:
+        blocking: Callable[..., Any] = getattr(owner, name)
+        twin: Callable[..., Any] = getattr(owner, twin_of(name))
+        assert _parameters(blocking) == _parameters(twin), name
+        assert not inspect.iscoroutinefunction(blocking), name
+        assert inspect.getdoc(blocking), name
+        assert inspect.getdoc(twin), name
+
+
+@pytest.mark.parametrize(("owner", "names"), WAITING)
+def test_no_twin_is_alone(owner: Any, names: list[str]) -> None:
+    coroutines = {
+        name for name in vars(owner) if inspect.iscoroutinefunction(vars(owner)[name]) and name[0] != "_"
+    }
+    assert coroutines <= {twin_of(name) for name in names}
+
+
+def _parameters(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in found]
+
+
+def test_the_public_objects_are_of_these_kinds() -> None:
+    assert isinstance(runs, Runs)
+    assert isinstance(tasks, Tasks)
+    assert isinstance(metadata, Metadata)
