@@ -24,7 +24,7 @@ from milepost.protocol.work import RunReport, TargetOperations, WorkerTask
 from milepost.store.database import Store
 
 import harness
-from harness import Figure, Options, Report
+from harness import Figure, Options
 
 STEPS = ("trigger", "claim", "report")
 FIGURES = (
@@ -108,7 +108,7 @@ def main() -> None:
 def measure(options: Options) -> None:
     """All figures."""
     turns, count = (1, BATCH) if options.quick else (TURNS, RUNS_PER_TURN)
-    report = Report(
+    report = harness.Report(
         "engine", "Engine and store alone: processor time per run", FIGURES, markdown=options.markdown
     )
     with tempfile.TemporaryDirectory() as folder:

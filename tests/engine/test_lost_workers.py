@@ -170,10 +170,12 @@ def test_an_attempt_that_has_reported_is_not_handed_out_under_the_same_number(
     world: World, worker: WorkerDouble
 ) -> None:
     """M44: (run, attempt, sequence) means one report. The worker forgets a run about which it had reported."""
-    world.trigger()
+    world.trigger(max_attempts=2)
     first = worker.claim_one()
     worker.report(first, Set("text", "a"), Increment("text", 1))
     worker.register(holding=[])
+    # The attempt has begun, so the task's own rule says when the next one comes.
+    world.clock.advance(60)
     other = WorkerDouble(world, "worker_2", *worker.tasks)
     second = other.claim_one()
     assert (second.id, second.attempt) == (first.id, 2)

@@ -548,3 +548,15 @@ def test_generators_are_refused_as_tasks() -> None:
     for function in (generator, async_generator):
         with pytest.raises(UsageError, match="generator"):
             task(function)
+
+
+def test_super_json_is_read_into_the_annotated_type() -> None:
+    received: list[Row] = []
+
+    @task
+    def work(row: Row) -> None:
+        received.append(row)
+
+    text = '{"json":{"id":1,"e-mail":"x"}}'
+    assert attempt(work, text=text, payload_type="application/super+json") == Outcome()
+    assert received == [Row.model_validate({"id": 1, "e-mail": "x"})]

@@ -133,7 +133,7 @@ def test_a_bad_payload_is_refused_before_the_request_where_the_task_is_known(api
         with pytest.raises(PayloadValidationError, match="'work': id: ") as caught:
             call()
         assert caught.value.field == "id"
-    with pytest.raises(PayloadValidationError, match="item 1: .*e-mail") as caught:
+    with pytest.raises(PayloadValidationError, match=r"item 1: .*e-mail") as caught:
         work.batch_trigger([ROW, {"id": 1}])  # type: ignore[list-item]
     assert caught.value.field == "e-mail"
     with pytest.raises(PayloadValidationError, match=r"needs a payload \(row\)"):
@@ -397,8 +397,8 @@ def test_blocking_forms_on_the_workers_loop_name_the_right_one(api: Api) -> None
         "await abatch_trigger_and_wait(...)": lambda: work.batch_trigger_and_wait([ROW]),
         "await runs.aretrieve(...)": lambda: runs.retrieve("run_1"),
         "await runs.await_(...)": lambda: runs.wait("run_1"),
-        "runs.asubscribe(...)": lambda: list(runs.subscribe("run_1")),
-        "runs.alist(...)": lambda: list(runs.list()),
+        "async for run in runs.asubscribe(...)": lambda: list(runs.subscribe("run_1")),
+        "async for run in runs.alist(...)": lambda: list(runs.list()),
         "await asend(...)": lambda: runs.metadata("run_1").set("a", 1).send(),
     }
 

@@ -56,7 +56,7 @@ def _output(wire: RunResult, shape: Shape[Any] | None) -> Any:
         return wire.output
     text: bytes | str = wire.output
     if wire.output_type == SUPER_JSON_TYPE:
-        text = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("json", b"null")
+        text = bytes(msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("json", b"null"))
     if shape is not None:
         try:
             return shape.read(text)

@@ -12,6 +12,7 @@ from milepost.client import calls
 from milepost.client.calls import Page
 from milepost.client.run import Run
 from milepost.client.subscription import RunFollower, afollow, follow
+from milepost.client.transport import check_blocking
 from milepost.client.updater import OutsideMetadata
 from milepost.errors import UnavailableError
 
@@ -136,6 +137,7 @@ class Runs:
             timeout: seconds to wait at most.
         Raises: TimeoutError, RunNotFoundError, UnavailableError.
         """
+        check_blocking("runs.wait")
         until = None if timeout is None else time.monotonic() + timeout
         client = self._client()
         try:

@@ -38,6 +38,8 @@ from milepost.store.database import Store
 logger = logging.getLogger("milepost.engine")
 
 ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
+# How long to wait before looking for due runs again when the database could not be reached.
+AWAY_MICROSECONDS = 1_000_000
 # The order within a group: what ends or frees comes before what asks for work, so that one commit can hand it on.
 _ORDER: dict[type[Any], int] = {RegisterWorker: 0, Report: 1, UpdateMetadata: 2, CreateBatch: 3}
 _LATER = 4
@@ -89,8 +91,8 @@ class Engine:
             if len(requests) == 1:
                 return [(requests[0].answer, _failure(error, requests[0].command))], None
             if not requests:
-                logger.exception("parked claims could not be served")
-                return [], None
+                logger.warning("parked claims cannot be served while the database is away: %s", error)
+                return self._without_database(), None
         answers: list[tuple[Answer, Any]] = []
         announcement = Announcement([], [], [])
         for request in requests:
@@ -101,6 +103,16 @@ class Engine:
                 announcement.batches += own.batches
                 announcement.children_finished += own.children_finished
         return answers, announcement
+
+    def _without_database(self) -> list[tuple[Answer, Any]]:
+        """Answer the parked claims whose time is over; look for due runs a little later."""
+        now = self._clock()
+        over = [parked for parked in self.state.parked.values() if parked.deadline <= now]
+        for parked in over:
+            del self.state.parked[parked.claim.worker_id]
+        if self.state.next_due_at is not None:
+            self.state.next_due_at = max(self.state.next_due_at, now + AWAY_MICROSECONDS)
+        return [(parked.answer, []) for parked in over]
 
     def wake_at(self) -> int | None:
         """When `execute` should be called even without a command: a parked claim is over, or a run is due."""
@@ -137,12 +149,14 @@ class Engine:
                 self._documents.forget(transaction.touched)
             raise
         self._documents.settle(transaction.touched)
-        self._remember(served)
+        self._remember(transaction, served)
         answers = [(request.answer, request.result) for request in others]
         return answers + served.answers, transaction.announcement()
 
-    def _remember(self, served: "_Served") -> None:
+    def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has handed out was handed to nobody.
+        for worker_id in transaction.gone_workers:
+            self.state.workers.pop(worker_id, None)
         self.state.parked = served.parked
         self.state.next_due_at = served.next_due_at
         for claim, runs in served.granted:

@@ -37,6 +37,7 @@ class Transaction:
         self.logs: list[LogRow] = []
         self._refusals: dict[tuple[str, int, int], bytes] = {}
         self._earlier_refusals: dict[tuple[str, int, int], bytes] = {}
+        self.gone_workers: set[str] = set()
         self._answers: dict[str, bytes] = {}
         self._known_answers: dict[str, bytes] = {}
         self._documents = documents
@@ -122,6 +123,7 @@ class Transaction:
 
     def fold(self, row: RunRow) -> None:
         """The run has ended: readers from now on want one snapshot and no log."""
+        self.touched.add(row.id)
         hot = self._documents.at_hand(row.id)
         if row.metadata_written and hot is None:
             hot = self.documents([row])[row.id]

@@ -93,7 +93,7 @@ def report(command: Report, transaction: Transaction, state: EngineState) -> lis
     replies = [_report_run(item, worker.id, transaction, state) for item in command.runs]
     if command.leaving:
         release(run_store.held_ids(transaction.connection, worker.id), transaction, state)
-        state.workers.pop(worker.id, None)
+        transaction.gone_workers.add(worker.id)
     return replies
 
 
@@ -103,13 +103,14 @@ def release_lost(transaction: Transaction, state: EngineState) -> int:
     A worker that this server has never heard of gets one lease from the server's start to come back.
     """
     silent_since = transaction.now - int(state.settings.lease_seconds * 1_000_000)
-    for worker in [worker for worker in state.workers.values() if worker.seen_at < silent_since]:
-        state.workers.pop(worker.id, None)
+    transaction.gone_workers.update(
+        worker.id for worker in state.workers.values() if worker.seen_at < silent_since
+    )
     if state.started_at > silent_since:
         return 0
     lost: list[str] = []
     for worker_id in run_store.holders(transaction.connection):
-        if worker_id not in state.workers:
+        if worker_id not in state.workers or worker_id in transaction.gone_workers:
             lost += run_store.held_ids(transaction.connection, worker_id)
     release(lost, transaction, state)
     return len(lost)

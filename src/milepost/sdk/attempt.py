@@ -159,7 +159,8 @@ class Attempt:
             if run.payload_type == TEXT_TYPE:
                 return shape.check(text)
             if run.payload_type == SUPER_JSON_TYPE:
-                text = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("json", b"null")
+                inside = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+                return shape.read(bytes(inside.get("json", b"null")))
             return shape.read(text)
         except Misfit as misfit:
             if text is None:

@@ -8,15 +8,18 @@ from milepost.sdk.scope import live_scope
 runs = Runs(default_client)
 """Reading and watching runs."""
 
+_ITERATED = frozenset({"subscribe", "list"})
+
 
 def _refuse_blocking(form: str) -> None:
     scope = live_scope()
-    if scope is not None:
-        owner, _, name = form.rpartition(".")
-        twin = "await_" if name == "wait" else f"a{name}"
-        scope.refuse_blocking(
-            f"{form}(...)", f"`await {owner}.{twin}(...)`" if owner else f"`await {twin}(...)`"
-        )
+    if scope is None:
+        return
+    owner, dot, name = form.rpartition(".")
+    twin = f"{owner}{dot}{'await_' if name == 'wait' else f'a{name}'}(...)"
+    scope.refuse_blocking(
+        f"{form}(...)", f"`async for run in {twin}`" if name in _ITERATED else f"`await {twin}`"
+    )
 
 
 set_blocking_guard(_refuse_blocking)

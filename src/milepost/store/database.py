@@ -45,8 +45,13 @@ class Store:
     @contextmanager
     def write(self) -> Generator[Connection]:
         """One transaction of the one writer: committed when the block ends, undone when it raises."""
-        with self._connection.begin():
-            yield self._connection
+        try:
+            with self._connection.begin():
+                yield self._connection
+        except BaseException:
+            # A commit that failed leaves the transaction open; the next one could not begin.
+            sqlite.abandon(self._connection)
+            raise
 
     @contextmanager
     def read(self) -> Generator[Connection]:

@@ -65,6 +65,13 @@ def readers(path: Path) -> Engine:
     return engine
 
 
+def abandon(connection: Connection) -> None:
+    """Undo whatever transaction is still open on the connection."""
+    driver = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection) and driver.in_transaction:
+        driver.rollback()
+
+
 def _url(path: Path) -> str:
     return f"sqlite:///{path}"
 
