@@ -16,6 +16,7 @@ from milepost.errors import MetadataError
 from milepost.model import jsonvalue
 from milepost.model.document import Document
 from milepost.model.operations import (
+    Increment,
     Operation,
     Refusal,
     check,
@@ -83,7 +84,7 @@ class HotDocument:
             except MetadataError as error:
                 refusals.append(Refusal(index, error.code, error.message))
             else:
-                applied.append(operation)
+                applied.append(self._as_logged(operation))
         if not applied:
             return None, refusals
         self.document.version += 1
@@ -101,6 +102,17 @@ class HotDocument:
         )
         self._remember(row, applied, refused)
         return row, refusals
+
+    def _as_logged(self, operation: Operation) -> Operation:
+        """An integer that was added to a float is logged as a float, so that readers who join steps never sum it: sums of floats depend
+        on how they are grouped (M30)."""
+        if (
+            isinstance(operation, Increment)
+            and type(operation.value) is int
+            and type(self.document.get(operation.key)) is float
+        ):
+            return msgspec.structs.replace(operation, value=float(operation.value))
+        return operation
 
     def replay(self, row: ChangeRow) -> None:
         """Apply a step that was committed before."""
