@@ -103,6 +103,11 @@ class Page:
     next: str | None
 
 
+def new_request_id() -> str:
+    """An id by which the server knows a repeat of a request."""
+    return str(uuid.uuid4())
+
+
 def health() -> Call[dict[str, Any]]:
     """What the server says about itself."""
     return _call("health", endpoints.HEALTH, lambda answer, _: answer)
@@ -230,7 +235,7 @@ def _call(
         target=_target(endpoint, query or {}, path),
         body=None if body is None else _encode(body),
         read=read_answer,
-        request_id=request_id or (None if endpoint.method == "GET" else str(uuid.uuid4())),
+        request_id=request_id or (None if endpoint.method == "GET" else new_request_id()),
         absent_on=absent_on,
     )
 

@@ -6,7 +6,6 @@ code belongs to, the last one collects what `send()` will send.
 
 from __future__ import annotations
 
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -204,7 +203,7 @@ class OutsideMetadata(Updater):
         """The call to make: the one that got no answer, or else one with what has been collected since."""
         if self._unanswered is None:
             request = MetadataRequest(operations=self._collected.take())
-            self._unanswered = calls.put_metadata(self._run_id, request, str(uuid.uuid4()))
+            self._unanswered = calls.put_metadata(self._run_id, request, calls.new_request_id())
         try:
             yield self._unanswered
         except UnavailableError:

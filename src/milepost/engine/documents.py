@@ -104,8 +104,8 @@ class HotDocument:
         return row, refusals
 
     def _as_logged(self, operation: Operation) -> Operation:
-        """An integer that was added to a float is logged as a float, so that readers who join steps never sum it: sums of floats depend
-        on how they are grouped (M30)."""
+        """An integer that was added to a float is logged as a float, so that readers who join steps never sum it: sums of floats
+        depend on how they are grouped (M30)."""
         if (
             isinstance(operation, Increment)
             and type(operation.value) is int

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
-from milepost.sdk.metadata import bind_to
+from milepost.sdk.binding import bind_to
 from milepost.sdk.scope import RunScope
 
 Parameters = ParamSpec("Parameters")

@@ -7,8 +7,6 @@ every call does nothing (M9-M11), so a library may use `metadata` unconditionall
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import operator
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
@@ -21,6 +19,7 @@ from milepost.errors import MetadataFlushError, MetadataTooLargeError
 from milepost.model.jsonvalue import JSONValue, json_size
 from milepost.model.operations import Delete, Operation, Update, check
 from milepost.model.path import read
+from milepost.sdk.binding import bind_to
 from milepost.sdk.scope import RunScope, current_scope, live_scope
 
 Parameters = ParamSpec("Parameters")
@@ -310,31 +309,6 @@ class Metadata(Updater):
 
 
 _NOTHING = object()
-
-
-def bind_to(scope: RunScope, function: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
-    """A function that runs as part of the given run, whichever thread calls it. Generators are bound step by step."""
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def bound_async(*args: Any, **kwargs: Any) -> Any:
-            token = current_scope.set(scope)
-            try:
-                return await function(*args, **kwargs)
-            finally:
-                current_scope.reset(token)
-
-        return cast("Callable[Parameters, ResultT]", bound_async)
-
-    @functools.wraps(function)
-    def bound(*args: Parameters.args, **kwargs: Parameters.kwargs) -> ResultT:
-        token = current_scope.set(scope)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            current_scope.reset(token)
-
-    return bound
 
 
 def _parent_of(scope: RunScope) -> str:
