@@ -2,8 +2,8 @@
 
     python benchmarks/engine_cost.py [--quick] [--markdown]
 
-Microseconds of processor time per run for each step, for runs alone and for children that each increment their parent, on a SQLite file
-in a temporary folder at `synchronous=FULL`. Runs and children take turns, and the median turn counts.
+Microseconds of processor time per run for each step, for runs alone and for children that each increment their parent, on a
+SQLite file in a temporary folder at `synchronous=FULL`. Runs and children take turns, and the median turn counts.
 """
 
 import statistics
@@ -13,7 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from milepost.engine.commands import Claim, Command, RegisterWorker, Report, Trigger, TriggerBatch, TriggerItem
+import harness
+from harness import Figure, Options
+
+from milepost.engine.commands import (
+    Claim,
+    Command,
+    RegisterWorker,
+    Report,
+    Trigger,
+    TriggerBatch,
+    TriggerItem,
+)
 from milepost.engine.engine import Engine, Request
 from milepost.engine.state import EngineSettings
 from milepost.model.operations import Increment
@@ -22,9 +33,6 @@ from milepost.model.run import Outcome
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations, WorkerTask
 from milepost.store.database import Store
-
-import harness
-from harness import Figure, Options
 
 STEPS = ("trigger", "claim", "report")
 FIGURES = (
@@ -89,7 +97,11 @@ class Bench:
             changes = [TargetOperations(parent_id, [Increment("done", 1)])] if parent_id else []
             reports = [
                 RunReport(
-                    id=run.id, attempt=run.attempt, sequence=1, changes=changes, outcome=Outcome(output="null")
+                    id=run.id,
+                    attempt=run.attempt,
+                    sequence=1,
+                    changes=changes,
+                    outcome=Outcome(output="null"),
                 )
                 for run in runs
             ]

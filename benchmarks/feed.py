@@ -2,8 +2,8 @@
 
     python benchmarks/feed.py [--quick] [--markdown]
 
-Every update is committed at `synchronous=FULL` before anybody is shown it. Watchers run in a process of their own (`watching.py`) on the
-same machine as server and executors.
+Every update is committed at `synchronous=FULL` before anybody is shown it. Watchers run in a process of their own
+(`watching.py`) on the same machine as server and executors.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from milepost import Task, runs
-
 import bench_tasks
 import harness
 from bench_tasks import Steady, Updates
 from harness import Figure, House, Options, Report, percentile
-from watching import Seen, Watch, watchers
+from watching import Seen, Watch, watch
+
+from milepost import Task, runs
 
 FIGURES = (
     Figure("lone_p50", "a lone update to a subscriber, default settings, p50", "ms", at_most=3),
@@ -28,9 +28,12 @@ FIGURES = (
     Figure("default_p99", "50 updates/s to a subscriber, flush interval 50 ms (default), p99", "ms"),
     Figure("fast_p50", "50 updates/s to a subscriber, flush interval 2 ms, p50", "ms", at_most=3),
     Figure("fast_p99", "50 updates/s to a subscriber, flush interval 2 ms, p99", "ms", at_most=15),
-    Figure("through", "updates of many runs committed and delivered to a subscriber of each", "/s", at_least=20_000),
+    Figure("committed", "updates of 1,000 runs committed while nobody watches", "/s"),
+    Figure("through", "updates of 1,000 runs committed and delivered to a subscriber of each", "/s", at_least=20_000),
     Figure("through_p50", "latency meanwhile, p50", "ms"),
     Figure("through_p99", "latency meanwhile, p99", "ms"),
+    Figure("through_server", "processor time of the server per update delivered", "µs"),
+    Figure("through_worker", "processor time of the worker per update delivered", "µs"),
     Figure("bytes_each", "1,000 appends of 100 bytes, each flushed: bytes to a subscriber per byte appended", "x"),
     Figure("bytes_together", "1,000 appends of 100 bytes, without flush: bytes to a subscriber per byte appended", "x"),
     Figure("bytes_whole", "the same, had the whole document been sent with each flush (computed)", "x"),
@@ -46,7 +49,8 @@ LINE_BYTES = 100
 TICKS_PER_SECOND = 50
 # Files that a process needs beside its connections.
 OTHER_FILES = 300
-THROUGH_PAUSE_SECONDS = 0.02
+# A thousand runs offer 25,000 updates per second.
+THROUGH_PAUSE_SECONDS = 0.04
 THROUGH_FLUSH_INTERVAL_MS = 10.0
 
 
@@ -85,7 +89,9 @@ def main() -> None:
 def measure(options: Options) -> None:
     """All figures, one after the other."""
     sizes = QUICK if options.quick else FULL
-    report = Report("feed", "Watching: from an update to those who see it", FIGURES, markdown=options.markdown)
+    report = Report(
+        "feed", "Watching: from an update to those who see it", FIGURES, markdown=options.markdown
+    )
     with harness.dev(processes=1) as house:
         measure_latency(report, house, "lone", Updates(sizes.lone, 10))
         measure_latency(report, house, "default", Updates(sizes.ticks, TICKS_PER_SECOND))
@@ -116,16 +122,24 @@ def measure_latency(report: Report, house: House, name: str, wanted: Updates) ->
 
 
 def measure_through(report: Report, sizes: Sizes) -> None:
-    """Many runs at once, each updating all the time and each watched; counted where the updates arrive."""
-    wanted = Steady(sizes.through_seconds + 3, THROUGH_PAUSE_SECONDS)
+    """Many runs at once, each updating all the time: first unwatched, then each with a subscriber, counted where updates arrive."""
+    wanted = Steady(sizes.through_seconds + 2.5, THROUGH_PAUSE_SECONDS)
+    payloads = [wanted] * sizes.through_runs
     with harness.dev(
         processes=1, concurrency=sizes.through_runs, flush_interval_ms=THROUGH_FLUSH_INTERVAL_MS
     ) as house:
         house.use()
-        house.pause_workers()
-        ids = batch_ids(bench_tasks.stamp_steadily, [wanted] * sizes.through_runs)
-        with watchers(Watch(house.url, house.secret_key, ids, sample_every=17)) as watching:
-            house.resume_workers()
+        batch = batch_ids(bench_tasks.stamp_steadily, payloads)
+        time.sleep(1)
+        versions, began = committed_versions(), time.perf_counter()
+        time.sleep(sizes.through_seconds)
+        report.add("committed", (committed_versions() - versions) / (time.perf_counter() - began))
+        for run_id in batch:
+            runs.wait(run_id, 30)
+        with house.paused_workers():
+            ids = batch_ids(bench_tasks.stamp_steadily, payloads)
+            watching = watch(Watch(house.url, house.secret_key, ids, sample_every=17))
+        with watching:
             time.sleep(1)
             watching.take()
             before = house.cpu()
@@ -133,13 +147,20 @@ def measure_through(report: Report, sizes: Sizes) -> None:
             seen = watching.take()
             used = house.cpu() - before
     report.add(
-        "through", seen.versions / seen.seconds, f"{seen.frames / seen.seconds:,.0f} frames/s, {len(ids):,} runs"
+        "through",
+        seen.versions / seen.seconds,
+        f"{seen.frames / seen.seconds:,.0f} frames/s, {len(ids):,} runs",
     )
     report.add("through_p50", percentile(seen.latencies_ms, 0.5))
     report.add("through_p99", percentile(seen.latencies_ms, 0.99))
-    report.note(
-        f"cores used meanwhile: server {used.server / seen.seconds:.2f}, worker {used.workers / seen.seconds:.2f}"
-    )
+    share = 1e6 / max(1, seen.versions)
+    report.add("through_server", used.server * share)
+    report.add("through_worker", used.workers * share)
+
+
+def committed_versions() -> int:
+    """Versions of the documents of all runs that have not ended."""
+    return sum(run.metadata_version for run in runs.list(status="EXECUTING"))
 
 
 def batch_ids(task: Task[Any, Any], payloads: Sequence[Any]) -> list[str]:
@@ -169,21 +190,21 @@ def measure_crowd(report: Report, sizes: Sizes, house: House) -> None:
     share = seen.versions / (sizes.crowd * sizes.crowd_updates)
     report.add("crowd_p50", percentile(seen.latencies_ms, 0.5))
     report.add(
-        "crowd_p99", percentile(seen.latencies_ms, 0.99), f"{sizes.crowd:,} watchers, {share:.0%} of the updates as versions"
+        "crowd_p99",
+        percentile(seen.latencies_ms, 0.99),
+        f"{sizes.crowd:,} watchers, {share:.0%} of the updates as versions",
     )
 
 
 def watch_one(house: House, task: Task[Any, Any], payload: Any, *, times: int) -> Seen:
     """Have one run watched from before its start until its end, this many times over."""
-    house.pause_workers()
-    try:
+    with house.paused_workers():
         run_id = task.trigger(payload).id
-        wanted = Watch(house.url, house.secret_key, [run_id], times=times, sample_every=7 if times > 1 else 1)
-        with watchers(wanted) as watching:
-            house.resume_workers()
-            return watching.take_until_ended(times, seconds=60)
-    finally:
-        house.resume_workers()
+        watching = watch(
+            Watch(house.url, house.secret_key, [run_id], times=times, sample_every=7 if times > 1 else 1)
+        )
+    with watching:
+        return watching.take_until_ended(times, seconds=60)
 
 
 def measure_idle(report: Report, sizes: Sizes) -> None:
@@ -197,7 +218,7 @@ def measure_idle(report: Report, sizes: Sizes) -> None:
         time.sleep(1)
         before = harness.memory(house.server_id)
         started = time.perf_counter()
-        with watchers(Watch(house.url, house.secret_key, ids)) as watching:
+        with watch(Watch(house.url, house.secret_key, ids)) as watching:
             connected = time.perf_counter() - started
             time.sleep(1)
             cpu, began = house.cpu(), time.perf_counter()
@@ -211,7 +232,9 @@ def measure_idle(report: Report, sizes: Sizes) -> None:
             time.sleep(0.5)
             seen = watching.take()
     if seen.open != count or seen.versions != len(awake):
-        raise AssertionError(f"{seen.open} of {count} watchers are left, {seen.versions} of {len(awake)} updates came")
+        raise AssertionError(
+            f"{seen.open} of {count} watchers are left, {seen.versions} of {len(awake)} updates came"
+        )
     report.add("idle_memory", after.pss, f"{count:,} watchers; {before.pss:.0f} MB before them")
     report.add("idle_each", (after.pss - before.pss) * 1024 / count)
     report.add("idle_cpu", used.server / seconds * 100, f"connecting took {connected:.1f} s")

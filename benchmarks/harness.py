@@ -19,19 +19,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+import bench_tasks
 
 import milepost
 from milepost.client import calls
 from milepost.client.client import Client
 from milepost.client.handles import BatchHandle
 from milepost.client.subscription import BatchFollower, follow
-
-import bench_tasks
 
 HERE = Path(__file__).resolve().parent
 READY_SECONDS_MAX = 60.0
@@ -88,7 +89,7 @@ class Report:
         self._values[name] = value, note
         ratio = figure.ratio(value)
         verdict = "" if ratio is None else f"   {ratio:.2f} x goal ({figure.goal})"
-        self._say(f"  {figure.text:<66} {_measured(figure, value, note)}{verdict}")
+        self._say(f"  {figure.text:<72} {_measured(figure, value, note)}{verdict}")
 
     def note(self, text: str) -> None:
         """A line of explanation; not part of the Markdown table."""
@@ -148,27 +149,23 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0))
     return (
         f"{cores} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
-        f"Milepost {milepost_version()}, fdatasync {fdatasync_ms():.2f} ms, load {os.getloadavg()[0]:.1f}"
+        f"Milepost {version('milepost')}, "
+        f"{commit_ms():.2f} ms for a commit to disk, load {os.getloadavg()[0]:.1f} at the start"
     )
 
 
-def milepost_version() -> str:
-    """The installed version."""
-    from importlib.metadata import version
-
-    return version("milepost")
-
-
-def fdatasync_ms() -> float:
-    """How long the disk under the temporary folder takes to keep 4 KB, median of 50."""
+def commit_ms() -> float:
+    """How long SQLite takes to keep one row as the server keeps it (write-ahead log, `synchronous=FULL`), median of 100."""
     taken: list[float] = []
-    with tempfile.TemporaryFile() as file:
-        for _ in range(50):
-            file.write(b"x" * 4096)
-            file.flush()
-            started = time.perf_counter()
-            os.fdatasync(file.fileno())
-            taken.append((time.perf_counter() - started) * 1000)
+    with tempfile.TemporaryDirectory(prefix="milepost-bench-") as folder:
+        with closing(sqlite3.connect(Path(folder) / "commit.db", isolation_level=None)) as connection:
+            connection.executescript(
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t (x TEXT)"
+            )
+            for _ in range(100):
+                started = time.perf_counter()
+                connection.execute("INSERT INTO t VALUES (?)", ("x" * 200,))
+                taken.append((time.perf_counter() - started) * 1000)
     return statistics.median(taken)
 
 
@@ -315,15 +312,18 @@ class House:
             time.process_time(),
         )
 
-    def pause_workers(self) -> None:
-        """Stop the executors in their tracks."""
-        for process_id in self.worker_ids:
-            os.kill(process_id, signal.SIGSTOP)
+    @contextmanager
+    def paused_workers(self) -> Iterator[None]:
+        """Executors stand still while the block runs; what is triggered gathers."""
+        self._signal_workers(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal_workers(signal.SIGCONT)
 
-    def resume_workers(self) -> None:
-        """Let the executors go on."""
+    def _signal_workers(self, number: int) -> None:
         for process_id in self.worker_ids:
-            os.kill(process_id, signal.SIGCONT)
+            os.kill(process_id, number)
 
     def run_noops(self, count: int) -> float:
         """Run no-op tasks, triggered a thousand at a time; seconds from the first trigger to the last stored result."""
@@ -331,9 +331,7 @@ class House:
         started = time.perf_counter()
         under_way: list[BatchHandle[int]] = []
         for first in range(0, count, BATCH_RUNS):
-            under_way.append(
-                bench_tasks.noop.batch_trigger(range(first, min(first + BATCH_RUNS, count)))
-            )
+            under_way.append(bench_tasks.noop.batch_trigger(range(first, min(first + BATCH_RUNS, count))))
             if len(under_way) > BATCHES_AHEAD_MAX:
                 self.wait_for(under_way.pop(0))
         for batch in under_way:
@@ -360,7 +358,9 @@ class House:
 
 
 @contextmanager
-def dev(*, processes: int = 1, concurrency: int = 100, flush_interval_ms: float | None = None) -> Iterator[House]:
+def dev(
+    *, processes: int = 1, concurrency: int = 100, flush_interval_ms: float | None = None
+) -> Iterator[House]:
     """Run `milepost dev` on the benchmarks' tasks while the block runs; data and processes are gone afterwards.
 
     Args:
@@ -379,7 +379,12 @@ def dev(*, processes: int = 1, concurrency: int = 100, flush_interval_ms: float 
         ]  # fmt: skip
         with (folder / "stderr.txt").open("w+b") as errors:
             process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
             )
             try:
                 ready = json.loads(_first_line(process, folder / "stderr.txt"))

@@ -75,7 +75,11 @@ def measure(options: Options) -> None:
         f"{warm.worker.pss:.1f} MB after a warm-up of {sizes.warm_up:,}, {sizes.runs:,} runs in {seconds:.0f} s",
     )
     report.add("worker_after", after.worker.pss)
-    report.add("server_after", after.server.pss, f"{after.server.pss - after.server.anonymous:.0f} MB of it pages of files")
+    report.add(
+        "server_after",
+        after.server.pss,
+        f"{after.server.pss - after.server.anonymous:.0f} MB of it pages of files",
+    )
     report.add("server_growth", after.server.anonymous - warm.server.anonymous)
     report.add("disk", size / (sizes.warm_up + sizes.runs))
     report.end()

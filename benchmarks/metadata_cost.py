@@ -17,12 +17,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import harness
+from harness import Figure, Report
+
 from milepost.model.document import Document
 from milepost.model.jsonvalue import JSONValue
 from milepost.model.operations import Append, Increment, Operation, Pending, Set
-
-import harness
-from harness import Figure, Report
 
 FIGURES = (
     Figure("set", "set a number, document of 1 KB", "µs"),

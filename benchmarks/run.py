@@ -58,7 +58,10 @@ def main() -> int:
         if code != 0:
             failed.append(name)
         if foreign > FOREIGN_CORES_MAX:
-            print(f"  !! {name}: others used {foreign:.1f} cores meanwhile; measure again on a quiet machine", flush=True)
+            print(
+                f"  !! {name}: others used {foreign:.1f} cores meanwhile; measure again on a quiet machine",
+                flush=True,
+            )
     if given.readme and not failed:
         README.write_text(with_numbers(README.read_text(), "\n".join(tables), machine))
         print(f"{README.name} has the numbers now")

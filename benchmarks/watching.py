@@ -12,10 +12,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 CONNECTING_AT_ONCE = 64
@@ -133,7 +131,7 @@ class Watcher(asyncio.Protocol):
             seen.latencies_ms += [(now - int(moment)) / 1e6 for moment in _MOMENT.findall(event)]
 
 
-async def watch(wanted: Watch) -> None:
+async def watch_all(wanted: Watch) -> None:
     """Connect everything, say so, then answer line by line until standard input ends."""
     counters = Counters(wanted.sample_every)
     address = urlsplit(wanted.url)
@@ -164,18 +162,25 @@ def _answer(seen: Seen) -> None:
 
 
 class Watchers:
-    """The process with the watchers, seen from the program that measures."""
+    """The process with the watchers, seen from the program that measures. A context manager: they end with its block."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self.connected = self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        # Waits for its end.
+        self._process.__exit__(None, None, None)
 
     def take(self) -> Seen:
         """What they have seen since the last time."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return self._read()
+        return self.read()
 
     def take_until_ended(self, streams: int, *, seconds: float) -> Seen:
         """What they see until the server has ended this many streams. Raises TimeoutError."""
@@ -188,7 +193,8 @@ class Watchers:
             seen = seen.plus(self.take())
         return seen
 
-    def _read(self) -> Seen:
+    def read(self) -> Seen:
+        """Their next answer."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -197,19 +203,21 @@ class Watchers:
         return Seen(**fields)
 
 
-@contextmanager
-def watchers(wanted: Watch) -> Iterator[Watchers]:
-    """Watch while the block runs; it begins when every watcher has its first frame."""
-    with subprocess.Popen(
+def watch(wanted: Watch) -> Watchers:
+    """Start watching; returns when every watcher has its first frame."""
+    process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(asdict(wanted)) + "\n")
-            process.stdin.flush()
-            yield Watchers(process)
-        finally:
-            process.kill()
+    )
+    watchers = Watchers(process)
+    try:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asdict(wanted)) + "\n")
+        process.stdin.flush()
+        watchers.read()
+    except BaseException:
+        watchers.__exit__()
+        raise
+    return watchers
 
 
 def main() -> None:
@@ -218,9 +226,9 @@ def main() -> None:
     try:
         import uvloop
     except ImportError:
-        asyncio.run(watch(wanted))
+        asyncio.run(watch_all(wanted))
     else:
-        uvloop.run(watch(wanted))
+        uvloop.run(watch_all(wanted))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,10 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._thread_id = threading.get_ident()
         self._has_left = asyncio.Event()
-        # Collecting garbage looks at everything that lives; what the imports made lives on anyway.
+        # What the imports made lives on anyway, and the many small objects of each run are freed without the collector's help.
+        gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
         self._link.start()
         self._heed_signals()
         self._supervisor.answer_to(self._link.order)
