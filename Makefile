@@ -41,7 +41,7 @@ bench: .venv/.development ## Measure cost and speed; the numbers are explained i
 clean: ## Remove what was set up and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-.venv/bin/python:
+.venv/.made:
 	@if [ -z "$(PYTHON)" ]; then echo "Milepost needs Python 3.11 or newer, and there is none on the PATH." >&2; exit 1; fi
 	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
 		package=$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
@@ -54,13 +54,14 @@ clean: ## Remove what was set up and built
 		fi; \
 	fi
 	@$(PYTHON) -m venv .venv
+	@touch $@
 
-.venv/.runtime: .venv/bin/python pyproject.toml
+.venv/.runtime: .venv/.made pyproject.toml
 	@echo "Installing what Milepost needs ..."
 	@$(PIP) --editable .
 	@touch $@
 
-.venv/.development: .venv/bin/python pyproject.toml
+.venv/.development: .venv/.made pyproject.toml
 	@echo "Installing what Milepost and its tests need ..."
 	@$(PIP) --editable '.[dev]'
 	@touch .venv/.runtime $@

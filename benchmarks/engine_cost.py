@@ -34,7 +34,7 @@ from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations, WorkerTask
 from milepost.store.database import Store
 
-STEPS = ("trigger", "claim", "report")
+STEPS: tuple[str, ...] = ("trigger", "claim", "report")
 FIGURES = (
     Figure("alone", "a run, all three steps", "µs"),
     *(Figure(f"alone_{step}", f"{step} of a run", "µs") for step in STEPS),
@@ -120,27 +120,28 @@ def main() -> None:
 def measure(options: Options) -> None:
     """All figures."""
     turns, count = (1, BATCH) if options.quick else (TURNS, RUNS_PER_TURN)
-    report = harness.Report(
-        "engine", "Engine and store alone: processor time per run", FIGURES, markdown=options.markdown
-    )
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        harness.Report(
+            "engine", "Engine and store alone: processor time per run", FIGURES, markdown=options.markdown
+        ) as report,
+        tempfile.TemporaryDirectory(prefix="milepost-bench-") as folder,
+    ):
         bench = Bench(Path(folder))
         bench.measure(BATCH, None)
         parent = bench.do(Trigger(TriggerItem("noop", None, TriggerOptions()))).run_ids[0]
         bench.claim(1)
         measured: dict[str, list[dict[str, float]]] = {"alone": [], "child": []}
-        for _ in range(turns):
+        for _ in harness.rounds(turns, seconds=20):
             measured["alone"].append(bench.measure(count, None))
             measured["child"].append(bench.measure(count, parent))
-    totals: dict[str, float] = {}
-    for kind, each in measured.items():
-        steps = {step: statistics.median(turn[step] for turn in each) / count * 1e6 for step in STEPS}
-        totals[kind] = sum(steps.values())
-        report.add(kind, totals[kind], f"{1e6 / totals[kind]:,.0f} runs/s")
-        for step, microseconds in steps.items():
-            report.add(f"{kind}_{step}", microseconds)
-    report.add("ratio", totals["child"] / totals["alone"])
-    report.end()
+        totals: dict[str, float] = {}
+        for kind, each in measured.items():
+            steps = {step: statistics.median(turn[step] for turn in each) / count * 1e6 for step in STEPS}
+            totals[kind] = sum(steps.values())
+            report.add(kind, totals[kind], f"{1e6 / totals[kind]:,.0f} runs/s")
+            for step, microseconds in steps.items():
+                report.add(f"{kind}_{step}", microseconds)
+        report.add("ratio", totals["child"] / totals["alone"])
 
 
 if __name__ == "__main__":

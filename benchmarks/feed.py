@@ -89,20 +89,18 @@ def main() -> None:
 def measure(options: Options) -> None:
     """All figures, one after the other."""
     sizes = QUICK if options.quick else FULL
-    report = Report(
+    with Report(
         "feed", "Watching: from an update to those who see it", FIGURES, markdown=options.markdown
-    )
-    with harness.dev(processes=1) as house:
-        measure_latency(report, house, "lone", Updates(sizes.lone, 10))
-        measure_latency(report, house, "default", Updates(sizes.ticks, TICKS_PER_SECOND))
-    with harness.dev(processes=1, flush_interval_ms=2) as house:
-        measure_latency(report, house, "fast", Updates(sizes.ticks, TICKS_PER_SECOND))
-    measure_through(report, sizes)
-    with harness.dev(processes=1) as house:
-        measure_bytes(report, sizes, house)
-        measure_crowd(report, sizes, house)
-    measure_idle(report, sizes)
-    report.end()
+    ) as report:
+        with harness.dev(processes=1) as house:
+            measure_latency(report, house, "lone", Updates(sizes.lone, 10))
+            measure_latency(report, house, "default", Updates(sizes.ticks, TICKS_PER_SECOND))
+            measure_bytes(report, sizes, house)
+            measure_crowd(report, sizes, house)
+        with harness.dev(processes=1, flush_interval_ms=2) as house:
+            measure_latency(report, house, "fast", Updates(sizes.ticks, TICKS_PER_SECOND))
+        measure_through(report, sizes)
+        measure_idle(report, sizes)
 
 
 def measure_latency(report: Report, house: House, name: str, wanted: Updates) -> None:

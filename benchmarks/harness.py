@@ -18,13 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import bench_tasks
 
@@ -39,7 +39,6 @@ READY_SECONDS_MAX = 60.0
 END_SECONDS_MAX = 15.0
 BATCH_RUNS = bench_tasks.BATCH_RUNS
 BATCHES_AHEAD_MAX = 20
-MB = 1024 * 1024
 
 
 # --- a report ----------------------------------------------------------------------------------------------
@@ -60,6 +59,8 @@ class Figure:
         """The goal in words; a dash without one."""
         if self.at_least is not None:
             return f"≥ {number(self.at_least)} {self.unit}"
+        if self.at_most == 0:
+            return "none"
         if self.at_most is not None:
             return f"≤ {number(self.at_most)} {self.unit}"
         return "–"
@@ -68,13 +69,16 @@ class Figure:
         """How many times better than the goal: 1 and more is reached."""
         if self.at_least:
             return value / self.at_least
+        if self.at_most == 0:
+            return 0.0 if value else 1.0
         if self.at_most:
-            return self.at_most / value if value else float("inf")
+            # Growth may be none at all, or less.
+            return self.at_most / value if value > 0 else float("inf")
         return None
 
 
 class Report:
-    """Prints each figure when it is measured, and all of them as rows of a Markdown table at the end if that is wanted."""
+    """Prints each figure when it is measured, or at the end of its block all of them as rows of a Markdown table."""
 
     def __init__(self, name: str, title: str, figures: Sequence[Figure], *, markdown: bool) -> None:
         self._figures = {figure.name: figure for figure in figures}
@@ -88,20 +92,22 @@ class Report:
         figure = self._figures[name]
         self._values[name] = value, note
         ratio = figure.ratio(value)
-        verdict = "" if ratio is None else f"   {ratio:.2f} x goal ({figure.goal})"
+        verdict = "" if ratio is None else f"   {_ratio(ratio)} of goal ({figure.goal})"
         self._say(f"  {figure.text:<72} {_measured(figure, value, note)}{verdict}")
 
     def note(self, text: str) -> None:
         """A line of explanation; not part of the Markdown table."""
         self._say(f"  {text}")
 
-    def end(self) -> None:
-        """Print the table if Markdown is wanted."""
-        if not self._markdown:
-            return
-        print(f"<!-- numbers: {self._name} -->")
-        print("\n".join(self.rows()))
-        print("<!-- end -->", flush=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Also after a failure: what has been measured is worth having.
+        if self._markdown:
+            print(f"<!-- numbers: {self._name} -->")
+            print("\n".join(self.rows()))
+            print("<!-- end -->", flush=True)
 
     def rows(self) -> list[str]:
         """The table as Markdown; what has not been measured says `(run)`."""
@@ -112,7 +118,7 @@ class Report:
                 value, note = self._values[figure.name]
                 measured = _measured(figure, value, note)
                 better = figure.ratio(value)
-                ratio = "–" if better is None else f"{better:.2f}"
+                ratio = "–" if better is None else _ratio(better)
             lines.append(f"| {figure.text} | {figure.goal} | {measured} | {ratio} |")
         return lines
 
@@ -123,6 +129,10 @@ class Report:
 
 def _measured(figure: Figure, value: float, note: str) -> str:
     return f"{number(value)} {figure.unit}".rstrip() + (f" ({note})" if note else "")
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 100 else "> 100x"
 
 
 def number(value: float) -> str:
@@ -204,8 +214,17 @@ def end_cleanly_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+def rounds(count: int, *, seconds: float) -> Iterator[int]:
+    """Count rounds of a measurement: so many, but after this time no further one."""
+    until = time.monotonic() + seconds
+    for index in range(count):
+        if index and time.monotonic() > until:
+            return
+        yield index
+
+
 @contextmanager
-def at_most(seconds: float) -> Iterator[None]:
+def at_most(seconds: float) -> Generator[None]:
     """Raise TimeoutError in the main thread when the block takes longer."""
 
     def ring(signal_number: int, frame: FrameType | None) -> NoReturn:
@@ -313,7 +332,7 @@ class House:
         )
 
     @contextmanager
-    def paused_workers(self) -> Iterator[None]:
+    def paused_workers(self) -> Generator[None]:
         """Executors stand still while the block runs; what is triggered gathers."""
         self._signal_workers(signal.SIGSTOP)
         try:
@@ -360,7 +379,7 @@ class House:
 @contextmanager
 def dev(
     *, processes: int = 1, concurrency: int = 100, flush_interval_ms: float | None = None
-) -> Iterator[House]:
+) -> Generator[House]:
     """Run `milepost dev` on the benchmarks' tasks while the block runs; data and processes are gone afterwards.
 
     Args:

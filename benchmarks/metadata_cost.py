@@ -128,22 +128,17 @@ def main() -> int:
     if arguments.json:
         print(json.dumps({"sizes_bytes": SIZES_BYTES, "microseconds": measured, "worst_ratio": max(ratios)}))
     else:
-        report = Report(
-            "metadata",
-            "One metadata call: applied to the document and added to what is pending",
-            FIGURES,
-            markdown=arguments.markdown,
-        )
-        if not arguments.markdown:
-            print_table(measured)
-        both = measured["apply and add"]
-        report.add("set", both["set number"][0])
-        report.add("set_path", both["set path"][0])
-        report.add("increment", both["increment"][0])
-        report.add("append", both["append capped"][0])
-        report.add("slowest", max(figures[-1] for figures in both.values()))
-        report.add("ratio", max(ratios))
-        report.end()
+        title = "One metadata call: applied to the document and added to what is pending"
+        with Report("metadata", title, FIGURES, markdown=arguments.markdown) as report:
+            if not arguments.markdown:
+                print_table(measured)
+            both = measured["apply and add"]
+            report.add("set", both["set number"][0])
+            report.add("set_path", both["set path"][0])
+            report.add("increment", both["increment"][0])
+            report.add("append", both["append capped"][0])
+            report.add("slowest", max(figures[-1] for figures in both.values()))
+            report.add("ratio", max(ratios))
     return 1 if arguments.check and max(ratios) > RATIO_MAX else 0
 
 

@@ -135,6 +135,7 @@ async def watch_all(wanted: Watch) -> None:
     """Connect everything, say so, then answer line by line until standard input ends."""
     counters = Counters(wanted.sample_every)
     address = urlsplit(wanted.url)
+    host, port = address.hostname or "", address.port or 80
     loop = asyncio.get_running_loop()
     turn = asyncio.Semaphore(CONNECTING_AT_ONCE)
 
@@ -144,9 +145,7 @@ async def watch_all(wanted: Watch) -> None:
             f"Authorization: Bearer {wanted.secret_key}\r\nAccept: text/event-stream\r\n\r\n"
         ).encode()
         async with turn:
-            _, watcher = await loop.create_connection(
-                lambda: Watcher(request, counters), address.hostname, address.port
-            )
+            _, watcher = await loop.create_connection(lambda: Watcher(request, counters), host, port)
             await watcher.is_ready
 
     async with asyncio.timeout(CONNECTING_SECONDS_MAX), asyncio.TaskGroup() as group:

@@ -76,8 +76,13 @@ class FakeWorker:
 
     def register(self) -> None:
         """Present itself; needed again after a restart of the server."""
-        tasks = [{"id": task, "queue": task, "retry": {}} for task in self._tasks]
-        body = {"id": "worker_1", "name": "tests", "tasks": tasks, "holding": list(self._attempts)}
+        tasks: list[dict[str, Any]] = [{"id": task, "queue": task, "retry": {}} for task in self._tasks]
+        body: dict[str, Any] = {
+            "id": "worker_1",
+            "name": "tests",
+            "tasks": tasks,
+            "holding": list(self._attempts),
+        }
         self._server.request("POST", "/api/v1/workers", body)
 
     def trigger(self, task: str, payload: str = "null", **options: Any) -> str:

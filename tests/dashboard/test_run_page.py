@@ -4,11 +4,31 @@ import json
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
 from dashboard.served import FakeWorker, RunningServer, append, increment, set_
 
 MARKUP = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
+
+
+# Lets a test see how many connections a page holds open, and speak in the server's name.
+KEEP_SOURCES = """
+    window.sources = [];
+    window.EventSource = class extends EventSource {
+      constructor(url) {
+        super(url);
+        window.sources.push(this);
+        this.count();
+      }
+      close() {
+        super.close();
+        this.count();
+      }
+      count() {
+        document.documentElement.dataset.open = window.sources.filter((source) => source.readyState !== 2).length;
+      }
+    };
+"""
 
 
 def tree(page: Page, name: str = "metadata") -> Locator:
@@ -143,6 +163,7 @@ def test_children(page: Page, worker: FakeWorker, server: RunningServer) -> None
 
 
 def test_a_child_of_the_last_moment(page: Page, worker: FakeWorker) -> None:
+    page.add_init_script(KEEP_SOURCES)
     parent = worker.start("handle-upload")
     open_run(page, parent)
     expect(connection(page)).to_have_text("Live")
@@ -152,6 +173,8 @@ def test_a_child_of_the_last_moment(page: Page, worker: FakeWorker) -> None:
     worker.claim()
     worker.complete(child)
     expect(page.locator("#child-counts")).to_have_text("1 completed")
+    # Nothing is left to happen, so nothing is watched.
+    expect(page.locator("html")).to_have_attribute("data-open", "0")
 
 
 def test_the_log(page: Page, worker: FakeWorker) -> None:
@@ -209,7 +232,7 @@ def test_progress_bars(page: Page, worker: FakeWorker) -> None:
 
 @pytest.mark.parametrize("where", ["metadata", "payload", "output"])
 def test_what_users_send_is_text(page: Page, worker: FakeWorker, where: str) -> None:
-    value = {
+    value: dict[str, Any] = {
         MARKUP: MARKUP,
         "list": [MARKUP, {"deep": MARKUP}],
         "__proto__": {"polluted": 1},
@@ -269,23 +292,23 @@ def test_a_restart_of_the_server_is_survived(page: Page, worker: FakeWorker, ser
 
 
 def test_a_gap_in_the_versions_is_healed_by_a_snapshot(page: Page, worker: FakeWorker) -> None:
+    page.add_init_script(KEEP_SOURCES)
     run_id = worker.start("handle-upload", metadata={"n": 1})
-
-    def with_a_gap(route: Route) -> None:
-        snapshot = page.request.get(f"/api/v3/runs/{run_id}").json()
-        gap = {"fromVersion": 5, "version": 6, "operations": [increment("n", 100)]}
-        events = [("snapshot", {"version": 0, "run": snapshot}), ("delta", gap)]
-        body = "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
-        route.fulfill(body=body, content_type="text/event-stream")
-
-    page.route(f"**/api/v1/runs/{run_id}/feed", with_a_gap, times=1)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
     open_run(page, run_id)
+    expect(connection(page)).to_have_text("Live")
+    speak = """
+        (delta) => {
+          const feed = window.sources.find((source) => source.url.endsWith("/feed"));
+          feed.dispatchEvent(new MessageEvent("delta", { data: delta }));
+          return feed.readyState;
+        }
+    """
+    gap = {"fromVersion": 5, "version": 6, "operations": [increment("n", 100)]}
+    with page.expect_request(f"**/runs/{run_id}/feed"):
+        assert page.evaluate(speak, json.dumps(gap)) == 2
+    expect(connection(page)).to_have_text("Live")
     worker.report(run_id, increment("n"))
     expect(leaf(page, "n")).to_have_text("2")
-    expect(connection(page)).to_have_text("Live")
-    assert len([url for url in asked if url.endswith(f"{run_id}/feed")]) == 2
 
 
 def test_a_run_that_is_gone(page: Page, worker: FakeWorker) -> None:
@@ -293,6 +316,15 @@ def test_a_run_that_is_gone(page: Page, worker: FakeWorker) -> None:
     page.route(f"**/api/v1/runs/{run_id}/**", lambda route: route.fulfill(status=404, body="{}"))
     page.goto(f"/runs/{run_id}")
     expect(connection(page)).to_have_text("Not found")
+
+
+def test_what_cannot_be_read_is_said(page: Page, worker: FakeWorker) -> None:
+    run_id = worker.start("handle-upload")
+    too_deep = "[" * 1100 + "]" * 1100
+    frame = f'event: snapshot\ndata: {{"version": 0, "run": {{"payload": {too_deep}}}}}\n\n'
+    page.route(f"**/{run_id}/feed", lambda route: route.fulfill(body=frame, content_type="text/event-stream"))
+    page.goto(f"/runs/{run_id}")
+    expect(connection(page)).to_have_text("Cannot be shown")
 
 
 def test_an_id_counts_once(page: Page, worker: FakeWorker) -> None:

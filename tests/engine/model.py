@@ -199,9 +199,11 @@ class Model:
         self.workers[command.worker_id] = Worker([task.id for task in tasks], now)
         for run in self._held_by(command.worker_id):
             if run.id not in command.holding:
-                # An attempt of which nothing was ever heard never began.
-                run.attempt -= run.sequence == 0
-                run.status, run.worker = "QUEUED", None
+                if run.sequence:
+                    self._lose(run, now)
+                else:
+                    # An attempt of which nothing was ever heard never began.
+                    run.status, run.worker, run.attempt = "QUEUED", None, run.attempt - 1
 
     def _claim(self, command: Claim, answer: Any, now: int) -> None:
         worker = self.workers.get(command.worker_id)

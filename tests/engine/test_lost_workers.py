@@ -2,7 +2,8 @@
 
 import pytest
 
-from milepost.engine.commands import RegisterWorker, ReleaseLostRuns, Report
+from milepost.engine.commands import Command, RegisterWorker, ReleaseLostRuns, Report, Trigger
+from milepost.errors import NotFoundError
 from milepost.model.operations import Append, Increment, Set
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome, RunStatus
@@ -138,6 +139,36 @@ def test_a_worker_that_leaves_gives_its_runs_up_at_once(world: World, worker: Wo
     assert status(world, first) == (RunStatus.COMPLETED, 1)
     assert world.document(first) == ({"a": 1}, 1)
     assert status(world, second) == (RunStatus.QUEUED, 1)
+
+
+@pytest.mark.parametrize("parked", [False, True], ids=["a new claim", "a claim that waits"])
+def test_a_worker_that_leaves_gets_no_run_in_the_same_group(
+    world: World, worker: WorkerDouble, parked: bool
+) -> None:
+    """A long poll of a worker that has gone may still be open: its run would have to be given up as lost."""
+    claim = worker.next_claim(1, wait=60)
+    if parked:
+        world.submit(claim)
+    commands: list[Command] = [Report(worker.id, [], leaving=True), Trigger(item())]
+    if not parked:
+        commands.append(claim)
+    tickets = world.submit(*commands)
+    [run_id] = result_of(tickets[1]).run_ids
+    assert status(world, run_id) == (RunStatus.QUEUED, 0)
+
+
+def test_nothing_counts_that_comes_behind_the_last_word_of_a_worker(
+    world: World, worker: WorkerDouble
+) -> None:
+    run_id = world.trigger()
+    run = worker.claim_one()
+    last, late = (
+        Report(worker.id, [], leaving=True),
+        Report(worker.id, [worker.next_report(run, Set("a", 1))]),
+    )
+    _, ticket = world.submit(last, late)
+    assert isinstance(ticket.result, NotFoundError) or ticket.result[0].lost
+    assert world.document(run_id) == ({}, 0)
 
 
 def test_registering_again_queues_what_the_worker_does_not_know_of(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, Unpack
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from milepost.client import calls
 from milepost.client.calls import Call, MetadataDocument, Triggered
@@ -14,10 +15,13 @@ from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
 from milepost.client.shape import Shape
 from milepost.client.subscription import BatchFollower, afollow, follow
-from milepost.client.transport import AsyncTransport, SyncTransport
+from milepost.client.transport import SyncTransport
 from milepost.errors import MetadataTooLargeError
 from milepost.model.document import SIZE_LIMIT
 from milepost.protocol.runs import RunResult
+
+if TYPE_CHECKING:
+    from milepost.client.async_transport import AsyncTransport
 
 ResultT = TypeVar("ResultT")
 
@@ -39,9 +43,16 @@ class Client:
             api_url, secret_key = address.api_url, address.secret_key
         self.api_url = api_url
         self.transport = SyncTransport(api_url, secret_key)
-        self.async_transport = AsyncTransport(api_url, secret_key)
+        self._secret_key = secret_key
         self.runs = Runs(lambda: self)
         self.metadata_limit = SIZE_LIMIT
+
+    @cached_property
+    def async_transport(self) -> AsyncTransport:
+        """The asynchronous way to the server. A program that only blocks never loads it."""
+        from milepost.client.async_transport import AsyncTransport
+
+        return AsyncTransport(self.api_url, self._secret_key)
 
     def __repr__(self) -> str:
         return f"<Milepost client of {self.api_url}>"

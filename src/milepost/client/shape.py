@@ -164,7 +164,7 @@ def parts_of(annotation: Any, segment: str | int) -> list[Any]:
                 found.append(arguments[1])
         elif isinstance(segment, int) or segment.isdigit():
             found.extend(_elements(origin, arguments))
-    return found
+    return _marked_as(annotation, found)
 
 
 def elements_of(annotation: Any) -> list[Any] | None:
@@ -182,19 +182,32 @@ def elements_of(annotation: Any) -> list[Any] | None:
         ):
             takes_array = True
             found.extend(_elements(origin, typing.get_args(kind)))
-    return found if takes_array else None
+    return _marked_as(annotation, found) if takes_array else None
+
+
+_BY_MSGSPEC = object()
+"""Marks the members of a type that msgspec reads: it reads them too, because its rules differ from Pydantic's."""
+
+_WRAPPERS = (typing_extensions.Required, typing_extensions.NotRequired, typing_extensions.ReadOnly)
+
+
+def _marked_as(annotation: Any, parts: list[Any]) -> list[Any]:
+    if not any(map(_is_msgspec_type, [annotation, *_alternatives(annotation)])):
+        return parts
+    return [Annotated[part, _BY_MSGSPEC] for part in parts]
+
+
+def _is_msgspec_type(annotation: Any) -> bool:
+    if isinstance(annotation, type):
+        return issubclass(annotation, msgspec.Struct) or hasattr(cast("Any", annotation), "__attrs_attrs__")
+    return typing.get_origin(annotation) is Annotated and _BY_MSGSPEC in typing.get_args(annotation)
 
 
 def _alternatives(annotation: Any) -> list[Any]:
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
         return [kind for argument in typing.get_args(annotation) for kind in _alternatives(argument)]
-    if origin in (
-        Annotated,
-        typing_extensions.Required,
-        typing_extensions.NotRequired,
-        typing_extensions.ReadOnly,
-    ):
+    if origin is Annotated or origin in _WRAPPERS:
         return _alternatives(typing.get_args(annotation)[0])
     if isinstance(annotation, typing_extensions.TypeAliasType):
         return _alternatives(annotation.__value__)
@@ -211,12 +224,14 @@ def _elements(origin: Any, arguments: tuple[Any, ...]) -> list[Any]:
 def _fields_of(kind: type[Any]) -> dict[str, Any]:
     """The members of an object type by the names that they have in JSON, each with its annotation; empty for other types."""
     if issubclass(kind, BaseModel):
-        return {
-            name: Annotated[field.annotation, field]
-            for python_name, field in kind.model_fields.items()
-            for name in {python_name, field.alias, field.serialization_alias}
-            if name is not None
-        }
+        fields: dict[str, Any] = {}
+        for python_name, model_field in kind.model_fields.items():
+            annotation = model_field.annotation
+            for constraint in model_field.metadata:
+                annotation = Annotated[annotation, constraint]
+            names = {python_name, model_field.alias, model_field.serialization_alias}
+            fields.update({name: annotation for name in names if name is not None})
+        return fields
     if issubclass(kind, msgspec.Struct):
         return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
     if (
@@ -224,14 +239,16 @@ def _fields_of(kind: type[Any]) -> dict[str, Any]:
         or typing_extensions.is_typeddict(kind)
         or hasattr(kind, "__attrs_attrs__")
     ):
-        return typing_extensions.get_type_hints(kind, include_extras=True)
+        hints = typing_extensions.get_type_hints(kind, include_extras=True)
+        return {name: _unwrapped(annotation) for name, annotation in hints.items()}
     return {}
 
 
-def _is_msgspec_type(annotation: Any) -> bool:
-    return isinstance(annotation, type) and (
-        issubclass(annotation, msgspec.Struct) or hasattr(cast("Any", annotation), "__attrs_attrs__")
-    )
+def _unwrapped(annotation: Any) -> Any:
+    """A member's annotation without `NotRequired` and its like, which mean nothing outside of their TypedDict."""
+    while typing.get_origin(annotation) in _WRAPPERS:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
 
 
 def _misfit(error: ValidationError) -> Misfit:

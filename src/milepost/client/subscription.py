@@ -11,18 +11,21 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 
 from milepost.client.calls import Feed
 from milepost.client.retries import Retries, patient
 from milepost.client.run import Run, WholeRun, run_from_wire
-from milepost.client.transport import AsyncTransport, SyncTransport, check_blocking
+from milepost.client.transport import SyncTransport, check_blocking
 from milepost.errors import MetadataError, MilepostError, UnavailableError
 from milepost.model.document import Document
 from milepost.model.operations import Operation
 from milepost.protocol.feed import BatchFrame, EventReader
+
+if TYPE_CHECKING:
+    from milepost.client.async_transport import AsyncTransport
 
 StateT_co = TypeVar("StateT_co", covariant=True)
 

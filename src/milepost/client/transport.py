@@ -1,21 +1,14 @@
-"""The two ways onto the wire: blocking on urllib3, asynchronous on aiohttp. Both send `calls.Call` values and know nothing else.
-
-One `SyncTransport` may be used by any number of threads. An `AsyncTransport` keeps one session for each event loop that uses it,
-and the session ends with its loop.
-"""
+"""The blocking way onto the wire, on urllib3; and what both ways share. A transport sends `Call` values and knows nothing else."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
 
-import aiohttp
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Timeout
@@ -49,11 +42,13 @@ def check_blocking(form: str) -> None:
         _before_blocking(form)
 
 
-def _headers(secret_key: str) -> dict[str, str]:
+def common_headers(secret_key: str) -> dict[str, str]:
+    """What every request says."""
     return {"authorization": f"Bearer {secret_key}", "user-agent": "milepost-python"}
 
 
-def _base(api_url: str) -> str:
+def checked_address(api_url: str) -> str:
+    """The server's address without a slash at its end. Raises ConfigurationError for what is none."""
     parts = urlsplit(api_url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigurationError(
@@ -103,8 +98,8 @@ class SyncTransport:
     """Sends calls and waits for their answers. Thread-safe, and safe to have across a fork."""
 
     def __init__(self, api_url: str, secret_key: str) -> None:
-        self._api_url = _base(api_url)
-        self._headers = _headers(secret_key)
+        self._api_url = checked_address(api_url)
+        self._headers = common_headers(secret_key)
         self._prefix = urlsplit(self._api_url).path
         self._open()
 
@@ -149,7 +144,7 @@ class SyncTransport:
                 wanted = response.headers.get("retry-after")
                 return call.answer(response.status, response.data, response.headers)
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                failure = unreachable(self._api_url, _reason(error))
+                failure = unreachable(self._api_url, reason_of(error))
             except UnavailableError as error:
                 failure = error
             time.sleep(retries.pause(failure, wanted=wanted))
@@ -173,7 +168,7 @@ class SyncTransport:
                 timeout=_FEED_TIMEOUT,
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise unreachable(self._api_url, _reason(error)) from None
+            raise unreachable(self._api_url, reason_of(error)) from None
         try:
             if response.status != 200:
                 raise from_problem(response.status, response.read())
@@ -196,122 +191,17 @@ class SyncTransport:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 if until is not None and time.monotonic() >= until:
                     raise TimeoutError from None
-                raise unreachable(self._api_url, _reason(error)) from None
+                raise unreachable(self._api_url, reason_of(error)) from None
             if not data:
                 raise unreachable(self._api_url, "the connection ended")
             yield data
 
 
-# A session, and the generator that closes it.
-_Session = tuple[aiohttp.ClientSession, AsyncGenerator[aiohttp.ClientSession]]
-
-
-class AsyncTransport:
-    """Sends calls without blocking. It may be used from several event loops; each has its own connections."""
-
-    def __init__(self, api_url: str, secret_key: str) -> None:
-        self._api_url = _base(api_url)
-        self._headers = _headers(secret_key)
-        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
-
-    async def _session(self) -> aiohttp.ClientSession:
-        loop = asyncio.get_running_loop()
-        known = self._sessions.get(loop)
-        if known is not None and not known[0].closed:
-            return known[0]
-        # The loop closes every async generator that was begun on it before it ends, and with this one the session.
-        holder = self._hold_session()
-        session = await anext(holder)
-        self._sessions[loop] = session, holder
-        return session
-
-    async def _hold_session(self) -> AsyncGenerator[aiohttp.ClientSession]:
-        session = aiohttp.ClientSession(
-            headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
-        )
-        try:
-            yield session
-        finally:
-            await session.close()
-
-    async def send(self, call: Call[ResultT]) -> ResultT:
-        """As `SyncTransport.send`, without blocking."""
-        session = await self._session()
-        headers: dict[str, str] = {}
-        if call.body is not None:
-            headers["content-type"] = "application/json"
-        if call.request_id is not None:
-            headers[REQUEST_ID_HEADER] = call.request_id
-        retries = Retries()
-        while True:
-            wanted: str | None = None
-            try:
-                async with session.request(
-                    call.method,
-                    self._api_url + call.target,
-                    data=call.body,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=_ASYNC_ANSWER_TIMEOUT,
-                ) as response:
-                    content = await response.read()
-                wanted = response.headers.get("retry-after")
-                return call.answer(response.status, content, response.headers)
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                failure = unreachable(self._api_url, _reason(error))
-            except UnavailableError as error:
-                failure = error
-            await asyncio.sleep(retries.pause(failure, wanted=wanted))
-
-    @asynccontextmanager
-    async def open(self, feed: Feed) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """As `SyncTransport.open`, without blocking."""
-        session = await self._session()
-        try:
-            response = await session.get(
-                self._api_url + feed.target,
-                headers={"accept": "text/event-stream"},
-                allow_redirects=False,
-                timeout=_ASYNC_FEED_TIMEOUT,
-            )
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unreachable(self._api_url, _reason(error)) from None
-        try:
-            if response.status != 200:
-                raise from_problem(response.status, await response.read())
-            yield self._read(response)
-        finally:
-            response.close()
-
-    async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        try:
-            async for data in response.content.iter_any():
-                yield data
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unreachable(self._api_url, _reason(error)) from None
-        raise unreachable(self._api_url, "the connection ended")
-
-    async def close(self) -> None:
-        """Close the connections of the running event loop."""
-        known = self._sessions.pop(asyncio.get_running_loop(), None)
-        if known is not None:
-            await known[1].aclose()
-
-
 _ANSWER_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
 _FEED_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=SILENCE_SECONDS_MAX)
-_ASYNC_ANSWER_TIMEOUT = aiohttp.ClientTimeout(
-    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=ANSWER_SECONDS_MAX
-)
-_ASYNC_FEED_TIMEOUT = aiohttp.ClientTimeout(
-    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX
-)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Why there was no answer, in words; the libraries put several errors around the one that says it."""
     innermost: BaseException | None = error
     while innermost is not None:

@@ -1,4 +1,5 @@
-// Does an operation mean something, whatever document it meets? The twin of `decode_each` and `check` in `milepost/model/operations.py`.
+// Does an operation mean something, whatever document it meets? The twin of `decode_each` and `check` in
+// `milepost/model/operations.py`.
 
 import { RefusedError, checkName, parse } from "./path.js";
 import { isNumber } from "./json.js";

@@ -9,9 +9,10 @@ import { parse } from "./json.js";
 
 /**
  * connecting: for the first time. live: what is shown is the present state. reconnecting: what is shown may be old. ended: the
- * server has sent everything there will be. gone: the server knows nothing (any more) of what is watched.
+ * server has sent everything there will be. gone: the server knows nothing (any more) of what is watched. unreadable: what it sends
+ * is beyond this reader, such as a payload of a thousand levels.
  *
- * @typedef {"connecting" | "live" | "reconnecting" | "ended" | "gone"} FeedState
+ * @typedef {"connecting" | "live" | "reconnecting" | "ended" | "gone" | "unreadable"} FeedState
  */
 
 const DELAY_MIN = 250;
@@ -89,8 +90,14 @@ export class Feed {
    * @param {string} data
    */
   receive(name, data) {
-    const fits = this.onEvent(name, /** @type {Map<string, any>} */ (parse(data)));
-    if (fits === false) {
+    let frame;
+    try {
+      frame = /** @type {Map<string, any>} */ (parse(data));
+    } catch {
+      this.disconnect();
+      return this.enter("unreadable");
+    }
+    if (this.onEvent(name, frame) === false) {
       this.retry();
     } else if (!this.stopped) {
       this.delay = DELAY_MIN;

@@ -6,7 +6,11 @@ import { isNumber } from "./json.js";
 
 /** @typedef {import("./json.js").JSONObject} JSONObject */
 
-/** How far something has come. `total` is null while it is not known. @typedef {{label: string, done: number, total: number | null, text: string}} Progress */
+/**
+ * How far something has come. `total` is null while it is not known.
+ *
+ * @typedef {{label: string, done: number, total: number | null, text: string}} Progress
+ */
 
 const DONE_NAMES = ["processed", "done", "completed"];
 const BARS_MAX = 12;

@@ -1,7 +1,7 @@
 // A JSON value as a tree that opens and closes, updated in place.
 //
-// Values are never changed, only replaced (see `operations.js`), so a branch whose value is the same object as before has nothing to
-// do. What is closed, or beyond the shown part of a long array, has no elements at all: a document of 250 KB costs what is visible
+// Values are never changed, only replaced (see `operations.js`), so a branch whose value is the same object as before has nothing
+// to do. What is closed, or beyond the shown part of a long array, has no elements at all: a document of 250 KB costs what is visible
 // of it. `<details>` brings the keyboard and the screen reader along.
 
 import { arrange, element, setText } from "./dom.js";
@@ -17,7 +17,7 @@ const ITEMS_SHOWN = 50;
 const MEMBERS_SHOWN = 200;
 /** Characters of a text that are shown at first. */
 const CHARACTERS_SHOWN = 1000;
-/** Branches up to this depth are open at first, unless they are larger than this. Arrays at the top are: what matters is at their end. */
+/** Branches up to this depth are open at first, unless they are larger. Arrays at the top always are: the newest is at their end. */
 const OPEN_DEPTH = 2;
 const OPEN_SIZE = 60;
 

@@ -1,0 +1,134 @@
+"""The asynchronous way onto the wire, on aiohttp. One session for each event loop that uses it, which ends with its loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import aiohttp
+
+from milepost.client.calls import Call, Feed
+from milepost.client.retries import Retries, unreachable
+from milepost.client.transport import (
+    ANSWER_SECONDS_MAX,
+    CONNECT_SECONDS_MAX,
+    CONNECTIONS_MAX,
+    SILENCE_SECONDS_MAX,
+    checked_address,
+    common_headers,
+    reason_of,
+)
+from milepost.errors import UnavailableError
+from milepost.protocol.endpoints import REQUEST_ID_HEADER
+from milepost.protocol.problems import from_problem
+
+ResultT = TypeVar("ResultT")
+
+# A session, and the generator that closes it.
+_Session = tuple[aiohttp.ClientSession, AsyncGenerator[aiohttp.ClientSession]]
+
+
+class AsyncTransport:
+    """Sends calls without blocking. It may be used from several event loops; each has its own connections."""
+
+    def __init__(self, api_url: str, secret_key: str) -> None:
+        self._api_url = checked_address(api_url)
+        self._headers = common_headers(secret_key)
+        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
+
+    async def _session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        known = self._sessions.get(loop)
+        if known is not None and not known[0].closed:
+            return known[0]
+        # The loop closes every async generator that was begun on it before it ends, and with this one the session.
+        holder = self._hold_session()
+        session = await anext(holder)
+        self._sessions[loop] = session, holder
+        return session
+
+    async def _hold_session(self) -> AsyncGenerator[aiohttp.ClientSession]:
+        session = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
+        )
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def send(self, call: Call[ResultT]) -> ResultT:
+        """As `SyncTransport.send`, without blocking."""
+        session = await self._session()
+        headers: dict[str, str] = {}
+        if call.body is not None:
+            headers["content-type"] = "application/json"
+        if call.request_id is not None:
+            headers[REQUEST_ID_HEADER] = call.request_id
+        retries = Retries()
+        while True:
+            wanted: str | None = None
+            try:
+                async with session.request(
+                    call.method,
+                    self._api_url + call.target,
+                    data=call.body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=_ANSWER_TIMEOUT,
+                ) as response:
+                    content = await response.read()
+                wanted = response.headers.get("retry-after")
+                return call.answer(response.status, content, response.headers)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                failure = unreachable(self._api_url, reason_of(error))
+            except UnavailableError as error:
+                failure = error
+            await asyncio.sleep(retries.pause(failure, wanted=wanted))
+
+    @asynccontextmanager
+    async def open(self, feed: Feed) -> AsyncGenerator[AsyncIterator[bytes]]:
+        """As `SyncTransport.open`, without blocking."""
+        session = await self._session()
+        try:
+            response = await session.get(
+                self._api_url + feed.target,
+                headers={"accept": "text/event-stream"},
+                allow_redirects=False,
+                timeout=_FEED_TIMEOUT,
+            )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(self._api_url, reason_of(error)) from None
+        try:
+            if response.status != 200:
+                raise from_problem(response.status, await response.read())
+            yield self._read(response)
+        finally:
+            response.close()
+
+    async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for data in response.content.iter_any():
+                yield data
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(self._api_url, reason_of(error)) from None
+        raise unreachable(self._api_url, "the connection ended")
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        known = self._sessions.pop(asyncio.get_running_loop(), None)
+        if known is not None:
+            await known[1].aclose()
+
+
+_ANSWER_TIMEOUT = aiohttp.ClientTimeout(
+    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=ANSWER_SECONDS_MAX
+)
+_FEED_TIMEOUT = aiohttp.ClientTimeout(
+    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX
+)

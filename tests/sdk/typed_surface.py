@@ -1,0 +1,120 @@
+"""What type checkers in strict mode must infer of the public surface; checked by `test_types`, never run."""
+
+from typing import Any, assert_type
+
+from pydantic import BaseModel
+
+from milepost import (
+    BatchHandle,
+    BatchItem,
+    Context,
+    Queue,
+    Retry,
+    Run,
+    RunHandle,
+    Task,
+    TaskResult,
+    hooks,
+    metadata,
+    runs,
+    task,
+    tasks,
+)
+
+
+class Row(BaseModel):
+    id: int
+
+
+class Progress(BaseModel):
+    done: int = 0
+
+
+@task
+def plain(row: Row) -> int:
+    return row.id
+
+
+@task
+async def in_async(row: Row) -> int:
+    return row.id
+
+
+@task(id="with-context", retry=Retry(max_attempts=5), queue=Queue("rows", concurrency=20))
+async def with_context(row: Row, ctx: Context) -> Row:
+    ctx.logger.info("run %s, attempt %d", ctx.run.id, ctx.attempt.number)
+    return row
+
+
+@task(metadata=Progress, queue="rows")
+def context_first(ctx: Context, row: Row) -> Row:
+    return row
+
+
+@task
+def nothing() -> None: ...
+
+
+@task
+async def only_context(ctx: Context) -> list[str]:
+    return ctx.run.tags
+
+
+@task
+def optional(path: str | None) -> str:
+    return path or ""
+
+
+assert_type(plain, Task[Row, int])
+assert_type(in_async, Task[Row, int])
+assert_type(with_context, Task[Row, Row])
+assert_type(context_first, Task[Row, Row])
+assert_type(nothing, Task[None, None])
+assert_type(only_context, Task[None, list[str]])
+assert_type(optional, Task[str | None, str])
+
+row = Row(id=1)
+assert_type(plain.trigger(row, metadata={"a": 1}, tags=["x"], max_attempts=1, queue="q"), RunHandle[int])
+assert_type(nothing.trigger(metadata=Progress(), tags="x"), RunHandle[None])
+assert_type(optional.trigger(None).result(), TaskResult[str])
+assert_type(in_async.trigger_and_wait(row).unwrap(), int)
+assert_type(with_context.batch_trigger([row, BatchItem(row, tags="x")]), BatchHandle[Row])
+assert_type(with_context.batch_trigger_and_wait([row]), list[TaskResult[Row]])
+assert_type(tasks.trigger_and_wait("by-name", row), TaskResult[Any])
+
+for run in plain.trigger(row).subscribe():
+    assert_type(run, Run)
+    assert_type(run.metadata_as(Progress), Progress)
+for run in runs.list(task="plain", status=["QUEUED"]):
+    assert_type(run, Run)
+assert_type(runs.metadata("run_1").set("a", 1).increment("n").send(), dict[str, Any])
+
+assert_type(metadata.current(), dict[str, Any] | None)
+assert_type(metadata.current(Progress), Progress | None)
+metadata.set("a", 1).append("b", 2).increment("c").parent.increment("d").append("e", 1, max_items=5)
+for item in metadata.track([1, 2]):
+    assert_type(item, int)
+
+
+def add(left: int, right: int = 1) -> int:
+    return left + right
+
+
+assert_type(metadata.bind(add)(1, right=2), int)
+
+
+@hooks.on_success
+@plain.on_success
+def hook(output: int, ctx: Context) -> None: ...
+
+
+async def main() -> None:
+    assert_type(await with_context.atrigger_and_wait(row), TaskResult[Row])
+    assert_type(await only_context.atrigger(), RunHandle[list[str]])
+    assert_type(await with_context.abatch_trigger_and_wait([row]), list[TaskResult[Row]])
+    async for state in runs.asubscribe("run_1"):
+        assert_type(state, Run)
+    async for listed in runs.alist():
+        assert_type(listed, Run)
+    assert_type(await runs.await_("run_1"), Run)
+    await metadata.aflush()

@@ -1,0 +1,453 @@
+"""The link over a bad network: nothing is dropped, nothing is done twice, and whoever waits is woken."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from fake_server import FakeServer, Fault
+
+from milepost.model.operations import Increment, Set
+from milepost.model.retry import Retry
+from milepost.model.run import Outcome
+from milepost.protocol.metadata import MetadataChange, MetadataDelta
+from milepost.protocol.work import ClaimedRun, ClaimRequest, ReportRequest, RunReply, WorkerTask
+from milepost.sdk.buffer import Buffer
+from milepost.sdk.scope import RunScope
+from milepost.worker.channel import Refused
+from milepost.worker.control import Order
+from milepost.worker.link import LinkOptions, WorkerLink
+from milepost.worker.outbox import HeldRun
+
+Body = Callable[["Run"], str | None]
+
+
+class Run:
+    """What a test's task can do."""
+
+    def __init__(self, held: HeldRun) -> None:
+        self.id = held.scope.run.id
+        self.scope = held.scope
+        self.link = held.scope.link
+
+    def set(self, key: str, value: Any) -> None:
+        if self.scope.buffer.add(self.id, Set(key=key, value=value)):
+            self.link.wake(self.scope)
+
+    def increment(self, key: str) -> None:
+        if self.scope.buffer.add(self.id, Increment(key=key, value=1)):
+            self.link.wake(self.scope)
+
+    def flush(self) -> None:
+        self.link.flush(self.scope).result(20)
+
+    def wait_for(self, target_id: str) -> Future[None]:
+        return self.link.wait_for(self.scope, target_id)
+
+
+class ThreadHost:
+    """Runs the body that a test gives, in threads."""
+
+    def __init__(self, server: FakeServer, body: Body, **options: Any) -> None:
+        self.body = body
+        self.notices: list[str] = []
+        self.interrupted: list[str] = []
+        self.error: BaseException | None = None
+        self.has_left = threading.Event()
+        self._threads = ThreadPoolExecutor(50)
+        given: dict[str, Any] = {
+            "concurrency": 10,
+            "flush_interval_seconds": 0.05,
+            "grace_seconds": 10.0,
+            **options,
+        }
+        task = WorkerTask(id="t", queue="t", retry=Retry())
+        self.link = WorkerLink(
+            LinkOptions(
+                api_url=server.url, secret_key="key", worker_id="worker_1", name="test", tasks=[task], **given
+            ),
+            self,
+            asyncio.new_event_loop,
+        )
+        self.link.start()
+
+    def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
+        return HeldRun(RunScope(run, Buffer.of(run, limit=metadata_size_max), self.link), None)
+
+    def start(self, runs: Sequence[HeldRun]) -> None:
+        for held in runs:
+            self._threads.submit(self._run, held)
+
+    def _run(self, held: HeldRun) -> None:
+        self.link.finished(held, Outcome(output=self.body(Run(held))))
+
+    def interrupt(self, run: HeldRun) -> None:
+        self.interrupted.append(run.scope.run.id)
+
+    def registered(self) -> None: ...
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+    def left(self, error: BaseException | None, *, abandoned: int) -> None:
+        self.error = error
+        self.has_left.set()
+
+    def end(self) -> None:
+        self.link.order(Order.STOP)
+        assert self.has_left.wait(20)
+        self._threads.shutdown(wait=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    server = FakeServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def host(server: FakeServer) -> Iterator[Callable[..., ThreadHost]]:
+    hosts: list[ThreadHost] = []
+
+    def start(body: Body = lambda run: '"done"', **options: Any) -> ThreadHost:
+        hosts.append(ThreadHost(server, body, **options))
+        return hosts[-1]
+
+    yield start
+    for each in hosts:
+        each.end()
+
+
+def run_of(number: int) -> ClaimedRun:
+    return ClaimedRun(id=f"run_{number}", task="t", attempt=1)
+
+
+def claims(server: FakeServer) -> list[ClaimRequest]:
+    return [msgspec.json.decode(body, type=ClaimRequest) for body in server.bodies("claim_runs")]
+
+
+def test_a_claim_whose_answer_is_lost_is_asked_again_under_its_number(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.faults["claim_runs"] = deque([Fault(loses_reply=True)] * 3 + [Fault(status=503)])
+    started: list[str] = []
+    host(lambda run: started.append(run.id))
+    server.queue(run_of(1), run_of(2))
+    server.until(lambda: len(server.outcomes()) == 2)
+    assert sorted(started) == ["run_1", "run_2"]
+    assert [claim.sequence for claim in claims(server)][:5] == [1, 1, 1, 1, 1]
+
+
+def test_a_report_is_repeated_unchanged_until_it_is_answered(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.faults["report"] = deque([Fault(status=503), Fault(loses_reply=True), Fault(status=502)] * 2)
+
+    def body(run: Run) -> str:
+        for _ in range(100):
+            run.increment("count")
+            run.flush()
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    server.until(server.outcomes, 30)
+    operations = [
+        operation for report in server.reports for change in report.changes for operation in change.operations
+    ]
+    assert operations == [Increment(key="count", value=1)] * 100
+    sequences = [report.sequence for report in server.reports if report.sequence]
+    assert sequences == list(range(1, len(sequences) + 1))
+    bodies = server.bodies("report")
+    assert bodies[0] == bodies[1] == bodies[2]
+
+
+def test_updates_of_a_server_that_is_away_arrive_in_order_when_it_is_back(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.faults["report"] = deque([Fault(status=503)] * 4)
+
+    def body(run: Run) -> str:
+        for number in range(50):
+            run.set("number", number)
+        run.set("last", True)
+        return "1"
+
+    host(body)
+    server.queue(run_of(1), run_of(2))
+    server.until(lambda: len(server.outcomes()) == 2, 30)
+    for run_id in ("run_1", "run_2"):
+        written: dict[str, Any] = {}
+        for report in server.reports:
+            for change in report.changes:
+                if change.run == run_id:
+                    written |= {
+                        operation.key: operation.value
+                        for operation in change.operations
+                        if isinstance(operation, Set)
+                    }
+        assert written == {"number": 49, "last": True}
+
+
+def test_a_server_that_has_forgotten_the_worker_learns_it_anew_with_what_it_holds(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        run.set("began", True)
+        gate.wait(20)
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    server.until(lambda: server.reports)
+    server.forget_worker()
+    gate.set()
+    server.until(server.outcomes)
+    assert server.registered[0].holding == []
+    assert server.registered[1].holding == ["run_1"]
+    server.queue(run_of(2))
+    server.until(lambda: len(server.outcomes()) == 2)
+
+
+def test_a_quiet_worker_sends_heartbeats(server: FakeServer, host: Callable[..., ThreadHost]) -> None:
+    server.heartbeat_seconds = 0.05
+    host()
+    server.until(lambda: server.bodies("report").count(b"{}") >= 3)
+
+
+def test_updates_in_a_loop_are_few_reports(server: FakeServer, host: Callable[..., ThreadHost]) -> None:
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        for number in range(20_000):
+            run.set("number", number)
+        gate.wait(20)
+        return "1"
+
+    host(body, flush_interval_seconds=0.2)
+    server.queue(run_of(1))
+    server.until(lambda: any(b"19999" in body for body in server.bodies("report")))
+    gate.set()
+    server.until(server.outcomes)
+    times = [seen.at for seen in server.seen if seen.name == "report"]
+    assert len(times) < 15
+    # The outcome, the last one, leaves at once; before it no two are closer than the interval.
+    assert all(later - earlier > 0.15 for earlier, later in pairwise(times[:-1]))
+
+
+def test_a_wait_ends_with_the_announcement(server: FakeServer, host: Callable[..., ThreadHost]) -> None:
+    def body(run: Run) -> str:
+        run.set("before", True)
+        run.wait_for("run_x").result(20)
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    server.until(lambda: any(report.waiting for report in server.reports))
+    assert server.reports[-1].changes or server.reports[0].changes, "it was flushed first"
+    server.say(finished=["run_x"])
+    server.until(server.outcomes)
+
+
+def test_an_announcement_that_was_missed_is_asked_for_after_the_inbox_is_back(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    def body(run: Run) -> str:
+        run.wait_for("run_x").result(20)
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    server.until(lambda: any(report.waiting for report in server.reports))
+    assert "run_result" not in server.names(), "the inbox has been heard all the time"
+    server.ended.add("run_x")
+    server.break_inbox()
+    server.until(server.outcomes)
+    assert "run_result" in server.names()
+
+
+def test_what_has_ended_before_the_inbox_was_heard_is_asked_for(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    began, gate = threading.Event(), threading.Event()
+
+    def body(run: Run) -> str:
+        began.set()
+        gate.wait(20)
+        run.wait_for("run_x").result(20)
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    assert began.wait(10)
+    heard = server.names().count("inbox")
+    server.ended.add("run_x")
+    server.break_inbox()
+    server.until(lambda: server.names().count("inbox") > heard)
+    gate.set()
+    server.until(server.outcomes)
+
+
+def test_what_others_wrote_is_seen_without_writing(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    ready, seen = threading.Event(), list[Any]()
+
+    def body(run: Run) -> str:
+        run.set("own", 1)
+        run.flush()
+        ready.set()
+        while run.scope.buffer.get("other") is None:
+            pass
+        seen.append(run.scope.buffer.current())
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    assert ready.wait(10)
+    theirs = MetadataChange(2, [Set(key="other", value=2)])
+    server.say(deltas=[MetadataDelta("run_1", 1, 2, [theirs])])
+    server.until(server.outcomes)
+    assert seen == [{"own": 1, "other": 2}]
+
+
+def test_an_output_that_the_server_does_not_take_fails_its_own_run_only(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.accepts = lambda report: report.outcome is None or len(report.outcome.output or "") < 1000
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        gate.wait(20)
+        return '"' + "x" * (2000 if run.id == "run_3" else 5) + '"'
+
+    worker = host(body)
+    server.queue(*map(run_of, range(8)))
+    gate.set()
+    outcomes = server.until(lambda: len(server.outcomes()) == 8 and server.outcomes())
+    assert [run_id for run_id, outcome in outcomes.items() if outcome.error] == ["run_3"]
+    assert outcomes["run_3"].error.name == "ReportRefusedError"
+    assert any("run_3" in notice for notice in worker.notices)
+
+
+def test_a_lost_run_is_interrupted_and_the_others_go_on(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        run.set("began", True)
+        run.flush()
+        gate.wait(20)
+        return "1"
+
+    server.replies["run_1"].append(RunReply(id="run_1", lost=True))
+    worker = host(body)
+    server.queue(run_of(1), run_of(2))
+    server.until(lambda: len(server.reports) == 2)
+    gate.set()
+    server.until(server.outcomes)
+    assert worker.interrupted == ["run_1"]
+    assert list(server.outcomes()) == ["run_2"]
+
+
+@pytest.mark.parametrize("order", [Order.DRAIN, Order.STOP])
+def test_the_end_finishes_what_runs_and_leaves(
+    server: FakeServer, host: Callable[..., ThreadHost], order: Order
+) -> None:
+    began, gate = threading.Semaphore(0), threading.Event()
+
+    def body(run: Run) -> str:
+        began.release()
+        gate.wait(20)
+        run.set("last", "words")
+        return "1"
+
+    worker = host(body)
+    server.queue(run_of(1), run_of(2))
+    for _ in range(2):
+        assert began.acquire(timeout=10)
+    worker.link.order(order)
+    server.until(lambda: claims(server)[-1].wait_seconds == 0)
+    gate.set()
+    assert worker.has_left.wait(10)
+    assert worker.error is None
+    assert sorted(server.outcomes()) == ["run_1", "run_2"]
+    assert msgspec.json.decode(server.bodies("report")[-1], type=ReportRequest).leaving
+    last, before = claims(server)[-1], claims(server)[-2]
+    assert last.sequence == before.sequence, "what the claim under way has brought is not lost"
+
+
+def test_runs_that_only_wait_are_not_waited_for_when_everything_stops(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    def body(run: Run) -> str:
+        run.wait_for("run_x").result(20)
+        return "1"
+
+    worker = host(body, grace_seconds=60.0)
+    server.queue(run_of(1))
+    server.until(lambda: any(report.waiting for report in server.reports))
+    worker.link.order(Order.STOP)
+    assert worker.has_left.wait(10)
+    assert server.has_left
+
+
+def test_a_run_that_does_not_end_in_time_is_left_with_its_last_words(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    began, gate = threading.Event(), threading.Event()
+
+    def body(run: Run) -> str:
+        run.set("a", 1)
+        run.flush()
+        run.set("b", 2)
+        began.set()
+        gate.wait(20)
+        return "1"
+
+    worker = host(body, grace_seconds=0.1, flush_interval_seconds=30.0)
+    server.queue(run_of(1))
+    assert began.wait(10)
+    worker.link.order(Order.DRAIN)
+    assert worker.has_left.wait(10)
+    gate.set()
+    keys = [
+        operation.key
+        for report in server.reports
+        for change in report.changes
+        for operation in change.operations
+    ]
+    assert keys == ["a", "b"]
+    assert server.has_left
+    assert not server.outcomes()
+
+
+def test_a_worker_that_the_server_refuses_ends_with_the_reason(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.faults["register_worker"] = deque([Fault(status=503), Fault(status=401)])
+    worker = host()
+    assert worker.has_left.wait(10)
+    assert isinstance(worker.error, Refused)
+    assert worker.error.status == 401
+
+
+def test_the_end_comes_also_while_the_server_is_away(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.faults["register_worker"] = deque([Fault(status=503)] * 1000)
+    worker = host()
+    server.until(lambda: server.names().count("register_worker") >= 2)
+    worker.link.order(Order.DRAIN)
+    assert worker.has_left.wait(10)
+    assert worker.error is None
