@@ -108,7 +108,11 @@ def measure_latency(report: Report, house: House, name: str, wanted: Updates) ->
     house.use()
     latencies: list[float] = []
     seen: set[int] = set()
-    for run in runs.subscribe(bench_tasks.tick.trigger(wanted).id):
+    with house.paused_workers():
+        states = runs.subscribe(bench_tasks.tick.trigger(wanted).id)
+        # Subscribed before the first update.
+        next(states)
+    for run in states:
         now = time.monotonic_ns()
         ticks: list[int] = run.metadata.get("ticks", [])
         latencies += [(now - tick) / 1e6 for tick in ticks if tick not in seen]

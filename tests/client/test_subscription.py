@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from client.scripted import FINISHED, Answer, Asked, Drop, ScriptedServer, event
 from milepost import Client, MetadataValueError, Run, RunNotFoundError, RunStatus, UnavailableError
 from milepost.client import retries, subscription
 from milepost.client.subscription import BatchFollower, Gap, RunFollower
+from milepost.client.transport import ChunkDecoder
 from milepost.model.document import Document
 from milepost.model.jsonvalue import json_equal
 from milepost.model.operations import Append, Increment, Operation, Set, encode_operations
@@ -50,8 +51,14 @@ END = ("end", {"version": 0})
 
 
 def feed(follower: RunFollower, *frames: tuple[str, dict[str, Any]]) -> list[Run]:
-    states = [follower.take(name, json.dumps(data).encode()) for name, data in frames]
-    return [state for state in states if state is not None]
+    """The states that a reader sees who is there for every frame."""
+    states: list[Run] = []
+    for name, data in frames:
+        follower.take(name, json.dumps(data).encode())
+        state = follower.newest()
+        if state is not None:
+            states.append(state)
+    return states
 
 
 # --- the state machine --------------------------------------------------------------------------------------
@@ -170,41 +177,65 @@ def test_whatever_is_missed_the_last_state_is_the_servers(
 
 def test_batches_count_up() -> None:
     follower = BatchFollower()
-    frame = follower.take("batch", b'{"id":"batch_1","runCount":3,"finishedCount":1}')
+    assert follower.newest() is None
+    follower.take("batch", b'{"id":"batch_1","runCount":3,"finishedCount":1}')
+    frame = follower.newest()
     assert frame is not None
     assert (frame.run_count, frame.finished_count) == (3, 1)
-    assert follower.take("end", b"{}") is None
+    follower.take("end", b"{}")
+    assert follower.newest() is None
     assert follower.has_ended
 
 
 # --- over a connection --------------------------------------------------------------------------------------
 
-Subscribe = Callable[[], list[Run]]
+
+class Subscribe:
+    """Subscribes to run_1 in one of the two colours and gives all states. After state number n it sets `seen[n]`."""
+
+    def __init__(self, client: Client, colour: str) -> None:
+        self._client = client
+        self._colour = colour
+        self.seen = [threading.Event() for _ in range(10)]
+
+    def __call__(self) -> list[Run]:
+        states: list[Run] = []
+        if self._colour == "async":
+            asyncio.run(self._collect(states))
+        else:
+            for run in self._client.runs.subscribe("run_1"):
+                self._note(states, run)
+        return states
+
+    async def _collect(self, states: list[Run]) -> None:
+        async for run in self._client.runs.asubscribe("run_1"):
+            self._note(states, run)
+
+    def _note(self, states: list[Run], run: Run) -> None:
+        states.append(run)
+        self.seen[len(states) - 1].set()
 
 
 @pytest.fixture(params=["blocking", "async"])
 def subscribe(request: pytest.FixtureRequest, client: Client) -> Subscribe:
-    """Subscribes to run_1 and gives all states."""
-    if request.param == "blocking":
-        return lambda: list(client.runs.subscribe("run_1"))
-
-    async def collect() -> list[Run]:
-        return [run async for run in client.runs.asubscribe("run_1")]
-
-    return lambda: asyncio.run(collect())
+    return Subscribe(client, request.param)
 
 
 def stream(
-    server: ScriptedServer, *connections: list[tuple[str, dict[str, Any]] | type[Drop] | bytes]
+    server: ScriptedServer,
+    *connections: list[tuple[str, dict[str, Any]] | type[Drop] | bytes | threading.Event],
 ) -> None:
-    """One list of frames for each connection; Drop breaks it."""
+    """One list of frames for each connection; Drop breaks it, and an event is waited for before going on."""
     left = list(connections)
 
     def chunks(frames: list[Any]) -> Iterator[bytes]:
         for frame in frames:
             if frame is Drop:
                 raise Drop
-            yield frame if isinstance(frame, bytes) else event(*frame)
+            if isinstance(frame, threading.Event):
+                assert frame.wait(30)
+            else:
+                yield frame if isinstance(frame, bytes) else event(*frame)
 
     def answer(asked: Asked) -> Answer:
         assert asked.path == "/api/v1/runs/run_1/feed"
@@ -216,7 +247,15 @@ def stream(
 def test_from_snapshot_to_end(server: ScriptedServer, subscribe: Subscribe) -> None:
     stream(
         server,
-        [snapshot(0, {}), b": ping\n\n", delta(0, 1, Set("a", 1)), delta(None, 1, **FINISHED), END],
+        [
+            snapshot(0, {}),
+            subscribe.seen[0],
+            b": ping\n\n",
+            delta(0, 1, Set("a", 1)),
+            subscribe.seen[1],
+            delta(None, 1, **FINISHED),
+            END,
+        ],
     )
     states = subscribe()
     assert [(run.metadata, run.is_completed) for run in states] == [
@@ -227,21 +266,69 @@ def test_from_snapshot_to_end(server: ScriptedServer, subscribe: Subscribe) -> N
     assert server.asked[0].headers["accept"] == "text/event-stream"
 
 
-def test_frames_may_be_cut_anywhere(server: ScriptedServer, subscribe: Subscribe) -> None:
+@pytest.mark.parametrize("headers", [{}, {"connection": "close"}])
+def test_frames_may_be_cut_anywhere(
+    server: ScriptedServer, subscribe: Subscribe, headers: dict[str, str]
+) -> None:
     text = event(*snapshot(0, {"é": "ü"})) + event(*delta(0, 1, Set("a", 1))) + event(*END)
-    stream(server, [text[index : index + 7] for index in range(0, len(text), 7)])  # type: ignore[list-item]
-    assert [run.metadata for run in subscribe()] == [{"é": "ü"}, {"é": "ü", "a": 1}]
+    pieces = [text[index : index + 7] for index in range(0, len(text), 7)]
+    server.answer = lambda asked: Answer(200, headers=headers, chunks=iter(pieces))
+    assert subscribe()[-1].metadata == {"é": "ü", "a": 1}
 
 
 @pytest.mark.parametrize("way", ["breaks", "ends", "gap"])
 def test_a_connection_that_is_lost_is_taken_up_again(
     server: ScriptedServer, subscribe: Subscribe, way: str
 ) -> None:
-    first: list[Any] = [snapshot(1, {"n": 1}), delta(1, 2, Increment("n", 1))]
+    first: list[Any] = [
+        snapshot(1, {"n": 1}),
+        subscribe.seen[0],
+        delta(1, 2, Increment("n", 1)),
+        subscribe.seen[1],
+    ]
     first += {"breaks": [Drop], "ends": [], "gap": [delta(7, 8, Increment("n", 1))]}[way]
-    stream(server, first, [snapshot(2, {"n": 2}), snapshot(5, {"n": 5}, **FINISHED), END])
+    stream(server, first, [snapshot(2, {"n": 2}), b": ping\n\n", snapshot(5, {"n": 5}, **FINISHED), END])
     assert [run.metadata["n"] for run in subscribe()] == [1, 2, 5]
     assert len(server.asked) == 2
+
+
+def test_a_reader_that_is_late_gets_the_newest_state_only_M82(server: ScriptedServer, client: Client) -> None:
+    is_there, written, over = threading.Event(), threading.Event(), threading.Event()
+
+    def chunks() -> Iterator[bytes]:
+        yield event(*snapshot(0, {}))
+        assert is_there.wait(30)
+        for version in range(200):
+            yield event(*delta(version, version + 1, Increment("n", 1)))
+        written.set()
+        assert over.wait(30)
+        yield event(*END)
+
+    server.answer = lambda asked: Answer(200, chunks=chunks())
+    seen: list[Any] = []
+    for state in client.runs.subscribe("run_1"):
+        seen.append(state.metadata.get("n"))
+        is_there.set()
+        assert written.wait(30)
+        if len(seen) > 1:
+            over.set()
+    assert seen == [None, 200]
+
+    async def main() -> None:
+        seen.clear()
+        async for state in client.runs.asubscribe("run_1"):
+            seen.append(state.metadata.get("n"))
+            is_there.set()
+            # Blocks the loop on purpose: nothing is read meanwhile.
+            assert written.wait(30)
+            if len(seen) > 1:
+                over.set()
+        assert (seen[0], seen[-1]) == (None, 200)
+        assert len(seen) <= 4
+
+    for flag in (is_there, written, over):
+        flag.clear()
+    asyncio.run(main())
 
 
 def test_a_run_that_does_not_exist_is_no_reason_to_wait(server: ScriptedServer, subscribe: Subscribe) -> None:
@@ -293,6 +380,21 @@ def test_leaving_early_closes_the_connection(server: ScriptedServer, client: Cli
         assert await asyncio.to_thread(left.wait, 10)
 
     asyncio.run(main())
+
+
+@given(st.lists(st.binary(min_size=1, max_size=30), max_size=5), st.integers(1, 9), st.booleans())
+def test_the_chunked_coding_comes_off_wherever_it_is_cut(
+    parts: list[bytes], step: int, has_extension: bool
+) -> None:
+    extension = b";name=value" if has_extension else b""
+    raw = b"".join(b"%x%s\r\n%s\r\n" % (len(part), extension, part) for part in parts) + b"0\r\n\r\n"
+    decoder = ChunkDecoder()
+    found: list[bytes] = []
+    for index in range(0, len(raw), step):
+        if not decoder.has_ended:
+            found.append(decoder.decode(raw[index : index + step]))
+    assert b"".join(found) == b"".join(parts)
+    assert decoder.has_ended
 
 
 # --- waiting ------------------------------------------------------------------------------------------------

@@ -48,10 +48,7 @@ def test_the_newest_word_about_a_task_wins(store: Store) -> None:
 
 
 def test_answers_are_kept_until_they_are_pruned(store: Store) -> None:
-    rows = [
-        {"request_id": f"id {number}", "answer": b"%d" % number, "created_at": NOW + number}
-        for number in range(4)
-    ]
+    rows = [(f"id {number}", b"%d" % number, NOW + number) for number in range(4)]
     with store.write() as connection:
         records.save_answers(connection, rows)
         records.save_answers(connection, [])
@@ -66,8 +63,7 @@ def test_answers_are_kept_until_they_are_pruned(store: Store) -> None:
 
 
 def test_one_request_has_one_answer(store: Store) -> None:
-    row = {"request_id": "id", "answer": b"1", "created_at": NOW}
     with store.write() as connection:
-        records.save_answers(connection, [row])
+        records.save_answers(connection, [("id", b"1", NOW)])
     with pytest.raises(IntegrityError), store.write() as connection:
-        records.save_answers(connection, [{**row, "answer": b"2"}])
+        records.save_answers(connection, [("id", b"2", NOW)])

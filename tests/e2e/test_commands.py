@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Command, House
+from conftest import Command, House, write_tasks
 
 TASKS = """
 import asyncio
@@ -24,23 +24,32 @@ def fails() -> None:
 """
 
 
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One server for all tests here; each looks at runs of its own."""
+    folder = tmp_path_factory.mktemp("commands")
+    write_tasks(folder / "jobs.py", TASKS)
+    dev = House(["jobs.py", "--processes", "1"], folder=folder, env={})
+    yield dev
+    dev.clean_up()
+
+
 @pytest.fixture
-def dev(house: Callable[..., House]) -> Iterator[House]:
-    return house(TASKS, "--processes", "1")
+def run(dev: House, command: Callable[..., Command]) -> Callable[..., tuple[str, str]]:
+    """Runs a command below the server's folder to its end: what it has written to standard output and standard error."""
+
+    def run(*arguments: str, code: int = 0, folder: Path = dev.folder) -> tuple[str, str]:
+        done = command(*arguments, folder=folder)
+        output = done.rest()
+        assert done.process.wait(30) == code, done.errors
+        assert "Traceback" not in done.errors
+        return output, done.errors
+
+    return run
 
 
-def run(command: Callable[..., Command], *arguments: str, code: int = 0) -> tuple[str, str]:
-    """Run a command to its end: what it has written to standard output and standard error."""
-    done = command(*arguments)
-    output = done.rest()
-    assert done.process.wait(30) == code, done.errors
-    assert "Traceback" not in done.errors
-    return output, done.errors
-
-
-def test_trigger_and_watch(dev: House, command: Callable[..., Command]) -> None:
+def test_trigger_and_watch(dev: House, run: Callable[..., tuple[str, str]]) -> None:
     output, _ = run(
-        command,
         "trigger",
         "count",
         "5",
@@ -60,36 +69,36 @@ def test_trigger_and_watch(dev: House, command: Callable[..., Command]) -> None:
     assert sorted(found.tags) == ["a", "b"]
 
 
-def test_a_failed_run_is_an_exit_code(dev: House, command: Callable[..., Command]) -> None:
-    output, errors = run(command, "trigger", "fails", "--watch", code=1)
+def test_a_failed_run_is_an_exit_code(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    output, errors = run("trigger", "fails", "--watch", code=1)
     assert output.splitlines()[-1].startswith("FAILED  progress 50%")
     assert errors.splitlines() == ["ValueError: no luck today"]
-    run(command, "runs", "watch", output.splitlines()[0], code=1)
+    run("runs", "watch", output.splitlines()[0], code=1)
 
 
-def test_get_and_watch_for_people_and_programs(dev: House, command: Callable[..., Command]) -> None:
+def test_get_and_watch_for_people_and_programs(dev: House, run: Callable[..., tuple[str, str]]) -> None:
     run_id = dev.trigger("count", 3, metadata={"user": "u1"})
     dev.finished(run_id)
-    output, _ = run(command, "runs", "get", run_id)
+    output, _ = run("runs", "get", run_id)
     for words in (run_id, "COMPLETED", "count", "3 of 3", "[bold]not markup[/]", "u1", "output"):
         assert words in output
-    whole = json.loads(run(command, "runs", "get", run_id, "--json")[0])
+    whole = json.loads(run("runs", "get", run_id, "--json")[0])
     assert whole["metadata"]["processed"] == 3
-    states = [json.loads(line) for line in run(command, "runs", "watch", run_id, "--json")[0].splitlines()]
+    states = [json.loads(line) for line in run("runs", "watch", run_id, "--json")[0].splitlines()]
     assert states[-1]["status"] == "COMPLETED"
 
 
-def test_list_with_filters(dev: House, command: Callable[..., Command]) -> None:
-    assert run(command, "runs", "list")[1] == "no runs\n"
+def test_list_with_filters(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    assert run("runs", "list", "--tag", "nothing")[1] == "no runs\n"
     ids = [dev.trigger("count", 1, tags=["some"]) for _ in range(3)]
     failed = dev.trigger("fails")
     for run_id in (*ids, failed):
         dev.finished(run_id)
-    output, _ = run(command, "runs", "list", "--task", "count", "--status", "completed", "--tag", "some")
+    output, _ = run("runs", "list", "--task", "count", "--status", "completed", "--tag", "some")
     assert all(run_id in output for run_id in ids)
     assert failed not in output
-    lines = run(command, "runs", "list", "--json", "--limit", "2")[0].splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [failed, ids[2]]
+    lines = run("runs", "list", "--tag", "some", "--json", "--limit", "2")[0].splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [ids[2], ids[1]]
 
 
 @pytest.mark.parametrize(
@@ -106,27 +115,27 @@ def test_list_with_filters(dev: House, command: Callable[..., Command]) -> None:
     ],
 )
 def test_mistakes_are_said_in_one_line(
-    dev: House, command: Callable[..., Command], arguments: list[str], words: str
+    dev: House, run: Callable[..., tuple[str, str]], arguments: list[str], words: str
 ) -> None:
-    _, errors = run(command, *arguments, code=1)
+    _, errors = run(*arguments, code=1)
     assert words in errors
     assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
 
 
-def test_without_a_server_the_way_to_one_is_said(command: Callable[..., Command]) -> None:
-    _, errors = run(command, "runs", "list", code=1)
+def test_without_a_server_the_way_to_one_is_said(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    _, errors = run("runs", "list", code=1, folder=tmp_path)
     assert "milepost dev" in errors
     assert len(errors.splitlines()) == 1
 
 
-def test_a_server_needs_a_key(command: Callable[..., Command]) -> None:
-    _, errors = run(command, "server", "--port", "0", code=1)
+def test_a_server_needs_a_key(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    _, errors = run("server", "--port", "0", code=1, folder=tmp_path)
     assert "MILEPOST_SECRET_KEY is not set" in errors
 
 
-def test_upgrading_the_database(command: Callable[..., Command], tmp_path: Path) -> None:
-    _, errors = run(command, "db", "upgrade", "--data", str(tmp_path / "data"))
+def test_upgrading_the_database(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    _, errors = run("db", "upgrade", "--data", str(tmp_path / "data"))
     assert (tmp_path / "data" / "milepost.db").exists()
     assert "has the schema of Milepost" in errors
 
@@ -135,6 +144,6 @@ def test_upgrading_the_database(command: Callable[..., Command], tmp_path: Path)
     "arguments",
     [[], ["dev"], ["worker"], ["server"], ["demo"], ["trigger"], ["runs"], ["runs", "list"], ["db"]],
 )
-def test_every_command_explains_itself(command: Callable[..., Command], arguments: list[str]) -> None:
-    output, _ = run(command, *arguments, "--help")
+def test_every_command_explains_itself(run: Callable[..., tuple[str, str]], arguments: list[str]) -> None:
+    output, _ = run(*arguments, "--help")
     assert "Usage: " in output

@@ -4,14 +4,17 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from conftest import Command, House, cmdline, is_alive, wait_until, write_tasks
 
 from milepost import Client
+from milepost.client import calls
+from milepost.protocol.triggering import BatchItem, BatchRequest
 
 TREE = """
 @task
@@ -202,6 +205,40 @@ def test_a_run_that_does_not_end_in_time_is_tried_again(
     (tmp_path / "gate").touch()
     run = house(None, "--processes", "1").finished(run_id)
     assert (run.output, run.attempt_count) == (2, 2)
+
+
+def test_runs_that_were_claimed_and_have_not_started_lose_no_attempt(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    source = f"""
+    import pathlib, time
+    @task(retry=Retry(max_attempts=1))
+    def step(number: int) -> int:
+        if number == 300:
+            metadata.set("blocked", True)
+            while not pathlib.Path({str(gate)!r}).exists():
+                time.sleep(0.01)
+        return number
+    """
+    dev = house(source, "--processes", "1", "--concurrency", "1")
+    batch = dev.client.send(_batch("step", range(600)))
+    blocked = batch.run_ids[300]
+    dev.until(blocked, lambda run: run.metadata.get("blocked"))
+    dev.process.send_signal(signal.SIGTERM)
+    gate.touch()
+    assert dev.end() == 0
+    again = house(None, "--processes", "1")
+    for number, run_id in enumerate(batch.run_ids):
+        if number % 50 == 0 or 290 < number < 320:
+            run = again.finished(run_id)
+            assert (run.output, run.attempt_count) == (number, 1), run
+    assert not list(again.client.runs.list(status="FAILED"))
+
+
+def _batch(task_id: str, payloads: Iterable[int]) -> Any:
+    items = [BatchItem(task=task_id, payload=str(payload)) for payload in payloads]
+    return calls.trigger_batch(BatchRequest(items=items))
 
 
 def test_an_executor_drains_by_its_own_signal_and_is_replaced(
@@ -400,6 +437,8 @@ def test_a_forked_child_does_not_speak_for_its_parent(house: Callable[..., House
     assert dev.run("forks").output == "parent"
     assert [each.pid for each in dev.executors()] == [executor.pid]
     assert dev.end() == 0
+    assert "Exception ignored" not in dev.errors
+    assert "Traceback" not in dev.errors
 
 
 def test_what_a_task_has_started_ends_with_the_executor(house: Callable[..., House]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from milepost.engine.reading import Reader
@@ -420,7 +420,7 @@ def test_replacing_everything_reaches_the_subscriber(world: FeedWorld, worker: W
     run_async(follow)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate])
 @given(data=st.data())
 def test_whoever_reads_when_and_how_often_holds_a_committed_state_and_in_the_end_the_last(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

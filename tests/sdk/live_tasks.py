@@ -26,7 +26,8 @@ class Progress(BaseModel):
 async def child(row: Row, ctx: Context) -> Row:
     for _ in range(10):
         metadata.root.increment("count")
-    metadata.parent.append("children", ctx.run.id).root.increment("counted")
+    metadata.parent.append("children", ctx.run.id)
+    metadata.root.increment("counted")
     return row
 
 
@@ -60,9 +61,14 @@ def fan_out_blocking(n: int) -> dict[str, Any]:
 
 
 @task
+def middle(n: int) -> Any:
+    child.batch_trigger_and_wait([Row(id=index, email="x@y") for index in range(n)])
+    return sorted(metadata.current() or {})
+
+
+@task
 def grandparent(n: int) -> Any:
-    result = fan_out.trigger_and_wait(n)
-    return {"result": result.unwrap(), "own": metadata.current()}
+    return [middle.trigger_and_wait(n).unwrap(), metadata.current()]
 
 
 @task(retry=Retry(max_attempts=3, min_delay_seconds=0, max_delay_seconds=0))

@@ -88,7 +88,7 @@ def test_children_write_to_their_parent_and_the_parent_sees_it_without_asking(n:
     children = list(runs.list(parent=handle.id))
     assert sorted(finished.metadata["children"]) == sorted(child.id for child in children)
     assert {child.root_id for child in children} == {handle.id}
-    assert finished.child_counts == {"COMPLETED": n}
+    assert runs.retrieve(handle.id).child_counts == {"COMPLETED": n}
 
 
 def test_blocking_tasks_wait_for_children_too() -> None:
@@ -96,9 +96,7 @@ def test_blocking_tasks_wait_for_children_too() -> None:
 
 
 def test_the_root_is_the_root() -> None:
-    result = output("grandparent", 3)
-    assert result["own"] == {"count": 30, "counted": 3}
-    assert result["result"]["count"] is None
+    assert output("grandparent", 3) == [["children"], {"count": 30, "counted": 3}]
 
 
 def test_the_document_survives_retries_and_once_counts_once_M46() -> None:
@@ -188,7 +186,6 @@ def test_subscribers_come_early_late_and_often_M82() -> None:
         assert states[-1].metadata == final.metadata
     assert len(after) == 1
     assert len(collected[0]) > len(collected[3])
-    assert len(late) >= 15
 
 
 def test_a_slow_reader_skips_states_and_never_the_last() -> None:

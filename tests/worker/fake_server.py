@@ -75,6 +75,7 @@ class FakeServer:
 
     def __post_init__(self) -> None:
         self._queued: deque[ClaimedRun] = deque()
+        self._handed_out: dict[str, ClaimedRun] = {}
         self._answered: tuple[int, list[ClaimedRun]] = (0, [])
         self._applied: dict[tuple[str, int], int] = {}
         # Per run the numbers of the reports that changed its document; the document's version is their count.
@@ -203,6 +204,11 @@ class FakeServer:
     async def _register(self, request: RegisterRequest) -> Any:
         self.registered.append(request)
         self._knows_worker = True
+        # As the real one: what the worker holds not, it was never given.
+        for run_id in [run_id for run_id in self._handed_out if run_id not in request.holding]:
+            self._queued.append(self._handed_out.pop(run_id))
+        async with self._wake:
+            self._wake.notify_all()
         return RegisterResponse(
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
@@ -223,6 +229,7 @@ class FakeServer:
         runs = [self._queued.popleft() for _ in range(min(request.slots, len(self._queued)))]
         if runs:
             self._answered = (request.sequence, runs)
+            self._handed_out |= {run.id: run for run in runs}
         return ClaimResponse(runs)
 
     async def _report(self, request: ReportRequest) -> Any:
@@ -239,6 +246,8 @@ class FakeServer:
         if report.sequence == 0 or report.sequence > self._applied.get(key, 0):
             self._applied[key] = max(report.sequence, self._applied.get(key, 0))
             self.reports.append(report)
+            if report.outcome is not None:
+                self._handed_out.pop(report.id, None)
         replies = self.replies[report.id]
         return replies.popleft() if replies else RunReply(id=report.id, delta=self._delta(report))
 

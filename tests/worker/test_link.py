@@ -387,6 +387,47 @@ def test_the_end_finishes_what_runs_and_leaves(
     assert last.sequence == before.sequence, "what the claim under way has brought is not lost"
 
 
+class Queue:
+    """Many short runs, among which one blocks: those behind it have been claimed ahead and stand in line."""
+
+    def __init__(self, server: FakeServer, host: Callable[..., ThreadHost]) -> None:
+        self.gate, self.began = threading.Event(), threading.Event()
+        self.started: list[str] = []
+        self.host = host(self._body, concurrency=1)
+        server.queue(*map(run_of, range(300)))
+
+    def _body(self, run: Run) -> str:
+        self.started.append(run.id)
+        if run.id == "run_150":
+            self.began.set()
+            self.gate.wait(20)
+        return "1"
+
+
+def test_runs_that_stand_in_line_for_long_are_given_back(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    queue = Queue(server, host)
+    server.until(lambda: any(request.holding == ["run_150"] for request in server.registered))
+    assert len(queue.started) == 151
+    queue.gate.set()
+    server.until(lambda: len(server.outcomes()) == 300)
+    assert len(queue.started) == len(set(queue.started)) == 300
+
+
+def test_runs_that_have_not_started_are_given_back_at_the_end(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    queue = Queue(server, host)
+    assert queue.began.wait(10)
+    queue.host.link.order(Order.DRAIN)
+    server.until(lambda: any(request.holding == ["run_150"] for request in server.registered))
+    queue.gate.set()
+    assert queue.host.has_left.wait(10)
+    assert len(queue.started) == len(server.outcomes()) == 151
+    assert server.has_left
+
+
 def test_runs_that_only_wait_are_not_waited_for_when_everything_stops(
     server: FakeServer, host: Callable[..., ThreadHost]
 ) -> None:

@@ -79,18 +79,27 @@ async def dev(options: DevOptions) -> None:
 
 
 def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOptions) -> None:
-    task = tasks[0]
+    processes = "1 process" if options.processes == 1 else f"each of {options.processes} processes"
+    folder = options.data.resolve()
+    lines = [
+        f"  Dashboard  {server.sign_in_link()}",
+        "             (the link signs this browser in, once)",
+        f"  API        {server.url}",
+        f"  Tasks      {', '.join(tasks)}",
+        f"  Runs       up to {options.concurrency} at once in {processes}; their data is in {options.data}",
+        "",
+    ]
+    if folder.name == ".milepost":
+        lines += [f"Code that runs in {folder.parent} or below finds the server by itself. From elsewhere:"]
+    else:
+        lines += ["Code finds the server by these two:"]
+    lines += [
+        "",
+        f"  export MILEPOST_API_URL={server.url}",
+        f"  export MILEPOST_SECRET_KEY={key}",
+        "",
+        f"Trigger a run:  milepost trigger {tasks[0]} 'PAYLOAD AS JSON' --watch",
+        "",
+    ]
     err.print(f"\n[bold]Milepost {version('milepost')}[/] is ready. Ctrl-C ends it.\n")
-    err.print(f"  Dashboard  [link]{server.sign_in_link()}[/]", soft_wrap=True)
-    err.print("             [dim](the link signs this browser in, once)[/]")
-    err.print(f"  API        {server.url}", soft_wrap=True)
-    err.print(f"  Tasks      {', '.join(tasks)}", markup=False, soft_wrap=True)
-    err.print(
-        f"  Runs       up to {options.concurrency} at once in each of {options.processes} process(es); data in {options.data}",
-        markup=False,
-        soft_wrap=True,
-    )
-    err.print("\nCode that runs in or below this folder finds the server by itself. From elsewhere:\n")
-    err.print(f"  export MILEPOST_API_URL={server.url}", markup=False, soft_wrap=True)
-    err.print(f"  export MILEPOST_SECRET_KEY={key}\n", markup=False, soft_wrap=True)
-    err.print(f"Try:  milepost trigger {task} '{{}}' --watch\n", markup=False, soft_wrap=True)
+    err.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -129,6 +129,7 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
     )

@@ -16,6 +16,7 @@ from milepost.client.transport import (
     ANSWER_SECONDS_MAX,
     CONNECT_SECONDS_MAX,
     CONNECTIONS_MAX,
+    PIECE_BYTES_MAX,
     SILENCE_SECONDS_MAX,
     checked_address,
     common_headers,
@@ -113,7 +114,14 @@ class AsyncTransport:
 
     async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
-            async for data in response.content.iter_any():
+            while data := await response.content.readany():
+                while len(data) < PIECE_BYTES_MAX:
+                    # What has come meanwhile is read off the socket in the loop's next round.
+                    await asyncio.sleep(0)
+                    more = response.content.read_nowait()
+                    if not more:
+                        break
+                    data += more
                 yield data
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise unreachable(self._api_url, reason_of(error)) from None

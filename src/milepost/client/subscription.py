@@ -45,8 +45,12 @@ class Follower(Protocol[StateT_co]):
         """True when nothing will follow."""
         ...
 
-    def take(self, event: str, data: bytes) -> StateT_co | None:
-        """The state after this event; None when nothing has changed. Raises Gap."""
+    def take(self, event: str, data: bytes) -> None:
+        """Take one event. Raises Gap."""
+        ...
+
+    def newest(self) -> StateT_co | None:
+        """The state after all that was taken; None when it is what this gave last."""
         ...
 
 
@@ -77,20 +81,20 @@ class RunFollower:
         self._document = Document()
         self._shown: dict[str, msgspec.Raw] | None = None
 
-    def take(self, event: str, data: bytes) -> Run | None:
-        """The run after a `snapshot` or `delta`; None when it is what was shown last, and for the `end`."""
-        if event == "end":
-            self.has_ended = True
-            return None
-        if event not in ("snapshot", "delta"):
-            # A later server may say more than this client knows.
-            return None
-        frame = _decode_frame(data)
+    def take(self, event: str, data: bytes) -> None:
+        """Take a `snapshot`, a `delta` or the `end`; a later server may say more, which is passed over."""
         if event == "snapshot":
-            self._begin(frame)
-        else:
-            self._continue(frame)
-        self._fields["metadataVersion"] = msgspec.Raw(str(frame.version).encode())
+            self._begin(_decode_frame(data))
+        elif event == "delta":
+            self._continue(_decode_frame(data))
+        elif event == "end":
+            self.has_ended = True
+
+    def newest(self) -> Run | None:
+        """The run as it is now; None when it has not changed since this was last asked."""
+        if not self._fields:
+            return None
+        self._fields["metadataVersion"] = msgspec.Raw(str(self._document.version).encode())
         state = {name: value for name, value in self._fields.items() if name not in _CLOCKS}
         if state == self._shown:
             return None
@@ -128,13 +132,19 @@ class BatchFollower:
 
     def __init__(self) -> None:
         self.has_ended = False
+        self._newest: BatchFrame | None = None
 
-    def take(self, event: str, data: bytes) -> BatchFrame | None:
-        """The counts after an event; None for the `end`."""
-        if event == "end":
+    def take(self, event: str, data: bytes) -> None:
+        """Take the counts of a `batch`, or the `end`."""
+        if event == "batch":
+            self._newest = _decode_batch(data)
+        elif event == "end":
             self.has_ended = True
-            return None
-        return _decode_batch(data)
+
+    def newest(self) -> BatchFrame | None:
+        """The newest counts; None when there are none since this was last asked."""
+        newest, self._newest = self._newest, None
+        return newest
 
 
 def follow(
@@ -157,11 +167,13 @@ def follow(
                     # A server that was there is waited for longer than one that never was.
                     retries = patient()
                     for event, data in reader.feed(chunk):
-                        state = follower.take(event, data)
-                        if state is not None:
-                            yield state
-                        if follower.has_ended:
-                            return
+                        follower.take(event, data)
+                    # A reader that was busy finds several events: it gets the newest state only (M82).
+                    state = follower.newest()
+                    if state is not None:
+                        yield state
+                    if follower.has_ended:
+                        return
         except (Gap, UnavailableError) as error:
             pause = retries.pause(error)
         if until is not None and time.monotonic() + pause >= until:
@@ -183,11 +195,13 @@ async def afollow(
                     # A server that was there is waited for longer than one that never was.
                     retries = patient()
                     for event, data in reader.feed(chunk):
-                        state = follower.take(event, data)
-                        if state is not None:
-                            yield state
-                        if follower.has_ended:
-                            return
+                        follower.take(event, data)
+                    # A reader that was busy finds several events: it gets the newest state only (M82).
+                    state = follower.newest()
+                    if state is not None:
+                        yield state
+                    if follower.has_ended:
+                        return
         except (Gap, UnavailableError) as error:
             pause = retries.pause(error)
         await asyncio.sleep(pause)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from socket import socket
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
+import urllib3.connection
 from urllib3.util import Timeout
+from urllib3.util.wait import wait_for_read
 
 from milepost.client.calls import Call, Feed
 from milepost.client.retries import Retries, unreachable
@@ -26,6 +29,9 @@ ANSWER_SECONDS_MAX = 30.0
 # A server sends a sign of life more often than this.
 SILENCE_SECONDS_MAX = 35.0
 CONNECTIONS_MAX = 100
+READ_BYTES = 65_536
+# What has come while a reader was busy is read in pieces of this size; of each it sees the newest state.
+PIECE_BYTES_MAX = 1024 * 1024
 
 _before_blocking: Callable[[str], None] | None = None
 
@@ -78,11 +84,11 @@ class _OneWrite:
             super().send(data)  # pyright: ignore
 
 
-class _HTTPConnection(_OneWrite, HTTPConnection):
+class _HTTPConnection(_OneWrite, urllib3.connection.HTTPConnection):
     pass
 
 
-class _HTTPSConnection(_OneWrite, HTTPSConnection):
+class _HTTPSConnection(_OneWrite, urllib3.connection.HTTPSConnection):
     pass
 
 
@@ -100,15 +106,18 @@ class SyncTransport:
     def __init__(self, api_url: str, secret_key: str) -> None:
         self._api_url = checked_address(api_url)
         self._headers = common_headers(secret_key)
-        self._prefix = urlsplit(self._api_url).path
+        self._address = urlsplit(self._api_url)
         self._open()
 
     def _open(self) -> None:
         self._process_id = os.getpid()
-        parts = urlsplit(self._api_url)
-        kind = _HTTPSConnectionPool if parts.scheme == "https" else _HTTPConnectionPool
+        kind = _HTTPSConnectionPool if self._address.scheme == "https" else _HTTPConnectionPool
         self._pool = kind(
-            parts.hostname or "", parts.port, maxsize=CONNECTIONS_MAX, block=False, retries=False
+            self._address.hostname or "",
+            self._address.port,
+            maxsize=CONNECTIONS_MAX,
+            block=False,
+            retries=False,
         )
 
     def _connections(self) -> urllib3.HTTPConnectionPool:
@@ -134,7 +143,7 @@ class SyncTransport:
             try:
                 response = self._connections().urlopen(
                     call.method,
-                    self._prefix + call.target,
+                    self._address.path + call.target,
                     body=call.body,
                     headers=headers,
                     retries=False,
@@ -151,54 +160,97 @@ class SyncTransport:
 
     @contextmanager
     def open(self, feed: Feed, *, until: float | None = None) -> Generator[Iterator[bytes]]:
-        """Open an event stream; iterate over its bytes as they come.
+        """Open an event stream; iterate over its bytes as they come. Each piece is all that is there when it is asked for.
 
         Args:
             until: on the monotonic clock; past it the reading ends with TimeoutError.
         Raises: UnavailableError when the connection cannot be had or breaks, or the error of a refusal.
         """
-        try:
-            response = self._connections().urlopen(
-                "GET",
-                self._prefix + feed.target,
-                headers={**self._headers, "accept": "text/event-stream"},
-                retries=False,
-                redirect=False,
-                preload_content=False,
-                timeout=_FEED_TIMEOUT,
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise unreachable(self._api_url, reason_of(error)) from None
-        try:
-            if response.status != 200:
-                raise from_problem(response.status, response.read())
-            yield self._read(response, until)
-        finally:
-            # Not given back to the pool: the stream has no end that one could wait for.
-            response.close()
-
-    def _read(self, response: urllib3.BaseHTTPResponse, until: float | None) -> Iterator[bytes]:
-        while True:
-            if until is not None:
-                left = until - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError
-                sock = getattr(response.connection, "sock", None)
-                if sock is not None:
-                    sock.settimeout(min(left, SILENCE_SECONDS_MAX))
+        # A connection of its own, and not one of the pool: the stream has no end that one could wait for, and what the pool's
+        # library hides, the socket, is needed here.
+        connect = HTTPSConnection if self._address.scheme == "https" else HTTPConnection
+        connection = connect(self._address.hostname or "", self._address.port, timeout=CONNECT_SECONDS_MAX)
+        with closing(connection):
             try:
-                data = response.read1(65536)
-            except (urllib3.exceptions.HTTPError, OSError) as error:
+                connection.connect()
+                # The library forgets the socket when the server says that it will close the connection.
+                sock = connection.sock
+                sock.settimeout(SILENCE_SECONDS_MAX)
+                headers = {**self._headers, "accept": "text/event-stream"}
+                connection.request("GET", self._address.path + feed.target, headers=headers)
+                response = connection.getresponse()
+            except (HTTPException, OSError) as error:
+                raise unreachable(self._api_url, reason_of(error)) from None
+            with closing(response):
+                if response.status != 200:
+                    raise from_problem(response.status, response.read())
+                yield self._read(sock, response, until)
+
+    def _read(self, sock: socket, response: HTTPResponse, until: float | None) -> Iterator[bytes]:
+        chunks = ChunkDecoder() if response.chunked else None
+        while True:
+            left = SILENCE_SECONDS_MAX if until is None else until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            sock.settimeout(min(left, SILENCE_SECONDS_MAX))
+            try:
+                raw = response.fp.read1(READ_BYTES)
+                while raw and len(raw) < PIECE_BYTES_MAX and wait_for_read(sock, 0):
+                    more = response.fp.read1(READ_BYTES)
+                    if not more:
+                        break
+                    raw += more
+            except (HTTPException, OSError) as error:
                 if until is not None and time.monotonic() >= until:
                     raise TimeoutError from None
                 raise unreachable(self._api_url, reason_of(error)) from None
-            if not data:
+            data = raw if chunks is None else chunks.decode(raw)
+            if data:
+                yield data
+            if not raw or (chunks is not None and chunks.has_ended):
                 raise unreachable(self._api_url, "the connection ended")
-            yield data
+
+
+class ChunkDecoder:
+    """Takes the frame of HTTP's chunked transfer coding off a stream that may be cut anywhere (RFC 9112, 7.1).
+
+    `http.client` does the same, but chunk by chunk; a reader that is late wants all that has come.
+    """
+
+    def __init__(self) -> None:
+        self.has_ended = False
+        self._rest = b""
+        # Bytes of the present chunk that are still to come.
+        self._missing = 0
+
+    def decode(self, raw: bytes) -> bytes:
+        """The content in these bytes."""
+        found: list[bytes] = []
+        data = self._rest + raw
+        place = 0
+        while place < len(data):
+            if self._missing > 0:
+                part = data[place : place + self._missing]
+                found.append(part)
+                place += len(part)
+                self._missing -= len(part)
+                continue
+            end = data.find(b"\r\n", place)
+            if end < 0:
+                break
+            # The line between two chunks is empty, the one before a chunk has its length.
+            size, _, _ = data[place:end].partition(b";")
+            if size:
+                self._missing = int(size, 16)
+                if self._missing == 0:
+                    self.has_ended = True
+                    break
+            place = end + 2
+        self._rest = data[place:]
+        return b"".join(found)
 
 
 _ANSWER_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
-_FEED_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=SILENCE_SECONDS_MAX)
 
 
 def reason_of(error: BaseException) -> str:

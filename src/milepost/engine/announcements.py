@@ -17,7 +17,7 @@ class LoggedChange(msgspec.Struct, frozen=True, gc=False):
     writer_id: str | None = None
     attempt: int | None = None
     sequence: int | None = None
-    # Places in the list that the writer sent which were refused.
+    # Places in the list that the writer sent which were refused or had been counted before.
     refused: Sequence[int] = ()
 
 

@@ -102,6 +102,13 @@ class Claim(msgspec.Struct, frozen=True):
     wait_seconds: float
 
 
+class WithdrawClaim(msgspec.Struct, frozen=True):
+    """Whoever made this claim is no longer there to hear the answer. Result: None."""
+
+    worker_id: str
+    sequence: int
+
+
 class Report(msgspec.Struct, frozen=True):
     """What happened in the runs of a worker. Result: `list[RunReply]`. Each (run, attempt, sequence) is applied at most once."""
 
@@ -126,6 +133,7 @@ Command = (
     | UpdateMetadata
     | RegisterWorker
     | Claim
+    | WithdrawClaim
     | Report
     | ReleaseLostRuns
     | PruneAnswers

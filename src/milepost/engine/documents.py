@@ -77,7 +77,12 @@ class HotDocument:
         """Apply what can be applied, in order, as one new version. Nothing applied, no new version (M29, M31)."""
         refusals: list[Refusal] = []
         applied: list[Operation] = []
+        left_out: list[int] = []
         for index, operation in enumerate(operations):
+            if isinstance(operation, Increment) and operation.once in self.document.counted:
+                # Counted before, which a reader who came later cannot know: the log has what changes something (M46).
+                left_out.append(index)
+                continue
             try:
                 check(operation)
                 self.document.apply(operation)
@@ -85,11 +90,11 @@ class HotDocument:
                 refusals.append(Refusal(index, error.code, error.message))
             else:
                 applied.append(self._as_logged(operation))
-        if not applied:
+        if not applied and not left_out:
             return None, refusals
         self.document.version += 1
         data = encode_operations(applied)
-        refused = [refusal.index for refusal in refusals]
+        refused = sorted([*left_out, *(refusal.index for refusal in refusals)])
         row = ChangeRow(
             run_id=self.run_id,
             version=self.document.version,

@@ -25,6 +25,7 @@ from milepost.engine.commands import (
     Trigger,
     TriggerBatch,
     UpdateMetadata,
+    WithdrawClaim,
 )
 from milepost.engine.documents import DocumentCache
 from milepost.engine.state import EngineSettings, EngineState, ParkedClaim
@@ -211,6 +212,9 @@ class Engine:
                     return records.prune_answers(
                         transaction.connection, before=transaction.now - ANSWERS_KEPT_MICROSECONDS
                     )
+                case WithdrawClaim():
+                    transaction.withdrawn_claims.add((command.worker_id, command.sequence))
+                    return None
                 case Claim():
                     raise AssertionError("claims are served after everything else")
         except MilepostError as refusal:
@@ -220,6 +224,9 @@ class Engine:
         """Serve new claims and, where there may be work for them, parked ones."""
         now = transaction.now
         served = _Served(dict(self.state.parked), self.state.next_due_at)
+        for parked in list(served.parked.values()):
+            if not transaction.may_claim(parked.claim.worker_id, parked.claim.sequence):
+                served.answer(parked, [])
         if served.next_due_at is not None and served.next_due_at <= now:
             transaction.work_offered = True
             served.next_due_at = run_store.next_due_at_after(transaction.connection, now)
@@ -241,6 +248,9 @@ class Engine:
         if older is not None and older is not claim:
             # A worker has one claim at a time; the newer one knows better how many slots are free.
             served.answer(older, [])
+        if not transaction.may_claim(claim.claim.worker_id, claim.claim.sequence):
+            served.answer(claim, [])
+            return
         try:
             runs = served.granted_to(claim.claim) or working.claim_runs(claim.claim, transaction, self.state)
         except MilepostError as refusal:

@@ -37,7 +37,9 @@ class Transaction:
         self.logs: list[LogRow] = []
         self._refusals: dict[tuple[str, int, int], bytes] = {}
         self._earlier_refusals: dict[tuple[str, int, int], bytes] = {}
+        # What these claims would be given, nobody would hear of.
         self.gone_workers: set[str] = set()
+        self.withdrawn_claims: set[tuple[str, int]] = set()
         self._answers: dict[str, bytes] = {}
         self._known_answers: dict[str, bytes] = {}
         self._documents = documents
@@ -159,6 +161,10 @@ class Transaction:
         found = self._earlier_refusals.get((run_id, attempt, sequence))
         return found or document_store.load_refusals(self.connection, run_id, attempt, sequence)
 
+    def may_claim(self, worker_id: str, sequence: int) -> bool:
+        """False when the worker has left, or given up this claim, in this group."""
+        return worker_id not in self.gone_workers and (worker_id, sequence) not in self.withdrawn_claims
+
     def announce_state(self, row: RunRow) -> None:
         """Subscribers should know that the run's state has changed."""
         self._announcement(row).state_changed = True
@@ -188,10 +194,7 @@ class Transaction:
         records.append_logs(self.connection, self.logs)
         records.save_answers(
             self.connection,
-            [
-                {"request_id": request_id, "answer": answer, "created_at": self.now}
-                for request_id, answer in self._answers.items()
-            ],
+            [(request_id, answer, self.now) for request_id, answer in self._answers.items()],
         )
         for pending in (self.new_runs, self.new_batches, self._changes, self.logs):
             pending.clear()

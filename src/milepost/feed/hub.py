@@ -122,6 +122,11 @@ class Hub:
         # Set when the server stops: every stream ends at its next waking.
         self.is_closed = False
 
+    @property
+    def is_watched(self) -> bool:
+        """True while anybody is connected. Any thread may ask: who connects at this very moment reads the store afterwards."""
+        return bool(self.runs or self.lists or self.inboxes or self.batches)
+
     def close(self) -> None:
         """End every event stream: readers see a clean end and come back later. May be called twice."""
         self.is_closed = True

@@ -117,7 +117,7 @@ class Server:
 
     def _announce(self, announcement: Announcement) -> None:
         loop = self._loop
-        if loop is not None and not loop.is_closed():
+        if loop is not None and self.hub.is_watched and not loop.is_closed():
             loop.call_soon_threadsafe(self.hub.announce, announcement)
 
     def _route(self, endpoint: Endpoint, handlers: Handlers) -> Route:

@@ -216,11 +216,19 @@ class Handlers:
         """Runs for a worker, as soon as there are some."""
         body: ClaimRequest = await _body(request, ClaimRequest)
         wait_seconds = min(max(body.wait_seconds, 0.0), CLAIM_WAIT_SECONDS_MAX)
-        return ClaimResponse(
-            await self._submit(
-                commands.Claim(request.path_params["worker"], body.sequence, body.slots, wait_seconds)
-            )
+        worker_id = request.path_params["worker"]
+        claim = asyncio.ensure_future(
+            self._submit(commands.Claim(worker_id, body.sequence, body.slots, wait_seconds))
         )
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({claim, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not claim.done():
+                # A worker that is not there any more must not be given runs, which would then wait for its lease to end.
+                await self._submit(commands.WithdrawClaim(worker_id, body.sequence))
+            return ClaimResponse(await claim)
+        finally:
+            gone.cancel()
 
     async def report(self, request: Request) -> Any:
         """What happened in a worker's runs."""
@@ -237,6 +245,11 @@ class Handlers:
             return await asyncio.to_thread(read, request.path_params[parameter])
 
         return handler
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(request: Request, kind: Any) -> Any:

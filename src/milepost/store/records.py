@@ -1,12 +1,12 @@
 """The small tables: logs of runs, tasks that workers have offered, answers of requests that may come twice."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from milepost.store.bulk import Bulk, Row
 from milepost.store.schema import answers, logs, tasks
 
 
@@ -37,6 +37,12 @@ _SAVE_TASKS = _NEW_TASKS.on_conflict_do_update(
     index_elements=["id"],
     set_={name: _NEW_TASKS.excluded[name] for name in TaskRow.__struct_fields__ if name != "id"},
 )
+
+
+_ANSWERS = select(answers.c.request_id, answers.c.answer).where(
+    answers.c.request_id.in_(bindparam("ids", expanding=True))
+)
+_INSERT_ANSWERS = Bulk(insert(answers), ("request_id", "answer", "created_at"))
 
 
 def append_logs(connection: Connection, rows: Sequence[LogRow]) -> None:
@@ -71,14 +77,12 @@ def load_tasks(connection: Connection) -> dict[str, TaskRow]:
 
 def load_answers(connection: Connection, request_ids: Sequence[str]) -> dict[str, bytes]:
     """The answers that were given to these request ids."""
-    statement = select(answers.c.request_id, answers.c.answer).where(answers.c.request_id.in_(request_ids))
-    return {request_id: answer for request_id, answer in connection.execute(statement)}  # noqa: C416
+    return {values[0]: values[1] for values in connection.execute(_ANSWERS, {"ids": list(request_ids)})}
 
 
-def save_answers(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Keep answers: request_id, answer (JSON), created_at."""
-    if rows:
-        connection.execute(insert(answers), list(rows))
+def save_answers(connection: Connection, rows: Sequence[Row]) -> None:
+    """Keep answers: (request_id, answer as JSON, created_at)."""
+    _INSERT_ANSWERS.execute(connection, rows)
 
 
 def prune_answers(connection: Connection, *, before: int) -> int:

@@ -132,7 +132,7 @@ changes = Table(
     Column("writer_id", Text),
     Column("writer_attempt", Integer),
     Column("writer_sequence", Integer),
-    # Places in the list that the writer sent which were refused, a JSON list; nothing when all were applied.
+    # Places in the list that the writer sent which were refused or had been counted before, a JSON list.
     Column("refused", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,

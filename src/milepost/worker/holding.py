@@ -75,11 +75,22 @@ class Holding:
         self._slots: Slots[HeldRun, tuple[HeldRun, Future[None]]] = Slots(concurrency)
         self.waits: Waits[HeldRun] = Waits()
         self.outbox = Outbox(flush_interval_seconds)
+        self._starts = True
 
     @property
     def room(self) -> int:
         """How many more runs to claim: for the free slots, and ahead where runs are short."""
         return self._slots.room(self._pace.ahead(self._clock()))
+
+    @property
+    def has_free_slot(self) -> bool:
+        """True when a run that was claimed now could start at once."""
+        return self._slots.has_free
+
+    def seconds_in_line(self, now: float) -> float:
+        """How long the first of the claimed runs has been waiting for a slot; 0 when none does."""
+        first = self._slots.first_in_line
+        return 0.0 if first is None else now - first.admitted_at
 
     def __len__(self) -> int:
         return len(self._by_scope)
@@ -225,6 +236,17 @@ class Holding:
         else:
             self._host.interrupt(held)
 
+    def start_no_more(self) -> None:
+        """Runs that have not started stay in line from now on."""
+        self._starts = False
+
+    def withdraw(self) -> bool:
+        """Hold the runs that have not started no longer; True when there were any. The server has to be told."""
+        withdrawn = self._slots.withdraw()
+        for held in withdrawn:
+            self._drop(held)
+        return bool(withdrawn)
+
     def abandon(self) -> None:
         """The link ends: nobody hears any more of what is held."""
         for held in self._by_scope.values():
@@ -242,7 +264,7 @@ class Holding:
             else:
                 held.holds_slot = True
             self._go_on(held, future)
-        while claimed := self._slots.take_claimed():
+        while self._starts and (claimed := self._slots.take_claimed()):
             for held in claimed:
                 held.holds_slot = True
                 if held.is_over:

@@ -45,8 +45,14 @@ INBOX_SECONDS_MAX = 2.0
 # The server sends a comment now and then; without one for this long the connection is taken for dead.
 INBOX_SILENCE_SECONDS_MAX = 30.0
 CHECKS_AT_ONCE_MAX = 16
+# How long a worker that leaves tries to reach the server: with runs to report on, and without.
 LEAVE_SECONDS_MAX = 5.0
+LEAVE_SECONDS_MIN = 1.0
 LAST_REPORTS_MAX = 10
+# How long a worker that has to end tries to find out what it has claimed, and to give back what has not started.
+SETTLE_SECONDS_MAX = 2.0
+# A claimed run that has not started after this long is given back, so that others may run it.
+LINE_SECONDS_MAX = 1.0
 # With only waiting runs left after the order to stop, the end of what they wait for may be on its way.
 LINGER_SECONDS = 0.3
 
@@ -107,6 +113,8 @@ class WorkerLink:
         self._claim_sequence = 0
         self._claim_in_flight: ClaimRequest | None = None
         self._heard_at = float("inf")
+        # Runs were withdrawn, and the server may not know it yet.
+        self._owes_runs = False
         self._is_leaving = False
         self._waiting_runs_count = True
 
@@ -207,14 +215,21 @@ class WorkerLink:
                 reporting = group.create_task(self._send_reports())
                 claiming = group.create_task(self._claim_runs())
                 await self._end_ordered.wait()
+                self._holding.start_no_more()
                 claiming.cancel()
                 await asyncio.wait({claiming})
-                await self._claim_no_more()
+                # Without an answer in this time the server is away, and finds these runs by their lease.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SETTLE_SECONDS_MAX):
+                        await self._claim_no_more()
+                        await self._give_back()
                 await self._drain()
                 self._is_leaving = True
                 self._report_due.set()
-                # Without an answer in this time the server is away, and finds these runs by their lease.
-                await asyncio.wait({reporting}, timeout=LEAVE_SECONDS_MAX)
+                something_is_left = bool(self._holding or self._holding.outbox)
+                await asyncio.wait(
+                    {reporting}, timeout=LEAVE_SECONDS_MAX if something_is_left else LEAVE_SECONDS_MIN
+                )
                 for task in (*hearing, reporting):
                     task.cancel()
 
@@ -312,12 +327,19 @@ class WorkerLink:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._inbox_is_heard.wait(), INBOX_SECONDS_MAX)
         while True:
-            while not (slots := self._holding.room):
+            if self._holding.seconds_in_line(self._loop.time()) >= LINE_SECONDS_MAX:
+                await self._give_back()
+            slots = self._holding.room
+            if not slots:
                 self._slots_due.clear()
-                await self._slots_due.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINE_SECONDS_MAX):
+                        await self._slots_due.wait()
+                continue
             self._claim_sequence += 1
+            wait_seconds = CLAIM_WAIT_SECONDS if self._holding.has_free_slot else LINE_SECONDS_MAX
             self._claim_in_flight = ClaimRequest(
-                sequence=self._claim_sequence, slots=slots, wait_seconds=CLAIM_WAIT_SECONDS
+                sequence=self._claim_sequence, slots=slots, wait_seconds=wait_seconds
             )
             runs = await self._claim(self._claim_in_flight)
             self._claim_in_flight = None
@@ -328,7 +350,8 @@ class WorkerLink:
         backoff = Backoff()
         body = _encode(request)
         while True:
-            registrations = self._registrations
+            async with self._registering:
+                registrations = self._registrations
             try:
                 answer = await self._channel.call(
                     endpoints.CLAIM_RUNS,
@@ -353,9 +376,21 @@ class WorkerLink:
         if request is None:
             return
         last = ClaimRequest(sequence=request.sequence, slots=request.slots, wait_seconds=0)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(LEAVE_SECONDS_MAX, self._options.grace_seconds)):
-                self._admit(await self._claim(last))
+        self._admit(await self._claim(last))
+        self._claim_in_flight = None
+
+    async def _give_back(self) -> None:
+        """Let the server hand out again what was claimed and has not started; it does not count as an attempt.
+
+        Only while no claim is under way: what one brings meanwhile would be handed out twice.
+        """
+        assert self._claim_in_flight is None, "a claim is under way"
+        async with self._registering:
+            self._owes_runs = self._holding.withdraw() or self._owes_runs
+            if self._owes_runs:
+                # The server queues again whatever this list does not name.
+                await self._register()
+                self._owes_runs = False
 
     def _admit(self, runs: Sequence[ClaimedRun]) -> None:
         if runs:

@@ -60,6 +60,22 @@ class Slots(Generic[Claimed, Resumed]):
             return self._resumed.popleft()
         return None
 
+    @property
+    def first_in_line(self) -> Claimed | None:
+        """The claimed run that will start next; None when none waits for a slot."""
+        return self._claimed[0] if self._claimed else None
+
+    @property
+    def has_free(self) -> bool:
+        """True when a claimed run could start at once."""
+        return self.held + len(self._resumed) + len(self._claimed) < self.concurrency
+
+    def withdraw(self) -> list[Claimed]:
+        """Take every claimed run out of the line; none of them starts."""
+        withdrawn = list(self._claimed)
+        self._claimed.clear()
+        return withdrawn
+
     def take_claimed(self) -> list[Claimed]:
         """The claimed runs that may start now, each with a slot. Runs that come back from a wait must have been taken first."""
         count = min(self.concurrency - self.held, len(self._claimed))

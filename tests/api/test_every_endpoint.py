@@ -1,0 +1,186 @@
+"""Every row of the table of endpoints answers as the table says."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from api.shapes import boolean, has, is_batch, is_result, is_run, is_summary, mapping, number, text
+from milepost.protocol.endpoints import ENDPOINTS, Endpoint
+from support.served import Answer, HttpWorker, Served, set_to
+
+_BY_NAME = {endpoint.name: endpoint for endpoint in ENDPOINTS}
+
+
+class Calls:
+    """One good call of each endpoint, with the check of its answer."""
+
+    def __init__(self, served: Served, worker: HttpWorker) -> None:
+        self.served = served
+        self.worker = worker
+
+    def call(self, endpoint: Endpoint, path: str, body: Any = None, **options: Any) -> Answer:
+        return self.served.call(endpoint.method, path, body, **options)
+
+    def health(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path, key=None)
+        assert answer.json["status"] == "ok"
+        assert text(answer.json["version"])
+
+    def openapi(self, endpoint: Endpoint) -> None:
+        assert self.call(endpoint, endpoint.path).json["openapi"].startswith("3.1")
+
+    def trigger(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, "/api/v1/tasks/work/trigger", {"payload": "1"})
+        assert answer.status == endpoint.status
+        assert has(answer.json, {"id": text, "isCached": boolean}, {})
+        assert answer.json["id"].startswith("run_")
+
+    def trigger_batch(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path, {"items": [{"task": "work"}, {"task": "work"}]})
+        assert answer.status == endpoint.status
+        assert answer.json["runCount"] == len(answer.json["runs"]) == 2
+
+    def create_batch(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path, {"runCount": 2})
+        assert answer.status == endpoint.status
+        assert has(answer.json, {"id": text, "runCount": number, "isCached": boolean}, {})
+
+    def add_batch_items(self, endpoint: Endpoint) -> None:
+        batch = self.served.post("/api/v3/batches", {"runCount": 2})["id"]
+        lines = b'{"index":0,"task":"work"}\n{"index":1,"task":"work","payload":"1"}\n'
+        answer = self.call(endpoint, f"/api/v3/batches/{batch}/items", lines)
+        assert answer.status == endpoint.status
+        assert answer.json == {
+            "id": batch,
+            "itemsAccepted": 2,
+            "itemsDeduplicated": 0,
+            "sealed": True,
+            "enqueuedCount": 2,
+            "expectedCount": 2,
+        }
+
+    def _batch(self) -> str:
+        return self.served.post("/api/v2/tasks/batch", {"items": [{"task": "work"}]})["id"]
+
+    def retrieve_batch(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/api/v2/batches/{self._batch()}")
+        assert answer.status == endpoint.status
+        assert is_batch(answer.json)
+
+    def batch_results(self, endpoint: Endpoint) -> None:
+        batch = self._batch()
+        for run in self.worker.claim(1000):
+            self.worker.finish(run, output='{"a":1}')
+        answer = self.call(endpoint, f"/api/v1/batches/{batch}/results")
+        assert answer.json["id"] == batch
+        assert [is_result(item) for item in answer.json["items"]] == [True]
+
+    def batch_feed(self, endpoint: Endpoint) -> None:
+        with self.served.events(f"/api/v1/batches/{self._batch()}/feed") as events:
+            assert events.next()[0] == "batch"
+
+    def retrieve_run(self, endpoint: Endpoint) -> None:
+        assert is_run(self.call(endpoint, f"/api/v3/runs/{self.served.trigger()}").json)
+
+    def list_runs(self, endpoint: Endpoint) -> None:
+        self.served.trigger()
+        answer = self.call(endpoint, endpoint.path)
+        assert all(map(is_summary, answer.json["data"]))
+        assert has(answer.json["pagination"], {}, {"next": text, "previous": text})
+
+    def run_result(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        for run in self.worker.claim(1000):
+            self.worker.finish(run, output='{"a":1}')
+        answer = self.call(endpoint, f"/api/v1/runs/{run_id}/result")
+        assert answer.json == {
+            "ok": True,
+            "id": run_id,
+            "taskIdentifier": "work",
+            "output": '{"a":1}',
+            "outputType": "application/json",
+        }
+
+    def run_log(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        for run in self.worker.claim(1000):
+            self.worker.report(run, logs=[{"at": 1, "level": "info", "message": "hello"}])
+        answer = self.call(endpoint, f"/api/v1/runs/{run_id}/logs")
+        assert answer.json == {"data": [{"at": 1, "level": "info", "message": "hello"}]}
+
+    def run_feed(self, endpoint: Endpoint) -> None:
+        with self.served.events(f"/api/v1/runs/{self.served.trigger()}/feed") as events:
+            event, frame = events.next()
+        assert event == "snapshot"
+        assert is_run(frame["run"])
+
+    def runs_feed(self, endpoint: Endpoint) -> None:
+        self.served.trigger()
+        with self.served.events(endpoint.path) as events:
+            event, frame = events.next()
+        assert event == "snapshot"
+        assert all(map(is_summary, frame["rows"]))
+        assert [row["id"] for row in frame["rows"]] == frame["order"]
+
+    def get_metadata(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(metadata={"a": 1})
+        assert self.call(endpoint, f"/api/v1/runs/{run_id}/metadata").json == {
+            "metadata": {"a": 1},
+            "version": 0,
+        }
+
+    def put_metadata(self, endpoint: Endpoint) -> None:
+        path = f"/api/v1/runs/{self.served.trigger()}/metadata"
+        answer = self.call(endpoint, path, {"operations": [set_to("a", 1)]})
+        assert answer.json == {"metadata": {"a": 1}, "version": 1}
+
+    def register_worker(self, endpoint: Endpoint) -> None:
+        answer = self.worker.register()
+        assert has(answer, dict.fromkeys(["leaseSeconds", "heartbeatSeconds", "metadataSizeMax"], number), {})
+        assert answer["metadataSizeMax"] == 262_144
+        assert answer["heartbeatSeconds"] < answer["leaseSeconds"]
+
+    def claim_runs(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(payload='{"a":1}', metadata={"m": 1}, tags=["t"])
+        claimed = next(run for run in self.worker.claim(1000) if run["id"] == run_id)
+        assert (claimed["task"], claimed["attempt"], claimed["payload"]) == ("work", 1, '{"a":1}')
+        assert (claimed["metadata"], claimed["tags"]) == ({"m": 1}, ["t"])
+
+    def report(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        claimed = next(run for run in self.worker.claim(1000) if run["id"] == run_id)
+        reply = self.worker.finish(claimed, set_to("a", 1))
+        assert reply == {"id": run_id}
+
+    def inbox(self, endpoint: Endpoint) -> None:
+        with self.served.events("/api/v1/workers/worker_1/inbox") as events:
+            assert events.next() == ("inbox", {"hello": True})
+
+
+def test_every_endpoint_is_called_here() -> None:
+    calls = {name for name in vars(Calls) if not name.startswith("_") and name != "call"}
+    assert calls == set(_BY_NAME)
+
+
+@pytest.mark.parametrize("name", _BY_NAME)
+def test_an_endpoint_answers_as_the_table_says(served: Served, worker: HttpWorker, name: str) -> None:
+    call: Callable[[Endpoint], None] = getattr(Calls(served, worker), name)
+    call(_BY_NAME[name])
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+def test_an_unknown_method_is_refused_with_a_problem(served: Served, endpoint: Endpoint) -> None:
+    methods = {other.method for other in ENDPOINTS if other.path == endpoint.path}
+    answer = served.call("DELETE", endpoint.path)
+    assert "DELETE" not in methods
+    assert answer.status == 405
+    assert answer.json["code"] == "method_not_allowed"
+
+
+def test_an_unknown_path_is_a_problem_too(served: Served) -> None:
+    for path in ("/", "/api", "/api/v9/runs", "/api/v3/runs/", "/api/v1/tasks//trigger"):
+        answer = served.call("PUT", path, {})
+        assert answer.status in (404, 405), path
+        assert mapping(answer.json)
+        assert text(answer.json["code"])
