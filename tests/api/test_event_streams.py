@@ -21,7 +21,7 @@ def test_watching_a_run_to_its_end(served: Served, worker: HttpWorker) -> None:
         event, frame = events.next()
         assert (event, frame["version"]) == ("snapshot", 0)
         assert is_run(frame["run"])
-        [run] = worker.claim()
+        run = worker.take(run_id)
         worker.report(run, {"type": "increment", "key": "n", "value": 1})
         frame = events.until(lambda event, data: "operations" in data)
         assert (frame["fromVersion"], frame["version"]) == (0, 1)
@@ -41,7 +41,7 @@ def test_many_watchers_of_one_run_hold_the_same(served: Served, worker: HttpWork
     opened = [stream.__enter__() for stream in streams]
     for events in opened:
         events.next()
-    [run] = worker.claim()
+    run = worker.take(run_id)
     for number in range(20):
         worker.report(run, set_to("n", number))
     worker.finish(run)
@@ -54,7 +54,7 @@ def test_the_inbox_of_a_worker(served: Served, worker: HttpWorker) -> None:
     """M42, M66 on the wire."""
     other = HttpWorker(served, "worker_2", offer("child"))
     parent = served.trigger()
-    [run] = worker.claim()
+    run = worker.take(parent)
     with served.events("/api/v1/workers/worker_1/inbox") as events:
         assert events.next() == ("inbox", {"hello": True})
         served.put_metadata(parent, set_to("a", 1))
@@ -68,12 +68,13 @@ def test_the_inbox_of_a_worker(served: Served, worker: HttpWorker) -> None:
             }
         ]
         child = served.trigger("child", parentRunId=parent)
-        other.finish(other.claim()[0])
+        other.finish(other.take(child))
         assert events.until(lambda event, data: "finished" in data)["finished"] == [child]
     worker.finish(run)
 
 
 def test_a_claim_is_a_long_poll(served: Served, worker: HttpWorker) -> None:
+    worker.claim(1000)
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(worker.claim(1, wait=PATIENCE_SECONDS)))
     thread.start()
@@ -84,6 +85,7 @@ def test_a_claim_is_a_long_poll(served: Served, worker: HttpWorker) -> None:
 
 
 def test_a_repeated_claim_over_http_gets_the_same_runs(served: Served, worker: HttpWorker) -> None:
+    worker.claim(1000)
     run_id = served.trigger()
     body = {"sequence": 1_000, "slots": 1, "waitSeconds": 0}
     first = served.post("/api/v1/workers/worker_1/claim", body)
@@ -148,8 +150,7 @@ def test_stopping_ends_streams_and_long_polls_cleanly(tmp_path: Path) -> None:
     for stream, events in zip(streams, opened, strict=True):
         # A chunked body that was cut off would raise something else.
         with pytest.raises(StopIteration):
-            while True:
-                events.next()
+            events.until(lambda event, data: False)
         stream.__exit__(None, None, None)
     with pytest.raises(urllib3.exceptions.HTTPError):
         served.call("GET", "/api/v1/health")
@@ -160,9 +161,9 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     served = Served(tmp_path)
     worker = HttpWorker(served)
     done = served.trigger(payload='{"a":1}', metadata={"m": 1}, tags=["t"])
-    worker.finish(worker.claim()[0], set_to("b", 2), output="3")
+    worker.finish(worker.take(done), set_to("b", 2), output="3")
     running = served.trigger()
-    [run] = worker.claim()
+    run = worker.take(running)
     worker.report(run, set_to("step", 1), logs=[{"at": 1, "level": "info", "message": "hello"}])
     header = {"x-trigger-request-idempotency-key": "request 1"}
     queued = served.post("/api/v1/tasks/work/trigger", {}, headers=header)["id"]
@@ -220,7 +221,7 @@ def test_a_lost_worker_is_noticed_by_the_server_itself(tmp_path: Path) -> None:
 def test_late_writes_end_with_the_grace(served: Served, worker: HttpWorker) -> None:
     """M69 on the wire, with the server's clock set forward."""
     run_id = served.trigger()
-    worker.finish(worker.claim()[0])
+    worker.finish(worker.take(run_id))
     assert served.put_metadata(run_id, set_to("late", 1))["metadata"] == {"late": 1}
     served.clock.ahead_seconds += 3601
     worker.register()

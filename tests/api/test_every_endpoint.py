@@ -91,8 +91,7 @@ class Calls:
 
     def run_result(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger()
-        for run in self.worker.claim(1000):
-            self.worker.finish(run, output='{"a":1}')
+        self.worker.finish(self.worker.take(run_id), output='{"a":1}')
         answer = self.call(endpoint, f"/api/v1/runs/{run_id}/result")
         assert answer.json == {
             "ok": True,
@@ -104,10 +103,10 @@ class Calls:
 
     def run_log(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger()
-        for run in self.worker.claim(1000):
-            self.worker.report(run, logs=[{"at": 1, "level": "info", "message": "hello"}])
+        line = {"at": 1, "level": "info", "message": "hello"}
+        self.worker.report(self.worker.take(run_id), logs=[line])
         answer = self.call(endpoint, f"/api/v1/runs/{run_id}/logs")
-        assert answer.json == {"data": [{"at": 1, "level": "info", "message": "hello"}]}
+        assert answer.json == {"data": [line]}
 
     def run_feed(self, endpoint: Endpoint) -> None:
         with self.served.events(f"/api/v1/runs/{self.served.trigger()}/feed") as events:
@@ -143,13 +142,13 @@ class Calls:
 
     def claim_runs(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger(payload='{"a":1}', metadata={"m": 1}, tags=["t"])
-        claimed = next(run for run in self.worker.claim(1000) if run["id"] == run_id)
+        claimed = self.worker.take(run_id)
         assert (claimed["task"], claimed["attempt"], claimed["payload"]) == ("work", 1, '{"a":1}')
         assert (claimed["metadata"], claimed["tags"]) == ({"m": 1}, ["t"])
 
     def report(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger()
-        claimed = next(run for run in self.worker.claim(1000) if run["id"] == run_id)
+        claimed = self.worker.take(run_id)
         reply = self.worker.finish(claimed, set_to("a", 1))
         assert reply == {"id": run_id}
 

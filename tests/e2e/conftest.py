@@ -85,9 +85,17 @@ class Command:
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
         """Send a signal and wait for the end; nothing that was started may be left."""
+        self.signal(number)
+        return self.ended(seconds)
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal."""
         self.executors()
         if self.process.poll() is None:
             self.process.send_signal(number)
+
+    def ended(self, seconds: float = 30.0) -> int:
+        """Wait for the end; the exit code. Nothing that was started may be left."""
         code = self.process.wait(seconds)
         wait_until(lambda: not self.left_behind(), 15.0, "the end of every process that was started")
         return code

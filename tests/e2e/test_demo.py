@@ -77,13 +77,3 @@ def test_it_ends_cleanly_at_any_moment(
     assert demo.end(number, seconds=15) == 130
     assert "Traceback" not in demo.errors
     assert not list((tmp_path / "temporary").iterdir())
-
-
-def test_a_second_signal_hurries(command: Callable[..., Command], tmp_path: Path) -> None:
-    long_file(tmp_path)
-    demo = command("demo", "people.csv")
-    demo.says("processed ")
-    demo.process.send_signal(signal.SIGINT)
-    demo.process.send_signal(signal.SIGINT)
-    assert demo.end(signal.SIGINT, seconds=10) == 130
-    assert "Traceback" not in demo.errors

@@ -187,9 +187,9 @@ def test_a_run_under_way_may_end_after_the_signal(
     dev = house(GATE, "--processes", "1")
     run_id = dev.trigger(task_id, str(tmp_path / "gate"))
     dev.until(run_id, lambda run: run.metadata.get("pid"))
-    dev.process.send_signal(signal.SIGTERM)
+    dev.signal()
     (tmp_path / "gate").touch()
-    assert dev.end() == 0
+    assert dev.ended() == 0
     run = house(None, "--processes", "1").client.runs.retrieve(run_id)
     assert (run.output, run.attempt_count, run.metadata["last"]) == (1, 1, "words")
 
@@ -225,9 +225,9 @@ def test_runs_that_were_claimed_and_have_not_started_lose_no_attempt(
     batch = dev.client.send(_batch("step", range(600)))
     blocked = batch.run_ids[300]
     dev.until(blocked, lambda run: run.metadata.get("blocked"))
-    dev.process.send_signal(signal.SIGTERM)
+    dev.signal()
     gate.touch()
-    assert dev.end() == 0
+    assert dev.ended() == 0
     again = house(None, "--processes", "1")
     for number, run_id in enumerate(batch.run_ids):
         if number % 50 == 0 or 290 < number < 320:
@@ -239,6 +239,16 @@ def test_runs_that_were_claimed_and_have_not_started_lose_no_attempt(
 def _batch(task_id: str, payloads: Iterable[int]) -> Any:
     items = [BatchItem(task=task_id, payload=str(payload)) for payload in payloads]
     return calls.trigger_batch(BatchRequest(items=items))
+
+
+def test_a_second_signal_ends_at_once(house: Callable[..., House], tmp_path: Path) -> None:
+    dev = house(GATE, "--processes", "1", "--grace", "60")
+    run_id = dev.trigger("gated", str(tmp_path / "gate"))
+    dev.until(run_id, lambda run: run.metadata.get("pid"))
+    dev.signal(signal.SIGINT)
+    dev.says("Ctrl-C again ends at once")
+    assert dev.end(signal.SIGINT, seconds=10) == 0
+    assert "tried again later" in dev.errors
 
 
 def test_an_executor_drains_by_its_own_signal_and_is_replaced(

@@ -226,6 +226,11 @@ class HttpWorker:
         body = {"sequence": self._claims, "slots": slots, "waitSeconds": wait}
         return self.served.post(f"/api/v1/workers/{self.id}/claim", body)["runs"]
 
+    def take(self, run_id: str) -> dict[str, Any]:
+        """Claim all that is due; the one run that is asked for must be among it."""
+        [run] = [run for run in self.claim(1000) if run["id"] == run_id]
+        return run
+
     def report(self, run: dict[str, Any], *operations: dict[str, Any], **fields: Any) -> dict[str, Any]:
         """Report on one run; `operations` are for its own document."""
         key = run["id"], run["attempt"]

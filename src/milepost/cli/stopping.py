@@ -8,6 +8,8 @@ from typing import Any, Self, TypeVar
 
 Result = TypeVar("Result")
 
+# Some programs hand on a signal that the terminal sends as well; a person takes longer to ask twice.
+SAME_SIGNAL_SECONDS = 0.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,18 +33,17 @@ class StopSignals:
     Attributes:
         asked: the user wants an end.
         hurried: the user has asked twice.
-        by: the first signal.
     """
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
-        self.by: signal.Signals | None = None
+        self._asked_at = 0.0
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, self._arrived, number)
+            loop.add_signal_handler(number, self._arrived)
         return self
 
     def __exit__(
@@ -52,12 +53,13 @@ class StopSignals:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
 
-    def _arrived(self, number: signal.Signals) -> None:
-        if self.asked.is_set():
-            self.hurried.set()
-        else:
-            self.by = number
+    def _arrived(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self.asked.is_set():
+            self._asked_at = now
             self.asked.set()
+        elif now - self._asked_at > SAME_SIGNAL_SECONDS:
+            self.hurried.set()
 
 
 async def first_of(*work: Awaitable[Any]) -> None:

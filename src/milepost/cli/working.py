@@ -13,6 +13,9 @@ from milepost.worker.control import Order
 from milepost.worker.loader import TaskLoadError, check_sources
 from milepost.worker.supervisor import Supervisor, WorkerFailed, WorkerOptions
 
+# After this long without an end the user is told what is being waited for.
+PATIENCE_SECONDS = 0.7
+
 
 def processes_default() -> int:
     """One executor per core that this process may use."""
@@ -96,6 +99,11 @@ async def supervise(
         running = group.create_task(_as_result(supervisor))
         await first_of(running, signals.asked.wait(), *ended)
         supervisor.stop(order)
+        await first_of(running, asyncio.sleep(PATIENCE_SECONDS))
+        if not running.done():
+            note(
+                f"waiting up to {supervisor.grace_seconds:g} s for the runs under way to end; Ctrl-C again ends at once"
+            )
         await first_of(running, signals.hurried.wait())
         if not running.done():
             note("ending at once; the runs under way are tried again later")

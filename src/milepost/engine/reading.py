@@ -123,6 +123,13 @@ class Reader:
             metadata, version = self._documents(connection, [record])[run_id]
         return bytes(metadata), version
 
+    def document(self, run_id: str) -> tuple[bytes, int, list[str]]:
+        """The document of a run as JSON, its version, and the `once` ids that it has counted. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            record = self._record(connection, run_id, values=False)
+            hot = load_documents(connection, [record.row], size_max=self._metadata_size_max)[run_id]
+        return hot.document.encode(), hot.document.version, sorted(hot.document.counted)
+
     def row(self, run_id: str) -> RunRow:
         """The state of a run. Raises RunNotFoundError."""
         with self._store.read() as connection:
@@ -229,6 +236,9 @@ def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
         "updated_at": _time(row.updated_at),
         "started_at": _time(row.started_at) if row.started_at else None,
         "finished_at": _time(finished) if finished else None,
+        "delayed_until": _time(row.due_at)
+        if status is RunStatus.QUEUED and row.due_at > row.updated_at
+        else None,
         # While a failed attempt waits for the next one, the error stays visible.
         "error": _ERROR.decode(error) if error and status is not RunStatus.COMPLETED else None,
         "duration_ms": (finished - row.started_at) // 1000 if finished and row.started_at else 0,
@@ -238,14 +248,12 @@ def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
 
 def _summary_fields(record: RunRecord, metadata: msgspec.Raw, version: int) -> dict[str, Any]:
     row = record.row
-    delayed = row.status is RunStatus.QUEUED and row.due_at > row.updated_at
     return {
         **state_fields(row, record.error),
         "id": row.id,
         "task_identifier": row.task,
         "is_test": False,
         "created_at": _time(row.created_at),
-        "delayed_until": _time(row.due_at) if delayed else None,
         "tags": record.tags,
         "cost_in_cents": 0,
         "base_cost_in_cents": 0,

@@ -76,7 +76,8 @@ class Transaction:
 
     def save_run(self, row: RunRow) -> None:
         """The row was changed."""
-        row.updated_at = self.now
+        # Grows with each change, whatever the clock does: readers tell by it which of two states is newer.
+        row.updated_at = max(self.now, row.updated_at + 1)
         self._dirty_rows[row.id] = row
 
     def adopt(self, row: RunRow) -> None:

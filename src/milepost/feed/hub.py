@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import Sequence
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
+from milepost.model.run import RunStatus
 from milepost.store.runs import RunRow
 
 RECENT_BYTES = 256 * 1024
@@ -29,7 +31,11 @@ class RunTopic:
         if changed.state_changed:
             self.row = changed.row
             self.output = changed.output
-            self.error = changed.error
+            # While the next attempt runs, why the last one failed is still to be seen, also by who skipped that state.
+            self.error = changed.error or (None if changed.row.status is RunStatus.COMPLETED else self.error)
+        if _leaves_gap(self._changes, changed.changes):
+            self._changes.clear()
+            self._bytes = 0
         for change in changed.changes:
             self._changes.append(change)
             self._bytes += change.size
@@ -47,6 +53,11 @@ class RunTopic:
         if steps and steps[0].version != version + 1:
             return None
         return steps
+
+
+def _leaves_gap(steps: Sequence[LoggedChange], further: Sequence[LoggedChange]) -> bool:
+    """True when an announcement in between got lost: what is at hand cannot be joined."""
+    return bool(steps and further) and further[0].version != steps[-1].version + 1
 
 
 class BatchTopic:
@@ -86,26 +97,34 @@ class Inbox:
         self.wake = asyncio.Event()
         self.finished: list[str] = []
         self.changes: dict[str, list[LoggedChange]] = {}
-        self.attempts: dict[str, int] = {}
+        self._attempts: dict[str, int] = {}
         self.overflown: set[str] = set()
         self._bytes: dict[str, int] = defaultdict(int)
 
     def take_in(self, changed: RunChanged) -> None:
         """Someone else has written to the document of a run that this worker holds."""
         run_id = changed.row.id
-        self.attempts[run_id] = changed.row.attempt
+        self._attempts[run_id] = changed.row.attempt
         if run_id not in self.overflown:
-            self.changes.setdefault(run_id, []).extend(changed.changes)
+            steps = self.changes.setdefault(run_id, [])
+            gap = _leaves_gap(steps, changed.changes)
+            steps.extend(changed.changes)
             self._bytes[run_id] += sum(change.size for change in changed.changes)
-            if self._bytes[run_id] > RECENT_BYTES:
+            if gap or self._bytes[run_id] > RECENT_BYTES:
                 self.overflown.add(run_id)
                 del self.changes[run_id]
         self.wake.set()
 
-    def take(self) -> tuple[list[str], dict[str, list[LoggedChange]], set[str]]:
-        """Empty the inbox: ended children, steps by run, runs whose document has to be sent as a whole."""
-        taken = self.finished, self.changes, self.overflown
+    def holds(self, run_id: str) -> bool:
+        """True when steps of this run wait to be sent: then its own steps belong between them, so that there is no gap."""
+        return run_id in self.changes
+
+    def take(self) -> tuple[list[str], list[tuple[str, int, list[LoggedChange]]], set[str]]:
+        """Empty the inbox: ended children; run, attempt and steps; runs whose document has to be sent as a whole."""
+        steps = [(run_id, self._attempts[run_id], changes) for run_id, changes in self.changes.items()]
+        taken = self.finished, steps, self.overflown
         self.finished, self.changes, self.overflown = [], {}, set()
+        self._attempts.clear()
         self._bytes.clear()
         self.wake.clear()
         return taken
@@ -192,5 +211,7 @@ class Hub:
             watch.take_in(changed)
         if changed.changes and row.worker_id is not None:
             inbox = self.inboxes.get(row.worker_id)
-            if inbox is not None and any(change.writer_id != row.id for change in changed.changes):
+            if inbox is not None and (
+                any(change.writer_id != row.id for change in changed.changes) or inbox.holds(row.id)
+            ):
                 inbox.take_in(changed)

@@ -202,22 +202,22 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                     run=run_id,
                     from_version=steps[0].version - 1,
                     version=steps[-1].version,
-                    changes=join_steps(steps, Writer(run_id, inbox.attempts[run_id])),
+                    changes=join_steps(steps, Writer(run_id, attempt)),
                 )
-                for run_id, steps in changes.items()
+                for run_id, attempt, steps in changes
             ]
             for run_id in overflown:
                 deltas.append(await _in_reader(lambda run_id=run_id: _whole(reader, run_id)))
             if deltas:
                 last_deltas_at = loop.time()
             yield encode_event("inbox", _encode(InboxFrame(deltas=deltas, finished=finished)))
-            inbox.attempts.clear()
     finally:
         if hub.inboxes.get(worker_id) is inbox:
             del hub.inboxes[worker_id]
 
 
 def _whole(reader: Reader, run_id: str) -> MetadataDelta:
-    value, version = reader.metadata(run_id)
-    # Raw: it is sent as it was read.
-    return MetadataDelta(run=run_id, from_version=-1, version=version, metadata=msgspec.Raw(value))  # pyright: ignore[reportArgumentType]
+    value, version, counted = reader.document(run_id)
+    # Raw, because it is sent as it was read.
+    metadata: Any = msgspec.Raw(value)
+    return MetadataDelta(run=run_id, from_version=-1, version=version, counted=counted, metadata=metadata)

@@ -326,13 +326,9 @@ class Buffer:
             start, reached = reached, change.version
             if change.version <= self._base.version:
                 continue
-            operations = self._operations_of(change)
             # Steps of others are merged on the way, so one of them may begin before the version that is here and lead past it.
-            if (
-                operations is None
-                or start != self._base.version
-                or not self._advance(operations, change.version)
-            ):
+            operations = self._operations_of(change) if start == self._base.version else None
+            if operations is None or not self._advance(operations, change.version):
                 self._has_lost_track = True
                 break
             if change.attempt is None:

@@ -97,7 +97,8 @@ def sink_to(scope: RunScope, run_id: str) -> Sink:
 class RunMetadata(Updater):
     """The document of another run, addressed anew at each call (M60-M65). Write-only, except for `get`, which asks the server."""
 
-    def __init__(self, address: Callable[[RunScope], str]) -> None:
+    def __init__(self, name: str, address: Callable[[RunScope], str]) -> None:
+        self._name = name
         self._address = address
 
     def _sink(self) -> Sink | None:
@@ -115,7 +116,7 @@ class RunMetadata(Updater):
         run_id = self._address(scope)
         if run_id == scope.run.id:
             return scope.buffer.get(key, default)
-        scope.refuse_blocking("get()", "`await metadata.parent.aget(key)`")
+        scope.refuse_blocking(f"{self._name}.get(key)", f"`await {self._name}.aget(key)`")
         if scope.buffer.has_unacknowledged:
             scope.link.flush(scope).result()
         return read(default_client().get_metadata(run_id).value, key, default)
@@ -129,7 +130,7 @@ class RunMetadata(Updater):
         if run_id == scope.run.id:
             return scope.buffer.get(key, default)
         if scope.buffer.has_unacknowledged:
-            await asyncio.wrap_future(scope.link.flush(scope))
+            await asyncio.shield(asyncio.wrap_future(scope.link.flush(scope)))
         return read((await default_client().aget_metadata(run_id)).value, key, default)
 
 
@@ -142,8 +143,8 @@ class Metadata(Updater):
     """
 
     def __init__(self) -> None:
-        self.parent = RunMetadata(_parent_of)
-        self.root = RunMetadata(_root_of)
+        self.parent = RunMetadata("metadata.parent", _parent_of)
+        self.root = RunMetadata("metadata.root", _root_of)
 
     def _sink(self) -> Sink | None:
         scope = current_scope.get()
@@ -151,7 +152,7 @@ class Metadata(Updater):
 
     def run(self, run_id: str) -> RunMetadata:
         """The document of any ancestor by its id. The server refuses runs that are no ancestors."""
-        return RunMetadata(lambda _: run_id)
+        return RunMetadata(f"metadata.run({run_id!r})", lambda _: run_id)
 
     # --- reading -------------------------------------------------------------------------------------------
 

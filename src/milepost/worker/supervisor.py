@@ -93,6 +93,11 @@ class Supervisor:
         self._watched = _Watched.of(options.sources, ())
         self._watched_changed = asyncio.Event()
 
+    @property
+    def grace_seconds(self) -> float:
+        """How long runs may go on after `stop`."""
+        return self._options.grace_seconds
+
     def stop(self, order: Order = Order.DRAIN) -> None:
         """Let `run` come to its end within the grace time. May be called before `run`, and twice."""
         self._order = order
