@@ -79,17 +79,18 @@ class HotDocument:
         applied: list[Operation] = []
         left_out: list[int] = []
         for index, operation in enumerate(operations):
-            if isinstance(operation, Increment) and operation.once in self.document.counted:
-                # Counted before, which a reader who came later cannot know: the log has what changes something (M46).
-                left_out.append(index)
-                continue
+            counted_before = isinstance(operation, Increment) and operation.once in self.document.counted
             try:
                 check(operation)
                 self.document.apply(operation)
             except MetadataError as error:
                 refusals.append(Refusal(index, error.code, error.message))
             else:
-                applied.append(self._as_logged(operation))
+                if counted_before:
+                    # A reader who came later cannot know: the log has what changes something (M46).
+                    left_out.append(index)
+                else:
+                    applied.append(self._as_logged(operation))
         if not applied and not left_out:
             return None, refusals
         self.document.version += 1

@@ -61,18 +61,18 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
             _apply(row, Change(RunStatus.QUEUED, row.attempt - 1, None, due_at=row.due_at), transaction)
 
 
-def worker_of(worker_id: str, state: EngineState, now: int) -> Worker:
+def worker_of(worker_id: str, transaction: Transaction, state: EngineState) -> Worker:
     """The registered worker, seen now. Raises NotFoundError: the worker then registers anew."""
     worker = state.workers.get(worker_id)
-    if worker is None:
+    if worker is None or worker_id in transaction.gone_workers:
         raise NotFoundError(f"worker {worker_id!r} is not registered with this server: register it first")
-    worker.seen_at = now
+    worker.seen_at = transaction.now
     return worker
 
 
 def claim_runs(command: Claim, transaction: Transaction, state: EngineState) -> list[ClaimedRun]:
     """Lease due runs to the worker, oldest first; none when none is due. Queue limits hold over all workers."""
-    worker = worker_of(command.worker_id, state, transaction.now)
+    worker = worker_of(command.worker_id, transaction, state)
     if command.sequence == worker.answered_sequence:
         return worker.answer
     if not worker.tasks or command.slots < 1:
@@ -89,7 +89,7 @@ def claim_runs(command: Claim, transaction: Transaction, state: EngineState) -> 
 
 def report(command: Report, transaction: Transaction, state: EngineState) -> list[RunReply]:
     """Apply what a worker reports, run by run; see `RunReport` for what may be repeated."""
-    worker = worker_of(command.worker_id, state, transaction.now)
+    worker = worker_of(command.worker_id, transaction, state)
     replies = [_report_run(item, worker.id, transaction, state) for item in command.runs]
     if command.leaving:
         release(run_store.held_ids(transaction.connection, worker.id), transaction, state)

@@ -185,9 +185,7 @@ class WorkerLink:
                 runner.run(self._run())
         except Refused as raised:
             error = raised
-        except (
-            BaseException
-        ) as raised:  # whatever it is, the process must learn of it: without a link it is of no use
+        except BaseException as raised:  # the process must learn of it: without a link it is of no use
             error = raised
             traceback.print_exc()
         self._is_up.set()
