@@ -248,7 +248,7 @@ class Engine:
         if older is not None and older is not claim:
             # A worker has one claim at a time; the newer one knows better how many slots are free.
             served.answer(older, [])
-        if not transaction.may_claim(claim.claim.worker_id, claim.claim.sequence):
+        if (claim.claim.worker_id, claim.claim.sequence) in transaction.withdrawn_claims:
             served.answer(claim, [])
             return
         try:

@@ -76,9 +76,10 @@ class Transaction:
 
     def save_run(self, row: RunRow) -> None:
         """The row was changed."""
-        # Grows with each change, whatever the clock does: readers tell by it which of two states is newer.
-        row.updated_at = max(self.now, row.updated_at + 1)
-        self._dirty_rows[row.id] = row
+        if row.id not in self._dirty_rows:
+            # Grows with each group, whatever the clock does: readers tell by it which of two states is newer.
+            row.updated_at = max(self.now, row.updated_at + 1)
+            self._dirty_rows[row.id] = row
 
     def adopt(self, row: RunRow) -> None:
         """Take in a row that was loaded by other means."""
