@@ -71,7 +71,12 @@ def batch(batch_id: str, run_count: int = 3, **fields: Any) -> BatchRow:
 
 def change(number: int, version: int, operations: bytes = b"[]", **fields: Any) -> ChangeRow:
     """A step of the log of a run's document."""
-    values: dict[str, Any] = {"writer_id": None, "writer_attempt": None, "writer_sequence": None, "refused": None}
+    values: dict[str, Any] = {
+        "writer_id": None,
+        "writer_attempt": None,
+        "writer_sequence": None,
+        "refused": None,
+    }
     return ChangeRow(
         run_id=run_name(number),
         version=version,

@@ -30,7 +30,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "tasks.py").write_text(PYTHON[0])
     command = next(text for text in SHELL if text.startswith("milepost dev"))
     server = subprocess.Popen(
-        [*milepost(*command.split()[1:]), "--port", "0", "--json"], cwd=folder, stdout=subprocess.PIPE, text=True
+        [*milepost(*command.split()[1:]), "--port", "0", "--json"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdout is not None
     ready = json.loads(server.stdout.readline())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Command, House, write_tasks
+from real_processes import Command, House, write_tasks
 
 TASKS = """
 import asyncio

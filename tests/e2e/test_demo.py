@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, wait_until
+from real_processes import Command, wait_until
 
 
 def long_file(folder: Path) -> None:

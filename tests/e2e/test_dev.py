@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Command, House, wait_until, write_tasks
+from real_processes import Command, House, wait_until, write_tasks
 
 HELLO = """
 @task

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Command, House, cmdline, is_alive, wait_until, write_tasks
+from real_processes import Command, House, cmdline, is_alive, wait_until, write_tasks
 
 from milepost import Client
 from milepost.client import calls

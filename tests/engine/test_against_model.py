@@ -12,7 +12,6 @@ from tempfile import mkdtemp
 from typing import Any
 
 import msgspec
-from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -36,6 +35,7 @@ from milepost.protocol.triggering import BatchLine
 from milepost.protocol.work import LogLine, RunReport, TargetOperations
 from support.faults import faults
 from support.operations import DOCUMENTS, OPERATIONS
+from support.properties import database_property
 from support.world import World, failure, item, new_store, offered
 
 LEASE_SECONDS, GRACE_SECONDS = 30, 100
@@ -297,10 +297,5 @@ class EngineMachine(RuleBasedStateMachine):
             assert reader.batch(batch_id).runs == [batch.runs[index] for index in sorted(batch.runs)]
 
 
-EngineMachine.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=40,
-    deadline=None,
-    phases=[Phase.reuse, Phase.generate],
-)
+EngineMachine.TestCase.settings = database_property(40, steps=40)
 TestEngineAgainstModel = EngineMachine.TestCase

@@ -1,7 +1,7 @@
 """Claiming: who gets which run, in which order, when a claim waits and what ends its waiting."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.commands import Claim, RegisterWorker, Report, Trigger, TriggerBatch
@@ -10,6 +10,7 @@ from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.work import ClaimedRun
 from milepost.store.runs import RunFilter
+from support.properties import database_property
 from support.world import Ticket, WorkerDouble, World, failure, item, offered, result_of, world_at
 
 
@@ -75,7 +76,7 @@ def test_a_worker_without_tasks_or_slots_gets_nothing(world: World, worker: Work
     assert worker.claim(0) == []
 
 
-@settings(max_examples=40, deadline=None)
+@database_property(40)
 @given(data=st.data())
 def test_two_workers_never_get_the_same_run(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -300,7 +301,7 @@ def test_a_limit_counts_by_queue_and_not_by_task(world: World) -> None:
     assert len(worker.claim(5)) == 1
 
 
-@settings(max_examples=25, deadline=None)
+@database_property(25)
 @given(data=st.data())
 def test_no_queue_ever_runs_more_than_its_limit(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.commands import UpdateMetadata
@@ -11,6 +11,7 @@ from milepost.model.document import Document
 from milepost.model.operations import Append, Increment, Operation, Set, check, decode_operations
 from milepost.store import documents
 from support.operations import DOCUMENTS, LARGE, OPERATIONS
+from support.properties import database_property
 from support.world import WorkerDouble, World, item, world_at
 
 
@@ -45,7 +46,7 @@ def from_the_log(world: World, run_id: str, given: dict[str, object]) -> tuple[d
     return document.value, document.version
 
 
-@settings(max_examples=25, deadline=None)
+@database_property(25)
 @given(
     given_at_trigger=DOCUMENTS,
     flushes=st.lists(

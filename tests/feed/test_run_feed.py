@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.reading import Reader
@@ -14,6 +14,7 @@ from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.protocol.runs import RunObject, RunSummary
 from support.operations import OPERATIONS
+from support.properties import database_property
 from support.subscriber import FeedWorld, Subscriber, feed_world_at, run_async
 from support.world import WorkerDouble
 
@@ -420,7 +421,7 @@ def test_replacing_everything_reaches_the_subscriber(world: FeedWorld, worker: W
     run_async(follow)
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate])
+@database_property(25)
 @given(data=st.data())
 def test_whoever_reads_when_and_how_often_holds_a_committed_state_and_in_the_end_the_last(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

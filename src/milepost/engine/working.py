@@ -142,7 +142,9 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     if 0 < item.sequence <= row.report_sequence:
         earlier = transaction.earlier_refusals(row.id, item.attempt, item.sequence)
         return RunReply(
-            id=item.id, refused=_REFUSED.decode(earlier) if earlier else [], delta=_delta(item, transaction)
+            id=item.id,
+            refused=_REFUSED.decode(earlier) if earlier else [],
+            delta=_delta(item, row, transaction),
         )
     if not holds(row, worker_id, item.attempt):
         return RunReply(id=item.id, lost=True)
@@ -166,15 +168,14 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
             _apply(row, Change(status, row.attempt, row.worker_id), transaction)
             if item.waiting:
                 _free_slot(row, transaction, state)
-    return RunReply(id=item.id, refused=refused, delta=_delta(item, transaction))
+    return RunReply(id=item.id, refused=refused, delta=_delta(item, row, transaction))
 
 
-def _delta(item: RunReport, transaction: Transaction) -> MetadataDelta | None:
-    """What the worker's copy of the run's own document lacks; others' writes to it alone come by the inbox."""
-    if item.metadata_version < 0:
+def _delta(item: RunReport, row: RunRow, transaction: Transaction) -> MetadataDelta | None:
+    """What the worker's copy of the run's own document lacks."""
+    if item.metadata_version < 0 or not row.metadata_written:
         return None
-    hot = transaction.at_hand(item.id)
-    return hot.delta(item.metadata_version, Writer(item.id, item.attempt)) if hot else None
+    return transaction.documents([row])[row.id].delta(item.metadata_version, Writer(item.id, item.attempt))
 
 
 def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: EngineState) -> None:

@@ -103,8 +103,8 @@ class Handlers:
         }
 
     async def health(self, request: Request) -> Any:
-        """Up, and which version."""
-        return {"status": "ok", "version": self._version}
+        """Up, which version, and the limit that clients check documents against (M86)."""
+        return {"status": "ok", "version": self._version, "metadataSizeMax": self._settings.metadata_size_max}
 
     async def openapi(self, request: Request) -> Any:
         """The API's description."""

@@ -123,10 +123,8 @@ class Outbox:
         """The server has applied this part of the report: take in its answer, release who waited for it."""
         held, report = entry.held, entry.report
         buffer = held.scope.buffer
-        if entry.batch is not None:
-            buffer.acknowledged(entry.batch.sequence, refused=reply.refused, delta=reply.delta)
-        elif reply.delta is not None:
-            buffer.apply_delta(reply.delta)
+        sequence = entry.batch.sequence if entry.batch is not None else 0
+        buffer.acknowledged(sequence, refused=reply.refused, delta=reply.delta)
         if report.outcome is not None:
             held.is_over = True
         if held.flushes:
