@@ -205,7 +205,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
 
 def test_a_lost_worker_is_noticed_by_the_server_itself(tmp_path: Path) -> None:
     """Upkeep: nobody has to ask; the watcher of the run is told."""
-    served = Served(tmp_path, lease_seconds=1)
+    served = Served(tmp_path, lease_seconds=2)
     try:
         worker = HttpWorker(served)
         run_id = served.trigger()

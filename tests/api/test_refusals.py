@@ -334,6 +334,24 @@ def test_a_document_that_is_no_object_is_refused(served: Served, worker: HttpWor
     assert served.get(f"/api/v1/runs/{run_id}/metadata") == {"metadata": {}, "version": 0}
 
 
+def test_a_whole_document_that_is_too_large_is_refused_with_its_size(
+    served: Served, worker: HttpWorker
+) -> None:
+    """M84: the server answers 413 and says what is large."""
+    run_id = served.trigger(metadata={"a": 1})
+    body = {"metadata": {"big": "x" * 300_000, "small": 1}}
+    problem = refused(served.call("PUT", f"/api/v1/runs/{run_id}/metadata", body), 413, "metadata_too_large")
+    assert problem["limit"] == 262_144
+    assert problem["details"]["size"] == len(json.dumps(body["metadata"], separators=(",", ":")))
+    assert problem["details"]["largest_keys"][0] == ["big", 300_002]
+    assert served.get(f"/api/v1/runs/{run_id}/metadata") == {"metadata": {"a": 1}, "version": 0}
+
+
+@pytest.mark.parametrize("body", [{"metadata": {}}, {"operations": [set_to("a", 1)]}, {"rootOperations": []}])
+def test_writing_to_an_unknown_run_is_not_found(served: Served, worker: HttpWorker, body: Any) -> None:
+    refused(served.call("PUT", "/api/v1/runs/run_nobody/metadata", body), 404, "run_not_found")
+
+
 def test_empty_lists_of_operations_change_nothing(served: Served, worker: HttpWorker) -> None:
     run_id = served.trigger(metadata={"a": 1})
     body = {"operations": [], "parentOperations": [], "rootOperations": []}

@@ -85,12 +85,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            if self.is_sound:
-                self.carry_out(self.group)
-                self.agree()
-                self.agree_in_everything()
-            self.world.close()
-            shutil.rmtree(self.folder)
+            try:
+                if self.is_sound:
+                    self.carry_out(self.group)
+                    self.agree()
+                    self.agree_in_everything()
+            finally:
+                self.world.close()
+                shutil.rmtree(self.folder)
 
     # --- groups ------------------------------------------------------------------------------------------------
 

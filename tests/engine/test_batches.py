@@ -147,6 +147,16 @@ def test_a_batch_of_another_size_cannot_be_announced(world: World, worker: Worke
     assert (ticket.result.field, ticket.result.limit) == ("runCount", 1000)
 
 
+def test_an_announcement_that_is_repeated_is_the_same_batch(world: World, worker: WorkerDouble) -> None:
+    """The client repeats it when the answer got lost; a second batch would never be filled."""
+    command = CreateBatch(2, request_id="request 1")
+    first, second = (result_of(ticket) for ticket in world.submit(command, command))
+    world.restart()
+    assert first == second == world.do(command)
+    assert world.do(CreateBatch(2, request_id="request 2")) != first
+    assert len(world.dump()["batches"]) == 2
+
+
 def test_items_run_before_all_have_come_and_the_batch_waits_for_the_rest(
     world: World, worker: WorkerDouble
 ) -> None:

@@ -1,5 +1,6 @@
 """A store, an engine and a clock, driven command by command; and doubles of workers that talk to it."""
 
+import atexit
 import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -71,7 +72,9 @@ class Ticket:
 @cache
 def _template() -> Path:
     """A database with all tables and nothing in it, made once: copying it is quicker than migrating."""
-    path = Path(mkdtemp(prefix="milepost-tests-")) / "template.db"
+    folder = mkdtemp(prefix="milepost-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "template.db"
     Store(path).close()
     return path
 

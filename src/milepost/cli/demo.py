@@ -141,7 +141,8 @@ def _short(run: Run) -> dict[str, Any]:
     """The document without the long list, of which only the length is worth watching."""
     document = dict(run.metadata)
     if "broken_rows" in document:
-        document["broken_rows"] = f"{len(_ids(document.pop('broken_rows'))):,} so far"
+        count = f"{len(_ids(document.pop('broken_rows'))):,}"
+        document["broken_rows"] = count if run.is_completed else f"{count} so far"
     return document
 
 

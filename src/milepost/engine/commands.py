@@ -45,11 +45,12 @@ class Triggered(msgspec.Struct, frozen=True):
 
 
 class CreateBatch(msgspec.Struct, frozen=True):
-    """Announce a batch. Result: its id."""
+    """Announce a batch. Result: its id. A repeated `request_id` is answered as the first was."""
 
     run_count: int
     parent_id: str | None = None
     resume_parent: bool = False
+    request_id: str | None = None
 
 
 class AddBatchItems(msgspec.Struct, frozen=True):

@@ -30,7 +30,7 @@ from milepost.engine.commands import (
 from milepost.engine.documents import DocumentCache
 from milepost.engine.state import EngineSettings, EngineState, ParkedClaim
 from milepost.engine.transaction import Transaction
-from milepost.errors import MilepostError, UnavailableError
+from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
 from milepost.protocol.work import ClaimedRun
 from milepost.store import records
 from milepost.store import runs as run_store
@@ -294,6 +294,10 @@ def _failure(error: Exception, command: Command) -> Exception:
         logger.error("%s could not be committed: %s", type(command).__name__, reason)
         return UnavailableError(
             f"the database did not take the change, nothing was stored: {reason}; try again"
+        )
+    if isinstance(error, OverflowError):
+        return InvalidRequestError(
+            "a number in the request is out of range: whole numbers have at most 64 bits"
         )
     logger.error("%s failed", type(command).__name__, exc_info=error)
     return error

@@ -79,9 +79,12 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
 
 def create_batch(command: CreateBatch, transaction: Transaction, state: EngineState) -> str:
     """Announce a batch; its items come by `add_batch_items`."""
+    if (earlier := _earlier(command.request_id, transaction)) is not None and earlier.batch_id is not None:
+        return earlier.batch_id
     _check_count(command.run_count, "runCount")
     batch = _new_batch(command.run_count, command.parent_id, command.resume_parent, transaction, state)
     transaction.new_batches.append(batch)
+    _answer(Triggered([], batch.id), command.request_id, transaction)
     return batch.id
 
 

@@ -12,7 +12,7 @@ from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
 from milepost.model import jsonvalue
-from milepost.model.run import Change, Outcome, RunStatus, claim, finish, holds, lose
+from milepost.model.run import Change, Outcome, RunError, RunStatus, claim, finish, holds, lose
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, RunReply, RunReport
 from milepost.store import records
@@ -21,6 +21,7 @@ from milepost.store.records import LogRow, TaskRow
 from milepost.store.runs import RunRecord, RunRow
 
 SLOTS_MAX = 1000
+_ANY = msgspec.json.Decoder(msgspec.Raw)
 _REFUSED = msgspec.json.Decoder(list[Refused])
 
 
@@ -179,6 +180,10 @@ def _delta(item: RunReport, row: RunRow, transaction: Transaction) -> MetadataDe
 
 
 def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: EngineState) -> None:
+    if outcome.output is not None and not _is_json(outcome.output):
+        outcome = Outcome(
+            error=RunError(name="OutputError", message="the worker reported an output that is not JSON")
+        )
     change = finish(row, outcome, transaction.now)
     _apply(row, change, transaction)
     _free_slot(row, transaction, state)
@@ -189,6 +194,14 @@ def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: Engi
     if change.status.is_final:
         transaction.fold(row)
         _tell_parent(row, transaction)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _ANY.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def _free_slot(row: RunRow, transaction: Transaction, state: EngineState) -> None:

@@ -11,13 +11,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
 from typing import Any, cast
+from urllib.parse import unquote
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import PruneAnswers, ReleaseLostRuns
@@ -44,6 +47,27 @@ JSON = "application/json"
 def now_microseconds() -> int:
     """The clock of a server: microseconds since 1970."""
     return time.time_ns() // 1000
+
+
+# Stands for an encoded slash while a path is routed; no path can hold it.
+_SLASH = "\0"
+
+
+class EncodedSlashes:
+    """Keeps `%2F` inside a segment of the path (a task id may hold a slash), where the server would decode it to a separator."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Route by the path as it was sent."""
+        raw: bytes = scope.get("raw_path") or b""
+        if b"%2f" in raw.lower():
+            segments = [
+                unquote(segment).replace("/", _SLASH) for segment in raw.decode("ascii", "replace").split("/")
+            ]
+            scope["path"] = "/".join(segments)
+        await self._app(scope, receive, send)
 
 
 class Server:
@@ -75,6 +99,7 @@ class Server:
                 *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),
                 *dashboard_routes(self.authenticator),
             ],
+            middleware=[Middleware(EncodedSlashes)],
             lifespan=self._lifespan,
             exception_handlers={HTTPException: _plain_problem, Exception: _unexpected_problem},
         )
@@ -129,6 +154,8 @@ class Server:
         )
 
         async def guarded(request: Request) -> Response:
+            for name, value in request.path_params.items():
+                request.path_params[name] = value.replace(_SLASH, "/")
             try:
                 if not endpoint.public:
                     self.authenticator.check(request, allow_session=endpoint.method == "GET")
@@ -138,13 +165,14 @@ class Server:
             except ClientDisconnect:
                 return Response(status_code=499)
 
-        # `{task:path}` would swallow the rest of the path, so an encoded slash is left to the router, which decodes segments.
         return Route(endpoint.path, guarded, methods=[endpoint.method], name=endpoint.name)
 
     def _streaming(
         self, handler: Callable[[Request], AsyncIterator[bytes]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
+            if self.hub.is_closed:
+                raise UnavailableError("the server is about to stop")
             events = cast("AsyncGenerator[bytes]", handler(request))
             # The first frame is awaited here, so that an unknown run is a 404 and not a broken stream.
             first = await anext(events)

@@ -132,8 +132,11 @@ class Handlers:
         """First phase of a batch."""
         body: BatchCreateRequest = await _body(request, BatchCreateRequest)
         batch_id = await self._submit(
-            commands.CreateBatch(body.run_count, body.parent_run_id, body.resume_parent_on_completion)
+            commands.CreateBatch(
+                body.run_count, body.parent_run_id, body.resume_parent_on_completion, _request_id(request)
+            )
         )
+        # Never "cached": then the clients would not send the items.
         return BatchCreateResponse(batch_id, body.run_count, False)
 
     async def add_batch_items(self, request: Request) -> Any:

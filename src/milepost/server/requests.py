@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
-from milepost.errors import BadRequestError, InvalidRequestError, TooLargeError
+from milepost.errors import BadRequestError, TooLargeError
 from milepost.model.run import RunStatus
 from milepost.protocol.triggering import BODY_BYTES_MAX
 from milepost.store.runs import RunFilter
@@ -76,16 +76,19 @@ def whole_number(request: Request, name: str, *, default: int) -> int:
     if text is None:
         return default
     try:
-        return int(text)
+        number = int(text)
     except ValueError:
-        raise BadRequestError(f"{name} must be a whole number, not {text!r}", field=name) from None
+        raise BadRequestError(f"{name} must be a whole number, not {text[:40]!r}", field=name) from None
+    if abs(number) >= 2**63:
+        raise BadRequestError(f"{name} is out of range", field=name)
+    return number
 
 
 def run_filter(request: Request, now: int) -> RunFilter:
     """The filters of a list of runs (protocol, section 5.3). `now` is microseconds since 1970."""
     created_from = _milliseconds(request, "filter[createdAt][from]")
     if period := request.query_params.get("filter[createdAt][period]"):
-        created_from = now - _period_seconds(period) * 1_000_000
+        created_from = max(0, now - _period_seconds(period) * 1_000_000)
     return RunFilter(
         statuses=tuple(_status(name) for name in _names(request, "filter[status]")),
         tasks=_names(request, "filter[taskIdentifier]"),
@@ -99,7 +102,7 @@ def run_filter(request: Request, now: int) -> RunFilter:
 
 
 def _names(request: Request, name: str) -> tuple[str, ...]:
-    return tuple(part for part in request.query_params.get(name, "").split(",") if part)
+    return tuple(dict.fromkeys(part for part in request.query_params.get(name, "").split(",") if part))
 
 
 def _status(name: str) -> RunStatus:
@@ -122,8 +125,8 @@ def _milliseconds(request: Request, name: str) -> int | None:
 def _period_seconds(text: str) -> int:
     found = _PERIOD.fullmatch(text)
     if found is None or len(text) > 10:
-        raise InvalidRequestError(
-            f"{text!r} is no span; write a number and s, m, h, d or w, such as 1d",
+        raise BadRequestError(
+            f"{text[:40]!r} is no span; write a number and s, m, h, d or w, such as 1d",
             field="filter[createdAt][period]",
         )
     return int(found[1]) * _UNIT_SECONDS[found[2]]
