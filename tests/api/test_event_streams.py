@@ -8,7 +8,7 @@ import pytest
 import urllib3
 
 from api.shapes import is_problem, is_run
-from support.served import PATIENCE_SECONDS, HttpWorker, Served, offer, set_to
+from support.served import KEY, PATIENCE_SECONDS, HttpWorker, Served, offer, set_to
 
 
 def test_watching_a_run_to_its_end(served: Served, worker: HttpWorker) -> None:
@@ -101,6 +101,19 @@ def test_watching_nothing_is_not_found_and_no_broken_stream(served: Served, path
     assert is_problem(answer.json)
 
 
+def test_asking_for_the_head_of_a_stream_does_not_keep_the_connection(
+    served: Served, worker: HttpWorker
+) -> None:
+    """There is no body to wait for: the next request on the connection is answered."""
+    run_id = served.trigger()
+    with urllib3.HTTPConnectionPool(
+        "127.0.0.1", served.port, maxsize=1, block=True, retries=False, timeout=5
+    ) as pool:
+        headers = {"authorization": f"Bearer {KEY}"}
+        assert pool.request("HEAD", f"/api/v1/runs/{run_id}/feed", headers=headers).status in (200, 405)
+        assert pool.request("GET", "/api/v1/health").status == 200
+
+
 def test_who_hangs_up_is_forgotten(served: Served, worker: HttpWorker) -> None:
     """The hub keeps nobody who has gone."""
     run_id = served.trigger()
@@ -168,7 +181,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     header = {"x-trigger-request-idempotency-key": "request 1"}
     queued = served.post("/api/v1/tasks/work/trigger", {}, headers=header)["id"]
     batch = served.post("/api/v3/batches", {"runCount": 2})["id"]
-    served.call("POST", f"/api/v3/batches/{batch}/items", b'{"index":1,"task":"work"}')
+    assert served.add_items(batch, b'{"index":1,"task":"work"}').status == 200
     paths = [
         *(f"/api/v3/runs/{run_id}" for run_id in (done, running, queued)),
         f"/api/v1/runs/{done}/result",

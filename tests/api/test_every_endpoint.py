@@ -49,7 +49,7 @@ class Calls:
     def add_batch_items(self, endpoint: Endpoint) -> None:
         batch = self.served.post("/api/v3/batches", {"runCount": 2})["id"]
         lines = b'{"index":0,"task":"work"}\n{"index":1,"task":"work","payload":"1"}\n'
-        answer = self.call(endpoint, f"/api/v3/batches/{batch}/items", lines)
+        answer = self.served.add_items(batch, lines)
         assert answer.status == endpoint.status
         assert answer.json == {
             "id": batch,

@@ -69,7 +69,8 @@ def refused(answer: Answer, status: int, code: str | None = None) -> dict[str, A
 def test_a_body_of_the_wrong_form_is_a_bad_request(
     served: Served, worker: HttpWorker, endpoint: Endpoint, body: bytes
 ) -> None:
-    refused(served.call(endpoint.method, path_of(endpoint), body), 400, "bad_request")
+    headers = {"content-type": "application/x-ndjson"} if endpoint.lines else {}
+    refused(served.call(endpoint.method, path_of(endpoint), body, headers=headers), 400, "bad_request")
 
 
 @pytest.mark.parametrize("endpoint", _WITH_BODY, ids=lambda endpoint: endpoint.name)
@@ -157,7 +158,6 @@ VALUES: list[tuple[str, Any, int, str, str | None, int | None]] = [
         None,
     ),
     ("/api/v3/batches", {"runCount": 1001}, 422, "invalid_request", "runCount", 1000),
-    ("/api/v3/batches/batch_nobody/items", {"index": 0, "task": "work"}, 404, "batch_not_found", None, None),
     (
         "/api/v1/workers/nobody/claim",
         {"sequence": 1, "slots": 1, "waitSeconds": 0},
@@ -427,13 +427,27 @@ def test_a_chunked_body_in_small_pieces_is_put_together(served: Served, worker: 
 def test_blank_lines_between_items_are_passed_over(served: Served, worker: HttpWorker) -> None:
     batch = served.post("/api/v3/batches", {"runCount": 2})["id"]
     lines = b'\n{"index":0,"task":"work"}\r\n\n  \n{"index":1,"task":"work"}'
-    answer = served.call("POST", f"/api/v3/batches/{batch}/items", lines)
-    assert answer.json["itemsAccepted"] == 2
+    assert served.add_items(batch, lines).json["itemsAccepted"] == 2
+
+
+@pytest.mark.parametrize("kind", ["text/csv", "multipart/form-data", "application/octet-stream"])
+def test_items_of_another_kind_are_an_unsupported_media_type(
+    served: Served, worker: HttpWorker, kind: str
+) -> None:
+    """Protocol, section 4, and the table of endpoints."""
+    batch = served.post("/api/v3/batches", {"runCount": 1})["id"]
+    path, line = f"/api/v3/batches/{batch}/items", b'{"index":0,"task":"work"}'
+    refused(served.call("POST", path, line, headers={"content-type": kind}), 415)
+    assert served.add_items(batch, line).status == 200
+
+
+def test_items_for_an_unknown_batch_are_not_taken(served: Served, worker: HttpWorker) -> None:
+    refused(served.add_items("batch_nobody", b'{"index":0,"task":"work"}'), 404, "batch_not_found")
 
 
 def test_a_bad_line_refuses_the_stream(served: Served, worker: HttpWorker) -> None:
     batch = served.post("/api/v3/batches", {"runCount": 2})["id"]
-    refused(served.call("POST", f"/api/v3/batches/{batch}/items", b'{"index":0,"task":"work"}\n{nope\n'), 400)
+    refused(served.add_items(batch, b'{"index":0,"task":"work"}\n{nope\n'), 400)
     assert served.get(f"/api/v2/batches/{batch}")["runs"] == []
 
 

@@ -25,8 +25,9 @@ PATIENCE_MILLISECONDS = 20_000
 expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
+    # Not for the session: while it is open, an event loop counts as running in this thread, and other folders' tests need their own.
     if not CHROMIUM.exists():
         pytest.fail(
             f"the dashboard's tests need {CHROMIUM}: apt-get install chromium fonts-dejavu-core",

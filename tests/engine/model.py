@@ -30,6 +30,7 @@ from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import ClaimedRun, RunReport, WorkerTask
+from support.operations import exactly
 
 HELD = ("EXECUTING", "WAITING")
 FINAL = ("COMPLETED", "FAILED")
@@ -226,10 +227,8 @@ class Model:
     def _start(self, run: Run, worker_id: str, claimed: ClaimedRun) -> None:
         run.status, run.worker, run.attempt, run.sequence = "EXECUTING", worker_id, run.attempt + 1, 0
         assert claimed.attempt == run.attempt
-        assert (plain(claimed.metadata), claimed.metadata_version) == (
-            run.document.value,
-            run.document.version,
-        )
+        assert exactly(plain(claimed.metadata)) == exactly(run.document.value)
+        assert claimed.metadata_version == run.document.version
         assert set(claimed.counted) == run.document.counted
         assert (claimed.parent_id, claimed.root_id, claimed.batch_id) == (run.parent, run.root, run.batch)
 
@@ -373,7 +372,7 @@ class Model:
         assert delta.from_version == item.metadata_version
         assert delta.version == run.document.version
         if delta.changes is None:
-            assert plain(delta.metadata) == run.document.value
+            assert exactly(plain(delta.metadata)) == exactly(run.document.value)
             return
         copy = Document(run.history[delta.from_version])
         for change in delta.changes:
@@ -385,8 +384,8 @@ class Model:
                 operations = [own[index] for index in range(len(own)) if index not in change.refused]
             for operation in operations:
                 copy.apply(operation)
-            assert copy.value == run.history[change.version]
-        assert copy.value == run.document.value
+            assert exactly(copy.value) == exactly(run.history[change.version])
+        assert exactly(copy.value) == exactly(run.document.value)
 
 
 def plain(value: Any) -> Any:

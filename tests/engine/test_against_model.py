@@ -34,7 +34,7 @@ from milepost.model.run import Outcome
 from milepost.protocol.triggering import BatchLine
 from milepost.protocol.work import LogLine, RunReport, TargetOperations
 from support.faults import faults
-from support.operations import DOCUMENTS, OPERATIONS
+from support.operations import DOCUMENTS, OPERATIONS, exactly
 from support.properties import database_property
 from support.world import World, failure, item, new_store, offered
 
@@ -276,10 +276,8 @@ class EngineMachine(RuleBasedStateMachine):
             for shown in self.world.reader.summaries(list(self.model.runs)):
                 run = self.model.runs[shown.id]
                 assert (shown.status, shown.attempt_count) == (run.status, run.attempt), run.id
-                assert (plain(shown.metadata), shown.metadata_version) == (
-                    run.document.value,
-                    run.document.version,
-                )
+                assert exactly(plain(shown.metadata)) == exactly(run.document.value)
+                assert shown.metadata_version == run.document.version
                 assert (shown.finished_at is None) == (run.finished_at is None)
                 assert (shown.error.name if shown.error else None) == run.error
             for batch_id, batch in self.model.batches.items():

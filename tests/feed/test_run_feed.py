@@ -13,7 +13,7 @@ from milepost.errors import RunNotFoundError
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.protocol.runs import RunObject, RunSummary
-from support.operations import OPERATIONS
+from support.operations import OPERATIONS, exactly
 from support.properties import database_property
 from support.subscriber import FeedWorld, Subscriber, feed_world_at, run_async
 from support.world import WorkerDouble
@@ -34,7 +34,8 @@ def followed(run: RunObject | RunSummary | dict[str, Any]) -> dict[str, Any]:
 
 def assert_same(subscriber: Subscriber, world: FeedWorld, run_id: str) -> None:
     """The subscriber holds what `retrieve` would give, up to when it was last touched."""
-    assert (subscriber.value, subscriber.version) == world.document(run_id)
+    document, version = world.document(run_id)
+    assert (exactly(subscriber.value), subscriber.version) == (exactly(document), version)
     held, real = followed(subscriber.run), followed(world.reader.run(run_id))
     held.pop("updatedAt")
     real.pop("updatedAt")

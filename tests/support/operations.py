@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
@@ -32,3 +33,8 @@ LARGE: st.SearchStrategy[Operation] = st.builds(
     Set, st.sampled_from(["a", "big"]), st.integers(1, 9).map(lambda length: "x" * length * 2_000)
 )
 """Large enough that a few of them outgrow a snapshot."""
+
+
+def exactly(document: dict[str, Any]) -> str:
+    """A document as text that tells `1` from `1.0` and from `true`, whatever the order of its keys."""
+    return msgspec.json.encode(document, order="sorted").decode()

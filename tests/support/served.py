@@ -140,6 +140,11 @@ class Served:
         assert answer.status in (200, 202), answer
         return answer.json
 
+    def add_items(self, batch_id: str, lines: bytes) -> Answer:
+        """Send items of an announced batch, one JSON object per line."""
+        headers = {"content-type": "application/x-ndjson"}
+        return self.call("POST", f"/api/v3/batches/{batch_id}/items", lines, headers=headers)
+
     def put_metadata(self, run_id: str, *operations: dict[str, Any]) -> Any:
         """Write to a run's document."""
         answer = self.call("PUT", f"/api/v1/runs/{run_id}/metadata", {"operations": list(operations)})
