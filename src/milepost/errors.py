@@ -21,6 +21,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   │   └── BatchNotFoundError        batch_not_found         404
     │   ├── ConflictError                 conflict                409
     │   ├── TooLargeError                 too_large               413
+    │   ├── UnsupportedMediaTypeError     unsupported_media_type  415
     │   ├── InvalidRequestError           invalid_request         422
     │   │   └── PayloadValidationError    invalid_payload         422
     │   └── RunFinishedError              run_finished            422
@@ -62,6 +63,7 @@ __all__ = [
     "TooLargeError",
     "UnauthorizedError",
     "UnavailableError",
+    "UnsupportedMediaTypeError",
     "UsageError",
     "error_for",
 ]
@@ -331,6 +333,13 @@ class PayloadValidationError(InvalidRequestError):
     code: ClassVar[str] = "invalid_payload"
 
 
+class UnsupportedMediaTypeError(RequestError):
+    """The body is of a kind that this endpoint does not take."""
+
+    code: ClassVar[str] = "unsupported_media_type"
+    status: ClassVar[int] = 415
+
+
 class RunFinishedError(RequestError):
     """The run has finished and takes no such change any more (M69 for its metadata)."""
 
@@ -416,6 +425,7 @@ _BY_STATUS: dict[int, type[MilepostError]] = {
     408: UnavailableError,
     409: ConflictError,
     413: TooLargeError,
+    415: UnsupportedMediaTypeError,
     422: InvalidRequestError,
     425: UnavailableError,
     429: UnavailableError,

@@ -176,6 +176,9 @@ class Server:
             events = cast("AsyncGenerator[bytes]", handler(request))
             # The first frame is awaited here, so that an unknown run is a 404 and not a broken stream.
             first = await anext(events)
+            if request.method == "HEAD":
+                await events.aclose()
+                return Response(media_type="text/event-stream")
             return StreamingResponse(
                 _with_first(first, events),
                 media_type="text/event-stream",

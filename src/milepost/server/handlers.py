@@ -11,7 +11,7 @@ from milepost.engine import commands
 from milepost.engine.commands import TriggerItem
 from milepost.engine.committer import Committer
 from milepost.engine.reading import Reader
-from milepost.errors import BadRequestError, MetadataTypeError, NotFoundError
+from milepost.errors import BadRequestError, MetadataTypeError, NotFoundError, UnsupportedMediaTypeError
 from milepost.feed import streams
 from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
@@ -141,6 +141,11 @@ class Handlers:
 
     async def add_batch_items(self, request: Request) -> Any:
         """Second phase of a batch."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in ("application/x-ndjson", "application/json", ""):
+            raise UnsupportedMediaTypeError(
+                f"items come as application/x-ndjson, not as {kind!r}", field="content-type"
+            )
         lines = [
             requests.decode(line, BatchLine)
             for line in (await requests.read_body(request)).split(b"\n")
