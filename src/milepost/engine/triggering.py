@@ -289,6 +289,7 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 max_attempts=run.max_attempts,
                 worker_id=None,
                 report_sequence=0,
+                report_checksum=None,
                 due_at=run.due_at,
                 created_at=run.created_at,
                 updated_at=run.created_at,

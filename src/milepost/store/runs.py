@@ -45,6 +45,7 @@ class RunRow(msgspec.Struct, gc=False):
     max_attempts: int | None
     worker_id: str | None
     report_sequence: int
+    report_checksum: int | None
     due_at: int
     created_at: int
     updated_at: int
@@ -155,6 +156,7 @@ _STATE_NAMES = (
     "attempt",
     "worker_id",
     "report_sequence",
+    "report_checksum",
     "due_at",
     "updated_at",
     "started_at",
@@ -277,6 +279,7 @@ def _state(row: RunRow) -> Row:
         row.attempt,
         row.worker_id,
         row.report_sequence,
+        row.report_checksum,
         row.due_at,
         row.updated_at,
         row.started_at,

@@ -45,6 +45,8 @@ runs = Table(
     Column("worker_id", Text),
     # The newest report of the present attempt that was applied (M44: each at most once).
     Column("report_sequence", Integer, nullable=False),
+    # What that report said, as a checksum: another one under the same number is no repeat.
+    Column("report_checksum", BigInteger),
     Column("due_at", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
@@ -136,6 +138,16 @@ changes = Table(
     Column("refused", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# Where the kept log of a document begins once older changes were pruned; without a row it begins with the document given at trigger.
+log_starts = Table(
+    "log_starts",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    Column("counted", LargeBinary),
 )
 
 refusals = Table(
