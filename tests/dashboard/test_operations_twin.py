@@ -243,10 +243,10 @@ def _operation(source: random.Random) -> dict[str, Any]:
     operation: dict[str, Any] = {"type": kind, "key": _key(source)}
     if kind == "increment":
         operation["value"] = source.choice(NUMBERS)
-        if source.random() < 0.3:
-            operation["once"] = source.choice(["x", "y"])
     elif kind != "delete":
         operation["value"] = _value(source, 2)
     if kind == "append" and source.random() < 0.3:
         operation["maxItems"] = source.randrange(1, 4)
+    if kind in ("append", "increment") and source.random() < 0.3:
+        operation["once"] = source.choice(["x", "y"])
     return operation

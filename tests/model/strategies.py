@@ -94,8 +94,22 @@ def operations_on(
     deletes = st.builds(Delete, keys)
     removes = st.builds(Remove, keys, items)
     updates = st.builds(Update, whole)
+    counted_appends = st.builds(
+        Append, keys, items, st.sampled_from([None, 2]), st.sampled_from(["one", "two"])
+    )
     return st.one_of(
-        sets, sets, increments, increments, increments, appends, appends, deletes, removes, counted, updates
+        sets,
+        sets,
+        increments,
+        increments,
+        increments,
+        appends,
+        appends,
+        deletes,
+        removes,
+        counted,
+        counted_appends,
+        updates,
     )
 
 

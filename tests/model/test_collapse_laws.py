@@ -48,6 +48,8 @@ def reasons(refusals: list[Refusal]) -> set[tuple[str, str]]:
 @example({"n": "x"}, [Increment("n", 1), Set("n", 1), Increment("n", 2), Set("n", 3)])
 @example({}, [Set("n", 1), Increment("$.n", 1), Set("n", 2), Increment("$.n", 1)])
 @example({}, [Increment("n", 1, "one"), Increment("n", 1, "one"), Set("n", 0), Increment("n", 1, "one")])
+@example({}, [Append("l", 1, None, "one"), Set("l", []), Append("l", 1, None, "one")])
+@example({}, [Update({}), Append("l", 1, 2, "one"), Update({}), Append("l", 1, 2, "one")])
 @example({"a": 1}, [Update({}), Increment("a", 1), Update({"a": "x"}), Increment("a", 1), Update({})])
 def test_m30_collapsing_cannot_be_noticed(value: dict[str, Any], operations: list[Operation]) -> None:
     collapsed = collapse(operations)

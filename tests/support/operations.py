@@ -24,7 +24,7 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(Remove, KEYS, SCALARS),
     st.builds(Increment, KEYS, st.integers(-3, 3), _ONCE),
     st.builds(Increment, st.just("n"), st.integers(-3, 3), _ONCE),
-    st.builds(Append, st.just("list"), SCALARS),
+    st.builds(Append, st.just("list"), SCALARS, st.none(), _ONCE),
     st.builds(Update, DOCUMENTS),
 )
 """Any of the six, small; about a third of a random list is refused."""

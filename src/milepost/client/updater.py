@@ -95,16 +95,22 @@ class Updater(ABC):
             sink.add_all([Set(key, value) for key, value in _as_object(values, "update").items()])
         return self
 
-    def append(self, key: str, value: object, *, max_items: int | None = None) -> Self:
+    def append(
+        self, key: str, value: object, *, max_items: int | None = None, once: str | None = None
+    ) -> Self:
         """Add one item at the end of an array, which is created when it is missing; another value becomes its first item.
 
         Args:
             value: one item, also when it is a list.
             max_items: keep the newest that many items, at least 1.
+            once: an id of 1 to 128 characters that counts once per document, over all keys and attempts (M46).
         """
         sink = self._sink()
         if sink is not None:
-            sink.add(Append(_plain(key), to_json(value, place=key), max_items))
+            operation = Append(_plain(key), to_json(value, place=key), max_items, once)
+            if once is not None:
+                check(operation)
+            sink.add(operation)
         return self
 
     def extend(self, key: str, values: Iterable[object]) -> Self:
@@ -131,7 +137,8 @@ class Updater(ABC):
         """Add to a number, which starts at 0; integers stay integers.
 
         Args:
-            once: an id of 1 to 128 characters that counts once per run, so that an attempt that runs again does not count twice (M46).
+            once: an id of 1 to 128 characters that counts once per document, over all keys and attempts, so that code that runs
+                again does not count twice (M46).
         """
         sink = self._sink()
         if sink is not None:

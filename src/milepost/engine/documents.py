@@ -16,6 +16,7 @@ from milepost.errors import MetadataError
 from milepost.model import jsonvalue
 from milepost.model.document import Document
 from milepost.model.operations import (
+    Append,
     Increment,
     Operation,
     Refusal,
@@ -79,7 +80,7 @@ class HotDocument:
         applied: list[Operation] = []
         left_out: list[int] = []
         for index, operation in enumerate(operations):
-            counted_before = isinstance(operation, Increment) and operation.once in self.document.counted
+            counted_before = isinstance(operation, Increment | Append) and operation.once in self.document.counted
             try:
                 check(operation)
                 self.document.apply(operation)

@@ -45,7 +45,7 @@ class Document:
         version: number of committed changes (M1). Kept for the owner, who counts commits; `apply` leaves it alone.
         size: bytes of `value` as compact UTF-8 JSON, always exact.
         limit: bytes that it may grow to.
-        counted: the `once` ids of increments that were applied in this run (M46).
+        counted: the `once` ids of increments and appends that were applied in this run (M46).
     """
 
     __slots__ = ("_journal", "_sizes", "counted", "limit", "size", "value", "version")
@@ -275,11 +275,22 @@ class Document:
                 self._note_write(container, place, old)
             container[place] = value
         if once is not None:
-            if self._journal is not None:
-                self._journal.append((self.counted.discard, (once,)))
-            self.counted.add(once)
+            self._count(once)
+
+    def _count(self, once: str) -> None:
+        if self._journal is not None:
+            self._journal.append((self.counted.discard, (once,)))
+        self.counted.add(once)
 
     def _append(self, operation: Append) -> None:
+        once = operation.once
+        if once is None:
+            self._append_item(operation)
+        elif once not in self.counted:
+            self._append_item(operation)
+            self._count(once)
+
+    def _append_item(self, operation: Append) -> None:
         key = operation.key
         value: Any = operation.value
         path: Any = parse(key)

@@ -72,12 +72,13 @@ class Delete(msgspec.Struct, frozen=True, tag="delete", tag_field="type", omit_d
 class Append(msgspec.Struct, frozen=True, tag="append", tag_field="type", omit_defaults=True, rename="camel"):
     """One item at the end of an array; a missing array is created, another value becomes its first item (M21).
 
-    With `max_items` (`maxItems` on the wire) the newest that many items are kept.
+    With `max_items` (`maxItems` on the wire) the newest that many items are kept. With `once`, an id counts once per run (M46).
     """
 
     key: str
     value: JSONValue
     max_items: int | None = None
+    once: str | None = None
 
 
 class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="type", omit_defaults=True):
@@ -183,6 +184,7 @@ def check(operation: Operation) -> None:
         most = cast("object", cast("Append", operation).max_items)
         if most is not None and (type(most) is not int or most < 1):
             raise MetadataValueError(f"{key!r:.100}: max_items is at least 1, not {most!r:.40}", key=key)
+        _check_once(key, cast("Append", operation).once)
 
 
 def _check_increment(operation: Increment) -> None:
@@ -197,7 +199,10 @@ def _check_increment(operation: Increment) -> None:
     else:
         kind = describe(cast("JSONValue", by))
         raise MetadataTypeError(f"{key!r:.100}: increment by a number, not by {kind}", key=key)
-    once = cast("object", operation.once)
+    _check_once(key, operation.once)
+
+
+def _check_once(key: str, once: object) -> None:
     if once is None:
         return
     if type(once) is not str:
@@ -432,8 +437,9 @@ class Pending:
                 if self._add_to_set(last, given):
                     return
             elif kind is Append:
-                self._append_to(last, given)
-                return
+                if given.once is None:
+                    self._append_to(last, given)
+                    return
             elif kind is Delete and len(parse(key)) == 1:
                 self._replace(last, operation, 0)
                 last.value_set = _NOTHING
@@ -466,8 +472,10 @@ class Pending:
                 opened = _Incremented(entry, by)
         elif kind is Append:
             weight = _weight(cast("Append", operation).value)
-            opened = _Written(entry, _SMALL_WEIGHT)
-            self._begin_window(opened, entry, cast("Append", operation), weight)
+            # What counts an id is kept as it is: nothing may take its place.
+            if cast("Append", operation).once is None:
+                opened = _Written(entry, _SMALL_WEIGHT)
+                self._begin_window(opened, entry, cast("Append", operation), weight)
         elif kind is Delete:
             if len(path) == 1:
                 opened = _Written(entry, _SMALL_WEIGHT)

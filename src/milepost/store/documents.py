@@ -11,7 +11,7 @@ from milepost.store.schema import changes, documents, refusals
 
 
 class Snapshot(msgspec.Struct):
-    """A document at a version. `counted` are the `once` ids of its increments, JSON."""
+    """A document at a version. `counted` are its `once` ids, JSON."""
 
     run_id: str
     version: int

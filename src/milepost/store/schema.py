@@ -120,7 +120,7 @@ documents = Table(
     Column("run_id", Text, primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("value", LargeBinary, nullable=False),
-    # The `once` ids that increments have counted, a JSON list.
+    # The `once` ids that were counted, a JSON list.
     Column("counted", LargeBinary),
 )
 

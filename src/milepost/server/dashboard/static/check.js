@@ -29,7 +29,7 @@ const isIntegerOrNothing = (value) => value === undefined || value === null || t
 const SHAPE_LIST = [
   ["set", { key: isText, value: isThere }],
   ["delete", { key: isText }],
-  ["append", { key: isText, value: isThere, maxItems: isIntegerOrNothing }],
+  ["append", { key: isText, value: isThere, maxItems: isIntegerOrNothing, once: isTextOrNothing }],
   ["remove", { key: isText, value: isThere }],
   ["increment", { key: isText, value: isNumber, once: isTextOrNothing }],
   ["update", { value: isObject }],

@@ -90,14 +90,28 @@ class Fold {
       case "delete":
         return this.delete(key);
       case "append":
-        return this.append(key, value, operation.get("maxItems"));
+        return this.once(operation, () => this.append(key, value, operation.get("maxItems")));
       case "remove":
         return this.remove(key, value);
       case "increment":
-        return this.increment(key, value, operation.get("once"));
+        return this.once(operation, () => this.increment(key, value));
       default:
         return this.update(value);
     }
+  }
+
+  /**
+   * Do it, unless the operation's id was counted before; an id is counted when it was applied.
+   *
+   * @param {Operation} operation
+   * @param {() => void} write
+   */
+  once(operation, write) {
+    const id = operation.get("once");
+    if (typeof id !== "string") return write();
+    if (this.counted.has(id)) return;
+    write();
+    this.counted.add(id);
   }
 
   /**
@@ -163,11 +177,8 @@ class Fold {
   /**
    * @param {string} key
    * @param {bigint | number} by
-   * @param {string | null} [once]
    */
-  increment(key, by, once) {
-    const isCounted = typeof once === "string";
-    if (isCounted && this.counted.has(once)) return;
+  increment(key, by) {
     const { steps, found, missing } = locate(this.document, key);
     if (found !== undefined && !isNumber(found)) {
       throw new RefusedError("wrong_metadata_type", `${key}: ${describe(found)} cannot be incremented`);
@@ -176,7 +187,6 @@ class Fold {
     const fits = typeof sum === "bigint" ? sum <= INTEGER_MAX && sum >= -INTEGER_MAX : Number.isFinite(sum);
     if (!fits) throw new RefusedError("invalid_metadata_value", `${key}: the sum is no number that JSON can hold`);
     this.write(steps, missing, sum);
-    if (isCounted) this.counted.add(once);
   }
 
   /** @param {JSONObject} value */
