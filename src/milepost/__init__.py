@@ -27,6 +27,7 @@ from milepost.errors import (
     UnauthorizedError,
     UnavailableError,
     UsageError,
+    VersionConflictError,
 )
 from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
@@ -70,6 +71,7 @@ __all__ = [
     "UnauthorizedError",
     "UnavailableError",
     "UsageError",
+    "VersionConflictError",
     "configure",
     "hooks",
     "metadata",

@@ -20,6 +20,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   │   ├── TaskNotFoundError         task_not_found          404
     │   │   └── BatchNotFoundError        batch_not_found         404
     │   ├── ConflictError                 conflict                409
+    │   │   └── VersionConflictError      version_conflict        409   .version
     │   ├── TooLargeError                 too_large               413
     │   ├── UnsupportedMediaTypeError     unsupported_media_type  415
     │   ├── InvalidRequestError           invalid_request         422
@@ -65,6 +66,7 @@ __all__ = [
     "UnavailableError",
     "UnsupportedMediaTypeError",
     "UsageError",
+    "VersionConflictError",
     "error_for",
 ]
 
@@ -313,6 +315,30 @@ class ConflictError(RequestError):
     status: ClassVar[int] = 409
 
 
+class VersionConflictError(ConflictError):
+    """The document is at another version than the one that the update was made for. Nothing was applied.
+
+    Attributes:
+        version: the version that the document has; None when it is not known.
+    """
+
+    code: ClassVar[str] = "version_conflict"
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        version: int | None = None,
+        field: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message, field=field, limit=limit)
+        self.version = version
+
+    def details(self) -> dict[str, Any] | None:
+        return {"version": self.version}
+
+
 class TooLargeError(RequestError):
     """A body, payload, output or batch exceeds its limit."""
 
@@ -475,6 +501,9 @@ def error_for(
         return kind(message, key=_text_or_none(given.get("key")), segment=_text_or_none(given.get("segment")))
     if issubclass(kind, MetadataError):
         return kind(message, key=_text_or_none(given.get("key")))
+    if issubclass(kind, VersionConflictError):
+        version = given.get("version")
+        return kind(message, version=version if isinstance(version, int) else None, field=field)
     if issubclass(kind, RequestError):
         return kind(message, field=field, limit=limit)
     if issubclass(kind, TaskFailedError):

@@ -352,6 +352,63 @@ def test_writing_to_an_unknown_run_is_not_found(served: Served, worker: HttpWork
     refused(served.call("PUT", "/api/v1/runs/run_nobody/metadata", body), 404, "run_not_found")
 
 
+def test_a_list_of_a_hundred_thousand_operations_is_refused_with_the_limit_and_the_cure(
+    served: Served, worker: HttpWorker
+) -> None:
+    run_id = served.trigger()
+    one = {"type": "increment", "key": "n", "value": 1}
+    path = f"/api/v1/runs/{run_id}/metadata"
+    for body in (
+        {"operations": [one] * 100_000},
+        {"operations": [one] * 5000, "parentOperations": [one] * 5000, "rootOperations": [one]},
+    ):
+        answer = served.call("PUT", path, body)
+        assert answer.status == 413
+        assert (answer.json["code"], answer.json["field"], answer.json["limit"]) == (
+            "too_large",
+            "operations",
+            10_000,
+        )
+        assert "send them in several parts" in answer.json["error"]
+    assert served.call("PUT", path, {"operations": [one] * 10_000}).status == 200
+    assert served.get(path)["metadata"] == {"n": 10_000}
+    claimed = worker.take(run_id)
+    report = {
+        "id": claimed["id"],
+        "attempt": 1,
+        "sequence": 1,
+        "changes": [{"run": run_id, "operations": [one] * 10_001}],
+    }
+    answer = served.call("POST", f"/api/v1/workers/{worker.id}/report", {"runs": [report]})
+    assert (answer.status, answer.json["limit"]) == (413, 10_000)
+    assert run_id in answer.json["error"]
+
+
+def test_a_write_for_another_version_is_a_conflict(served: Served, worker: HttpWorker) -> None:
+    run_id = served.trigger(metadata={"n": 1})
+    path = f"/api/v1/runs/{run_id}/metadata"
+    body = {"operations": [{"type": "set", "key": "n", "value": 2}], "ifVersion": 0}
+    assert served.call("PUT", path, body).json["version"] == 1
+    answer = served.call("PUT", path, body)
+    assert answer.status == 409
+    assert (answer.json["code"], answer.json["field"]) == ("version_conflict", "ifVersion")
+    assert answer.json["details"] == {"version": 1}
+    wrong = served.call("PUT", path, {**body, "ifVersion": "0"})
+    assert (wrong.status, wrong.json["field"]) == (400, "ifVersion")
+
+
+def test_a_request_id_that_comes_with_another_body_is_a_conflict(served: Served, worker: HttpWorker) -> None:
+    run_id = served.trigger()
+    path = f"/api/v1/runs/{run_id}/metadata"
+    headers = {"x-trigger-request-idempotency-key": "one"}
+    bodies = [{"operations": [{"type": "increment", "key": "n", "value": value}]} for value in (1, 2)]
+    answers = [served.call("PUT", path, body, headers=headers) for body in (bodies[0], bodies[0], bodies[1])]
+    assert [answer.status for answer in answers] == [200, 200, 409]
+    assert answers[0].body == answers[1].body
+    assert answers[2].json["code"] == "conflict"
+    assert served.get(path) == {"metadata": {"n": 1}, "version": 1}
+
+
 def test_empty_lists_of_operations_change_nothing(served: Served, worker: HttpWorker) -> None:
     run_id = served.trigger(metadata={"a": 1})
     body = {"operations": [], "parentOperations": [], "rootOperations": []}

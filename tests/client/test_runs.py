@@ -17,6 +17,8 @@ from milepost import (
     RunFinishedError,
     RunNotFoundError,
     UnavailableError,
+    UsageError,
+    VersionConflictError,
 )
 from milepost.client import retries
 
@@ -169,3 +171,44 @@ def test_what_was_refused_as_a_whole_is_not_sent_again(server: ScriptedServer, c
     server.answer = lambda asked: Answer(200, {"metadata": {}, "version": 1})
     asyncio.run(writer.set("a", 1).asend())
     assert server.asked[-1].body == {"operations": [{"type": "set", "key": "a", "value": 1}]}
+
+
+def test_very_many_outside_updates_go_in_several_requests_in_their_order(
+    server: ScriptedServer, client: Client
+) -> None:
+    server.answer = lambda asked: Answer(200, {"metadata": {"n": 1}, "version": 1})
+    writer = client.runs.metadata("run_1")
+    for number in range(25_000):
+        writer.append("log", number)
+    assert writer.send() == {"n": 1}
+    assert [len(asked.body["operations"]) for asked in server.asked] == [10_000, 10_000, 5_000]
+    sent = [operation["value"] for asked in server.asked for operation in asked.body["operations"]]
+    assert sent == list(range(25_000))
+    assert len({asked.headers["x-trigger-request-idempotency-key"] for asked in server.asked}) == 3
+
+
+def test_a_send_for_one_version_is_one_request(server: ScriptedServer, client: Client) -> None:
+    server.answer = lambda asked: Answer(200, {"metadata": {}, "version": 4})
+    client.runs.metadata("run_1").set("a", 1).send(if_version=3)
+    assert server.asked[0].body == {
+        "operations": [{"type": "set", "key": "a", "value": 1}],
+        "ifVersion": 3,
+    }
+    writer = client.runs.metadata("run_1")
+    for number in range(10_001):
+        writer.append("log", number)
+    with pytest.raises(UsageError, match="one commit"):
+        writer.send(if_version=3)
+    assert len(server.asked) == 1
+    asyncio.run(writer.asend())
+    assert [len(asked.body["operations"]) for asked in server.asked[1:]] == [10_000, 1]
+
+
+def test_a_send_for_another_version_says_which_version_there_is(
+    server: ScriptedServer, client: Client
+) -> None:
+    problem = {"error": "is at version 5", "code": "version_conflict", "details": {"version": 5}}
+    server.answer = lambda asked: Answer(409, problem)
+    with pytest.raises(VersionConflictError, match="at version 5") as caught:
+        client.runs.metadata("run_1").set("a", 1).send(if_version=3)
+    assert caught.value.version == 5

@@ -104,7 +104,7 @@ class Model:
         self.workers: dict[str, Worker] = {}
         self.retries: dict[str, Retry] = {}
         self.triggered: dict[str, Any] = {}
-        self.updated: dict[str, list[Refusal]] = {}
+        self.updated: dict[str, tuple[Any, list[Refusal]]] = {}
 
     def restart(self, now: int) -> None:
         """The engine starts anew: it has forgotten the workers."""
@@ -270,6 +270,7 @@ class Model:
             refused += self._write(run, target.run, target.operations, now)
         run.refusals[item.attempt, item.sequence] = refused
         run.logs += [line.message for line in item.logs]
+        run.logs += [f"an operation on the metadata of {target} was refused" for target, _, _ in refused]
         if item.outcome is not None:
             self._end(run, item.outcome, now)
         elif item.waiting is not None:
@@ -313,7 +314,11 @@ class Model:
 
     def _update(self, command: UpdateMetadata, answer: Any, now: int) -> None:
         run = self.runs[command.run_id]
-        refused = self.updated.get(command.request_id or "")
+        earlier = self.updated.get(command.request_id or "")
+        if earlier is not None and earlier[0] != command.targets:
+            assert type(answer).__name__ == "ConflictError", answer
+            return
+        refused = None if earlier is None else earlier[1]
         if refused is None:
             if not self._takes_writes(run, now):
                 assert type(answer).__name__ == "RunFinishedError", answer
@@ -323,7 +328,7 @@ class Model:
             for relation, raw in command.targets:
                 refused += self._write_raw(run, related[relation], raw, now)
             if command.request_id:
-                self.updated[command.request_id] = refused
+                self.updated[command.request_id] = command.targets, refused
         assert [(item.run, item.index, item.code) for item in answer.refused] == refused
         assert (msgspec.json.decode(answer.value), answer.version) == (
             run.document.value,

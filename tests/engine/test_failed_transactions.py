@@ -118,7 +118,10 @@ def reports(world: World) -> tuple[list[Command], Check]:
         assert world.document(other) == ({"list": [1]}, 1)
         shown = world.reader.run(child)
         assert (shown.status, bytes(shown.output).decode()) == ("COMPLETED", output)
-        assert [line.message for line in world.reader.log(child, after=0).data] == ["hello"]
+        lines = [line.message for line in world.reader.log(child, after=0).data]
+        assert lines[0] == "hello"
+        assert len(lines) == 2
+        assert f"metadata of {root} was refused" in lines[1]
         assert world.reader.run(other).status == "QUEUED"
         assert world.reader.run(root).status == "WAITING"
         assert [reply.lost for reply in (first, second, third)] == [False] * 3

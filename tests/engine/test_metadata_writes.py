@@ -7,11 +7,13 @@ import pytest
 
 from milepost.engine.commands import Report, Trigger, UpdateMetadata
 from milepost.errors import (
+    ConflictError,
     MetadataPathError,
     MetadataTooLargeError,
     MetadataTypeError,
     RunFinishedError,
     RunNotFoundError,
+    VersionConflictError,
 )
 from milepost.model.operations import Append, Delete, Increment, Operation, Set, Update
 from milepost.model.run import Outcome
@@ -376,6 +378,52 @@ def test_a_repeated_request_is_applied_once_and_answered_alike(world: World, wor
     tickets = world.submit(command, command)
     assert result_of(tickets[0]) == result_of(tickets[1])
     assert world.document(run_id)[0]["n"] == 2
+
+
+def test_a_request_id_belongs_to_one_request(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    world.write(run_id, Increment("n", 1), request_id="request 1")
+    with pytest.raises(ConflictError, match="used for other operations"):
+        world.write(run_id, Increment("n", 2), request_id="request 1")
+    assert world.document(run_id) == ({"n": 1}, 1)
+
+
+# --- only at one version -------------------------------------------------------------------------------------
+
+
+def test_a_write_for_a_version_is_applied_at_that_version_only(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger(metadata={"n": 1})
+    operations = [("self", raw(Increment("n", 1))), ("root", raw(Append("log", "by root")))]
+    assert world.do(UpdateMetadata(run_id, operations, if_version=0)).version == 2
+    with pytest.raises(VersionConflictError, match="at version 2, not at 0") as caught:
+        world.do(UpdateMetadata(run_id, operations, if_version=0))
+    assert caught.value.version == 2
+    with pytest.raises(VersionConflictError):
+        world.do(UpdateMetadata(run_id, document={}, if_version=3))
+    assert world.document(run_id) == ({"n": 2, "log": ["by root"]}, 2)
+    assert world.do(UpdateMetadata(run_id, document={"new": 1}, if_version=2)).version == 3
+
+
+def test_of_two_writes_for_one_version_in_one_group_the_first_wins(
+    world: World, worker: WorkerDouble
+) -> None:
+    run_id = world.trigger()
+    writes = [UpdateMetadata(run_id, [("self", raw(Set("by", by)))], if_version=0) for by in ("one", "two")]
+    first, second = world.submit(*writes)
+    assert result_of(first).version == 1
+    assert isinstance(second.result, VersionConflictError)
+    assert world.document(run_id) == ({"by": "one"}, 1)
+
+
+def test_a_repeat_of_a_write_for_a_version_is_answered_although_the_version_has_moved_on(
+    world: World, worker: WorkerDouble
+) -> None:
+    run_id = world.trigger()
+    command = UpdateMetadata(run_id, [("self", raw(Increment("n", 1)))], if_version=0, request_id="request 1")
+    world.do(command)
+    world.write(run_id, Increment("n", 1))
+    assert world.do(command).version == 2
+    assert world.document(run_id) == ({"n": 2}, 2)
 
 
 def test_a_repeat_after_the_grace_is_still_answered_as_the_first_was(

@@ -97,6 +97,65 @@ def test_a_repeat_in_the_same_group_gets_the_same_refusals(
     assert msgspec.to_builtins(second.refused) == msgspec.to_builtins(first.refused)
 
 
+def test_the_same_number_with_other_content_is_refused_and_told(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    worker.report(run, Increment("n", 1))
+    other = worker.next_report(run, Increment("n", 1), Append("list", 1), sequence=1)
+    for _ in range(2):
+        [reply] = worker.send(other)
+        assert codes(reply.refused) == [(0, "sequence_reused"), (1, "sequence_reused")]
+        world.restart()
+        worker.register(holding=[run.id])
+    assert world.document(run.id) == ({"n": 1}, 1)
+    line, again = world.reader.log(run.id, after=0).data
+    assert line.level == "error"
+    assert "report 1 of attempt 1 was sent before with other content" in line.message
+    assert again.message == line.message
+    # Its next number is free.
+    assert not worker.report(run, Increment("n", 1)).refused
+    assert world.document(run.id) == ({"n": 2}, 2)
+
+
+def test_a_sequence_that_goes_backwards_changes_nothing(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    for number in range(3):
+        worker.report(run, Append("list", number))
+    for sequence in (2, 1):
+        [reply] = worker.send(worker.next_report(run, Append("list", "late"), sequence=sequence))
+        assert (reply.lost, reply.refused) == (False, [])
+    assert world.document(run.id) == ({"list": [0, 1, 2]}, 3)
+
+
+def test_refusals_are_in_the_log_of_the_run_also_those_of_its_last_report(
+    world: World, worker: WorkerDouble
+) -> None:
+    """M29, M85: by the transaction that refused them, so that a run that has ended has them."""
+    parent_id = world.trigger(metadata={"text": "abc"})
+    child_id = world.trigger(parent_run_id=parent_id)
+    _, child = worker.claim(2)
+    worker.report(child, Increment("n", 1), changes=[TargetOperations(parent_id, [Increment("text", 1)])])
+    big = "x" * 300_000
+    worker.finish(child, changes=[TargetOperations(parent_id, [Set("big", big), Set("small", 1)])])
+    first, last = world.reader.log(child_id, after=0).data
+    assert (first.level, first.logger, first.attempt) == ("warning", "milepost.metadata", 1)
+    assert f"metadata of {parent_id} was refused" in first.message
+    assert "cannot be incremented" in first.message
+    assert "more than the limit of 262,144" in last.message
+    assert world.document(parent_id)[0] == {"text": "abc", "small": 1}
+    assert world.reader.log(parent_id, after=0).data == []
+
+
+def test_very_many_refusals_of_one_report_are_counted(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    worker.report(run, Set("text", "abc"), *[Increment("text", number) for number in range(250)])
+    lines = world.reader.log(run.id, after=0).data
+    assert len(lines) == 101
+    assert lines[-1].message == "150 more operations of the same report were refused"
+
+
 def test_a_repeated_outcome_is_answered_and_not_applied_again(
     world: World, worker: WorkerDouble, run: ClaimedRun
 ) -> None:

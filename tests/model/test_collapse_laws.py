@@ -216,6 +216,38 @@ def test_a_number_is_added_to_the_set_before_it() -> None:
         assert len(collapse([Set("n", value), Increment("n", 2)])) == 2
 
 
+@given(strategies.exact_lists, strategies.exact_operations)
+@example([Append("l", 1, 1)], Append("l", 2, 1))
+@example([Update({})], Update({}))
+@example([Increment("n", 1)], Increment("n", -1))
+def test_m36_what_is_absorbed_is_held_in_the_place_of_something(
+    operations: list[Operation], newest: Operation
+) -> None:
+    pending = Pending()
+    for operation in operations:
+        pending.add(operation)
+    count, absorbs = len(pending), pending.absorbs(newest)
+    pending.add(newest)
+    assert not absorbs or len(pending) <= count
+
+
+def test_m36_what_is_called_in_loops_is_absorbed() -> None:
+    pending = Pending()
+    loop = [Set("s", "x"), Increment("n", 1), Append("l", "x", 2), Delete("d")]
+    for operation in [*loop, *loop]:
+        pending.add(operation)
+    assert all(pending.absorbs(operation) for operation in loop)
+    others = [
+        Set("t", 1),
+        Increment("n", 0.5),
+        Increment("n", 1, "id"),
+        Append("l", "x"),
+        Remove("l", "x"),
+        Set("s", "x" * 99),
+    ]
+    assert not any(pending.absorbs(operation) for operation in others)
+
+
 def test_deleting_twice_is_deleting_once_but_not_in_an_array() -> None:
     assert collapse([Delete("a"), Delete("a")]) == [Delete("a")]
     assert collapse([Delete("$.a.b"), Delete("$.a.b")]) == [Delete("$.a.b")]

@@ -16,6 +16,7 @@ from milepost.errors import (
     MilepostError,
     RequestError,
     TaskFailedError,
+    VersionConflictError,
     error_for,
 )
 
@@ -64,6 +65,8 @@ def sample(kind: type[MilepostError]) -> MilepostError:
         return kind("$.a.b: a is text", key="$.a.b", segment="a")
     if issubclass(kind, errors.MetadataError):
         return kind("not this", key="k")
+    if issubclass(kind, VersionConflictError):
+        return kind("not this", version=7, field="ifVersion")
     if issubclass(kind, RequestError):
         return kind("not this", field="options.delay", limit=5)
     if issubclass(kind, TaskFailedError):

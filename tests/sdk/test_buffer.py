@@ -9,11 +9,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from milepost.client import portions
 from milepost.errors import MetadataError, MetadataTypeError
+from milepost.model.document import Document
 from milepost.model.jsonvalue import json_equal
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.sdk import buffer as buffer_module
+from milepost.sdk.buffer import Buffer
 from sdk.model_server import ATTEMPT, PARENT, RUN, ModelServer, buffer_for, deliver, effect_of
 
 NAMES = ["a", "b", "n", "list", "$.deep.x", "$.deep.y[0]", "$.list[-1]", "$.n.z"]
@@ -352,7 +355,7 @@ def test_many_refusals_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_too_much_for_one_batch_travels_in_several_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer_module, "BATCH_BYTES_MAX", 1000)
+    monkeypatch.setattr(portions, "BYTES_MAX", 1000)
     server = ModelServer()
     buffer = buffer_for(server)
     expected = [f"{index:0300}" for index in range(10)]
@@ -373,8 +376,74 @@ def test_too_much_for_one_batch_travels_in_several_in_order(monkeypatch: pytest.
     assert server.document.value["log"] == expected
 
 
+def test_a_batch_has_no_more_operations_than_the_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portions, "OPERATIONS_MAX", 3)
+    server = ModelServer()
+    buffer = buffer_for(server)
+    for index in range(8):
+        buffer.add(PARENT if index % 2 else RUN, Append("log", index))
+    sizes: list[int] = []
+    while (batch := buffer.next_batch()) is not None:
+        sizes.append(sum(len(change.operations) for change in batch.changes))
+        buffer.acknowledged(batch.sequence, refused=server.receive(batch), delta=server.delta(buffer.version))
+    assert sizes == [3, 3, 2]
+    assert server.document.value["log"] == [0, 2, 4, 6]
+    assert effect_of(server.others[PARENT]) == {"log": [1, 3, 5, 7]}
+
+
+# --- a server that stays away ----------------------------------------------------------------------------
+
+
+def test_a_full_backlog_takes_only_what_can_be_merged_and_tells_the_rest() -> None:
+    """M44, M36: nothing is dropped silently, nothing is raised, and memory is bounded."""
+    buffer = Buffer(RUN, 1, Document(), backlog_bytes_max=4000)
+    for index in range(1000):
+        buffer.add(PARENT, Append("log", f"row {index:0100}"))
+        buffer.add(PARENT, Increment("done", 1))
+        buffer.add(RUN, Set("progress", index))
+    batch = buffer.next_batch()
+    assert batch is not None
+    [parent, own] = batch.changes
+    taken = [operation for operation in parent.operations if isinstance(operation, Append)]
+    assert [operation.value for operation in taken] == [f"row {index:0100}" for index in range(len(taken))]
+    assert 10 < len(taken) < 100
+    # An increment is merged with the one before it, and a set takes the place of the one before, so they go on.
+    assert Increment("done", 1000) in parent.operations
+    assert own.operations == [Set("progress", 999)]
+    assert buffer.take_overflown() == 1000 - len(taken)
+    assert buffer.take_overflown() == 0
+    refused = buffer.take_refused()
+    assert len(refused) == 1000 - len(taken)
+    assert {(change.run_id, change.code) for change in refused} == {(PARENT, "metadata_backlog_full")}
+    assert refused[0].operation == {"type": "append", "key": "log", "value": f"row {len(taken):0100}"}
+
+
+def test_what_a_full_backlog_refuses_is_not_in_the_view_either() -> None:
+    buffer = Buffer(RUN, 1, Document(), backlog_bytes_max=2000)
+    for index in range(100):
+        buffer.add(RUN, Append("log", f"{index:050}"))
+    shown = buffer.current()["log"]
+    assert 1 <= len(shown) == 100 - buffer.take_overflown() < 100
+    assert not buffer.add_all(RUN, [Set("a", 1), Set("b", 2)])
+    assert buffer.take_overflown() == 2
+    assert not buffer.contains("a")
+
+
+def test_after_the_backlog_has_left_everything_is_taken_again() -> None:
+    server = ModelServer()
+    buffer = Buffer(RUN, 1, Document(), backlog_bytes_max=2000)
+    for index in range(100):
+        buffer.add(RUN, Append("log", f"{index:050}"))
+    kept = len(buffer.current()["log"])
+    deliver(buffer, server)
+    buffer.add(RUN, Append("log", "again"))
+    deliver(buffer, server)
+    assert len(server.document.value["log"]) == kept + 1
+    assert buffer.current() == server.document.value
+
+
 def test_only_the_last_batch_may_carry_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffer_module, "BATCH_BYTES_MAX", 10)
+    monkeypatch.setattr(portions, "BYTES_MAX", 10)
     buffer = buffer_for(ModelServer())
     buffer.add(RUN, Append("log", "one"))
     buffer.add(RUN, Append("log", "two"))

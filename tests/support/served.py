@@ -73,7 +73,8 @@ class Served:
     def start(self) -> None:
         """Serve on a new port."""
         settings = load_settings(data_folder=self._folder, secret_key=KEY, **self._settings)
-        self.server = Server(settings, clock=self.clock)
+        # Setting the clock forward stands for time that goes by, so waiting is measured by it too.
+        self.server = Server(settings, clock=self.clock, steady=self.clock)
         # Of a socket made without a protocol, asyncio does not turn Nagle's delay off: forty milliseconds per request.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from milepost.errors import UsageError
+from milepost.model.document import Document
 from milepost.model.operations import Set
 from milepost.model.run import Outcome
-from milepost.protocol.metadata import Refused
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
@@ -250,19 +250,17 @@ def test_log_lines_have_a_number_so_that_they_are_written_once() -> None:
     assert desk.report() == []
 
 
-def test_refused_operations_are_written_to_the_log_of_the_run() -> None:
+def test_what_a_full_backlog_refused_is_told_in_the_log_of_the_run() -> None:
     desk = Desk(1)
     [held] = desk.admit("run_1")
-    desk.set(held, "a", 1)
-    entries = desk.report()
-    refused = Refused(run="run_parent", index=0, code="metadata_too_large", message="it is too large")
-    desk.answer(entries, refused=[refused])
-    desk.now += INTERVAL
+    held.scope.buffer = Buffer("run_1", 1, Document(), backlog_bytes_max=100)
+    for number in range(10):
+        desk.set(held, f"key {number}", number)
     [entry] = desk.report()
     [line] = entry.report.logs
-    assert line.level == "warning"
-    assert "run_parent" in line.message
-    assert "it is too large" in line.message
+    taken = sum(len(change.operations) for change in entry.report.changes)
+    assert line.level == "error"
+    assert line.message.startswith(f"{10 - taken} metadata operations were refused")
 
 
 def test_a_lost_run_is_interrupted_keeps_its_slot_and_says_nothing_more() -> None:
@@ -271,6 +269,10 @@ def test_a_lost_run_is_interrupted_keeps_its_slot_and_says_nothing_more() -> Non
     desk.set(held, "a", 1)
     desk.answer(desk.report(), lost=True)
     assert desk.host.interrupted == [held]
+    [notice] = desk.host.notices
+    assert "run_1" in notice
+    assert "given up attempt 1" in notice
+    assert "1 metadata operations" in notice
     assert desk.holding.room == 0
     assert desk.holding.run_ids() == []
     desk.set(held, "a", 2)

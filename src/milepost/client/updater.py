@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from milepost.client import calls
 from milepost.client.calls import Call, MetadataDocument
+from milepost.client.portions import cut
 from milepost.client.refused import refused_change
-from milepost.errors import MetadataFlushError, MetadataTypeError, MilepostError, UnavailableError
+from milepost.errors import (
+    MetadataFlushError,
+    MetadataTypeError,
+    MilepostError,
+    UnavailableError,
+    UsageError,
+)
 from milepost.model.jsonvalue import JSONValue, to_json
 from milepost.model.operations import (
     Append,
@@ -29,6 +36,7 @@ from milepost.model.operations import (
 )
 from milepost.model.path import check_key
 from milepost.protocol.metadata import MetadataRequest, Refused
+from milepost.protocol.work import TargetOperations
 
 if TYPE_CHECKING:
     from milepost.client.client import Client
@@ -178,38 +186,47 @@ class OutsideMetadata(Updater):
     def _sink(self) -> Sink | None:
         return self._collected
 
-    def send(self) -> dict[str, Any]:
+    def send(self, *, if_version: int | None = None) -> dict[str, Any]:
         """Commit everything that was called since the last `send()`, in the order of the calls, and return the document after it.
 
-        When the server cannot be reached, nothing is lost: a further `send()` repeats what may not have arrived, and the server
-        takes it once at most.
+        Up to 10,000 operations are one commit; more go in several, one after the other. When the server cannot be reached, nothing is
+        lost: a further `send()` repeats what may not have arrived, and the server takes it once at most.
 
-        Raises: MetadataFlushError with the operations that were refused, the others being committed; RunNotFoundError;
-            RunFinishedError when the run ended too long ago; UnavailableError.
+        Args:
+            if_version: commit nothing unless the document has this version (`run.metadata_version`); everything is then one commit.
+        Raises: MetadataFlushError with the operations that were refused, the others being committed; VersionConflictError, nothing
+            being committed; RunNotFoundError; RunFinishedError when the run ended too long ago; UnavailableError; UsageError for more
+            operations with `if_version` than one commit takes.
         """
         refused: list[Refused] = []
         while True:
-            with self._sending() as call:
+            with self._sending(if_version) as call:
                 answer = self._client().send(call)
             refused += answer.refused
             if not self._collected.has_operations:
                 return _document_of(answer, refused)
 
-    async def asend(self) -> dict[str, Any]:
+    async def asend(self, *, if_version: int | None = None) -> dict[str, Any]:
         """As `send`, without blocking."""
         refused: list[Refused] = []
         while True:
-            with self._sending() as call:
+            with self._sending(if_version) as call:
                 answer = await self._client().asend(call)
             refused += answer.refused
             if not self._collected.has_operations:
                 return _document_of(answer, refused)
 
     @contextmanager
-    def _sending(self) -> Generator[Call[MetadataDocument]]:
+    def _sending(self, if_version: int | None) -> Generator[Call[MetadataDocument]]:
         """The call to make: the one that got no answer, or else one with what has been collected since."""
         if self._unanswered is None:
-            request = MetadataRequest(operations=self._collected.take())
+            operations = self._collected.take(self._run_id)
+            if if_version is not None and self._collected.has_operations:
+                self._collected.put_back(operations)
+                raise UsageError(
+                    "with if_version everything must fit into one commit: at most 10,000 operations and 4 MB"
+                )
+            request = MetadataRequest(operations=list(operations), if_version=if_version)
             self._unanswered = calls.put_metadata(self._run_id, request, calls.new_request_id())
         try:
             yield self._unanswered
@@ -224,14 +241,16 @@ class OutsideMetadata(Updater):
 
 
 class _Collected:
-    """A sink that keeps operations, collapsed, until they are taken."""
+    """A sink that keeps operations, collapsed, until they are taken, a portion at a time."""
 
     def __init__(self) -> None:
         self._pending = Pending()
+        # Taken from `_pending`, but too much for the portion before.
+        self._waiting: list[Operation] = []
 
     @property
     def has_operations(self) -> bool:
-        return len(self._pending) > 0
+        return bool(self._waiting) or len(self._pending) > 0
 
     def add(self, operation: Operation) -> None:
         check(operation)
@@ -243,8 +262,14 @@ class _Collected:
         for operation in operations:
             self._pending.add(operation)
 
-    def take(self) -> list[Any]:
-        return self._pending.take()
+    def take(self, run_id: str) -> list[Operation]:
+        operations = self._waiting or self._pending.take()
+        taken, rest = cut([TargetOperations(run_id, operations)])
+        self._waiting = rest[0].operations if rest else []
+        return taken[0].operations
+
+    def put_back(self, operations: list[Operation]) -> None:
+        self._waiting = [*operations, *self._waiting]
 
 
 def _document_of(answer: MetadataDocument, refused: list[Refused]) -> dict[str, Any]:

@@ -73,12 +73,14 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
     """Apply operations (JSON objects, each decoded alone) to documents. Result: `MetadataUpdated`.
 
     `targets` are (relation, operations); a relation is self, parent or root. `document` replaces the run's own document as a whole
-    and is refused as a whole.
+    and is refused as a whole. With `if_version`, everything is refused unless the run's own document has that version. A repeated
+    `request_id` is answered with what the first one was refused, and changes nothing.
     """
 
     run_id: str
     targets: Sequence[tuple[str, Sequence[Any]]] = ()
     document: dict[str, Any] | None = None
+    if_version: int | None = None
     request_id: str | None = None
 
 

@@ -24,15 +24,16 @@ class Committer:
     """Carries commands from event loops to the engine's thread and results back.
 
     Args:
+        steady: the engine's steady clock, microseconds.
         announce: called in the committer's thread after each commit that changed something, before its commands are answered, so
             that whoever was answered finds the feed informed.
     """
 
     def __init__(
-        self, engine: Engine, clock: Callable[[], int], announce: Callable[[Announcement], None]
+        self, engine: Engine, steady: Callable[[], int], announce: Callable[[Announcement], None]
     ) -> None:
         self._engine = engine
-        self._clock = clock
+        self._steady = steady
         self._announce = announce
         self._waiting: deque[Request] = deque()
         self._wake = threading.Condition()
@@ -96,7 +97,7 @@ class Committer:
                 if wake_at is None:
                     self._wake.wait()
                     continue
-                seconds = (wake_at - self._clock()) / 1_000_000
+                seconds = (wake_at - self._steady()) / 1_000_000
                 if seconds <= 0:
                     break
                 self._wake.wait(seconds)

@@ -80,7 +80,9 @@ class HotDocument:
         applied: list[Operation] = []
         left_out: list[int] = []
         for index, operation in enumerate(operations):
-            counted_before = isinstance(operation, Increment | Append) and operation.once in self.document.counted
+            counted_before = (
+                isinstance(operation, Increment | Append) and operation.once in self.document.counted
+            )
             try:
                 check(operation)
                 self.document.apply(operation)

@@ -41,6 +41,8 @@ logger = logging.getLogger("milepost.engine")
 ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
 # How long to wait before looking for due runs again when the database could not be reached.
 AWAY_MICROSECONDS = 1_000_000
+# Between two groups the wall clock may move against the steady one by this much; more means that somebody has set it.
+JUMP_MICROSECONDS = 1_000_000
 # The order within a group: what ends or frees comes before what asks for work, so that one commit can hand it on.
 _ORDER: dict[type[Any], int] = {RegisterWorker: 0, Report: 1, UpdateMetadata: 2, CreateBatch: 3}
 _LATER = 4
@@ -63,14 +65,25 @@ class Engine:
     """Runs in one thread: the committer's, or a test's.
 
     Args:
-        clock: microseconds since 1970.
+        clock: microseconds since 1970; it may be set forward and back while the engine runs.
+        steady: microseconds of a clock that nobody sets, by which leases and waiting are measured. Without one, `clock` is taken
+            for such a clock.
     """
 
-    def __init__(self, store: Store, settings: EngineSettings, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: EngineSettings,
+        clock: Callable[[], int],
+        steady: Callable[[], int] | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._steady = steady or clock
+        # How far the wall clock is ahead of the steady one, as far as that is known.
+        self._ahead = self._clock() - self._steady()
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
-        self.state = EngineState(settings, started_at=clock())
+        self.state = EngineState(settings, started_at=self._steady())
         with store.read() as connection:
             self.state.learn_tasks(records.load_tasks(connection))
             self.state.next_due_at = run_store.next_due_at_after(connection, clock())
@@ -108,7 +121,7 @@ class Engine:
     def _without_database(self) -> list[tuple[Answer, Any]]:
         """Answer the parked claims whose time is over; look for due runs a little later."""
         now = self._clock()
-        over = [parked for parked in self.state.parked.values() if parked.deadline <= now]
+        over = [parked for parked in self.state.parked.values() if parked.deadline <= self._steady()]
         for parked in over:
             del self.state.parked[parked.claim.worker_id]
         if self.state.next_due_at is not None:
@@ -116,10 +129,10 @@ class Engine:
         return [(parked.answer, []) for parked in over]
 
     def wake_at(self) -> int | None:
-        """When `execute` should be called even without a command: a parked claim is over, or a run is due."""
+        """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or a run is due."""
         times = [parked.deadline for parked in self.state.parked.values()]
         if self.state.next_due_at is not None and self.state.parked:
-            times.append(self.state.next_due_at)
+            times.append(self.state.next_due_at - self._ahead)
         return min(times, default=None)
 
     @property
@@ -139,20 +152,34 @@ class Engine:
         transaction: Transaction | None = None
         try:
             with self._store.write() as connection:
-                transaction = Transaction(connection, self._documents, self._clock())
+                transaction = Transaction(connection, self._documents, self._clock(), self._steady())
+                jump = self._jump(transaction)
                 self._load(others, transaction)
                 for request in others:
                     request.result = self._decide(request.command, transaction)
                 transaction.save()
-                served = self._claim(claims, transaction)
+                served = self._claim(claims, transaction, jump)
         except BaseException:
             if transaction is not None:
                 self._documents.forget(transaction.touched)
             raise
+        self._ahead = transaction.now - transaction.steady_now
+        if jump:
+            logger.warning("the clock was set by %.1f s; queued runs have moved along", jump / 1_000_000)
         self._documents.settle(transaction.touched)
         self._remember(transaction, served)
         answers = [(request.answer, request.result) for request in others]
         return answers + served.answers, transaction.announcement()
+
+    def _jump(self, transaction: Transaction) -> int:
+        """By how much the wall clock was set since the last group. Queued runs move along, so that none becomes due too early, or
+        only when a clock that was set back has caught up."""
+        jump = transaction.now - transaction.steady_now - self._ahead
+        if abs(jump) <= JUMP_MICROSECONDS:
+            return 0
+        run_store.shift_due(transaction.connection, jump)
+        transaction.work_offered = True
+        return jump
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has handed out was handed to nobody.
@@ -220,10 +247,11 @@ class Engine:
         except MilepostError as refusal:
             return refusal
 
-    def _claim(self, claims: Sequence[Request], transaction: Transaction) -> "_Served":
-        """Serve new claims and, where there may be work for them, parked ones."""
+    def _claim(self, claims: Sequence[Request], transaction: Transaction, jump: int) -> "_Served":
+        """Serve new claims and, where there may be work for them, parked ones. `jump`: by how much times of queued runs have moved."""
         now = transaction.now
-        served = _Served(dict(self.state.parked), self.state.next_due_at)
+        next_due_at = self.state.next_due_at
+        served = _Served(dict(self.state.parked), None if next_due_at is None else next_due_at + jump)
         for parked in list(served.parked.values()):
             if not transaction.may_claim(parked.claim.worker_id, parked.claim.sequence):
                 served.answer(parked, [])
@@ -236,10 +264,10 @@ class Engine:
         for request in claims:
             command = request.command
             assert isinstance(command, Claim)
-            deadline = now + int(command.wait_seconds * 1_000_000)
+            deadline = transaction.steady_now + int(command.wait_seconds * 1_000_000)
             self._serve(ParkedClaim(command, deadline, request.answer), transaction, served)
         for parked in list(served.parked.values()):
-            if parked.deadline <= now:
+            if parked.deadline <= transaction.steady_now:
                 served.answer(parked, [])
         return served
 

@@ -1,5 +1,6 @@
 """Deciding on writes to documents: which run a relation means, whether it still accepts writes, what is refused and why."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,24 @@ from milepost.engine.commands import UpdateMetadata
 from milepost.engine.documents import Writer
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
-from milepost.errors import RunFinishedError, RunNotFoundError
+from milepost.errors import ConflictError, RunFinishedError, RunNotFoundError, VersionConflictError
 from milepost.model import jsonvalue
 from milepost.model.document import Document
 from milepost.model.operations import Operation, Refusal, Update
+from milepost.protocol.endpoints import REQUEST_ID_HEADER
 from milepost.protocol.metadata import Refused
 from milepost.protocol.work import RunReport, TargetOperations
 from milepost.store.runs import RunRow
 
-_REFUSED = msgspec.json.Decoder(list[Refused])
+
+class _Answered(msgspec.Struct, frozen=True, gc=False):
+    """What is kept for a repeat: which request it was, and what was refused of it."""
+
+    checksum: int
+    refused: list[Refused]
+
+
+_ANSWERED = msgspec.json.Decoder(_Answered)
 
 
 class MetadataUpdated(msgspec.Struct, frozen=True):
@@ -34,10 +44,25 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
     if row is None:
         raise RunNotFoundError(f"there is no run {command.run_id!r}")
     earlier = transaction.earlier_answer(command.request_id)
+    checksum = zlib.crc32(msgspec.json.encode((command.targets, command.document, command.if_version)))
     if earlier is not None:
-        return _updated(row, _REFUSED.decode(earlier), transaction)
+        answered = _ANSWERED.decode(earlier)
+        if answered.checksum != checksum:
+            raise ConflictError(
+                "this request id was used for other operations on the same run: each request needs an id of its own",
+                field=REQUEST_ID_HEADER,
+            )
+        return _updated(row, answered.refused, transaction)
     if not _accepts_writes(row, transaction, state):
         raise RunFinishedError(_finished_message(row, state))
+    if command.if_version is not None:
+        version = transaction.documents([row])[row.id].document.version
+        if version != command.if_version:
+            raise VersionConflictError(
+                f"the metadata of run {row.id!r} is at version {version}, not at {command.if_version}: read it again and decide anew",
+                version=version,
+                field="ifVersion",
+            )
     refused: list[Refused] = []
     if command.document is not None:
         # A whole document is accepted or refused as one: what is wrong with it is the request's error.
@@ -50,7 +75,7 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
         written = write(target, row, Writer(), transaction, state)
         bad += [_at(refusal, operations[refusal.index][0], raw) for refusal in written]
         refused += sorted(bad, key=lambda refusal: refusal.index)
-    transaction.keep_answer(command.request_id, msgspec.json.encode(refused))
+    transaction.keep_answer(command.request_id, msgspec.json.encode(_Answered(checksum, refused)))
     return _updated(row, refused, transaction)
 
 

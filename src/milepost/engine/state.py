@@ -38,7 +38,7 @@ class KnownTask(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct):
-    """A worker that has registered with this server."""
+    """A worker that has registered with this server. `seen_at` is on the steady clock."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class Worker(msgspec.Struct):
 
 
 class ParkedClaim(msgspec.Struct):
-    """A claim that waits for a run to become due, until `deadline`. `answer` is called at most once."""
+    """A claim that waits for a run to become due, until `deadline` on the steady clock. `answer` is called at most once."""
 
     claim: Claim
     deadline: int

@@ -26,9 +26,11 @@ from milepost.store.runs import NewRun, RunRow
 class Transaction:
     """What a group of commands works on. Decisions change the rows here; `save` writes them, the caller commits."""
 
-    def __init__(self, connection: Connection, documents: DocumentCache, now: int) -> None:
+    def __init__(self, connection: Connection, documents: DocumentCache, now: int, steady_now: int) -> None:
         self.connection = connection
+        # What is written down is by the wall clock; what is waited for, by the one that nobody sets.
         self.now = now
+        self.steady_now = steady_now
         self.touched: set[str] = set()
         # Something was queued that is due, or a slot of a limited queue is free: a parked claim may have work now.
         self.work_offered = False

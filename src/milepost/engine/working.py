@@ -1,6 +1,7 @@
 """Deciding on the worker link: registering, claiming, reporting, and what happens to the runs of a worker that has gone."""
 
 import random
+import zlib
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -21,6 +22,8 @@ from milepost.store.records import LogRow, TaskRow
 from milepost.store.runs import RunRecord, RunRow
 
 SLOTS_MAX = 1000
+# Refused operations of one report that get a line of their own in the run's log; the rest is counted.
+REFUSED_LINES_MAX = 100
 _ANY = msgspec.json.Decoder(msgspec.Raw)
 _REFUSED = msgspec.json.Decoder(list[Refused])
 
@@ -47,7 +50,7 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
         command.worker_id,
         command.name,
         tuple(dict.fromkeys(task.id for task in command.tasks)),
-        transaction.now,
+        transaction.steady_now,
     )
     unknown = set(run_store.held_ids(transaction.connection, command.worker_id)) - set(command.holding)
     transaction.load_runs(unknown)
@@ -67,7 +70,7 @@ def worker_of(worker_id: str, transaction: Transaction, state: EngineState) -> W
     worker = state.workers.get(worker_id)
     if worker is None or worker_id in transaction.gone_workers:
         raise NotFoundError(f"worker {worker_id!r} is not registered with this server: register it first")
-    worker.seen_at = transaction.now
+    worker.seen_at = transaction.steady_now
     return worker
 
 
@@ -103,7 +106,7 @@ def release_lost(transaction: Transaction, state: EngineState) -> int:
 
     A worker that this server has never heard of gets one lease from the server's start to come back.
     """
-    silent_since = transaction.now - int(state.settings.lease_seconds * 1_000_000)
+    silent_since = transaction.steady_now - int(state.settings.lease_seconds * 1_000_000)
     transaction.gone_workers.update(
         worker.id for worker in state.workers.values() if worker.seen_at < silent_since
     )
@@ -140,7 +143,10 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     row = transaction.run(item.id)
     if row is None or row.attempt != item.attempt:
         return RunReply(id=item.id, lost=True)
+    checksum = _checksum(item) if item.sequence else None
     if 0 < item.sequence <= row.report_sequence:
+        if item.sequence == row.report_sequence and checksum != row.report_checksum:
+            return RunReply(id=item.id, refused=_refuse_reused(item, transaction))
         earlier = transaction.earlier_refusals(row.id, item.attempt, item.sequence)
         return RunReply(
             id=item.id,
@@ -151,15 +157,16 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
         return RunReply(id=item.id, lost=True)
     refused: list[Refused] = []
     if item.sequence:
-        row.report_sequence = item.sequence
+        row.report_sequence, row.report_checksum = item.sequence, checksum
         transaction.save_run(row)
         if item.changes:
             refused = write_reported(item, row, transaction, state)
-        if refused:
-            transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
         transaction.logs.extend(
             LogRow(row.id, item.attempt, line.at, line.level, line.logger, line.message) for line in item.logs
         )
+        if refused:
+            transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
+            transaction.logs.extend(_refused_lines(item, refused, transaction.now))
     if item.outcome is not None:
         _finish(row, item.outcome, transaction, state)
         return RunReply(id=item.id, refused=refused)
@@ -170,6 +177,35 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
             if item.waiting:
                 _free_slot(row, transaction, state)
     return RunReply(id=item.id, refused=refused, delta=_delta(item, row, transaction))
+
+
+def _checksum(item: RunReport) -> int:
+    """What a report says, in short: a repeat says the same. The version that the worker has may differ, it asks and does not tell."""
+    return zlib.crc32(msgspec.json.encode((item.changes, item.logs, item.outcome)))
+
+
+def _refuse_reused(item: RunReport, transaction: Transaction) -> list[Refused]:
+    """A report under the number of another one is no repeat. Nothing of it is applied, and its writer and the run's log hear of it."""
+    message = f"report {item.sequence} of attempt {item.attempt} was sent before with other content; each report needs its own number"
+    transaction.logs.append(
+        LogRow(item.id, item.attempt, transaction.now, "error", "milepost.metadata", message)
+    )
+    return [
+        Refused(run=target.run, index=index, code="sequence_reused", message=message, operation=operation)
+        for target in item.changes
+        for index, operation in enumerate(target.operations)
+    ]
+
+
+def _refused_lines(item: RunReport, refused: Sequence[Refused], now: int) -> list[LogRow]:
+    """What the run's log says of refused operations (M29, M85), in the transaction that refused them: also of the last report."""
+    lines = [
+        f"an operation on the metadata of {one.run} was refused: {one.message}"
+        for one in refused[:REFUSED_LINES_MAX]
+    ]
+    if len(refused) > REFUSED_LINES_MAX:
+        lines.append(f"{len(refused) - REFUSED_LINES_MAX:,} more operations of the same report were refused")
+    return [LogRow(item.id, item.attempt, now, "warning", "milepost.metadata", line) for line in lines]
 
 
 def _delta(item: RunReport, row: RunRow, transaction: Transaction) -> MetadataDelta | None:

@@ -448,6 +448,32 @@ class Pending:
             return
         self._add_alone(operation, key, last is not None)
 
+    def absorbs(self, operation: Operation) -> bool:
+        """True when `add` would put the operation in the place of what is here, so that no more has to be held."""
+        given: Any = operation
+        kind = kind_of(given)
+        if kind is Update:
+            return self._replaceable and self._update is not None and _weight(given.value) <= self._update[1]
+        last = self._open.get(given.key)
+        if type(last) is _Incremented:
+            by = given.value if kind is Increment and given.once is None else None
+            return type(by) is int and -_SUM_MAX < last.total + by < _SUM_MAX
+        if type(last) is _Written:
+            if kind is Set:
+                return _weight(given.value) <= last.weight
+            if kind is Append and given.once is None:
+                window = last.window
+                return (
+                    window is not None
+                    and window.max_items == given.max_items
+                    and len(window.entries) == window.max_items
+                    and _weight(given.value) <= window.values[0][1]
+                )
+            if kind is Increment:
+                return type(last.value_set) in (int, float) and given.once is None
+            return kind is Delete and len(parse(given.key)) == 1
+        return last is _DELETED and kind is Delete
+
     def _add_alone(self, operation: Operation, key: str, is_open: bool) -> None:
         """Add an operation that merges with nothing before it, and note what may merge with it later."""
         kind = kind_of(operation)

@@ -128,7 +128,7 @@ GET_METADATA = Endpoint(
 )  # fmt: skip
 PUT_METADATA = Endpoint(
     "put_metadata", "PUT", "/api/v1/runs/{run}/metadata", "Apply operations to the documents of a run, its parent and its root",
-    metadata.MetadataRequest, metadata.MetadataResponse, problems=(400, 404, 422), tag="metadata",
+    metadata.MetadataRequest, metadata.MetadataResponse, problems=(400, 404, 409, 422), tag="metadata",
 )  # fmt: skip
 
 REGISTER_WORKER = Endpoint(

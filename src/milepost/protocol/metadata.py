@@ -6,17 +6,22 @@ import msgspec
 
 from milepost.model.operations import Operation
 
+OPERATIONS_MAX = 10_000
+"""Operations that one request, or one run's part of a report, may hold. One group of commands must not hold up the others."""
+
 
 class MetadataRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
     """Operations for the run, its parent and its root; or, without `operations`, a whole new document.
 
-    Each operation is decoded by itself, so that a bad one is refused alone (M29): the lists are any JSON here.
+    Each operation is decoded by itself, so that a bad one is refused alone (M29): the lists are any JSON here. With `ifVersion`
+    nothing is applied unless the run's own document has that version.
     """
 
     metadata: Any = None
     operations: list[Any] | None = None
     parent_operations: list[Any] | None = None
     root_operations: list[Any] | None = None
+    if_version: int | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):

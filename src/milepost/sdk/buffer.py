@@ -17,16 +17,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import to_builtins
+
+from milepost.client.portions import cut
 from milepost.client.refused import RefusedChange, refused_change
 from milepost.errors import MetadataError, MetadataTypeError
 from milepost.model.document import Document
-from milepost.model.jsonvalue import JSONValue, json_size
 from milepost.model.operations import Operation, Pending, Remove, Update
 from milepost.model.path import parse
 from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, TargetOperations
 
-BATCH_BYTES_MAX = 4 * 1024 * 1024
+BACKLOG_BYTES_MAX = 16 * 1024 * 1024
+"""What may wait to be sent for one document, about, in bytes of memory; see `Buffer.add`."""
+
 REFUSED_MAX = 1000
 STASH_MAX = 1000
 
@@ -54,9 +58,12 @@ class Buffer:
         run_id: the run whose attempt this is; its document is the one that can be read here.
         attempt: number of the attempt.
         document: the run's document as it was when the attempt was claimed.
+        backlog_bytes_max: what may wait to be sent for one document, about.
     """
 
-    def __init__(self, run_id: str, attempt: int, document: Document) -> None:
+    def __init__(
+        self, run_id: str, attempt: int, document: Document, *, backlog_bytes_max: int = BACKLOG_BYTES_MAX
+    ) -> None:
         self._run_id = run_id
         self._attempt = attempt
         self._limit = document.limit
@@ -83,6 +90,10 @@ class Buffer:
         self._has_lost_track = False
         self._refused: list[RefusedChange] = []
         self._refused_uncounted = 0
+        self._backlog_bytes_max = backlog_bytes_max
+        # Bytes of what is in `_waiting`, about: all of it until the last of it has left.
+        self._waiting_bytes = 0
+        self._overflown = 0
 
     @classmethod
     def of(cls, run: ClaimedRun, *, limit: int) -> Buffer:
@@ -98,10 +109,16 @@ class Buffer:
         An operation on the own document is applied to the view first: what it raises leaves view and buffer as they were. Only a
         `remove` from something that is no array is taken nevertheless, because the server reports it (M22).
 
+        While the server does not answer, operations wait here, merged where that cannot be noticed (M30). When what waits for one
+        document takes more than `BACKLOG_BYTES_MAX`, an operation that cannot be merged with it is not taken. Nothing is raised, since
+        progress must not break the work: `flush` and the run's log tell of it (`take_refused`, `take_overflown`).
+
         Returns: True when nothing had been added since the last batch was taken: the link wants to be woken.
         Raises: MetadataError of the own document.
         """
         with self._lock:
+            if self._is_full(run_id) and not self._takes(run_id, [operation]):
+                return False
             if run_id == self._run_id:
                 try:
                     self._view.apply(operation)
@@ -126,6 +143,8 @@ class Buffer:
         if not operations:
             return False
         with self._lock:
+            if self._is_full(run_id) and not self._takes(run_id, operations):
+                return False
             if run_id == self._run_id:
                 self._view.apply_all(operations)
             was_clean = not self._pending
@@ -135,6 +154,29 @@ class Buffer:
             for operation in operations:
                 pending.add(operation)
             return was_clean
+
+    def _is_full(self, run_id: str) -> bool:
+        pending = self._pending.get(run_id)
+        return pending is not None and pending.size_bytes + self._waiting_bytes > self._backlog_bytes_max
+
+    def _takes(self, run_id: str, operations: Sequence[Operation]) -> bool:
+        """Whether the full backlog takes these all the same; if not, it notes that it has not."""
+        pending = self._pending[run_id]
+        if all(pending.absorbs(operation) for operation in operations):
+            return True
+        self._overflown += len(operations)
+        message = f"{self._backlog_bytes_max:,} bytes of updates wait for the server: this one was refused"
+        for operation in operations:
+            self._note_refused(
+                RefusedChange(run_id, to_builtins(operation), "metadata_backlog_full", message)
+            )
+        return False
+
+    def take_overflown(self) -> int:
+        """How many operations were refused since this was last asked because too much waits to be sent."""
+        with self._lock:
+            overflown, self._overflown = self._overflown, 0
+        return overflown
 
     def refuse(self, change: RefusedChange) -> None:
         """Note an operation that was not even taken, so that the next flush tells of it."""
@@ -167,7 +209,7 @@ class Buffer:
             refused, self._refused = self._refused, []
             uncounted, self._refused_uncounted = self._refused_uncounted, 0
         if uncounted:
-            message = f"{uncounted:,} more operations were refused; the run's log has them all"
+            message = f"{uncounted:,} more operations were refused"
             refused.append(RefusedChange(self._run_id, None, "metadata_flush_refused", message))
         return refused
 
@@ -198,6 +240,14 @@ class Buffer:
         return self._in_flight is not None or bool(self._waiting) or bool(self._pending)
 
     @property
+    def unacknowledged_count(self) -> int:
+        """How many operations the server has not acknowledged, as far as they were not merged."""
+        with self._lock:
+            in_flight = self._in_flight.changes if self._in_flight is not None else []
+            sent = sum(len(change.operations) for change in (*in_flight, *self._waiting))
+            return sent + sum(map(len, self._pending.values()))
+
+    @property
     def needs_refresh(self) -> bool:
         """True while steps of the own document are known to be missing. A report, even an empty one, brings them: its answer starts
         from `version`."""
@@ -220,6 +270,7 @@ class Buffer:
                 return self._in_flight
             if not self._waiting and self._pending:
                 self._rounds_taken += 1
+                self._waiting_bytes = sum(pending.size_bytes for pending in self._pending.values())
                 taken = ((run_id, pending.take()) for run_id, pending in self._pending.items())
                 self._waiting = [
                     TargetOperations(run_id, operations) for run_id, operations in taken if operations
@@ -230,7 +281,9 @@ class Buffer:
                     self._rounds_acknowledged = self._rounds_taken
             if not self._waiting and not anyway:
                 return None
-            changes, self._waiting = _cut(self._waiting)
+            changes, self._waiting = cut(self._waiting)
+            if not self._waiting:
+                self._waiting_bytes = 0
             self._sequence += 1
             own = _operations_for(self._run_id, changes)
             if own:
@@ -414,29 +467,6 @@ class Buffer:
 
 def _operations_for(run_id: str, changes: Iterable[TargetOperations]) -> list[Operation]:
     return [operation for change in changes if change.run == run_id for operation in change.operations]
-
-
-def _cut(waiting: list[TargetOperations]) -> tuple[list[TargetOperations], list[TargetOperations]]:
-    """What fits into one batch, at least one operation, and the rest. The order within each document is kept."""
-    room = BATCH_BYTES_MAX
-    taken: list[TargetOperations] = []
-    for position, change in enumerate(waiting):
-        for index, operation in enumerate(change.operations):
-            room -= _size(operation)
-            if room < 0 and (index or taken):
-                if index:
-                    taken.append(TargetOperations(change.run, change.operations[:index]))
-                return taken, [
-                    TargetOperations(change.run, change.operations[index:]),
-                    *waiting[position + 1 :],
-                ]
-        taken.append(change)
-    return taken, []
-
-
-def _size(operation: Operation) -> int:
-    value: JSONValue = getattr(operation, "value", None)
-    return json_size(value) + 32 if isinstance(value, str | list | dict) else 64
 
 
 def _are_apart(ours: Iterable[Operation], theirs: Iterable[Operation]) -> bool:

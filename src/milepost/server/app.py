@@ -49,6 +49,11 @@ def now_microseconds() -> int:
     return time.time_ns() // 1000
 
 
+def steady_microseconds() -> int:
+    """The clock by which a server waits: nobody sets it."""
+    return time.monotonic_ns() // 1000
+
+
 # Stands for an encoded slash while a path is routed; no path can hold it.
 _SLASH = "\0"
 
@@ -76,7 +81,13 @@ class Server:
     Raises: ConfigurationError when the settings or the database cannot be used.
     """
 
-    def __init__(self, settings: ServerSettings, *, clock: Callable[[], int] = now_microseconds) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        clock: Callable[[], int] = now_microseconds,
+        steady: Callable[[], int] = steady_microseconds,
+    ) -> None:
         self.settings = settings
         self.hub = Hub()
         self.authenticator = Authenticator(settings.secret_key)
@@ -90,8 +101,9 @@ class Server:
                 lease_seconds=settings.lease_seconds,
             ),
             clock,
+            steady,
         )
-        self.committer = Committer(engine, clock, self._announce)
+        self.committer = Committer(engine, steady, self._announce)
         self.reader = Reader(self._store, metadata_size_max=settings.metadata_size_max)
         handlers = Handlers(settings, self.committer, self.reader, self.hub, clock, version("milepost"))
         self.app = Starlette(

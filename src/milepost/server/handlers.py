@@ -11,13 +11,19 @@ from milepost.engine import commands
 from milepost.engine.commands import TriggerItem
 from milepost.engine.committer import Committer
 from milepost.engine.reading import Reader
-from milepost.errors import BadRequestError, MetadataTypeError, NotFoundError, UnsupportedMediaTypeError
+from milepost.errors import (
+    BadRequestError,
+    MetadataTypeError,
+    NotFoundError,
+    TooLargeError,
+    UnsupportedMediaTypeError,
+)
 from milepost.feed import streams
 from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
-from milepost.protocol.metadata import MetadataRequest, MetadataResponse
+from milepost.protocol.metadata import OPERATIONS_MAX, MetadataRequest, MetadataResponse
 from milepost.protocol.triggering import (
     BatchCreateRequest,
     BatchCreateResponse,
@@ -195,6 +201,7 @@ class Handlers:
             ("root", body.root_operations),
         )
         targets = [(relation, operations) for relation, operations in lists if operations is not None]
+        _check_operation_count(sum(len(operations) for _, operations in targets))
         document = None if body.operations is not None else body.metadata
         if document is not None and not isinstance(document, dict):
             raise MetadataTypeError(
@@ -204,7 +211,9 @@ class Handlers:
             raise BadRequestError("send `operations` (a list) or `metadata` (an object)", field="operations")
         whole = cast("dict[str, Any] | None", document)
         updated = await self._submit(
-            commands.UpdateMetadata(request.path_params["run"], targets, whole, _request_id(request))
+            commands.UpdateMetadata(
+                request.path_params["run"], targets, whole, body.if_version, _request_id(request)
+            )
         )
         return MetadataResponse(
             metadata=msgspec.Raw(updated.value), version=updated.version, refused=updated.refused or None
@@ -241,6 +250,8 @@ class Handlers:
     async def report(self, request: Request) -> Any:
         """What happened in a worker's runs."""
         body: ReportRequest = await _body(request, ReportRequest)
+        for run in body.runs:
+            _check_operation_count(sum(len(target.operations) for target in run.changes), run.id)
         return ReportResponse(
             await self._submit(commands.Report(request.path_params["worker"], body.runs, body.leaving))
         )
@@ -258,6 +269,17 @@ class Handlers:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _check_operation_count(count: int, run_id: str | None = None) -> None:
+    """Raise TooLargeError for more operations than one command may hold."""
+    if count > OPERATIONS_MAX:
+        whose = "the request" if run_id is None else f"the report of run {run_id!r}"
+        raise TooLargeError(
+            f"{whose} holds {count:,} operations, the limit is {OPERATIONS_MAX:,}: send them in several parts, in their order",
+            field="operations",
+            limit=OPERATIONS_MAX,
+        )
 
 
 async def _body(request: Request, kind: Any) -> Any:

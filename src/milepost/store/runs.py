@@ -346,6 +346,13 @@ def next_due_at_after(connection: Connection, after: int) -> int | None:
     return connection.execute(statement).scalar()
 
 
+def shift_due(connection: Connection, microseconds: int) -> None:
+    """Move the time at which each queued run becomes due: the clock was set by that much."""
+    connection.execute(
+        update(runs).where(runs.c.status == "QUEUED").values(due_at=runs.c.due_at + microseconds)
+    )
+
+
 def executing_counts(connection: Connection, queues: Iterable[str]) -> dict[str, int]:
     """How many runs of each queue are executing now; waiting ones have given their slot back."""
     statement = (

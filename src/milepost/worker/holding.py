@@ -195,13 +195,6 @@ class Holding:
         if reply.lost:
             self.lose(held)
             return
-        for refused in reply.refused:
-            message = f"an operation on the metadata of {refused.run} was refused: {refused.message}"
-            if entry.report.outcome is None:
-                _add_line(held, "warning", message, "milepost.metadata")
-            else:
-                # The run's log is closed. The operator at least should see it.
-                self._host.notice(f"run {held.scope.run.id}: {message}")
         self.outbox.answered(entry, reply)
         if held.is_over:
             self._drop(held)
@@ -228,7 +221,15 @@ class Holding:
                 self._slots.enter_again((held, future))
 
     def lose(self, held: HeldRun) -> None:
-        """The run is not this attempt's any more. Its code may go on for a while; it keeps its slot and says nothing."""
+        """The run is not this attempt's any more. Its code may go on for a while; it keeps its slot and says nothing.
+
+        What it has not sent yet will never be stored: the operator is told.
+        """
+        unsent = held.scope.buffer.unacknowledged_count
+        self._host.notice(
+            f"run {held.scope.run.id}: the server has given up attempt {held.scope.run.attempt}, its retry rule decides what follows; "
+            f"{unsent:,} metadata operations of the attempt are not confirmed and will not be sent"
+        )
         self.outbox.forget(held)
         self._abandon_waits(held)
         if held.outcome is not None:

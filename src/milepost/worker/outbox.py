@@ -4,6 +4,7 @@ Outcomes, flushes and waits leave at once. Metadata and log lines of runs that g
 once, later ones never more often than the flush interval (M35). One report is under way at a time; the next one gathers meanwhile.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -205,6 +206,9 @@ def _entry(held: HeldRun) -> Entry | None:
     buffer = held.scope.buffer
     run = held.scope.run
     outcome = held.outcome
+    overflown = buffer.take_overflown()
+    if overflown:
+        held.logs.append(_overflow_line(overflown, run.attempt))
     logs = _take_logs(held) if held.logs else []
     batch = buffer.next_batch(anyway=outcome is not None or bool(logs))
     waiting = held.open_waits > 0
@@ -232,6 +236,13 @@ def _entry(held: HeldRun) -> Entry | None:
         outcome=outcome,
     )
     return Entry(held, report, batch)
+
+
+def _overflow_line(count: int, attempt: int) -> LogLine:
+    message = f"{count:,} metadata operations were refused, because the server had not taken those before them for too long"
+    return LogLine(
+        at=time.time_ns() // 1000, level="error", message=message, attempt=attempt, logger="milepost.metadata"
+    )
 
 
 def _take_logs(held: HeldRun) -> list[LogLine]:

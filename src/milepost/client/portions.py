@@ -1,0 +1,32 @@
+"""Operations in portions that one request may hold, cut without changing their order."""
+
+from __future__ import annotations
+
+from milepost.model.jsonvalue import JSONValue, json_size
+from milepost.model.operations import Operation
+from milepost.protocol.metadata import OPERATIONS_MAX
+from milepost.protocol.work import TargetOperations
+
+BYTES_MAX = 4 * 1024 * 1024
+
+
+def cut(waiting: list[TargetOperations]) -> tuple[list[TargetOperations], list[TargetOperations]]:
+    """What one request takes, at least one operation, and the rest. The order within each document is kept (M31)."""
+    room_bytes, room = BYTES_MAX, OPERATIONS_MAX
+    taken: list[TargetOperations] = []
+    for position, change in enumerate(waiting):
+        for index, operation in enumerate(change.operations):
+            room_bytes -= _size(operation)
+            room -= 1
+            if (room_bytes < 0 or room < 0) and (index or taken):
+                if index:
+                    taken.append(TargetOperations(change.run, change.operations[:index]))
+                rest = TargetOperations(change.run, change.operations[index:])
+                return taken, [rest, *waiting[position + 1 :]]
+        taken.append(change)
+    return taken, []
+
+
+def _size(operation: Operation) -> int:
+    value: JSONValue = getattr(operation, "value", None)
+    return json_size(value) + 32 if isinstance(value, str | list | dict) else 64

@@ -1,0 +1,142 @@
+"""A clock that is set while the server runs: leases and waiting do not notice, and no queued run waits for the clock to catch up."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milepost.engine.commands import ReleaseLostRuns
+from milepost.engine.engine import Engine
+from milepost.model.operations import Increment, Set
+from milepost.model.run import RunStatus
+from support.world import Clock, WorkerDouble, World, failure, new_store
+
+HOUR = 3600
+
+
+class SteadyWorld(World):
+    """A world whose wall clock can be set (`jump`); time goes by on both clocks (`pass_time`)."""
+
+    def restart(self) -> None:
+        if not hasattr(self, "steady"):
+            self.steady = Clock(5_000_000)
+        self.engine = Engine(self.store, self.settings, self.clock, self.steady)
+
+    def jump(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.steady.advance(seconds)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SteadyWorld]:
+    world = SteadyWorld(new_store(tmp_path / "milepost.db"))
+    yield world
+    world.close()
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR, 10 * 365 * 24 * HOUR])
+def test_no_run_is_given_up_because_the_clock_was_set(world: SteadyWorld, seconds: float) -> None:
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    run = worker.claim_one()
+    world.jump(seconds)
+    assert world.do(ReleaseLostRuns()) == 0
+    assert not worker.report(run, Set("a", 1)).lost
+    world.pass_time(world.settings.lease_seconds + 1)
+    assert world.do(ReleaseLostRuns()) == 1
+    assert world.reader.run(run_id).status is RunStatus.FAILED
+
+
+def test_a_clock_that_is_set_back_holds_up_no_queued_run(world: SteadyWorld) -> None:
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    world.jump(-HOUR)
+    assert worker.claim_one().id == run_id
+    # And what is triggered from now on goes behind, not before, what was there.
+    first = world.trigger()
+    world.jump(-HOUR)
+    second = world.trigger()
+    assert [run.id for run in worker.claim(2)] == [first, second]
+
+
+def test_a_clock_that_is_set_back_hands_a_queued_run_to_a_claim_that_waits(world: SteadyWorld) -> None:
+    worker = WorkerDouble(world)
+    world.trigger()
+    worker.fail(worker.claim_one(), retry_after_ms=10_000)
+    [ticket] = world.submit(worker.next_claim(wait=20))
+    world.jump(-HOUR)
+    world.submit()
+    assert not ticket.is_answered
+    wake_at = world.engine.wake_at()
+    assert wake_at is not None
+    world.pass_time((wake_at - world.steady()) / 1_000_000)
+    world.submit()
+    assert [run.attempt for run in ticket.result] == [2]
+
+
+def test_a_clock_that_is_set_forward_makes_no_retry_due_too_early(world: SteadyWorld) -> None:
+    worker = WorkerDouble(world)
+    world.trigger()
+    worker.fail(worker.claim_one(), retry_after_ms=60_000)
+    world.jump(HOUR)
+    assert worker.claim() == []
+    world.pass_time(61)
+    assert worker.claim_one().attempt == 2
+
+
+def test_a_claim_that_waits_is_answered_in_its_time(world: SteadyWorld) -> None:
+    worker = WorkerDouble(world)
+    [ticket] = world.submit(worker.next_claim(wait=20))
+    world.jump(-HOUR)
+    world.submit()
+    assert not ticket.is_answered
+    world.pass_time(19)
+    world.submit()
+    assert not ticket.is_answered
+    world.pass_time(1.1)
+    world.submit()
+    assert ticket.result == []
+
+
+def test_a_clock_that_drifts_is_no_clock_that_was_set(
+    world: SteadyWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    WorkerDouble(world)
+    for _ in range(10):
+        world.jump(0.5)
+        world.trigger()
+    assert not caplog.records
+    world.jump(2)
+    world.trigger()
+    assert [record.message for record in caplog.records] == [
+        "the clock was set by 2.0 s; queued runs have moved along"
+    ]
+
+
+@settings(max_examples=25)
+@given(jumps=st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=8))
+def test_versions_and_states_only_grow_whatever_the_clock_does(
+    tmp_path_factory: pytest.TempPathFactory, jumps: list[int]
+) -> None:
+    world = SteadyWorld(new_store(tmp_path_factory.mktemp("jumps") / "milepost.db"))
+    try:
+        worker = WorkerDouble(world)
+        run_id = world.trigger()
+        run = worker.claim_one()
+        seen = world.reader.row(run_id).updated_at
+        for number, seconds in enumerate(jumps, 1):
+            world.jump(seconds)
+            worker.report(run, Increment("n", 1))
+            row = world.reader.row(run_id)
+            assert row.updated_at > seen
+            seen = row.updated_at
+            assert world.document(run_id) == ({"n": number}, number)
+        worker.report(run, outcome=failure())
+        assert world.reader.run(run_id).status is RunStatus.FAILED
+    finally:
+        world.close()
