@@ -5,9 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
-
 from milepost.store.database import Store
 
 
@@ -24,26 +21,49 @@ class Faults:
         self.failed = 0
         self._fails = fails
 
-    def before_statement(self, connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+    def before_statement(self, statement: str) -> None:
         self.seen += 1
         if self._fails(self.seen, statement):
             self.failed += 1
-            raise OperationalError(statement, {}, sqlite3.OperationalError("disk I/O error"))
+            raise sqlite3.OperationalError("disk I/O error")
 
-    def before_commit(self, connection: Any) -> None:
-        self.before_statement(connection, None, "COMMIT")
+
+class FailingConnection(sqlite3.Connection):
+    """A connection of the driver whose statements, `BEGIN` and `COMMIT` among them, fail when `faults` says so."""
+
+    faults: Faults | None = None
+
+    def cursor(self, *_: Any) -> sqlite3.Cursor:  # type: ignore[override]
+        return super().cursor(_FailingCursor)
+
+
+class _FailingCursor(sqlite3.Cursor):
+    connection: FailingConnection
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        self._before(statement)
+        return super().execute(statement, *parameters)
+
+    def executemany(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        self._before(statement)
+        return super().executemany(statement, *parameters)
+
+    def _before(self, statement: str) -> None:
+        if self.connection.faults is not None:
+            self.connection.faults.before_statement(statement)
 
 
 @contextmanager
 def faults(store: Store, fails: Callable[[int, str], bool]) -> Iterator[Faults]:
-    """While this lasts, statements of the writer fail for which `fails(number from 1, text)` says so; `COMMIT` is one."""
+    """While this lasts, statements of the writer fail for which `fails(number from 1, text)` says so; `COMMIT` is one.
+
+    The store was opened with `FailingConnection`.
+    """
     with store.write() as connection:
-        engine = connection.engine
-    found = Faults(fails)
-    event.listen(engine, "before_cursor_execute", found.before_statement)
-    event.listen(engine, "commit", found.before_commit)
+        driver = connection.connection.driver_connection
+    assert isinstance(driver, FailingConnection), "open the store with connection_class=FailingConnection"
+    found = driver.faults = Faults(fails)
     try:
         yield found
     finally:
-        event.remove(engine, "before_cursor_execute", found.before_statement)
-        event.remove(engine, "commit", found.before_commit)
+        driver.faults = None

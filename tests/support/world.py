@@ -33,6 +33,7 @@ from milepost.model.run import Outcome, RunError
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import ClaimedRun, LogLine, RunReply, RunReport, TargetOperations, WorkerTask
 from milepost.store.database import Store
+from support.faults import FailingConnection
 
 START = 1_800_000_000_000_000
 
@@ -80,9 +81,9 @@ def _template() -> Path:
 
 
 def new_store(path: Path) -> Store:
-    """An empty store at this path."""
+    """An empty store at this path, which `faults` can let fail."""
     shutil.copy(_template(), path)
-    return Store(path, synchronous="NORMAL")
+    return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
 
 
 class World:

@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from milepost.store.schema import batches
+from milepost.store.statements import Lookup, Statement
 
 
 class BatchRow(msgspec.Struct):
@@ -21,45 +22,33 @@ class BatchRow(msgspec.Struct):
     updated_at: int
 
 
-_BATCHES = select(*(batches.c[name] for name in BatchRow.__struct_fields__)).where(
-    batches.c.id.in_(bindparam("ids", expanding=True))
-)
-_SAVE = (
+_NAMES = BatchRow.__struct_fields__
+_BATCHES = Lookup(select(*(batches.c[name] for name in _NAMES)), batches.c.id)
+_INSERT = Statement(insert(batches), _NAMES)
+_SAVE = Statement(
     update(batches)
     .where(batches.c.id == bindparam("batch"))
     .values(
         accepted_count=bindparam("accepted"),
         finished_count=bindparam("finished"),
         updated_at=bindparam("now"),
-    )
+    ),
+    ["accepted", "finished", "now", "batch"],
 )
 
 
 def insert_batches(connection: Connection, rows: Sequence[BatchRow]) -> None:
     """Insert batches."""
-    if rows:
-        connection.execute(insert(batches), [msgspec.structs.asdict(row) for row in rows])
+    _INSERT.write(connection, [msgspec.structs.astuple(row) for row in rows])
 
 
 def load_batches(connection: Connection, ids: Iterable[str]) -> dict[str, BatchRow]:
     """The batches that exist, by id."""
-    return {
-        values[0]: BatchRow(*values) for values in connection.execute(_BATCHES, {"ids": sorted(set(ids))})
-    }
+    return {values[0]: BatchRow(*values) for values in _BATCHES.read(connection, sorted(set(ids)))}
 
 
 def save_batches(connection: Connection, rows: Sequence[BatchRow]) -> None:
     """Write back the counts."""
-    if rows:
-        connection.execute(
-            _SAVE,
-            [
-                {
-                    "batch": row.id,
-                    "accepted": row.accepted_count,
-                    "finished": row.finished_count,
-                    "now": row.updated_at,
-                }
-                for row in rows
-            ],
-        )
+    _SAVE.write(
+        connection, [(row.accepted_count, row.finished_count, row.updated_at, row.id) for row in rows]
+    )

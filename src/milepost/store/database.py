@@ -1,5 +1,6 @@
 """The store as a whole: where it is, its one writer, its readers, its schema version."""
 
+import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from sqlalchemy import Connection
 
 from milepost.errors import ConfigurationError
 from milepost.store import sqlite
+from milepost.store.statements import execute
 
 
 class Store:
@@ -22,14 +24,21 @@ class Store:
     Args:
         path: the SQLite file; made when missing, migrated when old.
         synchronous: `FULL` (what is acknowledged survives a power loss) or `NORMAL` (it survives a crash of the process only).
+        connection_class: of the writer's connection to the driver, which sees every statement and commit; a test may let them fail.
 
     Raises: ConfigurationError when the folder cannot be written, the file is no database, or it comes from a newer version.
     """
 
-    def __init__(self, path: Path, *, synchronous: str = "FULL") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: str = "FULL",
+        connection_class: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> None:
         self.path = path
         sqlite.check_writable(path)
-        self._writer = sqlite.writer(path, synchronous=synchronous)
+        self._writer = sqlite.writer(path, synchronous=synchronous, connection_class=connection_class)
         self._readers = sqlite.readers(path)
         try:
             self._connection = self._writer.connect()
@@ -45,18 +54,13 @@ class Store:
     @contextmanager
     def write(self) -> Generator[Connection]:
         """One transaction of the one writer: committed when the block ends, undone when it raises."""
-        try:
-            with self._connection.begin():
-                yield self._connection
-        except BaseException:
-            # A commit that failed leaves the transaction open; the next one could not begin.
-            sqlite.abandon(self._connection)
-            raise
+        with _transaction(self._connection, sqlite.BEGIN_WRITING):
+            yield self._connection
 
     @contextmanager
     def read(self) -> Generator[Connection]:
         """A consistent view of what is committed, from a pool of connections."""
-        with self._readers.connect() as connection, connection.begin():
+        with self._readers.connect() as connection, _transaction(connection, sqlite.BEGIN_READING):
             yield connection
 
     def close(self) -> None:
@@ -69,7 +73,7 @@ class Store:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         scripts = ScriptDirectory.from_config(config)
-        with self._connection.begin():
+        with self.write():
             present = MigrationContext.configure(self._connection).get_current_revision()
             known = {script.revision for script in scripts.walk_revisions()}
             if present is not None and present not in known:
@@ -80,3 +84,21 @@ class Store:
             if present != scripts.get_current_head():
                 config.attributes["connection"] = self._connection
                 command.upgrade(config, "head")
+
+
+@contextmanager
+def _transaction(connection: Connection, begin: str) -> Generator[None]:
+    """Committed when the block ends, undone when it raises or cannot be committed.
+
+    By the driver alone: what SQLAlchemy does around beginning and committing takes longer than both.
+    """
+    try:
+        execute(connection, begin)
+        yield
+        execute(connection, "COMMIT")
+    finally:
+        # After a commit there is nothing left to undo, but whatever Core has executed began a transaction in SQLAlchemy's books.
+        if connection.in_transaction():
+            connection.rollback()
+        else:
+            connection.connection.rollback()

@@ -1,13 +1,14 @@
 """Documents: snapshots, the changes committed since, refused operations. Section 13 of the metadata contract rests on this log."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, insert, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from milepost.store.bulk import Bulk
 from milepost.store.schema import changes, documents, refusals
+from milepost.store.statements import Lookup, Row, Statement, padded
 
 
 class Snapshot(msgspec.Struct):
@@ -33,64 +34,75 @@ class ChangeRow(msgspec.Struct, gc=False):
 
 
 _CHANGE_NAMES = ChangeRow.__struct_fields__
-_INSERT_CHANGES = Bulk(insert(changes), _CHANGE_NAMES)
-_SNAPSHOTS = select(*(documents.c[name] for name in Snapshot.__struct_fields__)).where(
-    documents.c.run_id.in_(bindparam("ids", expanding=True))
-)
+_INSERT_CHANGES = Statement(insert(changes), _CHANGE_NAMES)
+_SNAPSHOT_NAMES = Snapshot.__struct_fields__
+_SNAPSHOTS = Lookup(select(*(documents.c[name] for name in _SNAPSHOT_NAMES)), documents.c.run_id)
 _NEW = upsert(documents)
-_SAVE = _NEW.on_conflict_do_update(
-    index_elements=["run_id"],
-    set_={name: _NEW.excluded[name] for name in ("version", "value", "counted")},
+_SAVE_SNAPSHOTS = Statement(
+    _NEW.on_conflict_do_update(
+        index_elements=["run_id"],
+        set_={name: _NEW.excluded[name] for name in ("version", "value", "counted")},
+    ),
+    _SNAPSHOT_NAMES,
 )
+_REFUSAL_NAMES = ("writer_id", "writer_attempt", "writer_sequence", "refused")
+_INSERT_REFUSALS = Statement(insert(refusals), _REFUSAL_NAMES)
+_REFUSALS = Statement(
+    select(refusals.c.refused).where(*(refusals.c[name] == bindparam(name) for name in _REFUSAL_NAMES[:3])),
+    _REFUSAL_NAMES[:3],
+)
+# Documents whose log is read by one statement; a power of two.
+LOGS_MAX = 128
 
 
 def load_snapshots(connection: Connection, ids: Sequence[str]) -> dict[str, Snapshot]:
     """The newest snapshots that were saved, by run; a run that never had a fold has none."""
-    return {values[0]: Snapshot(*values) for values in connection.execute(_SNAPSHOTS, {"ids": list(ids)})}
+    return {values[0]: Snapshot(*values) for values in _SNAPSHOTS.read(connection, ids)}
 
 
 def load_changes(connection: Connection, since: dict[str, int]) -> dict[str, list[ChangeRow]]:
     """For each run, its changes above the given version, in order."""
     found: dict[str, list[ChangeRow]] = {}
     items = list(since.items())
-    for start in range(0, len(items), 100):
-        conditions = [
-            and_(changes.c.run_id == run_id, changes.c.version > version)
-            for run_id, version in items[start : start + 100]
-        ]
-        statement = (
-            select(*(changes.c[name] for name in _CHANGE_NAMES))
-            .where(or_(*conditions))
-            .order_by(changes.c.run_id, changes.c.version)
-        )
-        for values in connection.execute(statement):
-            found.setdefault(values[0], []).append(ChangeRow(*values))
+    for start in range(0, len(items), LOGS_MAX):
+        pairs = padded(tuple(items[start : start + LOGS_MAX]))
+        values = tuple(value for pair in pairs for value in pair)
+        for change in _changes_statement(len(pairs)).read(connection, values):
+            found.setdefault(change[0], []).append(ChangeRow(*change))
     return found
+
+
+@cache
+def _changes_statement(count: int) -> Statement:
+    names = [(f"run_{number}", f"version_{number}") for number in range(count)]
+    conditions = [
+        and_(changes.c.run_id == bindparam(run), changes.c.version > bindparam(version))
+        for run, version in names
+    ]
+    statement = (
+        select(*(changes.c[name] for name in _CHANGE_NAMES))
+        .where(or_(*conditions))
+        .order_by(changes.c.run_id, changes.c.version)
+    )
+    return Statement(statement, [name for pair in names for name in pair])
 
 
 def append_changes(connection: Connection, rows: Sequence[ChangeRow]) -> None:
     """Add to the logs. The primary key (run, version) refuses two writers at one version."""
-    _INSERT_CHANGES.execute(connection, [msgspec.structs.astuple(row) for row in rows])
+    _INSERT_CHANGES.write(connection, [msgspec.structs.astuple(row) for row in rows])
 
 
 def save_snapshots(connection: Connection, snapshots: Sequence[Snapshot]) -> None:
     """Fold: replace the saved snapshots."""
-    if snapshots:
-        connection.execute(_SAVE, [msgspec.structs.asdict(snapshot) for snapshot in snapshots])
+    _SAVE_SNAPSHOTS.write(connection, [msgspec.structs.astuple(snapshot) for snapshot in snapshots])
 
 
-def save_refusals(connection: Connection, rows: Sequence[tuple[str, int, int, bytes]]) -> None:
+def save_refusals(connection: Connection, rows: Sequence[Row]) -> None:
     """Keep what was refused of a report (writer, attempt, sequence, JSON), so that a repeat is answered as the original was."""
-    names = ("writer_id", "writer_attempt", "writer_sequence", "refused")
-    if rows:
-        connection.execute(insert(refusals), [dict(zip(names, row, strict=True)) for row in rows])
+    _INSERT_REFUSALS.write(connection, rows)
 
 
 def load_refusals(connection: Connection, writer_id: str, attempt: int, sequence: int) -> bytes | None:
     """What was refused of that report; None when nothing was."""
-    statement = select(refusals.c.refused).where(
-        refusals.c.writer_id == writer_id,
-        refusals.c.writer_attempt == attempt,
-        refusals.c.writer_sequence == sequence,
-    )
-    return connection.execute(statement).scalar()
+    found = _REFUSALS.read(connection, (writer_id, attempt, sequence))
+    return found[0][0] if found else None

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from milepost.store.bulk import Bulk, Row
 from milepost.store.schema import answers, logs, tasks
+from milepost.store.statements import Lookup, Row, Statement
 
 
 class LogRow(msgspec.Struct):
@@ -39,16 +39,14 @@ _SAVE_TASKS = _NEW_TASKS.on_conflict_do_update(
 )
 
 
-_ANSWERS = select(answers.c.request_id, answers.c.answer).where(
-    answers.c.request_id.in_(bindparam("ids", expanding=True))
-)
-_INSERT_ANSWERS = Bulk(insert(answers), ("request_id", "answer", "created_at"))
+_ANSWERS = Lookup(select(answers.c.request_id, answers.c.answer), answers.c.request_id)
+_INSERT_LOGS = Statement(insert(logs), LogRow.__struct_fields__)
+_INSERT_ANSWERS = Statement(insert(answers), ("request_id", "answer", "created_at"))
 
 
 def append_logs(connection: Connection, rows: Sequence[LogRow]) -> None:
     """Add lines to the logs of runs."""
-    if rows:
-        connection.execute(insert(logs), [msgspec.structs.asdict(row) for row in rows])
+    _INSERT_LOGS.write(connection, [msgspec.structs.astuple(row) for row in rows])
 
 
 def load_logs(connection: Connection, run_id: str, *, after: int, limit: int) -> list[tuple[int, LogRow]]:
@@ -77,12 +75,12 @@ def load_tasks(connection: Connection) -> dict[str, TaskRow]:
 
 def load_answers(connection: Connection, request_ids: Sequence[str]) -> dict[str, bytes]:
     """The answers that were given to these request ids."""
-    return {values[0]: values[1] for values in connection.execute(_ANSWERS, {"ids": list(request_ids)})}
+    return dict(_ANSWERS.read(connection, request_ids))
 
 
 def save_answers(connection: Connection, rows: Sequence[Row]) -> None:
     """Keep answers: (request_id, answer as JSON, created_at)."""
-    _INSERT_ANSWERS.execute(connection, rows)
+    _INSERT_ANSWERS.write(connection, rows)
 
 
 def prune_answers(connection: Connection, *, before: int) -> int:

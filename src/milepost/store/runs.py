@@ -9,13 +9,13 @@ from sqlalchemy import (
     Connection,
     Executable,
     Integer,
-    Select,
     and_,
     bindparam,
     exists,
     func,
     insert,
-    literal,
+    literal_column,
+    null,
     or_,
     select,
     union_all,
@@ -24,12 +24,11 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import ColumnElement
 
 from milepost.model.run import HELD_STATUSES, RunStatus
-from milepost.store.bulk import Bulk, Row
 from milepost.store.schema import large_values, run_tags, runs
+from milepost.store.statements import Lookup, Row, Statement, padded, parameters
 
 # A payload or output above this many characters moves to `large_values`.
 INLINE_CHARACTERS = 8192
-CHUNK = 1000
 # SQLite joins at most 500 selects into one.
 DUE_TASKS = 400
 
@@ -119,13 +118,22 @@ _RECORD = [
 _SUMMARY = [
     *_ROW,
     runs.c.tags,
-    literal(None),
+    null(),
     runs.c.payload_type,
-    literal(None),
+    null(),
     runs.c.error,
     runs.c.trigger_metadata,
 ]
-_HELD = runs.c.status.in_(sorted(HELD_STATUSES))
+
+
+def _literal(status: RunStatus) -> ColumnElement[str]:
+    # The partial indexes have these conditions: see `Statement`.
+    return literal_column(f"'{status}'")
+
+
+_HELD = runs.c.status.in_([_literal(status) for status in sorted(HELD_STATUSES)])
+_EXECUTING = runs.c.status == _literal(RunStatus.EXECUTING)
+_QUEUED = runs.c.status == _literal(RunStatus.QUEUED)
 
 _INSERT_NAMES = (
     "id",
@@ -166,20 +174,24 @@ _STATE_NAMES = (
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 
 
-def _update(names: Sequence[str]) -> Bulk:
+def _update(names: Sequence[str]) -> Statement:
     values = {name: bindparam(f"new_{name}", type_=runs.c[name].type) for name in names}
     statement = update(runs).where(runs.c.id == bindparam("run")).values(values)
-    return Bulk(statement, [*(f"new_{name}" for name in names), "run"])
+    return Statement(statement, [*(f"new_{name}" for name in names), "run"])
 
 
-_INSERT = Bulk(insert(runs), _INSERT_NAMES)
+_INSERT = Statement(insert(runs), _INSERT_NAMES)
 _SAVE = _update(_STATE_NAMES)
 _SAVE_RESULT = _update(_RESULT_NAMES)
-_INSERT_LARGE = Bulk(insert(large_values), ("run_id", "name", "value"))
-_INSERT_TAGS = Bulk(insert(run_tags), ("tag", "run_id"))
-_BY_IDS = select(*_ROW).where(runs.c.id.in_(bindparam("ids", expanding=True)))
-_RECORDS = select(*_RECORD).where(runs.c.id.in_(bindparam("ids", expanding=True)))
-_SUMMARIES = select(*_SUMMARY).where(runs.c.id.in_(bindparam("ids", expanding=True)))
+_INSERT_LARGE = Statement(insert(large_values), ("run_id", "name", "value"))
+_INSERT_TAGS = Statement(insert(run_tags), ("tag", "run_id"))
+_ROWS = Lookup(select(*_ROW), runs.c.id)
+_RECORDS = Lookup(select(*_RECORD), runs.c.id)
+_SUMMARIES = Lookup(select(*_SUMMARY), runs.c.id)
+_TRIGGER_METADATA = Lookup(select(runs.c.id, runs.c.trigger_metadata), runs.c.id)
+_NEXT_DUE = Statement(
+    select(func.min(runs.c.due_at)).where(_QUEUED, runs.c.due_at > bindparam("after")), ["after"]
+)
 
 
 # Looking a member up costs less than calling the enumeration.
@@ -238,24 +250,19 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 moved,
             )
         )
-    _INSERT.execute(connection, rows)
-    _INSERT_LARGE.execute(connection, large)
-    _INSERT_TAGS.execute(connection, tagged)
+    _INSERT.write(connection, rows)
+    _INSERT_LARGE.write(connection, large)
+    _INSERT_TAGS.write(connection, tagged)
 
 
 def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
     """The rows that exist, by id."""
-    wanted = sorted(set(ids))
-    found: dict[str, RunRow] = {}
-    for start in range(0, len(wanted), CHUNK):
-        for values in connection.execute(_BY_IDS, {"ids": wanted[start : start + CHUNK]}).all():
-            found[values[0]] = _row(values)
-    return found
+    return {values[0]: _row(values) for values in _ROWS.read(connection, sorted(set(ids)))}
 
 
 def save_rows(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back what commands may change."""
-    _SAVE.execute(connection, [(*_state(row), row.id) for row in rows])
+    _SAVE.write(connection, [(*_state(row), row.id) for row in rows])
 
 
 def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | None, str | None]]) -> None:
@@ -269,8 +276,8 @@ def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | N
             row.large = "output" if row.large is None else f"{row.large},output"
             output = None
         values.append((*_state(row), output, error, row.large, row.id))
-    _SAVE_RESULT.execute(connection, values)
-    _INSERT_LARGE.execute(connection, large)
+    _SAVE_RESULT.write(connection, values)
+    _INSERT_LARGE.write(connection, large)
 
 
 def _state(row: RunRow) -> Row:
@@ -302,14 +309,12 @@ def due_ids(
     One look into the index per task, so that a long queue of a task that nobody asks for costs nothing.
     """
     count = limit + besides
+    left_out = padded(tuple(without_queues))
     found: list[tuple[int, str, str]] = []
     for start in range(0, len(tasks), DUE_TASKS):
         chunk = tasks[start : start + DUE_TASKS]
-        parameters: dict[str, Any] = {f"task_{number}": task for number, task in enumerate(chunk)}
-        parameters |= {"now": now, "count": count}
-        if without_queues:
-            parameters["queues"] = list(without_queues)
-        rows = connection.execute(_due_statement(len(chunk), bool(without_queues)), parameters).all()
+        statement = _due_statement(len(chunk), len(left_out))
+        rows = statement.read(connection, (now, count, *chunk, *left_out))
         found.extend((due_at, run_id, queue) for run_id, queue, due_at in rows)
     if len(tasks) > DUE_TASKS:
         found.sort()
@@ -317,33 +322,31 @@ def due_ids(
 
 
 @cache
-def _due_statement(task_count: int, leaves_queues_out: bool) -> Select[str, str, int]:
-    leave_out = [runs.c.queue.not_in(bindparam("queues", expanding=True))] if leaves_queues_out else []
+def _due_statement(task_count: int, left_out_count: int) -> Statement:
+    tasks = [f"task_{number}" for number in range(task_count)]
+    queues = [f"queue_{number}" for number in range(left_out_count)]
+    leave_out = [runs.c.queue.not_in(parameters(queues))] if queues else []
     parts = [
         select(runs.c.id, runs.c.queue, runs.c.due_at)
-        .where(
-            runs.c.status == "QUEUED",
-            runs.c.task == bindparam(f"task_{number}"),
-            runs.c.due_at <= bindparam("now"),
-            *leave_out,
-        )
+        .where(_QUEUED, runs.c.task == bindparam(task), runs.c.due_at <= bindparam("now"), *leave_out)
         .order_by(runs.c.due_at, runs.c.id)
         .limit(bindparam("count", type_=Integer))
         .subquery()
-        for number in range(task_count)
+        for task in tasks
     ]
     rows = union_all(*(select(part) for part in parts)).subquery()
-    return (
+    statement = (
         select(rows.c.id, rows.c.queue, rows.c.due_at)
         .order_by(rows.c.due_at, rows.c.id)
         .limit(bindparam("count", type_=Integer))
     )
+    return Statement(statement, ["now", "count", *tasks, *queues])
 
 
 def next_due_at_after(connection: Connection, after: int) -> int | None:
     """When the next queued run becomes due that is not due at `after` yet; None when there is none."""
-    statement = select(func.min(runs.c.due_at)).where(runs.c.status == "QUEUED", runs.c.due_at > after)
-    return connection.execute(statement).scalar()
+    [[due_at]] = _NEXT_DUE.read(connection, (after,))
+    return due_at
 
 
 def shift_due(connection: Connection, microseconds: int) -> None:
@@ -355,12 +358,19 @@ def shift_due(connection: Connection, microseconds: int) -> None:
 
 def executing_counts(connection: Connection, queues: Iterable[str]) -> dict[str, int]:
     """How many runs of each queue are executing now; waiting ones have given their slot back."""
+    wanted = padded(tuple(sorted(set(queues))))
+    return dict(_executing_statement(len(wanted)).read(connection, wanted)) if wanted else {}
+
+
+@cache
+def _executing_statement(queue_count: int) -> Statement:
+    queues = [f"queue_{number}" for number in range(queue_count)]
     statement = (
         select(runs.c.queue, func.count())
-        .where(_HELD, runs.c.status == "EXECUTING", runs.c.queue.in_(sorted(set(queues))))
+        .where(_HELD, _EXECUTING, runs.c.queue.in_(parameters(queues)))
         .group_by(runs.c.queue)
     )
-    return _pairs(connection, statement)
+    return Statement(statement, queues)
 
 
 def held_ids(connection: Connection, worker_id: str) -> list[str]:
@@ -379,10 +389,7 @@ def holders(connection: Connection) -> list[str]:
 
 def load_trigger_metadata(connection: Connection, ids: Sequence[str]) -> dict[str, bytes | None]:
     """The documents given at trigger, by run."""
-    statement = select(runs.c.id, runs.c.trigger_metadata).where(
-        runs.c.id.in_(bindparam("ids", expanding=True))
-    )
-    return _pairs(connection, statement, {"ids": list(ids)})
+    return dict(_TRIGGER_METADATA.read(connection, ids))
 
 
 def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[str, str]:
@@ -396,11 +403,9 @@ def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[st
 def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
     """Whole runs by id; payload and output only with `values`."""
     records: dict[str, RunRecord] = {}
-    for start in range(0, len(ids), CHUNK):
-        chunk = list(ids[start : start + CHUNK])
-        for found in connection.execute(_RECORDS if values else _SUMMARIES, {"ids": chunk}).all():
-            record = _record(found)
-            records[record.row.id] = record
+    for found in (_RECORDS if values else _SUMMARIES).read(connection, ids):
+        record = _record(found)
+        records[record.row.id] = record
     if values:
         for name in ("payload", "output"):
             moved = [

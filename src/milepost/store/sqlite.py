@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool, StaticPool
 
@@ -19,6 +19,15 @@ READERS = 4
 BUSY_SECONDS = 10
 # 16 MB: a page that changes often is copied from the log to the file once in a while, not at each group.
 CHECKPOINT_PAGES = 4000
+# A writer never has to upgrade a read lock.
+BEGIN_WRITING = "BEGIN IMMEDIATE"
+BEGIN_READING = "BEGIN"
+# The driver's own transactions would begin late and deferred; ours begin where the code says so.
+_CONNECT_ARGUMENTS: dict[str, Any] = {
+    "check_same_thread": False,
+    "timeout": BUSY_SECONDS,
+    "isolation_level": None,
+}
 
 
 def check_writable(path: Path) -> None:
@@ -35,19 +44,16 @@ def check_writable(path: Path) -> None:
         )
 
 
-def writer(path: Path, *, synchronous: str) -> Engine:
-    """The engine of the one write connection. Transactions begin IMMEDIATE: a writer never has to upgrade a read lock."""
+def writer(path: Path, *, synchronous: str, connection_class: type[sqlite3.Connection]) -> Engine:
+    """The engine of the one write connection."""
     engine = create_engine(
-        _url(path), poolclass=StaticPool, connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS}
+        _url(path), poolclass=StaticPool, connect_args={**_CONNECT_ARGUMENTS, "factory": connection_class}
     )
     _configure(
         engine,
-        [
-            "PRAGMA journal_mode=WAL",
-            f"PRAGMA synchronous={synchronous}",
-            f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
-        ],
-        begin="BEGIN IMMEDIATE",
+        "PRAGMA journal_mode=WAL",
+        f"PRAGMA synchronous={synchronous}",
+        f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
     )
     return engine
 
@@ -55,31 +61,18 @@ def writer(path: Path, *, synchronous: str) -> Engine:
 def readers(path: Path) -> Engine:
     """The engine of the read connections."""
     engine = create_engine(
-        _url(path),
-        poolclass=QueuePool,
-        pool_size=READERS,
-        max_overflow=0,
-        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+        _url(path), poolclass=QueuePool, pool_size=READERS, max_overflow=0, connect_args=_CONNECT_ARGUMENTS
     )
-    _configure(engine, ["PRAGMA query_only=ON"], begin="BEGIN")
+    _configure(engine, "PRAGMA query_only=ON")
     return engine
-
-
-def abandon(connection: Connection) -> None:
-    """Undo whatever transaction is still open on the connection."""
-    driver = connection.connection.driver_connection
-    if isinstance(driver, sqlite3.Connection) and driver.in_transaction:
-        driver.rollback()
 
 
 def _url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def _configure(engine: Engine, pragmas: list[str], *, begin: str) -> None:
+def _configure(engine: Engine, *pragmas: str) -> None:
     def connected(connection: sqlite3.Connection, record: Any) -> None:
-        # The driver's own transactions would begin late and deferred; ours begin where the code says so.
-        connection.isolation_level = None
         for pragma in [
             *pragmas,
             "PRAGMA temp_store=MEMORY",
@@ -89,8 +82,3 @@ def _configure(engine: Engine, pragmas: list[str], *, begin: str) -> None:
             connection.execute(pragma)
 
     event.listen(engine, "connect", connected)
-
-    def began(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    event.listen(engine, "begin", began)
