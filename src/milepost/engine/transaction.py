@@ -183,31 +183,44 @@ class Transaction:
 
     def save(self) -> None:
         """Write everything that was changed, once. May be called again for what was changed since."""
-        run_store.insert_runs(self.connection, self.new_runs)
-        batch_store.insert_batches(self.connection, self.new_batches)
-        run_store.save_results(self.connection, self._results.values())
-        run_store.save_rows(
-            self.connection, [row for row in self._dirty_rows.values() if row.id not in self._results]
-        )
-        batch_store.save_batches(self.connection, list(self._dirty_batches.values()))
-        document_store.append_changes(self.connection, self._changes)
-        document_store.save_snapshots(self.connection, list(self._snapshots.values()))
-        document_store.save_refusals(
-            self.connection, [(*report, refused) for report, refused in self._refusals.items()]
-        )
-        records.append_logs(self.connection, self.logs)
-        records.save_answers(
-            self.connection,
-            [(request_id, answer, self.now) for request_id, answer in self._answers.items()],
-        )
-        for pending in (self.new_runs, self.new_batches, self._changes, self.logs):
-            pending.clear()
-        self._answers.clear()
-        self._refusals.clear()
+        # Most groups are one command and have little to save, so nothing is done for what is empty.
+        connection = self.connection
+        if self.new_runs:
+            run_store.insert_runs(connection, self.new_runs)
+            self.new_runs.clear()
+        if self.new_batches:
+            batch_store.insert_batches(connection, self.new_batches)
+            self.new_batches.clear()
+        if self._results:
+            run_store.save_results(connection, self._results.values())
+        if self._dirty_rows:
+            run_store.save_rows(
+                connection, [row for row in self._dirty_rows.values() if row.id not in self._results]
+            )
+            self._dirty_rows.clear()
         self._results.clear()
-        self._dirty_rows.clear()
-        self._dirty_batches.clear()
-        self._snapshots.clear()
+        if self._dirty_batches:
+            batch_store.save_batches(connection, list(self._dirty_batches.values()))
+            self._dirty_batches.clear()
+        if self._changes:
+            document_store.append_changes(connection, self._changes)
+            self._changes.clear()
+        if self._snapshots:
+            document_store.save_snapshots(connection, list(self._snapshots.values()))
+            self._snapshots.clear()
+        if self._refusals:
+            document_store.save_refusals(
+                connection, [(*report, refused) for report, refused in self._refusals.items()]
+            )
+            self._refusals.clear()
+        if self.logs:
+            records.append_logs(connection, self.logs)
+            self.logs.clear()
+        if self._answers:
+            records.save_answers(
+                connection, [(request_id, answer, self.now) for request_id, answer in self._answers.items()]
+            )
+            self._answers.clear()
 
     def announcement(self) -> Announcement:
         """What to tell the feed once this is committed."""
