@@ -15,6 +15,7 @@ import msgspec
 import urllib3
 import uvicorn
 
+from milepost.cli.connection import Connection
 from milepost.protocol.feed import EventReader
 from milepost.server.app import Server
 from milepost.server.settings import load_settings
@@ -94,7 +95,9 @@ class Served:
 
     async def _serve(self, started: threading.Event) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        config = uvicorn.Config(self.server.app, ws="none", lifespan="on", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            self.server.app, http=Connection, ws="none", lifespan="on", log_config=None, access_log=False
+        )
         runner = _Uvicorn(config, started)
         serving = asyncio.create_task(runner.serve(sockets=[self._listener]))
         await self._stop.wait()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
+from milepost.cli.connection import Connection
 from milepost.cli.stopping import first_of
 from milepost.errors import ConfigurationError
 from milepost.server.app import Server
@@ -123,7 +124,7 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
     server = Server(settings)
     config = uvicorn.Config(
         server.app,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -165,19 +165,8 @@ class Server:
             else self._streaming(stream)
         )
 
-        async def guarded(request: Request) -> Response:
-            for name, value in request.path_params.items():
-                request.path_params[name] = value.replace(_SLASH, "/")
-            try:
-                if not endpoint.public:
-                    self.authenticator.check(request, allow_session=endpoint.method == "GET")
-                return await answering(request)
-            except MilepostError as error:
-                return problem_response(error)
-            except ClientDisconnect:
-                return Response(status_code=499)
-
-        return Route(endpoint.path, guarded, methods=[endpoint.method], name=endpoint.name)
+        application = _Guarded(endpoint, answering, self.authenticator)
+        return Route(endpoint.path, application, methods=[endpoint.method], name=endpoint.name)
 
     def _streaming(
         self, handler: Callable[[Request], AsyncIterator[bytes]]
@@ -198,6 +187,35 @@ class Server:
             )
 
         return answer
+
+
+class _Guarded:
+    """One endpoint as an ASGI application: checks who asks, and turns refusals into problems."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        answering: Callable[[Request], Awaitable[Response]],
+        authenticator: Authenticator,
+    ) -> None:
+        self._endpoint = endpoint
+        self._answering = answering
+        self._authenticator = authenticator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
+        for name, value in request.path_params.items():
+            request.path_params[name] = value.replace(_SLASH, "/")
+        try:
+            if not self._endpoint.public:
+                self._authenticator.check(request, allow_session=self._endpoint.method == "GET")
+            response = await self._answering(request)
+        except MilepostError as error:
+            response = problem_response(error)
+        except ClientDisconnect:
+            response = Response(status_code=499)
+        await response(scope, receive, send)
 
 
 async def _with_first(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -297,4 +297,4 @@ def _request_id(request: Request) -> str | None:
             limit=REQUEST_ID_CHARACTERS_MAX,
         )
     # The same id on another path is another request (protocol, section 1.4).
-    return f"{request.method} {request.url.path} {request_id}"
+    return f"{request.method} {request.scope['path']} {request_id}"
