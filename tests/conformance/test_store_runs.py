@@ -295,3 +295,12 @@ def test_the_database_itself_refuses_states_that_cannot_be(store: Store, values:
     with pytest.raises(IntegrityError), store.write() as connection:
         connection.execute(update(table).where(table.c.id == run_name(1)).values(**values))
     assert row_of(store, 1).status is RunStatus.QUEUED
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_any_number_of_runs_is_looked_up(store: Store, count: int) -> None:
+    insert(store, *(new_run(number) for number in range(10)))
+    wanted = [run_name(number) for number in range(count)]
+    with store.read() as connection:
+        assert set(runs.load_rows(connection, wanted)) == set(wanted)
+        assert set(runs.load_records(connection, wanted, values=False)) == set(wanted)
