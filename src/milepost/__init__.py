@@ -9,6 +9,7 @@ from milepost.client.run import Run
 from milepost.errors import (
     AbortTaskRun,
     ConfigurationError,
+    HistoryPrunedError,
     MetadataError,
     MetadataFlushError,
     MetadataPathError,
@@ -28,6 +29,7 @@ from milepost.errors import (
     UnavailableError,
     UsageError,
     VersionConflictError,
+    VersionNotFoundError,
 )
 from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
@@ -45,6 +47,7 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "Context",
+    "HistoryPrunedError",
     "MetadataError",
     "MetadataFlushError",
     "MetadataPathError",
@@ -72,6 +75,7 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "VersionConflictError",
+    "VersionNotFoundError",
     "configure",
     "hooks",
     "metadata",

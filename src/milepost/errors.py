@@ -18,7 +18,9 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── NotFoundError                 not_found               404
     │   │   ├── RunNotFoundError          run_not_found           404
     │   │   ├── TaskNotFoundError         task_not_found          404
-    │   │   └── BatchNotFoundError        batch_not_found         404
+    │   │   ├── BatchNotFoundError        batch_not_found         404
+    │   │   └── VersionNotFoundError      version_not_found       404
+    │   ├── HistoryPrunedError            history_pruned          410   .earliest_version
     │   ├── ConflictError                 conflict                409
     │   │   └── VersionConflictError      version_conflict        409   .version
     │   ├── TooLargeError                 too_large               413
@@ -45,6 +47,7 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "ForbiddenError",
+    "HistoryPrunedError",
     "InvalidRequestError",
     "MetadataError",
     "MetadataFlushError",
@@ -67,6 +70,7 @@ __all__ = [
     "UnsupportedMediaTypeError",
     "UsageError",
     "VersionConflictError",
+    "VersionNotFoundError",
     "error_for",
 ]
 
@@ -308,6 +312,32 @@ class BatchNotFoundError(NotFoundError):
     code: ClassVar[str] = "batch_not_found"
 
 
+class VersionNotFoundError(NotFoundError):
+    """The document has not had this version yet, or the run did not exist at this time."""
+
+    code: ClassVar[str] = "version_not_found"
+
+
+class HistoryPrunedError(RequestError):
+    """The document has had this version, or had some version at this time, and it is no longer kept.
+
+    Attributes:
+        earliest_version: the earliest version that is kept.
+    """
+
+    code: ClassVar[str] = "history_pruned"
+    status: ClassVar[int] = 410
+
+    def __init__(
+        self, message: str = "", *, earliest_version: int, field: str | None = None, limit: int | None = None
+    ) -> None:
+        super().__init__(message, field=field, limit=limit)
+        self.earliest_version = earliest_version
+
+    def details(self) -> dict[str, Any] | None:
+        return {"earliest_version": self.earliest_version}
+
+
 class ConflictError(RequestError):
     """The request contradicts the present state, for instance a second outcome of one attempt."""
 
@@ -504,6 +534,10 @@ def error_for(
     if issubclass(kind, VersionConflictError):
         version = given.get("version")
         return kind(message, version=version if isinstance(version, int) else None, field=field)
+    if issubclass(kind, HistoryPrunedError):
+        return kind(
+            message, field=field, limit=limit, earliest_version=_whole_number(given.get("earliest_version"))
+        )
     if issubclass(kind, RequestError):
         return kind(message, field=field, limit=limit)
     if issubclass(kind, TaskFailedError):

@@ -219,6 +219,40 @@ def watch_run(run_id: RunId, json: AsJson = False) -> None:
     command.watch_run(run_id, as_json=json)
 
 
+@runs.command("history")
+def show_history(
+    run_id: RunId,
+    after: Annotated[int, typer.Option(help="Only the changes after this version.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="How many changes.", min=1, max=1_000_000)] = 100,
+    version: Annotated[
+        int | None,
+        typer.Option(
+            help="Print the metadata as it was at this version; 0 is what was given at trigger.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Print the metadata as it was at this time, such as 2026-01-31T14:05 (local) or 2026-01-31T14:05Z.",
+            show_default=False,
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Show what was changed in a run's metadata, when and by whom; or the metadata as it was.
+
+    One line per change, oldest first: version, local time, the run that wrote it and its attempt (or "outside"), what was done.
+    """
+    from milepost.cli import history as command
+
+    if version is None and at is None:
+        command.show_changes(run_id, after=after, limit=limit, as_json=json)
+    else:
+        command.show_document(run_id, version=version, at=at, as_json=json)
+
+
 db = typer.Typer(help="Care for the database.", no_args_is_help=True)
 app.add_typer(db, name="db")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
 from urllib.parse import quote, urlencode
@@ -16,6 +16,8 @@ from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.errors import ConfigurationError, NotFoundError
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
+from milepost.model.operations import Operation
+from milepost.protocol import metadata as wire
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import RunObject, RunResult
@@ -27,6 +29,7 @@ Headers = Mapping[str, str]
 TOKEN_HEADER = "x-trigger-jwt"
 
 _encode = msgspec.json.Encoder().encode
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,40 @@ class MetadataDocument:
     value: dict[str, Any]
     version: int
     refused: list[Refused] = field(default_factory=list[Refused])
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataVersion:
+    """One change of a document, as the history has it.
+
+    Attributes:
+        version: the version that the document reached by it.
+        at: when it was committed, aware UTC.
+        operations: what was applied, in order.
+        writer_run_id: the run that wrote it; None for a writer from outside.
+        attempt: which attempt of that run; None for a writer from outside.
+    """
+
+    version: int
+    at: datetime
+    operations: list[Operation]
+    writer_run_id: str | None
+    attempt: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Some changes of a document, oldest first.
+
+    Attributes:
+        versions: the changes.
+        earliest_version: the earliest version that is kept; older ones were pruned.
+        next: the version after which the following page begins (`after=`), None at the end.
+    """
+
+    versions: list[MetadataVersion]
+    earliest_version: int
+    next: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +234,22 @@ def put_metadata(run_id: str, request: MetadataRequest, request_id: str) -> Call
     )
 
 
+def metadata_history(run_id: str, *, page_size: int, after: int) -> Call[HistoryPage]:
+    """Changes of a run's document above a version."""
+    return _call(
+        "runs.metadata_history", endpoints.METADATA_HISTORY, _read_history,
+        query={"page[size]": page_size, "page[after]": after}, run=run_id,
+    )  # fmt: skip
+
+
+def metadata_at(run_id: str, *, version: int | None, at: datetime | None) -> Call[MetadataDocument]:
+    """The document of a run as it was. Raises TypeError unless exactly one is given, ValueError for a time without a time zone."""
+    if (version is None) == (at is None):
+        raise TypeError("metadata_at takes either version= or at=, one of the two")
+    query = {"version": version} if at is None else {"at": _microseconds("at", at)}
+    return _call("runs.metadata_at", endpoints.GET_METADATA, _read_document, query=query, run=run_id)
+
+
 def watch_run(run_id: str) -> Feed:
     """The feed of one run."""
     return Feed("runs.subscribe", _target(endpoints.RUN_FEED, {}, {"run": run_id}))
@@ -255,6 +308,20 @@ def _read_document(answer: MetadataResponse, _: Headers) -> MetadataDocument:
     return MetadataDocument(msgspec.json.decode(answer.metadata), answer.version, answer.refused or [])
 
 
+def _read_history(answer: wire.MetadataHistory, _: Headers) -> HistoryPage:
+    versions = [
+        MetadataVersion(
+            version=change.version,
+            at=_EPOCH + timedelta(microseconds=change.at),
+            operations=change.operations,
+            writer_run_id=change.writer.run if change.writer else None,
+            attempt=change.writer.attempt if change.writer else None,
+        )
+        for change in answer.data
+    ]
+    return HistoryPage(versions, answer.earliest_version, answer.next)
+
+
 def _joined(value: str | Sequence[str] | None) -> str | None:
     if value is None or isinstance(value, str):
         return value
@@ -262,8 +329,10 @@ def _joined(value: str | Sequence[str] | None) -> str | None:
 
 
 def _milliseconds(name: str, value: datetime | None) -> int | None:
-    if value is None:
-        return None
+    return None if value is None else _microseconds(name, value) // 1000
+
+
+def _microseconds(name: str, value: datetime) -> int:
     if value.tzinfo is None:
         raise ValueError(f"{name} needs a time zone, for instance datetime.now(UTC)")
-    return int(value.timestamp() * 1000)
+    return (value - _EPOCH) // timedelta(microseconds=1)

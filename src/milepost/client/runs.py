@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from milepost.client import calls
-from milepost.client.calls import Page
+from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.run import Run
 from milepost.client.subscription import RunFollower, afollow, follow
 from milepost.client.transport import check_blocking
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from milepost.client.client import Client
 
 PAGE_SIZE_DEFAULT = 100
+HISTORY_PAGE_SIZE_DEFAULT = 25
 
 
 class RunFilters(TypedDict, total=False):
@@ -100,6 +101,55 @@ class AsyncRunList:
                 yield run
 
 
+class MetadataHistory:
+    """What was changed in a document, oldest first, fetched page by page while it is iterated over."""
+
+    def __init__(self, client: Callable[[], Client], run_id: str, page_size: int, after: int) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._page_size = page_size
+        self._after = after
+
+    def pages(self) -> Iterator[HistoryPage]:
+        """The pages. Each says what the earliest version is that is kept."""
+        after: int | None = self._after
+        while after is not None:
+            page = self._client().send(
+                calls.metadata_history(self._run_id, page_size=self._page_size, after=after)
+            )
+            yield page
+            after = page.next
+
+    def __iter__(self) -> Iterator[MetadataVersion]:
+        for page in self.pages():
+            yield from page.versions
+
+
+class AsyncMetadataHistory:
+    """As `MetadataHistory`, for `async for version in runs.ametadata_history(...)`."""
+
+    def __init__(self, client: Callable[[], Client], run_id: str, page_size: int, after: int) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._page_size = page_size
+        self._after = after
+
+    async def pages(self) -> AsyncIterator[HistoryPage]:
+        """The pages."""
+        after: int | None = self._after
+        while after is not None:
+            page = await self._client().asend(
+                calls.metadata_history(self._run_id, page_size=self._page_size, after=after)
+            )
+            yield page
+            after = page.next
+
+    async def __aiter__(self) -> AsyncIterator[MetadataVersion]:
+        async for page in self.pages():
+            for version in page.versions:
+                yield version
+
+
 class Runs:
     """Calls about runs, through one client."""
 
@@ -165,6 +215,46 @@ class Runs:
         It works before the run has started, while it runs, and for a while after its end (M48, M69).
         """
         return OutsideMetadata(self._client, run_id)
+
+    def metadata_history(
+        self, run_id: str, *, page_size: int = HISTORY_PAGE_SIZE_DEFAULT, after: int = 0
+    ) -> MetadataHistory:
+        """What was changed in a run's document, oldest first: `for version in runs.metadata_history(run_id)`.
+
+        One object per committed change, with its version, time, operations, and the run and attempt that wrote it. Changes that the
+        server has pruned (MILEPOST_HISTORY_DAYS) are left out. Further pages are fetched while iterating.
+
+        Args:
+            page_size: changes fetched at once, 1 to 100.
+            after: a version: only the changes after it.
+        Raises: RunNotFoundError, while iterating.
+        """
+        return MetadataHistory(self._client, run_id, page_size, after)
+
+    def ametadata_history(
+        self, run_id: str, *, page_size: int = HISTORY_PAGE_SIZE_DEFAULT, after: int = 0
+    ) -> AsyncMetadataHistory:
+        """As `metadata_history`, for `async for`."""
+        return AsyncMetadataHistory(self._client, run_id, page_size, after)
+
+    def metadata_at(
+        self, run_id: str, *, version: int | None = None, at: datetime | None = None
+    ) -> MetadataDocument:
+        """A run's document as it was: `runs.metadata_at(run_id, version=7).value`.
+
+        Args:
+            version: the version; 0 is the document given at trigger.
+            at: an aware datetime; the answer is the highest version that was reached by then.
+        Raises: TypeError unless exactly one of them is given; ValueError for a time without a time zone; RunNotFoundError;
+            VersionNotFoundError for what has not been; HistoryPrunedError for what is no longer kept.
+        """
+        return self._client().send(calls.metadata_at(run_id, version=version, at=at))
+
+    async def ametadata_at(
+        self, run_id: str, *, version: int | None = None, at: datetime | None = None
+    ) -> MetadataDocument:
+        """As `metadata_at`, without blocking."""
+        return await self._client().asend(calls.metadata_at(run_id, version=version, at=at))
 
     def list(
         self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]

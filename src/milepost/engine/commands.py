@@ -10,6 +10,7 @@ import msgspec
 
 from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import RunReport, WorkerTask
+from milepost.store.documents import Snapshot
 
 
 class TriggerItem(msgspec.Struct, frozen=True, gc=False):
@@ -128,6 +129,21 @@ class PruneAnswers(msgspec.Struct, frozen=True):
     """Forget answers kept for repeated requests that are older than a day. Result: how many."""
 
 
+class PrunableLog(msgspec.Struct, frozen=True):
+    """The changes of a run up to a version go. `start` is the document at that version; without one the run is settled, and its
+    snapshot is all that is needed from now on."""
+
+    run_id: str
+    up_to: int
+    start: Snapshot | None = None
+
+
+class PruneHistory(msgspec.Struct, frozen=True):
+    """Shorten logs as `History.prunable` has found that they may be. Result: None."""
+
+    logs: Sequence[PrunableLog]
+
+
 Command = (
     Trigger
     | TriggerBatch
@@ -140,4 +156,5 @@ Command = (
     | Report
     | ReleaseLostRuns
     | PruneAnswers
+    | PruneHistory
 )

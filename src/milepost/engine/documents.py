@@ -52,11 +52,19 @@ class HotDocument:
     """A document at its newest version, with the steps that led there as far as they are at hand."""
 
     def __init__(
-        self, run_id: str, document: Document, *, snapshot_version: int, snapshot_bytes: int
+        self,
+        run_id: str,
+        document: Document,
+        *,
+        snapshot_version: int,
+        snapshot_bytes: int,
+        changed_at: int | None = None,
     ) -> None:
         self.run_id = run_id
         self.document = document
         self.snapshot_version = snapshot_version
+        # When the newest version was reached.
+        self._changed_at = changed_at
         self._snapshot_bytes = snapshot_bytes
         self._tail_bytes = 0
         self._recent: deque[LoggedChange] = deque()
@@ -134,13 +142,12 @@ class HotDocument:
     def fold(self) -> Snapshot:
         """The document as a snapshot to be saved; from then on the log before it is not needed to read it."""
         value = jsonvalue.encode(self.document.value)
-        counted = sorted(self.document.counted)
+        counted = msgspec.json.encode(sorted(self.document.counted)) if self.document.counted else None
         self.snapshot_version = self.document.version
-        self._snapshot_bytes = len(value)
+        # The ids that were counted are written with the document, so they count: many of them would be written too often.
+        self._snapshot_bytes = len(value) + len(counted or b"")
         self._tail_bytes = 0
-        return Snapshot(
-            self.run_id, self.document.version, value, msgspec.json.encode(counted) if counted else None
-        )
+        return Snapshot(self.run_id, self.document.version, value, counted, self._changed_at)
 
     def last_change(self) -> LoggedChange:
         """The newest step; there must have been one."""
@@ -172,6 +179,7 @@ class HotDocument:
 
     def _remember(self, row: ChangeRow, operations: Sequence[Operation], refused: Sequence[int]) -> None:
         size = len(row.operations)
+        self._changed_at = row.created_at
         self._tail_bytes += size
         self._recent.append(
             LoggedChange(
@@ -268,7 +276,11 @@ def load_documents(
         version = snapshot.version if snapshot else 0
         document = Document.load(value or b"{}", version=version, limit=sys.maxsize, counted=counted)
         documents[run_id] = HotDocument(
-            run_id, document, snapshot_version=version, snapshot_bytes=len(value or b"")
+            run_id,
+            document,
+            snapshot_version=version,
+            snapshot_bytes=len(value or b"") + len((snapshot and snapshot.counted) or b""),
+            changed_at=snapshot.changed_at if snapshot else None,
         )
     if written:
         tails = store.load_changes(

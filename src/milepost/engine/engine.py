@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import metadata, triggering, working
+from milepost.engine import history, metadata, triggering, working
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
     AddBatchItems,
@@ -19,6 +19,7 @@ from milepost.engine.commands import (
     Command,
     CreateBatch,
     PruneAnswers,
+    PruneHistory,
     RegisterWorker,
     ReleaseLostRuns,
     Report,
@@ -239,6 +240,8 @@ class Engine:
                     return records.prune_answers(
                         transaction.connection, before=transaction.now - ANSWERS_KEPT_MICROSECONDS
                     )
+                case PruneHistory():
+                    return history.prune(command, transaction)
                 case WithdrawClaim():
                     transaction.withdrawn_claims.add((command.worker_id, command.sequence))
                     return None

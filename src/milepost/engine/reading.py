@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from milepost.engine.documents import load_documents
+from milepost.engine.history import History
 from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
 from milepost.model.run import RunError, RunStatus
@@ -44,10 +45,15 @@ _ERROR = msgspec.json.Decoder(RunError)
 
 
 class Reader:
-    """Reads for the server. Every method takes one consistent view of the store; thread-safe."""
+    """Reads for the server. Every method takes one consistent view of the store; thread-safe.
+
+    Attributes:
+        history: what documents were before.
+    """
 
     def __init__(self, store: Store, *, metadata_size_max: int) -> None:
         self._store = store
+        self.history = History(store)
         self._metadata_size_max = metadata_size_max
 
     def run(self, run_id: str) -> RunObject:

@@ -31,7 +31,7 @@ class Identifiers:
         with self._lock:
             if milliseconds > self._milliseconds:
                 self._milliseconds = milliseconds
-                self._time = "".join(_PAIRS[(milliseconds >> shift) & 1023] for shift in (40, 30, 20, 10, 0))
+                self._time = _time(milliseconds)
                 self._chance = self._random.getrandbits(_START_BITS)
             else:
                 self._chance += 1 + random.getrandbits(_STEP_BITS)
@@ -42,3 +42,12 @@ class Identifiers:
             f"{prefix}_{time}{pairs[chance >> 60]}{pairs[(chance >> 50) & 1023]}{pairs[(chance >> 40) & 1023]}"
             f"{pairs[(chance >> 30) & 1023]}{pairs[(chance >> 20) & 1023]}{pairs[(chance >> 10) & 1023]}{pairs[chance & 1023]}"
         )
+
+
+def lowest_id(prefix: str, at: int) -> str:
+    """No id made at or after `at` (microseconds since 1970, not before) comes before this one."""
+    return f"{prefix}_{_time(max(0, at // 1000))}"
+
+
+def _time(milliseconds: int) -> str:
+    return "".join(_PAIRS[(milliseconds >> shift) & 1023] for shift in (40, 30, 20, 10, 0))

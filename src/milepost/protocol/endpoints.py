@@ -123,8 +123,22 @@ RUNS_FEED = Endpoint(
 )  # fmt: skip
 
 GET_METADATA = Endpoint(
-    "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run",
-    response=metadata.MetadataResponse, problems=(404,), tag="metadata",
+    "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run, as it is or as it was",
+    response=metadata.MetadataResponse,
+    parameters=(
+        Parameter("version", "the document as it was at this version", "integer"),
+        Parameter("at", "the document as it was at this time, microseconds since 1970", "integer"),
+    ),
+    problems=(400, 404, 410), tag="metadata",
+)  # fmt: skip
+METADATA_HISTORY = Endpoint(
+    "metadata_history", "GET", "/api/v1/runs/{run}/metadata/history", "What was changed in the document of a run, oldest first",
+    response=metadata.MetadataHistory,
+    parameters=(
+        Parameter("page[size]", "changes on a page, 1 to 100, default 25", "integer"),
+        Parameter("page[after]", "a version: the changes after it", "integer"),
+    ),
+    problems=(400, 404), tag="metadata",
 )  # fmt: skip
 PUT_METADATA = Endpoint(
     "put_metadata", "PUT", "/api/v1/runs/{run}/metadata", "Apply operations to the documents of a run, its parent and its root",
@@ -152,7 +166,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, OPENAPI,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED,
-    GET_METADATA, PUT_METADATA,
+    GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, INBOX,
 )  # fmt: skip
 

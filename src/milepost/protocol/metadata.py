@@ -42,6 +42,37 @@ class MetadataResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_on
     refused: list[Refused] | None = None
 
 
+class ChangeWriter(msgspec.Struct, frozen=True):
+    """The attempt of a run that wrote a change."""
+
+    run: str
+    attempt: int
+
+
+class CommittedChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a document: the version that it reached, when (microseconds since 1970), what was applied, and who wrote it.
+
+    `writer` is null for a writer from outside. What was refused is not part of it.
+    """
+
+    version: int
+    at: int
+    operations: list[Operation]
+    writer: ChangeWriter | None
+
+
+class MetadataHistory(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """Changes of a document, oldest first.
+
+    `earliest_version` is the earliest version that can still be shown: older changes were pruned. `next` is the cursor of the next
+    page, absent at the end.
+    """
+
+    data: list[CommittedChange]
+    earliest_version: int
+    next: int | None = None
+
+
 class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One step of a document's log: the version that it reaches and the operations that lead there.
 

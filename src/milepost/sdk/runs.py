@@ -8,7 +8,7 @@ from milepost.sdk.scope import live_scope
 runs = Runs(default_client)
 """Reading and watching runs."""
 
-_ITERATED = frozenset({"subscribe", "list"})
+_ITERATED = frozenset({"subscribe", "list", "metadata_history"})
 
 
 def _refuse_blocking(form: str) -> None:

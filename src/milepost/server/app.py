@@ -14,6 +14,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import PruneAnswers, ReleaseLostRuns
+from milepost.engine.commands import PruneAnswers, PruneHistory, ReleaseLostRuns
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.reading import Reader
@@ -92,6 +93,7 @@ class Server:
         self.hub = Hub()
         self.authenticator = Authenticator(settings.secret_key)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._clock = clock
         self._store = Store(settings.database_path, synchronous=settings.sqlite_synchronous)
         engine = Engine(
             self._store,
@@ -129,11 +131,12 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._loop = asyncio.get_running_loop()
         self.committer.start()
-        upkeep = asyncio.create_task(self._upkeep())
+        upkeep = [asyncio.create_task(self._upkeep()), asyncio.create_task(self._prune_history())]
         try:
             yield
         finally:
-            upkeep.cancel()
+            for task in upkeep:
+                task.cancel()
             await asyncio.to_thread(self.committer.stop)
             self._store.close()
 
@@ -151,6 +154,34 @@ class Server:
                     await self.committer.submit(PruneAnswers())
             except UnavailableError as error:
                 logger.warning("upkeep has to wait: %s", error)
+
+    async def _prune_history(self) -> None:
+        """Forget changes of documents that are older than the setting, step by step, so that commits are not held up."""
+        while True:
+            try:
+                await self.prune_history()
+            except (UnavailableError, SQLAlchemyError) as error:
+                logger.warning("pruning has to wait: %s", error)
+            await asyncio.sleep(PRUNE_SECONDS)
+
+    async def prune_history(self) -> None:
+        """One walk over all logs of documents."""
+        settings = self.settings
+        now = self._clock()
+        cutoff = now - int(settings.history_days * 86_400_000_000)
+        # After the grace time nobody writes, after the lease no worker repeats a report.
+        grace = int((settings.metadata_grace_seconds + settings.lease_seconds) * 1_000_000)
+        after: str | None = ""
+        while after is not None:
+            step = await asyncio.to_thread(
+                self.reader.history.prunable,
+                cutoff=cutoff,
+                settled_before=min(cutoff, now - grace),
+                after=after,
+            )
+            if step.logs:
+                await self.committer.submit(PruneHistory(step.logs))
+            after = step.next
 
     def _announce(self, announcement: Announcement) -> None:
         loop = self._loop

@@ -88,6 +88,7 @@ class Handlers:
             endpoints.RUN_RESULT.name: self.run_result,
             endpoints.RUN_LOG.name: self.run_log,
             endpoints.GET_METADATA.name: self.get_metadata,
+            endpoints.METADATA_HISTORY.name: self.metadata_history,
             endpoints.PUT_METADATA.name: self.put_metadata,
             endpoints.REGISTER_WORKER.name: self.register_worker,
             endpoints.CLAIM_RUNS.name: self.claim_runs,
@@ -188,9 +189,29 @@ class Handlers:
         return await asyncio.to_thread(self._reader.log, request.path_params["run"], after=after)
 
     async def get_metadata(self, request: Request) -> Any:
-        """The run's document."""
-        value, version = await asyncio.to_thread(self._reader.metadata, request.path_params["run"])
+        """The run's document, as it is or as it was."""
+        run_id, history = request.path_params["run"], self._reader.history
+        if "version" in request.query_params and "at" in request.query_params:
+            raise BadRequestError("give either `version` or `at`, not both", field="at")
+        if "version" in request.query_params:
+            version = requests.whole_number(request, "version", default=0)
+            if version < 0:
+                raise BadRequestError(f"version is 0 or more, not {version}", field="version")
+            value, version = await asyncio.to_thread(history.at_version, run_id, version)
+        elif "at" in request.query_params:
+            at = requests.whole_number(request, "at", default=0)
+            value, version = await asyncio.to_thread(history.at_time, run_id, at)
+        else:
+            value, version = await asyncio.to_thread(self._reader.metadata, run_id)
         return MetadataResponse(metadata=msgspec.Raw(value), version=version)
+
+    async def metadata_history(self, request: Request) -> Any:
+        """What was changed in the run's document."""
+        size = requests.page_size(request)
+        after = requests.whole_number(request, "page[after]", default=0)
+        return await asyncio.to_thread(
+            self._reader.history.page, request.path_params["run"], size=size, after=after
+        )
 
     async def put_metadata(self, request: Request) -> Any:
         """Operations, or a whole document."""

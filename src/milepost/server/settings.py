@@ -20,6 +20,8 @@ class ServerSettings(BaseSettings):
     sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     metadata_grace_seconds: Annotated[float, Field(ge=0)] = 3600
+    # Days for which changes of documents are kept; a finished run's final document stays.
+    history_days: Annotated[float, Field(ge=0, le=36_500)] = 30
     metadata_size_max: Annotated[
         int,
         Field(gt=0, validation_alias=AliasChoices("TASK_RUN_METADATA_MAXIMUM_SIZE", "metadata_size_max")),

@@ -12,12 +12,13 @@ from milepost.store.statements import Lookup, Row, Statement, padded
 
 
 class Snapshot(msgspec.Struct):
-    """A document at a version. `counted` are its `once` ids, JSON."""
+    """A document at a version. `counted` are its `once` ids, JSON; `changed_at` is when it reached the version."""
 
     run_id: str
     version: int
     value: bytes
     counted: bytes | None
+    changed_at: int | None = None
 
 
 class ChangeRow(msgspec.Struct, gc=False):
@@ -41,7 +42,7 @@ _NEW = upsert(documents)
 _SAVE_SNAPSHOTS = Statement(
     _NEW.on_conflict_do_update(
         index_elements=["run_id"],
-        set_={name: _NEW.excluded[name] for name in ("version", "value", "counted")},
+        set_={name: _NEW.excluded[name] for name in _SNAPSHOT_NAMES if name != "run_id"},
     ),
     _SNAPSHOT_NAMES,
 )

@@ -122,6 +122,8 @@ documents = Table(
     Column("value", LargeBinary, nullable=False),
     # The `once` ids that were counted, a JSON list.
     Column("counted", LargeBinary),
+    # When this version was reached: the change itself may have been pruned.
+    Column("changed_at", BigInteger),
 )
 
 changes = Table(
@@ -148,6 +150,7 @@ log_starts = Table(
     Column("version", BigInteger, nullable=False),
     Column("value", LargeBinary, nullable=False),
     Column("counted", LargeBinary),
+    Column("changed_at", BigInteger),
 )
 
 refusals = Table(
