@@ -129,6 +129,20 @@ class Calls:
             "version": 0,
         }
 
+    def metadata_history(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        self.worker.report(self.worker.take(run_id), set_to("a", 1))
+        self.served.put_metadata(run_id, set_to("b", 2))
+        answer = self.call(endpoint, f"/api/v1/runs/{run_id}/metadata/history").json
+        assert [change.pop("at") > 0 for change in answer["data"]] == [True, True]
+        assert answer == {
+            "data": [
+                {"version": 1, "operations": [set_to("a", 1)], "writer": {"run": run_id, "attempt": 1}},
+                {"version": 2, "operations": [set_to("b", 2)], "writer": None},
+            ],
+            "earliestVersion": 0,
+        }
+
     def put_metadata(self, endpoint: Endpoint) -> None:
         path = f"/api/v1/runs/{self.served.trigger()}/metadata"
         answer = self.call(endpoint, path, {"operations": [set_to("a", 1)]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from client.scripted import Answer, Asked, Drop, ScriptedServer, wire_run
 from milepost import (
     Client,
+    HistoryPrunedError,
     MetadataFlushError,
     MetadataPathError,
     MetadataTypeError,
@@ -19,8 +20,11 @@ from milepost import (
     UnavailableError,
     UsageError,
     VersionConflictError,
+    VersionNotFoundError,
 )
 from milepost.client import retries
+from milepost.client.calls import HistoryPage, MetadataVersion
+from milepost.model.operations import Increment
 
 
 @pytest.fixture(autouse=True)
@@ -212,3 +216,88 @@ def test_a_send_for_another_version_says_which_version_there_is(
     with pytest.raises(VersionConflictError, match="at version 5") as caught:
         client.runs.metadata("run_1").set("a", 1).send(if_version=3)
     assert caught.value.version == 5
+
+
+def history(asked: Asked) -> Answer:
+    """Five changes, two on a page; the first one is from outside."""
+    after = int(asked.query["page[after]"])
+    data = [
+        {
+            "version": version,
+            "at": 1_800_000_000_000_000 + version,
+            "operations": [{"type": "increment", "key": "n", "value": version}],
+            "writer": None if version == 1 else {"run": "run_2", "attempt": version},
+        }
+        for version in range(after + 1, min(after + 3, 6))
+    ]
+    page: dict[str, Any] = {"data": data, "earliestVersion": 0}
+    return Answer(200, page | ({"next": after + 2} if after + 2 < 5 else {}))
+
+
+def test_history_fetches_its_pages_while_iterated(server: ScriptedServer, client: Client) -> None:
+    """Section 13: times are exact to the microsecond, operations are typed."""
+    server.answer = history
+    versions = iter(client.runs.metadata_history("run_1", page_size=2))
+    assert server.asked == []
+    began = datetime(2027, 1, 15, 8, tzinfo=UTC)
+    assert next(versions) == MetadataVersion(
+        1, began + timedelta(microseconds=1), [Increment("n", 1)], None, None
+    )
+    assert next(versions) == MetadataVersion(
+        2, began + timedelta(microseconds=2), [Increment("n", 2)], "run_2", 2
+    )
+    assert len(server.asked) == 1
+    assert [version.version for version in versions] == [3, 4, 5]
+    assert [(asked.path, asked.query) for asked in server.asked] == [
+        ("/api/v1/runs/run_1/metadata/history", {"page[size]": "2", "page[after]": str(after)})
+        for after in (0, 2, 4)
+    ]
+
+    async def collect() -> list[int]:
+        history = client.runs.ametadata_history("run_1", page_size=2, after=2)
+        return [version.version async for version in history]
+
+    assert asyncio.run(collect()) == [3, 4, 5]
+    assert [page.next for page in client.runs.metadata_history("run_1", page_size=2).pages()] == [2, 4, None]
+
+
+def test_pages_tell_what_is_kept(server: ScriptedServer, client: Client) -> None:
+    server.answer = lambda asked: Answer(200, {"data": [], "earliestVersion": 7})
+    assert list(client.runs.metadata_history("run_1").pages()) == [HistoryPage([], 7, None)]
+    assert list(client.runs.metadata_history("run_1")) == []
+
+
+def test_the_document_as_it_was(server: ScriptedServer, client: Client) -> None:
+    server.answer = lambda asked: Answer(200, {"metadata": {"a": 1}, "version": 3})
+    found = client.runs.metadata_at("run_1", version=3)
+    assert (found.value, found.version) == ({"a": 1}, 3)
+    at = datetime(2027, 1, 15, 10, 0, 0, 1, tzinfo=timezone(timedelta(hours=2)))
+    assert asyncio.run(client.runs.ametadata_at("run_1", at=at)) == found
+    assert client.runs.metadata_at("run_1", version=0) == found
+    assert [(asked.path, asked.query) for asked in server.asked] == [
+        ("/api/v1/runs/run_1/metadata", {"version": "3"}),
+        ("/api/v1/runs/run_1/metadata", {"at": "1800000000000001"}),
+        ("/api/v1/runs/run_1/metadata", {"version": "0"}),
+    ]
+
+
+def test_one_way_to_name_a_version(server: ScriptedServer, client: Client) -> None:
+    with pytest.raises(TypeError, match="either version= or at="):
+        client.runs.metadata_at("run_1")
+    with pytest.raises(TypeError, match="either version= or at="):
+        asyncio.run(client.runs.ametadata_at("run_1", version=1, at=datetime.now(UTC)))
+    with pytest.raises(ValueError, match="at needs a time zone"):
+        client.runs.metadata_at("run_1", at=datetime(2027, 1, 1))
+    assert server.asked == []
+
+
+def test_what_is_not_to_be_had_any_more_or_yet(server: ScriptedServer, client: Client) -> None:
+    problem = {"error": "gone", "code": "history_pruned", "details": {"earliest_version": 9}}
+    server.answer = lambda asked: Answer(410, problem)
+    with pytest.raises(HistoryPrunedError, match="gone") as caught:
+        client.runs.metadata_at("run_1", version=3)
+    assert caught.value.earliest_version == 9
+    server.answer = lambda asked: Answer(404, {"error": "the newest is 2", "code": "version_not_found"})
+    with pytest.raises(VersionNotFoundError, match="newest is 2"):
+        client.runs.metadata_at("run_1", version=3)
+    assert len(server.asked) == 2

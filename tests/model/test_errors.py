@@ -67,6 +67,8 @@ def sample(kind: type[MilepostError]) -> MilepostError:
         return kind("not this", key="k")
     if issubclass(kind, VersionConflictError):
         return kind("not this", version=7, field="ifVersion")
+    if issubclass(kind, errors.HistoryPrunedError):
+        return kind("version 3 is gone", field="version", earliest_version=17)
     if issubclass(kind, RequestError):
         return kind("not this", field="options.delay", limit=5)
     if issubclass(kind, TaskFailedError):

@@ -14,10 +14,10 @@ import msgspec
 
 from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.errors import ConfigurationError, NotFoundError
-from milepost.protocol import endpoints
-from milepost.protocol.endpoints import Endpoint
 from milepost.model.operations import Operation
+from milepost.protocol import endpoints
 from milepost.protocol import metadata as wire
+from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import RunObject, RunResult
