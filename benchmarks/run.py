@@ -22,6 +22,7 @@ import harness
 BENCHMARKS = {
     "metadata": "metadata_cost.py",
     "engine": "engine_cost.py",
+    "log_bytes": "log_bytes.py",
     "throughput": "throughput.py",
     "feed": "feed.py",
     "memory": "memory.py",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -101,9 +102,46 @@ def test_list_with_filters(dev: House, run: Callable[..., tuple[str, str]]) -> N
     assert [json.loads(line)["id"] for line in lines] == [ids[2], ids[1]]
 
 
+def test_history_and_the_document_as_it_was(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    run_id = dev.trigger("count", 3, metadata={"user": "u1"})
+    dev.finished(run_id)
+    dev.client.runs.metadata(run_id).set("note", "line\x1b[31m one\n").append("odd key", {"a": [1]}).send()
+    lines = run("runs", "history", run_id)[0].splitlines()
+    version, date, time, *who = lines[0].split()
+    assert (version, who[:3]) == ("1", [f"…{run_id[-8:]}", "attempt", "1"])
+    assert datetime.fromisoformat(f"{date}T{time}").astimezone() > datetime.now(UTC) - timedelta(minutes=5)
+    assert "set total 3" in lines[0]
+    assert 'set note "[bold]not markup[/]"' in lines[0]
+    assert any("increment processed 1" in line for line in lines)
+    assert "outside" in lines[-1]
+    assert lines[-1].endswith(r'set note "line\u001b[31m one\n", append "odd key" {"a": [1]}')
+
+    output, errors = run("runs", "history", run_id, "--limit", "1", "--after", "1", "--json")
+    [change] = map(json.loads, output.splitlines())
+    assert (change["version"], change["writer_run_id"], change["attempt"]) == (2, run_id, 1)
+    assert "--after 2" in errors
+    newest = str(len(lines))
+    assert run("runs", "history", run_id, "--after", newest) == ("", "no changes\n")
+    assert run("runs", "history", run_id, "--limit", newest)[1] == ""
+
+    output, errors = run("runs", "history", run_id, "--version", "0")
+    assert (json.loads(output), errors) == ({"user": "u1"}, "version 0\n")
+    found = json.loads(run("runs", "history", run_id, "--at", "2999-01-01", "--json")[0])
+    assert found == {"version": len(lines), "metadata": dev.client.runs.retrieve(run_id).metadata}
+    first = next(iter(dev.client.runs.metadata_history(run_id)))
+    output, errors = run("runs", "history", run_id, "--at", first.at.isoformat())
+    assert (json.loads(output)["total"], errors) == (3, "version 1\n")
+    assert "was triggered at" in run("runs", "history", run_id, "--at", "2001-01-01T00:00Z", code=1)[1]
+    assert "outside" in run("runs", "history", "--help")[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["runs", "history", "run_nothing"], "run_nothing"),
+        (["runs", "history", "run_nothing", "--version", "1"], "run_nothing"),
+        (["runs", "history", "run_nothing", "--at", "soon"], "--at 'soon' is no time"),
+        (["runs", "history", "run_nothing", "--at", "2026-01-31", "--version", "1"], "not both"),
         (["trigger", "nothing", "1"], "nothing"),
         (["trigger", "count", "{"], "the payload is not JSON"),
         (["trigger", "count", "hello"], "text needs quotes"),
