@@ -329,7 +329,12 @@ class HistoryPrunedError(RequestError):
     status: ClassVar[int] = 410
 
     def __init__(
-        self, message: str = "", *, field: str | None = None, limit: int | None = None, earliest_version: int = 0
+        self,
+        message: str = "",
+        *,
+        field: str | None = None,
+        limit: int | None = None,
+        earliest_version: int = 0,
     ) -> None:
         super().__init__(message, field=field, limit=limit)
         self.earliest_version = earliest_version

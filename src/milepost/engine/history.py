@@ -27,10 +27,10 @@ from milepost.store.runs import RunRow
 # A page ends early when its operations are more than this: each change may be as large as a document.
 PAGE_BYTES = 4 * 1024 * 1024
 # What one command of the committer prunes at most, and how much is replayed for it, so that commits are not held up.
-CHANGES_PER_STEP = 2000
+CHANGES_PER_STEP = 1000
 BYTES_PER_STEP = 8 * 1024 * 1024
 # Rows of each table that one step of the walk looks at.
-ROWS_PER_STEP = 500
+ROWS_PER_STEP = 250
 _TEXTS = msgspec.json.Decoder(list[str])
 
 
