@@ -101,6 +101,26 @@ def test_a_long_log_is_folded_on_the_way(world: World, worker: WorkerDouble) -> 
     assert 2 < len(folds) < 20
 
 
+def test_many_ids_that_are_counted_once_are_not_written_too_often(world: World, worker: WorkerDouble) -> None:
+    """M46: the ids are kept with the document, so they are a part of what the log has to outgrow."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    folds = {0}
+    written = logged = 0
+    for number in range(60):
+        operations = [Increment("n", 1, once=f"{number}:{each}".rjust(60)) for each in range(50)]
+        worker.report(run, *operations)
+        logged += len(msgspec.json.encode(operations))
+        with world.store.read() as connection:
+            snapshot = documents.load_snapshots(connection, [run_id]).get(run_id)
+        if snapshot is not None and snapshot.version not in folds:
+            folds.add(snapshot.version)
+            written += len(snapshot.value) + len(snapshot.counted or b"")
+    assert len(folds) > 3
+    assert written < 2 * logged
+    assert world.document(run_id) == ({"n": 3000}, 60)
+
+
 def test_the_cache_may_be_full_of_other_documents(world: World, worker: WorkerDouble) -> None:
     """Many large documents push each other out; each stays right."""
     ids = world.trigger_batch(

@@ -1,6 +1,5 @@
 """Section 13: every change is kept for a while, and a document can be read as it was; pruning is noticed by nobody else."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +56,11 @@ class Past:
     def newest_at(self, at: int) -> int | None:
         return max((version for version, told in enumerate(self.versions) if told.at <= at), default=None)
 
+    @property
+    def snapshot_at_end(self) -> int:
+        """Of a run that has finished the snapshot may be the first to be kept alone."""
+        return 0 if self.finished_at is None else len(self.versions) - 1
+
     def prune(self, cutoff: int) -> None:
         # Ids are ordered by milliseconds: a run of the cutoff's own one is left alone.
         if self.versions[0].at // 1000 < cutoff // 1000:
@@ -110,18 +114,27 @@ class Machine:
         self.world.restart()
         self.worker.register([past.run.id for past in self.pasts if past.finished_at is None])
 
-    def prune(self, cutoff: int, between: Callable[[], None] = lambda: None) -> None:
+    def prune(self, cutoff: int, *, steps_max: int = 1_000) -> None:
+        """One walk over all logs, or the first steps of one: then the server has gone."""
         settled = min(cutoff, self.world.clock() - (GRACE_SECONDS + 30) * 1_000_000)
+        before = [past.earliest for past in self.pasts]
         for past in self.pasts:
             past.prune(cutoff)
         after: str | None = ""
-        while after is not None:
+        steps = 0
+        while after is not None and steps < steps_max:
+            steps += 1
             step = self.world.reader.history.prunable(cutoff=cutoff, settled_before=settled, after=after)
             assert step.logs or step.next is None or step.next > after
             if step.logs:
                 self.world.do(PruneHistory(step.logs))
-                between()
+                self.newest_is_right()
             after = step.next
+        if after is not None:
+            for past, earliest in zip(self.pasts, before, strict=True):
+                reached = self.world.reader.history.page(past.run.id, size=1).earliest_version
+                assert earliest <= reached <= max(past.earliest, past.snapshot_at_end)
+                past.earliest = reached
 
     # --- what must hold ----------------------------------------------------------------------------------------
 
@@ -200,7 +213,7 @@ _STEPS = st.one_of(
     st.tuples(st.just("outside"), _RUN, _FLUSH),
     # The clock may jump back.
     st.tuples(st.just("wait"), st.sampled_from([0.5, 60, 150, 7200, -30])),
-    st.tuples(st.just("prune"), st.floats(0, 1), st.booleans()),
+    st.tuples(st.just("prune"), st.floats(0, 1), st.sampled_from([1, 2, 3, 1_000, 1_000, 1_000])),
     st.tuples(st.just("finish"), _RUN),
     st.tuples(st.just("restart")),
 )
@@ -237,11 +250,10 @@ def test_kept_versions_read_back_and_pruned_ones_are_refused(
                         machine.write_from_outside(run, operations)
                     case ("wait", seconds):
                         world.clock.advance(seconds)
-                    case ("prune", share, restart):
+                    case ("prune", share, steps_max):
                         cutoff = began + round((world.clock() - began) * share)
-                        machine.prune(cutoff, machine.newest_is_right)
-                        if restart:
-                            machine.restart()
+                        machine.prune(cutoff, steps_max=steps_max)
+                        machine.restart()
                         machine.all_is_right()
                     case ("finish", run):
                         machine.finish(run)
@@ -311,6 +323,29 @@ def test_the_refusals_of_a_run_stay_while_a_report_of_it_may_be_repeated(
     assert (
         [refused.message for refused in again.refused] == [refused.message for refused in first.refused] != []
     )
+
+
+def test_a_run_that_may_be_written_again_after_its_log_has_gone(world: World, worker: WorkerDouble) -> None:
+    """M69: the grace time is a setting, and may be made longer."""
+    world.trigger()
+    run = worker.claim_one()
+    worker.report(run, Set("a", 1))
+    worker.finish(run, Set("a", 2))
+    world.clock.advance(DAY)
+    step = world.reader.history.prunable(cutoff=world.clock(), settled_before=world.clock())
+    world.do(PruneHistory(step.logs))
+    later = World(world.store, clock=world.clock, grace_seconds=10 * DAY)
+    for number in range(3, 8):
+        later.write(run.id, Set("a", number), Set("filling", "x" * 9_000))
+    assert later.document(run.id)[1] == 7
+    page = later.reader.history.page(run.id, size=10)
+    assert page.earliest_version >= 2
+    assert [change.version for change in page.data] == list(range(page.earliest_version + 1, 8))
+    for version in range(page.earliest_version, 8):
+        value, _ = later.reader.history.at_version(run.id, version)
+        assert msgspec.json.decode(value)["a"] == version
+    with pytest.raises(HistoryPrunedError):
+        later.reader.history.at_version(run.id, 1)
 
 
 def test_a_pruned_document_is_handed_to_the_next_attempt(world: World, worker: WorkerDouble) -> None:

@@ -1,5 +1,6 @@
 """What type checkers in strict mode must infer of the public surface; checked by `test_types`, never run."""
 
+from datetime import datetime
 from typing import Any, assert_type
 
 from pydantic import BaseModel
@@ -20,6 +21,8 @@ from milepost import (
     task,
     tasks,
 )
+from milepost.client.calls import MetadataVersion
+from milepost.model.operations import Operation
 
 
 class Row(BaseModel):
@@ -85,6 +88,11 @@ assert_type(tasks.trigger_and_wait("by-name", row), TaskResult[Any])
 for run in plain.trigger(row).subscribe():
     assert_type(run, Run)
     assert_type(run.metadata_as(Progress), Progress)
+for version in runs.metadata_history("run_1", page_size=10, after=3):
+    assert_type(version, MetadataVersion)
+    assert_type(version.at, datetime)
+    assert_type(version.operations, list[Operation])
+assert_type(runs.metadata_at("run_1", version=3).value, dict[str, Any])
 for run in runs.list(task="plain", status=["QUEUED"]):
     assert_type(run, Run)
 assert_type(runs.metadata("run_1").set("a", 1).increment("n").send(), dict[str, Any])
