@@ -3,13 +3,15 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format bench clean
+.PHONY: help demo dev test check format bench torture soak clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 FILE ?=
+SEED ?=
+SECONDS ?=
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +39,12 @@ format: .venv/.development ## Put the code into its format
 
 bench: .venv/.development ## Measure cost and speed; the numbers are explained in benchmarks/README.md
 	$(BIN)/python benchmarks/run.py
+
+torture: .venv/.development ## Kill workers and server and cut connections under load; nothing may be lost (SECONDS=60 SEED=)
+	$(BIN)/python tests/torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+
+soak: .venv/.development ## 8 executors x 50 updates/s on SQLite: memory, latency, locks (SECONDS=600)
+	$(BIN)/python tests/torture/soak.py --seconds $(or $(SECONDS),600)
 
 clean: ## Remove what was set up and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,418 @@
+"""Torture: real processes under fire, and nothing may be lost, doubled or reordered.
+
+    make torture SECONDS=60 SEED=1
+
+A real server and real workers, a proxy between them and everything else. Workers and the server are killed every second or so and
+started again on the same port and data; the proxy cuts connections before a request was forwarded, after it was processed and in the
+middle of the answer. Meanwhile 64 writers send to a few shared runs, waves of 1,000 children write to their root, and
+subscribers watch. In the end every acknowledged operation has to be there once, in the order of its writer.
+
+The seed decides what is drawn; when it happens depends on the machine, so a run is not repeated to the letter.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torture_tasks
+from ledger import check_log
+from processes import Process, free_port, until_up
+from proxy import Chances, Proxy
+from verdict import KINDS, Verdict
+from watching import Watcher, look_at_document
+from writers import COUNTERS, TEXT_KEY, Account, Writer, until_answered
+
+from milepost import Client, Run
+from milepost.client import calls
+from milepost.client.requests import trigger_request
+from milepost.errors import TaskNotFoundError
+
+HERE = Path(__file__).resolve().parent
+SECRET_KEY = "torture"
+LEASE_SECONDS = 3
+# How long everything may take to come to its end once the fire has ceased.
+SETTLE_SECONDS_MAX = 120.0
+SAY_SECONDS = 10.0
+# How often a worker is not killed but stopped for longer than its lease, so that it comes back to runs that are not its own any more.
+STOP_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for."""
+
+    seconds: float
+    seed: int
+    writers: int
+    runs: int
+    workers: int
+    wave_size: int
+    pause_seconds: float
+
+
+def main() -> None:
+    """Parse, torture, say how it went; the exit code is 0 when nothing is wrong."""
+    parser = argparse.ArgumentParser(prog="make torture", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="how long the fire lasts")
+    parser.add_argument("--seed", type=int, help="what is drawn; default: by chance")
+    parser.add_argument("--writers", type=int, default=64, help="writers from outside")
+    parser.add_argument("--runs", type=int, default=4, help="shared runs that they write to")
+    parser.add_argument("--workers", type=int, default=3, help="worker processes")
+    parser.add_argument("--wave-size", type=int, default=1000, help="children of each root")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two kills, about")
+    given = parser.parse_args()
+    options = Options(
+        seconds=given.seconds,
+        seed=random.randrange(1_000_000) if given.seed is None else given.seed,
+        writers=given.writers,
+        runs=given.runs,
+        workers=given.workers,
+        wave_size=given.wave_size,
+        pause_seconds=given.pause,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="milepost-torture-"))
+    print(f"seed {options.seed}, {options.seconds:g} s, {folder}", flush=True)
+    torture = Torture(options, folder)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(torture.run())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print(f"broken off; what was there is kept in {folder}")
+        sys.exit(130)
+    torture.report()
+    if torture.verdict.is_good:
+        shutil.rmtree(folder)
+        return
+    print(f"everything is kept in {folder}")
+    sys.exit(1)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+class Torture:
+    """One session, from the start of the server to the last check."""
+
+    def __init__(self, options: Options, folder: Path) -> None:
+        self._options = options
+        self._folder = folder
+        self.verdict = Verdict()
+        self._faults: Counter[str] = Counter()
+        self._waves: list[Run] = []
+        self._writers: list[Writer] = []
+        self._watchers: list[Watcher] = []
+        self._log_operations = 0
+        self._fire_seconds = 0.0
+
+    def _chance(self, name: str) -> random.Random:
+        return random.Random(f"{self._options.seed} {name}")
+
+    async def run(self) -> None:
+        """All of it. Whatever happens, no process is left behind."""
+        self._stop = asyncio.Event()
+        this = asyncio.current_task()
+        assert this is not None
+
+        def interrupted() -> None:
+            # The first signal ends the fire early and lets everything be checked; the second one breaks off.
+            if self._stop.is_set():
+                this.cancel()
+            self._stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupted)
+        port = free_port()
+        async with Proxy(port, Chances(), self._chance("proxy")) as self._proxy:
+            self._server = Process(
+                "server",
+                ["server", "--port", str(port), "--data", str(self._folder / "data")],
+                folder=self._folder,
+                env={"MILEPOST_SECRET_KEY": SECRET_KEY, "MILEPOST_LEASE_SECONDS": str(LEASE_SECONDS)},
+            )
+            self._port = port
+            # Until there is something to torture.
+            self._proxy.is_calm = True
+            self._workers = [
+                Process(
+                    f"worker-{number}",
+                    ["worker", str(HERE / "torture_tasks.py"), "--processes", "1", "--grace", "1"],
+                    folder=self._folder,
+                    env={"MILEPOST_SECRET_KEY": SECRET_KEY, "MILEPOST_API_URL": self._proxy.url},
+                )
+                for number in range(1, self._options.workers + 1)
+            ]
+            try:
+                await self._server.start()
+                await until_up(self._server, port)
+                for worker in self._workers:
+                    await worker.start()
+                await self._load()
+            finally:
+                await asyncio.gather(*(worker.end() for worker in self._workers))
+                await self._server.end()
+        self._check_logs()
+        accounts = {
+            run_id: {writer.number: writer.accounts[run_id] for writer in self._writers}
+            for run_id in self._shared_ids
+        }
+        database = self._folder / "data" / "milepost.db"
+        self._log_operations = check_log(database, accounts, self._folder, self.verdict)
+
+    # --- the load ------------------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        client = self._client = Client(self._proxy.url, SECRET_KEY)
+        first = {TEXT_KEY: "no number"}
+        self._shared_ids = [
+            await self._trigger("shared", number, metadata=first) for number in range(self._options.runs)
+        ]
+        self._proxy.is_calm = False
+        self._writers = [
+            Writer(number, client, self._shared_ids, self._chance(f"writer {number}"), self.verdict)
+            for number in range(self._options.writers)
+        ]
+        watching: list[asyncio.Task[None]] = []
+        started = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for index, run_id in enumerate([*self._shared_ids, self._shared_ids[0]]):
+                watcher = Watcher(client, run_id, self.verdict, pause_seconds=0.5 if index % 2 else 0)
+                self._watchers.append(watcher)
+                watching.append(group.create_task(watcher.run()))
+            writing = [group.create_task(writer.run(self._stop)) for writer in self._writers]
+            waves = group.create_task(self._make_waves())
+            fire = [
+                group.create_task(self._kill_workers()),
+                group.create_task(self._kill_server()),
+                group.create_task(self._say(started)),
+            ]
+            await self._pause(self._options.seconds)
+            self._stop.set()
+            await asyncio.wait(fire)
+            self._fire_seconds = time.monotonic() - started
+            self._proxy.is_calm = True
+            print("the fire has ceased; waiting for everything to come to its end", flush=True)
+            try:
+                async with asyncio.timeout(SETTLE_SECONDS_MAX):
+                    await self._settle(writing, waves, watching)
+            except TimeoutError:
+                self._name_unfinished(writing, waves, watching)
+        await client.async_transport.close()
+
+    async def _settle(
+        self,
+        writing: list[asyncio.Task[None]],
+        waves: asyncio.Task[None],
+        watching: list[asyncio.Task[None]],
+    ) -> None:
+        """Let everything end, and compare what is there with what should be."""
+        await asyncio.wait(writing)
+        for run_id in self._shared_ids:
+            await self._client.runs.metadata(run_id).set("end", True).asend()
+        finals = [await self._client.runs.await_(run_id) for run_id in self._shared_ids]
+        await waves
+        await asyncio.wait(watching)
+        finals = [await self._client.runs.aretrieve(run.id) for run in finals]
+        for final in finals:
+            self._check_shared(final)
+            for watcher in self._watchers:
+                if watcher.last is not None and watcher.last.id == final.id:
+                    watcher.check_end(final)
+
+    def _name_unfinished(
+        self,
+        writing: list[asyncio.Task[None]],
+        waves: asyncio.Task[None],
+        watching: list[asyncio.Task[None]],
+    ) -> None:
+        for what, tasks in (("a writer", writing), ("a wave", [waves]), ("a subscriber", watching)):
+            for task in tasks:
+                if not task.done():
+                    self.verdict.add("unfinished", f"{what} has not come to its end")
+                    task.cancel()
+        if self.verdict.is_good:
+            self.verdict.add("unfinished", "a shared run has not come to its end")
+
+    async def _make_waves(self) -> None:
+        """One wave after the other: a root, and its children that all write to it."""
+        while not self._stop.is_set():
+            run_id = await self._trigger("wave", self._options.wave_size)
+            watcher = Watcher(self._client, run_id, self.verdict)
+            await watcher.run()
+            final = await until_answered(self._client, calls.retrieve_run(run_id))
+            watcher.check_end(final)
+            self._check_wave(final)
+            self._waves.append(final)
+
+    async def _trigger(self, task_id: str, payload: object, **options: Any) -> str:
+        """Trigger one run, however long it takes until a worker has offered the task."""
+        call = calls.trigger(task_id, trigger_request(payload, options))
+        while True:
+            try:
+                return (await until_answered(self._client, call)).id
+            except TaskNotFoundError:
+                await asyncio.sleep(0.05)
+
+    # --- the fire ------------------------------------------------------------------------------------------
+
+    async def _kill_workers(self) -> None:
+        chance = self._chance("workers")
+        while await self._goes_on(chance):
+            worker = chance.choice(self._workers)
+            if worker.has_ended:
+                self.verdict.add("broken", f"{worker.name} has ended by itself; {worker.log} says why")
+                return
+            executors = [child for child in worker.children() if child.pid != worker.process_id]
+            if executors and chance.random() < STOP_SHARE:
+                self._faults["workers stopped for longer than the lease"] += 1
+                await self._stop_for_a_while(chance.choice(executors))
+            elif executors and chance.random() < 0.6:
+                self._faults["executors killed"] += 1
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    chance.choice(executors).kill()
+            else:
+                self._faults["whole workers killed"] += 1
+                await worker.kill()
+                await worker.start()
+
+    async def _stop_for_a_while(self, executor: psutil.Process) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            executor.suspend()
+            try:
+                await self._pause(LEASE_SECONDS * 1.5)
+            finally:
+                executor.resume()
+
+    async def _kill_server(self) -> None:
+        chance = self._chance("server")
+        while await self._goes_on(chance):
+            if self._server.has_ended:
+                self.verdict.add("broken", f"the server has ended by itself; {self._server.log} says why")
+                return
+            self._faults["server killed"] += 1
+            await self._server.kill()
+            await self._server.start()
+            # The next pause begins when it is back, or it would hardly ever be there.
+            await until_up(self._server, self._port)
+
+    async def _goes_on(self, chance: random.Random) -> bool:
+        """Pause; False when it is time to stop."""
+        await self._pause(self._options.pause_seconds * chance.uniform(0.5, 1.5))
+        return not self._stop.is_set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for so long, or until it is time to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    # --- what came of it -----------------------------------------------------------------------------------
+
+    def _check_shared(self, final: Run) -> None:
+        what = f"run {final.id}"
+        document = final.metadata
+        look_at_document(what, document, self.verdict)
+        sent: Counter[str] = Counter()
+        acknowledged: Counter[str] = Counter()
+        for writer in self._writers:
+            account: Account = writer.accounts[final.id]
+            sent += account.sent.counters
+            acknowledged += account.acknowledged.counters
+            self._check_writer(what, document, writer.number, account)
+        for index in range(COUNTERS):
+            key = f"counter-{index}"
+            self.verdict.compare(
+                f"{what}, {key}", document.get(key), acknowledged=acknowledged[key], attempted=sent[key]
+            )
+        if document.get(TEXT_KEY) != "no number":
+            self.verdict.add("doubled", f"{what}: what was refused was applied: {document.get(TEXT_KEY)!r}")
+        if not final.is_success:
+            self.verdict.add("unfinished", f"{what} ended as {final.status}: {final.error}")
+
+    def _check_writer(self, what: str, document: dict[str, Any], number: int, account: Account) -> None:
+        tokens, last = document.get("tokens", {}), document.get("last", {})
+        for name, value in (("tokens", tokens.get(f"w{number}")), ("last", last.get(f"w{number}"))):
+            self.verdict.compare(
+                f"{what}, {name} of writer {number}",
+                value,
+                acknowledged=account.acknowledged.tokens,
+                attempted=account.sent.tokens,
+            )
+
+    def _check_wave(self, final: Run) -> None:
+        """M67: every child counts ten times and is noted once, whatever was killed, sent again or delayed."""
+        what, size = f"wave {final.id}", self._options.wave_size
+        due = size * torture_tasks.INCREMENTS
+        self.verdict.compare(f"{what}, count", final.metadata.get("count"), acknowledged=due, attempted=due)
+        members = final.metadata.get("members", [])
+        times = Counter(map(tuple, members))
+        for member, count in times.items():
+            if count > 1:
+                self.verdict.add("doubled", f"{what}: member {member}", count - 1)
+        missing = set(range(size)) - {index for index, _, _ in members}
+        if missing:
+            self.verdict.add("lost", f"{what}: members {sorted(missing)[:5]} and so on", len(missing))
+        if not final.is_success:
+            self.verdict.add("unfinished", f"{what} ended as {final.status}: {final.error}")
+
+    def _check_logs(self) -> None:
+        """What the processes have written: no locked database, no traceback."""
+        for process in (self._server, *self._workers):
+            text = process.log.read_text(errors="replace")
+            for words in ("database is locked", "Traceback (most recent call last)"):
+                if words in text:
+                    self.verdict.add("broken", f"{words!r} in {process.log}", text.count(words))
+
+    @property
+    def _acknowledged(self) -> int:
+        of_waves = len(self._waves) * self._options.wave_size * (torture_tasks.INCREMENTS + 1)
+        return of_waves + sum(writer.acknowledged for writer in self._writers)
+
+    async def _say(self, started: float) -> None:
+        while not self._stop.is_set():
+            await self._pause(SAY_SECONDS)
+            seconds = time.monotonic() - started
+            faults = self._faults.total() + self._proxy.injected.total()
+            print(
+                f"{seconds:6.0f} s  {self._acknowledged:,} operations acknowledged, {len(self._waves)} waves, {faults:,} faults",
+                flush=True,
+            )
+
+    def report(self) -> None:
+        """Print everything that is to be known."""
+        rate = self._acknowledged / self._fire_seconds if self._fire_seconds else 0
+        requests_twice = sum(writer.repeats for writer in self._writers)
+        print(f"\nseed                         {self._options.seed}")
+        print(f"seconds under fire           {self._fire_seconds:.1f}")
+        print(f"operations acknowledged      {self._acknowledged:,}")
+        print(f"operations per second        {rate:,.0f}")
+        print(f"operations found in the log  {self._log_operations:,} of the shared runs")
+        print(f"waves                        {len(self._waves)} of {self._options.wave_size} children")
+        print(f"states seen by subscribers   {sum(watcher.states for watcher in self._watchers):,}")
+        print("faults injected")
+        faults = {**self._faults, **{fate.value: count for fate, count in self._proxy.injected.items()}}
+        faults["requests sent twice at once"] = requests_twice
+        for what, count in sorted(faults.items()):
+            print(f"  {count:8,}  {what}")
+        print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in KINDS))
+        for example in self.verdict.examples:
+            print(f"  {example}")
+
+
+if __name__ == "__main__":
+    main()
