@@ -44,7 +44,7 @@ torture: .venv/.development ## Kill workers and server and cut connections under
 	$(BIN)/python tests/torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 soak: .venv/.development ## 8 executors x 50 updates/s on SQLite: memory, latency, locks (SECONDS=600)
-	$(BIN)/python tests/torture/soak.py --seconds $(or $(SECONDS),600)
+	$(BIN)/python benchmarks/soak.py --seconds $(or $(SECONDS),600)
 
 clean: ## Remove what was set up and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -142,3 +142,17 @@ async def append_lines_at_once(count: int) -> None:
     """Append texts of 100 bytes without a pause."""
     for number in range(count):
         metadata.append("log", f"{number:0100d}")
+
+
+@task
+async def soak(wanted: Steady) -> int:
+    """Three kinds of updates at each tick, until the time is over; the number of ticks."""
+    begun_at = time.monotonic()
+    count = 0
+    while (due_at := begun_at + count * wanted.pause_seconds) < begun_at + wanted.seconds:
+        await asyncio.sleep(max(0.0, due_at - time.monotonic()))
+        count += 1
+        now = time.monotonic_ns()
+        metadata.set("t", now).increment("count").append("ticks", now, max_items=TICKS_SHOWN)
+    metadata.set("process", os.getpid())
+    return count
