@@ -470,7 +470,8 @@ class WorkerLink:
 
         Raises: Refused.
         """
-        backoff = Backoff(seconds_max=2.0)
+        # A server that comes back waits for one lease; at least two tries fall into it.
+        backoff = Backoff(seconds_max=min(2.0, self._registration.heartbeat_seconds))
         while True:
             registrations = self._registrations
             try:
