@@ -228,7 +228,7 @@ class MetadataFlushError(MetadataError):
     """The flush is over and everything else is committed, but the server refused these operations (M37).
 
     Attributes:
-        refused: one object per refused operation, in the order of the calls.
+        refused: one object per refused operation, in the order of the calls; empty when the whole attempt was given up.
     """
 
     code: ClassVar[str] = "metadata_flush_refused"

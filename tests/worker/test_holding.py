@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from milepost.errors import UsageError
+from milepost.errors import MetadataFlushError, UsageError
 from milepost.model.document import Document
 from milepost.model.operations import Set
 from milepost.model.run import Outcome
@@ -237,6 +237,23 @@ def test_a_flush_with_nothing_to_send_ends() -> None:
     desk.holding.flush(held.scope, held.scope.buffer.mark(), future)
     assert desk.report() == []
     assert future.done()
+
+
+def test_a_flush_of_a_lost_run_fails_unless_everything_was_committed_before() -> None:
+    """M37: a flush never says that something is committed when it is not."""
+    desk = Desk(1)
+    [held] = desk.admit("run_1")
+    desk.set(held, "a", 1)
+    desk.exchange()
+    desk.set(held, "a", 2)
+    before: Future[None] = Future()
+    desk.holding.flush(held.scope, held.scope.buffer.mark(), before)
+    desk.answer(desk.report(), lost=True)
+    later: Future[None] = Future()
+    desk.holding.flush(held.scope, held.scope.buffer.mark(), later)
+    for future in (before, later):
+        with pytest.raises(MetadataFlushError, match="attempt 1 of run run_1 was given up"):
+            future.result(0)
 
 
 def test_log_lines_have_a_number_so_that_they_are_written_once() -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from fake_server import FakeServer, Fault
 
+from milepost.errors import MetadataFlushError
 from milepost.model.operations import Increment, Set
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
@@ -350,10 +351,14 @@ def test_a_lost_run_is_interrupted_and_the_others_go_on(
     server: FakeServer, host: Callable[..., ThreadHost]
 ) -> None:
     gate = threading.Event()
+    told: list[str] = []
 
     def body(run: Run) -> str:
         run.set("began", True)
-        run.flush()
+        try:
+            run.flush()
+        except MetadataFlushError as error:
+            told.append(error.message)
         gate.wait(20)
         return "1"
 
@@ -365,6 +370,8 @@ def test_a_lost_run_is_interrupted_and_the_others_go_on(
     server.until(server.outcomes)
     assert worker.interrupted == ["run_1"]
     assert list(server.outcomes()) == ["run_2"]
+    [message] = told
+    assert "attempt 1 of run run_1 was given up" in message
 
 
 @pytest.mark.parametrize("order", [Order.DRAIN, Order.STOP])

@@ -202,7 +202,8 @@ class Metadata(Updater):
         Args:
             timeout: seconds to wait at most; what is not committed then stays on its way.
         Raises:
-            MetadataFlushError: everything else is committed, but the server refused these operations.
+            MetadataFlushError: everything else is committed, but the server refused these operations; or the server has given up this
+                attempt (its worker was silent for longer than the lease), and nothing more of it will be committed.
             TimeoutError: it took longer.
             UsageError: on the worker's event loop, where it is `await metadata.aflush()`.
         """

@@ -14,7 +14,7 @@ from milepost.model.run import Outcome
 from milepost.protocol.runs import LogLine
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
-from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, resolve
+from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, release_flushes, resolve
 from milepost.worker.pace import Pace
 from milepost.worker.slots import Slots
 from milepost.worker.waits import Waits
@@ -121,10 +121,13 @@ class Holding:
     def flush(self, scope: RunScope, mark: int, future: Future[None]) -> None:
         """Someone waits until the buffer has reached `mark`."""
         held = self._by_scope.get(scope)
-        if held is None or held.is_over:
+        if held is None:
             resolve(future)
+            return
+        held.flushes.append((mark, future))
+        if held.is_over:
+            release_flushes(held)
         else:
-            held.flushes.append((mark, future))
             self.outbox.add(held, urgent=True)
 
     def wait(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from milepost.errors import MetadataFlushError
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.runs import LogLine
 from milepost.protocol.work import RunReply, RunReport
@@ -117,7 +118,7 @@ class Outbox:
                 entries.append(entry)
             elif held.flushes:
                 # Everything has been acknowledged, or cancelled out.
-                _release_flushes(held)
+                release_flushes(held)
         return entries
 
     def answered(self, entry: Entry, reply: RunReply) -> None:
@@ -129,7 +130,7 @@ class Outbox:
         if report.outcome is not None:
             held.is_over = True
         if held.flushes:
-            _release_flushes(held)
+            release_flushes(held)
         if held.outcome is not None or held.flushes:
             self.add(held, urgent=True)
         elif buffer.has_unacknowledged or buffer.needs_refresh or held.logs:
@@ -140,16 +141,23 @@ class Outbox:
         held.is_over = True
         self._urgent.pop(held, None)
         self._changed.pop(held, None)
-        _release_flushes(held)
+        release_flushes(held)
 
 
-def _release_flushes(held: HeldRun) -> None:
-    """Let those go on whose operations are all committed, or will never be."""
+def release_flushes(held: HeldRun) -> None:
+    """Let those go on whose operations are all committed; with an error those whose operations never will be (M37)."""
     buffer = held.scope.buffer
     left: list[tuple[int, Future[None]]] = []
     for mark, future in held.flushes:
-        if held.is_over or buffer.reached(mark):
+        if buffer.reached(mark):
             resolve(future)
+        elif held.is_over:
+            run = held.scope.run
+            message = (
+                f"attempt {run.attempt} of run {run.id} was given up before its metadata was committed; "
+                f"what it writes does not count any more"
+            )
+            fail(future, MetadataFlushError(message))
         else:
             left.append((mark, future))
     held.flushes = left
