@@ -1,15 +1,14 @@
 """What the database holds in the end, operation by operation: documents keep the newest items only, the log has every one."""
 
+import sqlite3
 from collections import Counter, defaultdict
+from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import select
 from verdict import Verdict
 from writers import Account
 
 from milepost.model.operations import Append, Increment, decode_operations
-from milepost.store.database import Store
-from milepost.store.schema import changes
 
 
 def check_log(database: Path, accounts: dict[str, dict[int, Account]], folder: Path, verdict: Verdict) -> int:
@@ -19,23 +18,17 @@ def check_log(database: Path, accounts: dict[str, dict[int, Account]], folder: P
         accounts: by run and writer.
         folder: where the runs' own notes of what was acknowledged are.
     """
-    store = Store(database)
     operations = 0
-    try:
+    with closing(sqlite3.connect(database)) as connection:
         for run_id, of_writers in accounts.items():
-            with store.read() as connection:
-                query = (
-                    select(changes.c.operations).where(changes.c.run_id == run_id).order_by(changes.c.version)
-                )
-                log = _Log()
-                for (data,) in connection.execute(query):
-                    log.take(data)
+            log = _Log()
+            query = "SELECT operations FROM changes WHERE run_id = ? ORDER BY version"
+            for (data,) in connection.execute(query, (run_id,)):
+                log.take(data)
             operations += log.operations
             for writer, account in of_writers.items():
                 log.check_writer(f"run {run_id}, writer {writer}", writer, account, verdict)
             log.check_beats(run_id, folder / f"ledger-{run_id}.txt", verdict)
-    finally:
-        store.close()
     return operations
 
 
