@@ -360,11 +360,11 @@ class Torture:
         due = size * torture_tasks.INCREMENTS
         self.verdict.compare(f"{what}, count", final.metadata.get("count"), acknowledged=due, attempted=due)
         members = final.metadata.get("members", [])
-        times = Counter(map(tuple, members))
-        for member, count in times.items():
+        times = Counter(index for index, _, _ in members)
+        for index, count in times.items():
             if count > 1:
-                self.verdict.add("doubled", f"{what}: member {member}", count - 1)
-        missing = set(range(size)) - {index for index, _, _ in members}
+                self.verdict.add("doubled", f"{what}: member {index}", count - 1)
+        missing = set(range(size)) - set(times)
         if missing:
             self.verdict.add("lost", f"{what}: members {sorted(missing)[:5]} and so on", len(missing))
         if not final.is_success:

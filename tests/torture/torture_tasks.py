@@ -59,4 +59,4 @@ async def member(index: int, ctx: Context) -> None:
         if number == INCREMENTS // 2 and index % 3 == 0:
             await metadata.aflush()
             await asyncio.sleep(0.02)
-    metadata.root.append("members", [index, ctx.run.id, ctx.attempt.number])
+    metadata.root.append("members", [index, ctx.run.id, ctx.attempt.number], once=f"{index} member")
