@@ -301,3 +301,28 @@ def test_what_is_not_to_be_had_any_more_or_yet(server: ScriptedServer, client: C
     with pytest.raises(VersionNotFoundError, match="newest is 2"):
         client.runs.metadata_at("run_1", version=3)
     assert len(server.asked) == 2
+
+
+def test_refusals_of_an_earlier_portion_are_told_by_the_send_that_succeeds(
+    server: ScriptedServer, client: Client
+) -> None:
+    def drop(asked: Asked) -> Answer:
+        raise Drop
+
+    def refuse_the_first(asked: Asked) -> Answer:
+        if any(operation["key"] == "later" for operation in asked.body["operations"]):
+            raise Drop
+        refused = [{"run": "run_1", "index": 0, "code": "wrong_metadata_type", "message": "no number"}]
+        return Answer(200, {"metadata": {}, "version": 1, "refused": refused})
+
+    server.answer = drop
+    writer = client.runs.metadata("run_1").increment("text")
+    with pytest.raises(UnavailableError):
+        writer.send()
+    writer.set("later", 1)
+    server.answer = refuse_the_first
+    with pytest.raises(UnavailableError):
+        writer.send()
+    server.answer = lambda asked: Answer(200, {"metadata": {}, "version": 2})
+    with pytest.raises(MetadataFlushError, match="no number"):
+        writer.send()

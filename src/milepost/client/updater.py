@@ -182,6 +182,8 @@ class OutsideMetadata(Updater):
         self._run_id = run_id
         self._collected = _Collected()
         self._unanswered: Call[MetadataDocument] | None = None
+        # Kept until they are told: a later portion may fail, and then another `send` goes on where this one stopped.
+        self._refused: list[Refused] = []
 
     def _sink(self) -> Sink | None:
         return self._collected
@@ -198,23 +200,21 @@ class OutsideMetadata(Updater):
             being committed; RunNotFoundError; RunFinishedError when the run ended too long ago; UnavailableError; UsageError for more
             operations with `if_version` than one commit takes.
         """
-        refused: list[Refused] = []
         while True:
             with self._sending(if_version) as call:
                 answer = self._client().send(call)
-            refused += answer.refused
+            self._refused += answer.refused
             if not self._collected.has_operations:
-                return _document_of(answer, refused)
+                return self._document_of(answer)
 
     async def asend(self, *, if_version: int | None = None) -> dict[str, Any]:
         """As `send`, without blocking."""
-        refused: list[Refused] = []
         while True:
             with self._sending(if_version) as call:
                 answer = await self._client().asend(call)
-            refused += answer.refused
+            self._refused += answer.refused
             if not self._collected.has_operations:
-                return _document_of(answer, refused)
+                return self._document_of(answer)
 
     @contextmanager
     def _sending(self, if_version: int | None) -> Generator[Call[MetadataDocument]]:
@@ -238,6 +238,12 @@ class OutsideMetadata(Updater):
             raise
         else:
             self._unanswered = None
+
+    def _document_of(self, answer: MetadataDocument) -> dict[str, Any]:
+        refused, self._refused = self._refused, []
+        if refused:
+            raise MetadataFlushError(refused=[refused_change(item) for item in refused])
+        return answer.value
 
 
 class _Collected:
@@ -270,12 +276,6 @@ class _Collected:
 
     def put_back(self, operations: list[Operation]) -> None:
         self._waiting = [*operations, *self._waiting]
-
-
-def _document_of(answer: MetadataDocument, refused: list[Refused]) -> dict[str, Any]:
-    if refused:
-        raise MetadataFlushError(refused=[refused_change(item) for item in refused])
-    return answer.value
 
 
 def _plain(key: str) -> str:
