@@ -120,6 +120,8 @@ class Torture:
         self._watchers: list[Watcher] = []
         self._log_operations = 0
         self._fire_seconds = 0.0
+        # How long the server took to start the last time: how busy the machine is.
+        self._start_seconds = 0.0
 
     def _chance(self, name: str) -> random.Random:
         return random.Random(f"{self._options.seed} {name}")
@@ -278,11 +280,14 @@ class Torture:
             if worker.has_ended:
                 self.verdict.add("broken", f"{worker.name} has ended by itself; {worker.log} says why")
                 return
-            executors = [child for child in worker.children() if child.pid != worker.process_id]
-            if executors and chance.random() < STOP_SHARE:
+            executors = worker.children(older_than_seconds=self._start_seconds + self._options.pause_seconds)
+            if not executors:
+                # It has hardly begun to work since it was killed the last time.
+                continue
+            if chance.random() < STOP_SHARE:
                 self._faults["workers stopped for longer than the lease"] += 1
                 await self._stop_for_a_while(chance.choice(executors))
-            elif executors and chance.random() < 0.6:
+            elif chance.random() < 0.6:
                 self._faults["executors killed"] += 1
                 with contextlib.suppress(psutil.NoSuchProcess):
                     chance.choice(executors).kill()
@@ -301,19 +306,21 @@ class Torture:
 
     async def _kill_server(self) -> None:
         chance = self._chance("server")
-        while await self._goes_on(chance):
+        # On a busy machine it lives at least as long as it takes to start, or it would hardly ever be there.
+        while await self._goes_on(chance, self._start_seconds):
             if self._server.has_ended:
                 self.verdict.add("broken", f"the server has ended by itself; {self._server.log} says why")
                 return
             self._faults["server killed"] += 1
             await self._server.kill()
+            started = time.monotonic()
             await self._server.start()
-            # The next pause begins when it is back, or it would hardly ever be there.
             await until_up(self._server, self._port)
+            self._start_seconds = time.monotonic() - started
 
-    async def _goes_on(self, chance: random.Random) -> bool:
+    async def _goes_on(self, chance: random.Random, seconds_min: float = 0.0) -> bool:
         """Pause; False when it is time to stop."""
-        await self._pause(self._options.pause_seconds * chance.uniform(0.5, 1.5))
+        await self._pause(max(seconds_min, self._options.pause_seconds * chance.uniform(0.5, 1.5)))
         return not self._stop.is_set()
 
     async def _pause(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -57,13 +58,14 @@ class Process:
         """True when it has ended by itself."""
         return self._process is not None and self._process.returncode is not None
 
-    def children(self) -> list[psutil.Process]:
-        """What the command has started and is alive, newest last."""
+    def children(self, *, older_than_seconds: float = 0.0) -> list[psutil.Process]:
+        """What the command has started and is alive."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process_id).children(recursive=True):
                 self._seen[child.pid] = child
         self._seen = {child.pid: child for child in self._seen.values() if _is_alive(child)}
-        return list(self._seen.values())
+        latest = time.time() - older_than_seconds
+        return [child for child in self._seen.values() if child.create_time() <= latest]
 
     async def kill(self) -> None:
         """SIGKILL to the command and to everything that it has started, and nothing is given the time to notice."""

@@ -24,7 +24,7 @@ OWN_ITEMS_MAX = 40
 SHARED_ITEMS_MAX = 200
 # A client may leave out appends that later ones of the same request push out; so many never are.
 CLIENT_OPERATIONS_MAX = OWN_ITEMS_MAX
-RAW_OPERATIONS = (50, 250)
+RAW_OPERATIONS = (100, 500)
 TEXT_KEY = "text"
 
 
