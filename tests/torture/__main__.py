@@ -42,9 +42,9 @@ from milepost.errors import TaskNotFoundError
 HERE = Path(__file__).resolve().parent
 SECRET_KEY = "torture"
 LEASE_SECONDS = 2
-# A server gives workers that it has not heard of one lease from its start, so one that never lives that long never gives up the runs of
-# those that are dead: this often it is spared for longer.
-LONG_LIFE_SHARE = 0.25
+# A server gives workers that it has not heard of one lease from its start, so one that never lives that long never gives up what dead
+# workers held: this often it is spared for longer.
+LONG_LIFE_SHARE = 0.15
 LONG_LIFE_SECONDS = LEASE_SECONDS * 2.5
 # How long everything may take to come to its end once the fire has ceased.
 SETTLE_SECONDS_MAX = 120.0
