@@ -14,7 +14,7 @@ SMALL = ["--writers", "6", "--runs", "2", "--workers", "2", "--wave-size", "30",
 @pytest.mark.timeout(180)
 def test_a_few_seconds_of_torture() -> None:
     ended = subprocess.run(
-        [sys.executable, str(TORTURE), "--seconds", "4", "--seed", "3", *SMALL],
+        [sys.executable, str(TORTURE), "--seconds", "3", "--seed", "3", *SMALL],
         capture_output=True,
         text=True,
         check=False,
