@@ -138,7 +138,7 @@ class Torture:
 
         def interrupted() -> None:
             # The first signal ends the fire early and lets everything be checked; the second one breaks off.
-            if self._stop.is_set():
+            if self._stop.is_set() and not this.cancelling():
                 this.cancel()
             self._stop.set()
 
