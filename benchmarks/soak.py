@@ -197,6 +197,8 @@ def judge(
             wrong.append(
                 f"the memory of {name} has grown by {growth:.1f} %, more than {GROWTH_PERCENT_MAX:g} %"
             )
+    if seconds < JUDGED_SECONDS_MIN:
+        print(f"memory is not judged        caches are still filling before {JUDGED_SECONDS_MIN:g} s")
     if read["counts"] != ticks or [run.metadata["count"] for run in runs] != ticks:
         wrong.append(f"the runs made {ticks} ticks, their documents count {read['counts']}")
     if read["went_backwards"]:
