@@ -141,6 +141,18 @@ def test_a_worker_that_leaves_gives_its_runs_up_at_once(world: World, worker: Wo
     assert status(world, second) == (RunStatus.QUEUED, 1)
 
 
+def test_a_worker_that_leaves_a_server_that_has_started_anew_gives_its_runs_up_at_once(
+    world: World, worker: WorkerDouble
+) -> None:
+    """A supervisor says it for an executor that died, which cannot register any more."""
+    run_id = world.trigger()
+    worker.report(worker.claim_one(), Set("a", 1))
+    world.restart()
+    assert worker.send(leaving=True) == []
+    assert status(world, run_id) == (RunStatus.QUEUED, 1)
+    assert world.document(run_id) == ({"a": 1}, 1)
+
+
 @pytest.mark.parametrize("parked", [False, True], ids=["a new claim", "a claim that waits"])
 def test_a_worker_that_leaves_gets_no_run_in_the_same_group(
     world: World, worker: WorkerDouble, parked: bool

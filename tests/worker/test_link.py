@@ -347,6 +347,29 @@ def test_an_output_that_the_server_does_not_take_fails_its_own_run_only(
     assert any("run_3" in notice for notice in worker.notices)
 
 
+def test_operations_of_a_report_that_the_server_does_not_take_are_told_as_refused(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """M37: a flush that returns means that everything is committed."""
+    server.accepts = lambda report: not report.changes
+    told: list[str] = []
+
+    def body(run: Run) -> str:
+        run.set("a", 1)
+        run.flush()
+        told.extend(f"{one.run_id} {one.code}" for one in run.scope.buffer.take_refused())
+        assert run.scope.buffer.current() == {}
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    server.until(server.outcomes)
+    assert told == ["run_1 report_refused"]
+    [line] = [line for report in server.reports for line in report.logs]
+    assert line.level == "error"
+    assert "1 metadata operations" in line.message
+
+
 def test_a_lost_run_is_interrupted_and_the_others_go_on(
     server: FakeServer, host: Callable[..., ThreadHost]
 ) -> None:

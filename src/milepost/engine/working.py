@@ -92,7 +92,14 @@ def claim_runs(command: Claim, transaction: Transaction, state: EngineState) -> 
 
 
 def report(command: Report, transaction: Transaction, state: EngineState) -> list[RunReply]:
-    """Apply what a worker reports, run by run; see `RunReport` for what may be repeated."""
+    """Apply what a worker reports, run by run; see `RunReport` for what may be repeated.
+
+    A worker that leaves is taken at its word also where it is not known, because the server has started anew meanwhile.
+    """
+    is_known = command.worker_id in state.workers and command.worker_id not in transaction.gone_workers
+    if command.leaving and not command.runs and not is_known:
+        release(run_store.held_ids(transaction.connection, command.worker_id), transaction, state)
+        return []
     worker = worker_of(command.worker_id, transaction, state)
     replies = [_report_run(item, worker.id, transaction, state) for item in command.runs]
     if command.leaving:

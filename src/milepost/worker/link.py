@@ -36,7 +36,7 @@ from milepost.sdk.scope import RunScope
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
 from milepost.worker.control import Order
 from milepost.worker.holding import Holding, Host
-from milepost.worker.outbox import Entry, HeldRun, fail, parcels, without_content
+from milepost.worker.outbox import Entry, HeldRun, fail, operations_refused, parcels, without_content
 
 CLAIM_WAIT_SECONDS = 20.0
 REQUEST_SECONDS_MAX = 30.0
@@ -463,7 +463,8 @@ class WorkerLink:
             except Refused:
                 self._holding.lose(entry.held)
             else:
-                self._holding.answered(cut, answer.runs[0])
+                reply = msgspec.structs.replace(answer.runs[0], refused=operations_refused(entry, refused))
+                self._holding.answered(cut, reply)
 
     async def _report(self, body: bytes) -> ReportResponse:
         """One report, repeated unchanged until it is answered: the server applies it once.

@@ -15,6 +15,7 @@ import msgspec
 
 from milepost.errors import MetadataFlushError
 from milepost.model.run import Outcome, RunError
+from milepost.protocol.metadata import Refused
 from milepost.protocol.runs import LogLine
 from milepost.protocol.work import RunReply, RunReport
 from milepost.sdk.buffer import Batch
@@ -192,17 +193,31 @@ def parcels(entries: Sequence[Entry]) -> Iterable[tuple[Sequence[Entry], bytes]]
 
 def without_content(entry: Entry, reason: str) -> Entry:
     """The report of one run that the server cannot take (an output that is too large, for example), cut down to what it must take:
-    the same number, no operations, and an outcome that says why."""
+    the same number, no operations, a line in the log and an outcome that say why."""
     report = entry.report
+    count = sum(len(change.operations) for change in report.changes)
+    message = (
+        f"{reason}; {count:,} metadata operations and {len(report.logs):,} lines of the log went with it"
+    )
     outcome = report.outcome and Outcome(error=RunError(name="ReportRefusedError", message=reason))
     cut = RunReport(
         id=report.id,
         attempt=report.attempt,
         sequence=report.sequence,
         waiting=report.waiting,
+        logs=[_error_line(message, report.attempt)],
         outcome=outcome,
     )
     return Entry(entry.held, cut, entry.batch)
+
+
+def operations_refused(entry: Entry, reason: Exception) -> list[Refused]:
+    """Every operation of a report that the server cannot take, as refused: who flushes them hears of it (M37)."""
+    return [
+        Refused(run=change.run, index=index, code="report_refused", message=str(reason))
+        for change in entry.report.changes
+        for index in range(len(change.operations))
+    ]
 
 
 def _body(parts: Sequence[bytes]) -> bytes:
@@ -216,7 +231,8 @@ def _entry(held: HeldRun) -> Entry | None:
     outcome = held.outcome
     overflown = buffer.take_overflown()
     if overflown:
-        held.logs.append(_overflow_line(overflown, run.attempt))
+        message = f"{overflown:,} metadata operations were refused, because the server had not taken those before them for too long"
+        held.logs.append(_error_line(message, run.attempt))
     logs = _take_logs(held) if held.logs else []
     batch = buffer.next_batch(anyway=outcome is not None or bool(logs))
     waiting = held.open_waits > 0
@@ -246,8 +262,7 @@ def _entry(held: HeldRun) -> Entry | None:
     return Entry(held, report, batch)
 
 
-def _overflow_line(count: int, attempt: int) -> LogLine:
-    message = f"{count:,} metadata operations were refused, because the server had not taken those before them for too long"
+def _error_line(message: str, attempt: int) -> LogLine:
     return LogLine(
         at=time.time_ns() // 1000, level="error", message=message, attempt=attempt, logger="milepost.metadata"
     )
