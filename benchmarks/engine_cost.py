@@ -6,10 +6,12 @@ Microseconds of processor time per run for each step, for runs alone and for chi
 SQLite file in a temporary folder at `synchronous=FULL`. Runs and children take turns, and the median turn counts.
 """
 
+import sqlite3
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +61,11 @@ class Bench:
     """An engine on a fresh database, driven one command at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._engine = Engine(Store(folder / "milepost.db"), EngineSettings(), now)
+        self.store = Store(folder / "milepost.db")
+        self._engine = Engine(self.store, EngineSettings(), now)
         self._sequence = 0
-        self.do(RegisterWorker("worker", "bench", [WorkerTask(id="noop", queue="noop", retry=Retry())], []))
+        tasks = [WorkerTask(id=task, queue=task, retry=Retry()) for task in ("noop", "other")]
+        self.do(RegisterWorker("worker", "bench", tasks, []))
 
     def do(self, command: Command) -> Any:
         """Execute one command and return its result."""
@@ -77,6 +81,11 @@ class Bench:
         """Claim up to `slots` runs."""
         self._sequence += 1
         return self.do(Claim("worker", self._sequence, slots, 0))
+
+    def checkpoint(self) -> None:
+        """Bring what was committed into the database file, so that its size tells."""
+        with closing(sqlite3.connect(self.store.path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def measure(self, count: int, parent_id: str | None) -> dict[str, float]:
         """Processor seconds per step for `count` runs."""

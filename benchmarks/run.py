@@ -23,6 +23,7 @@ BENCHMARKS = {
     "metadata": "metadata_cost.py",
     "engine": "engine_cost.py",
     "log_bytes": "log_bytes.py",
+    "search": "search.py",
     "throughput": "throughput.py",
     "feed": "feed.py",
     "memory": "memory.py",

@@ -122,6 +122,17 @@ class Calls:
         assert all(map(is_summary, frame["rows"]))
         assert [row["id"] for row in frame["rows"]] == frame["order"]
 
+    def matching_runs_feed(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(metadata={"feed": "matching"})
+        query = {"filter[metadata]": '{"feed": "matching"}'}
+        with self.served.events(endpoint.path, **query) as events:
+            assert events.next() == ("begin", {})
+            event, frame = events.next()
+            assert event == "run"
+            assert is_summary(frame["run"])
+            assert frame["run"]["id"] == run_id
+            assert events.next() == ("present", {})
+
     def get_metadata(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger(metadata={"a": 1})
         assert self.call(endpoint, f"/api/v1/runs/{run_id}/metadata").json == {

@@ -154,6 +154,53 @@ def test_a_wrong_value_is_named(served: Served, query: dict[str, Any], field: st
         assert answer.json["field"] == field
 
 
+@pytest.mark.parametrize(
+    ("filter", "status"),
+    [
+        ("", 400),
+        ("{", 400),
+        ("[1]", 400),
+        ("1", 400),
+        ('"user"', 400),
+        ("null", 400),
+        ('{"a": NaN}', 400),
+        ('{"a":' * 3000, 400),
+        ('{"a":' * 300 + "1" + "}" * 300, 422),
+        ('{"a": {"$near": 1}}', 422),
+        ('{"a": {}}', 422),
+        ('{"a": {"$gt": null}}', 422),
+        ('{"a": {"$exists": "yes"}}', 422),
+        ('{"$.a.__proto__": 1}', 422),
+        ('{"$$a": 1}', 422),
+        ('{"a": 1' + "0" * 400 + "}", 422),
+        ("{" + ", ".join(f'"k{number}": 1' for number in range(21)) + "}", 422),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_wrong_filter_of_documents_is_named(served: Served, filter: str, status: int) -> None:
+    for path in ("/api/v1/runs", "/api/v1/feed/runs", "/api/v1/feed/matching-runs"):
+        answer = served.call("GET", path, query={"filter[metadata]": filter})
+        assert answer.status == status, answer
+        assert is_problem(answer.json)
+        assert answer.json["field"] == "filter[metadata]"
+
+
+def test_runs_are_found_by_what_their_documents_say_now(served: Served, worker: HttpWorker) -> None:
+    first = served.trigger(metadata={"user": {"id": "user_1234"}, "labels": ["a", "b"]}, tags=["searched"])
+    second = served.trigger(tags=["searched"])
+
+    def found(filter: str, **query: Any) -> list[str]:
+        return page(served, **{"filter[metadata]": filter, "filter[tag]": "searched"}, **query)[0]
+
+    assert found('{"user.id": "user_1234"}') == [first]
+    served.put_metadata(second, {"type": "set", "key": "$.user.id", "value": "user_1234"})
+    assert found('{"user.id": "user_1234"}') == [second, first]
+    assert found('{"user.id": "user_1234"}', **{"page[size]": 1}) == [second]
+    assert found('{"user.id": "user_1234", "labels": {"$contains": "b"}}') == [first]
+    assert found('{"labels": {"$exists": false}}') == [second]
+    assert found("{}") == [second, first]
+
+
 def test_the_limit_of_a_page_is_told(served: Served) -> None:
     assert served.call("GET", "/api/v1/runs", query={"page[size]": 101}).json["limit"] == 100
 

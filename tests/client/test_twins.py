@@ -19,7 +19,10 @@ from milepost.sdk.triggering import Tasks
 # Calls that wait for something, and so have two forms; everything else on these objects only touches memory.
 WAITING: list[tuple[Any, list[str]]] = [
     (Client, ["send", "prepare", "trigger", "get_metadata", "wait_for_result", "wait_for_batch"]),
-    (Runs, ["retrieve", "list", "subscribe", "wait", "metadata_history", "metadata_at"]),
+    (
+        Runs,
+        ["retrieve", "list", "subscribe", "subscribe_where", "wait", "metadata_history", "metadata_at"],
+    ),
     (RunHandle, ["retrieve", "subscribe", "result"]),
     (OutsideMetadata, ["send"]),
     (Metadata, ["flush", "refresh"]),

@@ -138,3 +138,100 @@ exact_lists = st.lists(st.sampled_from(list(KEYS)), min_size=1, max_size=3, uniq
 def path_of(operation: Operation) -> Path:
     """Where an operation from here writes, without the parser."""
     return () if isinstance(operation, Update) else KEYS[operation.key]
+
+
+# --- filters -----------------------------------------------------------------------------------------------
+
+_filter_keys = st.one_of(
+    st.sampled_from(["a", "n", "l", "a.b"]),
+    st.sampled_from(
+        [
+            "",
+            "a.b",
+            "a.c",
+            "a.n.0",
+            "l.0",
+            "l.0.n",
+            "zähler",
+            "$.a.b",
+            "$.l[0]",
+            "$.l[-1]",
+            "$.a.0",
+            "$.l[0].n",
+        ]
+    ),
+)
+# Few, so that documents have them.
+few_values = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, 1, -1.5, 2**53, 2**53 + 1, 2**60, "", "x", "xy", "y" * 7, "y" * 6 + "z"]
+    ),
+    nested(st.sampled_from([0, 1, True, "x"]), max_leaves=3),
+)
+few_documents = st.dictionaries(st.sampled_from(["a", "n", "l", "a.b"]), few_values, max_size=4)
+_compared = st.sampled_from([0, 1, 0.5, 2**53, 2**53 + 1, "", "x", "y" * 7])
+_tests = st.dictionaries(st.sampled_from(["$gt", "$gte", "$lt", "$lte"]), _compared, min_size=1, max_size=2)
+_expected = st.one_of(
+    few_values.filter(lambda value: value != {}),
+    st.builds(lambda value: {"$eq": value}, few_values),
+    _tests,
+    st.builds(lambda value: {"$contains": value}, few_values),
+    st.builds(lambda value: {"$exists": value}, st.booleans()),
+    st.builds(lambda value, tests: {"$exists": value, **tests}, st.booleans(), _tests),
+)
+filters = st.one_of(
+    st.dictionaries(_filter_keys, _expected, min_size=1, max_size=1),
+    st.dictionaries(_filter_keys, _expected, max_size=3),
+)
+
+
+def _telling(value: Any) -> st.SearchStrategy[Any]:
+    """What is expected where the value is: mostly it meets it, if only just."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return st.sampled_from(
+            [
+                value,
+                {"$gte": value},
+                {"$lte": value},
+                {"$gt": value - 1},
+                {"$lt": value + 1},
+                {"$gte": value, "$lte": value},
+            ]
+        )
+    if isinstance(value, str):
+        return st.sampled_from(
+            [
+                value,
+                {"$gte": value},
+                {"$lte": value},
+                {"$gt": value[:-1]},
+                {"$lt": value + "!"},
+                {"$gte": "", "$lte": value},
+            ]
+        )
+    if isinstance(value, list) and value:
+        items: list[Any] = value
+        return st.sampled_from([{"$contains": item} for item in items] + [{"$eq": value}])
+    return st.sampled_from([{"$eq": value}, {"$exists": True}])
+
+
+def _filters_of(document: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Filters that are made for a document."""
+    places: dict[str, Any] = {}
+    for name, value in document.items():
+        places[f'$["{name}"]'] = places[name] = value
+        if isinstance(value, dict):
+            members: dict[str, Any] = value
+            places |= {f"{name}.{member}": item for member, item in members.items()}
+        elif isinstance(value, list) and value:
+            places[f'$["{name}"][-1]'] = value[-1]
+    if not places:
+        return st.just({"nobody": {"$exists": False}})
+    keys = st.lists(st.sampled_from(sorted(places)), min_size=1, max_size=2, unique=True)
+    return keys.flatmap(lambda chosen: st.fixed_dictionaries({key: _telling(places[key]) for key in chosen}))
+
+
+# A document, and a filter that means it, or nearly.
+documents_and_filters = few_documents.flatmap(
+    lambda document: st.tuples(st.just(document), _filters_of(document))
+)

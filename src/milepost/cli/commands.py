@@ -194,13 +194,27 @@ def list_runs(
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Runs of this task.", show_default=False)] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Runs with this tag.", show_default=False)] = None,
+    metadata: Annotated[
+        str | None,
+        typer.Option(help="Runs whose metadata has these values, a JSON object.", show_default=False),
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many.", min=1, max=10_000)] = 20,
     json: AsJson = False,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, newest first.
+
+    Example:  milepost runs list --metadata '{"user.id": "u1", "progress": {"$gte": 50}}'
+    """
     from milepost.cli import runs as command
 
-    command.list_runs(statuses=status or [], tasks=task or [], tags=tag or [], limit=limit, as_json=json)
+    command.list_runs(
+        statuses=status or [],
+        tasks=task or [],
+        tags=tag or [],
+        metadata=metadata,
+        limit=limit,
+        as_json=json,
+    )
 
 
 @runs.command("get")

@@ -40,13 +40,20 @@ def trigger(
 
 
 def list_runs(
-    *, statuses: Sequence[str], tasks: Sequence[str], tags: Sequence[str], limit: int, as_json: bool
+    *,
+    statuses: Sequence[str],
+    tasks: Sequence[str],
+    tags: Sequence[str],
+    metadata: str | None,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """Print the newest runs."""
     filters: dict[str, Any] = {
         "status": [status.upper() for status in statuses],
         "task": list(tasks),
         "tag": list(tags),
+        "metadata": None if metadata is None else _object_from_json(metadata),
     }
     given = {name: values for name, values in filters.items() if values}
     runs = list(islice(Client().runs.list(page_size=min(limit, 100), **given), limit))

@@ -13,7 +13,9 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from milepost.client.run import Run, WholeRun, run_from_wire
-from milepost.errors import ConfigurationError, NotFoundError
+from milepost.errors import ConfigurationError, MetadataTypeError, NotFoundError
+from milepost.model.filters import parse_filter
+from milepost.model.jsonvalue import describe, to_json
 from milepost.model.operations import Operation
 from milepost.protocol import endpoints
 from milepost.protocol import metadata as wire
@@ -195,8 +197,12 @@ def run_filters(
     root: str | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The query of a list of runs. Raises ValueError for a time without a time zone."""
+    """The query of a list of runs.
+
+    Raises: ValueError for a time without a time zone; what `parse_filter` raises, and MetadataTypeError, for a filter of documents.
+    """
     given = {
         "filter[status]": _joined(status),
         "filter[taskIdentifier]": _joined(task),
@@ -206,6 +212,7 @@ def run_filters(
         "filter[root]": root,
         "filter[createdAt][from]": _milliseconds("created_after", created_after),
         "filter[createdAt][to]": _milliseconds("created_before", created_before),
+        "filter[metadata]": _metadata_filter(metadata),
     }
     return {name: value for name, value in given.items() if value is not None}
 
@@ -258,6 +265,11 @@ def watch_run(run_id: str) -> Feed:
 def watch_batch(batch_id: str) -> Feed:
     """The feed of one batch."""
     return Feed("batch_trigger_and_wait", _target(endpoints.BATCH_FEED, {}, {"batch": batch_id}))
+
+
+def watch_matching_runs(filters: Mapping[str, Any]) -> Feed:
+    """The feed of all runs that match; `filters` as `run_filters` gives them."""
+    return Feed("runs.subscribe_where", _target(endpoints.MATCHING_RUNS_FEED, filters, {}))
 
 
 def _call(
@@ -326,6 +338,18 @@ def _joined(value: str | Sequence[str] | None) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return ",".join(value)
+
+
+def _metadata_filter(filter: Mapping[str, Any] | None) -> str | None:
+    if not filter:
+        return None
+    given = to_json(filter, place="metadata")
+    if not isinstance(given, dict):
+        raise MetadataTypeError(
+            f"a metadata filter is a mapping of keys to expected values, not {describe(given)}"
+        )
+    parse_filter(given)
+    return _encode(given).decode()
 
 
 def _milliseconds(name: str, value: datetime | None) -> int | None:

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from milepost.client import calls
-from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
+from milepost.client.calls import Feed, HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.run import Run
-from milepost.client.subscription import RunFollower, afollow, follow
+from milepost.client.subscription import MatchFollower, RunFollower, afollow, follow
 from milepost.client.transport import check_blocking
 from milepost.client.updater import OutsideMetadata
 from milepost.errors import UnavailableError
@@ -34,6 +34,9 @@ class RunFilters(TypedDict, total=False):
     root: the id of the run at the top of the tree.
     created_after: an aware datetime.
     created_before: an aware datetime.
+    metadata: conditions on the document, all of which must hold: `{"user.id": "user_1234", "$.progress": {"$gte": 50}}`. A key is
+        a name at the top level, a path (`$.steps[0].done`), or names joined with dots. What is expected is a value, which must
+        be equal as JSON is, or operators: `$eq`, `$gt`, `$gte`, `$lt`, `$lte`, `$exists`, `$contains` (an array with this item).
     """
 
     status: str | Sequence[str]
@@ -44,6 +47,7 @@ class RunFilters(TypedDict, total=False):
     root: str
     created_after: datetime
     created_before: datetime
+    metadata: Mapping[str, Any]
 
 
 class RunList:
@@ -179,6 +183,45 @@ class Runs:
         """As `subscribe`, for `async for`."""
         client = self._client()
         return afollow(client.async_transport, calls.watch_run(run_id), RunFollower())
+
+    def subscribe_where(self, **filters: Unpack[RunFilters]) -> Iterator[Run]:
+        """Every run that matches, as it is now, newest first; then each newer state of any of them, for ever.
+
+        The newest state is always delivered; a slow reader skips states in between. A run that matched and does so no longer comes
+        once more, so that what the reader knows of it is not out of date. No state (metadata version, status, attempt) comes
+        twice. A broken connection is taken up again. Payload and output may be missing, as in lists.
+
+        What is known of a run that matches takes about 300 bytes, here and at the server.
+
+        Args:
+            filters: see `RunFilters`.
+        Raises: as `list`; UnavailableError when the server stays away for longer than a minute.
+        """
+        client = self._client()
+        feed = calls.watch_matching_runs(calls.run_filters(**filters))
+        return self._follow_matching(client, feed, MatchFollower())
+
+    def asubscribe_where(self, **filters: Unpack[RunFilters]) -> AsyncIterator[Run]:
+        """As `subscribe_where`, for `async for`."""
+        client = self._client()
+        feed = calls.watch_matching_runs(calls.run_filters(**filters))
+        return self._afollow_matching(client, feed, MatchFollower())
+
+    def _follow_matching(self, client: Client, feed: Feed, follower: MatchFollower) -> Iterator[Run]:
+        for state in follow(client.transport, feed, follower):
+            if isinstance(state, Run):
+                yield state
+            elif (run := follower.catch_up(client.send(calls.retrieve_run(state)))) is not None:
+                yield run
+
+    async def _afollow_matching(
+        self, client: Client, feed: Feed, follower: MatchFollower
+    ) -> AsyncIterator[Run]:
+        async for state in afollow(client.async_transport, feed, follower):
+            if isinstance(state, Run):
+                yield state
+            elif (run := follower.catch_up(await client.asend(calls.retrieve_run(state)))) is not None:
+                yield run
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
         """Wait until the run has finished, successfully or not, and return it.

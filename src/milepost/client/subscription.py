@@ -11,6 +11,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
@@ -22,7 +23,8 @@ from milepost.client.transport import SyncTransport, check_blocking
 from milepost.errors import MetadataError, MilepostError, UnavailableError
 from milepost.model.document import Document
 from milepost.model.operations import Operation
-from milepost.protocol.feed import BatchFrame, EventReader
+from milepost.protocol.feed import BatchFrame, EventReader, MatchingRunFrame
+from milepost.protocol.runs import RunSummary
 
 if TYPE_CHECKING:
     from milepost.client.async_transport import AsyncTransport
@@ -50,7 +52,7 @@ class Follower(Protocol[StateT_co]):
         ...
 
     def newest(self) -> StateT_co | None:
-        """The state after all that was taken; None when it is what this gave last."""
+        """A state after all that was taken; None when there is none that this has not given."""
         ...
 
 
@@ -64,6 +66,7 @@ class _Frame(msgspec.Struct, rename="camel"):
 _decode_frame = msgspec.json.Decoder(_Frame).decode
 _decode_run = msgspec.json.Decoder(WholeRun).decode
 _decode_batch = msgspec.json.Decoder(BatchFrame).decode
+_decode_match = msgspec.json.Decoder(MatchingRunFrame).decode
 _encode = msgspec.json.Encoder().encode
 
 _EMPTY = msgspec.Raw(b"{}")
@@ -147,6 +150,88 @@ class BatchFollower:
         return newest
 
 
+class _Seen(msgspec.Struct, frozen=True, gc=False):
+    """Which state of a run was given last."""
+
+    version: int
+    status: str
+    attempt: int
+    updated_at: datetime
+
+    def precedes(self, later: _Seen) -> bool:
+        """True when the other is a newer state, not the same one or an older one that was under way for longer."""
+        return (
+            later.version >= self.version
+            and later.updated_at >= self.updated_at
+            and (later.version, later.status, later.attempt) != (self.version, self.status, self.attempt)
+        )
+
+
+class MatchFollower:
+    """The newest states of all runs that match a filter: runs, and ids of runs that may have left it while the connection was broken.
+
+    Whoever drives this asks for these runs and hands them to `catch_up`.
+    """
+
+    has_ended = False
+
+    def __init__(self) -> None:
+        # Of the runs that match: what was given.
+        self._matching: dict[str, _Seen] = {}
+        # Newest state of each run that waits to be given, and whether it matches, in order.
+        self._waiting: dict[str, tuple[RunSummary, bool]] = {}
+        # Runs that this connection has not told of yet; None once it has told of all that match.
+        self._unheard: set[str] | None = None
+        self._missed: list[str] = []
+        # Of the runs that were asked for: what was given. They may match again, and this connection would tell of the same state.
+        self._caught_up: dict[str, _Seen] = {}
+
+    def take(self, event: str, data: bytes) -> None:
+        """Take `begin`, a `run`, or that all that match are `present`; a later server may say more, which is passed over."""
+        if event == "begin":
+            self._unheard = set(self._matching)
+            self._caught_up.clear()
+        elif event == "run":
+            frame = _decode_match(data)
+            assert frame.run is not None, "the frame of a run holds it"
+            # At the end of the line: it has moved on.
+            self._waiting.pop(frame.run.id, None)
+            self._waiting[frame.run.id] = frame.run, frame.matches
+            if self._unheard is not None:
+                self._unheard.discard(frame.run.id)
+        elif event == "present" and self._unheard is not None:
+            self._missed += sorted(self._unheard)
+            self._unheard = None
+
+    def newest(self) -> Run | str | None:
+        """The next run that has a newer state, or the id of one that is to be asked for; None when there is none."""
+        while self._waiting:
+            run_id = next(iter(self._waiting))
+            wire, matches = self._waiting.pop(run_id)
+            state = _Seen(wire.metadata_version, wire.status, wire.attempt_count, wire.updated_at)
+            before = self._matching.get(run_id)
+            if matches:
+                before = before or self._caught_up.pop(run_id, None)
+                if before is None or before.precedes(state):
+                    self._matching[run_id] = state
+                    return run_from_wire(wire)
+                self._matching[run_id] = before
+            elif before is not None:
+                del self._matching[run_id]
+                return run_from_wire(wire)
+        return self._missed.pop() if self._missed else None
+
+    def catch_up(self, run: Run) -> Run | None:
+        """A run that was asked for. It is given once more, unless it has been heard of meanwhile or is as it was."""
+        before = self._matching.pop(run.id, None)
+        if before is None:
+            return None
+        state = _Seen(run.metadata_version, run.status, run.attempt_count, run.updated_at)
+        is_newer = before.precedes(state)
+        self._caught_up[run.id] = state if is_newer else before
+        return run if is_newer else None
+
+
 def follow(
     transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], *, until: float | None = None
 ) -> Iterator[StateT_co]:
@@ -169,8 +254,7 @@ def follow(
                     for event, data in reader.feed(chunk):
                         follower.take(event, data)
                     # A reader that was busy finds several events: it gets the newest state only (M82).
-                    state = follower.newest()
-                    if state is not None:
+                    while (state := follower.newest()) is not None:
                         yield state
                     if follower.has_ended:
                         return
@@ -197,8 +281,7 @@ async def afollow(
                     for event, data in reader.feed(chunk):
                         follower.take(event, data)
                     # A reader that was busy finds several events: it gets the newest state only (M82).
-                    state = follower.newest()
-                    if state is not None:
+                    while (state := follower.newest()) is not None:
                         yield state
                     if follower.has_ended:
                         return

@@ -125,6 +125,12 @@ class ReleaseLostRuns(msgspec.Struct, frozen=True):
     """Give up the runs of workers that have been silent for longer than the lease. Result: how many."""
 
 
+class IndexDocuments(msgspec.Struct, frozen=True):
+    """Bring the search index up to date for up to `limit` documents. Result: how many were behind; fewer than `limit`: now none is."""
+
+    limit: int
+
+
 class PruneAnswers(msgspec.Struct, frozen=True):
     """Forget answers kept for repeated requests that are older than a day. Result: how many."""
 
@@ -155,6 +161,7 @@ Command = (
     | WithdrawClaim
     | Report
     | ReleaseLostRuns
+    | IndexDocuments
     | PruneAnswers
     | PruneHistory
 )

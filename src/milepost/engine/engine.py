@@ -11,13 +11,14 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import history, metadata, triggering, working
+from milepost.engine import history, indexing, metadata, triggering, working
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
     AddBatchItems,
     Claim,
     Command,
     CreateBatch,
+    IndexDocuments,
     PruneAnswers,
     PruneHistory,
     RegisterWorker,
@@ -45,7 +46,14 @@ AWAY_MICROSECONDS = 1_000_000
 # Between two groups the wall clock may move against the steady one by this much; more means that somebody has set it.
 JUMP_MICROSECONDS = 1_000_000
 # The order within a group: what ends or frees comes before what asks for work, so that one commit can hand it on.
-_ORDER: dict[type[Any], int] = {RegisterWorker: 0, Report: 1, UpdateMetadata: 2, CreateBatch: 3}
+_ORDER: dict[type[Any], int] = {
+    RegisterWorker: 0,
+    Report: 1,
+    UpdateMetadata: 2,
+    CreateBatch: 3,
+    # After all that writes: the rows in memory do not learn that their documents are indexed now.
+    IndexDocuments: 5,
+}
 _LATER = 4
 
 Answer = Callable[[Any], None]
@@ -236,6 +244,8 @@ class Engine:
                     return triggering.add_batch_items(command, transaction, state)
                 case ReleaseLostRuns():
                     return working.release_lost(transaction, state)
+                case IndexDocuments():
+                    return indexing.index_documents(command, transaction, state)
                 case PruneAnswers():
                     return records.prune_answers(
                         transaction.connection, before=transaction.now - ANSWERS_KEPT_MICROSECONDS

@@ -1,8 +1,8 @@
 """Reading what is committed: runs with their documents, lists, batches, logs. Runs in reader threads, never in the committer's."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from sqlalchemy import Connection
@@ -36,12 +36,25 @@ from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter, RunRecord, RunRow
+from milepost.store.search import Search
 
 CHILDREN_SHOWN_MAX = 100
 LOG_PAGE = 500
+# Candidates of a search whose documents are read at once.
+CANDIDATES_MIN = 20
+CANDIDATES_MAX = 500
 _EMPTY = msgspec.Raw(b"{}")
 _ENVIRONMENT = {"id": "env_default", "name": "default"}
 _ERROR = msgspec.json.Decoder(RunError)
+# Documents as JSON with their versions, by run.
+_Documents: TypeAlias = dict[str, tuple[msgspec.Raw, int]]
+
+
+class RunMatch(msgspec.Struct, frozen=True):
+    """A run, and whether it matches a filter."""
+
+    run: RunSummary
+    is_match: bool
 
 
 class Reader:
@@ -94,10 +107,10 @@ class Reader:
         """One page of matching runs, newest first; `before` wins over `after` (protocol, section 5.3)."""
         with self._store.read() as connection:
             # One more than asked tells whether there is a further page.
-            ids = run_store.list_ids(connection, filter, limit=size + 1, after=after, before=before)
+            ids, documents = self._list(connection, filter, limit=size + 1, after=after, before=before)
             more = len(ids) > size
             ids = ids[-size:] if before is not None else ids[:size]
-            found = self._summaries(connection, ids)
+            found = self._summaries(connection, ids, documents)
         # What the way back leads to is not looked at: there was a run where the cursor came from.
         has_next = more if before is None else True
         has_previous = more if before is not None else after is not None
@@ -109,12 +122,27 @@ class Reader:
         )
 
     def first_page(self, filter: RunFilter, *, size: int) -> tuple[list[str], dict[str, int]]:
-        """The ids of the newest matching runs, and how many runs match by status."""
+        """The ids of the newest matching runs, and how many runs match by status; no counts where documents decide."""
         with self._store.read() as connection:
-            return (
-                run_store.list_ids(connection, filter, limit=size),
-                run_store.count_by_status(connection, filter),
-            )
+            ids, _ = self._list(connection, filter, limit=size)
+            counts = run_store.count_by_status(connection, filter) if filter.metadata is None else {}
+            return ids, counts
+
+    def matching(self, filter: RunFilter, run_ids: Sequence[str], among: Container[str]) -> list[RunMatch]:
+        """Which of these runs match, and, of those that do not, the ones that are `among` others that are of interest."""
+        with self._store.read() as connection:
+            fitting = run_store.matching_ids(connection, filter, run_ids)
+            wanted = [run_id for run_id in run_ids if run_id in fitting or run_id in among]
+            records = run_store.load_records(connection, wanted, values=False)
+            documents = self._documents(connection, list(records.values()))
+        matches: list[RunMatch] = []
+        for run_id in wanted:
+            if run_id in records:
+                is_match = run_id in fitting and _is_meant(documents[run_id][0], filter)
+                if is_match or run_id in among:
+                    summary = RunSummary(**_summary_fields(records[run_id], *documents[run_id]))
+                    matches.append(RunMatch(summary, is_match))
+        return matches
 
     def result(self, run_id: str) -> RunResult | None:
         """The result of a run; None while it has none. Raises RunNotFoundError."""
@@ -197,22 +225,51 @@ class Reader:
             raise RunNotFoundError(f"there is no run {run_id!r}")
         return found[run_id]
 
-    def _summaries(self, connection: Connection, run_ids: Sequence[str]) -> dict[str, RunSummary]:
+    def _list(
+        self,
+        connection: Connection,
+        filter: RunFilter,
+        *,
+        limit: int,
+        after: str | None = None,
+        before: str | None = None,
+    ) -> tuple[list[str], "_Documents"]:
+        """Up to `limit` matching runs as `run_store.list_ids` gives them, and the documents that were read for it."""
+        if filter.metadata is None:
+            ids = run_store.list_ids(connection, filter, limit=limit, after=after, before=before)
+            return ids, {}
+        search = Search(connection, filter)
+        found: _Documents = {}
+        while len(found) < limit:
+            # The index is seldom wrong: the first step is nearly always the last.
+            step = min(max(limit - len(found), CANDIDATES_MIN), CANDIDATES_MAX)
+            candidates = search.candidates(limit=step, after=after, before=before)
+            records = run_store.load_records(connection, candidates, values=False)
+            documents = self._documents(connection, list(records.values()))
+            for run_id in candidates:
+                if _is_meant(documents[run_id][0], filter) and len(found) < limit:
+                    found[run_id] = documents[run_id]
+            if len(candidates) < step:
+                break
+            after, before = (candidates[-1], None) if before is None else (None, candidates[-1])
+        return list(found) if before is None else list(found)[::-1], found
+
+    def _summaries(
+        self, connection: Connection, run_ids: Sequence[str], known: "_Documents | None" = None
+    ) -> dict[str, RunSummary]:
         if not run_ids:
             return {}
         found = run_store.load_records(connection, run_ids, values=False)
-        documents = self._documents(connection, list(found.values()))
+        documents = known or self._documents(connection, list(found.values()))
         return {
             run_id: RunSummary(**_summary_fields(record, *documents[run_id]))
             for run_id, record in found.items()
         }
 
-    def _documents(
-        self, connection: Connection, found: Sequence[RunRecord]
-    ) -> dict[str, tuple[msgspec.Raw, int]]:
+    def _documents(self, connection: Connection, found: Sequence[RunRecord]) -> "_Documents":
         written = [record.row for record in found if record.row.metadata_written]
         hot = load_documents(connection, written, size_max=self._metadata_size_max) if written else {}
-        documents: dict[str, tuple[msgspec.Raw, int]] = {}
+        documents: _Documents = {}
         for record in found:
             run_id = record.row.id
             if run_id in hot:
@@ -224,6 +281,10 @@ class Reader:
                     0,
                 )
         return documents
+
+
+def _is_meant(document: msgspec.Raw, filter: RunFilter) -> bool:
+    return filter.metadata is None or filter.metadata.matches(jsonvalue.decode(bytes(document)))
 
 
 def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:

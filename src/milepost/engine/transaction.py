@@ -119,8 +119,8 @@ class Transaction:
         change, refusals = hot.write(operations, writer, self.now)
         if change is not None:
             self._changes.append(change)
-            if not row.metadata_written:
-                row.metadata_written = 1
+            if not (row.metadata_written and row.metadata_unindexed):
+                row.metadata_written = row.metadata_unindexed = 1
                 self.save_run(row)
             if hot.wants_fold:
                 self._snapshots[row.id] = hot.fold()

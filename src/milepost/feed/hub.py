@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
 from milepost.model.run import RunStatus
-from milepost.store.runs import RunRow
+from milepost.store.runs import RunFilter, RunRow
 
 RECENT_BYTES = 256 * 1024
+# Changed runs that may wait for one watcher of matching runs.
+CHANGED_MAX = 10_000
 
 
 class RunTopic:
@@ -69,9 +71,14 @@ class BatchTopic:
 
 
 class ListWatch:
-    """One watcher of a list of runs: whether the list has to be read again, and which of the runs shown have changed."""
+    """One watcher of a list of runs: whether the list has to be read again, and which of the runs shown have changed.
 
-    def __init__(self) -> None:
+    Args:
+        by_document: documents too decide which runs the list holds.
+    """
+
+    def __init__(self, *, by_document: bool = False) -> None:
+        self._by_document = by_document
         self.wake = asyncio.Event()
         self.stale = False
         self.shown: frozenset[str] = frozenset()
@@ -82,9 +89,45 @@ class ListWatch:
         if changed.row.id in self.shown:
             self.changed.add(changed.row.id)
             self.wake.set()
-        if changed.state_changed and not self.stale:
+        if (changed.state_changed or self._by_document) and not self.stale:
             self.stale = True
             self.wake.set()
+
+
+class MatchWatch:
+    """One watcher of all runs that match a filter: the runs that have changed and may match.
+
+    Bounded: beyond `CHANGED_MAX` it overflows, and its stream ends.
+    """
+
+    def __init__(self, filter: RunFilter) -> None:
+        self._filter = filter
+        self.wake = asyncio.Event()
+        # In the order of their first change, so that nobody waits for ever.
+        self.changed: dict[str, None] = {}
+        self.has_overflown = False
+
+    def take_in(self, changed: RunChanged) -> None:
+        """A commit has changed a run."""
+        if self.has_overflown or not self._may_match(changed.row):
+            return
+        self.changed[changed.row.id] = None
+        if len(self.changed) > CHANGED_MAX:
+            self.has_overflown = True
+            self.changed.clear()
+        self.wake.set()
+
+    def _may_match(self, row: RunRow) -> bool:
+        """By what never changes of a run. A run that leaves the filter is of interest too."""
+        filter = self._filter
+        return (
+            (not filter.tasks or row.task in filter.tasks)
+            and filter.batch_id in (None, row.batch_id)
+            and filter.parent_id in (None, row.parent_id)
+            and filter.root_id in (None, row.root_id)
+            and (filter.created_from is None or row.created_at >= filter.created_from)
+            and (filter.created_to is None or row.created_at <= filter.created_to)
+        )
 
 
 class Inbox:
@@ -137,6 +180,7 @@ class Hub:
         self.runs: dict[str, RunTopic] = {}
         self.batches: dict[str, BatchTopic] = {}
         self.lists: set[ListWatch] = set()
+        self.matches: set[MatchWatch] = set()
         self.inboxes: dict[str, Inbox] = {}
         # Set when the server stops: every stream ends at its next waking.
         self.is_closed = False
@@ -144,7 +188,7 @@ class Hub:
     @property
     def is_watched(self) -> bool:
         """True while anybody is connected. Any thread may ask: who connects at this very moment reads the store afterwards."""
-        return bool(self.runs or self.lists or self.inboxes or self.batches)
+        return bool(self.runs or self.lists or self.matches or self.inboxes or self.batches)
 
     def close(self) -> None:
         """End every event stream: readers see a clean end and come back later. May be called twice."""
@@ -152,14 +196,14 @@ class Hub:
         for watchers in [topic.watchers for topic in (*self.runs.values(), *self.batches.values())]:
             for watcher in watchers:
                 watcher.set()
-        for watch in self.lists:
+        for watch in (*self.lists, *self.matches):
             watch.wake.set()
         for inbox in self.inboxes.values():
             inbox.wake.set()
 
     def announce(self, announcement: Announcement) -> None:
         """A commit has been made: tell those who watch what it changed."""
-        if self.runs or self.lists or self.inboxes:
+        if self.runs or self.lists or self.matches or self.inboxes:
             for changed in announcement.runs:
                 self._announce_run(changed)
         for progressed in announcement.batches:
@@ -207,7 +251,7 @@ class Hub:
         topic = self.runs.get(row.id)
         if topic is not None:
             topic.take_in(changed)
-        for watch in self.lists:
+        for watch in (*self.lists, *self.matches):
             watch.take_in(changed)
         if changed.changes and row.worker_id is not None:
             inbox = self.inboxes.get(row.worker_id)

@@ -5,23 +5,38 @@ intermediate states, never the last).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
 from milepost.engine.documents import Writer, join_steps
 from milepost.engine.reading import Reader, state_fields
-from milepost.feed.hub import Hub, Inbox, ListWatch, RunTopic
+from milepost.feed.hub import Hub, Inbox, ListWatch, MatchWatch, RunTopic
 from milepost.model.operations import collapse
-from milepost.protocol.feed import PING, BatchFrame, RunFrame, RunListFrame, SnapshotFrame, encode_event
+from milepost.protocol.feed import (
+    PING,
+    BatchFrame,
+    MatchingRunFrame,
+    RunFrame,
+    RunListFrame,
+    SnapshotFrame,
+    encode_event,
+)
 from milepost.protocol.metadata import MetadataDelta
+from milepost.protocol.runs import RunPage
 from milepost.protocol.work import InboxFrame
 from milepost.store.runs import RunFilter
 
 PING_SECONDS = 10.0
 # A list is read again at most this often; a person cannot follow faster.
 LIST_SECONDS = 0.25
+# Runs that match a filter are read in groups of this size, and at most this often; the first after a quiet time at once.
+MATCHES_READ = 100
+MATCHES_SECONDS = 0.05
+TOLD_MAX = 100_000
 # Foreign writes to documents travel to a worker at most this often; ended children at once.
 INBOX_SECONDS = 0.02
 
@@ -144,9 +159,9 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
         hub.leave_batch(batch_id, wake)
 
 
-async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) -> AsyncIterator[bytes]:
+async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) -> AsyncGenerator[bytes]:
     """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself."""
-    watch = ListWatch()
+    watch = ListWatch(by_document=filter.metadata is not None)
     hub.lists.add(watch)
     event = "snapshot"
     order: list[str] = []
@@ -175,6 +190,59 @@ async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) 
             stale = watch.stale
     finally:
         hub.lists.discard(watch)
+
+
+async def watch_matching(hub: Hub, reader: Reader, filter: RunFilter) -> AsyncGenerator[bytes]:
+    """All runs that match: each as it is now, newest first, then each that changes and matches, and once each that matches no more.
+
+    It ends only when the reader is so slow that too many changed runs wait: then it connects anew and gets the present state. Of the
+    runs that matched the last `TOLD_MAX` that were told are remembered, about 100 bytes each: of others it is not told that they left.
+    """
+    watch = MatchWatch(filter)
+    told: dict[str, None] = {}
+    hub.matches.add(watch)
+    try:
+        yield encode_event("begin", _encode(MatchingRunFrame()))
+        after: str | None = None
+        while True:
+            read: Callable[[], RunPage] = partial(reader.page, filter, size=MATCHES_READ, after=after)
+            page = await _in_reader(read)
+            for run in page.data:
+                _note_told(told, run.id)
+                yield encode_event("run", _encode(MatchingRunFrame(run)))
+            after = page.pagination.next
+            if after is None:
+                break
+            if hub.is_closed or watch.has_overflown:
+                return
+        yield encode_event("present", _encode(MatchingRunFrame()))
+        while True:
+            while not await _woken(watch.wake):
+                yield PING
+            if hub.is_closed or watch.has_overflown:
+                return
+            watch.wake.clear()
+            while watch.changed and not watch.has_overflown:
+                ids = list(islice(watch.changed, MATCHES_READ))
+                for run_id in ids:
+                    del watch.changed[run_id]
+                for match in await _in_reader(lambda ids=ids: reader.matching(filter, ids, told)):
+                    if match.is_match:
+                        _note_told(told, match.run.id)
+                    else:
+                        told.pop(match.run.id, None)
+                    yield encode_event("run", _encode(MatchingRunFrame(match.run, match.is_match)))
+            await asyncio.sleep(MATCHES_SECONDS)
+    finally:
+        hub.matches.discard(watch)
+
+
+def _note_told(told: dict[str, None], run_id: str) -> None:
+    """The last told are kept, in that order."""
+    told.pop(run_id, None)
+    told[run_id] = None
+    if len(told) > TOLD_MAX:
+        del told[next(iter(told))]
 
 
 async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator[bytes]:

@@ -48,6 +48,11 @@ RUN_FILTERS = (
     Parameter("filter[createdAt][from]", "milliseconds since 1970", "integer"),
     Parameter("filter[createdAt][to]", "milliseconds since 1970", "integer"),
     Parameter("filter[createdAt][period]", "a span such as 1d or 30m"),
+    Parameter(
+        "filter[metadata]",
+        "conditions on the document, a JSON object of keys and expected values: "
+        '{"user.id": "user_1234", "$.progress": {"$gte": 50}}; operators: $eq $gt $gte $lt $lte $exists $contains',
+    ),
 )
 PAGE_SIZE = Parameter("page[size]", "runs on a page, 1 to 100, default 25", "integer")
 
@@ -103,7 +108,7 @@ LIST_RUNS = Endpoint(
         Parameter("page[before]", "a cursor: the page before it; wins over page[after]"),
         *RUN_FILTERS,
     ),
-    problems=(400,),
+    problems=(400, 422),
 )  # fmt: skip
 RUN_RESULT = Endpoint(
     "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none",
@@ -119,7 +124,12 @@ RUN_FEED = Endpoint(
 )  # fmt: skip
 RUNS_FEED = Endpoint(
     "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", response=feed.RunListFrame,
-    parameters=(PAGE_SIZE, *RUN_FILTERS), problems=(400,), stream=True, tag="feed",
+    parameters=(PAGE_SIZE, *RUN_FILTERS), problems=(400, 422), stream=True, tag="feed",
+)  # fmt: skip
+MATCHING_RUNS_FEED = Endpoint(
+    "matching_runs_feed", "GET", "/api/v1/feed/matching-runs",
+    "Watch all runs that match: each as it is now, `present`, then each newer state",
+    response=feed.MatchingRunFrame, parameters=RUN_FILTERS, problems=(400, 422), stream=True, tag="feed",
 )  # fmt: skip
 
 GET_METADATA = Endpoint(
@@ -165,7 +175,7 @@ INBOX = Endpoint(
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, OPENAPI,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
-    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED,
+    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, INBOX,
 )  # fmt: skip

@@ -34,12 +34,25 @@ class SnapshotFrame(msgspec.Struct, rename="camel"):
 class RunListFrame(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
     """An event of a live list: `rows` is the first page, in full on `snapshot`, and only what is new or changed on `rows`.
 
-    `order` names the runs of the page from top to bottom. `counts` are the statuses of all runs that match.
+    `order` names the runs of the page from top to bottom. `counts` are the statuses of all runs that match; it is empty for a list
+    that is filtered by metadata.
     """
 
     rows: list[RunSummary]
     order: list[str]
     counts: dict[str, int]
+
+
+class MatchingRunFrame(msgspec.Struct, omit_defaults=True):
+    """An event about the runs that match a filter. Event names are `begin`, `run` and `present`.
+
+    begin: the first event; every run that matches now is told. present: every one has been. Both have no fields.
+    run: the newest state of a run. `matches` is false when the run did match before and does not any more: it is told once, until it
+    matches again.
+    """
+
+    run: RunSummary | None = None
+    matches: bool = True
 
 
 class BatchFrame(msgspec.Struct, rename="camel"):

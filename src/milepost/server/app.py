@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import PruneAnswers, PruneHistory, ReleaseLostRuns
+from milepost.engine.commands import IndexDocuments, PruneAnswers, PruneHistory, ReleaseLostRuns
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.reading import Reader
@@ -42,6 +42,10 @@ from milepost.store.database import Store
 logger = logging.getLogger("milepost.server")
 
 PRUNE_SECONDS = 600
+# Indexing: after each pause, commands of so many documents, one after the other, for at most so long.
+INDEX_PAUSE_SECONDS = 1.0
+INDEX_SECONDS_MAX = 0.3
+INDEX_DOCUMENTS = 50
 JSON = "application/json"
 
 
@@ -131,7 +135,8 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._loop = asyncio.get_running_loop()
         self.committer.start()
-        upkeep = [asyncio.create_task(self._upkeep()), asyncio.create_task(self._prune_history())]
+        loops = (self._upkeep, self._prune_history, self._keep_index)
+        upkeep = [asyncio.create_task(loop()) for loop in loops]
         try:
             yield
         finally:
@@ -182,6 +187,18 @@ class Server:
             if step.logs:
                 await self.committer.submit(PruneHistory(step.logs))
             after = step.next
+
+    async def _keep_index(self) -> None:
+        """Index what was written lately, in small steps and for a part of the time only: writers come first."""
+        while True:
+            await asyncio.sleep(INDEX_PAUSE_SECONDS)
+            began = time.monotonic()
+            try:
+                while await self.committer.submit(IndexDocuments(INDEX_DOCUMENTS)) == INDEX_DOCUMENTS:
+                    if time.monotonic() - began > INDEX_SECONDS_MAX:
+                        break
+            except UnavailableError as error:
+                logger.warning("indexing has to wait: %s", error)
 
     def _announce(self, announcement: Announcement) -> None:
         loop = self._loop

@@ -6,7 +6,9 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
-from milepost.errors import BadRequestError, TooLargeError
+from milepost.errors import BadRequestError, InvalidRequestError, MetadataError, TooLargeError
+from milepost.model import jsonvalue
+from milepost.model.filters import MetadataFilter, parse_filter
 from milepost.model.run import RunStatus
 from milepost.protocol.triggering import BODY_BYTES_MAX
 from milepost.store.runs import RunFilter
@@ -98,7 +100,30 @@ def run_filter(request: Request, now: int) -> RunFilter:
         root_id=request.query_params.get("filter[root]"),
         created_from=created_from,
         created_to=_milliseconds(request, "filter[createdAt][to]"),
+        metadata=_metadata_filter(request, "filter[metadata]"),
     )
+
+
+def _metadata_filter(request: Request, name: str) -> MetadataFilter | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        filter = jsonvalue.decode(text)
+    except RecursionError:
+        raise BadRequestError(f"{name} is nested too deeply", field=name) from None
+    except ValueError as error:
+        raise BadRequestError(f"{name} is not JSON: {error}", field=name) from None
+    if not isinstance(filter, dict):
+        kind = jsonvalue.describe(filter)
+        raise BadRequestError(f"{name} is a JSON object of keys and expected values, not {kind}", field=name)
+    try:
+        return parse_filter(filter) if filter else None
+    except InvalidRequestError as error:
+        error.field = name
+        raise
+    except MetadataError as error:
+        raise InvalidRequestError(f"{name}: {error}", field=name) from None
 
 
 def _names(request: Request, name: str) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
+from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.store.schema import large_values, run_tags, runs
 from milepost.store.statements import Lookup, Row, Statement, padded, parameters
@@ -56,6 +57,7 @@ class RunRow(msgspec.Struct, gc=False):
     depth: int
     trigger_function: str
     metadata_written: int
+    metadata_unindexed: int
     large: str | None
 
 
@@ -103,6 +105,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     root_id: str | None = None
     created_from: int | None = None
     created_to: int | None = None
+    metadata: MetadataFilter | None = None
 
 
 _ROW = [runs.c[name] for name in RunRow.__struct_fields__]
@@ -157,6 +160,7 @@ _INSERT_NAMES = (
     "payload_type",
     "trigger_metadata",
     "metadata_written",
+    "metadata_unindexed",
     "large",
 )
 _STATE_NAMES = (
@@ -170,6 +174,7 @@ _STATE_NAMES = (
     "started_at",
     "finished_at",
     "metadata_written",
+    "metadata_unindexed",
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 
@@ -247,6 +252,7 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 run.payload_type,
                 run.trigger_metadata,
                 0,
+                int(run.trigger_metadata is not None),
                 moved,
             )
         )
@@ -292,6 +298,7 @@ def _state(row: RunRow) -> Row:
         row.started_at,
         row.finished_at,
         row.metadata_written,
+        row.metadata_unindexed,
     )
 
 
@@ -438,8 +445,8 @@ def list_ids(
     before: str | None = None,
 ) -> list[str]:
     """Ids of up to `limit` matching runs, newest first. Ids grow with time, so an id is the cursor: `after` gives older runs,
-    `before` newer ones (the ones nearest to it)."""
-    statement = select(runs.c.id).where(*_conditions(filter))
+    `before` newer ones (the ones nearest to it). The filter's `metadata` is not looked at."""
+    statement = select(runs.c.id).where(*conditions(filter))
     if before is not None:
         statement = statement.where(runs.c.id > before).order_by(runs.c.id).limit(limit)
         return list(connection.execute(statement).scalars())[::-1]
@@ -449,31 +456,36 @@ def list_ids(
 
 
 def count_by_status(connection: Connection, filter: RunFilter) -> dict[str, int]:
-    """How many matching runs have each status."""
-    statement = select(runs.c.status, func.count()).where(*_conditions(filter)).group_by(runs.c.status)
+    """How many matching runs have each status. The filter's `metadata` is not looked at."""
+    statement = select(runs.c.status, func.count()).where(*conditions(filter)).group_by(runs.c.status)
     return _pairs(connection, statement)
 
 
-def _conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
+def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
+    """What a run's own columns and tags must say; its document is looked at by `store/search.py`."""
+    found: list[ColumnElement[bool]] = []
     if filter.statuses:
         statuses = [status.value for status in filter.statuses]
-        conditions.append(or_(*(runs.c.status == status for status in statuses)))
+        found.append(or_(*(runs.c.status == status for status in statuses)))
     if filter.tasks:
-        conditions.append(runs.c.task.in_(filter.tasks))
+        found.append(runs.c.task.in_(filter.tasks))
     if filter.tags:
-        conditions.append(
-            exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag.in_(filter.tags)))
-        )
+        found.append(exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag.in_(filter.tags))))
     for name in ("batch_id", "parent_id", "root_id"):
         value = getattr(filter, name)
         if value is not None:
-            conditions.append(runs.c[name] == value)
+            found.append(runs.c[name] == value)
     if filter.created_from is not None:
-        conditions.append(runs.c.created_at >= filter.created_from)
+        found.append(runs.c.created_at >= filter.created_from)
     if filter.created_to is not None:
-        conditions.append(runs.c.created_at <= filter.created_to)
-    return conditions
+        found.append(runs.c.created_at <= filter.created_to)
+    return found
+
+
+def matching_ids(connection: Connection, filter: RunFilter, ids: Sequence[str]) -> set[str]:
+    """The runs among these that match. The filter's `metadata` is not looked at."""
+    statement = select(runs.c.id).where(runs.c.id.in_(ids), *conditions(filter))
+    return set(connection.execute(statement).scalars())
 
 
 def batch_run_ids(connection: Connection, batch_id: str) -> list[str]:

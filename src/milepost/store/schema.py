@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -67,6 +68,8 @@ runs = Table(
     Column("trigger_metadata", LargeBinary),
     # 1 from the first committed change on: most runs have none, and their log need not be looked at.
     Column("metadata_written", Integer, nullable=False),
+    # 1 while the document may differ from its rows in `metadata_values`.
+    Column("metadata_unindexed", Integer, nullable=False, server_default=text("0")),
     # Names of columns whose value is in `large_values` instead, joined with commas.
     Column("large", Text),
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
@@ -80,6 +83,7 @@ runs = Table(
     Index("runs_task", "task", "id"),
     # Queued and held runs are found by the indexes above; completed ones are the most and need none.
     Index("runs_failed", "id", **_where("status = 'FAILED'")),
+    Index("runs_unindexed", "id", **_where("metadata_unindexed = 1")),
 )  # fmt: skip
 
 run_tags = Table(
@@ -151,6 +155,20 @@ log_starts = Table(
     Column("value", LargeBinary, nullable=False),
     Column("counted", LargeBinary),
     Column("changed_at", BigInteger),
+)
+
+# The search index: what is where in which document. `metadata_values.py` says what the columns mean.
+metadata_values = Table(
+    "metadata_values",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("kind", Integer, primary_key=True, autoincrement=False),
+    Column("number", Double, primary_key=True),
+    Column("text", Text, primary_key=True),
+    # Of one value the runs in order, so that a list can be read off it, newest first.
+    Index("metadata_values_place", "path", "kind", "number", "text", "run_id"),
+    sqlite_with_rowid=False,
 )
 
 refusals = Table(
