@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--quick] [--only throughput,feed] [--markdown | --readme]
 
-Each benchmark also runs alone. It takes about three minutes; `--quick` shows in less than one that everything works, and its
+Each benchmark also runs alone. It takes about five minutes; `--quick` shows in less than one that everything works, and its
 numbers mean nothing. `--readme` puts the numbers into the tables of README.md.
 """
 

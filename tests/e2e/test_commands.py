@@ -100,6 +100,8 @@ def test_list_with_filters(dev: House, run: Callable[..., tuple[str, str]]) -> N
     assert failed not in output
     lines = run("runs", "list", "--tag", "some", "--json", "--limit", "2")[0].splitlines()
     assert [json.loads(line)["id"] for line in lines] == [ids[2], ids[1]]
+    found = run("runs", "list", "--metadata", '{"progress": {"$lt": 1}}', "--json")[0].splitlines()
+    assert [json.loads(line)["id"] for line in found] == [failed]
 
 
 def test_history_and_the_document_as_it_was(dev: House, run: Callable[..., tuple[str, str]]) -> None:
@@ -150,6 +152,8 @@ def test_history_and_the_document_as_it_was(dev: House, run: Callable[..., tuple
         (["runs", "get", "run_nothing"], "run_nothing"),
         (["runs", "watch", "run_nothing"], "run_nothing"),
         (["runs", "list", "--status", "SLEEPING"], "SLEEPING"),
+        (["runs", "list", "--metadata", "[]"], "--metadata is not a JSON object"),
+        (["runs", "list", "--metadata", '{"a": {"$near": 1}}'], "'$near' is no operator"),
     ],
 )
 def test_mistakes_are_said_in_one_line(

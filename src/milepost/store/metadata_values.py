@@ -206,7 +206,7 @@ def _relative(condition: Condition) -> Iterator[tuple[Segments, Term]]:
 
 
 def _anything(place: Segments) -> tuple[Term, Term]:
-    """Rows that are there when anything is at the place; one that is incomplete is at hand below `incomplete`, or is itself here."""
+    """Rows that are there when anything is at the place; a container that is incomplete has one at its own path."""
     return Term(place), Term(place, is_below=True)
 
 
