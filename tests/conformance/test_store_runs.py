@@ -52,6 +52,30 @@ def test_a_new_run_is_queued_and_comes_back_as_it_was_given(store: Store) -> Non
     assert (record.output, record.error, record.trigger_metadata) == (None, None, b'{"k":1}')
 
 
+@pytest.mark.parametrize("length", [0, 8192, 8193, 260_000])
+def test_a_trigger_document_comes_back_whatever_its_length(store: Store, length: int) -> None:
+    """A report must not write it again, so a large one is not in the row; see `large_values`."""
+    document = b'{"text":"' + "x".encode() * length + b'"}'
+    insert(store, new_run(1, trigger_metadata=document, payload="y" * length), new_run(2))
+    with store.read() as connection:
+        found = runs.load_records(connection, [run_name(1), run_name(2)], values=False)
+        given = runs.load_trigger_metadata(connection, [run_name(1), run_name(2)])
+    assert found[run_name(1)].trigger_metadata == given[run_name(1)] == document
+    assert found[run_name(2)].trigger_metadata is given[run_name(2)] is None
+
+
+def test_saving_a_report_touches_nothing_else(store: Store) -> None:
+    insert(store, new_run(1))
+    put(store, 1, RunStatus.EXECUTING, worker="worker_1")
+    before, row = row_of(store, 1), row_of(store, 1)
+    row.report_sequence, row.report_checksum, row.updated_at = 7, 1 << 40, NOW + 9
+    row.status = RunStatus.FAILED
+    with store.write() as connection:
+        runs.save_reports(connection, [row])
+    row.status = RunStatus.EXECUTING
+    assert row_of(store, 1) == row != before
+
+
 @pytest.mark.parametrize("length", [0, INLINE_CHARACTERS, INLINE_CHARACTERS + 1, 3 * 1024 * 1024])
 def test_a_payload_comes_back_whatever_its_length(store: Store, length: int) -> None:
     insert(store, new_run(1, payload="ß" * length, payload_type="text/plain"), new_run(2))

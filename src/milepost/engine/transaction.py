@@ -48,6 +48,8 @@ class Transaction:
         self._rows: dict[str, RunRow] = {}
         self._absent: set[str] = set()
         self._dirty_rows: dict[str, RunRow] = {}
+        # Rows of which only the newest report changed.
+        self._reported_rows: dict[str, RunRow] = {}
         self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
         self._batches: dict[str, BatchRow] = {}
         self._dirty_batches: dict[str, BatchRow] = {}
@@ -78,10 +80,18 @@ class Transaction:
 
     def save_run(self, row: RunRow) -> None:
         """The row was changed."""
-        if row.id not in self._dirty_rows:
+        self._touch(row)
+        self._dirty_rows[row.id] = row
+
+    def save_report(self, row: RunRow) -> None:
+        """A report was applied; nothing else of the row was changed, or `save_run` says so too."""
+        self._touch(row)
+        self._reported_rows[row.id] = row
+
+    def _touch(self, row: RunRow) -> None:
+        if row.id not in self._dirty_rows and row.id not in self._reported_rows:
             # Grows with each group, whatever the clock does: readers tell by it which of two states is newer.
             row.updated_at = max(self.now, row.updated_at + 1)
-            self._dirty_rows[row.id] = row
 
     def adopt(self, row: RunRow) -> None:
         """Take in a row that was loaded by other means."""
@@ -197,7 +207,13 @@ class Transaction:
             run_store.save_rows(
                 connection, [row for row in self._dirty_rows.values() if row.id not in self._results]
             )
-            self._dirty_rows.clear()
+        if self._reported_rows:
+            saved = self._dirty_rows.keys() | self._results.keys()
+            run_store.save_reports(
+                connection, [row for row in self._reported_rows.values() if row.id not in saved]
+            )
+            self._reported_rows.clear()
+        self._dirty_rows.clear()
         self._results.clear()
         if self._dirty_batches:
             batch_store.save_batches(connection, list(self._dirty_batches.values()))

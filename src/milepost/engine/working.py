@@ -165,7 +165,7 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     refused: list[Refused] = []
     if item.sequence:
         row.report_sequence, row.report_checksum = item.sequence, checksum
-        transaction.save_run(row)
+        transaction.save_report(row)
         if item.changes:
             refused = write_reported(item, row, transaction, state)
         transaction.logs.extend(

@@ -45,7 +45,7 @@ PRUNE_SECONDS = 600
 # Indexing: after each pause, commands of so many documents, one after the other, for at most so long.
 INDEX_PAUSE_SECONDS = 1.0
 INDEX_SECONDS_MAX = 0.3
-INDEX_DOCUMENTS = 50
+INDEX_DOCUMENTS = 20
 JSON = "application/json"
 
 

@@ -28,7 +28,7 @@ from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.store.schema import large_values, run_tags, runs
 from milepost.store.statements import Lookup, Row, Statement, padded, parameters
 
-# A payload or output above this many characters moves to `large_values`.
+# A payload, output or trigger document above this many characters moves to `large_values`.
 INLINE_CHARACTERS = 8192
 # SQLite joins at most 500 selects into one.
 DUE_TASKS = 400
@@ -177,6 +177,8 @@ _STATE_NAMES = (
     "metadata_unindexed",
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
+# No index has one of these, so that most reports write one page of the table and no other.
+_REPORT_NAMES = ("report_sequence", "report_checksum", "updated_at")
 
 
 def _update(names: Sequence[str]) -> Statement:
@@ -188,12 +190,13 @@ def _update(names: Sequence[str]) -> Statement:
 _INSERT = Statement(insert(runs), _INSERT_NAMES)
 _SAVE = _update(_STATE_NAMES)
 _SAVE_RESULT = _update(_RESULT_NAMES)
+_SAVE_REPORT = _update(_REPORT_NAMES)
 _INSERT_LARGE = Statement(insert(large_values), ("run_id", "name", "value"))
 _INSERT_TAGS = Statement(insert(run_tags), ("tag", "run_id"))
 _ROWS = Lookup(select(*_ROW), runs.c.id)
 _RECORDS = Lookup(select(*_RECORD), runs.c.id)
 _SUMMARIES = Lookup(select(*_SUMMARY), runs.c.id)
-_TRIGGER_METADATA = Lookup(select(runs.c.id, runs.c.trigger_metadata), runs.c.id)
+_TRIGGER_METADATA = Lookup(select(runs.c.id, runs.c.trigger_metadata, runs.c.large), runs.c.id)
 _NEXT_DUE = Statement(
     select(func.min(runs.c.due_at)).where(_QUEUED, runs.c.due_at > bindparam("after")), ["after"]
 )
@@ -222,11 +225,16 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
     large: list[Row] = []
     tagged: list[Row] = []
     for run in new:
-        payload = run.payload
-        moved = None
+        payload, metadata = run.payload, run.trigger_metadata
+        moved: list[str] = []
         if payload is not None and len(payload) > INLINE_CHARACTERS:
             large.append((run.id, "payload", payload))
-            payload, moved = None, "payload"
+            moved.append("payload")
+            payload = None
+        if metadata is not None and len(metadata) > INLINE_CHARACTERS:
+            large.append((run.id, "trigger_metadata", metadata.decode()))
+            moved.append("trigger_metadata")
+            metadata = None
         if run.tags:
             tagged.extend((tag, run.id) for tag in run.tags)
         rows.append(
@@ -250,10 +258,10 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 msgspec.json.encode(run.tags).decode() if run.tags else None,
                 payload,
                 run.payload_type,
-                run.trigger_metadata,
+                metadata,
                 0,
                 int(run.trigger_metadata is not None),
-                moved,
+                ",".join(moved) or None,
             )
         )
     _INSERT.write(connection, rows)
@@ -269,6 +277,13 @@ def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
 def save_rows(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back what commands may change."""
     _SAVE.write(connection, [(*_state(row), row.id) for row in rows])
+
+
+def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
+    """Write back which report was applied last, for rows of which nothing else has changed."""
+    _SAVE_REPORT.write(
+        connection, [(row.report_sequence, row.report_checksum, row.updated_at, row.id) for row in rows]
+    )
 
 
 def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | None, str | None]]) -> None:
@@ -396,7 +411,19 @@ def holders(connection: Connection) -> list[str]:
 
 def load_trigger_metadata(connection: Connection, ids: Sequence[str]) -> dict[str, bytes | None]:
     """The documents given at trigger, by run."""
-    return dict(_TRIGGER_METADATA.read(connection, ids))
+    found: dict[str, bytes | None] = {}
+    moved: list[str] = []
+    for run_id, metadata, large in _TRIGGER_METADATA.read(connection, ids):
+        found[run_id] = metadata
+        if _has_moved("trigger_metadata", large):
+            moved.append(run_id)
+    for run_id, value in load_large(connection, moved, "trigger_metadata").items() if moved else ():
+        found[run_id] = value.encode()
+    return found
+
+
+def _has_moved(name: str, large: str | None) -> bool:
+    return large is not None and name in large.split(",")
 
 
 def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[str, str]:
@@ -408,18 +435,23 @@ def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[st
 
 
 def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
-    """Whole runs by id; payload and output only with `values`."""
+    """Whole runs by id; payload and output only with `values`, a large trigger document only where it is the present one."""
     records: dict[str, RunRecord] = {}
     for found in (_RECORDS if values else _SUMMARIES).read(connection, ids):
         record = _record(found)
         records[record.row.id] = record
     if values:
         for name in ("payload", "output"):
-            moved = [
-                record.row.id for record in records.values() if name in (record.row.large or "").split(",")
-            ]
+            moved = [record.row.id for record in records.values() if _has_moved(name, record.row.large)]
             for run_id, value in load_large(connection, moved, name).items() if moved else ():
                 setattr(records[run_id], name, value)
+    given = [
+        record.row.id
+        for record in records.values()
+        if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_written
+    ]
+    for run_id, value in load_large(connection, given, "trigger_metadata").items() if given else ():
+        records[run_id].trigger_metadata = value.encode()
     return records
 
 
