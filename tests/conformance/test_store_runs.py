@@ -55,7 +55,7 @@ def test_a_new_run_is_queued_and_comes_back_as_it_was_given(store: Store) -> Non
 @pytest.mark.parametrize("length", [0, 8192, 8193, 260_000])
 def test_a_trigger_document_comes_back_whatever_its_length(store: Store, length: int) -> None:
     """A report must not write it again, so a large one is not in the row; see `large_values`."""
-    document = b'{"text":"' + "x".encode() * length + b'"}'
+    document = b'{"text":"' + b"x" * length + b'"}'
     insert(store, new_run(1, trigger_metadata=document, payload="y" * length), new_run(2))
     with store.read() as connection:
         found = runs.load_records(connection, [run_name(1), run_name(2)], values=False)

@@ -56,7 +56,7 @@ def run(command: list[str], folder: Path, seconds: float = 60) -> str:
 
 def test_there_are_the_snippets_that_are_tested_here() -> None:
     """A new snippet needs a test of its own."""
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert [text.split()[:2] for text in SHELL] == [
         ["make", "demo"],
         ["make", "test"],
@@ -74,6 +74,35 @@ def test_trigger_and_watch_from_python(project: Path) -> None:
     lines = run([sys.executable, "watch.py"], project).splitlines()
     assert lines[-2].startswith("COMPLETED 3 of 3")
     assert lines[-1].startswith("3 {'user': 'user_1234'")
+
+
+def test_find_runs_and_read_their_history(project: Path) -> None:
+    run([sys.executable, "-c", PYTHON[1]], project)
+    lines = run([sys.executable, "-c", PYTHON[2]], project).splitlines()
+    found = [line for line in lines if re.match(r"run_\w+ COMPLETED \['\w+', '\w+', '\w+'\]$", line)]
+    assert found
+    assert any(line.startswith("1 20") and "Set(key='total', value=3)" in line for line in lines)
+
+
+def test_delivery_as_it_is_written_down(project: Path) -> None:
+    """The snippet about writers from outside, on a run that is there."""
+    text = (ROOT / "docs" / "delivery.md").read_text()
+    outside = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if ".send(" in block
+    )
+    begin = "from tasks import import_people\nrun_id = import_people.trigger(['Ada']).id\n"
+    end = "print(runs.retrieve(run_id).metadata)\n"
+    shown = run([sys.executable, "-c", f"{begin}{outside}{end}"], project)
+    assert "'approved': True" in shown
+    assert "'owner': 'ada'" in shown or "somebody was faster" in shown
+
+
+def test_settings_that_are_written_down_exist() -> None:
+    """A setting that a document names is one that the code reads."""
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    for document in (README, (ROOT / "docs" / "delivery.md").read_text()):
+        for name in set(re.findall(r"MILEPOST_[A-Z_]+", document)):
+            assert name in source or name.removeprefix("MILEPOST_").lower() in source, name
 
 
 def test_trigger_and_watch_from_the_terminal(project: Path) -> None:
@@ -106,3 +135,9 @@ def test_continuous_integration_runs_the_documented_command() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_targets_that_are_written_down_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in (README, (ROOT / "docs" / "delivery.md").read_text()):
+        assert set(re.findall(r"`?make ([a-z]+)", document)) <= targets
