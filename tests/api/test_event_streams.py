@@ -87,7 +87,7 @@ def test_a_claim_is_a_long_poll(served: Served, worker: HttpWorker) -> None:
 def test_a_repeated_claim_over_http_gets_the_same_runs(served: Served, worker: HttpWorker) -> None:
     worker.claim(1000)
     run_id = served.trigger()
-    body = {"sequence": 1_000, "slots": 1, "waitSeconds": 0}
+    body = {"sequence": worker.next_claim(), "slots": 1, "waitSeconds": 0}
     first = served.post("/api/v1/workers/worker_1/claim", body)
     assert [run["id"] for run in first["runs"]] == [run_id]
     assert served.post("/api/v1/workers/worker_1/claim", body) == first

@@ -54,6 +54,7 @@ class Run:
     attempt: int = 0
     worker: str | None = None
     sequence: int = 0
+    said: Any = None
     finished_at: int | None = None
     output: str | None = None
     error: str | None = None
@@ -73,10 +74,11 @@ class Batch:
 
 @dataclass
 class Worker:
-    """A registered worker and its last answered claim."""
+    """A registered worker, its last answered claim, and the newest one that was heard of."""
 
     tasks: list[str]
     seen_at: int
+    newest: int = -1
     sequence: int = -1
     answer: list[str] = field(default_factory=list)
 
@@ -115,6 +117,8 @@ class Model:
         """Carry out a group in the order that groups have: what ends or frees first, claims last."""
         pairs = sorted(zip(commands, answers, strict=True), key=lambda pair: ORDER.get(type(pair[0]), 4))
         for command, answer in pairs:
+            if isinstance(command, Claim):
+                self._hear_of([other for other in commands if isinstance(other, Claim)])
             match command:
                 case RegisterWorker():
                     self._register(command, answer, now)
@@ -206,10 +210,19 @@ class Model:
                     # An attempt of which nothing was ever heard never began.
                     run.status, run.worker, run.attempt = "QUEUED", None, run.attempt - 1
 
+    def _hear_of(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            if worker := self.workers.get(claim.worker_id):
+                worker.newest = max(worker.newest, claim.sequence)
+
     def _claim(self, command: Claim, answer: Any, now: int) -> None:
         worker = self.workers.get(command.worker_id)
         if worker is None:
             assert type(answer).__name__ == "NotFoundError", answer
+            return
+        if command.sequence < worker.newest:
+            # Nobody listens to what an older claim brings.
+            assert answer == []
             return
         worker.seen_at = now
         ids = [run.id for run in answer]
@@ -221,8 +234,7 @@ class Model:
         assert ids == [run.id for run in due[: command.slots]]
         for claimed in answer:
             self._start(self.runs[claimed.id], command.worker_id, claimed)
-        if ids:
-            worker.sequence, worker.answer = command.sequence, ids
+        worker.sequence, worker.answer = command.sequence, ids
 
     def _start(self, run: Run, worker_id: str, claimed: ClaimedRun) -> None:
         run.status, run.worker, run.attempt, run.sequence = "EXECUTING", worker_id, run.attempt + 1, 0
@@ -262,13 +274,23 @@ class Model:
     def _report_run(self, item: RunReport, worker_id: str, now: int) -> list[Refusal] | None:
         """What is refused; None when the run is lost to this worker."""
         run = self.runs[item.id]
-        if run.attempt != item.attempt:
+        if run.attempt != item.attempt or run.worker not in (None, worker_id):
+            # An attempt of which nothing was heard may be handed to another worker under its number.
             return None
+        said = item.changes, item.logs, item.outcome
+        if item.sequence == run.sequence > 0 and said != run.said:
+            told = f"report {item.sequence} of attempt {item.attempt} was sent before with other content"
+            run.logs.append(f"{told}; each report needs its own number")
+            return [
+                (target.run, index, "sequence_reused")
+                for target in item.changes
+                for index in range(len(target.operations))
+            ]
         if 0 < item.sequence <= run.sequence:
             return run.refusals.get((item.attempt, item.sequence), [])
         if run.status not in HELD or run.worker != worker_id:
             return None
-        run.sequence = item.sequence
+        run.sequence, run.said = item.sequence, said
         refused: list[Refusal] = []
         for target in item.changes:
             if target.run == run.id:

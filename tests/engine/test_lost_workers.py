@@ -2,11 +2,12 @@
 
 import pytest
 
-from milepost.engine.commands import Command, RegisterWorker, ReleaseLostRuns, Report, Trigger
+from milepost.engine.commands import Claim, Command, RegisterWorker, ReleaseLostRuns, Report, Trigger
 from milepost.errors import NotFoundError
 from milepost.model.operations import Append, Increment, Set
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome, RunStatus
+from milepost.protocol.work import RunReport
 from support.world import WorkerDouble, World, item, offered, result_of
 
 TWICE = Retry(max_attempts=2, min_delay_seconds=1, max_delay_seconds=1, jitter=False)
@@ -276,3 +277,58 @@ def test_a_report_and_the_loss_of_its_worker_in_one_group(world: World, worker: 
     assert result_of(lost) == 0
     assert not result_of(reported)[0].lost
     assert status(world, run_id) == (RunStatus.COMPLETED, 1)
+
+
+# --- what arrives late -------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_arrives_behind_a_newer_one_is_granted_nothing(
+    world: World, worker: WorkerDouble
+) -> None:
+    early, late = worker.next_claim(wait=60), worker.next_claim(wait=60)
+    world.submit(late)
+    assert world.do(early) == []
+    run_id = world.trigger()
+    assert [run.id for run in world.do(late)] == [run_id]
+
+
+def test_a_claim_that_was_answered_with_nothing_stays_answered(world: World, worker: WorkerDouble) -> None:
+    """The network may deliver it again, and then nobody hears what it brings."""
+    claim = worker.next_claim()
+    assert world.do(claim) == []
+    run_id = world.trigger()
+    assert world.do(claim) == []
+    assert [run.id for run in worker.claim()] == [run_id]
+
+
+def test_a_claim_that_arrives_twice_is_answered_twice(world: World, worker: WorkerDouble) -> None:
+    claim = worker.next_claim(wait=60)
+    [first] = world.submit(claim)
+    [second] = world.submit(claim)
+    run_id = world.trigger()
+    assert [[run.id for run in ticket.result] for ticket in (first, second)] == [[run_id], [run_id]]
+
+
+def test_a_registration_that_arrives_behind_a_newer_one_takes_nothing_back(world: World) -> None:
+    tasks = [offered("work")]
+    early = RegisterWorker("worker_1", "w", tasks, [], sequence=1)
+    world.do(early)
+    run_id = world.trigger()
+    [run] = world.do(Claim("worker_1", 1, 1, 0))
+    world.do(RegisterWorker("worker_1", "w", tasks, [run_id], [run.attempt], sequence=2, claims=1))
+    world.do(early)
+    [reply] = world.do(Report("worker_1", [RunReport(id=run.id, attempt=run.attempt, sequence=1)]))
+    assert not reply.lost
+
+
+def test_the_next_attempt_of_a_run_that_a_worker_believes_to_hold_is_queued_again(
+    world: World, worker: WorkerDouble
+) -> None:
+    """The answers to the end of the first attempt and to the claim that brought the second one were lost with the server."""
+    run_id = world.trigger(max_attempts=3)
+    run = worker.claim_one()
+    worker.fail(run, retry_after_ms=0)
+    assert worker.claim_one().attempt == 2
+    world.restart()
+    world.do(RegisterWorker(worker.id, "w", worker.tasks, [run_id], [1], sequence=2, claims=2))
+    assert worker.claim_one().attempt == 2

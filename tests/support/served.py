@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,10 @@ class Events:
                 return data
 
 
+# Over all workers of a process: several may take the same name, one after the other.
+_CLAIMS = count(1)
+
+
 class HttpWorker:
     """A worker that speaks HTTP."""
 
@@ -220,7 +225,6 @@ class HttpWorker:
         self.served = served
         self.id = worker_id
         self.tasks = list(tasks) or [offer("work")]
-        self._claims = 0
         self._sequences: dict[tuple[str, int], int] = {}
         self.register()
 
@@ -229,10 +233,13 @@ class HttpWorker:
         body = {"id": self.id, "name": self.id, "tasks": self.tasks, "holding": list(holding)}
         return self.served.post("/api/v1/workers", body)
 
+    def next_claim(self) -> int:
+        """The number of the next claim."""
+        return next(_CLAIMS)
+
     def claim(self, slots: int = 1, *, wait: float = 0) -> list[dict[str, Any]]:
         """Claim runs."""
-        self._claims += 1
-        body = {"sequence": self._claims, "slots": slots, "waitSeconds": wait}
+        body = {"sequence": self.next_claim(), "slots": slots, "waitSeconds": wait}
         return self.served.post(f"/api/v1/workers/{self.id}/claim", body)["runs"]
 
     def take(self, run_id: str) -> dict[str, Any]:

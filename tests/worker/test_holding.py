@@ -291,7 +291,7 @@ def test_a_lost_run_is_interrupted_keeps_its_slot_and_says_nothing_more() -> Non
     assert "given up attempt 1" in notice
     assert "1 metadata operations" in notice
     assert desk.holding.room == 0
-    assert desk.holding.run_ids() == []
+    assert desk.holding.attempts() == {}
     desk.set(held, "a", 2)
     desk.now += INTERVAL
     assert desk.report() == []
@@ -327,6 +327,25 @@ def test_a_claim_that_is_answered_twice_starts_its_runs_once() -> None:
     desk = Desk(4)
     assert len(desk.admit("run_1")) == 1
     assert desk.admit("run_1") == []
+
+
+def test_a_run_that_was_lost_and_comes_back_under_its_number_is_run_again() -> None:
+    desk = Desk(4)
+    [held] = desk.admit("run_1")
+    desk.set(held, "a", 1)
+    report = desk.report()
+    # The claim's answer overtakes the one that tells of the loss.
+    assert desk.admit("run_1") == []
+    desk.answer(report, lost=True)
+    assert [again.scope.run.id for again in desk.host.started] == ["run_1", "run_1"]
+    assert desk.host.interrupted == [held]
+    # And after it: the lost code still goes on.
+    [third] = desk.admit("run_2")
+    desk.now += 1
+    desk.set(third, "a", 1)
+    desk.answer(desk.report(), lost=True)
+    desk.finish(held)
+    assert [again.scope.run.id for again in desk.admit("run_2")] == ["run_2"]
 
 
 def test_a_run_that_ends_with_open_waits_gives_back_one_slot() -> None:

@@ -86,18 +86,22 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
 
 
 class RegisterWorker(msgspec.Struct, frozen=True):
-    """A worker presents itself. Result: None."""
+    """A worker presents itself; see `RegisterRequest`. Result: None."""
 
     worker_id: str
     name: str
     tasks: Sequence[WorkerTask]
     holding: Sequence[str]
+    attempts: Sequence[int] = ()
+    sequence: int = 0
+    claims: int = 0
 
 
 class Claim(msgspec.Struct, frozen=True):
     """Lease up to `slots` due runs to a worker. Result: `list[ClaimedRun]`, once there is one or `wait_seconds` are over.
 
-    Atomic: no run goes to two workers. A repeated sequence number gets the same runs again.
+    Atomic: no run goes to two workers. A repeated sequence number gets the same runs again, one behind a newer claim gets none: its
+    worker does not listen to the answer.
     """
 
     worker_id: str

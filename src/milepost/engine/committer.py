@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from milepost.engine.announcements import Announcement
@@ -79,14 +79,17 @@ class Committer:
     def _run(self) -> None:
         while True:
             group, stopping = self._gather()
-            answers, announcement = self._engine.execute(group)
-            if announcement is not None and (announcement.runs or announcement.batches):
-                self._announce(announcement)
-            if not self._engine.state.accepts_parking:
-                answers += self._engine.release_parked()
-            _deliver(answers)
+            self._carry_out(group)
             if stopping:
                 return
+
+    def _carry_out(self, group: Sequence[Request]) -> None:
+        answers, announcement = self._engine.execute(group)
+        if announcement is not None and (announcement.runs or announcement.batches):
+            self._announce(announcement)
+        if not self._engine.state.accepts_parking:
+            answers += self._engine.release_parked()
+        _deliver(answers)
 
     def _gather(self) -> tuple[list[Request], bool]:
         with self._wake:
@@ -101,8 +104,11 @@ class Committer:
                 if seconds <= 0:
                     break
                 self._wake.wait(seconds)
-            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_MAX))]
+            group = self._take_group(GROUP_MAX)
             return group, self._stopping and not self._waiting
+
+    def _take_group(self, size_max: int) -> list[Request]:
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), size_max))]
 
 
 class _Answer:

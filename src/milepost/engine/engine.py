@@ -133,9 +133,10 @@ class Engine:
         over = [parked for parked in self.state.parked.values() if parked.deadline <= self._steady()]
         for parked in over:
             del self.state.parked[parked.claim.worker_id]
+            self.state.answered(parked.claim, [])
         if self.state.next_due_at is not None:
             self.state.next_due_at = max(self.state.next_due_at, now + AWAY_MICROSECONDS)
-        return [(parked.answer, []) for parked in over]
+        return [(answer, []) for parked in over for answer in parked.answers]
 
     def wake_at(self) -> int | None:
         """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or a run is due."""
@@ -152,7 +153,7 @@ class Engine:
     def release_parked(self) -> list[tuple[Answer, Any]]:
         """Answer every parked claim with no runs: the server stops."""
         parked, self.state.parked = self.state.parked, {}
-        return [(claim.answer, []) for claim in parked.values()]
+        return [(answer, []) for claim in parked.values() for answer in claim.answers]
 
     def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement]:
         claims = [request for request in requests if isinstance(request.command, Claim)]
@@ -196,10 +197,13 @@ class Engine:
             self.state.workers.pop(worker_id, None)
         self.state.parked = served.parked
         self.state.next_due_at = served.next_due_at
+        for worker_id, sequence in served.newest.items():
+            if worker_id in self.state.workers:
+                self.state.workers[worker_id].newest_claim = sequence
+        for claim in served.in_vain:
+            self.state.answered(claim, [])
         for claim, runs in served.granted:
-            worker = self.state.workers.get(claim.worker_id)
-            if worker is not None:
-                worker.answered_sequence, worker.answer = claim.sequence, runs
+            self.state.answered(claim, runs)
 
     def _load(self, requests: Sequence[Request], transaction: Transaction) -> None:
         ids: set[str] = set()
@@ -265,6 +269,9 @@ class Engine:
         now = transaction.now
         next_due_at = self.state.next_due_at
         served = _Served(dict(self.state.parked), None if next_due_at is None else next_due_at + jump)
+        for request in claims:
+            assert isinstance(request.command, Claim)
+            served.hear_of(request.command, self.state)
         for parked in list(served.parked.values()):
             if not transaction.may_claim(parked.claim.worker_id, parked.claim.sequence):
                 served.answer(parked, [])
@@ -278,27 +285,36 @@ class Engine:
             command = request.command
             assert isinstance(command, Claim)
             deadline = transaction.steady_now + int(command.wait_seconds * 1_000_000)
-            self._serve(ParkedClaim(command, deadline, request.answer), transaction, served)
+            self._serve(ParkedClaim(command, deadline, [request.answer]), transaction, served)
         for parked in list(served.parked.values()):
             if parked.deadline <= transaction.steady_now:
                 served.answer(parked, [])
         return served
 
     def _serve(self, claim: ParkedClaim, transaction: Transaction, served: "_Served") -> None:
-        older = served.parked.get(claim.claim.worker_id)
-        if older is not None and older is not claim:
-            # A worker has one claim at a time; the newer one knows better how many slots are free.
-            served.answer(older, [])
-        if (claim.claim.worker_id, claim.claim.sequence) in transaction.withdrawn_claims:
+        key = claim.claim.worker_id, claim.claim.sequence
+        if key in transaction.withdrawn_claims or served.is_behind(claim.claim):
             served.answer(claim, [])
             return
+        older = served.parked.get(claim.claim.worker_id)
+        if older is not None and older is not claim:
+            if older.claim.sequence == claim.claim.sequence:
+                # The same once more. Nobody knows which of the two the worker listens to.
+                del served.parked[claim.claim.worker_id]
+                claim = ParkedClaim(claim.claim, claim.deadline, [*older.answers, *claim.answers])
+            else:
+                # A worker has one claim at a time; the newer one knows better how many slots are free.
+                served.answer(older, [])
         try:
             runs = served.granted_to(claim.claim) or working.claim_runs(claim.claim, transaction, self.state)
         except MilepostError as refusal:
             served.answer(claim, refusal)
             return
-        if not runs:
+        if not runs and not self.state.has_answered(claim.claim):
             served.parked[claim.claim.worker_id] = claim
+            return
+        if not runs:
+            served.answer(claim, [])
             return
         # The next claim of this group must not find the same runs queued.
         transaction.save()
@@ -313,7 +329,21 @@ class _Served:
         self.parked = parked
         self.next_due_at = next_due_at
         self.granted: list[tuple[Claim, list[ClaimedRun]]] = []
+        self.in_vain: list[Claim] = []
+        # The newest claim of each worker that this group has heard of.
+        self.newest: dict[str, int] = {}
         self.answers: list[tuple[Answer, Any]] = []
+
+    def hear_of(self, claim: Claim, state: EngineState) -> None:
+        """This claim is one of the group's."""
+        worker = state.workers.get(claim.worker_id)
+        if worker is not None:
+            known = self.newest.get(worker.id, worker.newest_claim)
+            self.newest[worker.id] = max(known, claim.sequence)
+
+    def is_behind(self, claim: Claim) -> bool:
+        """True when the worker has sent a newer claim: it would not hear what this one brings."""
+        return claim.sequence < self.newest.get(claim.worker_id, -1)
 
     def granted_to(self, claim: Claim) -> list[ClaimedRun]:
         """What this group has given to the same claim, which came twice."""
@@ -326,7 +356,9 @@ class _Served:
         """The claim is no longer parked, and gets this."""
         if self.parked.get(claim.claim.worker_id) is claim:
             del self.parked[claim.claim.worker_id]
-        self.answers.append((claim.answer, result))
+        if result == []:
+            self.in_vain.append(claim.claim)
+        self.answers.extend((answer, result) for answer in claim.answers)
 
 
 def _failure(error: Exception, command: Command) -> Exception:

@@ -38,22 +38,28 @@ class KnownTask(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct):
-    """A worker that has registered with this server. `seen_at` is on the steady clock."""
+    """A worker that has registered with this server. `seen_at` is on the steady clock; `registration` and `newest_claim` are the
+    highest numbers that it has used."""
 
     id: str
     name: str
     tasks: tuple[str, ...]
     seen_at: int
+    registration: int = 0
+    newest_claim: int = -1
     answered_sequence: int = -1
     answer: list[ClaimedRun] = []
 
 
 class ParkedClaim(msgspec.Struct):
-    """A claim that waits for a run to become due, until `deadline` on the steady clock. `answer` is called at most once."""
+    """A claim that waits for a run to become due, until `deadline` on the steady clock.
+
+    Each of `answers` is called at most once: there is one for each time that the claim has arrived.
+    """
 
     claim: Claim
     deadline: int
-    answer: Callable[[Any], None]
+    answers: list[Callable[[Any], None]]
 
 
 class EngineState:
@@ -89,6 +95,19 @@ class EngineState:
             for known in self.tasks.values()
             if known.queue_concurrency is not None
         }
+
+    def answered(self, claim: Claim, runs: list[ClaimedRun]) -> None:
+        """The claim was answered with these runs; a repeat of it is answered alike."""
+        worker = self.workers.get(claim.worker_id)
+        if worker is None or claim.sequence < worker.answered_sequence:
+            return
+        if runs or claim.sequence > worker.answered_sequence:
+            worker.answered_sequence, worker.answer = claim.sequence, runs
+
+    def has_answered(self, claim: Claim) -> bool:
+        """True when this claim, arriving again, is to be answered as before, be it with nothing."""
+        worker = self.workers.get(claim.worker_id)
+        return worker is not None and worker.answered_sequence == claim.sequence
 
     def retry_of(self, task: str) -> Retry:
         """The retry rule of a task; a task that nobody has offered is not retried."""

@@ -29,7 +29,13 @@ _REFUSED = msgspec.json.Decoder(list[Refused])
 
 
 def register(command: RegisterWorker, transaction: Transaction, state: EngineState) -> None:
-    """Learn a worker and its tasks. Runs that it should hold and does not know of are queued again: their claim got lost."""
+    """Learn a worker and its tasks. Runs that it should hold and does not know of are queued again: their claim got lost.
+
+    What the worker said before it said something newer, and what arrives late, changes nothing.
+    """
+    known = state.workers.get(command.worker_id)
+    if known is not None and 0 < command.sequence <= known.registration:
+        return
     for task in command.tasks:
         state.learn_task(task)
     records.save_tasks(
@@ -51,12 +57,18 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
         command.name,
         tuple(dict.fromkeys(task.id for task in command.tasks)),
         transaction.steady_now,
+        registration=command.sequence,
+        newest_claim=command.claims if command.sequence else -1,
     )
-    unknown = set(run_store.held_ids(transaction.connection, command.worker_id)) - set(command.holding)
-    transaction.load_runs(unknown)
-    for run_id in sorted(unknown):
+    holding = set(command.holding)
+    attempts = dict(zip(command.holding, command.attempts, strict=False))
+    held = run_store.held_ids(transaction.connection, command.worker_id)
+    transaction.load_runs(held)
+    for run_id in sorted(held):
         row = transaction.run(run_id)
         if row is None or row.worker_id != command.worker_id:
+            continue
+        if run_id in holding and attempts.get(run_id, row.attempt) == row.attempt:
             continue
         if row.report_sequence:
             release([run_id], transaction, state)
@@ -148,7 +160,7 @@ def related_run_ids(reports: Iterable[RunReport]) -> set[str]:
 
 def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state: EngineState) -> RunReply:
     row = transaction.run(item.id)
-    if row is None or row.attempt != item.attempt:
+    if row is None or row.attempt != item.attempt or row.worker_id not in (None, worker_id):
         return RunReply(id=item.id, lost=True)
     checksum = _checksum(item) if item.sequence else None
     if 0 < item.sequence <= row.report_sequence:

@@ -29,13 +29,18 @@ class RegisterRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_onl
     """A worker presents itself, at its start and whenever the server does not know it (any more).
 
     `id` is chosen by the worker, so that registering may be repeated. `holding` are the runs that it has; what the server
-    thinks it holds beyond them was claimed by an answer that got lost, and is queued again.
+    thinks it holds beyond them was claimed by an answer that got lost, and is queued again. `attempts` says which attempt of
+    each it has: an earlier one may have ended and the next one been claimed, both by answers that got lost. `sequence` counts what
+    the worker says here, from 1, and `claims` is the number of its last claim: what arrives behind something newer says nothing.
     """
 
     id: str
     name: str
     tasks: list[WorkerTask]
     holding: list[str] = []
+    attempts: list[int] = []
+    sequence: int = 0
+    claims: int = 0
 
 
 class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):

@@ -279,7 +279,11 @@ class Handlers:
     async def register_worker(self, request: Request) -> Any:
         """A worker presents itself."""
         body: RegisterRequest = await _body(request, RegisterRequest)
-        await self._submit(commands.RegisterWorker(body.id, body.name, body.tasks, body.holding))
+        await self._submit(
+            commands.RegisterWorker(
+                body.id, body.name, body.tasks, body.holding, body.attempts, body.sequence, body.claims
+            )
+        )
         return RegisterResponse(
             lease_seconds=self._settings.lease_seconds,
             heartbeat_seconds=self._settings.lease_seconds / 3,

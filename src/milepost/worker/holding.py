@@ -70,6 +70,9 @@ class Holding:
         # By scope for the calls of user code, by run for what the server says.
         self._by_scope: dict[RunScope, HeldRun] = {}
         self._by_run: dict[str, HeldRun] = {}
+        # Claimed again under the number of the attempt that is held: the answer came twice, or the run was taken away and given back,
+        # and the report that will tell of the loss is still under way.
+        self._given_again: dict[str, tuple[ClaimedRun, int, float]] = {}
         self._clock = clock
         self._pace = Pace()
         self._slots: Slots[HeldRun, tuple[HeldRun, Future[None]]] = Slots(concurrency)
@@ -95,9 +98,9 @@ class Holding:
     def __len__(self) -> int:
         return len(self._by_scope)
 
-    def run_ids(self) -> list[str]:
-        """The runs that this executor believes to hold."""
-        return [run_id for run_id, held in self._by_run.items() if not held.is_over]
+    def attempts(self) -> dict[str, int]:
+        """The runs that this executor believes to hold, each with its attempt."""
+        return {run_id: held.scope.run.attempt for run_id, held in self._by_run.items() if not held.is_over}
 
     def has_only_waiting(self) -> bool:
         """True when every run that is left waits for something outside, and has been reported up to there."""
@@ -177,10 +180,15 @@ class Holding:
     # --- what the server says ------------------------------------------------------------------------------
 
     def admit(self, runs: Iterable[ClaimedRun], *, metadata_size_max: int, now: float) -> None:
-        """Take claimed runs; those that are held already (an answer that came twice) stay as they are."""
+        """Take claimed runs; those that are held already (an answer that came twice) stay as they are.
+
+        An attempt that was lost and whose code still goes on is held no more: the run may come back even under the same number.
+        """
         for run in runs:
             earlier = self._by_run.get(run.id)
-            if earlier is not None:
+            if earlier is not None and not earlier.is_over:
+                if earlier.scope.run.attempt == run.attempt:
+                    self._given_again[run.id] = run, metadata_size_max, now
                 if earlier.scope.run.attempt >= run.attempt:
                     continue
                 # The server has given up the earlier attempt, or it would not hand out the next one.
@@ -198,6 +206,9 @@ class Holding:
         if reply.lost:
             self.lose(held)
             return
+        if entry.batch is not None:
+            # This attempt is the one that the server means.
+            self._given_again.pop(held.scope.run.id, None)
         self.outbox.answered(entry, reply)
         if held.is_over:
             self._drop(held)
@@ -235,10 +246,14 @@ class Holding:
         )
         self.outbox.forget(held)
         self._abandon_waits(held)
+        given_again = self._given_again.pop(held.scope.run.id, None)
         if held.outcome is not None:
             self._drop(held)
         else:
             self._host.interrupt(held)
+        if given_again is not None:
+            run, metadata_size_max, now = given_again
+            self.admit([run], metadata_size_max=metadata_size_max, now=now)
 
     def start_no_more(self) -> None:
         """Runs that have not started stay in line from now on."""
@@ -297,6 +312,7 @@ class Holding:
         self._by_scope.pop(held.scope, None)
         if self._by_run.get(held.scope.run.id) is held:
             del self._by_run[held.scope.run.id]
+            self._given_again.pop(held.scope.run.id, None)
 
 
 def _add_line(held: HeldRun, level: str, message: str, logger: str) -> None:

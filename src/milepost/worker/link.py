@@ -84,14 +84,24 @@ class WorkerLink:
     """One worker's link to the server. Implements `milepost.sdk.scope.Link`.
 
     `start` once, then `order` to end; `host.left` is called when it has ended.
+
+    Args:
+        loop_factory: makes the event loop of the link's thread.
+        open_channel: makes the connection to the server, of its address and the secret key.
     """
 
     def __init__(
-        self, options: LinkOptions, host: Host, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+        self,
+        options: LinkOptions,
+        host: Host,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop],
+        *,
+        open_channel: Callable[[str, str], Channel] = Channel,
     ) -> None:
         self._options = options
         self._host = host
         self._loop_factory = loop_factory
+        self._open_channel = open_channel
         self._thread = threading.Thread(target=self._live, name="milepost-link", daemon=True)
         self._is_up = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -107,9 +117,11 @@ class WorkerLink:
             concurrency=options.concurrency,
             flush_interval_seconds=options.flush_interval_seconds,
             call_later=self._call,
+            clock=lambda: self._loop.time(),
         )
         self._registration: RegisterResponse
         self._registrations = 0
+        self._registration_sequence = 0
         self._claim_sequence = 0
         self._claim_in_flight: ClaimRequest | None = None
         self._heard_at = float("inf")
@@ -181,7 +193,6 @@ class WorkerLink:
         error: BaseException | None = None
         try:
             with asyncio.Runner(loop_factory=self._loop_factory) as runner:
-                self._loop = runner.get_loop()
                 runner.run(self._run())
         except Refused as raised:
             error = raised
@@ -189,12 +200,17 @@ class WorkerLink:
             error = raised
             traceback.print_exc()
         self._is_up.set()
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Nobody hears of this worker any more."""
         self._is_closed = True
         abandoned = len(self._holding)
         self._holding.abandon()
         self._host.left(error, abandoned=abandoned)
 
     async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._slots_due = asyncio.Event()
         self._checks_due = asyncio.Event()
@@ -204,7 +220,7 @@ class WorkerLink:
         self._end_ordered = asyncio.Event()
         self._registering = asyncio.Lock()
         self._is_up.set()
-        async with Channel(self._options.api_url, self._options.secret_key) as self._channel:
+        async with self._open_channel(self._options.api_url, self._options.secret_key) as self._channel:
             if not await self._unless_ended(self._register()):
                 return
             self._host.registered()
@@ -294,11 +310,16 @@ class WorkerLink:
         backoff = Backoff(seconds_max=2.0)
         told = False
         while True:
+            self._registration_sequence += 1
+            held = self._holding.attempts()
             request = RegisterRequest(
                 id=options.worker_id,
                 name=options.name,
                 tasks=list(options.tasks),
-                holding=self._holding.run_ids(),
+                holding=list(held),
+                attempts=list(held.values()),
+                sequence=self._registration_sequence,
+                claims=self._claim_sequence,
             )
             try:
                 self._registration = await self._channel.call(
