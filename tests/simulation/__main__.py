@@ -1,0 +1,56 @@
+"""Replay a seed, or look for one that fails."""
+
+import argparse
+import sys
+import time
+import traceback
+
+from simulation.running import empty_store, simulate
+from simulation.simulation import Failed, Simulation
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="replay this one")
+    parser.add_argument("--trace", action="store_true", help="print what happens")
+    parser.add_argument(
+        "--seeds", default="0:1000", metavar="FROM:TO", help="run these, as long as none fails"
+    )
+    parser.add_argument("--go-on", action="store_true", help="do not stop at a seed that fails")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return _replay(options.seed, options.trace)
+    first, last = map(int, options.seeds.split(":"))
+    began_at, failed = time.monotonic(), 0
+    with empty_store() as store:
+        for seed in range(first, last):
+            try:
+                simulate(seed, store)
+            except Failed as error:
+                print(error, flush=True)
+                failed += 1
+                if not options.go_on:
+                    return 1
+    seconds = time.monotonic() - began_at
+    print(f"{last - first} seeds in {seconds:.1f} s, {failed} failed")
+    return 1 if failed else 0
+
+
+def _replay(seed: int, traces: bool) -> int:
+    with empty_store() as store:
+        simulation = Simulation(seed, store, traces=traces)
+        try:
+            simulation.run()
+        except Failed as error:
+            print("\n".join(simulation.lines()))
+            traceback.print_exception(error.__cause__)
+            print(error)
+            return 1
+        print("\n".join(simulation.lines()))
+        if traces:
+            print(f"course of things: {simulation.fingerprint}")
+        print(f"seed {seed} is fine: {simulation.loop.time() - 1000:.0f} s of the simulation")
+        return 0
+
+
+sys.exit(main())

@@ -1,0 +1,260 @@
+"""The judge: reads what was committed and compares it with what the writers did and the readers saw."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import select
+
+from milepost.engine.reading import Reader
+from milepost.model.document import Document
+from milepost.model.operations import Append, Operation, decode_operations, encode_operations
+from milepost.protocol.metadata import Refused
+from milepost.store import schema
+from milepost.store.database import Store
+from simulation.records import Attempt, Group, Records, Sent, outcome_of
+
+_exactly = msgspec.json.Encoder(order="sorted").encode
+_numbers = msgspec.json.Decoder(list[int])
+_refused = msgspec.json.Decoder(list[Refused])
+LIMITLESS = 10**9
+
+
+@dataclass
+class Row:
+    """One committed step."""
+
+    run_id: str
+    version: int
+    operations: list[Operation]
+    writer: tuple[str, int, int] | None
+    refused: list[int]
+
+
+class Oracle:
+    """Judges one simulation, once nothing moves any more. Raises AssertionError.
+
+    Args:
+        size_max: the limit of a document in bytes.
+        is_exact: calls and batches come to the same, so the model is given the calls. Otherwise a refusal may depend on how calls were
+            collapsed and divided, and the model is given what was sent.
+    """
+
+    def __init__(self, store: Store, records: Records, *, size_max: int, is_exact: bool) -> None:
+        self._records = records
+        self._is_exact = is_exact
+        self._size_max = size_max
+        self._reader = Reader(store, metadata_size_max=size_max)
+        self._attempts: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
+        for attempt in records.attempts:
+            self._attempts[attempt.run_id, attempt.number].append(attempt)
+        self._groups = {group.token: group for groups in records.groups for group in groups}
+        self._load(store)
+
+    def _load(self, store: Store) -> None:
+        with store.read() as connection:
+            self._runs = {row.id: row for row in connection.execute(select(schema.runs))}
+            changes = connection.execute(
+                select(schema.changes).order_by(schema.changes.c.run_id, schema.changes.c.version)
+            ).all()
+            refusals = connection.execute(select(schema.refusals)).all()
+        self._rows: dict[str, list[Row]] = defaultdict(list)
+        for change in changes:
+            writer = (change.writer_id, change.writer_attempt, change.writer_sequence)
+            self._rows[change.run_id].append(
+                Row(
+                    change.run_id,
+                    change.version,
+                    decode_operations(change.operations),
+                    None if change.writer_id is None else writer,
+                    _numbers.decode(change.refused) if change.refused else [],
+                )
+            )
+        self._refusals = {
+            (row.writer_id, row.writer_attempt, row.writer_sequence): _refused.decode(row.refused)
+            for row in refusals
+        }
+
+    def judge(self) -> None:
+        """Everything."""
+        self._judge_runs()
+        # For each run, each of its states; for each batch, whose it was.
+        self._states: dict[str, list[bytes]] = {}
+        self._committed: dict[tuple[str, int, int], Attempt] = {}
+        self._written: set[tuple[str, tuple[str, int, int]]] = set()
+        self._groups_seen: dict[str, int] = {}
+        for run_id in self._runs:
+            self._judge_log(run_id)
+        self._judge_refusals()
+        for attempt in self._records.attempts:
+            self._judge_attempt(attempt)
+        for groups in self._records.groups:
+            self._judge_groups(groups)
+        self._judge_readers()
+
+    # --- runs --------------------------------------------------------------------------------------------------
+
+    def _judge_runs(self) -> None:
+        names = sorted(msgspec.json.decode(row.payload) for row in self._runs.values())
+        assert len(names) == len(set(names)), f"a run was triggered twice: {names}"
+        assert set(names) <= self._records.wanted, f"nobody wanted some of {names}"
+        missing = self._records.runs.values() - self._runs.keys()
+        assert not missing, f"{missing} were triggered and are missing"
+        for row in self._runs.values():
+            assert row.finished_at is not None, f"{row.id} has not ended"
+            assert row.worker_id is None
+
+    # --- the log -----------------------------------------------------------------------------------------------
+
+    def _judge_log(self, run_id: str) -> None:
+        """The log has no gap and nothing twice, leads to the document that is served, and is what the sequential model says."""
+        start = self._runs[run_id].trigger_metadata or b"{}"
+        folded = Document.load(start, limit=LIMITLESS)
+        model = Document.load(start, limit=LIMITLESS if self._is_exact else self._size_max)
+        states = self._states[run_id] = [_exactly(folded.value)]
+        last: dict[tuple[str, int], int] = {}
+        for place, row in enumerate(self._rows[run_id], 1):
+            assert row.version == place, f"{run_id} has version {row.version} in place of {place}"
+            folded.apply_all(row.operations)
+            if row.writer is not None:
+                writer = row.writer[:2]
+                assert row.writer[2] > last.get(writer, 0), f"{row.writer} is in {run_id} twice, or late"
+                last[writer] = row.writer[2]
+                self._written.add((run_id, row.writer))
+                sent = self._sent(row)
+                calls = sent.operations if sent.calls is None or not self._is_exact else sent.calls
+                self._model(model, calls[run_id], row)
+            else:
+                self._model_group(model, row)
+            states.append(_exactly(folded.value))
+            assert _exactly(model.value) == states[-1], (
+                f"{run_id} at version {row.version}, written by {row.writer}:\n  is        {states[-1]!r}\n"
+                f"  should be {_exactly(model.value)!r}"
+            )
+        value, version = self._reader.metadata(run_id)
+        assert version == len(states) - 1, f"{run_id} is served at version {version} of {len(states) - 1}"
+        assert _exactly(msgspec.json.decode(value)) == states[-1], f"{run_id} is served as {value!r}"
+
+    def _sent(self, row: Row) -> Sent:
+        """The batch that this step is; there must be one that says the same."""
+        assert row.writer is not None
+        run_id, number, sequence = row.writer
+        logged = encode_operations(row.operations)
+        for attempt in self._attempts[run_id, number]:
+            sent = attempt.sent.get(sequence)
+            operations = sent.operations.get(row.run_id) if sent else None
+            if sent is None or operations is None:
+                continue
+            applied = [item for index, item in enumerate(operations) if index not in row.refused]
+            if encode_operations(applied) == logged:
+                other = self._committed.setdefault(row.writer, attempt)
+                assert other is attempt, f"{row.writer} is of {other} and of {attempt}"
+                return sent
+        raise AssertionError(f"nobody sent what {row.writer} is said to have written: {row.operations}")
+
+    def _model(self, model: Document, operations: list[Operation], row: Row) -> None:
+        for operation in operations:
+            outcome_of(operation, model)
+        model.version = row.version
+
+    def _model_group(self, model: Document, row: Row) -> None:
+        tokens = [
+            operation.value
+            for operation in row.operations
+            if isinstance(operation, Append) and operation.key == "out"
+        ]
+        groups: list[Group] = []
+        for token in tokens:
+            group = self._groups[str(token)]
+            assert group.token not in self._groups_seen, f"{token} was committed twice"
+            self._groups_seen[group.token] = row.version
+            groups.append(group)
+        if not self._is_exact:
+            self._model(model, row.operations, row)
+            return
+        assert groups, f"nobody wrote version {row.version} of {row.run_id}: {row.operations}"
+        for group in groups:
+            refused = [outcome_of(operation, model) for operation in group.operations]
+            if any(refused) and group.fate == "acknowledged":
+                assert group.has_refused, f"{group.token} was not told of {refused}"
+
+    # --- writers -----------------------------------------------------------------------------------------------
+
+    def _judge_refusals(self) -> None:
+        """What was refused of a batch was told to who sent it, unless it was too late to tell."""
+        for key, stored in self._refusals.items():
+            attempt = self._committed.get(key)
+            told = None if attempt is None else attempt.refused.get(key[2])
+            if told is not None:
+                assert [(item.run, item.index, item.code) for item in told] == [
+                    (item.run, item.index, item.code) for item in stored
+                ], f"{key} was told {told} instead of {stored}"
+
+    def _is_committed(self, attempt: Attempt, target: str, sequence: int) -> bool:
+        """The batch is in the log of that run, or every operation of it for that run was refused."""
+        key = (attempt.run_id, attempt.number, sequence)
+        if (target, key) in self._written:
+            return self._committed[key] is attempt
+        refused = {item.index for item in self._refusals.get(key, ()) if item.run == target}
+        return refused == set(range(len(attempt.sent[sequence].operations[target])))
+
+    def _judge_attempt(self, attempt: Attempt) -> None:
+        run = self._runs[attempt.run_id]
+        # The outcome is the last word of its attempt, and all others came before it (M38).
+        has_ended = attempt.label and attempt.label in (run.output or run.error or "")
+        counts = len(attempt.calls) if has_ended else attempt.acknowledged
+        missing_from: int | None = None
+        for index, (target, operation) in enumerate(attempt.calls):
+            sequences = attempt.batches[index] if index < len(attempt.batches) else None
+            if sequences is None:
+                committed = False
+            else:
+                carried = [number for number in sequences if target in attempt.sent[number].operations]
+                committed = all(self._is_committed(attempt, target, number) for number in carried)
+            if index < counts:
+                assert committed, (
+                    f"{attempt}: call {index} of {counts} acknowledged ones is missing from {target}: {operation} "
+                    f"(batch {sequences}, run {run.status})"
+                )
+            # What was not acknowledged may be missing, but then so is all that came later.
+            if not committed and missing_from is None:
+                missing_from = index
+            elif committed and missing_from is not None and sequences is not None and len(sequences):
+                earlier = attempt.batches[missing_from]
+                assert earlier.start >= sequences.start, f"{attempt}: call {missing_from} was left out"
+
+    def _judge_groups(self, groups: list[Group]) -> None:
+        last = 0
+        for group in groups:
+            version = self._groups_seen.get(group.token)
+            if version is not None:
+                assert version >= last, f"{group.token} is out of order"
+                last = version
+            if group.fate == "acknowledged" and not group.has_refused:
+                assert version is not None, f"{group.token} was acknowledged and is missing"
+            assert group.fate, f"{group.token} never got an answer"
+
+    # --- readers -----------------------------------------------------------------------------------------------
+
+    def _judge_readers(self) -> None:
+        """Every state that anybody saw was committed, and nobody saw a finished run without the last word of its attempt."""
+        for seen in self._records.seen:
+            states = self._states[seen.run_id]
+            assert seen.version < len(states), (
+                f"{seen.reader} saw a version of {seen.run_id} that does not exist"
+            )
+            assert _exactly(seen.value) == states[seen.version], (
+                f"{seen.reader} saw {seen.run_id} at version {seen.version} as {seen.value}\n  it was {states[seen.version]!r}"
+            )
+            if seen.is_final:
+                for row in self._rows[seen.run_id][seen.version :]:
+                    assert row.writer is None or row.writer[0] != seen.run_id, (
+                        f"{seen.reader} saw {seen.run_id} finished at version {seen.version}, and its attempt wrote {row.version}"
+                    )
+
+
+def describe(value: Any) -> str:
+    """A part of a trace, short."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text if len(text) <= 600 else f"{text[:600]}... ({len(text)})"

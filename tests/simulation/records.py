@@ -1,0 +1,144 @@
+"""What the writers did, as it is noted where their calls enter the system; the oracle compares it with what was committed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from milepost.errors import MetadataError
+from milepost.model.operations import Operation
+from milepost.protocol.metadata import MetadataDelta, Refused
+from milepost.sdk.buffer import Batch, Buffer
+
+
+@dataclass
+class Sent:
+    """One batch of an attempt: what it carried, and which calls these were. `calls` is None where one round became several batches."""
+
+    operations: dict[str, list[Operation]]
+    calls: dict[str, list[Operation]] | None
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One attempt as one process ran it.
+
+    Attributes:
+        calls: every call that was taken, with the run it is for, in order.
+        batches: for each call the batches that it may be in; empty while it is in none, and when it cancelled out.
+        acknowledged: so many calls were acknowledged by a flush that returned.
+        label: what its outcome says.
+        refused: what the replies said was refused, by batch.
+    """
+
+    run_id: str
+    number: int
+    process: str
+    calls: list[tuple[str, Operation]] = field(default_factory=list)
+    batches: list[range] = field(default_factory=list)
+    sent: dict[int, Sent] = field(default_factory=dict)
+    acknowledged: int = 0
+    label: str = ""
+    refused: dict[int, list[Refused]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of {self.run_id} in {self.process}"
+
+
+class RecordingBuffer(Buffer):
+    """The real one, with a witness at its doors."""
+
+    attempt: Attempt
+
+    def add(self, run_id: str, operation: Operation) -> bool:
+        was_clean = super().add(run_id, operation)
+        self.attempt.calls.append((run_id, operation))
+        return was_clean
+
+    def add_all(self, run_id: str, operations: Any) -> bool:
+        was_clean = super().add_all(run_id, operations)
+        self.attempt.calls += [(run_id, operation) for operation in operations]
+        return was_clean
+
+    def next_batch(self, *, anyway: bool = False) -> Batch | None:
+        attempt = self.attempt
+        rounds = self._rounds_taken
+        batch = super().next_batch(anyway=anyway)
+        taken = attempt.calls[len(attempt.batches) :] if self._rounds_taken > rounds else []
+        if batch is not None and batch.sequence not in attempt.sent:
+            operations = {change.run: list(change.operations) for change in batch.changes}
+            is_whole = not self._waiting and (bool(taken) or not operations)
+            calls: dict[str, list[Operation]] = {}
+            for run_id, operation in taken:
+                calls.setdefault(run_id, []).append(operation)
+            attempt.sent[batch.sequence] = Sent(operations, calls if is_whole else None)
+            if taken:
+                attempt.batches += [range(batch.sequence, batch.sequence + 1)] * len(taken)
+            elif operations:
+                # One more part of the last round: its calls may be in any of them.
+                last = attempt.batches[-1]
+                for index in range(len(attempt.batches) - 1, -1, -1):
+                    if attempt.batches[index] != last:
+                        break
+                    attempt.batches[index] = range(last.start, batch.sequence + 1)
+        else:
+            attempt.batches += [range(0)] * len(taken)
+        return batch
+
+    def acknowledged(self, sequence: int, *, refused: Any = (), delta: MetadataDelta | None = None) -> None:
+        if sequence:
+            self.attempt.refused[sequence] = list(refused)
+        super().acknowledged(sequence, refused=refused, delta=delta)
+
+
+@dataclass(eq=False)
+class Group:
+    """What an outside writer called before one `send`, the last call being the append of its token.
+
+    Attributes:
+        fate: "acknowledged", "refused" as a whole, or "" while nobody knows.
+        has_refused: some operation was reported as refused.
+    """
+
+    run_id: str
+    token: str
+    operations: list[Operation] = field(default_factory=list)
+    fate: str = ""
+    has_refused: bool = False
+
+
+@dataclass
+class Seen:
+    """A state that a reader saw."""
+
+    reader: str
+    run_id: str
+    version: int
+    value: dict[str, Any]
+    is_final: bool
+
+
+@dataclass
+class Records:
+    """Everything that was noted in one simulation.
+
+    Attributes:
+        wanted: the names of all runs that somebody has tried to trigger.
+        runs: those whose trigger was acknowledged, by name.
+    """
+
+    attempts: list[Attempt] = field(default_factory=list)
+    groups: list[list[Group]] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    wanted: set[str] = field(default_factory=set)
+    runs: dict[str, str] = field(default_factory=dict)
+
+    def saw(self, reader: str, run_id: str, version: int, value: dict[str, Any], is_final: bool) -> None:
+        self.seen.append(Seen(reader, run_id, version, value, is_final))
+
+
+def outcome_of(operation: Operation, document: Any) -> str | None:
+    """Apply an operation to a document; the code of the refusal, None when it was applied."""
+    try:
+        document.apply(operation)
+    except MetadataError as error:
+        return error.code
+    return None

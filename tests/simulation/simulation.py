@@ -1,0 +1,443 @@
+"""One seed: a plan, a time of trouble, a time of calm in which everything must come to its end, and the judgement."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random as chance
+from collections.abc import Callable
+from contextlib import ExitStack
+from random import Random
+from typing import Any
+from unittest import mock
+
+import msgspec
+from aiohttp import ClientTimeout
+
+from milepost.client import async_transport, portions
+from milepost.engine import documents
+from milepost.engine.state import EngineSettings
+from milepost.errors import MilepostError
+from milepost.feed import hub
+from milepost.model.retry import Retry
+from milepost.protocol.triggering import TriggerOptions, TriggerRequest
+from milepost.protocol.work import WorkerTask
+from milepost.sdk import buffer
+from milepost.store import runs as run_store
+from milepost.store.database import Store
+from milepost.store.runs import RunFilter
+from milepost.worker import link
+from simulation import server as server_module
+from simulation.loop import VirtualLoop
+from simulation.network import Faults, Network
+from simulation.oracle import Oracle, describe
+from simulation.records import Records
+from simulation.users import User, look, subscribe, write
+from simulation.worker import WorkerProcess, trigger
+
+# After the time of trouble everything has to be done within this time of the simulation.
+CALM_SECONDS_MAX = 900.0
+CHILDREN_MAX = 4
+
+
+class Failed(AssertionError):
+    """A seed has found something."""
+
+
+class Plan:
+    """What a seed draws before anything happens."""
+
+    def __init__(self, random: Random) -> None:
+        is_large = random.random() < 0.1
+        self.chaos_seconds = random.choice([1.0, 3.0, 8.0, 20.0])
+        self.lease_seconds = random.choice([4.0, 8.0, 16.0])
+        self.mends = random.random() < 0.8
+        self.request_seconds_max = random.choice([3.0, 10.0, 30.0])
+        self.silence_seconds_max = random.choice([11.0, 30.0])
+        self.grace_seconds = random.choice([0.5, 20.0, 3600.0])
+        self.size_max = random.choice([262_144] * 5 + [300])
+        self.workers = random.choice([1, 2, 3]) if is_large else random.choice([1, 1, 2])
+        self.roots = random.choice([1, 2]) if is_large else 1
+        self.runs_max = 8 if is_large else 3
+        self.writers = random.choice([0, 1, 2, 4]) if is_large else random.choice([0, 1, 2])
+        self.subscribers = random.choice([1, 2, 3]) if is_large else 1
+        self.lookers = random.choice([0, 1, 2]) if is_large else random.choice([0, 0, 1])
+        self.failure = random.choice([0.0, 0.1, 0.4])
+        self.in_thread = 0.4
+        self.wild = random.random() < 0.4
+        self.children = random.choice([0, 1, 2, CHILDREN_MAX])
+        self.group_seconds = random.choice([0.0, 0.002, 0.02, 0.2])
+        self.window = random.choice([1, 2, 64])
+        self.portion_bytes_max = random.choice([4 * 1024 * 1024] * 3 + [150])
+        self.fold_bytes_min = random.choice([8 * 1024, 0, 200])
+        self.recent_bytes = random.choice([256 * 1024, 256 * 1024, 100, 600])
+        self.stash_max = random.choice([1000, 1000, 1])
+        self.faults = Faults.drawn(random)
+        # How many of each kind of trouble.
+        self.troubles: list[str] = []
+        for kind in TROUBLES:
+            self.troubles += [kind] * random.choice([0, 0, 1, 3])
+        self.retry = Retry(
+            max_attempts=random.choice([1, 2, 4]), min_delay_seconds=0.1, max_delay_seconds=2.0
+        )
+
+    @property
+    def is_exact(self) -> bool:
+        return self.portion_bytes_max > 1000 and self.size_max > 1000
+
+    @property
+    def checks_own_writes(self) -> bool:
+        return not self.wild and self.size_max > 1000
+
+
+class Simulation:
+    """One seed.
+
+    Args:
+        traces: keep what happens, to be printed.
+        adjust: changes the plan that the seed has drawn.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        store: Store,
+        *,
+        traces: bool = False,
+        adjust: Callable[[Plan], None] = lambda plan: None,
+    ) -> None:
+        self.seed = seed
+        self._random = Random(f"{seed}")
+        self._traces = traces
+        self.trace: list[tuple[float, str, tuple[Any, ...]]] = []
+        self.plan = Plan(Random(f"{seed}/plan"))
+        adjust(self.plan)
+        self.tasks = [
+            WorkerTask(id="parent", queue="task/parent", queue_concurrency=None, retry=self.plan.retry),
+            WorkerTask(
+                id="child",
+                queue="task/child",
+                queue_concurrency=self._random.choice([None, 1]),
+                retry=self.plan.retry,
+            ),
+        ]
+        self.records = Records()
+        self._store = store
+        self._failure: BaseException | None = None
+        latencies = Random(f"{seed}/reads")
+        self.loop = VirtualLoop(lambda: latencies.uniform(0.0, 0.003))
+        self.network = Network(self.loop, self.note)
+        self.network.window = self.plan.window
+        settings = EngineSettings(
+            metadata_size_max=self.plan.size_max,
+            grace_seconds=self.plan.grace_seconds,
+            lease_seconds=self.plan.lease_seconds,
+        )
+        self.machine = server_module.Machine(
+            store, settings, self.network, Random(f"{seed}/server"), self.plan.group_seconds
+        )
+        self.machine.failed = self.failed
+        self.machine.restart_later = self._restart_later
+        self.workers: list[WorkerProcess] = []
+        self._worker_numbers = 0
+        self._users: list[asyncio.Task[None]] = []
+        self._names: set[str] = set()
+        self._is_calm = False
+
+    # --- what others ask ---------------------------------------------------------------------------------------
+
+    def note(self, who: str, *what: Any) -> None:
+        """Something has happened."""
+        if self._traces:
+            self.trace.append((self.loop.time() - 1000, who, what))
+
+    def failed(self, error: BaseException) -> None:
+        """Something went wrong that never should."""
+        self.note("simulation", "failed", repr(error))
+        if self._failure is None:
+            self._failure = error
+            self.loop.stop()
+
+    def may_have_children(self, name: str) -> bool:
+        return (
+            self.plan.children > 0 and name.count("/") < 2 and len(self.records.wanted) < self.plan.runs_max
+        )
+
+    def child_name(self, name: str, random: Random) -> str:
+        """Code that runs again triggers the same children again."""
+        return f"{name}/{random.randint(1, self.plan.children)}"
+
+    def task_of(self, name: str) -> str:
+        return "child" if "/" in name else "parent"
+
+    def triggered(self, name: str, run_id: str) -> None:
+        """A trigger has been acknowledged; its repeat is the same run."""
+        known = self.records.runs.get(name)
+        assert known in (None, run_id), f"{name} was triggered as {known} and as {run_id}"
+        if known is None:
+            self.records.runs[name] = run_id
+            self.note("simulation", name, "is", run_id)
+            self._watch(run_id)
+
+    def has_ended(self, run_id: str) -> bool:
+        """What the store says, whatever anybody was told."""
+        with self._store.read() as connection:
+            return run_store.load_rows(connection, [run_id])[run_id].status.is_final
+
+    def worker_has_ended(self, worker: WorkerProcess) -> None:
+        """Someone sees to it that another one is started, sooner or later."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+            seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.5])
+            self.loop.call_later(0.01 if self._is_calm else seconds, self._start_worker)
+
+    def _start_worker(self) -> None:
+        if len(self.workers) < self.plan.workers:
+            self._worker_numbers += 1
+            self.workers.append(WorkerProcess(self, f"w{self._worker_numbers}"))
+
+    def _restart_later(self) -> None:
+        seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.2])
+        self.loop.call_later(0.01 if self._is_calm else seconds, self.machine.start)
+
+    def _watch(self, run_id: str) -> None:
+        """People take an interest in a new run."""
+        random, plan = self._random, self.plan
+        kinds: list[tuple[str, int, Callable[[User, str], Any]]] = [
+            ("subscriber", plan.subscribers, subscribe),
+            ("writer", plan.writers, write),
+            ("looker", plan.lookers, look),
+        ]
+        for kind, most, work in kinds:
+            for _ in range(random.randint(1 if kind == "subscriber" else 0, most) if most else 0):
+                user = User(self, f"{kind}{len(self._users)}")
+                self._spawn_user(work(user, run_id))
+
+    def _spawn_user(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._users.append(task)
+        task.add_done_callback(self._user_done)
+
+    def _user_done(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed(error)
+
+    # --- the course of things ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Raises Failed."""
+        chance.seed(self.seed)
+        plan = self.plan
+        with ExitStack() as stack:
+            for module, name, value in (
+                (link, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
+                (link, "INBOX_SILENCE_SECONDS_MAX", plan.silence_seconds_max),
+                (async_transport, "_ANSWER_TIMEOUT", ClientTimeout(sock_read=plan.request_seconds_max)),
+                (async_transport, "_FEED_TIMEOUT", ClientTimeout(sock_read=plan.silence_seconds_max)),
+                (portions, "BYTES_MAX", plan.portion_bytes_max),
+                (buffer, "STASH_MAX", plan.stash_max),
+                (documents, "FOLD_BYTES_MIN", plan.fold_bytes_min),
+                (documents, "RECENT_BYTES", plan.recent_bytes),
+                (hub, "RECENT_BYTES", plan.recent_bytes),
+            ):
+                stack.enter_context(mock.patch.object(module, name, value))
+            logging.disable(logging.ERROR)
+            try:
+                self._run()
+            except Exception as error:
+                message = f"seed {self.seed}: {type(error).__name__}: {error}"
+                raise Failed(
+                    f"{message}\nreplay: PYTHONPATH=tests python -m simulation --seed {self.seed} --trace"
+                ) from error
+            finally:
+                logging.disable(logging.NOTSET)
+                self._close()
+
+    def _run(self) -> None:
+        loop = self.loop
+        loop.set_exception_handler(self._unexpected)
+        main = loop.create_task(self._course())
+        main.add_done_callback(lambda _: loop.stop())
+        try:
+            loop.run_forever()
+        except AssertionError as error:
+            waiting = [task.get_coro() for task in self._users if not task.done()]
+            names = [getattr(work, "__qualname__", "") for work in waiting]
+            raise AssertionError(f"{error}; still at work: {names}; runs: {self._statuses()}") from error
+        if self._failure is not None:
+            raise self._failure
+        main.result()
+        Oracle(self._store, self.records, size_max=self.plan.size_max, is_exact=self.plan.is_exact).judge()
+
+    async def _course(self) -> None:
+        plan, random = self.plan, self._random
+        self.machine.start()
+        for _ in range(plan.workers):
+            self._start_worker()
+        for number in range(plan.roots):
+            self._spawn_user(self._trigger_root(f"root{number}"))
+        self.network.faults = plan.faults
+        # Most of it early, while much is going on.
+        times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.troubles)
+        for at, kind in times:
+            await asyncio.sleep(1000 + at - self.loop.time())
+            self.note("trouble", kind)
+            TROUBLES[kind](self)
+        await asyncio.sleep(1000 + plan.chaos_seconds - self.loop.time())
+        self._calm_down()
+        while not all(task.done() for task in self._users):
+            pending = [task for task in self._users if not task.done()]
+            await asyncio.wait(pending)
+        # Nobody waits for the last of them, but they have to end as well.
+        await self._all_have_ended()
+        self.network.deliver_repeats()
+        await asyncio.sleep(1)
+        # Even a trigger that was never answered may have come again.
+        await self._all_have_ended()
+
+    async def _all_have_ended(self) -> None:
+        while self._statuses():  # noqa: ASYNC110 - nobody is told, and time is cheap here
+            await asyncio.sleep(1)
+
+    def _calm_down(self) -> None:
+        self.note("simulation", "calm")
+        self._is_calm = True
+        if self.plan.mends:
+            self.network.mend()
+        self.network.faults = Faults()
+        self.machine.is_deaf = False
+        self.machine.statement_that_fails = self.machine.dies_at = None
+        self.machine.start()
+        for _ in range(self.plan.workers):
+            self._start_worker()
+        for worker in self.workers:
+            worker.peer.away_until = 0.0
+        self.loop.ends_at = self.loop.time() + CALM_SECONDS_MAX
+
+    async def _trigger_root(self, name: str) -> None:
+        user = User(self, name)
+        await asyncio.sleep(user.random.uniform(0, self.plan.chaos_seconds / 4))
+        self.records.wanted.add(name)
+        options = TriggerOptions(metadata={"name": name, "n": 1} if user.random.random() < 0.5 else None)
+        request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        self.triggered(name, await trigger(user.transport, "parent", request, name))
+
+    def _statuses(self) -> dict[str, str]:
+        """The runs that have not ended, as the store has them."""
+        with self._store.read() as connection:
+            ids = run_store.list_ids(connection, RunFilter(), limit=1000)
+            rows = run_store.load_rows(connection, ids)
+        return {
+            run_id: f"{row.status} by {row.worker_id}"
+            for run_id, row in rows.items()
+            if not row.status.is_final
+        }
+
+    def _unexpected(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        # A refusal that nobody is there to hear any more is no mistake.
+        if isinstance(error, BaseException) and not isinstance(error, MilepostError):
+            self.failed(error)
+
+    def _close(self) -> None:
+        loop = self.loop
+        loop.ends_at = float("inf")
+        for worker in self.workers:
+            worker.peer.is_dead = True
+        self.machine.kill()
+        for _ in range(20):
+            tasks = asyncio.all_tasks(loop)
+            if not tasks:
+                break
+            for task in tasks:
+                task.cancel()
+            with contextlib.suppress(AssertionError, RuntimeError):
+                loop.run_until_complete(asyncio.wait(tasks))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same course of things."""
+        lines = "\n".join(self.lines())
+        return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+    def lines(self) -> list[str]:
+        """What happened, for people."""
+        return [f"{at:12.6f}  {who:14}  {' '.join(map(describe, what))}" for at, who, what in self.trace]
+
+
+# --- troubles ------------------------------------------------------------------------------------------------
+
+
+def _kill_server(simulation: Simulation) -> None:
+    if simulation.machine.process is not None:
+        simulation.machine.kill()
+        simulation._restart_later()
+
+
+def _kill_server_within_a_group(simulation: Simulation) -> None:
+    simulation.machine.dies_at = simulation._random.choice(server_module.KILL_STAGES)
+
+
+def _kill_worker(simulation: Simulation) -> None:
+    if simulation.workers:
+        simulation._random.choice(simulation.workers).kill()
+
+
+def _drain_worker(simulation: Simulation) -> None:
+    if simulation.workers:
+        simulation._random.choice(simulation.workers).drain()
+
+
+def _part_worker(simulation: Simulation) -> None:
+    """The link is delayed past its lease."""
+    if simulation.workers:
+        seconds = simulation.plan.lease_seconds * simulation._random.choice([0.3, 1.1, 2.5])
+        worker = simulation._random.choice(simulation.workers)
+        worker.peer.away_until = simulation.loop.time() + seconds
+
+
+def _jump(simulation: Simulation) -> None:
+    seconds = simulation._random.choice([-45.0, -1.0, 0.5, 10.0, 60.0])
+    simulation.machine.clock_offset += round(seconds * 1_000_000)
+
+
+def _lose_announcements(simulation: Simulation) -> None:
+    """Whoever is connected hears of nothing for a while. Then the connections break, as they do now and then."""
+    machine = simulation.machine
+    machine.is_deaf = True
+
+    def hear() -> None:
+        machine.is_deaf = False
+        simulation.loop.call_later(simulation._random.choice([0.0, 1.0, 10.0]), simulation.network.cut_all)
+
+    simulation.loop.call_later(simulation._random.choice([0.05, 1.0, 5.0]), hear)
+
+
+def _cut_streams(simulation: Simulation) -> None:
+    simulation.network.cut_all()
+
+
+def _forget_documents(simulation: Simulation) -> None:
+    if simulation.machine.process is not None:
+        simulation.machine.process.forget_documents()
+
+
+def _fail_statement(simulation: Simulation) -> None:
+    random = simulation._random
+    simulation.machine.statement_that_fails = random.randint(1, 12), random.choice([1, 2, 3, 30])
+
+
+TROUBLES: dict[str, Callable[[Simulation], None]] = {
+    "kill_server": _kill_server,
+    "kill_server_within_a_group": _kill_server_within_a_group,
+    "kill_worker": _kill_worker,
+    "drain_worker": _drain_worker,
+    "part_worker": _part_worker,
+    "jump": _jump,
+    "lose_announcements": _lose_announcements,
+    "cut_streams": _cut_streams,
+    "forget_documents": _forget_documents,
+    "fail_statement": _fail_statement,
+}

@@ -1,0 +1,45 @@
+"""Thousands of seeds: whatever dies, is lost, repeated, delayed or set wrong, nothing acknowledged is missing and nothing is twice."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from milepost.store.database import Store
+from simulation.running import empty_store, simulate
+
+SEEDS = 2000
+AT_ONCE = 100
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """One database for many seeds, emptied for each."""
+    with empty_store() as store:
+        yield store
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE), ids=lambda first: f"seeds-{first}")
+def test_whatever_happens_everything_ends_as_the_sequential_model_says(store: Store, first: int) -> None:
+    for seed in range(first, first + AT_ONCE):
+        simulate(seed, store)
+
+
+def test_a_seed_is_the_same_course_of_things_again(store: Store) -> None:
+    for seed in (3, 12, 57, 217):
+        first = simulate(seed, store, traces=True)
+        again = simulate(seed, store, traces=True)
+        assert len(first.trace) > 20
+        assert first.lines() == again.lines()
+
+
+def test_a_seed_is_the_same_in_another_process(store: Store) -> None:
+    here = simulate(217, store, traces=True).fingerprint
+    command = [sys.executable, "-m", "simulation", "--seed", "217", "--trace"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "1"}
+    there = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert f"course of things: {here}" in there.stdout

@@ -1,0 +1,202 @@
+"""Who writes and reads from outside: writers, subscribers, and callers who look now and then. All through the real client."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
+
+from milepost.client import calls
+from milepost.client.async_transport import AsyncTransport
+from milepost.client.subscription import RunFollower, afollow
+from milepost.client.updater import OutsideMetadata, Sink, Updater
+from milepost.errors import MetadataError, MetadataFlushError, MilepostError, UnavailableError
+from milepost.model.operations import Operation
+from simulation.network import URL, Peer, Session
+from simulation.records import Group
+
+if TYPE_CHECKING:
+    from simulation.simulation import Simulation
+
+
+class Transport(AsyncTransport):
+    """The real one, on a network that is none."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(URL, "key")
+        self._only_session = session
+
+    async def _session(self) -> Any:
+        return self._only_session
+
+
+def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None:
+    """One call on a document. Wild ones destroy what others wrote; the rest only adds."""
+    kind = random.randrange(12 if wild else 8)
+    if kind <= 1:
+        updater.append("log", token)
+    elif kind <= 3:
+        updater.increment("n", random.randint(1, 9))
+    elif kind == 4:
+        updater.set("last", token)
+    elif kind == 5:
+        updater.append("tail", token, max_items=3)
+    elif kind == 6:
+        updater.increment("once", 1, once=f"id-{random.randrange(6)}")
+    elif kind == 7:
+        updater.set(random.choice(["$.deep.a", "$.deep.b.c", "deep.a"]), token)
+    elif kind == 8:
+        updater.delete(random.choice(["last", "$.deep.a", "tail", "$.log[0]"]))
+    elif kind == 9:
+        # To text this is refused: at the call on the own document, by the server elsewhere.
+        updater.increment(random.choice(["last", "name"]), 1)
+    elif kind == 10:
+        updater.remove(random.choice(["log", "last"]), token)
+    else:
+        updater.replace({"name": token, "n": random.randint(0, 3)})
+
+
+class RecordingMetadata(OutsideMetadata):
+    """The real one, with a witness."""
+
+    group: Group
+
+    def _sink(self) -> Sink | None:
+        sink = super()._sink()
+        assert sink is not None
+        return _Witness(sink, self.group)
+
+
+class _Witness:
+    def __init__(self, sink: Sink, group: Group) -> None:
+        self._real, self._group = sink, group
+
+    def add(self, operation: Operation) -> None:
+        self._real.add(operation)
+        self._group.operations.append(operation)
+
+    def add_all(self, operations: list[Operation]) -> None:
+        self._real.add_all(operations)
+        self._group.operations += operations
+
+
+class User:
+    """Someone outside, with a connection of their own."""
+
+    def __init__(self, simulation: "Simulation", name: str) -> None:
+        self.simulation = simulation
+        self.name = name
+        self.random = Random(f"{simulation.seed}/{name}")
+        peer = Peer(name, Random(f"{simulation.seed}/{name}/network"))
+        self.transport = Transport(Session(simulation.network, peer))
+
+    async def asend(self, call: Any) -> Any:
+        """What `OutsideMetadata` asks of a client."""
+        return await self.transport.send(call)
+
+
+async def write(user: User, run_id: str) -> None:
+    """Write to a run from outside, in groups, until all of them have an answer."""
+    random, simulation = user.random, user.simulation
+    groups: list[Group] = []
+    simulation.records.groups.append(groups)
+    updater = RecordingMetadata(lambda: cast(Any, user), run_id)
+    unsent: list[Group] = []
+    for number in range(random.choice([1, 3, 6])):
+        await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 4))
+        group = updater.group = Group(run_id, f"{user.name}:{number}")
+        groups.append(group)
+        for index in range(random.choice([0, 1, 4])):
+            # What replaces everything would take in the tokens of groups that have not been sent.
+            wild = simulation.plan.wild and not unsent and not index
+            with contextlib.suppress(MetadataError):
+                perform(updater, random, f"{group.token}.{index}", wild=wild)
+        updater.append("out", group.token)
+        unsent.append(group)
+        await _send(updater, unsent, patient=random.random() < 0.5)
+    await _send(updater, unsent, patient=True)
+
+
+async def _send(updater: RecordingMetadata, unsent: list[Group], *, patient: bool) -> None:
+    while unsent:
+        fate, has_refused = "acknowledged", False
+        # An unanswered request is repeated first, and what was called later goes with a second one.
+        try:
+            await updater.asend()
+        except UnavailableError:
+            if not patient:
+                return
+            await asyncio.sleep(0.5)
+            continue
+        except MetadataFlushError:
+            has_refused = True
+        except MilepostError:
+            # Only the request that was under way is refused; whatever else there is was not sent.
+            fate = "refused"
+        if fate == "refused" and updater._collected.has_operations:
+            later = updater._collected
+            tokens = {getattr(operation, "value", None) for operation in _flat(later)}
+            refused = [group for group in unsent if group.token not in tokens]
+        else:
+            refused = list(unsent)
+        for group in refused:
+            group.fate, group.has_refused = fate, has_refused
+            unsent.remove(group)
+
+
+def _flat(collected: Any) -> list[Any]:
+    return [
+        operation
+        for operation in collected._pending.operations
+        if isinstance(getattr(operation, "value", None), str)
+    ]
+
+
+async def subscribe(user: User, run_id: str) -> None:
+    """Follow a run to its end: early or late, slow or quick, with connections that are given up and taken up again."""
+    random, simulation = user.random, user.simulation
+    await asyncio.sleep(random.choice([0.0, 0.0, random.uniform(0, simulation.plan.chaos_seconds)]))
+    slowness = random.choice([0.0, 0.0, 0.1, 1.0])
+    follower = RunFollower()
+    version, was_final = -1, False
+    while not follower.has_ended:
+        states = cast("AsyncGenerator[Any]", afollow(user.transport, calls.watch_run(run_id), follower))
+        leaves_after = random.choice([1, 3, 1000])
+        try:
+            async for run in states:
+                simulation.note(user.name, "sees", run_id, run.metadata_version, run.status)
+                assert run.metadata_version >= version, f"{user.name} went back in {run_id} from {version}"
+                assert run.status.is_final or not was_final, f"{user.name}: {run_id} went on after its end"
+                version, was_final = run.metadata_version, run.status.is_final
+                simulation.records.saw(user.name, run_id, version, run.metadata, was_final)
+                await asyncio.sleep(slowness * random.random())
+                leaves_after -= 1
+                if not leaves_after:
+                    break
+        except UnavailableError:
+            await asyncio.sleep(random.uniform(0, 2))
+        finally:
+            await states.aclose()
+        if random.random() < 0.2 and not follower.has_ended:
+            # Another program, that knows nothing.
+            follower = RunFollower()
+    assert was_final, f"{user.name}: the feed of {run_id} ended before the run"
+    simulation.note(user.name, "has seen the end of", run_id)
+
+
+async def look(user: User, run_id: str) -> None:
+    """Ask for a run now and then."""
+    random, simulation = user.random, user.simulation
+    version = -1
+    for _ in range(random.randint(1, 5)):
+        await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 3))
+        with contextlib.suppress(UnavailableError):
+            if random.random() < 0.5:
+                run = await user.transport.send(calls.retrieve_run(run_id))
+                seen = run.metadata_version, run.metadata, run.status.is_final
+            else:
+                document = await user.transport.send(calls.get_metadata(run_id))
+                seen = document.version, document.value, False
+            assert seen[0] >= version, f"{user.name} went back in {run_id} from {version} to {seen[0]}"
+            version = seen[0]
+            simulation.records.saw(user.name, run_id, *seen)

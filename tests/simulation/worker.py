@@ -1,0 +1,306 @@
+"""A worker process: the real link, on the simulation's loop, and user code that does what the seed says."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import msgspec
+
+from milepost.client import calls
+from milepost.errors import (
+    MetadataError,
+    MetadataFlushError,
+    MilepostError,
+    TaskNotFoundError,
+    UnavailableError,
+)
+from milepost.model.run import Outcome, RunError
+from milepost.protocol.triggering import TriggerOptions, TriggerRequest
+from milepost.protocol.work import ClaimedRun
+from milepost.sdk.metadata import metadata
+from milepost.sdk.scope import RunScope, current_scope
+from milepost.worker.channel import Channel, Refused
+from milepost.worker.control import Order
+from milepost.worker.link import LinkOptions, WorkerLink
+from milepost.worker.outbox import HeldRun
+from simulation.network import URL, Peer, Session
+from simulation.records import Attempt, RecordingBuffer
+from simulation.users import Transport, perform
+
+if TYPE_CHECKING:
+    from simulation.simulation import Simulation
+
+
+class SimulatedChannel(Channel):
+    """The real one, on a network that is none."""
+
+    session: Session
+
+    async def __aenter__(self) -> Self:
+        self._session = cast(Any, self.session)
+        return self
+
+
+class SimulatedLink(WorkerLink):
+    """The real one, on the loop that is there already."""
+
+    async def live(self) -> None:
+        error: BaseException | None = None
+        try:
+            await self._run()
+        except Refused as raised:
+            error = raised
+        self._end(error)
+
+
+class WorkerProcess:
+    """One life of a worker. A `Host` of its link."""
+
+    def __init__(self, simulation: "Simulation", name: str) -> None:
+        random = Random(f"{simulation.seed}/{name}")
+        self.name = name
+        self._simulation = simulation
+        self._loop = simulation.loop
+        self._random = random
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"), self._killed_by_fault)
+        self._session = Session(simulation.network, self.peer)
+        self.transport = Transport(self._session)
+        self._link = SimulatedLink(
+            LinkOptions(
+                api_url=URL,
+                secret_key="key",
+                worker_id=f"worker_{name}",
+                name=name,
+                tasks=simulation.tasks,
+                concurrency=random.choice([1, 2, 5]),
+                flush_interval_seconds=random.choice([0.0, 0.05, 0.05, 0.5]),
+                grace_seconds=random.choice([0.1, 5.0]),
+            ),
+            self,
+            asyncio.new_event_loop,
+            open_channel=self._open_channel,
+        )
+        self._spawn(self._link.live())
+
+    def kill(self) -> None:
+        """SIGKILL: whatever is in memory is gone."""
+        if not self.peer.is_dead:
+            self._simulation.note(self.name, "killed")
+            self._end()
+
+    def drain(self) -> None:
+        """SIGTERM."""
+        self._simulation.note(self.name, "drains")
+        self._link.order(Order.DRAIN)
+
+    def _killed_by_fault(self) -> None:
+        if len(self._simulation.workers) > 1 or self._random.random() < 0.5:
+            self.kill()
+
+    def _end(self) -> None:
+        self.peer.is_dead = True
+        for task in list(self._tasks):
+            task.cancel()
+        self._simulation.worker_has_ended(self)
+
+    def _open_channel(self, api_url: str, secret_key: str) -> Channel:
+        channel = SimulatedChannel(api_url, secret_key)
+        channel.session = self._session
+        return channel
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._simulation.failed(error)
+
+    # --- what the link asks ------------------------------------------------------------------------------------
+
+    def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
+        """See `Host`."""
+        buffer = RecordingBuffer.of(run, limit=metadata_size_max)
+        assert isinstance(buffer, RecordingBuffer)
+        buffer.attempt = Attempt(run.id, run.attempt, self.name)
+        self._simulation.records.attempts.append(buffer.attempt)
+        self._simulation.note(self.name, "claimed", run.id, run.attempt)
+        return HeldRun(RunScope(run, buffer, self._link), None)
+
+    def start(self, runs: Sequence[HeldRun]) -> None:
+        """See `Host`."""
+        for held in runs:
+            code = UserCode(self._simulation, self, held.scope)
+            held.handle = self._spawn(self._run(held, code)), code
+
+    async def _run(self, held: HeldRun, code: "UserCode") -> None:
+        current_scope.set(held.scope)
+        try:
+            outcome = await code.run()
+        except asyncio.CancelledError:
+            if self.peer.is_dead:
+                raise
+            outcome = Outcome(error=RunError(name="CancelledError", message="cancelled"), retry_after_ms=100)
+        held.scope.is_over = True
+        self._simulation.note(self.name, "ends", held.scope.run.id, held.scope.run.attempt)
+        self._link.finished(held, outcome)
+
+    def interrupt(self, run: HeldRun) -> None:
+        """See `Host`. Code in a thread cannot be stopped, and goes on unheard."""
+        self._simulation.note(self.name, "has lost", run.scope.run.id, run.scope.run.attempt)
+        if run.handle is not None:
+            task, code = run.handle
+            if not code.is_in_thread:
+                task.cancel()
+
+    def registered(self) -> None:
+        """See `Host`."""
+
+    def notice(self, message: str) -> None:
+        """See `Host`."""
+        self._simulation.note(self.name, message)
+
+    def left(self, error: BaseException | None, *, abandoned: int) -> None:
+        """See `Host`."""
+        self._simulation.note(self.name, "left", error, abandoned)
+        if not self.peer.is_dead:
+            self._end()
+
+
+class UserCode:
+    """What a run does, drawn from the seed: it writes, reads, flushes, triggers, waits, and ends well or badly."""
+
+    def __init__(self, simulation: "Simulation", process: WorkerProcess, scope: RunScope) -> None:
+        self._simulation = simulation
+        self._process = process
+        self._scope = scope
+        run = scope.run
+        self._name: str = msgspec.json.decode(run.payload or '""')
+        # An attempt that never began may be handed out again under its number.
+        self._label = f"{self._name}/{run.attempt}/{process.name}/{len(simulation.records.attempts)}"
+        self._random = Random(f"{simulation.seed}/{self._label}")
+        self.is_in_thread = self._random.random() < simulation.plan.in_thread
+        buffer = scope.buffer
+        assert isinstance(buffer, RecordingBuffer)
+        self._attempt = buffer.attempt
+        self._attempt.label = self._label
+        self._tokens = 0
+        self._mine = 0
+        self._counted_before = metadata_number(scope, "count")
+        self._counted = 0
+        self._children: list[str] = []
+
+    async def run(self) -> Outcome:
+        """The user's code."""
+        random = self._random
+        for _ in range(random.choice([0, 2, 5, 9])):
+            self._write()
+            self._look()
+            await self._pause()
+            self._look()
+        while self._children and random.random() < 0.7:
+            await self._wait_for(self._children.pop())
+            self._look()
+        self._write()
+        if random.random() < self._simulation.plan.failure:
+            retry_after_ms = random.choice([None, 0, 200, 3000])
+            return Outcome(
+                error=RunError(name="ValueError", message=self._label), retry_after_ms=retry_after_ms
+            )
+        return Outcome(output=f'"{self._label}"')
+
+    def _write(self) -> None:
+        random, wild = self._random, self._simulation.plan.wild
+        for _ in range(random.choice([1, 1, 2, 6])):
+            self._tokens += 1
+            token = f"{self._label}:{self._tokens}"
+            place = random.random()
+            updater: Any = metadata if place < 0.6 else metadata.parent if place < 0.8 else metadata.root
+            try:
+                perform(updater, random, token, wild=wild)
+            except MetadataError as error:
+                self._simulation.note(self._process.name, "refused at the call", error.code)
+            if random.random() < 0.3:
+                try:
+                    metadata.set("mine", [self._label, self._mine + 1])
+                    self._mine += 1
+                    metadata.increment("count", self._tokens)
+                    self._counted += self._tokens
+                except MetadataError as error:
+                    self._simulation.note(self._process.name, "refused at the call", error.code)
+
+    def _look(self) -> None:
+        """Own writes are seen, and stay so (M42), where nobody else writes to the same keys."""
+        if self._simulation.plan.checks_own_writes and not self._scope.is_over and self._mine:
+            mine, count = metadata.get("mine"), metadata.get("count", 0)
+            assert mine == [self._label, self._mine], f"{self._label} reads {mine} and wrote {self._mine}"
+            expected = self._counted_before + self._counted
+            assert count == expected, f"{self._label} reads {count} and counted to {expected}"
+
+    async def _pause(self) -> None:
+        random = self._random
+        choice = random.random()
+        if choice < 0.45:
+            await asyncio.sleep(random.choice([0.0, 0.01, 0.2, 1.0]) * random.random())
+        elif choice < 0.7:
+            await self._flush()
+        elif choice < 0.8:
+            self._process._spawn(self._flush())
+        elif choice < 0.9 and self._simulation.may_have_children(self._name):
+            await self._trigger()
+        elif self._children:
+            await self._wait_for(self._children.pop())
+
+    async def _flush(self) -> None:
+        before = len(self._attempt.calls)
+        timeout = self._random.choice([None, None, 2.0])
+        try:
+            await metadata.aflush(timeout)
+        except MetadataFlushError as error:
+            if not error.refused:
+                return
+        except (TimeoutError, MilepostError):
+            return
+        if not self._process.peer.is_dead and not self._scope.is_over:
+            self._attempt.acknowledged = max(self._attempt.acknowledged, before)
+
+    async def _trigger(self) -> None:
+        name = self._simulation.child_name(self._name, self._random)
+        options = TriggerOptions(parent_run_id=self._scope.run.id, metadata={"name": name})
+        request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        self._simulation.records.wanted.add(name)
+        run_id = await trigger(self._process.transport, self._simulation.task_of(name), request, name)
+        self._simulation.triggered(name, run_id)
+        self._children.append(run_id)
+
+    async def _wait_for(self, run_id: str) -> None:
+        try:
+            await asyncio.wrap_future(self._process._link.wait_for(self._scope, run_id))
+        except MilepostError:
+            # This attempt is over.
+            return
+        assert self._simulation.has_ended(run_id), f"a wait for {run_id} ended before the run"
+
+
+async def trigger(transport: Transport, task: str, request: TriggerRequest, request_id: str) -> str:
+    """Trigger a run, for as long as it takes; the same request id is the same run."""
+    call = calls.trigger(task, request)
+    call = type(call)(
+        call.form, call.method, call.target, call.body, call.read, request_id=request_id, absent_on=None
+    )
+    while True:
+        try:
+            return (await transport.send(call)).id
+        except (UnavailableError, TaskNotFoundError):
+            # Or no worker has come yet.
+            await asyncio.sleep(0.3)
+
+
+def metadata_number(scope: RunScope, key: str) -> Any:
+    """What the run's document says before the attempt writes."""
+    return scope.buffer.get(key, 0)
