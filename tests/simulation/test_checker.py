@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine import documents, engine, working
-from milepost.engine.state import EngineState
+from milepost.engine import documents, working
 from milepost.engine.transaction import Transaction
 from milepost.feed import hub
 from milepost.model.operations import Operation, Pending, Set
@@ -84,17 +83,6 @@ def a_failed_transaction_leaves_its_mark_on_the_documents(patch: pytest.MonkeyPa
     patch.setattr(documents.DocumentCache, "forget", lambda self, run_ids: None)
 
 
-def a_late_claim_is_granted(patch: pytest.MonkeyPatch) -> None:
-    answered = EngineState.answered
-
-    def forgetful(self: EngineState, claim: Any, runs: list[Any]) -> None:
-        if runs:
-            answered(self, claim, runs)
-
-    patch.setattr(EngineState, "answered", forgetful)
-    patch.setattr(engine._Served, "is_behind", lambda self, claim: False)
-
-
 def a_flush_returns_when_the_run_is_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(outbox, "fail", lambda future, error: outbox.resolve(future))
 
@@ -129,11 +117,6 @@ def the_word_of_a_lost_attempt_counts(patch: pytest.MonkeyPatch) -> None:
 
 def an_end_is_announced_to_nobody_and_nobody_asks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Holding, "target_ended", lambda self, target_id: None)
-
-
-def much_is_repeated(plan: Plan) -> None:
-    plan.faults.repeat, plan.faults.slow, plan.faults.slow_seconds_max = 0.8, 0.4, 1.0
-    plan.children = 4
 
 
 def many_replies_are_lost(plan: Plan) -> None:
@@ -173,7 +156,6 @@ PLANTS: list[tuple[Plant, Callable[[Plan], None]]] = [
     (a_gap_in_what_is_announced_is_not_noticed, announcements_are_lost),
     (sets_are_moved_behind_everything_else, as_drawn),
     (a_failed_transaction_leaves_its_mark_on_the_documents, statements_fail),
-    (a_late_claim_is_granted, much_is_repeated),
     (a_flush_returns_when_the_run_is_lost, leases_are_lost),
     (a_reply_hides_what_was_written_meanwhile, only_additions),
     (a_flush_returns_early, as_drawn),

@@ -40,6 +40,7 @@ def test_a_seed_is_the_same_course_of_things_again(store: Store) -> None:
 def test_a_seed_is_the_same_in_another_process(store: Store) -> None:
     here = simulate(217, store, traces=True).fingerprint
     command = [sys.executable, "-m", "simulation", "--seed", "217", "--trace"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONHASHSEED": "1"}
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"}
     there = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert f"course of things: {here}" in there.stdout
