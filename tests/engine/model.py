@@ -277,6 +277,8 @@ class Model:
         if run.attempt != item.attempt or run.worker not in (None, worker_id):
             # An attempt of which nothing was heard may be handed to another worker under its number.
             return None
+        if 0 < item.sequence < run.sequence and run.worker is None:
+            return None
         said = item.changes, item.logs, item.outcome
         if item.sequence == run.sequence > 0 and said != run.said:
             told = f"report {item.sequence} of attempt {item.attempt} was sent before with other content"

@@ -211,8 +211,9 @@ class Stream:
         while len(self._frames) >= self._window:
             self._room.clear()
             await self._room.wait()
-        self._frames.append(frame)
-        self._news.set()
+        if not self._is_broken and not self._is_deaf:
+            self._frames.append(frame)
+            self._news.set()
 
     def end(self, *, cleanly: bool) -> None:
         """The server has ended the stream, or has died."""

@@ -162,6 +162,10 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     row = transaction.run(item.id)
     if row is None or row.attempt != item.attempt or row.worker_id not in (None, worker_id):
         return RunReply(id=item.id, lost=True)
+    if 0 < item.sequence < row.report_sequence and row.worker_id is None:
+        # Nobody waits for an answer to what the attempt said before its last word. This is another attempt under the same number, of
+        # which nothing was heard until the run had been handed on.
+        return RunReply(id=item.id, lost=True)
     checksum = _checksum(item) if item.sequence else None
     if 0 < item.sequence <= row.report_sequence:
         if item.sequence == row.report_sequence and checksum != row.report_checksum:
