@@ -30,7 +30,7 @@ BENCHMARKS = {
 }
 # Each limits itself below this.
 SECONDS_MAX = 170.0
-# With more than this going on beside, the numbers are not worth keeping.
+# With more than this going on beside, or withheld by the hypervisor of a virtual machine, the numbers are not worth keeping.
 FOREIGN_CORES_MAX = 0.3
 
 README = harness.HERE / "README.md"
@@ -53,9 +53,10 @@ def main() -> int:
     print(f"Milepost, {machine}", flush=True)
     failed: list[str] = []
     tables: list[str] = []
+    stolen_at_start = stolen_seconds()
     for name in names:
         options = ["--quick"] * given.quick + ["--markdown"] * markdown
-        code, output, foreign = run(name, options, capture=given.readme)
+        code, output, foreign, stolen = run(name, options, capture=given.readme)
         tables.append(output)
         if code != 0:
             failed.append(name)
@@ -64,6 +65,11 @@ def main() -> int:
                 f"  !! {name}: others used {foreign:.1f} cores meanwhile; measure again on a quiet machine",
                 flush=True,
             )
+        if stolen > FOREIGN_CORES_MAX:
+            print(f"  !! {name}: the hypervisor withheld {stolen:.1f} cores meanwhile", flush=True)
+    stolen = (stolen_seconds() - stolen_at_start) / (time.monotonic() - started)
+    if stolen > 0.05:
+        machine += f", a virtual machine that was withheld {stolen:.1f} cores on average"
     if given.readme and not failed:
         README.write_text(with_numbers(README.read_text(), "\n".join(tables), machine))
         print(f"{README.name} has the numbers now")
@@ -71,9 +77,10 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def run(name: str, options: list[str], *, capture: bool) -> tuple[int, str, float]:
-    """Run one benchmark: its exit code, what it printed (if captured), and how many cores others used meanwhile."""
-    began, busy, own = time.monotonic(), busy_seconds(), own_seconds()
+def run(name: str, options: list[str], *, capture: bool) -> tuple[int, str, float, float]:
+    """Run one benchmark: its exit code, what it printed (if captured), how many cores others used meanwhile, and how many the
+    hypervisor withheld."""
+    began, busy, own, stolen = time.monotonic(), busy_seconds(), own_seconds(), stolen_seconds()
     command = [sys.executable, str(harness.HERE / BENCHMARKS[name]), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE if capture else None, text=True) as process:
         try:
@@ -87,13 +94,19 @@ def run(name: str, options: list[str], *, capture: bool) -> tuple[int, str, floa
                 process.terminate()
                 process.wait(2 * harness.END_SECONDS_MAX)
     seconds = time.monotonic() - began
-    return process.returncode, output or "", ((busy_seconds() - busy) - (own_seconds() - own)) / seconds
+    foreign = ((busy_seconds() - busy) - (own_seconds() - own)) / seconds
+    return process.returncode, output or "", foreign, (stolen_seconds() - stolen) / seconds
 
 
 def busy_seconds() -> float:
     """Processor time that the whole machine has spent on work so far."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def stolen_seconds() -> float:
+    """Processor time that this machine wanted and its hypervisor gave to others; 0 where there is none."""
+    return int(Path("/proc/stat").read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def own_seconds() -> float:
