@@ -117,7 +117,8 @@ class Buffer:
         Raises: MetadataError of the own document.
         """
         with self._lock:
-            if self._is_full(run_id) and not self._takes(run_id, [operation]):
+            pending = self._pending.get(run_id)
+            if pending is not None and not self._takes(pending, run_id, (operation,)):
                 return False
             if run_id == self._run_id:
                 try:
@@ -126,7 +127,6 @@ class Buffer:
                     if type(operation) is not Remove:
                         raise
                     self._view_is_partial = True
-            pending = self._pending.get(run_id)
             if pending is not None:
                 pending.add(operation)
                 return False
@@ -143,25 +143,22 @@ class Buffer:
         if not operations:
             return False
         with self._lock:
-            if self._is_full(run_id) and not self._takes(run_id, operations):
+            pending = self._pending.get(run_id)
+            if pending is not None and not self._takes(pending, run_id, operations):
                 return False
             if run_id == self._run_id:
                 self._view.apply_all(operations)
             was_clean = not self._pending
-            pending = self._pending.get(run_id)
             if pending is None:
                 pending = self._pending[run_id] = Pending()
             for operation in operations:
                 pending.add(operation)
             return was_clean
 
-    def _is_full(self, run_id: str) -> bool:
-        pending = self._pending.get(run_id)
-        return pending is not None and pending.size_bytes + self._waiting_bytes > self._backlog_bytes_max
-
-    def _takes(self, run_id: str, operations: Sequence[Operation]) -> bool:
-        """Whether the full backlog takes these all the same; if not, it notes that it has not."""
-        pending = self._pending[run_id]
+    def _takes(self, pending: Pending, run_id: str, operations: Sequence[Operation]) -> bool:
+        """Whether there is room for these beside what waits, or none is needed; if not, it notes that they are refused."""
+        if pending.size_bytes + self._waiting_bytes <= self._backlog_bytes_max:
+            return True
         if all(pending.absorbs(operation) for operation in operations):
             return True
         self._overflown += len(operations)
