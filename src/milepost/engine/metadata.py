@@ -44,10 +44,9 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
     if row is None:
         raise RunNotFoundError(f"there is no run {command.run_id!r}")
     earlier = transaction.earlier_answer(command.request_id)
-    checksum = zlib.crc32(msgspec.json.encode((command.targets, command.document, command.if_version)))
     if earlier is not None:
         answered = _ANSWERED.decode(earlier)
-        if answered.checksum != checksum:
+        if answered.checksum != _checksum(command):
             raise ConflictError(
                 "this request id was used for other operations on the same run: each request needs an id of its own",
                 field=REQUEST_ID_HEADER,
@@ -75,8 +74,15 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
         written = write(target, row, Writer(), transaction, state)
         bad += [_at(refusal, operations[refusal.index][0], raw) for refusal in written]
         refused += sorted(bad, key=lambda refusal: refusal.index)
-    transaction.keep_answer(command.request_id, msgspec.json.encode(_Answered(checksum, refused)))
+    if command.request_id is not None:
+        answered = _Answered(_checksum(command), refused)
+        transaction.keep_answer(command.request_id, msgspec.json.encode(answered))
     return _updated(row, refused, transaction)
+
+
+def _checksum(command: UpdateMetadata) -> int:
+    """What a request says, in short: a repeat says the same."""
+    return zlib.crc32(msgspec.json.encode((command.targets, command.document, command.if_version)))
 
 
 def _updated(row: RunRow, refused: list[Refused], transaction: Transaction) -> MetadataUpdated:
