@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format bench torture soak clean
+.PHONY: help demo dev test check format explore bench torture soak clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -24,14 +24,20 @@ demo: .venv/.runtime ## Watch 10,000 rows being processed as 10,000 runs, in a t
 dev: .venv/.runtime ## Run server, dashboard and workers on the examples
 	@$(BIN)/milepost dev examples
 
+# One process for each core, and each takes whole files: their tests share servers and browsers.
 test: check .venv/.browser ## Everything that the continuous integration runs: the checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/.development ## Lint, formatting, types, import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+explore: .venv/.development ## Search the properties with new examples, and 10,000 new seeds of the simulation
+	MILEPOST_TEST_PROFILE=explore $(BIN)/python -m pytest -n auto --dist loadfile -m hypothesis
+	cd tests && ../$(BIN)/python -m simulation --seeds "$$(date +%s0000):+10000"
 
 format: .venv/.development ## Put the code into its format
 	$(BIN)/ruff check --fix

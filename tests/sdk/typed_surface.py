@@ -1,4 +1,4 @@
-"""What type checkers in strict mode must infer of the public surface; checked by `test_types`, never run."""
+"""What type checkers in strict mode must infer of the public surface; checked by `make check`, never run."""
 
 from datetime import datetime
 from typing import Any, assert_type

@@ -14,13 +14,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one")
     parser.add_argument("--trace", action="store_true", help="print what happens")
     parser.add_argument(
-        "--seeds", default="0:1000", metavar="FROM:TO", help="run these, as long as none fails"
+        "--seeds",
+        default="0:1000",
+        metavar="FROM:TO",
+        help="run these, as long as none fails; FROM:+COUNT is another way to say it",
     )
     parser.add_argument("--go-on", action="store_true", help="do not stop at a seed that fails")
     options = parser.parse_args()
     if options.seed is not None:
         return _replay(options.seed, options.trace)
-    first, last = map(int, options.seeds.split(":"))
+    first, last = _range(options.seeds)
     began_at, failed = time.monotonic(), 0
     with empty_store() as store:
         for seed in range(first, last):
@@ -34,6 +37,11 @@ def main() -> int:
     seconds = time.monotonic() - began_at
     print(f"{last - first} seeds in {seconds:.1f} s, {failed} failed")
     return 1 if failed else 0
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, last = text.split(":")
+    return int(first), int(first) + int(last) if last.startswith("+") else int(last)
 
 
 def _replay(seed: int, traces: bool) -> int:

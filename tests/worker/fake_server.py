@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,13 +123,16 @@ class FakeServer:
 
         self._do(close)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 15.0) -> Any:
-        """Wait until something holds; looked at after every request."""
+    def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+        """Wait until something holds; looked at after every request, and now and then for what happens in the worker."""
+        deadline = time.monotonic() + seconds
         with self._changed:
-            assert self._changed.wait_for(condition, seconds), (
-                f"it did not happen; the last reports: {self.reports[-3:]}"
-            )
-        return condition()
+            while not (held := condition()):
+                assert time.monotonic() < deadline, (
+                    f"it did not happen; the last reports: {self.reports[-3:]}"
+                )
+                self._changed.wait(0.05)
+        return held
 
     def names(self) -> list[str]:
         return [seen.name for seen in self.seen]

@@ -1,0 +1,32 @@
+"""For all tests: how properties are searched, and what makes files in parallel processes possible."""
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that does other things too may be slow to make an example; that says nothing about the code.
+_BUSY_MACHINE = [HealthCheck.too_slow]
+
+# The same examples in every run of the suite, so that a failure is the change's own; new ones are for `make explore`.
+settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=_BUSY_MACHINE)
+settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=_BUSY_MACHINE)
+settings.load_profile(os.environ.get("MILEPOST_TEST_PROFILE", "suite"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Tests log lone surrogates on purpose, and a report with one could not travel to the process that prints it."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_encodable, value))
+    return value
