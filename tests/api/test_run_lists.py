@@ -101,6 +101,11 @@ def test_filters(served: Served, worker: HttpWorker, runs: list[str]) -> None:
         ({"filter[tag]": "family"}, {parent}),
         ({"filter[tag]": "family,outside"}, {parent, page(served, **{"filter[tag]": "outside"})[0][0]}),
         ({"filter[tag]": "nobody"}, set()),
+        ({"filter[topLevel]": "true", "filter[tag]": "family"}, {parent}),
+        ({"filter[topLevel]": "true", "filter[root]": parent}, {parent}),
+        ({"filter[topLevel]": "false"}, {*batch["runs"], grandchild}),
+        ({"filter[topLevel]": "false", "filter[status]": "FAILED"}, {grandchild}),
+        ({"filter[topLevel]": "true", "filter[parent]": parent}, set()),
         ({"filter[root]": parent, "filter[taskIdentifier]": "work"}, set()),
         (
             {"filter[root]": parent, "filter[taskIdentifier]": "work,other"},
@@ -128,6 +133,8 @@ def test_times_in_a_filter_are_milliseconds_and_inclusive(served: Served, runs: 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"page[size]": 0}, "page[size]"),
+    ({"filter[topLevel]": "yes"}, "filter[topLevel]"),
+    ({"filter[topLevel]": ""}, "filter[topLevel]"),
     ({"page[size]": 101}, "page[size]"),
     ({"page[size]": -1}, "page[size]"),
     ({"page[size]": "ten"}, "page[size]"),

@@ -78,6 +78,7 @@ def test_filters(server: ScriptedServer, client: Client) -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     filters: dict[str, Any] = {
         "status": ["QUEUED", "EXECUTING"], "task": "t", "tag": ("a", "b"), "batch": "batch_1", "parent": "run_p", "root": "run_r",
+        "top_level": True,
         "created_after": at, "created_before": at,
     }  # fmt: skip
     assert list(client.runs.list(**filters)) == []
@@ -89,6 +90,7 @@ def test_filters(server: ScriptedServer, client: Client) -> None:
         "filter[batch]": "batch_1",
         "filter[parent]": "run_p",
         "filter[root]": "run_r",
+        "filter[topLevel]": "true",
         "filter[createdAt][from]": "1767225600000",
         "filter[createdAt][to]": "1767225600000",
     }

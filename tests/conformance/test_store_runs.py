@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from conformance.rows import NOW, insert, new_run, put, row_of, run_name
@@ -274,6 +274,10 @@ def test_every_filter_narrows_the_list_and_the_counts(store: Store) -> None:
         ({"batch_id": "batch_1"}, [3]),
         ({"parent_id": run_name(0)}, [1]),
         ({"root_id": run_name(0)}, [2, 1, 0]),
+        ({"top_level": True}, [4, 3, 0]),
+        ({"top_level": False}, [2, 1]),
+        ({"top_level": True, "root_id": run_name(0)}, [0]),
+        ({"top_level": True, "statuses": (RunStatus.FAILED,)}, [4]),
         ({"created_from": NOW + 3}, [4, 3]),
         ({"created_to": NOW + 1}, [1, 0]),
         ({"created_from": NOW + 1, "created_to": NOW + 3}, [3, 2, 1]),
@@ -286,6 +290,15 @@ def test_every_filter_narrows_the_list_and_the_counts(store: Store) -> None:
             assert runs.list_ids(connection, filter, limit=100) == names(*numbers), fields
             assert sum(runs.count_by_status(connection, filter).values()) == len(numbers), fields
         assert runs.count_by_status(connection, RunFilter()) == {"QUEUED": 3, "COMPLETED": 1, "FAILED": 1}
+
+
+def test_a_list_without_children_does_not_read_past_them(store: Store) -> None:
+    filter = RunFilter(top_level=True)
+    statement = select(table.c.id).where(*runs.conditions(filter)).order_by(table.c.id.desc())
+    with store.read() as connection:
+        text = str(statement.compile(connection, compile_kwargs={"literal_binds": True}))
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}")]
+    assert plan == ["SEARCH runs USING COVERING INDEX runs_parent (parent_id=?)"]
 
 
 def test_runs_of_a_batch_are_in_index_order_and_an_index_is_taken_once(store: Store) -> None:

@@ -99,11 +99,16 @@ def test_a_status_is_left_too_and_other_tasks_are_not_looked_at(
         watch = next(iter(world.hub.matches))
         parent = MatchWatcher(world, parent_id=first)
         assert await parent.read_until_present() == []
+        top = MatchWatcher(world, top_level=True)
+        assert await top.read_until_present() == [first]
         child = world.trigger(tags=["t"], parent_run_id=first)
         other = world.trigger()
         assert set(watch.changed) == {child, other}
         await parent.until_told(child)
         assert parent.told == [(child, True)]
+        await top.until_told(other)
+        assert top.told == [(other, True)]
+        await top.close()
         await watcher.until_told(child)
         assert watcher.told == [(child, True)]
         await watcher.close()

@@ -195,6 +195,7 @@ def run_filters(
     batch: str | None = None,
     parent: str | None = None,
     root: str | None = None,
+    top_level: bool | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -210,6 +211,7 @@ def run_filters(
         "filter[batch]": batch,
         "filter[parent]": parent,
         "filter[root]": root,
+        "filter[topLevel]": _truth(top_level),
         "filter[createdAt][from]": _milliseconds("created_after", created_after),
         "filter[createdAt][to]": _milliseconds("created_before", created_before),
         "filter[metadata]": _metadata_filter(metadata),
@@ -350,6 +352,10 @@ def _metadata_filter(filter: Mapping[str, Any] | None) -> str | None:
         )
     parse_filter(given)
     return _encode(given).decode()
+
+
+def _truth(value: bool | None) -> str | None:
+    return None if value is None else str(value).lower()
 
 
 def _milliseconds(name: str, value: datetime | None) -> int | None:

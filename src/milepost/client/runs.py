@@ -32,6 +32,7 @@ class RunFilters(TypedDict, total=False):
     batch: a batch id.
     parent: the id of the parent run.
     root: the id of the run at the top of the tree.
+    top_level: True for runs without a parent, False for runs that have one.
     created_after: an aware datetime.
     created_before: an aware datetime.
     metadata: conditions on the document, all of which must hold: `{"user.id": "user_1234", "$.progress": {"$gte": 50}}`. A key is
@@ -45,6 +46,7 @@ class RunFilters(TypedDict, total=False):
     batch: str
     parent: str
     root: str
+    top_level: bool
     created_after: datetime
     created_before: datetime
     metadata: Mapping[str, Any]

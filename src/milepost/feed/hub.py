@@ -125,6 +125,7 @@ class MatchWatch:
             and filter.batch_id in (None, row.batch_id)
             and filter.parent_id in (None, row.parent_id)
             and filter.root_id in (None, row.root_id)
+            and filter.top_level in (None, row.parent_id is None)
             and (filter.created_from is None or row.created_at >= filter.created_from)
             and (filter.created_to is None or row.created_at <= filter.created_to)
         )

@@ -45,6 +45,7 @@ RUN_FILTERS = (
     Parameter("filter[batch]", "a batch id"),
     Parameter("filter[parent]", "the id of the parent run"),
     Parameter("filter[root]", "the id of the root run"),
+    Parameter("filter[topLevel]", "true: runs without a parent; false: runs that have one", "boolean"),
     Parameter("filter[createdAt][from]", "milliseconds since 1970", "integer"),
     Parameter("filter[createdAt][to]", "milliseconds since 1970", "integer"),
     Parameter("filter[createdAt][period]", "a span such as 1d or 30m"),

@@ -98,6 +98,7 @@ def run_filter(request: Request, now: int) -> RunFilter:
         batch_id=request.query_params.get("filter[batch]"),
         parent_id=request.query_params.get("filter[parent]"),
         root_id=request.query_params.get("filter[root]"),
+        top_level=_truth(request, "filter[topLevel]"),
         created_from=created_from,
         created_to=_milliseconds(request, "filter[createdAt][to]"),
         metadata=_metadata_filter(request, "filter[metadata]"),
@@ -136,6 +137,13 @@ def _status(name: str) -> RunStatus:
     except ValueError:
         known = ", ".join(RunStatus)
         raise BadRequestError(f"{name!r} is no status; use {known}", field="filter[status]") from None
+
+
+def _truth(request: Request, name: str) -> bool | None:
+    text = request.query_params.get(name)
+    if text not in (None, "true", "false"):
+        raise BadRequestError(f"{name} is true or false, not {text[:40]!r}", field=name)
+    return None if text is None else text == "true"
 
 
 def _milliseconds(request: Request, name: str) -> int | None:

@@ -95,7 +95,10 @@ class RunRecord(msgspec.Struct, gc=False):
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which runs a list holds; everything given must match, within one field any."""
+    """Which runs a list holds; everything given must match, within one field any.
+
+    `top_level`: only runs without a parent (True), or only children (False).
+    """
 
     statuses: tuple[RunStatus, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -103,6 +106,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     batch_id: str | None = None
     parent_id: str | None = None
     root_id: str | None = None
+    top_level: bool | None = None
     created_from: int | None = None
     created_to: int | None = None
     metadata: MetadataFilter | None = None
@@ -507,6 +511,8 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
         value = getattr(filter, name)
         if value is not None:
             found.append(runs.c[name] == value)
+    if filter.top_level is not None:
+        found.append(runs.c.parent_id.is_(None) if filter.top_level else runs.c.parent_id.is_not(None))
     if filter.created_from is not None:
         found.append(runs.c.created_at >= filter.created_from)
     if filter.created_to is not None:

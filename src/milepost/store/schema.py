@@ -78,7 +78,8 @@ runs = Table(
     # `queue` is there so that runs of a full queue are passed over without looking at their rows.
     Index("runs_due", "task", "due_at", "id", "queue", **_where("status = 'QUEUED'")),
     Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
-    Index("runs_parent", "parent_id", "id", **_where("parent_id IS NOT NULL")),
+    # Also of the runs without a parent: a list of those must not read past their children.
+    Index("runs_parent", "parent_id", "id"),
     Index("runs_batch", "batch_id", "batch_index", unique=True, **_where("batch_id IS NOT NULL")),
     Index("runs_task", "task", "id"),
     # Queued and held runs are found by the indexes above; completed ones are the most and need none.
