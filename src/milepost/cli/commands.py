@@ -9,7 +9,6 @@ from milepost.cli.console import fail
 
 app = typer.Typer(
     name="milepost",
-    help="Background tasks for Python whose runs carry live metadata.\n\nStart with:  milepost demo   or   milepost dev tasks.py",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +34,27 @@ Concurrency = Annotated[
         max=10_000,
     ),
 ]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"milepost {version('milepost')}")
+        raise typer.Exit
+
+
+@app.callback()
+def milepost(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Background tasks for Python whose runs carry live metadata.
+
+    Start with:  milepost demo   or   milepost dev tasks.py
+    """
 
 
 @app.command()
@@ -136,8 +156,13 @@ def demo(
     processes: Processes = None,
     concurrency: Concurrency = 100,
     stay: Annotated[
-        bool, typer.Option("--stay", help="Keep the dashboard open at the end, until Ctrl-C.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--stay/--no-stay",
+            help="Keep the dashboard open at the end, until Enter or Ctrl-C. Default: when somebody watches in a terminal.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Watch 10,000 rows being handled as 10,000 runs.
 
@@ -160,7 +185,10 @@ def trigger(
     task_id: Annotated[str, typer.Argument(help="The task's id.", show_default=False)],
     payload: Annotated[
         str | None,
-        typer.Argument(help="The payload as JSON; nothing for a task without one.", show_default=False),
+        typer.Argument(
+            help="The payload as JSON; @FILE for a file with JSON in it, - for standard input; nothing for a task without one.",
+            show_default=False,
+        ),
     ] = None,
     metadata: Annotated[
         str | None, typer.Option(help="The first metadata of the run, a JSON object.", show_default=False)
@@ -194,6 +222,19 @@ def list_runs(
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Runs of this task.", show_default=False)] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Runs with this tag.", show_default=False)] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="Runs that this run has triggered.", show_default=False)
+    ] = None,
+    top_level: Annotated[
+        bool, typer.Option("--top-level", help="Only runs that no other run has triggered.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Runs triggered since then: 90s, 10m, 2h or 3d ago, or a time such as 2026-01-31T14:05.",
+            show_default=False,
+        ),
+    ] = None,
     metadata: Annotated[
         str | None,
         typer.Option(help="Runs whose metadata has these values, a JSON object.", show_default=False),
@@ -211,6 +252,9 @@ def list_runs(
         statuses=status or [],
         tasks=task or [],
         tags=tag or [],
+        parent=parent,
+        top_level=top_level,
+        since=since,
         metadata=metadata,
         limit=limit,
         as_json=json,
@@ -219,7 +263,7 @@ def list_runs(
 
 @runs.command("get")
 def get_run(run_id: RunId, json: AsJson = False) -> None:
-    """Show one run: status, metadata, output or error."""
+    """Show one run: status, metadata, output, or error with its traceback."""
     from milepost.cli import runs as command
 
     command.get_run(run_id, as_json=json)
@@ -277,3 +321,21 @@ def upgrade(data: Data = Path(".milepost")) -> None:
     from milepost.cli import serving
 
     serving.upgrade_database(data)
+
+
+@db.command()
+def backup(
+    file: Annotated[
+        Path, typer.Argument(help="The file to write, or a folder for milepost.db.", show_default=False)
+    ],
+    data: Data = Path(".milepost"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Copy the database to a file, also while a server uses it.
+
+    To use the copy, put it into the data folder of a server that does not run, as milepost.db, and remove milepost.db-wal and
+    milepost.db-shm there.  Example:  milepost db backup monday.db
+    """
+    from milepost.cli.backup import back_up
+
+    back_up(data, file, overwrite=overwrite)

@@ -1,14 +1,46 @@
 """What the command line says, and how it fails: one clear line, never a traceback."""
 
+import io
+import os
 import sys
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from milepost.cli.text import json_text, visible
+
+# A pipe has no width: nothing that goes into one is cut or wrapped.
+PIPE_COLUMNS = 1_000_000
+
+
+class _SafeConsole(Console):
+    """Shows text of others as text: control characters in it do nothing to the terminal (`text.visible`)."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self._width = PIPE_COLUMNS
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As in Rich. Colours and the like are no part of a segment's text, so what is unsafe in it came from outside."""
+        for segment in super().render(renderable, options):
+            safe = visible(segment.text) if segment.control is None else segment.text
+            yield segment if safe == segment.text else Segment(safe, segment.style)
+
 
 # Results go to standard output, everything else to standard error, so that output can be piped.
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out: Console = _SafeConsole()
+err: Console = _SafeConsole(stderr=True)
+
+
+def tolerate_narrow_encodings() -> None:
+    r"""From now on a character that the terminal's encoding does not have is written as `\u1234` instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str, *, code: int = 1) -> NoReturn:
@@ -30,6 +62,11 @@ def note(message: str) -> None:
 
 
 def print_line(text: str) -> None:
-    """A line of output for programs: as it is, and at once."""
-    sys.stdout.write(text + "\n")
+    """A line of output for programs: at once, uncut, and with nothing in it that a terminal takes for a command."""
+    sys.stdout.write(visible(text) + "\n")
     sys.stdout.flush()
+
+
+def print_json(value: Any, *, indent: int = -1) -> None:
+    """A value as JSON, in the characters that the output has: one line, or with an indent for people."""
+    print_line(json_text(value, encoding=sys.stdout.encoding or "utf-8", indent=indent))

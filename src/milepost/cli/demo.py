@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
@@ -18,7 +19,7 @@ from milepost.cli.demo_file import check_file, write_people
 from milepost.cli.demo_tasks import handle_upload, problem_of, read_rows
 from milepost.cli.hosting import HostedServer, bind, hosted, owned_folder
 from milepost.cli.progress import describe, draw
-from milepost.cli.stopping import StopSignals
+from milepost.cli.stopping import StopSignals, first_of
 from milepost.cli.working import Announcer, processes_default, supervise
 from milepost.client.client import Client
 from milepost.client.run import Run
@@ -42,7 +43,7 @@ class DemoOptions:
     file: Path | None
     processes: int | None
     concurrency: int
-    stay: bool
+    stay: bool | None
 
 
 async def demo(options: DemoOptions) -> int:
@@ -71,7 +72,8 @@ async def demo(options: DemoOptions) -> int:
                 concurrency=options.concurrency,
                 grace_seconds=GRACE_SECONDS,
             )
-            work = asyncio.create_task(_work(server, path.resolve(), ready, signals, stay=options.stay))
+            stay = options.stay if options.stay is not None else err.is_terminal and sys.stdin.isatty()
+            work = asyncio.create_task(_work(server, path.resolve(), ready, signals, stay=stay))
             supervisor = Supervisor(worker, Announcer(lambda tasks: ready.set()))
             try:
                 await supervise(supervisor, signals, ended=[server.ended, work], order=Order.STOP)
@@ -101,9 +103,25 @@ async def _work(
     problems = _problems(run, len(rows), broken, user)
     _tell(run, problems)
     if stay:
-        note("the dashboard stays open; Ctrl-C ends it")
-        await signals.asked.wait()
+        note("the run's page stays open; Enter or Ctrl-C ends the demo")
+        await first_of(signals.asked.wait(), _enter())
     return 1 if problems else 0
+
+
+async def _enter() -> None:
+    """Wait until somebody presses Enter. Without an open standard input nobody ever does."""
+    pressed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_reader(sys.stdin, pressed.set)
+    except (OSError, ValueError):
+        await asyncio.Event().wait()
+    try:
+        await pressed.wait()
+        # Not for the shell that comes next.
+        sys.stdin.readline()
+    finally:
+        loop.remove_reader(sys.stdin)
 
 
 async def _follow(states: AsyncIterator[Run]) -> Run:

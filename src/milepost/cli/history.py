@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-import msgspec
-
-from milepost.cli.console import err, fail, note, print_line
+from milepost.cli.console import err, fail, note, print_json, print_line
 from milepost.cli.progress import show
+from milepost.cli.runs import time_of
 from milepost.client.calls import MetadataDocument, MetadataVersion
 from milepost.client.client import Client
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set
@@ -28,7 +26,7 @@ def show_changes(run_id: str, *, after: int, limit: int, as_json: bool) -> None:
         if shown == 0 and after < page.earliest_version:
             note(f"changes up to version {page.earliest_version} are no longer kept (MILEPOST_HISTORY_DAYS)")
         for version in page.versions[: limit - shown]:
-            print_line(msgspec.json.encode(version).decode() if as_json else describe(version))
+            print_json(version) if as_json else print_line(describe(version))
             shown += 1
             following = version.version
         if shown == limit:
@@ -46,14 +44,14 @@ def show_document(run_id: str, *, version: int | None, at: str | None, as_json: 
     if at is None:
         found = client.runs.metadata_at(run_id, version=version)
     elif version is None:
-        found = client.runs.metadata_at(run_id, at=_time(at))
+        found = client.runs.metadata_at(run_id, at=time_of("--at", at))
     else:
         fail("give either --version or --at, not both")
     if as_json:
-        print_line(msgspec.json.encode({"version": found.version, "metadata": found.value}).decode())
+        print_json({"version": found.version, "metadata": found.value})
         return
     note(f"version {found.version}")
-    print_line(json.dumps(found.value, ensure_ascii=False, indent=2))
+    print_json(found.value, indent=2)
 
 
 def describe(version: MetadataVersion) -> str:
@@ -97,13 +95,4 @@ def _key(key: str) -> str:
 
 def _value(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    # Nothing that a terminal would take for a command.
     return show(text if text.isprintable() else json.dumps(value), VALUE_CHARACTERS_MAX)
-
-
-def _time(text: str) -> datetime:
-    try:
-        # Without a time zone it is the local time, as the list shows it.
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError):
-        fail(f"--at {text!r} is no time; write for example 2026-01-31T14:05:00 or 2026-01-31T14:05:00+00:00")

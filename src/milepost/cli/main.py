@@ -14,10 +14,11 @@ def main() -> None:
     """Run the command that the arguments name."""
     try:
         from milepost.cli.commands import app
-        from milepost.cli.console import say_error
+        from milepost.cli.console import say_error, tolerate_narrow_encodings
         from milepost.errors import MilepostError
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    tolerate_narrow_encodings()
     try:
         app()
     except MilepostError as error:

@@ -1,24 +1,32 @@
 """`milepost trigger` and `milepost runs ...`: the client half on the command line."""
 
 import json
+import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import typer
+from rich.cells import cell_len
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from milepost.cli.console import err, fail, out, print_line
+from milepost.cli.console import err, fail, out, print_json, print_line
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
+from milepost.cli.text import visible
 from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
+from milepost.model.run import RunError
 
 FRAME_SECONDS = 0.1
+LAST_COLUMN_CHARACTERS_MIN = 10
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 EXIT_INTERRUPTED = 130
 
 
@@ -26,11 +34,7 @@ def trigger(
     task_id: str, payload: str | None, *, metadata: str | None, tags: Sequence[str], watch: bool
 ) -> None:
     """Trigger a run; its id goes to standard output."""
-    value = (
-        NO_PAYLOAD
-        if payload is None
-        else _from_json(payload, "the payload", f"text needs quotes: '\"{payload}\"'")
-    )
+    value = NO_PAYLOAD if payload is None else _payload_of(payload)
     document = None if metadata is None else _object_from_json(metadata)
     client = Client()
     handle = client.trigger(task_id, value, metadata=document, tags=list(tags))
@@ -44,42 +48,70 @@ def list_runs(
     statuses: Sequence[str],
     tasks: Sequence[str],
     tags: Sequence[str],
+    parent: str | None,
+    top_level: bool,
+    since: str | None,
     metadata: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
     """Print the newest runs."""
+    if parent is not None and top_level:
+        fail("give either --parent or --top-level: runs at the top level have no parent")
     filters: dict[str, Any] = {
         "status": [status.upper() for status in statuses],
         "task": list(tasks),
         "tag": list(tags),
+        "parent": parent,
+        "top_level": top_level,
+        "created_after": None if since is None else time_of("--since", since),
         "metadata": None if metadata is None else _object_from_json(metadata),
     }
     given = {name: values for name, values in filters.items() if values}
     runs = list(islice(Client().runs.list(page_size=min(limit, 100), **given), limit))
     if as_json:
         for run in runs:
-            print_line(_as_json(run))
+            print_json(run)
         return
     if not runs:
         err.print("no runs")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("run", "task", "status", "created", "progress"):
-        table.add_column(heading, no_wrap=heading != "progress")
-    for run in runs:
-        bars, _ = bars_of(run.metadata)
-        created = run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        status = Text(run.status, style=STATUS_STYLES.get(run.status, ""))
-        table.add_row(run.id, Text(run.task_id), status, created, Text(", ".join(map(str, bars))))
-    out.print(table)
+    _print_table([("run", "task", "status", "created", "progress"), *map(_row, runs)])
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    bars, _ = bars_of(run.metadata)
+    told = [*map(str, bars)]
+    if run.error is not None:
+        told.append(_first_line(_error_text(run.error)))
+    created = run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return run.id, run.task_id, run.status, created, ", ".join(told)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
+    shown = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        line = Text(no_wrap=True, overflow="ellipsis")
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            is_last = index == len(row) - 1
+            style = "dim" if row is shown[0] else STATUS_STYLES.get(cell, "")
+            line.append(cell, style)
+            if not is_last:
+                line.append(" " * (width - cell_len(cell) + 2))
+        room = out.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        if room >= LAST_COLUMN_CHARACTERS_MIN:
+            line.truncate(out.width, overflow="ellipsis")
+        line.rstrip()
+        out.print(line, soft_wrap=True)
 
 
 def get_run(run_id: str, *, as_json: bool) -> None:
     """Print one run."""
     run = Client().runs.retrieve(run_id)
     if as_json:
-        print_line(_as_json(run))
+        print_json(run)
         return
     out.print(draw(task=run.task_id, run_id=run.id, status=run.status, metadata=run.metadata))
     facts = Table.grid(padding=(0, 2))
@@ -101,6 +133,9 @@ def get_run(run_id: str, *, as_json: bool) -> None:
         facts.add_row("output", Text(show(run.output)))
     out.print()
     out.print(facts)
+    if run.error is not None and run.error.stack_trace:
+        out.print()
+        out.print(Text(run.error.stack_trace.rstrip(), style="dim"), soft_wrap=True)
     _tell_error(run)
 
 
@@ -160,7 +195,7 @@ def _follow_as_json(client: Client, run_id: str) -> Run:
     last: Run | None = None
     for run in client.runs.subscribe(run_id):
         last = run
-        print_line(_as_json(run))
+        print_json(run)
     return _ended(last)
 
 
@@ -172,12 +207,49 @@ def _ended(run: Run | None) -> Run:
 
 def _tell_error(run: Run) -> None:
     if run.error is not None:
-        name = f"{run.error.name}: " if run.error.name else ""
-        err.print(f"{name}{run.error.message}", style="red", markup=False, soft_wrap=True)
+        err.print(_error_text(run.error), style="red", markup=False, soft_wrap=True)
 
 
-def _as_json(run: Run) -> str:
-    return msgspec.json.encode(run).decode()
+def _error_text(error: RunError) -> str:
+    return f"{error.name}: {error.message}" if error.name else error.message
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def time_of(option: str, text: str) -> datetime:
+    """A time that a person gave: how long ago (`90s`, `10m`, `2h`, `3d`), or a date and time, local without a time zone."""
+    ago = re.fullmatch(r"(\d{1,9})\s*([smhdw])", text.strip())
+    try:
+        if ago is not None:
+            return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * UNIT_SECONDS[ago[2]])
+        return datetime.fromisoformat(text.strip()).astimezone()
+    except (ValueError, OverflowError):
+        fail(
+            f"{option} {text!r} is no time; write for example 2h, 3d, 2026-01-31T14:05 (local) or 2026-01-31T14:05Z"
+        )
+
+
+def _payload_of(given: str) -> Any:
+    """The payload that an argument means: JSON, a file with JSON in it (`@people.json`), or standard input (`-`)."""
+    if given == "-":
+        return _from_json(
+            _read("standard input", sys.stdin.buffer.read), "standard input", "it holds one JSON value"
+        )
+    if given.startswith("@"):
+        path = Path(given[1:]).expanduser()
+        return _from_json(_read(str(path), path.read_bytes), str(path), "the file holds one JSON value")
+    return _from_json(given, "the payload", f"text needs quotes: '{json.dumps(given, ensure_ascii=False)}'")
+
+
+def _read(name: str, read: Callable[[], bytes]) -> str:
+    try:
+        return read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fail(f"{name} is not UTF-8 ({error.reason} at byte {error.start:,}), and JSON is")
+    except OSError as error:
+        fail(f"{name} cannot be read: {error.strerror}")
 
 
 def _object_from_json(text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ One write connection per file, owned by one thread; readers see the last commit 
 
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,33 @@ def readers(path: Path) -> Engine:
     )
     _configure(engine, "PRAGMA query_only=ON")
     return engine
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Write all that is committed in `source` to the file `target`, also while a server writes to `source`, and check the copy.
+
+    Copying the file itself does not do: what was committed lately is in a second file beside it.
+
+    Raises: sqlite3.Error.
+    """
+    with (
+        closing(
+            sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+        ) as reading,
+        closing(sqlite3.connect(target)) as writing,
+    ):
+        # In one step, and so from one snapshot; in several it would begin again with each commit in between.
+        reading.backup(writing)
+        [verdict] = writing.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(
+                f"the copy is damaged ({verdict}), and so is most likely the database"
+            )
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _url(path: Path) -> str:

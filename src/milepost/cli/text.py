@@ -1,0 +1,54 @@
+"""Text of others on a terminal: nothing that the terminal would take for a command, and nothing that it cannot show (pure).
+
+Metadata, tags, outputs and errors come from user code and from whoever may write to a run. Printed raw, an escape sequence in them
+could clear the screen, change its title, or hide what stands there.
+"""
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+# Control characters but the line feed and the tab; what turns the direction of the text around; lone surrogates.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    r"""The text with each control character in a form to be seen, such as `\x1b`. Line feeds and tabs stay."""
+    return _UNSAFE.sub(lambda found: _escaped(found[0]), text)
+
+
+def has_unsafe(text: str) -> bool:
+    """Whether `visible` would change the text."""
+    return _UNSAFE.search(text) is not None
+
+
+def json_text(value: Any, *, encoding: str = "utf-8", indent: int = -1) -> str:
+    """A value as JSON that a terminal shows and a program reads: the same value, whatever characters are in it.
+
+    Args:
+        encoding: of the output. What it does not have is written as `\\uXXXX`, which is JSON too.
+        indent: spaces for each level; below 0 it is one line.
+    """
+    text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
+    # Everything but ASCII stands inside of texts, where it may be written in either way.
+    text = _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    if can_be_written(text, encoding):
+        return text
+    return re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def can_be_written(text: str, encoding: str) -> bool:
+    """Whether an output with this encoding has all of these characters."""
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
