@@ -13,8 +13,8 @@ from milepost.store.sqlite import copy_database
 def back_up(data: Path, target: Path, *, overwrite: bool) -> None:
     """Write the database of a data folder to a file: everything that was committed when the command began, and nothing half.
 
-    The file appears under its name when it is complete. To use it, put it into the place of `milepost.db` in the data folder of a server
-    that does not run, and remove the files that end in `-wal` and `-shm` beside it.
+    The file appears under its name when it is complete. To use it, put it into the place of `milepost.db` in the data folder of
+    a server that does not run, and remove the files that end in `-wal` and `-shm` beside it.
 
     Raises: ConfigurationError, which says what is in the way.
     """
