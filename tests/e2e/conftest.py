@@ -1,7 +1,9 @@
 """Fixtures that start `milepost` in the test's folder and end whatever is left of it."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from real_processes import Command, House, write_tasks
@@ -12,8 +14,13 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts `milepost ARGUMENTS...` in the test's folder."""
     started: list[Command] = []
 
-    def start(*arguments: str, env: dict[str, str] | None = None, folder: Path = tmp_path) -> Command:
-        started.append(Command(list(arguments), folder=folder, env=env or {}))
+    def start(
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        folder: Path = tmp_path,
+        stdin: IO[bytes] | int = subprocess.DEVNULL,
+    ) -> Command:
+        started.append(Command(list(arguments), folder=folder, env=env or {}, stdin=stdin))
         return started[-1]
 
     yield start

@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import urllib3
@@ -32,7 +32,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
 class Command:
     """A running `milepost` command. `errors` is what it has written to standard error so far."""
 
-    def __init__(self, arguments: list[str], *, folder: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        folder: Path,
+        env: dict[str, str],
+        stdin: IO[bytes] | int = subprocess.DEVNULL,
+    ) -> None:
         self.folder = folder
         self._errors = folder / f"stderr-{time.monotonic_ns()}.txt"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
@@ -40,7 +47,7 @@ class Command:
             self.process = subprocess.Popen(
                 [*MILEPOST, *arguments],
                 cwd=folder,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**clean, "COLUMNS": "200", **env},

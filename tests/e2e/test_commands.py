@@ -1,8 +1,12 @@
 """`milepost trigger`, `runs`, `db`, `server`: results for people and programs, errors in one line."""
 
 import json
+import sqlite3
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,11 @@ async def count(steps: int) -> int:
         metadata.increment("processed")
         await metadata.aflush()
     return steps
+
+@task
+def echo(given: dict[str, str]) -> dict[str, str]:
+    metadata.set(given["key"], given["value"])
+    return given
 
 @task(retry=Retry(max_attempts=1))
 def fails() -> None:
@@ -39,8 +48,17 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def run(dev: House, command: Callable[..., Command]) -> Callable[..., tuple[str, str]]:
     """Runs a command below the server's folder to its end: what it has written to standard output and standard error."""
 
-    def run(*arguments: str, code: int = 0, folder: Path = dev.folder) -> tuple[str, str]:
-        done = command(*arguments, folder=folder)
+    def run(
+        *arguments: str,
+        code: int = 0,
+        folder: Path = dev.folder,
+        env: dict[str, str] | None = None,
+        given: bytes | None = None,
+    ) -> tuple[str, str]:
+        with tempfile.TemporaryFile() as stdin:
+            stdin.write(given or b"")
+            stdin.seek(0)
+            done = command(*arguments, folder=folder, env=env, stdin=stdin)
         output = done.rest()
         assert done.process.wait(30) == code, done.errors
         assert "Traceback" not in done.errors
@@ -87,6 +105,105 @@ def test_get_and_watch_for_people_and_programs(dev: House, run: Callable[..., tu
     assert whole["metadata"]["processed"] == 3
     states = [json.loads(line) for line in run("runs", "watch", run_id, "--json")[0].splitlines()]
     assert states[-1]["status"] == "COMPLETED"
+
+
+ODD = {"key": "\x1b[31mkey\x9b", "value": "\x1b]0;title\x07 \u202eabc 😀"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+def test_text_of_others_is_shown_as_text(
+    dev: House, run: Callable[..., tuple[str, str]], encoding: str
+) -> None:
+    """Neither a control character reaches the terminal, nor is an emoji the end of the command."""
+    run_id = dev.run("echo", ODD, tags=["tag 😀"]).id
+    env = {"PYTHONIOENCODING": encoding}
+    shown = [
+        run("runs", "get", run_id, env=env)[0],
+        run("runs", "watch", run_id, env=env)[0],
+        run("runs", "list", "--task", "echo", env=env)[0],
+        run("runs", "history", run_id, env=env)[0],
+        run("trigger", "echo", json.dumps(ODD), "--watch", env=env)[0],
+    ]
+    for text in shown:
+        assert not set(text) & set("\x1b\x9b\x07\u202e")
+    assert r"\x1b]0;title\x07 \u202eabc" in shown[0]
+    read = [
+        json.loads(run("runs", "get", run_id, "--json", env=env)[0])["metadata"],
+        json.loads(run("runs", "history", run_id, "--version", "1", env=env)[0]),
+    ]
+    assert read == [{ODD["key"]: ODD["value"]}] * 2
+
+
+def test_a_payload_from_a_file_and_from_standard_input(
+    dev: House, run: Callable[..., tuple[str, str]]
+) -> None:
+    (dev.folder / "payload.json").write_bytes(b"\xef\xbb\xbf 7\n")
+    for arguments, given in ((["@payload.json"], None), (["-"], b"7")):
+        run_id = run("trigger", "count", *arguments, given=given)[0].strip()
+        assert dev.finished(run_id).output == 7
+    assert "cannot be read" in run("trigger", "count", "@nothing.json", code=1)[1]
+    assert "standard input is not JSON" in run("trigger", "count", "-", given=b"{", code=1)[1]
+    assert "is not UTF-8" in run("trigger", "count", "-", given=b'"\xff"', code=1)[1]
+
+
+def test_lists_of_a_tree_and_of_a_time(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    run_id = dev.trigger("count", 1, tags=["timed"])
+    dev.finished(run_id)
+    assert run_id in run("runs", "list", "--top-level", "--since", "10m", "--tag", "timed")[0]
+    assert run("runs", "list", "--parent", run_id)[1] == "no runs\n"
+    assert run("runs", "list", "--since", "2999-01-01")[1] == "no runs\n"
+    assert (
+        "either --parent or --top-level" in run("runs", "list", "--top-level", "--parent", run_id, code=1)[1]
+    )
+    assert "--since 'soon' is no time" in run("runs", "list", "--since", "soon", code=1)[1]
+
+
+def test_a_failed_run_shows_its_traceback(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    run_id = dev.run("fails").id
+    output, errors = run("runs", "get", run_id)
+    assert 'raise ValueError("no luck today")' in output
+    assert errors == "ValueError: no luck today\n"
+    assert "ValueError: no luck today" in run("runs", "list", "--task", "fails")[0]
+
+
+def test_in_a_pipe_nothing_is_cut(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    long = "x" * 90
+    run_id = dev.run("echo", {"key": long, "value": long}).id
+    shown = run("runs", "get", run_id, env={"COLUMNS": ""})[0]
+    assert f"{long}  {long}" in shown
+    assert run_id in run("runs", "list", "--task", "echo", env={"COLUMNS": "20"})[0]
+
+
+def test_the_version(run: Callable[..., tuple[str, str]]) -> None:
+    assert run("--version")[0] == f"milepost {version('milepost')}\n"
+
+
+def test_a_backup_of_a_server_that_writes(
+    dev: House, run: Callable[..., tuple[str, str]], tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    """The copy is whole, only the owner may read it, and a server runs on it."""
+    before = dev.run("count", 3)
+    busy = dev.trigger("count", 2000)
+    dev.until(busy, lambda run: run.metadata.get("processed", 0) > 10)
+    copy = tmp_path / "data" / "milepost.db"
+    copy.parent.mkdir()
+    run("db", "backup", str(copy.parent))
+    assert not dev.client.runs.retrieve(busy).is_completed
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert [path.name for path in copy.parent.iterdir()] == ["milepost.db"]
+    with sqlite3.connect(copy) as database:
+        assert database.execute("SELECT count(*) FROM runs").fetchone()[0] >= 2
+    database.close()
+    write_tasks(tmp_path / "jobs.py", TASKS)
+    other = House(["jobs.py", "--processes", "1", "--data", "data"], folder=tmp_path, env={})
+    try:
+        restored = other.client.runs.retrieve(before.id)
+        assert (restored.output, restored.metadata) == (before.output, before.metadata)
+    finally:
+        other.clean_up()
+    assert "is there already" in run("db", "backup", str(copy), code=1)[1]
+    run("db", "backup", str(copy), "--overwrite")
+    assert "there is no database in" in run("db", "backup", "x", "--data", str(tmp_path / "no"), code=1)[1]
 
 
 def test_list_with_filters(dev: House, run: Callable[..., tuple[str, str]]) -> None:

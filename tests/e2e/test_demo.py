@@ -1,11 +1,17 @@
 """`milepost demo`: sums that are right, files that are wrong, and an end at any moment."""
 
+import os
+import pty
+import re
 import signal
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from real_processes import Command, wait_until
+import urllib3
+from real_processes import MILEPOST, Command, wait_until
 
 
 def long_file(folder: Path) -> None:
@@ -34,6 +40,38 @@ def test_a_file_of_the_users_own(command: Callable[..., Command], tmp_path: Path
     told = demo.rest()
     assert "1 rows are fine and 2 are broken: 3 in all" in told
     assert "2 rows: a2, a3" in told
+
+
+@pytest.mark.parametrize("end", ["enter", "ctrl-c"])
+def test_the_page_stays_open_for_somebody_who_watches(tmp_path: Path, end: str) -> None:
+    """In a terminal the demo ends when it is told to, and not with the last row."""
+    (tmp_path / "mine.csv").write_text("id,name,email,age\na1,Ann,ann@example.com,30\n")
+    ours, theirs = pty.openpty()
+    told = b""
+    with subprocess.Popen(
+        [*MILEPOST, "demo", "mine.csv", "--processes", "1"],
+        cwd=tmp_path,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as demo:
+        os.close(theirs)
+        while b"Enter or Ctrl-C ends the demo" not in told:
+            told += os.read(ours, 65_536)
+        address = re.search(rb"(http://127.0.0.1:\d+)/", told)
+        assert address is not None
+        assert urllib3.request("GET", address[1].decode() + "/api/v1/health").status == 200
+        assert demo.poll() is None
+        if end == "enter":
+            os.write(ours, b"\n")
+        else:
+            demo.send_signal(signal.SIGINT)
+        with suppress(OSError):
+            while os.read(ours, 65_536):
+                pass
+        assert demo.wait(30) == 0
+    os.close(ours)
 
 
 @pytest.mark.parametrize(

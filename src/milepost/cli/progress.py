@@ -10,6 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from milepost.cli.text import visible
+
 DONE_KEYS = ("processed", "done", "completed", "current")
 TOTAL_KEY = "total"
 VALUE_CHARACTERS_MAX = 200
@@ -39,8 +41,8 @@ class Bar:
 
     def __str__(self) -> str:
         if self.total == 1:
-            return f"{self.label} {self.share:.0%}"
-        return f"{self.label} {_number(self.done)} of {_number(self.total)} ({self.share:.0%})"
+            return f"{show(self.label)} {self.share:.0%}"
+        return f"{show(self.label)} {_number(self.done)} of {_number(self.total)} ({self.share:.0%})"
 
 
 def bars_of(metadata: Mapping[str, Any]) -> tuple[list[Bar], dict[str, Any]]:
@@ -73,7 +75,7 @@ def draw(*, task: str, run_id: str, status: str, metadata: Mapping[str, Any]) ->
     """The whole picture of a run, for a terminal."""
     bars, rest = bars_of(metadata)
     heading = Text.assemble(
-        (task, "bold"), "  ", (status, STATUS_STYLES.get(status, "")), "  ", (run_id, "dim")
+        (visible(task), "bold"), "  ", (status, STATUS_STYLES.get(status, "")), "  ", (run_id, "dim")
     )
     parts: list[RenderableType] = [heading]
     if bars:
@@ -81,7 +83,7 @@ def draw(*, task: str, run_id: str, status: str, metadata: Mapping[str, Any]) ->
         for bar in bars:
             amount = "" if bar.total == 1 else f"{_number(bar.done)} of {_number(bar.total)}"
             grid.add_row(
-                bar.label,
+                show(bar.label),
                 ProgressBar(total=1, completed=bar.share, width=BAR_COLUMNS),
                 f"{bar.share:4.0%}",
                 amount,
@@ -92,7 +94,7 @@ def draw(*, task: str, run_id: str, status: str, metadata: Mapping[str, Any]) ->
         table.add_column(style="dim")
         table.add_column(overflow="fold")
         for key, value in rest.items():
-            table.add_row(Text(key), Text(show(value)))
+            table.add_row(Text(show(key)), Text(show(value)))
         parts.append(table)
     return Group(*parts)
 
@@ -100,13 +102,13 @@ def draw(*, task: str, run_id: str, status: str, metadata: Mapping[str, Any]) ->
 def describe(*, status: str, metadata: Mapping[str, Any]) -> str:
     """The same in one line, for output that is no terminal."""
     bars, rest = bars_of(metadata)
-    parts = [status, *map(str, bars), *(f"{key}={show(value, 60)}" for key, value in rest.items())]
+    parts = [status, *map(str, bars), *(f"{show(key)}={show(value, 60)}" for key, value in rest.items())]
     return "  ".join(parts)
 
 
 def show(value: Any, characters_max: int = VALUE_CHARACTERS_MAX) -> str:
-    """A value as short JSON; plain text without quotes."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A value as short JSON; plain text without quotes. Control characters are made visible."""
+    text = visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     if len(text) <= characters_max:
         return text
     count = f", {len(cast('list[Any]', value)):,} items" if isinstance(value, list) else ""

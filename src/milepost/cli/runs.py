@@ -25,7 +25,7 @@ from milepost.client.run import Run
 from milepost.model.run import RunError
 
 FRAME_SECONDS = 0.1
-LAST_COLUMN_CHARACTERS_MIN = 10
+LAST_COLUMN_CHARACTERS_MIN = 30
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 EXIT_INTERRUPTED = 130
 
@@ -92,6 +92,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
+    before_last = sum(widths[:-1]) + 2 * (len(widths) - 1)
     for row in shown:
         line = Text(no_wrap=True, overflow="ellipsis")
         for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
@@ -100,9 +101,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
             line.append(cell, style)
             if not is_last:
                 line.append(" " * (width - cell_len(cell) + 2))
-        room = out.width - sum(widths[:-1]) - 2 * (len(widths) - 1)
-        if room >= LAST_COLUMN_CHARACTERS_MIN:
-            line.truncate(out.width, overflow="ellipsis")
+        line.truncate(max(out.width, before_last + LAST_COLUMN_CHARACTERS_MIN), overflow="ellipsis")
         line.rstrip()
         out.print(line, soft_wrap=True)
 
