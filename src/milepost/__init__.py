@@ -33,12 +33,13 @@ from milepost.errors import (
 )
 from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
+from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import hooks
 from milepost.sdk.metadata import metadata
 from milepost.sdk.runs import runs
 from milepost.sdk.task import Task, task
-from milepost.sdk.triggering import BatchItem, tasks
+from milepost.sdk.tasks import tasks
 
 __all__ = [
     "AbortTaskRun",

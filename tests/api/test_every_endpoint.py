@@ -58,6 +58,7 @@ class Calls:
             "sealed": True,
             "enqueuedCount": 2,
             "expectedCount": 2,
+            "runs": self.served.get(f"/api/v2/batches/{batch}")["runs"],
         }
 
     def _batch(self) -> str:

@@ -157,7 +157,7 @@ VALUES: list[tuple[str, Any, int, str, str | None, int | None]] = [
         "items[1].task",
         None,
     ),
-    ("/api/v3/batches", {"runCount": 1001}, 422, "invalid_request", "runCount", 1000),
+    ("/api/v3/batches", {"runCount": 2**31}, 422, "invalid_request", "runCount", None),
     (
         "/api/v1/workers/nobody/claim",
         {"sequence": 1, "slots": 1, "waitSeconds": 0},

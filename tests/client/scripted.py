@@ -18,7 +18,7 @@ class Drop(Exception):
 
 @dataclass
 class Asked:
-    """A request as it arrived."""
+    """A request as it arrived. `body` is JSON, of a path that ends in `/items` one value for each line."""
 
     method: str
     path: str
@@ -60,7 +60,7 @@ class ScriptedServer:
                     parts.path,
                     query,
                     dict(self.headers.items()),
-                    json.loads(raw) if raw else None,
+                    _decoded(parts.path, raw),
                 )
                 script.asked.append(asked)
                 try:
@@ -115,6 +115,12 @@ class ScriptedServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _decoded(path: str, raw: bytes) -> Any:
+    if path.endswith("/items"):
+        return [json.loads(line) for line in raw.splitlines()]
+    return json.loads(raw) if raw else None
 
 
 @contextmanager

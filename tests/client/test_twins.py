@@ -12,13 +12,16 @@ import pytest
 from milepost import Client, RunHandle, Task, metadata, runs, tasks
 from milepost.client.runs import Runs
 from milepost.client.updater import OutsideMetadata
-from milepost.sdk import triggering
+from milepost.sdk import batches, triggering
 from milepost.sdk.metadata import Metadata, RunMetadata
-from milepost.sdk.triggering import Tasks
+from milepost.sdk.tasks import Tasks
 
 # Calls that wait for something, and so have two forms; everything else on these objects only touches memory.
 WAITING: list[tuple[Any, list[str]]] = [
-    (Client, ["send", "prepare", "trigger", "get_metadata", "wait_for_result", "wait_for_batch"]),
+    (
+        Client,
+        ["send", "prepare", "trigger", "get_metadata", "wait_for_result", "wait_for_batch", "batch_results"],
+    ),
     (
         Runs,
         ["retrieve", "list", "subscribe", "subscribe_where", "wait", "metadata_history", "metadata_at"],
@@ -29,7 +32,8 @@ WAITING: list[tuple[Any, list[str]]] = [
     (RunMetadata, ["get"]),
     (Task, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
     (Tasks, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
-    (triggering, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
+    (triggering, ["trigger", "trigger_and_wait", "commit", "wait_for_end"]),
+    (batches, ["batch_trigger", "batch_trigger_and_wait"]),
 ]
 # Begin with an a and are no twins.
 OTHERS = {"append", "asyncio", "annotations", "api_url", "add_all", "async_transport"}
@@ -53,8 +57,11 @@ def test_twins_have_the_same_parameters(owner: Any, names: list[str]) -> None:
 
 @pytest.mark.parametrize(("owner", "names"), WAITING)
 def test_no_twin_is_alone(owner: Any, names: list[str]) -> None:
+    module = getattr(owner, "__module__", owner.__name__)
     coroutines = {
-        name for name in vars(owner) if inspect.iscoroutinefunction(vars(owner)[name]) and name[0] != "_"
+        name
+        for name, found in vars(owner).items()
+        if inspect.iscoroutinefunction(found) and name[0] != "_" and found.__module__ == module
     }
     assert coroutines <= {twin_of(name) for name in names}
 

@@ -308,9 +308,12 @@ def test_runs_of_a_batch_are_in_index_order_and_an_index_is_taken_once(store: St
         new_run(5),
     )
     with store.read() as connection:
-        assert runs.batch_run_ids(connection, "batch_1") == names(3, 2, 1, 0)
-        assert runs.batch_run_ids(connection, "batch_2") == []
-        assert set(runs.batch_indexes(connection, "batch_1")) == {6, 7, 8, 9}
+        assert list(runs.batch_runs(connection, "batch_1").items()) == list(
+            zip(range(6, 10), names(3, 2, 1, 0), strict=True)
+        )
+        assert runs.batch_runs(connection, "batch_2") == {}
+        assert list(runs.batch_runs(connection, "batch_1", after=6, to=8)) == [7, 8]
+        assert list(runs.batch_runs(connection, "batch_1", after=6, limit=1)) == [7]
     with pytest.raises(IntegrityError):
         insert(store, new_run(6, batch_id="batch_1", batch_index=9))
     insert(store, new_run(6, batch_id="batch_2", batch_index=9))

@@ -3,7 +3,7 @@
 Only ids are learnt from the engine; everything else is predicted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,10 +65,10 @@ class Run:
 
 @dataclass
 class Batch:
-    """A batch: its parent, its size, its runs by index."""
+    """A batch: its parent, its size (None: not known yet), its runs by index."""
 
     parent: str | None
-    run_count: int
+    run_count: int | None
     runs: dict[int, str] = field(default_factory=dict)
 
 
@@ -95,9 +95,7 @@ class Model:
         lease_seconds: float,
         grace_seconds: float,
         started_at: int,
-        batch_runs: Callable[[str], Sequence[str]],
     ) -> None:
-        self.batch_runs = batch_runs
         self.lease = round(lease_seconds * 1_000_000)
         self.grace = round(grace_seconds * 1_000_000)
         self.started_at = started_at
@@ -167,14 +165,15 @@ class Model:
         assert answer.accepted == len(fresh)
         assert answer.deduplicated == len(command.lines) - len(fresh)
         batch.runs.update((index, "") for index in fresh)
-        # The ids are not in the answer, so they are looked up.
-        run_ids = self.batch_runs(command.batch_id)
-        for index, run_id in zip(sorted(batch.runs), run_ids, strict=True):
-            if index in fresh:
-                batch.runs[index] = run_id
-                self._new_run(
-                    run_id, TriggerItem("quick", None, TriggerOptions()), batch.parent, command.batch_id, now
-                )
+        told = dict(zip((line.index for line in command.lines), answer.run_ids, strict=True))
+        for index in fresh:
+            batch.runs[index] = told[index]
+            self._new_run(
+                told[index], TriggerItem("quick", None, TriggerOptions()), batch.parent, command.batch_id, now
+            )
+        assert told == {index: batch.runs[index] for index in told}
+        if command.run_count is not None:
+            batch.run_count = command.run_count
         assert (answer.accepted_count, answer.run_count) == (len(batch.runs), batch.run_count)
 
     def _new_run(

@@ -71,7 +71,6 @@ class EngineMachine(RuleBasedStateMachine):
             lease_seconds=LEASE_SECONDS,
             grace_seconds=GRACE_SECONDS,
             started_at=self.world.clock(),
-            batch_runs=lambda batch_id: self.world.reader.batch(batch_id).runs,
         )
         self.numbers = itertools.count(1)
         self.group: list[Command] = []
@@ -139,20 +138,25 @@ class EngineMachine(RuleBasedStateMachine):
         parent = data.draw(st.sampled_from([None, *self.model.runs]))
         self.add(TriggerBatch([item("steady", metadata={"n": 1})] * count, parent), at_once)
 
-    @rule(count=st.integers(1, 4))
-    def create_batch(self, count: int) -> None:
+    @rule(count=st.none() | st.integers(1, 4))
+    def create_batch(self, count: int | None) -> None:
         self.add(CreateBatch(count), at_once=True)
 
     @precondition(
-        lambda self: any(batch.run_count > len(batch.runs) for batch in self.model.batches.values())
+        lambda self: any(batch.run_count != len(batch.runs) for batch in self.model.batches.values())
     )
     @rule(data=st.data())
     def add_batch_items(self, data: st.DataObject) -> None:
-        unfilled = [key for key, batch in self.model.batches.items() if batch.run_count > len(batch.runs)]
+        unfilled = [key for key, batch in self.model.batches.items() if batch.run_count != len(batch.runs)]
         batch_id = data.draw(st.sampled_from(unfilled))
-        count = self.model.batches[batch_id].run_count
-        indexes = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=count + 1))
-        self.add(AddBatchItems(batch_id, [BatchLine(index, "quick") for index in indexes]), at_once=True)
+        batch = self.model.batches[batch_id]
+        count = batch.run_count or len(batch.runs) + 2
+        indexes = data.draw(st.lists(st.integers(0, count - 1), max_size=count + 1))
+        in_all = None
+        if batch.run_count is None and data.draw(st.booleans()):
+            in_all = max(1, *batch.runs, *indexes, -1) + 1
+        lines = [BatchLine(index, "quick") for index in indexes]
+        self.add(AddBatchItems(batch_id, lines, in_all), at_once=True)
 
     @rule(
         worker=st.sampled_from(WORKERS), slots=st.integers(1, 3), again=st.booleans(), at_once=st.booleans()

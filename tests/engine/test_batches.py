@@ -2,6 +2,7 @@
 
 import pytest
 
+from milepost.engine import reading
 from milepost.engine.commands import AddBatchItems, CreateBatch, ItemsAdded, Report
 from milepost.errors import (
     BatchNotFoundError,
@@ -22,6 +23,10 @@ def lines(*indexes: int, task: str = "work") -> list[BatchLine]:
 def counts(world: World, batch_id: str) -> tuple[str, int, int, int]:
     batch = world.reader.batch(batch_id)
     return batch.status, batch.run_count, len(batch.runs), batch.finished_count
+
+
+def added(result: ItemsAdded) -> tuple[int, int, int, int | None]:
+    return result.accepted, result.deduplicated, result.accepted_count, result.run_count
 
 
 def test_a_batch_is_done_when_all_its_runs_have_ended_however(world: World, worker: WorkerDouble) -> None:
@@ -77,9 +82,9 @@ def test_an_unknown_batch_is_not_found(world: World, worker: WorkerDouble) -> No
 def test_items_come_in_pieces_and_in_any_order(world: World, worker: WorkerDouble) -> None:
     batch_id = world.do(CreateBatch(4))
     assert counts(world, batch_id) == ("PENDING", 4, 0, 0)
-    assert world.do(AddBatchItems(batch_id, lines(3, 1))) == ItemsAdded(2, 0, 2, 4)
+    assert added(world.do(AddBatchItems(batch_id, lines(3, 1)))) == (2, 0, 2, 4)
     assert counts(world, batch_id) == ("PENDING", 4, 2, 0)
-    assert world.do(AddBatchItems(batch_id, lines(0, 2))) == ItemsAdded(2, 0, 4, 4)
+    assert added(world.do(AddBatchItems(batch_id, lines(0, 2)))) == (2, 0, 4, 4)
     assert counts(world, batch_id) == ("PROCESSING", 4, 4, 0)
     tags = [world.reader.run(run_id).tags for run_id in world.reader.batch(batch_id).runs]
     assert tags == [["t0"], ["t1"], ["t2"], ["t3"]]
@@ -90,11 +95,11 @@ def test_a_stream_that_is_sent_again_adds_only_what_is_missing(world: World, wor
     batch_id = world.do(CreateBatch(3))
     world.do(AddBatchItems(batch_id, lines(0, 1)))
     before = world.reader.batch(batch_id).runs
-    assert world.do(AddBatchItems(batch_id, lines(0, 1, 2))) == ItemsAdded(1, 2, 3, 3)
-    assert world.do(AddBatchItems(batch_id, lines(0, 1, 2))) == ItemsAdded(0, 3, 3, 3)
+    assert added(world.do(AddBatchItems(batch_id, lines(0, 1, 2)))) == (1, 2, 3, 3)
+    assert added(world.do(AddBatchItems(batch_id, lines(0, 1, 2)))) == (0, 3, 3, 3)
     assert world.reader.batch(batch_id).runs[:2] == before
     world.restart()
-    assert world.do(AddBatchItems(batch_id, lines(2))) == ItemsAdded(0, 1, 3, 3)
+    assert added(world.do(AddBatchItems(batch_id, lines(2)))) == (0, 1, 3, 3)
     assert counts(world, batch_id) == ("PROCESSING", 3, 3, 0)
 
 
@@ -116,7 +121,7 @@ def test_two_halves_of_a_stream_in_one_group(world: World, worker: WorkerDouble)
 
 def test_an_index_that_comes_twice_in_one_stream_is_one_run(world: World, worker: WorkerDouble) -> None:
     batch_id = world.do(CreateBatch(2))
-    assert world.do(AddBatchItems(batch_id, lines(0, 0))) == ItemsAdded(1, 1, 1, 2)
+    assert added(world.do(AddBatchItems(batch_id, lines(0, 0)))) == (1, 1, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +145,103 @@ def test_a_bad_line_refuses_its_whole_request(
     assert world.do(AddBatchItems(batch_id, lines(0, 1, 2))).accepted == 3
 
 
-@pytest.mark.parametrize("count", [0, -1, 1001])
+@pytest.mark.parametrize("count", [0, -1, 2**31 - 1, 2**40])
 def test_a_batch_of_another_size_cannot_be_announced(world: World, worker: WorkerDouble, count: int) -> None:
     [ticket] = world.submit(CreateBatch(count))
     assert isinstance(ticket.result, InvalidRequestError)
-    assert (ticket.result.field, ticket.result.limit) == ("runCount", 1000)
+    assert ticket.result.field == "runCount"
+
+
+def test_one_request_takes_a_thousand_items(world: World, worker: WorkerDouble) -> None:
+    batch_id = world.do(CreateBatch(2000))
+    [ticket] = world.submit(AddBatchItems(batch_id, lines(*range(1001))))
+    assert isinstance(ticket.result, InvalidRequestError)
+    assert (ticket.result.field, ticket.result.limit) == ("items", 1000)
+    assert world.do(AddBatchItems(batch_id, lines(*range(1000)))).accepted == 1000
+
+
+# --- a batch of which it is not known yet how many items it has -----------------------------------------------
+
+
+def test_an_open_batch_ends_when_its_number_is_known_and_all_have_ended(
+    world: World, worker: WorkerDouble
+) -> None:
+    batch_id = world.do(CreateBatch(None))
+    assert counts(world, batch_id) == ("PENDING", 0, 0, 0)
+    first = world.do(AddBatchItems(batch_id, lines(0, 1)))
+    assert added(first) == (2, 0, 2, None)
+    for run in worker.claim(5):
+        worker.finish(run)
+    assert counts(world, batch_id) == ("PENDING", 2, 2, 2)
+    second = world.do(AddBatchItems(batch_id, lines(2), 3))
+    assert added(second) == (1, 0, 3, 3)
+    assert counts(world, batch_id) == ("PROCESSING", 3, 3, 2)
+    worker.finish(worker.claim_one())
+    assert counts(world, batch_id) == ("COMPLETED", 3, 3, 3)
+    assert world.reader.batch(batch_id).runs == [*first.run_ids, *second.run_ids]
+
+
+def test_the_number_may_come_after_all_runs_have_ended(world: World, worker: WorkerDouble) -> None:
+    """Then the run that waits for the batch is told by the transaction that learns the number."""
+    parent_id = world.trigger()
+    parent = worker.claim_one()
+    assert parent.id == parent_id
+    batch_id = world.do(CreateBatch(None, parent_id, resume_parent=True))
+    world.do(AddBatchItems(batch_id, lines(0)))
+    child = worker.claim_one()
+    announced = world.announcements
+    worker.finish(child)
+    assert batch_id not in [
+        ended for each in announced for told in each.children_finished for ended in told.ids
+    ]
+    announced.clear()
+    world.do(AddBatchItems(batch_id, [], 1))
+    assert [told.ids for each in announced for told in each.children_finished] == [[batch_id]]
+    assert counts(world, batch_id) == ("COMPLETED", 1, 1, 1)
+
+
+def test_portions_may_be_sent_again_and_are_answered_alike(world: World, worker: WorkerDouble) -> None:
+    batch_id = world.do(CreateBatch(None))
+    first = world.do(AddBatchItems(batch_id, lines(0, 1)))
+    last = world.do(AddBatchItems(batch_id, lines(2, 3), 4))
+    again = world.do(AddBatchItems(batch_id, lines(2, 3), 4)), world.do(AddBatchItems(batch_id, lines(1, 0)))
+    assert [added(result) for result in again] == [(0, 2, 4, 4)] * 2
+    assert again[0].run_ids == last.run_ids
+    assert again[1].run_ids == first.run_ids[::-1]
+
+
+@pytest.mark.parametrize("run_count", [-1, 0, 1, 3, 2**31 - 1])
+def test_a_number_that_cannot_be_is_refused(world: World, worker: WorkerDouble, run_count: int) -> None:
+    """Fewer than there are, another one than was said before, more than there can be."""
+    open_id, known_id = world.do(CreateBatch(None)), world.do(CreateBatch(2))
+    for batch_id in (open_id, known_id) if run_count != 3 else (known_id,):
+        world.do(AddBatchItems(batch_id, lines(0, 1)))
+        before = world.dump()
+        [ticket] = world.submit(AddBatchItems(batch_id, [], run_count))
+        assert isinstance(ticket.result, InvalidRequestError)
+        assert ticket.result.field == "runCount"
+        assert world.dump() == before
+
+
+def test_results_come_in_pages_of_bounded_size(
+    world: World, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = world.trigger_batch(*([item()] * 60)).batch_id
+    assert batch_id is not None
+    for number, run in enumerate(worker.claim(60)):
+        if number % 7:
+            worker.finish(run, output=f'"{"x" * 1000}"')
+    whole = world.reader.batch_results(batch_id)
+    assert (len(whole.items), whole.next) == (51, None)
+    for name, size in (("RESULTS_CHARACTERS_MAX", 5000), ("RESULTS_MAX", 7), ("RESULTS_MAX", 60)):
+        monkeypatch.setattr(reading, name, size)
+        page = world.reader.batch_results(batch_id)
+        items, pages = page.items, 1
+        while page.next is not None:
+            page = world.reader.batch_results(batch_id, after=page.next)
+            items, pages = items + page.items, pages + 1
+        assert items == whole.items
+        assert pages >= 3
 
 
 def test_an_announcement_that_is_repeated_is_the_same_batch(world: World, worker: WorkerDouble) -> None:

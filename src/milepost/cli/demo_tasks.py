@@ -3,10 +3,8 @@
 It reads like the tasks of any program: nothing here knows that it is a demo.
 """
 
-import asyncio
 import csv
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,8 +12,6 @@ from pydantic import BaseModel
 
 from milepost import AbortTaskRun, metadata, task
 
-BATCH_ROWS = 1000
-BATCHES_AT_ONCE = 10
 EMAIL = re.compile(r"[^@\s]+@[^@\s.]+\.[^@\s]+")
 
 
@@ -56,14 +52,7 @@ async def handle_upload(path: str) -> Totals:
     metadata.update(
         {"status": "processing", "total": len(rows), "processed": 0, "failed": 0, "broken_rows": []}
     )
-    batches = [rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
-    turn = asyncio.Semaphore(BATCHES_AT_ONCE)
-
-    async def handle(batch: Sequence[Row]) -> int:
-        async with turn:
-            return sum(result.ok for result in await handle_row.abatch_trigger_and_wait(batch))
-
-    ok = sum(await asyncio.gather(*map(handle, batches)))
+    ok = sum(result.ok for result in await handle_row.abatch_trigger_and_wait(rows))
     metadata.set("status", "complete")
     return {"rows": len(rows), "ok": ok, "failed": len(rows) - ok}
 

@@ -23,7 +23,13 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import RunObject, RunResult
-from milepost.protocol.triggering import BatchRequest, TriggerRequest
+from milepost.protocol.triggering import (
+    BatchCreateRequest,
+    BatchLine,
+    BatchRequest,
+    BatchResults,
+    TriggerRequest,
+)
 
 ResultT = TypeVar("ResultT")
 Headers = Mapping[str, str]
@@ -170,6 +176,27 @@ def trigger_batch(request: BatchRequest) -> Call[TriggeredBatch]:
     )  # fmt: skip
 
 
+def create_batch(*, parent_run_id: str | None, resume: bool) -> Call[TriggeredBatch]:
+    """Announce a batch of which it is not known yet how many items it has."""
+    return _call(
+        "batch_trigger", endpoints.CREATE_BATCH,
+        lambda answer, headers: TriggeredBatch(answer.id, [], headers.get(TOKEN_HEADER)),
+        body=BatchCreateRequest(parent_run_id=parent_run_id, resume_parent_on_completion=resume),
+    )  # fmt: skip
+
+
+def add_batch_items(batch_id: str, lines: Sequence[BatchLine], *, run_count: int | None) -> Call[list[str]]:
+    """Send items of an announced batch; the ids of their runs. A repeat changes nothing.
+
+    Args:
+        run_count: how many items the batch has in all, once that is known.
+    """
+    return _call(
+        "batch_trigger", endpoints.ADD_BATCH_ITEMS, lambda answer, _: answer.runs,
+        text=b"\n".join(map(_encode, lines)), query={} if run_count is None else {"runCount": run_count}, batch=batch_id,
+    )  # fmt: skip
+
+
 def retrieve_run(run_id: str) -> Call[Run]:
     """One run as it is now."""
     return _call("runs.retrieve", endpoints.RETRIEVE_RUN, lambda answer, _: run_from_wire(answer), run=run_id)
@@ -224,11 +251,16 @@ def run_result(run_id: str) -> Call[RunResult | None]:
     return _call("runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, run=run_id, absent_on=404)
 
 
-def batch_results(batch_id: str) -> Call[list[RunResult]]:
-    """The results of the runs of a batch that have ended, in the order of the items."""
+def batch_results(batch_id: str, after: int | None = None) -> Call[BatchResults]:
+    """A page of the results of the runs of a batch that have ended, in the order of the items.
+
+    Args:
+        after: the `next` of the page before.
+    """
     return _call(
-        "batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer.items, batch=batch_id
-    )
+        "batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer,
+        query={} if after is None else {"page[after]": after}, batch=batch_id,
+    )  # fmt: skip
 
 
 def get_metadata(run_id: str) -> Call[MetadataDocument]:
@@ -280,6 +312,7 @@ def _call(
     read: Callable[[Any, Headers], ResultT],
     *,
     body: Any = None,
+    text: bytes | None = None,
     query: Mapping[str, Any] | None = None,
     request_id: str | None = None,
     absent_on: int | None = None,
@@ -300,7 +333,7 @@ def _call(
         form=form,
         method=endpoint.method,
         target=_target(endpoint, query or {}, path),
-        body=None if body is None else _encode(body),
+        body=text if body is None else _encode(body),
         read=read_answer,
         request_id=request_id or (None if endpoint.method == "GET" else new_request_id()),
         absent_on=absent_on,

@@ -141,13 +141,31 @@ class Client:
         """Wait until every run of a batch has ended, and get their results in the order of the items."""
         for _ in follow(self.transport, calls.watch_batch(batch_id), BatchFollower()):
             pass
-        return self.send(calls.batch_results(batch_id))
+        return self.batch_results(batch_id)
 
     async def await_for_batch(self, batch_id: str) -> list[RunResult]:
         """As `wait_for_batch`, without blocking."""
         async for _ in afollow(self.async_transport, calls.watch_batch(batch_id), BatchFollower()):
             pass
-        return await self.asend(calls.batch_results(batch_id))
+        return await self.abatch_results(batch_id)
+
+    def batch_results(self, batch_id: str) -> list[RunResult]:
+        """The results of the runs of a batch that have ended, in the order of the items; fetched page by page."""
+        page = self.send(calls.batch_results(batch_id))
+        results = page.items
+        while page.next is not None:
+            page = self.send(calls.batch_results(batch_id, page.next))
+            results += page.items
+        return results
+
+    async def abatch_results(self, batch_id: str) -> list[RunResult]:
+        """As `batch_results`, without blocking."""
+        page = await self.asend(calls.batch_results(batch_id))
+        results = page.items
+        while page.next is not None:
+            page = await self.asend(calls.batch_results(batch_id, page.next))
+            results += page.items
+        return results
 
 
 def run_handle(

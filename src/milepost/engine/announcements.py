@@ -38,7 +38,7 @@ class BatchProgressed(msgspec.Struct, frozen=True):
     """More runs of a batch have ended."""
 
     batch_id: str
-    run_count: int
+    run_count: int | None
     finished_count: int
 
 

@@ -46,28 +46,32 @@ class Triggered(msgspec.Struct, frozen=True):
 
 
 class CreateBatch(msgspec.Struct, frozen=True):
-    """Announce a batch. Result: its id. A repeated `request_id` is answered as the first was."""
+    """Announce a batch; `run_count` is None when it is not known yet. Result: its id. A repeated `request_id` is answered as the first
+    was."""
 
-    run_count: int
+    run_count: int | None
     parent_id: str | None = None
     resume_parent: bool = False
     request_id: str | None = None
 
 
 class AddBatchItems(msgspec.Struct, frozen=True):
-    """Add items to an announced batch; indexes that it has already are passed over. Result: `ItemsAdded`."""
+    """Add items to an announced batch; indexes that it has already are passed over. `run_count`, where it was not known before, is how
+    many there are in all. Result: `ItemsAdded`."""
 
     batch_id: str
     lines: Sequence[BatchLine]
+    run_count: int | None = None
 
 
 class ItemsAdded(msgspec.Struct, frozen=True):
-    """How many items were new, and how many the batch has of how many."""
+    """How many items were new, how many the batch has of how many, and the runs of the items, in their order."""
 
     accepted: int
     deduplicated: int
     accepted_count: int
-    run_count: int
+    run_count: int | None
+    run_ids: list[str]
 
 
 class UpdateMetadata(msgspec.Struct, frozen=True):

@@ -40,6 +40,10 @@ from milepost.store.search import Search
 
 CHILDREN_SHOWN_MAX = 100
 LOG_PAGE = 500
+# Of one page of a batch's results, and how many runs of it are read at once: an output has up to 3 MB.
+RESULTS_MAX = 1000
+RESULTS_READ = 20
+RESULTS_CHARACTERS_MAX = 8 * 1024 * 1024
 # Candidates of a search whose documents are read at once.
 CANDIDATES_MIN = 20
 CANDIDATES_MAX = 500
@@ -192,13 +196,13 @@ class Reader:
         """A batch. Raises BatchNotFoundError."""
         with self._store.read() as connection:
             batch = _batch(connection, batch_id)
-            ids = run_store.batch_run_ids(connection, batch_id)
+            ids = list(run_store.batch_runs(connection, batch_id).values())
         return BatchObject(
             id=batch.id,
             status=_batch_status(batch),
             created_at=_text(batch.created_at),
             updated_at=_text(batch.updated_at),
-            run_count=batch.run_count,
+            run_count=batch.accepted_count if batch.known_count is None else batch.known_count,
             finished_count=batch.finished_count,
             runs=ids,
             processing=BatchProcessing(errors=[]),
@@ -209,15 +213,24 @@ class Reader:
         with self._store.read() as connection:
             return _batch(connection, batch_id)
 
-    def batch_results(self, batch_id: str) -> BatchResults:
-        """The results of the runs that have ended, in index order. Raises BatchNotFoundError."""
+    def batch_results(self, batch_id: str, *, after: int = -1) -> BatchResults:
+        """The results of the runs behind an index that have ended, in index order: a page of at most `RESULTS_MAX` runs, and of not
+        much more than `RESULTS_CHARACTERS_MAX` of outputs. Raises BatchNotFoundError."""
+        items: list[RunResult] = []
+        characters = 0
         with self._store.read() as connection:
             _batch(connection, batch_id)
-            ids = run_store.batch_run_ids(connection, batch_id)
-            found = run_store.load_records(connection, ids, values=True)
-        return BatchResults(
-            id=batch_id, items=[_result(found[run_id]) for run_id in ids if found[run_id].row.status.is_final]
-        )
+            page = list(run_store.batch_runs(connection, batch_id, after=after, limit=RESULTS_MAX).items())
+            read = 0
+            while read < len(page) and characters < RESULTS_CHARACTERS_MAX:
+                part = page[read : read + RESULTS_READ]
+                found = run_store.load_records(connection, [run_id for _, run_id in part], values=True)
+                ended = [found[run_id] for _, run_id in part if found[run_id].row.status.is_final]
+                items += map(_result, ended)
+                characters += sum(len(record.output or "") for record in ended)
+                read += len(part)
+        is_last = read == len(page) < RESULTS_MAX
+        return BatchResults(id=batch_id, items=items, next=None if is_last else page[read - 1][0])
 
     def _record(self, connection: Connection, run_id: str, *, values: bool = True) -> RunRecord:
         found = run_store.load_records(connection, [run_id], values=values)

@@ -243,7 +243,7 @@ class Transaction:
         return Announcement(
             runs=list(self._changed_runs.values()),
             batches=[
-                BatchProgressed(row.id, row.run_count, row.finished_count)
+                BatchProgressed(row.id, row.known_count, row.finished_count)
                 for row in self._progressed.values()
             ],
             children_finished=[

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import msgspec
 
+from milepost.engine import working
 from milepost.engine.commands import (
     AddBatchItems,
     CreateBatch,
@@ -39,7 +40,7 @@ from milepost.protocol.triggering import (
     TriggerOptions,
 )
 from milepost.store import runs as run_store
-from milepost.store.batches import BatchRow
+from milepost.store.batches import OPEN_COUNT, BatchRow
 from milepost.store.runs import NewRun, RunRow
 
 # Looked at only as far as needed to know that every reader will be able to read it.
@@ -81,8 +82,12 @@ def create_batch(command: CreateBatch, transaction: Transaction, state: EngineSt
     """Announce a batch; its items come by `add_batch_items`."""
     if (earlier := _earlier(command.request_id, transaction)) is not None and earlier.batch_id is not None:
         return earlier.batch_id
-    _check_count(command.run_count, "runCount")
-    batch = _new_batch(command.run_count, command.parent_id, command.resume_parent, transaction, state)
+    if command.run_count is not None and not 1 <= command.run_count < OPEN_COUNT:
+        raise InvalidRequestError(
+            f"a batch has 1 to {OPEN_COUNT - 1:,} items, not {command.run_count:,}", field="runCount"
+        )
+    count = OPEN_COUNT if command.run_count is None else command.run_count
+    batch = _new_batch(count, command.parent_id, command.resume_parent, transaction, state)
     transaction.new_batches.append(batch)
     _answer(Triggered([], batch.id), command.request_id, transaction)
     return batch.id
@@ -93,7 +98,9 @@ def add_batch_items(command: AddBatchItems, transaction: Transaction, state: Eng
     batch = transaction.batch(command.batch_id)
     if batch is None:
         raise BatchNotFoundError(f"there is no batch {command.batch_id!r}")
-    present = run_store.batch_indexes(transaction.connection, batch.id)
+    _check_count(len(command.lines), "items", least=0)
+    indexes = [line.index for line in command.lines] or [0]
+    present = run_store.batch_runs(transaction.connection, batch.id, after=min(indexes) - 1, to=max(indexes))
     fresh: dict[int, TriggerItem] = {}
     for line in command.lines:
         if not 0 <= line.index < batch.run_count:
@@ -106,15 +113,37 @@ def add_batch_items(command: AddBatchItems, transaction: Transaction, state: Eng
             fresh[line.index] = TriggerItem(line.task, line.payload, line.options)
     runs = _batch_runs(batch, sorted(fresh.items()), transaction, state)
     batch.accepted_count += len(runs)
+    if command.run_count is not None:
+        _learn_count(batch, command.run_count, transaction)
     transaction.save_batch(batch)
     _queue(runs, transaction)
-    return ItemsAdded(len(runs), len(command.lines) - len(runs), batch.accepted_count, batch.run_count)
+    ids = present | dict(zip(sorted(fresh), (run.id for run in runs), strict=True))
+    return ItemsAdded(
+        accepted=len(runs),
+        deduplicated=len(command.lines) - len(runs),
+        accepted_count=batch.accepted_count,
+        run_count=batch.known_count,
+        run_ids=[ids[line.index] for line in command.lines],
+    )
 
 
-def _check_count(count: int, field: str) -> None:
-    if not 1 <= count <= BATCH_ITEMS_MAX:
+def _learn_count(batch: BatchRow, run_count: int, transaction: Transaction) -> None:
+    """How many items the batch has in all is known now. All its runs may have ended already: then so has the batch."""
+    if batch.known_count not in (None, run_count) or not batch.accepted_count <= run_count < OPEN_COUNT:
+        known = "" if batch.known_count is None else f", and was said to have {batch.known_count:,}"
         raise InvalidRequestError(
-            f"a batch takes 1 to {BATCH_ITEMS_MAX:,} items, not {count:,}: split it into several batches",
+            f"the batch has {batch.accepted_count:,} items already{known}: it cannot have {run_count:,} in all",
+            field="runCount",
+        )
+    batch.run_count = run_count
+    working.tell_batch(batch, transaction)
+
+
+def _check_count(count: int, field: str, *, least: int = 1) -> None:
+    if not least <= count <= BATCH_ITEMS_MAX:
+        raise InvalidRequestError(
+            f"a request takes {least} to {BATCH_ITEMS_MAX:,} items of a batch, not {count:,}: send them in portions "
+            f"(POST /api/v3/batches, then its items)",
             field=field,
             limit=BATCH_ITEMS_MAX,
         )

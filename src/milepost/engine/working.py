@@ -18,6 +18,7 @@ from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, RunReply, RunReport
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store.batches import BatchRow
 from milepost.store.records import LogRow, TaskRow
 from milepost.store.runs import RunRecord, RunRow
 
@@ -270,16 +271,24 @@ def _free_slot(row: RunRow, transaction: Transaction, state: EngineState) -> Non
 
 
 def _tell_parent(row: RunRow, transaction: Transaction) -> None:
-    ended_id, parent_id = row.id, row.parent_id
     if row.batch_id is not None:
         batch = transaction.batch(row.batch_id)
         assert batch is not None, "a run's batch is never deleted before the run"
         batch.finished_count += 1
         transaction.save_batch(batch)
-        transaction.announce_batch(batch)
-        if batch.finished_count < batch.run_count:
-            return
-        ended_id, parent_id = batch.id, batch.parent_id
+        tell_batch(batch, transaction)
+    else:
+        _tell_end(row.id, row.parent_id, transaction)
+
+
+def tell_batch(batch: BatchRow, transaction: Transaction) -> None:
+    """Announce how far a batch is; to the run that has triggered it, that it has ended."""
+    transaction.announce_batch(batch)
+    if batch.finished_count >= batch.run_count:
+        _tell_end(batch.id, batch.parent_id, transaction)
+
+
+def _tell_end(ended_id: str, parent_id: str | None, transaction: Transaction) -> None:
     parent = transaction.run(parent_id) if parent_id else None
     if parent is not None and parent.worker_id is not None:
         transaction.announce_finished_child(parent.worker_id, ended_id)

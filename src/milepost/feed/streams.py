@@ -142,10 +142,10 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
     topic = hub.watch_batch(batch_id, wake)
     try:
         batch = await _in_reader(lambda: reader.batch_row(batch_id))
-        finished_count = batch.finished_count
+        run_count, finished_count = batch.known_count, batch.finished_count
         while True:
-            yield encode_event("batch", _encode(BatchFrame(batch_id, batch.run_count, finished_count)))
-            if finished_count >= batch.run_count:
+            yield encode_event("batch", _encode(BatchFrame(batch_id, run_count, finished_count)))
+            if run_count is not None and finished_count >= run_count:
                 break
             while not await _woken(wake):
                 yield PING
@@ -153,8 +153,9 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
                 return
             wake.clear()
             if topic.newest is not None:
+                run_count = topic.newest.run_count if run_count is None else run_count
                 finished_count = max(finished_count, topic.newest.finished_count)
-        yield encode_event("end", _encode(BatchFrame(batch_id, batch.run_count, finished_count)))
+        yield encode_event("end", _encode(BatchFrame(batch_id, run_count, finished_count)))
     finally:
         hub.leave_batch(batch_id, wake)
 

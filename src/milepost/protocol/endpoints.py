@@ -79,6 +79,7 @@ CREATE_BATCH = Endpoint(
 ADD_BATCH_ITEMS = Endpoint(
     "add_batch_items", "POST", "/api/v3/batches/{batch}/items", "Send the items of an announced batch, one JSON object per line",
     triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 415, 422), tag="triggering",
+    parameters=(Parameter("runCount", "how many items the batch has in all, where that was not said before", "integer"),),
 )  # fmt: skip
 RETRIEVE_BATCH = Endpoint(
     "retrieve_batch",
@@ -91,7 +92,8 @@ RETRIEVE_BATCH = Endpoint(
 )
 BATCH_RESULTS = Endpoint(
     "batch_results", "GET", "/api/v1/batches/{batch}/results", "The results of the runs of a batch that have ended",
-    response=triggering.BatchResults, problems=(404,), tag="triggering",
+    response=triggering.BatchResults, problems=(400, 404), tag="triggering",
+    parameters=(Parameter("page[after]", "only the results behind this index", "integer"),),
 )  # fmt: skip
 BATCH_FEED = Endpoint(
     "batch_feed", "GET", "/api/v1/batches/{batch}/feed", "Watch a batch until all its runs have ended",

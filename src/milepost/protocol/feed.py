@@ -56,10 +56,10 @@ class MatchingRunFrame(msgspec.Struct, omit_defaults=True):
 
 
 class BatchFrame(msgspec.Struct, rename="camel"):
-    """An event of a batch: how many of its runs have ended."""
+    """An event of a batch: how many of its runs have ended. `runCount` is null while it is not known."""
 
     id: str
-    run_count: int
+    run_count: int | None
     finished_count: int
 
 

@@ -80,9 +80,10 @@ class BatchResponse(msgspec.Struct, rename="camel"):
 
 
 class BatchCreateRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """First phase of the two-phase form: announce how many items will follow."""
+    """First phase of the two-phase form: announce how many items will follow. Who does not know yet leaves `runCount` out, and says it
+    with items."""
 
-    run_count: int
+    run_count: int | None = None
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
 
@@ -91,7 +92,7 @@ class BatchCreateResponse(msgspec.Struct, rename="camel"):
     """The announced batch, still without items."""
 
     id: str
-    run_count: int
+    run_count: int | None
     is_cached: bool
 
 
@@ -105,14 +106,18 @@ class BatchLine(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """How many lines were new, and whether the batch has all its items."""
+    """How many lines were new, and whether the batch has all its items. `runs` are the runs of these lines, in their order.
+
+    `expectedCount` is null while it is not known.
+    """
 
     id: str
     items_accepted: int
     items_deduplicated: int
     sealed: bool
     enqueued_count: int
-    expected_count: int
+    expected_count: int | None
+    runs: list[str]
 
 
 class BatchProcessing(msgspec.Struct):
@@ -122,7 +127,10 @@ class BatchProcessing(msgspec.Struct):
 
 
 class BatchObject(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """A batch. `status` is PENDING, PROCESSING or COMPLETED; `runs` are in index order; `finishedCount` of them have ended."""
+    """A batch. `status` is PENDING, PROCESSING or COMPLETED; `runs` are in index order; `finishedCount` of them have ended.
+
+    `runCount` is how many there are so far, for a batch that was announced without a number and is PENDING.
+    """
 
     id: str
     status: str
@@ -134,8 +142,9 @@ class BatchObject(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tr
     processing: BatchProcessing
 
 
-class BatchResults(msgspec.Struct):
-    """The results of a finished batch, in index order."""
+class BatchResults(msgspec.Struct, omit_defaults=True):
+    """The results of the runs of a batch that have ended, in index order. `next` is the `page[after]` of the following page."""
 
     id: str
     items: list[RunResult]
+    next: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Union, Unpack, cast, overload
 
 from milepost.client.handles import BatchHandle, RunHandle
@@ -16,12 +16,12 @@ from milepost.client.shape import Shape, shape_of
 from milepost.errors import UsageError
 from milepost.model.retry import Retry
 from milepost.protocol.work import WorkerTask
-from milepost.sdk import triggering
+from milepost.sdk import batches, triggering
+from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import HOOK_NAMES, Hooks
 from milepost.sdk.registry import find_task, register, registered_tasks
 from milepost.sdk.schema import MetadataSchema
-from milepost.sdk.triggering import BatchItem
 
 __all__ = [
     "Queue",
@@ -293,29 +293,37 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         return await triggering.atrigger_and_wait(self.id, payload, options)
 
     def batch_trigger(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> BatchHandle[OutputT]:
-        """Trigger up to 1,000 runs in one request; all are accepted or none.
+        """Trigger a run for each item of an iterable of any length, in bounded memory.
+
+        Up to 1,000 items and about 4 MB go as one request: all are accepted or none. More go in portions while they come, and the
+        runs of earlier portions may begin before the last one is sent. When the iterable or an item raises then, what was triggered
+        goes on; a note on the error says how many that were.
 
         Args:
             items: payloads, or `BatchItem(payload, **options)` for items with options of their own.
-        Raises: as `trigger`, and TooLargeError for more than 1,000 items.
+        Raises: as `trigger`.
         """
-        return triggering.batch_trigger(self.id, items)
+        return batches.batch_trigger(self.id, items)
 
-    async def abatch_trigger(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> BatchHandle[OutputT]:
-        """As `batch_trigger`, without blocking."""
-        return await triggering.abatch_trigger(self.id, items)
+    async def abatch_trigger(
+        self,
+        items: Iterable[PayloadT | BatchItem[PayloadT]] | AsyncIterable[PayloadT | BatchItem[PayloadT]],
+    ) -> BatchHandle[OutputT]:
+        """As `batch_trigger`, without blocking; the iterable may be an asynchronous one."""
+        return await batches.abatch_trigger(self.id, items)
 
     def batch_trigger_and_wait(
         self, items: Iterable[PayloadT | BatchItem[PayloadT]]
     ) -> list[TaskResult[OutputT]]:
-        """Trigger up to 1,000 runs in one request and wait until all have ended; the results are in the order of the items."""
-        return triggering.batch_trigger_and_wait(self.id, items)
+        """As `batch_trigger`, and wait until all runs have ended; the results are in the order of the items."""
+        return batches.batch_trigger_and_wait(self.id, items)
 
     async def abatch_trigger_and_wait(
-        self, items: Iterable[PayloadT | BatchItem[PayloadT]]
+        self,
+        items: Iterable[PayloadT | BatchItem[PayloadT]] | AsyncIterable[PayloadT | BatchItem[PayloadT]],
     ) -> list[TaskResult[OutputT]]:
         """As `batch_trigger_and_wait`, without blocking."""
-        return await triggering.abatch_trigger_and_wait(self.id, items)
+        return await batches.abatch_trigger_and_wait(self.id, items)
 
 
 # --- the decorator -----------------------------------------------------------------------------------------

@@ -89,9 +89,7 @@ class Handlers:
             endpoints.CREATE_BATCH.name: self.create_batch,
             endpoints.ADD_BATCH_ITEMS.name: self.add_batch_items,
             endpoints.RETRIEVE_BATCH.name: self._reading(endpoints.RETRIEVE_BATCH, "batch", reader.batch),
-            endpoints.BATCH_RESULTS.name: self._reading(
-                endpoints.BATCH_RESULTS, "batch", reader.batch_results
-            ),
+            endpoints.BATCH_RESULTS.name: self.batch_results,
             endpoints.RETRIEVE_RUN.name: self._reading(endpoints.RETRIEVE_RUN, "run", reader.run),
             endpoints.LIST_RUNS.name: self.list_runs,
             endpoints.RUN_RESULT.name: self.run_result,
@@ -167,15 +165,24 @@ class Handlers:
             if line.strip()
         ]
         batch_id = request.path_params["batch"]
-        added = await self._submit(commands.AddBatchItems(batch_id, lines))
+        run_count = None
+        if "runCount" in request.query_params:
+            run_count = requests.whole_number(request, "runCount", default=0)
+        added = await self._submit(commands.AddBatchItems(batch_id, lines, run_count))
         return BatchItemsResponse(
             id=batch_id,
             items_accepted=added.accepted,
             items_deduplicated=added.deduplicated,
-            sealed=added.accepted_count >= added.run_count,
+            sealed=added.accepted_count == added.run_count,
             enqueued_count=added.accepted_count,
             expected_count=added.run_count,
+            runs=added.run_ids,
         )
+
+    async def batch_results(self, request: Request) -> Any:
+        """The results of a batch, page by page."""
+        after = requests.whole_number(request, "page[after]", default=-1)
+        return await asyncio.to_thread(self._reader.batch_results, request.path_params["batch"], after=after)
 
     async def list_runs(self, request: Request) -> Any:
         """One page of runs."""

@@ -8,6 +8,9 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from milepost.store.schema import batches
 from milepost.store.statements import Lookup, Statement
 
+OPEN_COUNT = 2**31 - 1
+"""Stands for the number of runs of a batch of which it is not known yet: more than any batch has."""
+
 
 class BatchRow(msgspec.Struct):
     """One batch; the same names as in the table."""
@@ -21,6 +24,11 @@ class BatchRow(msgspec.Struct):
     created_at: int
     updated_at: int
 
+    @property
+    def known_count(self) -> int | None:
+        """How many runs the batch has in all; None while that is not known."""
+        return None if self.run_count == OPEN_COUNT else self.run_count
+
 
 _NAMES = BatchRow.__struct_fields__
 _BATCHES = Lookup(select(*(batches.c[name] for name in _NAMES)), batches.c.id)
@@ -29,11 +37,12 @@ _SAVE = Statement(
     update(batches)
     .where(batches.c.id == bindparam("batch"))
     .values(
+        run_count=bindparam("runs"),
         accepted_count=bindparam("accepted"),
         finished_count=bindparam("finished"),
         updated_at=bindparam("now"),
     ),
-    ["accepted", "finished", "now", "batch"],
+    ["runs", "accepted", "finished", "now", "batch"],
 )
 
 
@@ -50,5 +59,6 @@ def load_batches(connection: Connection, ids: Iterable[str]) -> dict[str, BatchR
 def save_batches(connection: Connection, rows: Sequence[BatchRow]) -> None:
     """Write back the counts."""
     _SAVE.write(
-        connection, [(row.accepted_count, row.finished_count, row.updated_at, row.id) for row in rows]
+        connection,
+        [(row.run_count, row.accepted_count, row.finished_count, row.updated_at, row.id) for row in rows],
     )

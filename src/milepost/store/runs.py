@@ -526,16 +526,13 @@ def matching_ids(connection: Connection, filter: RunFilter, ids: Sequence[str]) 
     return set(connection.execute(statement).scalars())
 
 
-def batch_run_ids(connection: Connection, batch_id: str) -> list[str]:
-    """The runs of a batch in index order."""
-    return list(
-        connection.execute(
-            select(runs.c.id).where(runs.c.batch_id == batch_id).order_by(runs.c.batch_index)
-        ).scalars()
+def batch_runs(
+    connection: Connection, batch_id: str, *, after: int = -1, to: int | None = None, limit: int | None = None
+) -> dict[int, str]:
+    """The runs of a batch by index, in index order: those behind the index `after`, up to `to`."""
+    statement = select(runs.c.batch_index, runs.c.id).where(
+        runs.c.batch_id == batch_id, runs.c.batch_index > after
     )
-
-
-def batch_indexes(connection: Connection, batch_id: str) -> dict[int, str]:
-    """The runs of a batch by index."""
-    statement = select(runs.c.batch_index, runs.c.id).where(runs.c.batch_id == batch_id)
-    return _pairs(connection, statement)
+    if to is not None:
+        statement = statement.where(runs.c.batch_index <= to)
+    return _pairs(connection, statement.order_by(runs.c.batch_index).limit(limit))

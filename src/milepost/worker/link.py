@@ -567,7 +567,7 @@ class WorkerLink:
                 batch = await self._channel.call(
                     endpoints.RETRIEVE_BATCH, timeout_seconds=REQUEST_SECONDS_MAX, batch=target_id
                 )
-                if batch.finished_count < batch.run_count:
+                if batch.status != "COMPLETED":
                     return
             else:
                 await self._channel.call(

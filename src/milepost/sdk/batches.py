@@ -1,0 +1,251 @@
+"""Triggering many runs at once: items of any number, sent in portions while they come, in bounded memory.
+
+What fits into one request goes as one: all of it is accepted or nothing. A longer batch is announced first and its items follow in
+portions, each of which may be repeated without harm; with the last one the server learns how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable
+from typing import Any, Generic, TypeVar, Unpack, cast
+
+from milepost.client import calls
+from milepost.client.calls import Call, TriggeredBatch
+from milepost.client.client import Client
+from milepost.client.default import default_client
+from milepost.client.handles import BatchHandle, RunHandle
+from milepost.client.requests import NO_PAYLOAD, RunOptions
+from milepost.client.results import TaskResult, task_result
+from milepost.errors import MilepostError, PayloadValidationError, UsageError
+from milepost.model.jsonvalue import json_size
+from milepost.protocol.triggering import BATCH_ITEMS_MAX, BatchLine, BatchRequest
+from milepost.protocol.triggering import BatchItem as WireItem
+from milepost.sdk.scope import RunScope, live_scope
+from milepost.sdk.triggering import (
+    acommit,
+    await_for_end,
+    blocking_scope,
+    commit,
+    output_shape,
+    prepare,
+    wait_for_end,
+)
+
+PayloadT = TypeVar("PayloadT")
+
+PORTION_BYTES_MAX = 4 * 1024 * 1024
+"""What the payloads and documents of one request have, about; a single item may be larger."""
+
+
+class BatchItem(Generic[PayloadT]):
+    """One item of a batch with options of its own: `BatchItem(row, metadata={"row": 1}, tags=["csv"])`."""
+
+    __slots__ = ("options", "payload")
+
+    def __init__(self, payload: PayloadT = NO_PAYLOAD, **options: Unpack[RunOptions]) -> None:
+        self.payload = payload
+        self.options = options
+
+
+class Sending:
+    """A batch on its way to the server, without I/O: items come in by `add`, and what is to be sent comes out as calls."""
+
+    def __init__(self, task_id: str, scope: RunScope | None, *, resume: bool) -> None:
+        self._task_id = task_id
+        self._scope = scope
+        self._resume = resume
+        self._portion: list[WireItem] = []
+        self._portion_bytes = 0
+        self._full: list[WireItem] = []
+        self._count = 0
+        self._batch: TriggeredBatch | None = None
+
+    def encode(self, item: object, limit: int) -> WireItem:
+        """The next item as it travels. Raises as `prepare`, naming the item by its position."""
+        own = cast("BatchItem[object]", item if isinstance(item, BatchItem) else BatchItem(item))
+        limit = limit if self._scope is None else self._scope.buffer.limit
+        try:
+            request = prepare(self._task_id, own.payload, own.options, limit=limit, scope=None, resume=False)
+        except PayloadValidationError as error:
+            raise PayloadValidationError(f"item {self._count}: {error.message}", field=error.field) from None
+        return WireItem(self._task_id, request.payload, request.options)
+
+    def add(self, item: WireItem) -> bool:
+        """Take one item; True when a portion is full and should be sent."""
+        metadata = item.options.metadata
+        size = len(item.payload or "") + (0 if metadata is None else json_size(metadata))
+        if self._portion and (
+            len(self._portion) == BATCH_ITEMS_MAX or self._portion_bytes + size > PORTION_BYTES_MAX
+        ):
+            self._full, self._portion, self._portion_bytes = self._portion, [], 0
+        self._portion.append(item)
+        self._portion_bytes += size
+        self._count += 1
+        return bool(self._full)
+
+    def send(self) -> Generator[Call[Any], Any, None]:
+        """The calls that send the portion that is full."""
+        if self._batch is None:
+            self._batch = yield calls.create_batch(parent_run_id=self._parent_id, resume=self._resume)
+        full, self._full = self._full, []
+        yield from self._add_items(full, run_count=None)
+
+    def finish(self) -> Generator[Call[Any], Any, TriggeredBatch]:
+        """The calls that send what is left; the batch as a whole."""
+        if self._batch is not None:
+            yield from self._add_items(self._portion, run_count=self._count)
+            return self._batch
+        if not self._portion:
+            return TriggeredBatch("", [], None)
+        request = BatchRequest(
+            items=self._portion, parent_run_id=self._parent_id, resume_parent_on_completion=self._resume
+        )
+        return (yield calls.trigger_batch(request))
+
+    def give_up(self, error: BaseException) -> Generator[Call[Any], Any, None]:
+        """The items broke off. What has been triggered goes on, and the batch ends with it; the error says so."""
+        if self._batch is None:
+            return
+        sent = len(self._batch.run_ids)
+        error.add_note(f"{sent:,} items had been triggered before, in batch {self._batch.id}; they go on")
+        if sent:
+            yield calls.add_batch_items(self._batch.id, [], run_count=sent)
+
+    @property
+    def _parent_id(self) -> str | None:
+        return None if self._scope is None else self._scope.run.id
+
+    def _add_items(self, items: list[WireItem], *, run_count: int | None) -> Generator[Call[Any], Any, None]:
+        assert self._batch is not None
+        first = len(self._batch.run_ids)
+        lines = [
+            BatchLine(first + offset, item.task, item.payload, item.options)
+            for offset, item in enumerate(items)
+        ]
+        self._batch.run_ids.extend((yield calls.add_batch_items(self._batch.id, lines, run_count=run_count)))
+
+
+def batch_trigger(task_id: str, items: Iterable[object], *, resume: bool = False) -> BatchHandle[Any]:
+    """Trigger a run for each item; see `Task.batch_trigger`."""
+    if isinstance(items, AsyncIterable):
+        raise UsageError(
+            "batch_trigger(...) takes a plain iterable; for an async one write `await abatch_trigger(...)`"
+        )
+    scope = blocking_scope("batch_trigger")
+    client = default_client()
+    sending = Sending(task_id, scope, resume=resume)
+    try:
+        for item in items:
+            if sending.add(client.prepare(lambda limit, item=item: sending.encode(item, limit))):
+                _drive(client, scope, sending.send())
+        return _handle(client, task_id, _drive(client, scope, sending.finish()))
+    except BaseException as error:
+        _give_up(client, sending, error)
+        raise
+
+
+async def abatch_trigger(
+    task_id: str, items: Iterable[object] | AsyncIterable[object], *, resume: bool = False
+) -> BatchHandle[Any]:
+    """As `batch_trigger`, without blocking."""
+    scope = live_scope()
+    client = default_client()
+    sending = Sending(task_id, scope, resume=resume)
+    try:
+        async for item in _each(items):
+            if sending.add(await client.aprepare(lambda limit, item=item: sending.encode(item, limit))):
+                await _adrive(client, scope, sending.send())
+        return _handle(client, task_id, await _adrive(client, scope, sending.finish()))
+    except BaseException as error:
+        await _agive_up(client, sending, error)
+        raise
+
+
+def batch_trigger_and_wait(task_id: str, items: Iterable[object]) -> list[TaskResult[Any]]:
+    """Trigger a run for each item and wait for their ends; see `Task.batch_trigger_and_wait`."""
+    scope = blocking_scope("batch_trigger_and_wait")
+    client = default_client()
+    batch = batch_trigger(task_id, items, resume=scope is not None)
+    if not batch.runs:
+        return []
+    if scope is not None:
+        wait_for_end(scope, batch.id)
+    results = client.batch_results(batch.id) if scope is not None else []
+    if len(results) < len(batch.runs):
+        results = client.wait_for_batch(batch.id)
+    shape = output_shape(task_id)
+    return [task_result(result, shape) for result in results]
+
+
+async def abatch_trigger_and_wait(
+    task_id: str, items: Iterable[object] | AsyncIterable[object]
+) -> list[TaskResult[Any]]:
+    """As `batch_trigger_and_wait`, without blocking."""
+    scope = live_scope()
+    client = default_client()
+    batch = await abatch_trigger(task_id, items, resume=scope is not None)
+    if not batch.runs:
+        return []
+    if scope is not None:
+        await await_for_end(scope, batch.id)
+    results = await client.abatch_results(batch.id) if scope is not None else []
+    if len(results) < len(batch.runs):
+        results = await client.await_for_batch(batch.id)
+    shape = output_shape(task_id)
+    return [task_result(result, shape) for result in results]
+
+
+def _handle(client: Client, task_id: str, batch: TriggeredBatch) -> BatchHandle[Any]:
+    shape = output_shape(task_id)
+    runs = [RunHandle[Any](run_id, task_id, batch.token, client, shape) for run_id in batch.run_ids]
+    return BatchHandle(batch.id, runs, batch.token)
+
+
+async def _each(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+ResultT = TypeVar("ResultT")
+
+
+def _drive(client: Client, scope: RunScope | None, steps: Generator[Call[Any], Any, ResultT]) -> ResultT:
+    commit(scope)
+    answer: Any = None
+    while True:
+        try:
+            call = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = client.send(call)
+
+
+async def _adrive(
+    client: Client, scope: RunScope | None, steps: Generator[Call[Any], Any, ResultT]
+) -> ResultT:
+    await acommit(scope)
+    answer: Any = None
+    while True:
+        try:
+            call = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        answer = await client.asend(call)
+
+
+def _give_up(client: Client, sending: Sending, error: BaseException) -> None:
+    try:
+        _drive(client, None, sending.give_up(error))
+    except MilepostError as failure:
+        error.add_note(f"the batch could not be ended: {failure}")
+
+
+async def _agive_up(client: Client, sending: Sending, error: BaseException) -> None:
+    try:
+        await _adrive(client, None, sending.give_up(error))
+    except MilepostError as failure:
+        error.add_note(f"the batch could not be ended: {failure}")
