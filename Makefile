@@ -8,7 +8,9 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+# Each package that comes is a line: the first set-up takes a minute or two, and should not look as if it hung.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+SHORT := awk '/^Collecting / {print "  " $$2; fflush()} /^Installing collected/ {print "  putting them in place"; fflush()}'
 FILE ?=
 SEED ?=
 SECONDS ?=
@@ -72,12 +74,12 @@ clean: ## Remove what was set up and built
 
 .venv/.runtime: .venv/.made pyproject.toml
 	@echo "Installing what Milepost needs ..."
-	@$(PIP) --editable .
+	@$(PIP) --editable . | $(SHORT)
 	@touch $@
 
 .venv/.development: .venv/.made pyproject.toml
 	@echo "Installing what Milepost and its tests need ..."
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' | $(SHORT)
 	@touch .venv/.runtime $@
 
 # The dashboard's tests drive Debian's own Chromium; downloads of other builds are not needed.
