@@ -60,6 +60,8 @@ def test_there_are_the_snippets_that_are_tested_here() -> None:
     assert [text.split()[:2] for text in SHELL] == [
         ["make", "demo"],
         ["make", "test"],
+        ["pip", "install"],
+        ["pip", "wheel"],
         ["milepost", "dev"],
         ["milepost", "trigger"],
     ]

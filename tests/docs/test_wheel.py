@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
-import sys
 import venv
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 TASKS = """
 from milepost import metadata, task
 
@@ -46,27 +48,21 @@ def run(*command: str | Path, folder: Path, seconds: float = 500) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    run(*pip, "--wheel-dir", folder, ROOT, folder=folder)
-    [wheel] = folder.glob("milepost-*.whl")
-    return wheel
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment with the wheel and what it asks for, and nothing else."""
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after the README's way to a wheel: its `environment` has the wheel and what that asks for, and nothing else."""
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder / "environment", with_pip=True)
-    programs = folder / "environment" / "bin"
-    run(programs / "python", "-m", "pip", "install", "--quiet", wheel, folder=folder)
-    return programs
+    block = next(text for text in BLOCKS if text.startswith("pip wheel"))
+    for line in block.splitlines():
+        program, *arguments = shlex.split(line.replace("path/to/checkout", str(ROOT)))
+        assert program == "pip"
+        run(folder / "environment" / "bin" / "python", "-m", "pip", "--quiet", *arguments, folder=folder)
+    return folder
 
 
 @pytest.mark.timeout(900)
-def test_a_wheel_has_all_that_is_needed(wheel: Path) -> None:
+def test_a_wheel_has_all_that_is_needed(clean: Path) -> None:
+    [wheel] = clean.glob("milepost-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     source = ROOT / "src"
     expected = {
@@ -79,7 +75,8 @@ def test_a_wheel_has_all_that_is_needed(wheel: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_wheel_in_a_clean_environment_runs_a_task(installed: Path, tmp_path: Path) -> None:
+def test_a_wheel_in_a_clean_environment_runs_a_task(clean: Path, tmp_path: Path) -> None:
+    installed = clean / "environment" / "bin"
     assert run(installed / "milepost", "--version", folder=tmp_path).startswith("milepost ")
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / "caller.py").write_text(CALLER)
