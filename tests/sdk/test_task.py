@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from milepost import Context, Queue, Retry, Task, UsageError, task
+from milepost.sdk import registry
 from milepost.sdk.registry import find_task, registered_tasks
 
 
@@ -88,6 +91,89 @@ def test_one_file_under_two_names_is_one_task(tmp_path: Path) -> None:
     for name in ("__main__", "tasks"):
         module = ModuleType(name)
         exec(source, module.__dict__)
+
+
+def run_in(namespace: dict[str, Any], source: str, file: str = "/nowhere/jobs.py") -> None:
+    """Run this source as a module of that file, or as a cell of a session."""
+    exec(compile("from milepost import task\n" + source, file, "exec"), namespace)
+
+
+TWICE = [
+    "@task\ndef work(): ...\n@task\ndef work(): ...\n",
+    "@task\ndef work(): ...\n@task(id='work')\ndef other(): ...\n",
+    "@task(id='work')\nasync def one(): ...\nclass Two:\n    @task(id='work')\n    def two(self): ...\n",
+    "one = task(lambda: 1)\ntwo = task(lambda: 2)\n",
+    "def work(): ...\nslow = task(work)\nquick = task(queue='quick')(work)\n",
+    "def mine(f): return task(queue='q')(f)\n@mine\ndef work(): ...\n@mine\ndef work(): ...\n",
+    "def undressed(f):\n    def work(): return f()\n    return work\n"
+    "@task\n@undressed\ndef one(): ...\n@task\n@undressed\ndef two(): ...\n",
+    "import functools\none = task(id='work')(functools.partial(print, 1))\n"
+    "two = task(id='work')(functools.partial(print, 2))\n",
+]
+
+
+@pytest.mark.parametrize("source", TWICE)
+def test_two_tasks_of_one_id_in_one_source_are_refused_with_both_places(source: str) -> None:
+    namespace: dict[str, Any] = {"__name__": "jobs", "__file__": "/nowhere/jobs.py"}
+    with pytest.raises(UsageError, match="two tasks have the id") as caught:
+        run_in(namespace, source)
+    places = re.findall(r"jobs\.py:(\d+)", str(caught.value))
+    assert len(set(places)) == 2, str(caught.value)
+    assert '@task(id="...")' in str(caught.value)
+
+
+MADE_TWICE = [
+    "def make(region):\n    @task\n    def work(): return region\n    return work\nmake('eu')\nmake('us')\n",
+    "for region in ('eu', 'us'):\n    @task\n    def work(): return region\n",
+    "tasks = [task(lambda: region) for region in ('eu', 'us')]\n",
+    "def dressed(f):\n    def work(): return f()\n    return task(work)\n"
+    "@dressed\ndef one(): ...\n@dressed\ndef two(): ...\n",
+]
+
+
+@pytest.mark.parametrize("source", MADE_TWICE)
+def test_one_definition_that_makes_two_tasks_is_refused_where_tasks_are_loaded(source: str) -> None:
+    with registry.refusing_repeats(), pytest.raises(UsageError, match="is made twice") as caught:
+        run_in({"__name__": "jobs", "__file__": "/nowhere/jobs.py"}, source)
+    assert '@task(id="...")' in str(caught.value)
+    # Elsewhere a test may run twice, and an application may be made twice.
+    run_in({"__name__": "jobs", "__file__": "/nowhere/jobs.py"}, source)
+
+
+@pytest.mark.parametrize("are_refused", [False, True])
+def test_a_module_that_is_reloaded_keeps_its_tasks(are_refused: bool) -> None:
+    source = "@task\ndef work(): return VERSION\n@task(id='dressed')\ndef other(): ...\nVERSION = 1\n"
+    namespace: dict[str, Any] = {"__name__": "jobs", "__file__": "/nowhere/jobs.py"}
+    with registry.refusing_repeats() if are_refused else nullcontext():
+        run_in(namespace, source)
+        run_in(namespace, source)
+    assert find_task("work") is namespace["work"]
+    assert set(registered_tasks()) == {"work", "dressed"}
+    if not are_refused:
+        # Lines were added above, a decorator too.
+        run_in(namespace, "import functools\n\n\n" + source)
+
+
+def test_a_session_defines_a_task_as_often_as_it_likes() -> None:
+    session: dict[str, Any] = {"__name__": "__main__"}
+    for number, file in enumerate(("<stdin>", "<stdin>", "/tmp/cell_1.py", "/tmp/cell_2.py")):
+        run_in(session, f"@task\ndef work(): return {number}\n", file)
+        assert find_task("work") is session["work"]
+    run_in(session, "@task(id='work')\ndef renamed(): ...\n", "/tmp/cell_3.py")
+    assert find_task("work") is session["renamed"]
+
+
+def test_files_of_one_name_are_not_one_file() -> None:
+    run_in({"__name__": "jobs", "__file__": "/a/jobs.py"}, "@task\ndef work(): ...\n", "/a/jobs.py")
+    with pytest.raises(UsageError, match=r"/a/jobs\.py:2.*/b/jobs\.py:2"):
+        run_in({"__name__": "jobs", "__file__": "/b/jobs.py"}, "@task\ndef work(): ...\n", "/b/jobs.py")
+
+
+def test_generated_sources_are_not_one_file() -> None:
+    with registry.refusing_repeats():
+        run_in({"__name__": "jobs"}, "@task\ndef work(): ...\n", "<string>")
+        with pytest.raises(UsageError):
+            run_in({"__name__": "jobs"}, "@task\ndef work(): ...\n", "<string>")
 
 
 def test_too_many_parameters_are_refused_with_the_cure() -> None:

@@ -1,7 +1,8 @@
 """Loading the user's tasks: Python files, folders and module names become imported modules.
 
 A file is imported under the name that the user's own code would import it by, so that `from tasks import handle_row` elsewhere
-means the same module and the same task.
+means the same module and the same task. Of several files with one name the first has it; each of the others gets one of its own,
+and finds the files beside it first, as if it were run from its folder.
 """
 
 import importlib
@@ -9,9 +10,12 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+
+from milepost.sdk.registry import refusing_repeats
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 
@@ -30,6 +34,12 @@ class TaskLoadError(Exception):
 
 # The folders in which user code has its module names.
 _roots: set[Path] = set()
+# Files whose natural name another one has, by the names that were made for them; each name begins in one folder.
+_aliases: dict[str, tuple[Path, str]] = {}
+# What lies in a folder, by the names of modules.
+_siblings: dict[Path, set[str]] = {}
+# By folder, the modules whose names in `sys.modules` have gone back to those from another folder that had them first.
+_displaced: dict[Path, dict[str, ModuleType]] = {}
 
 
 def load(sources: Sequence[str]) -> list[ModuleType]:
@@ -43,8 +53,9 @@ def load(sources: Sequence[str]) -> list[ModuleType]:
     """
     _make_importable(Path.cwd())
     modules: list[ModuleType] = []
-    for source in sources:
-        modules.extend(_load_one(source))
+    with refusing_repeats():
+        for source in sources:
+            modules.extend(_load_one(source))
     return modules
 
 
@@ -66,16 +77,10 @@ def check_sources(sources: Iterable[str]) -> None:
 
 def user_files() -> list[Path]:
     """The files of the user's code that are imported now: a change of one of them means that the tasks may have changed."""
-    files: set[Path] = set()
     # A copy: another thread may import while this one looks.
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py"):
-            continue
-        path = Path(file)
-        if SKIPPED_FOLDERS.isdisjoint(path.parts) and any(root in path.parents for root in _roots):
-            files.add(path)
-    return sorted(files)
+    found = {_user_file(module) for module in list(sys.modules.values())}
+    found.update(_user_file(module) for modules in _displaced.values() for module in modules.values())
+    return sorted(file for file in found if file is not None)
 
 
 def explain(error: BaseException) -> str:
@@ -85,6 +90,16 @@ def explain(error: BaseException) -> str:
         [frame for frame in summary.stack if _is_users(frame.filename)]
     )
     return "".join(summary.format()).rstrip()
+
+
+def _user_file(module: ModuleType) -> Path | None:
+    """The file of a module of the user's; None for every other module."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or not file.endswith(".py"):
+        return None
+    path = Path(file)
+    is_users = SKIPPED_FOLDERS.isdisjoint(path.parts) and any(root in path.parents for root in _roots)
+    return path if is_users else None
 
 
 def _is_users(filename: str) -> bool:
@@ -140,49 +155,130 @@ def _import_file(file: Path, folder: Path) -> ModuleType:
         root = folder
     _make_importable(root)
     parts = file.relative_to(root).with_suffix("").parts
-    name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
-    known = sys.modules.get(name)
-    if known is not None and Path(known.__file__ or "").resolve() == file:
-        return known
-    taken = known is not None or not all(part.isidentifier() for part in parts)
-    return _import_as(f"milepost_tasks_{name}", file) if taken else _import_name(name, file)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts = parts[:-1]
+    name = ".".join(parts)
+    if _is_file_of(sys.modules.get(name), file):
+        return sys.modules[name]
+    with _siblings_first(root) as hidden:
+        if _is_file_of(sys.modules.get(name), file):
+            return sys.modules[name]
+        if name not in hidden and name not in sys.modules and all(part.isidentifier() for part in parts):
+            module = _import_name(name)
+            if _is_file_of(module, file):
+                return module
+            # Another module of this name came first, of the standard library for example.
+        return _import_by_alias(file, root, parts)
 
 
-def _import_name(name: str, file: Path | None = None) -> ModuleType:
+def _is_file_of(module: ModuleType | None, file: Path) -> bool:
+    return module is not None and Path(module.__file__ or "").resolve() == file
+
+
+@contextmanager
+def _siblings_first(root: Path) -> Generator[dict[str, ModuleType]]:
+    """While a file of this folder is imported, its siblings come before modules of the same names from other folders of the user.
+
+    Gives the modules that are hidden meanwhile; afterwards they have their names again. What is imported only later, inside of a
+    function, finds them and not the siblings.
+    """
+    if root not in _siblings:
+        _siblings[root] = {
+            path.stem for path in root.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+        }
+    tops = {
+        name
+        for name in _siblings[root] & sys.modules.keys()
+        if (file := _user_file(sys.modules[name])) is not None
+        and file not in (root / f"{name}.py", root / name / "__init__.py")
+    }
+    hidden = {name: module for name, module in list(sys.modules.items()) if name.partition(".")[0] in tops}
+    for name in hidden:
+        del sys.modules[name]
+    displaced = _displaced.setdefault(root, {})
+    sys.modules.update(displaced)
+    sys.path.insert(0, str(root))
     try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise TaskLoadError(f"{name}: there is no such Python file, folder or module") from error
-        raise _failed(name, error) from error
-    except (
-        BaseException
-    ) as error:  # whatever a module does when imported, sys.exit() included, is an error to show
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise _failed(name, error) from error
-    if file is not None and Path(module.__file__ or "").resolve() != file:
-        # Another module of this name came first on the path, of the standard library for example.
-        return _import_as(f"milepost_tasks_{name}", file)
-    return module
+        yield hidden
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(root))
+        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
+            displaced[name] = sys.modules.pop(name)
+        sys.modules.update(hidden)
 
 
-def _import_as(name: str, file: Path) -> ModuleType:
+def _import_by_alias(file: Path, root: Path, parts: Sequence[str]) -> ModuleType:
+    """Import a file under a name that nobody else has. In a package it is the package's name that is replaced, so that relative
+    imports work."""
+    top, rest = parts[0], parts[1:]
+    alias = _alias_of(root, top)
+    if not rest:
+        return _import_as(alias, file, stands_in_for=top)
+    if alias not in sys.modules:
+        init = root / top / "__init__.py"
+        if init.exists():
+            _import_as(alias, init, stands_in_for=None)
+        else:
+            folder = ModuleType(alias)
+            folder.__path__ = [str(root / top)]
+            sys.modules[alias] = folder
+    return _import_name(".".join([alias, *rest]), str(file))
+
+
+def _alias_of(root: Path, top: str) -> str:
+    base = f"milepost_tasks_{top.replace('.', '_')}"
+    number = 1
+    while True:
+        alias = base if number == 1 else f"{base}_{number}"
+        if _aliases.setdefault(alias, (root, top)) == (root, top):
+            return alias
+        number += 1
+
+
+def _import_name(name: str, shown: str | None = None) -> ModuleType:
+    return _import(lambda: importlib.import_module(name), name, shown or name)
+
+
+def _import_as(name: str, file: Path, *, stands_in_for: str | None) -> ModuleType:
+    """Import a file under a given name. For its siblings it has its natural name as well, where that is free."""
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    folders = [str(file.parent)] if file.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=folders)
     assert spec is not None, file
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:  # as in _import_name
-        del sys.modules[name]
-        if isinstance(error, KeyboardInterrupt):
+    if stands_in_for is not None:
+        sys.modules.setdefault(stands_in_for, module)
+
+    def execute() -> ModuleType:
+        assert spec.loader is not None, file
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            for each in (name, stands_in_for):
+                if each is not None and sys.modules.get(each) is module:
+                    del sys.modules[each]
             raise
-        raise _failed(str(file), error) from error
-    return module
+        return module
+
+    return _import(execute, name, str(file))
+
+
+def _import(execute: Callable[[], ModuleType], name: str, shown: str) -> ModuleType:
+    """Import something. Raises TaskLoadError for whatever the user's code raises, sys.exit() included."""
+    try:
+        return execute()
+    except KeyboardInterrupt:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise TaskLoadError(f"{shown}: there is no such Python file, folder or module") from error
+        raise _failed(shown, error) from error
+    except BaseException as error:
+        raise _failed(shown, error) from error
 
 
 def _failed(name: str, error: BaseException) -> TaskLoadError:
