@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import inspect
+import logging
 import re
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
@@ -322,7 +326,7 @@ def test_a_recursion_without_end_fails_the_run() -> None:
     assert error_of(attempt(work))[0] == "RecursionError"
 
 
-def test_a_subtask_that_was_cancelled_fails_the_run_and_cancelling_the_attempt_does_not() -> None:
+def test_a_subtask_that_was_cancelled_fails_the_run() -> None:
     @task(id="inner", retry=Retry(max_attempts=1))
     async def inner() -> None:
         sleeping = asyncio.create_task(asyncio.sleep(60))
@@ -332,22 +336,455 @@ def test_a_subtask_that_was_cancelled_fails_the_run_and_cancelling_the_attempt_d
 
     assert error_of(attempt(inner))[0] == "CancelledError"
 
-    started = asyncio.Event()
 
-    @task(id="outer")
-    async def outer() -> None:
-        started.set()
-        await asyncio.sleep(60)
+def note(seen: list[str], text: str) -> Callable[[], None]:
+    return lambda: seen.append(text)
+
+
+@pytest.mark.parametrize(
+    "colour", ["plain", "plain in a plain middleware", "async", "async in a plain middleware"]
+)
+@pytest.mark.parametrize("has_started", [False, True])
+def test_an_attempt_that_the_worker_gives_up_ends_without_hooks(colour: str, has_started: bool) -> None:
+    seen: list[str] = []
+    gate = threading.Event()
 
     async def main() -> None:
-        run = claimed(task="outer")
-        running = asyncio.create_task(run_attempt(outer, run, scope_of(run)))
-        await started.wait()
-        running.cancel()
+        started = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        async def in_async() -> None:
+            started.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                seen.append("cleaned up")
+
+        def plain() -> None:
+            loop.call_soon_threadsafe(started.set)
+            gate.wait(60)
+
+        work = task(id="work")(in_async if colour.startswith("async") else plain)
+        work.on_failure(note(seen, "failure"))
+        work.on_complete(note(seen, "complete"))
+        work.catch_error(note(seen, "caught"))
+        if "middleware" in colour:
+
+            @work.middleware
+            def around(next: Callable[[], None]) -> None:
+                next()
+
+        run = claimed(task="work")
+        scope = scope_of(run)
+        running = asyncio.create_task(run_attempt(work, run, scope))
+        if has_started:
+            await started.wait()
+        scope.is_lost = True
+        if scope.attempt is not None:
+            scope.attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert scope.is_over
+        gate.set()
+
+    asyncio.run(main())
+    assert seen == (["cleaned up"] if has_started and colour.startswith("async") else [])
+
+
+CANCELLING = """
+async def at_once():
+    asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+
+async def and_returns():
+    asyncio.current_task().cancel()
+
+async def later():
+    asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
+    await asyncio.sleep(60)
+
+async def several_times():
+    for _ in range(3):
+        asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+
+async def from_a_child():
+    own = asyncio.current_task()
+    async def child():
+        own.cancel()
+    await asyncio.gather(child(), asyncio.sleep(60))
+
+async def in_a_group():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(60))
+        asyncio.current_task().cancel()
+
+async def in_a_timeout():
+    async with asyncio.timeout(60):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+"""
+
+
+def cancelling(name: str) -> Callable[[], Any]:
+    namespace: dict[str, Any] = {"asyncio": asyncio}
+    exec(CANCELLING, namespace)
+    return namespace[name]
+
+
+@pytest.mark.parametrize("name", re.findall(r"^async def (\w+)", CANCELLING, re.MULTILINE))
+@pytest.mark.parametrize("middleware", ["none", "def", "async def"])
+def test_a_run_that_cancels_itself_fails_like_any_other_and_its_hooks_run(name: str, middleware: str) -> None:
+    work = task(id="work", retry=Retry(max_attempts=1))(cancelling(name))
+    seen: list[str] = []
+
+    @work.catch_error
+    async def catch_error(error: BaseException) -> None:
+        # Whoever counts the wishes to cancel counts from nothing.
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(0))
+        current = asyncio.current_task()
+        assert current is not None
+        assert not current.cancelling()
+        seen.append(type(error).__name__)
+
+    work.on_failure(note(seen, "failure"))
+    work.on_complete(note(seen, "complete"))
+    if middleware == "def":
+
+        @work.middleware
+        def around(next: Callable[[], None]) -> None:
+            next()
+    elif middleware == "async def":
+
+        @work.middleware
+        async def around_async(next: Callable[[], Any]) -> None:
+            await next()
+
+    outcome = attempt(work)
+    assert seen == ["CancelledError", "failure", "complete"]
+    assert error_of(outcome)[0] == "CancelledError"
+    again = task(id="again", retry=Retry(max_attempts=2, jitter=False))(cancelling(name))
+    assert attempt(again, attempt=1).retry_after_ms == 1000
+
+
+def test_a_run_that_takes_its_cancel_back_completes() -> None:
+    @task
+    async def work() -> str:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            return "went on"
+        return "was not cancelled"
+
+    assert attempt(work).output == '"went on"'
+
+
+def test_a_timeout_of_a_middleware_stays_a_timeout() -> None:
+    seen: list[str] = []
+
+    @task(retry=Retry(max_attempts=1))
+    async def work() -> None:
+        await asyncio.sleep(60)
+
+    @work.middleware
+    async def limit(next: Callable[[], Any]) -> None:
+        async with asyncio.timeout(0.01):
+            await next()
+
+    @work.on_failure
+    async def failed(error: BaseException) -> None:
+        await asyncio.sleep(0)
+        seen.append(type(error).__name__)
+
+    assert error_of(attempt(work))[0] == "TimeoutError"
+    assert seen == ["TimeoutError"]
+
+
+@pytest.mark.parametrize("hook", ["on_success", "on_complete", "catch_error", "on_failure", "on_start"])
+def test_a_hook_that_cancels_itself_does_what_a_hook_does_that_raises(hook: str) -> None:
+    fails = hook in ("catch_error", "on_failure")
+    seen: list[str] = []
+
+    @task(retry=Retry(max_attempts=1))
+    async def work() -> int:
+        if fails:
+            raise ValueError("the task's")
+        return 5
+
+    getattr(work, hook)(cancelling("at_once"))
+    work.on_complete(note(seen, "complete"))
+    outcome = attempt(work, attempt=1)
+    assert seen == ["complete"]
+    if hook in ("on_success", "on_complete"):
+        assert outcome.output == "5"
+    else:
+        name = "ValueError" if hook == "on_failure" else "CancelledError"
+        assert error_of(outcome)[0] == name
+
+
+# --- what a failed run leaves behind ---------------------------------------------------------------------------
+
+
+class Large:
+    """What a frame of a task holds."""
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What a cycle holds lives on for ever in this test."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+FAILING = """
+async def raises(hold):
+    large = hold()
+    raise ValueError
+
+def raises_plain(hold):
+    large = hold()
+    raise ValueError
+
+async def keeps_its_error(hold):
+    large = hold()
+    try:
+        raise ValueError
+    except ValueError as error:
+        kept = error
+        raise
+
+async def waits_for_a_task(hold):
+    large = hold()
+    child = asyncio.create_task(raises(hold))
+    await child
+
+async def gathers(hold):
+    large = hold()
+    await asyncio.gather(raises(hold), raises(hold))
+
+async def raises_a_group(hold):
+    large = hold()
+    async with asyncio.TaskGroup() as group:
+        children = [group.create_task(raises(hold)) for _ in range(2)]
+
+async def raises_groups_in_groups(hold):
+    large = hold()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(raises_a_group(hold))
+
+async def raises_from(hold):
+    large = hold()
+    try:
+        await waits_for_a_task(hold)
+    except ValueError as error:
+        other = LookupError()
+        raise other from error
+
+async def raises_while_it_handles(hold):
+    large = hold()
+    try:
+        await keeps_its_error(hold)
+    except ValueError as error:
+        kept = error
+        other = LookupError()
+        raise other
+
+async def raises_in_a_thread(hold):
+    large = hold()
+    await asyncio.to_thread(raises_plain, hold)
+
+async def cancels_itself(hold):
+    large = hold()
+    child = asyncio.current_task()
+    child.cancel()
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError as error:
+        kept = error
+        raise
+
+async def exits(hold):
+    large = hold()
+    try:
+        raise SystemExit(3)
+    except SystemExit as error:
+        kept = error
+        raise
+"""
+
+
+@pytest.mark.parametrize("name", re.findall(r"def (\w+)", FAILING))
+@pytest.mark.parametrize(
+    "hook",
+    ["none", "start", "start async", "catch", "catch async", "catch replaces", "catch raises", "failure raises",
+     "failure raises async", "middleware", "middleware async", "middleware swallows", "middleware replaces"],
+)  # fmt: skip
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_a_failed_run_keeps_nothing_alive(
+    no_collector: None, monkeypatch: pytest.MonkeyPatch, name: str, hook: str, max_attempts: int
+) -> None:
+    held: list[weakref.ref[Large]] = []
+
+    def hold() -> Large:
+        large = Large()
+        held.append(weakref.ref(large))
+        return large
+
+    # Whoever keeps a line of a log may keep the error in it.
+    monkeypatch.setattr(logging.getLogger("milepost.run"), "disabled", True)
+
+    def keep(error: BaseException) -> None:
+        large, kept = hold(), error  # noqa: F841 - the frame holds both
+
+    def replace(error: BaseException) -> BaseException:
+        large, kept = hold(), error  # noqa: F841
+        return LookupError("instead")
+
+    def fail() -> None:
+        large = hold()  # noqa: F841
+        try:
+            raise RuntimeError
+        except RuntimeError as error:
+            kept = error  # noqa: F841
+            raise
+
+    def around(next: Callable[[], None]) -> None:
+        large = hold()  # noqa: F841
+        next()
+
+    async def around_async(next: Callable[[], Any]) -> None:
+        large = hold()  # noqa: F841
+        await next()
+
+    def swallow(next: Callable[[], None]) -> None:
+        large = hold()  # noqa: F841
+        try:
+            next()
+        except BaseException as error:
+            kept = error  # noqa: F841
+
+    def instead(next: Callable[[], None]) -> None:
+        large = hold()  # noqa: F841
+        try:
+            next()
+        except BaseException as error:
+            kept = error  # noqa: F841
+        raise LookupError("instead") from None
+
+    def in_async(function: Callable[..., Any]) -> Callable[..., Any]:
+        async def hook(error: Any = None) -> Any:
+            return function(error) if function is keep else function()
+
+        return hook
+
+    namespace: dict[str, Any] = {"asyncio": asyncio}
+    exec(FAILING, namespace)
+    function = namespace[name]
+    plain = not inspect.iscoroutinefunction(function)
+
+    async def work_async() -> None:
+        await function(hold)
+
+    def work_plain() -> None:
+        function(hold)
+
+    work = task(id="work", retry=Retry(max_attempts=max_attempts))(work_plain if plain else work_async)
+    kind, _, form = hook.partition(" ")
+    match kind, form:
+        case "start", _:
+            work.on_start_attempt(in_async(list) if form else lambda: None)
+        case "catch", "replaces":
+            work.catch_error(replace)
+        case "catch", "raises":
+            work.catch_error(fail)
+        case "catch", _:
+            work.catch_error(in_async(keep) if form else keep)
+        case "failure", _:
+            work.on_failure(in_async(fail) if form.endswith("async") else fail)
+        case "middleware", _:
+            work.middleware(
+                {"": around, "async": around_async, "swallows": swallow, "replaces": instead}[form]
+            )
+        case _:
+            pass
+    outcome = attempt(work, attempt=1)
+    assert outcome.error is not None
+    del outcome
+    assert held
+    assert not [reference for reference in held if reference() is not None]
+
+
+def test_an_attempt_that_is_given_up_keeps_nothing_alive(no_collector: None) -> None:
+    held: list[weakref.ref[Large]] = []
+
+    @task
+    async def work() -> None:
+        large = Large()
+        held.append(weakref.ref(large))
+        try:
+            async with asyncio.TaskGroup() as group:
+                child = group.create_task(asyncio.sleep(60))
+                await child
+        except BaseException as error:
+            kept = error  # noqa: F841 - a cycle
+            raise
+
+    async def main() -> None:
+        run = claimed(task="work")
+        scope = scope_of(run)
+        running = asyncio.create_task(run_attempt(work, run, scope))
+        await asyncio.sleep(0.01)
+        assert held
+        scope.is_lost = True
+        assert scope.attempt is not None
+        scope.attempt.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
 
     asyncio.run(main())
+    assert held[0]() is None
+
+
+def test_code_that_goes_on_is_left_alone(no_collector: None) -> None:
+    """The traceback of an error may lead through a coroutine that has caught it, handed it on and still runs."""
+    outcomes: list[Outcome] = []
+
+    @task(retry=Retry(max_attempts=1))
+    async def work(n: int) -> None:
+        await asks[n]
+
+    async def shared() -> int:
+        for answer in asks:
+            try:
+                raise ValueError("for one run")
+            except ValueError as error:
+                answer.set_exception(error)
+            await goes_on.wait()
+        return len(asks)
+
+    async def main() -> None:
+        nonlocal asks, goes_on
+        asks = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        goes_on = asyncio.Event()
+        others = asyncio.create_task(shared())
+        for n in range(2):
+            run = claimed(n, task="work")
+            outcomes.append(await run_attempt(work, run, scope_of(run)))
+            goes_on.set()
+        assert await others == 2
+
+    asks: list[asyncio.Future[None]] = []
+    goes_on = asyncio.Event()
+    asyncio.run(main())
+    assert [error_of(outcome) for outcome in outcomes] == [("ValueError", "for one run")] * 2
 
 
 # --- surroundings -------------------------------------------------------------------------------------------

@@ -6,20 +6,27 @@
 The worker has two ways in. `run_attempt` runs on its event loop: an `async def` is awaited there, a `def` is handed to a thread.
 `run_attempt_in_thread` runs a `def` task with plain hooks wholly in the calling thread, which costs no switch between threads;
 `needs_loop` tells which one a task wants. Whatever the user's code raises or returns becomes an outcome; the worker survives it.
+
+An attempt is cancelled for three reasons. The worker has given it up (`RunScope.is_lost`): then it ends without an outcome. Something
+that it has started on the loop has raised SystemExit or KeyboardInterrupt (`abort`): that is its error. Or user code has cancelled
+it: then the CancelledError is an error like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import dis
 import inspect
 import random
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -67,7 +74,7 @@ async def run_attempt(
     Args:
         call_in_thread: calls a function in another thread and gives its result, for `def` tasks and `def` hooks. Context variables are
             carried over here.
-    Raises: CancelledError when the attempt itself is cancelled, and nothing else.
+    Raises: CancelledError when the worker has given the attempt up, and nothing else.
     """
     attempt = Attempt(task, run, scope, loop=asyncio.get_running_loop(), call_in_thread=call_in_thread)
     return await attempt.run()
@@ -111,6 +118,12 @@ class Attempt:
         self._payload: Any = None
         self._outcome: Outcome | None = None
         self._has_hooks = hooks.has_hooks or task.has_hooks
+        self._is_in_middleware = False
+        # The tasks of the event loop in which steps of this attempt run, each inside of a step of the one before.
+        self._loop_tasks: list[asyncio.Task[Any]] = []
+        self._aborted_by: BaseException | None = None
+        # Every error that was seen on the way.
+        self._errors: list[BaseException] = []
 
     async def run(self) -> Outcome:
         """Run it to its outcome."""
@@ -120,25 +133,56 @@ class Attempt:
         scope.schema = self._task.metadata
         scope.attempt = self
         token = current_scope.set(scope)
+        if self._loop is not None:
+            self._loop_tasks.append(_current_task())
         try:
+            if scope.is_lost:
+                raise asyncio.CancelledError
             payload = self._decode_payload()
             self._payload = None if payload is NO_PAYLOAD else payload
             inside = partial(self._run_inside, payload)
             if self._has_hooks:
                 for hook in reversed(self._hooks_for("middleware")):
                     inside = partial(self._run_middleware, hook, inside)
+                    self._is_in_middleware = True
             await inside()
         except BaseException as error:  # whatever the user's code raises ends this run and not the worker
-            self._raise_if_cancelled(error)
+            self._errors.append(error)
+            self._raise_if_lost(error)
+            self._is_in_middleware = False
+            self._take_back_cancel()
             if self._outcome is None or self._outcome.error is None:
-                # It came from outside of what `_run_inside` looks after: the payload, or a middleware.
+                # It came from outside of what `_run_inside` looks after: the payload, a middleware, a cancelled task.
                 await self._fail(error)
         finally:
             scope.is_over = True
             scope.attempt = None
             current_scope.reset(token)
+            self._loop_tasks.clear()
+            forget_frames(self._errors)
+            self._errors.clear()
+            self._aborted_by = None
         assert self._outcome is not None, "an attempt ends with an outcome"
         return self._outcome
+
+    def cancel(self) -> None:
+        """Cancel what runs of it on the event loop. On the loop's thread."""
+        if self._loop_tasks:
+            self._loop_tasks[-1].cancel()
+
+    def abort(self, error: BaseException) -> None:
+        """A task or callback that the attempt has started on the event loop has ended with SystemExit or KeyboardInterrupt.
+
+        That would have ended a program. Here it ends the run, as a program would end: what runs is cancelled, and the run fails with
+        this error. On the loop's thread.
+        """
+        if self._outcome is not None or self._aborted_by is not None:
+            self.context().logger.error("what the task has left running has failed", exc_info=error)
+            forget_frames([error])
+            return
+        self._aborted_by = error
+        self._errors.append(error)
+        self.cancel()
 
     # --- the steps -----------------------------------------------------------------------------------------
 
@@ -186,13 +230,17 @@ class Attempt:
                 if self._run.attempt == 1:
                     await self.run_hooks("on_start")
             output = await self._call_task(payload)
+            if self._aborted_by is not None:
+                # The code was cancelled for it, and has gone on nevertheless.
+                raise self._aborted_by
             text = self._encode_output(output)
         except BaseException as error:
-            self._raise_if_cancelled(error)
+            self._errors.append(error)
+            self._raise_if_cancelling(error)
             await self._fail(error)
             raise
         self._outcome = Outcome(output=text)
-        if self._has_hooks:
+        if self._runs_hooks_after:
             result = TaskResult(ok=True, run_id=self._run.id, output=output)
             await self._run_hooks_after("on_success", output=output, result=result)
             await self._run_hooks_after("on_complete", output=output, result=result)
@@ -201,7 +249,12 @@ class Attempt:
         task = self._task
         if task.is_async:
             output = task.signature.call(payload, self.context)
-            return await output if inspect.isawaitable(output) else output
+            if inspect.isawaitable(output):
+                output = await output
+                if _current_task().cancelling():
+                    # It has cancelled itself and not waited since; if it has taken that back, nothing happens here.
+                    await asyncio.sleep(0)
+            return output
         return await self._call(partial(task.signature.call, payload, self.context))
 
     def _encode_output(self, output: Any) -> str | None:
@@ -242,6 +295,7 @@ class Attempt:
                 await inside()
             except BaseException as error:
                 failure = error
+                self._errors.append(error)
                 raise
 
         if hook.is_async:
@@ -263,8 +317,12 @@ class Attempt:
 
     async def _fail(self, error: BaseException) -> None:
         """Decide the outcome of a failed attempt."""
-        # After GeneratorExit nothing may be awaited: it is how Python ends a coroutine that is thrown away.
-        runs_hooks = self._has_hooks and not isinstance(error, GeneratorExit)
+        if isinstance(error, asyncio.CancelledError) and self._aborted_by is not None:
+            error = self._aborted_by
+        # After GeneratorExit nothing may be awaited where it is how Python ends a coroutine that is thrown away.
+        runs_hooks = self._runs_hooks_after and not (
+            isinstance(error, GeneratorExit) and self._is_thrown_away()
+        )
         if runs_hooks:
             error = await self._let_hooks_catch(error)
         retry_after_ms = None
@@ -286,10 +344,12 @@ class Attempt:
             except (
                 BaseException
             ) as raised:  # as for the task itself; what a hook raises takes the place of the error
-                self._raise_if_cancelled(raised)
+                self._errors.append(raised)
+                self._raise_if_cancelling(raised)
                 replacement = raised
             if isinstance(replacement, BaseException):
                 error = replacement
+                self._errors.append(error)
         return error
 
     # --- hooks and colours ---------------------------------------------------------------------------------
@@ -302,6 +362,11 @@ class Attempt:
 
     def _hooks_for(self, name: HookName) -> list[Hook]:
         return [*hooks.hooks_for(name), *self._task.hooks_for(name)]
+
+    @property
+    def _runs_hooks_after(self) -> bool:
+        """Hooks after the task's own code tell how the run has ended, which an attempt that was given up cannot know."""
+        return self._has_hooks and not self._scope.is_lost
 
     async def run_hooks(self, name: HookName, **values: Any) -> None:
         """Run the hooks of one name, global ones first. What raises stops them and is raised."""
@@ -318,7 +383,8 @@ class Attempt:
             try:
                 await self._call_hook(hook, **values)
             except BaseException as error:  # as for the task itself
-                self._raise_if_cancelled(error)
+                self._errors.append(error)
+                self._raise_if_cancelling(error)
                 self.context().logger.error("%s hook %s failed", name, hook.name, exc_info=error)
 
     async def _call_hook(self, hook: Hook, **values: Any) -> Any:
@@ -348,27 +414,56 @@ class Attempt:
     def _on_loop(self, steps: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the worker's loop from another thread. Context variables are carried over."""
         assert self._loop is not None, "an attempt that needs the loop was started on it"
-        result, error = asyncio.run_coroutine_threadsafe(_contained(steps), self._loop).result()
+        result, error = asyncio.run_coroutine_threadsafe(self._contained(steps), self._loop).result()
         if error is not None:
             raise error
         return result
 
-    def _raise_if_cancelled(self, error: BaseException) -> None:
-        """Raise what is no error of the user's code: the attempt itself is cancelled."""
-        if isinstance(error, asyncio.CancelledError) and is_in_event_loop():
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+    async def _contained(self, steps: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+        """The result or the error of a coroutine, for the thread that waits for it. Raised in a task of its own, SystemExit and
+        KeyboardInterrupt would stop the loop; and a cancelled task could not say why."""
+        self._loop_tasks.append(_current_task())
+        try:
+            return await steps, None
+        except BaseException as error:
+            return None, error
+        finally:
+            del self._loop_tasks[-1]
+
+    # --- cancelled -----------------------------------------------------------------------------------------
+
+    def _raise_if_lost(self, error: BaseException) -> None:
+        """Raise the cancellation of an attempt that the worker has given up: no word of it counts any more."""
+        if self._scope.is_lost and isinstance(error, asyncio.CancelledError):
+            raise error
+
+    def _raise_if_cancelling(self, error: BaseException) -> None:
+        """Raise the cancellation of the very task that runs these steps, if somebody around them may know what it means: the worker,
+        or a middleware with a timeout or a task group. To all others it is an error like any other."""
+        self._raise_if_lost(error)
+        if isinstance(error, asyncio.CancelledError) and is_in_event_loop() and _current_task().cancelling():
+            if self._is_in_middleware:
                 raise error
+            self._take_back_cancel()
+
+    def _take_back_cancel(self) -> None:
+        """Nobody wants this task cancelled any more: hooks may use timeouts and task groups, which count the wishes."""
+        if is_in_event_loop():
+            task = _current_task()
+            while task.cancelling():
+                task.uncancel()
+
+    def _is_thrown_away(self) -> bool:
+        """True when this coroutine is being closed, and not run by a task or a thread."""
+        return bool(self._loop_tasks) and (
+            not is_in_event_loop() or asyncio.current_task() not in self._loop_tasks
+        )
 
 
-async def _contained(steps: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
-    """The result or the error of a coroutine. Raised in a task of its own, SystemExit and KeyboardInterrupt would stop the loop."""
-    try:
-        return await steps, None
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:  # handed on to the thread that waits for it
-        return None, error
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None, "steps on the event loop are run by a task"
+    return task
 
 
 def _contained_call(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
@@ -377,6 +472,37 @@ def _contained_call(function: Callable[[], Any]) -> tuple[Any, BaseException | N
         return function(), None
     except BaseException as error:  # handed on to the attempt that waits for it
         return None, error
+
+
+def forget_frames(errors: Iterable[BaseException]) -> None:
+    """Let go of what the frames of these errors hold, and those of the errors behind them.
+
+    A frame in an error's traceback that knows the error, or a task that failed with it, keeps everything it holds alive until the
+    cycle collector comes by, which may be long after 100 failed runs of 10 MB each.
+    """
+    left = list(errors)
+    seen: set[int] = set()
+    frames: list[FrameType] = []
+    while left:
+        error = left.pop()
+        if id(error) in seen:
+            continue
+        seen.add(id(error))
+        frames += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        # As the base classes have them: a subclass may do anything when it is asked.
+        BaseException.with_traceback(error, None)
+        left += [each for each in (error.__cause__, error.__context__) if each is not None]
+        if isinstance(error, BaseExceptionGroup):
+            left += BaseExceptionGroup.exceptions.__get__(cast("BaseExceptionGroup[BaseException]", error))
+    for frame in frames:
+        # A coroutine that has caught the error, handed it on and waits for something else must not be cleared: that would end it.
+        # Python refuses to do so since 3.13, and to clear what runs.
+        if frame.f_code.co_code[frame.f_lasti] != _YIELD_VALUE:
+            with suppress(RuntimeError):
+                frame.clear()
+
+
+_YIELD_VALUE = dis.opmap["YIELD_VALUE"]
 
 
 # --- errors as data ----------------------------------------------------------------------------------------
@@ -398,7 +524,8 @@ def describe_error(error: BaseException) -> RunError:
         message = "the task raised KeyboardInterrupt"
     elif isinstance(error, asyncio.CancelledError):
         message = (
-            message or "the task was cancelled from inside: something that it awaited had been cancelled"
+            message
+            or "the task was cancelled from inside: it has cancelled itself, or something that it awaited had been cancelled"
         )
     elif not message:
         message = name
@@ -435,4 +562,12 @@ def _bounded(text: str, characters_max: int) -> str:
     return f"{text[: characters_max // 2]}\n... ({len(text) - characters_max:,} characters left out)\n{text[-characters_max // 2 :]}"
 
 
-__all__ = ["Attempt", "OutputError", "describe_error", "needs_loop", "run_attempt", "run_attempt_in_thread"]
+__all__ = [
+    "Attempt",
+    "OutputError",
+    "describe_error",
+    "forget_frames",
+    "needs_loop",
+    "run_attempt",
+    "run_attempt_in_thread",
+]

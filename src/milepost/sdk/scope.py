@@ -52,6 +52,7 @@ class RunScope:
     Attributes:
         schema: the task's metadata schema; own writes are checked against it (M76).
         attempt: the attempt under way, for the hooks around waits.
+        is_lost: the worker has given this attempt up, and stops its code where it can; what it does does not count any more.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
     """
 
@@ -61,6 +62,7 @@ class RunScope:
     loop_thread_id: int = field(default=0)
     schema: MetadataSchema | None = None
     attempt: Attempt | None = None
+    is_lost: bool = False
     is_over: bool = False
 
     @property
