@@ -463,8 +463,8 @@ def test_what_a_task_has_started_ends_with_the_executor(house: Callable[..., Hou
         """,
         "--processes", "1",
     )  # fmt: skip
-    child = psutil.Process(dev.run("starts").metadata["pid"])
-    wait_until(lambda: not is_alive(child))
+    process_id = dev.run("starts").metadata["pid"]
+    wait_until(lambda: not psutil.pid_exists(process_id) or not is_alive(psutil.Process(process_id)))
 
 
 def test_a_refused_operation_is_in_the_log_of_the_run(house: Callable[..., House]) -> None:

@@ -9,15 +9,13 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import io
 import os
-import random
-import secrets
 import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from types import FrameType
@@ -27,17 +25,25 @@ from milepost.client.settings import find_address
 from milepost.errors import MilepostError
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.work import ClaimedRun, WorkerTask
-from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
+from milepost.sdk.attempt import (
+    describe_error,
+    forget_frames,
+    needs_loop,
+    run_attempt,
+    run_attempt_in_thread,
+)
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.registry import registered_tasks
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
 from milepost.worker import control, loader
 from milepost.worker.channel import Refused
-from milepost.worker.control import LoadFailed, Message, Notice, Order, Ready, Rejected
+from milepost.worker.control import Drained, Finishing, LoadFailed, Message, Notice, Order, Ready, Rejected
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.loader import TaskLoadError
+from milepost.worker.loops import loop_factory, run_shared, shared_loop
 from milepost.worker.outbox import HeldRun
+from milepost.worker.output import keep_output_going
 from milepost.worker.settings import load_settings
 from milepost.worker.threads import ThreadPool
 
@@ -46,9 +52,10 @@ END_SECONDS_MAX = 4.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one executor until it is ordered to end; the exit code is one of `control.EXIT_*`."""
+    """Run one executor until it is ordered to end. The exit code is for people; the supervisor goes by what it was told."""
     options = _parse(arguments)
     supervisor = _SupervisorLine(options.messages)
+    keep_output_going()
     try:
         loader.load(options.sources)
         tasks = registered_tasks()
@@ -60,19 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     except (TaskLoadError, MilepostError) as error:
         files = [*map(str, loader.user_files()), *getattr(error, "files", ())]
         supervisor.tell(LoadFailed(str(error), files))
-        return control.EXIT_LOAD_FAILED
-    executor = Executor(options, tasks, described, supervisor)
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        return runner.run(executor.run())
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
+        return 1
+    return Executor(options, tasks, described, supervisor).run()
 
 
 class Executor:
@@ -88,17 +84,21 @@ class Executor:
         settings, address = load_settings(), find_address()
         self._tasks = tasks
         self._supervisor = supervisor
-        self._worker_id = f"worker_{secrets.token_hex(12)}"
-        self._threads = ThreadPool()
+        self._threads = ThreadPool(threads_min=1)
+        self._loop = shared_loop()
+        self._thread_id = threading.get_ident()
+        # The runs whose code runs on the loop; the loop itself does not keep its tasks alive.
+        self._on_loop: dict[HeldRun, asyncio.Task[None]] = {}
+        self._has_left = False
         self._is_forked_child = False
         # Every run starts from the context as it is after the imports, and none sees what another one sets.
         self._context = contextvars.copy_context()
-        self._exit_code = control.EXIT_DRAINED
+        self._exit_code = 0
         self._link = WorkerLink(
             LinkOptions(
                 api_url=address.api_url,
                 secret_key=address.secret_key,
-                worker_id=self._worker_id,
+                worker_id=options.worker_id,
                 name=f"{socket.gethostname()} {options.name} ({os.getpid()})",
                 tasks=described,
                 concurrency=options.concurrency,
@@ -109,20 +109,39 @@ class Executor:
             loop_factory(),
         )
 
-    async def run(self) -> int:
+    def run(self) -> int:
         """Carry out runs until the link has left the server."""
-        self._loop = asyncio.get_running_loop()
-        self._thread_id = threading.get_ident()
-        self._has_left = asyncio.Event()
+        asyncio.set_event_loop(self._loop)
         # What the imports made lives on anyway, and the many small objects of each run are freed without the collector's help.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 50)
-        self._link.start()
+        self._supervisor.go_live(self._link.start, self._link.order)
         self._heed_signals()
-        self._supervisor.answer_to(self._link.order)
-        await self._has_left.wait()
+        try:
+            run_shared(self._loop, lambda: self._has_left, _tell_of_stray)
+        except BaseException:
+            # Nothing runs on this loop any more. Without a word to the supervisor this is a crash, and the runs are tried again.
+            traceback.print_exc()
+            _flush_output()
+            os._exit(1)
+        self._wind_up()
         return self._exit_code
+
+    def _wind_up(self) -> None:
+        """Let what is left clean up behind itself. It has little time: see `left`."""
+        for held in self._on_loop:
+            held.scope.is_lost = True
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
+            task.cancel()
+        # Whatever they raise, the process ends now.
+        with contextlib.suppress(BaseException):
+            if tasks:
+                self._loop.run_until_complete(asyncio.wait(tasks))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        with contextlib.suppress(BaseException):
+            self._loop.close()
 
     # --- what the link asks, on its thread -----------------------------------------------------------------
 
@@ -153,31 +172,36 @@ class Executor:
 
     def interrupt(self, run: HeldRun) -> None:
         """See `Host`. Code in a thread cannot be stopped; it goes on unheard."""
+        run.scope.is_lost = True
         self._loop.call_soon_threadsafe(_cancel, run)
 
     def registered(self) -> None:
         """See `Host`."""
-        self._supervisor.tell(
-            Ready(self._worker_id, list(self._tasks), [str(file) for file in loader.user_files()])
-        )
+        self._supervisor.tell(Ready(list(self._tasks), [str(file) for file in loader.user_files()]))
 
     def notice(self, message: str) -> None:
         """See `Host`."""
         self._supervisor.tell(Notice(message))
 
+    def finishing(self, runs: int) -> None:
+        """See `Host`."""
+        self._supervisor.tell(Finishing(runs))
+
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         """See `Host`."""
-        if isinstance(error, Refused):
-            self._supervisor.tell(Rejected(f"the server does not take this worker: {error}"))
-            self._exit_code = control.EXIT_REJECTED
-        elif error is not None:
-            self._exit_code = control.EXIT_LINK_FAILED
         if abandoned:
             self._supervisor.tell(
                 Notice(f"{abandoned} run(s) did not end in time and are left to be tried again")
             )
+        if error is None:
+            self._supervisor.tell(Drained())
+        else:
+            self._exit_code = 1
+            if isinstance(error, Refused):
+                self._supervisor.tell(Rejected(f"the server does not take this worker: {error}"))
+        self._has_left = True
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._has_left.set)
+            self._loop.call_soon_threadsafe(self._loop.stop)
         # The main thread may be stuck in user code. Nothing is left to be lost, so the process need not wait for it.
         time.sleep(END_SECONDS_MAX)
         _flush_output()
@@ -188,20 +212,18 @@ class Executor:
     def _start_on_loop(self, runs: Sequence[HeldRun]) -> None:
         for held in runs:
             assert held.task is not None, "runs without a task are not started"
-            held.handle = self._loop.create_task(
+            self._on_loop[held] = self._loop.create_task(
                 self._run_on_loop(held.task, held), context=self._context.copy()
             )
 
     async def _run_on_loop(self, task: Task[Any, Any], held: HeldRun) -> None:
-        run = held.scope.run
         try:
-            outcome = await run_attempt(task, run, held.scope, call_in_thread=self._call_in_thread)
-        except asyncio.CancelledError:
-            # By `interrupt`, and nobody cares for the outcome; or by user code that cancelled its own task.
-            pause = task.retry.delay_ms(run.attempt, jitter=random.random(), max_attempts=run.max_attempts)
-            outcome = Outcome(
-                error=RunError(name="CancelledError", message="the task was cancelled"), retry_after_ms=pause
-            )
+            outcome = await run_attempt(task, held.scope.run, held.scope, call_in_thread=self._call_in_thread)
+        except asyncio.CancelledError as error:
+            forget_frames([error])
+            # The link has given the run up, or ends; nobody cares for the outcome.
+            outcome = Outcome(error=describe_error(error))
+        self._on_loop.pop(held, None)
         self._finished(held, outcome)
 
     def _call_in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
@@ -228,7 +250,6 @@ class Executor:
             # The user's code has forked, and this is the child coming back from the task: its parent goes on with everything.
             _flush_output()
             os._exit(0)
-        held.handle = None
         self._link.finished(held, outcome)
 
     # --- the process ---------------------------------------------------------------------------------------
@@ -260,50 +281,57 @@ class _SupervisorLine:
     """The pipes to and from the supervisor."""
 
     def __init__(self, descriptor: int) -> None:
-        self._messages = descriptor
-        os.set_inheritable(descriptor, False)
-        # User code gets an empty standard input and a standard output that shows each line as it comes.
-        self._orders = os.dup(0)
+        self._messages = control.Descriptor(descriptor)
+        # User code gets an empty standard input.
+        self._orders = control.Descriptor(os.dup(0))
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(line_buffering=True, errors="backslashreplace")
         self._lock = threading.Lock()
         self._obey: Callable[[Order], None] | None = None
-        self._came_before: Order | None = None
+        self._supervisor_id = os.getppid()
         threading.Thread(target=self._listen, name="milepost-orders", daemon=True).start()
 
     def tell(self, message: Message) -> None:
         """Send a message; without a supervisor there is nobody to tell."""
-        with contextlib.suppress(OSError):
-            os.write(self._messages, control.encode(message) + b"\n")
+        self._messages.write(control.encode(message))
 
-    def answer_to(self, obey: Callable[[Order], None]) -> None:
-        """From now on there is something to drain: give every order to this one, and what has come before."""
+    def go_live(self, start: Callable[[], None], obey: Callable[[Order], None]) -> None:
+        """Start what has to be drained from now on, and give it every order. An order that came before has ended the process."""
         with self._lock:
+            start()
             self._obey = obey
-            if self._came_before is not None:
-                obey(self._came_before)
 
     def _listen(self) -> None:
         """Hand on every order; the end of the line means that the supervisor is gone, and is the order to drain."""
-        with os.fdopen(self._orders, "rb") as orders:
-            for line in orders:
-                self._take(Order(line.strip().decode()))
+        line = b""
+        while chunk := self._orders.read():
+            *lines, line = (line + chunk).split(b"\n")
+            for each in lines:
+                self._take(Order(each.strip().decode()))
+        if chunk is None:
+            # User code has closed the descriptor; all that can be seen now is that the supervisor is gone.
+            while os.getppid() == self._supervisor_id:
+                time.sleep(1.0)
         self._take(Order.DRAIN)
 
     def _take(self, order: Order) -> None:
         with self._lock:
-            if self._obey is not None:
-                self._obey(order)
-                return
-            self._came_before = order
-        # Still loading the user's tasks, which may take for ever; there is nothing to lose yet.
-        time.sleep(END_SECONDS_MAX / 4)
-        if self._obey is None:
-            os._exit(control.EXIT_DRAINED)
+            if self._obey is None:
+                # The user's tasks are still being loaded: there is nothing to lose yet.
+                self.tell(Drained())
+                _flush_output()
+                os._exit(0)
+            self._obey(order)
+
+
+def _tell_of_stray(error: BaseException) -> None:
+    """Something has come out of the event loop, and it cannot be told which run it belongs to: a signal handler of the user's, say."""
+    print(
+        "Milepost: the event loop goes on after this error, which cannot be assigned to a run:",
+        file=sys.stderr,
+    )
+    traceback.print_exception(error)
 
 
 def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: Any) -> None:
@@ -312,8 +340,8 @@ def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: An
 
 
 def _cancel(held: HeldRun) -> None:
-    if held.handle is not None:
-        held.handle.cancel()
+    if held.scope.attempt is not None:
+        held.scope.attempt.cancel()
 
 
 def _flush_output() -> None:
@@ -327,6 +355,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--messages", type=int, required=True, help="descriptor of the pipe to the supervisor"
     )
+    parser.add_argument("--worker-id", required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--grace", type=float, required=True, help="seconds")

@@ -43,6 +43,10 @@ class Host(Protocol):
         """Something that the operator should see, in one line."""
         ...
 
+    def finishing(self, runs: int) -> None:
+        """Nothing more is claimed, and this many runs are left to finish without a limit of time."""
+        ...
+
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         """The link has ended: the server has released this worker, or `error` says what went wrong. `abandoned` runs were left to
         the server's retry."""

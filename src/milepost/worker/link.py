@@ -129,6 +129,8 @@ class WorkerLink:
         self._owes_runs = False
         self._is_leaving = False
         self._waiting_runs_count = True
+        # When the grace time is over, on the loop's clock; None while runs may take as long as they like.
+        self._drain_until: float | None = None
 
     # --- from any thread -----------------------------------------------------------------------------------
 
@@ -237,6 +239,8 @@ class WorkerLink:
                     async with asyncio.timeout(SETTLE_SECONDS_MAX):
                         await self._claim_no_more()
                         await self._give_back()
+                if self._drain_until is None:
+                    self._host.finishing(len(self._holding))
                 await self._drain()
                 self._is_leaving = True
                 self._report_due.set()
@@ -262,14 +266,17 @@ class WorkerLink:
     def _ordered(self, order: Order) -> None:
         if order is Order.STOP:
             self._waiting_runs_count = False
+        if order is not Order.FINISH and self._drain_until is None:
+            self._drain_until = self._loop.time() + self._options.grace_seconds
         self._end_ordered.set()
         self._changed.set()
 
     async def _drain(self) -> None:
         """Wait until no run is left, or none that could go on, or the grace time is over."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._options.grace_seconds):
-                while self._holding:
+            while self._holding:
+                # A later order may set the end.
+                async with asyncio.timeout_at(self._drain_until):
                     if not self._waiting_runs_count and self._holding.has_only_waiting():
                         await asyncio.sleep(LINGER_SECONDS)
                         if self._holding.has_only_waiting():

@@ -57,8 +57,6 @@ class HeldRun:
     logs: deque[LogLine] = field(default_factory=lambda: deque[LogLine](maxlen=LOG_LINES_MAX))
     outcome: Outcome | None = None
     is_over: bool = False
-    # How the executor can interrupt it; set where user code runs on an event loop.
-    handle: Any = None
 
 
 @dataclass(eq=False, slots=True)

@@ -2,16 +2,21 @@
 
 It runs no user code itself. Each executor has a session of its own, so a Ctrl-C in the terminal reaches only the supervisor, which
 then decides; and whatever an executor leaves behind is ended with it.
+
+When the code changes, executors of the new code are started beside those of the old. As soon as the first of them can run tasks,
+the old ones claim nothing more and finish the runs that they have, however long that takes. So there are the executors that work,
+one at most that tries the newest code, and old ones that have runs under way.
 """
 
 import asyncio
 import os
+import secrets
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +25,29 @@ from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableTy
 from milepost.protocol import endpoints
 from milepost.protocol.work import ReportRequest
 from milepost.worker import control
-from milepost.worker.control import LoadFailed, Message, Notice, Order, Ready, Rejected
+from milepost.worker.control import (
+    Drained,
+    FinalWord,
+    Finishing,
+    LoadFailed,
+    Message,
+    Notice,
+    Order,
+    Ready,
+    Rejected,
+    UnreadableMessage,
+)
 from milepost.worker.loader import SKIPPED_FOLDERS
 
 CONCURRENCY_DEFAULT = 100
 RESTART_SECONDS_MAX = 10.0
 # How much longer than its grace time an executor may take for its last report before it is killed.
 LEAVE_SECONDS_MAX = 8.0
+# The same for one that still loads the user's code: it has nothing to lose, and may hang.
+LOADING_LEAVE_SECONDS_MAX = 1.0
+# After so many executors that ended while they loaded the code, one after the other, it is taken as code that cannot be loaded.
+CRASHES_WHILE_LOADING_MAX = 4
+WATCH_AGAIN_SECONDS = 1.0
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -116,10 +137,8 @@ class Supervisor:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                first = self._begin(group)
+                self._begin(group)
                 watcher = group.create_task(self._watch(group)) if self._options.reload else None
-                if watcher is None:
-                    group.create_task(self._stop_unless_ready(first))
                 await self._stopping.wait()
                 if watcher is not None:
                     watcher.cancel()
@@ -131,14 +150,10 @@ class Supervisor:
         if self._failure is not None:
             raise WorkerFailed(self._failure)
 
-    async def _stop_unless_ready(self, first: "_Generation") -> None:
-        """Without reload, tasks that cannot be loaded are the end of it."""
-        if not await first.settled():
-            self._failure = self._failure or first.failure
-            self.stop()
-
-    def _begin(self, group: asyncio.TaskGroup) -> "_Generation":
-        self._latest = generation = _Generation(self._options, self._hear)
+    def _begin(self, group: asyncio.TaskGroup) -> None:
+        self._latest = generation = _Generation(
+            self._options, self._hear, tries_one_first=self._current is not None
+        )
         self._generations.add(generation)
 
         async def live() -> None:
@@ -146,19 +161,28 @@ class Supervisor:
                 await generation.run()
             finally:
                 self._generations.discard(generation)
+            self._look_after_end_of(generation)
 
         group.create_task(live())
-        return generation
+
+    def _look_after_end_of(self, generation: "_Generation") -> None:
+        """A supervisor without executors ends, unless a change of the code may bring new ones."""
+        if self._stopping.is_set():
+            return
+        was_expected = generation.failure is not None or generation.is_ending
+        if not self._options.reload or not was_expected:
+            self._failure = generation.failure or "no executor is left, and none is started again"
+            self.stop()
 
     def _hear(self, generation: "_Generation", message: Message) -> None:
         match message:
             case Ready(tasks=tasks, files=files):
                 self._watch_also(files, is_broken=False)
-                if generation.is_first_ready():
+                if not generation.is_ending and generation.is_first_ready():
                     before, self._current = self._current, generation
                     self._audience.ready(tasks, reloaded=before is not None)
                     if before is not None:
-                        before.end(Order.DRAIN)
+                        before.end(Order.FINISH)
             case LoadFailed(message=text, files=files):
                 self._watch_also(files, is_broken=True)
                 is_worth_telling = self._options.reload or self._current is generation
@@ -169,9 +193,15 @@ class Supervisor:
                 self.stop()
             case Notice(message=text):
                 self._audience.notice(text)
+            case Drained() | Finishing():
+                pass
 
     async def _watch(self, group: asyncio.TaskGroup) -> None:
-        """Start a new generation whenever a file of the user's code changes."""
+        """Start a new generation whenever a file of the user's code changes.
+
+        What changes while an outdated one is being ended is found together afterwards, so that no more than one is starting up.
+        """
+        polls = False
         while True:
             self._watched_changed.clear()
             if not self._watched.folders:
@@ -184,13 +214,24 @@ class Supervisor:
                 recursive=False,
                 debounce=200,
                 step=20,
+                force_polling=polls or None,
             )
-            async for change in changes:
-                self._audience.changed(sorted({Path(path) for _, path in change}))
-                if self._latest is not None and not self._latest.is_settled:
-                    # It may never be: the change may mend what keeps it from coming up.
-                    self._latest.end(Order.STOP)
-                self._begin(group)
+            try:
+                async for change in changes:
+                    self._audience.changed(sorted({Path(path) for _, path in change}))
+                    if self._latest is not None and self._latest is not self._current:
+                        self._latest.end(Order.STOP)
+                        await self._latest.over.wait()
+                    self._begin(group)
+            except (OSError, RuntimeError) as error:
+                # A folder has gone, or the system's limit of watched folders is reached.
+                if not polls:
+                    self._audience.notice(
+                        f"the system does not say when files change ({error}); they are looked at instead"
+                    )
+                polls = True
+                self._watched = _Watched.of(self._options.sources, self._watched.files)
+                await asyncio.sleep(WATCH_AGAIN_SECONDS)
 
     def _watch_also(self, files: Iterable[str], *, is_broken: bool) -> None:
         """The user's code lies in these files, as far as it could be loaded."""
@@ -244,43 +285,53 @@ def _may_hold_tasks(path: Path) -> bool:
 
 @dataclass(eq=False)
 class _Generation:
-    """The executors of one state of the user's code."""
+    """The executors of one state of the user's code.
+
+    Args:
+        tries_one_first: the other executors are started when the first one could load the code.
+    Attributes:
+        failure: why the code cannot be loaded.
+        over: `run` has ended.
+    """
 
     options: WorkerOptions
     hear: Callable[["_Generation", Message], None]
+    tries_one_first: bool = False
     failure: str | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._processes: set[_ExecutorProcess] = set()
+        self._is_ready_or_ending = asyncio.Event()
         self._ending = asyncio.Event()
         self._order: Order | None = None
-        self._settled: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._ready_before = False
-        self._failed_before = False
+        self._was_ready = False
+        self._has_failed = False
+        self._crashes_while_loading = 0
+        self._finishing_is_told = False
 
     @property
-    def is_settled(self) -> bool:
-        """True when it is known whether the code can be loaded."""
-        return self._settled.done()
-
-    async def settled(self) -> bool:
-        """True once an executor is ready; False when the code cannot be loaded or all was ended before."""
-        return await asyncio.shield(self._settled)
+    def is_ending(self) -> bool:
+        """True once it was told to end."""
+        return self._order is not None
 
     def is_first_ready(self) -> bool:
         """True the first time it is asked."""
-        first, self._ready_before = not self._ready_before, True
+        first, self._was_ready = not self._was_ready, True
         return first
 
     def is_first_failure(self) -> bool:
         """True the first time it is asked."""
-        first, self._failed_before = not self._failed_before, True
+        first, self._has_failed = not self._has_failed, True
         return first
 
     def end(self, order: Order) -> None:
-        """Let `run` come to its end; the executors drain."""
+        """Let `run` come to its end; a later order may be more urgent."""
         self._order = order
         self._ending.set()
+        self._is_ready_or_ending.set()
+        for process in self._processes:
+            process.order(order)
 
     def kill(self) -> None:
         """End the executors without grace."""
@@ -295,69 +346,158 @@ class _Generation:
                 for index in range(self.options.processes):
                     group.create_task(self._keep(index))
         finally:
-            self._settle(False)
+            self.over.set()
 
-    def _settle(self, ready: bool) -> None:
-        if not self._settled.done():
-            self._settled.set_result(ready)
+    async def _keep(self, index: int) -> None:
+        """Keep one executor running, with longer and longer pauses if it cannot be started or keeps crashing."""
+        name = f"executor-{index + 1}"
+        if index and self.tries_one_first:
+            await self._is_ready_or_ending.wait()
+        pause = 0.0
+        failed_to_start = False
+        while not self._ending.is_set():
+            try:
+                process = await _ExecutorProcess.start(self.options, name, self._heard)
+            except (OSError, RuntimeError) as error:
+                # The system is out of processes, memory or descriptors, or of threads. The others are well.
+                if not failed_to_start:
+                    self._say(f"{name} cannot be started ({error}); it is tried again until it can")
+                failed_to_start = True
+                pause = await self._rest(pause)
+                continue
+            if failed_to_start:
+                self._say(f"{name} is started")
+                failed_to_start, pause = False, 0.0
+            self._processes.add(process)
+            if self._order is not None:
+                process.order(self._order)
+            try:
+                code = await process.run()
+            finally:
+                self._processes.discard(process)
+            self._tell_of_finishing()
+            if process.word is None:
+                await _release(self.options, process.worker_id)
+            if self._ending.is_set():
+                if process.word is None and code != 0 and not process.was_killed:
+                    self._say(f"{name} {_how_it_ended(code)} while it was ending; its runs are tried again")
+                return
+            if isinstance(process.word, Rejected):
+                return
+            if not self._was_ready and self._cannot_be_loaded(process, code):
+                # Its siblings read the same files.
+                self.end(Order.STOP)
+                return
+            match process.word:
+                case Drained():
+                    what = "has ended after a SIGTERM"
+                case LoadFailed():
+                    what = "cannot load the tasks any more"
+                case _:
+                    what = _how_it_ended(code)
+            self._say(f"{name} {what}; starting it again")
+            pause = await self._rest(pause if process.lived_seconds < RESTART_SECONDS_MAX else 0.0)
 
-    def _heard(self, message: Message) -> None:
+    def _cannot_be_loaded(self, process: "_ExecutorProcess", code: int) -> bool:
+        """True when it is clear that starting it again will not help."""
+        if process.word is None and not process.is_ready:
+            self._crashes_while_loading += 1
+            if self._crashes_while_loading < CRASHES_WHILE_LOADING_MAX:
+                return False
+            message = (
+                f"the tasks cannot be loaded: the process that loads them {_how_it_ended(code)}, "
+                f"{self._crashes_while_loading} times one after the other"
+            )
+            self._heard(process, LoadFailed(message, []))
+            return True
+        return isinstance(process.word, LoadFailed)
+
+    async def _rest(self, pause: float) -> float:
+        """Wait a little longer than the last time, or until the end; how long it was."""
+        pause = min(RESTART_SECONDS_MAX, max(0.1, pause * 2))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), pause)
+        return pause
+
+    def _say(self, message: str) -> None:
+        self.hear(self, Notice(message))
+
+    def _heard(self, process: "_ExecutorProcess", message: Message) -> None:
         if isinstance(message, LoadFailed):
             self.failure = message.message
         self.hear(self, message)
         if isinstance(message, Ready):
-            self._settle(True)
+            self._is_ready_or_ending.set()
+        if isinstance(message, Finishing):
+            self._tell_of_finishing()
 
-    async def _keep(self, index: int) -> None:
-        """Keep one executor running, with longer and longer pauses if it keeps crashing."""
-        pause = 0.0
-        while not self._ending.is_set():
-            process = await _ExecutorProcess.start(self.options, f"executor-{index + 1}", self._heard)
-            self._processes.add(process)
-            try:
-                code = await process.run(self._ending, lambda: self._order or Order.DRAIN)
-            finally:
-                self._processes.discard(process)
-            if code != control.EXIT_DRAINED and process.worker_id is not None:
-                await _release(self.options, process.worker_id)
-            if self._ending.is_set() or code == control.EXIT_REJECTED:
-                return
-            if code == control.EXIT_LOAD_FAILED and not self._ready_before:
-                # Its siblings read the same files.
-                self.end(Order.STOP)
-                return
-            pause = min(RESTART_SECONDS_MAX, max(0.1, pause * 2)) if process.lived_seconds < 10 else 0.1
-            self.hear(self, Notice(f"executor-{index + 1} {_how_it_ended(code)}; starting it again"))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), pause)
+    def _tell_of_finishing(self) -> None:
+        """Say once, for all the executors together, that runs go on in code that is not the newest."""
+        runs = [process.finishing_runs for process in self._processes]
+        if self._order is not Order.FINISH or self._finishing_is_told or None in runs:
+            return
+        count = sum(each or 0 for each in runs)
+        if count:
+            self._finishing_is_told = True
+            these = "1 run goes on" if count == 1 else f"{count} runs go on"
+            self._say(f"{these} with the code as it was, until the end")
 
 
 class _ExecutorProcess:
-    """One executor process, from start to end."""
+    """One executor process, from start to end.
+
+    Attributes:
+        worker_id: what the executor is called on the server.
+        is_ready: it has registered there.
+        finishing_runs: how many runs it has left, once it has heard that it is to finish them.
+        word: why it ends, in its own words; None as long as it has said nothing.
+        was_killed: by this supervisor.
+    """
 
     def __init__(
-        self, process: Process, messages: asyncio.StreamReader, hear: Callable[[Message], None], grace: float
-    ):
+        self,
+        process: Process,
+        messages: asyncio.StreamReader,
+        hear: Callable[["_ExecutorProcess", Message], None],
+        *,
+        name: str,
+        worker_id: str,
+        descriptor: int,
+        grace_seconds: float,
+    ) -> None:
         self._process = process
         self._messages = messages
         self._hear = hear
-        self._grace = grace
-        self._started_at = asyncio.get_running_loop().time()
-        self.worker_id: str | None = None
+        self._name = name
+        self._descriptor = descriptor
+        self._grace_seconds = grace_seconds
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        self._kill_timers: list[asyncio.TimerHandle] = []
+        self._garbage_is_told = False
+        self.worker_id = worker_id
+        self.is_ready = False
+        self.finishing_runs: int | None = None
+        self.word: FinalWord | None = None
+        self.was_killed = False
 
     @classmethod
     async def start(
-        cls, options: WorkerOptions, name: str, hear: Callable[[Message], None]
+        cls, options: WorkerOptions, name: str, hear: Callable[["_ExecutorProcess", Message], None]
     ) -> "_ExecutorProcess":
-        """Start an executor. It learns the secret key from its environment, which only its owner can read."""
+        """Start an executor. It learns the secret key from its environment, which only its owner can read.
+
+        Raises: OSError, RuntimeError when the system does not give what that takes.
+        """
         loop = asyncio.get_running_loop()
+        worker_id = f"worker_{secrets.token_hex(12)}"
         receiving, sending = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 # Without the current folder in front: a file of the user must not stand in for a module that this program needs.
                 "-P", "-m", "milepost.worker",
-                "--messages", str(sending), "--name", name,
+                "--messages", str(sending), "--worker-id", worker_id, "--name", name,
                 "--concurrency", str(options.concurrency), "--grace", str(options.grace_seconds),
                 "--", *options.sources,
                 stdin=PIPE,
@@ -375,49 +515,107 @@ class _ExecutorProcess:
         await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(receiving, "rb", 0)
         )
-        return cls(process, reader, hear, options.grace_seconds)
+        return cls(
+            process,
+            reader,
+            hear,
+            name=name,
+            worker_id=worker_id,
+            descriptor=sending,
+            grace_seconds=options.grace_seconds,
+        )
 
     @property
     def lived_seconds(self) -> float:
         """How long ago it was started."""
-        return asyncio.get_running_loop().time() - self._started_at
+        return self._loop.time() - self._started_at
 
-    async def run(self, ending: asyncio.Event, order: Callable[[], Order]) -> int:
-        """Wait until the process has ended, by itself or because it is to end; its exit code."""
+    async def run(self) -> int:
+        """Wait until the process has ended, by itself or because it was told to; its exit code."""
         listening = asyncio.create_task(self._listen())
-        asked = asyncio.create_task(ending.wait())
         exited = asyncio.create_task(self._process.wait())
         try:
-            await asyncio.wait({asked, exited}, return_when=asyncio.FIRST_COMPLETED)
-            if not exited.done():
-                self._tell(order())
-                await asyncio.wait({exited}, timeout=self._grace + LEAVE_SECONDS_MAX)
+            await asyncio.wait({exited})
         finally:
-            asked.cancel()
+            for timer in self._kill_timers:
+                timer.cancel()
+            was_killed = self.was_killed
             # Ends the executor if it still lives, and whatever it has left behind: all that is in its session's first group.
             self.kill()
+            self.was_killed = was_killed or not exited.done()
             await asyncio.wait({listening, exited}, timeout=1.0)
             listening.cancel()
         return await exited
 
     def kill(self) -> None:
         """End the process and its children now."""
+        self.was_killed = True
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _tell(self, order: Order) -> None:
+    def order(self, order: Order) -> None:
+        """Tell the executor to end. It is killed when it takes too long, except to finish its runs."""
         stdin = self._process.stdin
         assert stdin is not None
         if not stdin.is_closing():
             # A broken pipe means that it is ending anyway; the transport reports that by closing.
             stdin.write(order.encode() + b"\n")
+        if not self._kill_timers:
+            self._kill_timers.append(
+                self._loop.call_later(LOADING_LEAVE_SECONDS_MAX, self._kill_unless_ready)
+            )
+        if order is not Order.FINISH and len(self._kill_timers) == 1:
+            self._kill_timers.append(
+                self._loop.call_later(self._grace_seconds + LEAVE_SECONDS_MAX, self.kill)
+            )
+
+    def _kill_unless_ready(self) -> None:
+        if not self.is_ready:
+            self.kill()
 
     async def _listen(self) -> None:
-        while line := await self._messages.readline():
-            message = control.decode(line)
-            if isinstance(message, Ready):
-                self.worker_id = message.worker_id
-            self._hear(message)
+        while True:
+            try:
+                line = await self._messages.readline()
+                message = control.decode(line)
+            except (UnreadableMessage, ValueError):
+                # The second when the line is too long.
+                self._tell_of_garbage()
+                continue
+            if message is not None:
+                self._take(message)
+            elif not line:
+                break
+        # A process that ends closes the pipe a moment before its end is known.
+        await asyncio.sleep(LEAVE_SECONDS_MAX)
+        self._hear(
+            self,
+            Notice(
+                f"{self._name}: user code has closed file descriptor {self._descriptor}, by which this executor says what happens; "
+                f"it runs tasks as before"
+            ),
+        )
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Ready():
+                self.is_ready = True
+            case Finishing(runs=runs):
+                self.finishing_runs = runs
+            case LoadFailed() | Rejected() | Drained():
+                self.word = message
+            case Notice():
+                pass
+        self._hear(self, message)
+
+    def _tell_of_garbage(self) -> None:
+        if not self._garbage_is_told:
+            self._garbage_is_told = True
+            text = (
+                f"{self._name}: user code writes to file descriptor {self._descriptor}, which it has not opened; "
+                f"this is ignored"
+            )
+            self._hear(self, Notice(text))
 
 
 def _how_it_ended(code: int) -> str:
@@ -430,11 +628,11 @@ def _how_it_ended(code: int) -> str:
 async def _release(options: WorkerOptions, worker_id: str) -> None:
     """Tell the server that a worker has died, so that its runs are retried at once and not only when their lease ends."""
     # Imported when it is needed: a supervisor whose executors do not crash never speaks to the server.
-    from milepost.worker.channel import Channel, Refused, Unreachable
+    from milepost.worker.channel import Channel
 
-    async with Channel(options.api_url, options.secret_key) as channel:
-        # If this fails, the lease does the same a little later.
-        with suppress(Refused, Unreachable):
+    # Whatever goes wrong here (the server may be away, and the system short of everything), the lease does the same a little later.
+    with suppress(Exception):
+        async with Channel(options.api_url, options.secret_key) as channel:
             await channel.call(
                 endpoints.REPORT, ReportRequest(leaving=True), timeout_seconds=2.0, worker=worker_id
             )
