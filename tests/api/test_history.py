@@ -89,7 +89,7 @@ def test_versions_and_times_that_cannot_be_shown(
 
 
 @pytest.mark.parametrize(
-    "query", [{"page[size]": 0}, {"page[size]": 101}, {"page[size]": "x"}, {"page[after]": "x"}]
+    "query", [{"page[size]": 0}, {"page[size]": 1001}, {"page[size]": "x"}, {"page[after]": "x"}]
 )
 def test_pages_that_cannot_be_shown(served: Served, query: dict[str, Any]) -> None:
     problem = refused(served, path(served.trigger(), "/history"), 400, "bad_request", **query)

@@ -146,8 +146,10 @@ class InterruptedReader(Reader):
 
             asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
-    def first_page(self, filter: RunFilter, *, size: int) -> tuple[list[str], dict[str, int]]:
-        found = super().first_page(filter, size=size)
+    def first_page(
+        self, filter: RunFilter, *, size: int, urgent_first: bool = False
+    ) -> tuple[list[str], dict[str, int]]:
+        found = super().first_page(filter, size=size, urgent_first=urgent_first)
         self._interrupt("page")
         return found
 

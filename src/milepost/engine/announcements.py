@@ -22,7 +22,7 @@ class LoggedChange(msgspec.Struct, frozen=True, gc=False):
 
 
 class RunChanged(msgspec.Struct, gc=False):
-    """A run has changed: its state (`state_changed`), its document (`changes`, without a gap), or both at once.
+    """A run has changed: its state (`state_changed`), its document (`changes`, without a gap), its log (`logged`), or all at once.
 
     `row` is the run as committed; `output` and `error` (JSON texts) are there when this commit set them.
     """
@@ -32,6 +32,7 @@ class RunChanged(msgspec.Struct, gc=False):
     output: str | None = None
     error: str | None = None
     changes: list[LoggedChange] = []
+    logged: bool = False
 
 
 class BatchProgressed(msgspec.Struct, frozen=True):

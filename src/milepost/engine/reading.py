@@ -50,6 +50,13 @@ CANDIDATES_MAX = 500
 _EMPTY = msgspec.Raw(b"{}")
 _ENVIRONMENT = {"id": "env_default", "name": "default"}
 _ERROR = msgspec.json.Decoder(RunError)
+_UNFINISHED = tuple(status for status in RunStatus if not status.is_final)
+_BY_URGENCY = (
+    (RunStatus.FAILED,),
+    (RunStatus.EXECUTING, RunStatus.WAITING),
+    (RunStatus.QUEUED,),
+    (RunStatus.COMPLETED,),
+)
 # Documents as JSON with their versions, by run.
 _Documents: TypeAlias = dict[str, tuple[msgspec.Raw, int]]
 
@@ -125,12 +132,29 @@ class Reader:
             ),
         )
 
-    def first_page(self, filter: RunFilter, *, size: int) -> tuple[list[str], dict[str, int]]:
-        """The ids of the newest matching runs, and how many runs match by status; no counts where documents decide."""
+    def first_page(
+        self, filter: RunFilter, *, size: int, urgent_first: bool = False
+    ) -> tuple[list[str], dict[str, int]]:
+        """The ids of the newest matching runs, and how many runs match by status; no counts where documents decide.
+
+        Args:
+            urgent_first: the runs that a person wants to see first, see `_urgent`; not with a filter by status or document.
+        """
         with self._store.read() as connection:
-            ids, _ = self._list(connection, filter, limit=size)
+            ids = (
+                _urgent(connection, filter, size)
+                if urgent_first
+                else self._list(connection, filter, limit=size)[0]
+            )
             counts = run_store.count_by_status(connection, filter) if filter.metadata is None else {}
             return ids, counts
+
+    def is_settled(self, run_id: str) -> bool:
+        """True when the run and all its children have finished. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            finished = self._record(connection, run_id, values=False).row.status.is_final
+            working = RunFilter(parent_id=run_id, statuses=_UNFINISHED)
+            return finished and not run_store.list_ids(connection, working, limit=1)
 
     def matching(self, filter: RunFilter, run_ids: Sequence[str], among: Container[str]) -> list[RunMatch]:
         """Which of these runs match, and, of those that do not, the ones that are `among` others that are of interest."""
@@ -294,6 +318,21 @@ class Reader:
                     0,
                 )
         return documents
+
+
+def _urgent(connection: Connection, filter: RunFilter, size: int) -> list[str]:
+    """Up to `size` runs: failed ones, then those at work, queued, completed; the newest first of each.
+
+    Failed ones take at most half of the places, unless the runs at work leave more of them.
+    """
+    failed, working, *others = (
+        run_store.list_ids(connection, msgspec.structs.replace(filter, statuses=statuses), limit=size)
+        for statuses in _BY_URGENCY
+    )
+    ids = [*failed[: max((size + 1) // 2, size - len(working))], *working]
+    for more in others:
+        ids += more
+    return ids[:size]
 
 
 def _is_meant(document: msgspec.Raw, filter: RunFilter) -> bool:

@@ -231,6 +231,8 @@ class Transaction:
             self._refusals.clear()
         if self.logs:
             records.append_logs(connection, self.logs)
+            for run_id in {line.run_id for line in self.logs} & self._rows.keys():
+                self._announcement(self._rows[run_id]).logged = True
             self.logs.clear()
         if self._answers:
             records.save_answers(

@@ -22,6 +22,8 @@ class RunTopic:
         self.row: RunRow | None = None
         self.output: str | None = None
         self.error: str | None = None
+        # How often the run's log has grown.
+        self.log_count = 0
         self._changes: deque[LoggedChange] = deque()
         self._bytes = 0
         # Frames that one watcher has encoded and others, at the same place, can send too.
@@ -30,6 +32,7 @@ class RunTopic:
 
     def take_in(self, changed: RunChanged) -> None:
         """A commit has changed the run."""
+        self.log_count += changed.logged
         if changed.state_changed:
             self.row = changed.row
             self.output = changed.output
@@ -252,6 +255,9 @@ class Hub:
         topic = self.runs.get(row.id)
         if topic is not None:
             topic.take_in(changed)
+        if not (changed.state_changed or changed.changes):
+            # Only its log has grown, which no list shows.
+            return
         for watch in (*self.lists, *self.matches):
             watch.take_in(changed)
         if changed.changes and row.worker_id is not None:

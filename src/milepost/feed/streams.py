@@ -5,7 +5,8 @@ intermediate states, never the last).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -58,14 +59,29 @@ async def _woken(wake: asyncio.Event, seconds: float = PING_SECONDS) -> bool:
     return True
 
 
-async def watch_run(hub: Hub, reader: Reader, run_id: str) -> AsyncIterator[bytes]:
-    """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame."""
+async def watch_run(
+    hub: Hub, reader: Reader, run_id: str, *, has_finished: asyncio.Event | None = None
+) -> AsyncGenerator[bytes]:
+    """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame.
+
+    Args:
+        has_finished: is set before the frame that tells of the run's end. With it the stream goes on from there, because children
+            may still write to the document; and it says `log` when the run's log has grown.
+    """
     wake = asyncio.Event()
     topic = hub.watch_run(run_id, wake)
+    log_count = topic.log_count
+    is_lasting = has_finished is not None
+    has_finished = has_finished or asyncio.Event()
     try:
-        frame, version, seen_at, finished = await _snapshot(topic, reader)
+        frame, version, seen_at, is_final = await _snapshot(topic, reader)
+        if is_final:
+            has_finished.set()
         yield frame
-        while not finished:
+        while is_lasting or not has_finished.is_set():
+            if is_lasting and topic.log_count > log_count:
+                log_count = topic.log_count
+                yield encode_event("log", b"{}")
             if not await _woken(wake):
                 yield PING
                 continue
@@ -74,7 +90,9 @@ async def watch_run(hub: Hub, reader: Reader, run_id: str) -> AsyncIterator[byte
             wake.clear()
             steps = topic.newer_than(version)
             if steps is None:
-                frame, version, seen_at, finished = await _snapshot(topic, reader)
+                frame, version, seen_at, is_final = await _snapshot(topic, reader)
+                if is_final:
+                    has_finished.set()
                 yield frame
                 continue
             row = topic.row
@@ -98,7 +116,8 @@ async def watch_run(hub: Hub, reader: Reader, run_id: str) -> AsyncIterator[byte
                     ),
                 )
             version, seen_at = reached, place[3]
-            finished = news is not None and news.status.is_final
+            if news is not None and news.status.is_final:
+                has_finished.set()
             yield frame
         yield encode_event("end", _encode(RunFrame(version=version)))
     finally:
@@ -136,6 +155,76 @@ def _camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
+async def watch_family(hub: Hub, reader: Reader, run_id: str, *, size: int) -> AsyncGenerator[bytes]:
+    """One run with its children, until all of them have finished; one connection, because a browser has only six.
+
+    The run is told as by `watch_run`, with `log` when its log has grown. Of the children, `size` are told as by `watch_list`, those
+    first that a person wants to see first (`Reader.first_page`); these events are `children-snapshot` and `children-rows`.
+    Raises RunNotFoundError before the first frame.
+    """
+    children = RunFilter(parent_id=run_id)
+    is_settled = await _in_reader(lambda: reader.is_settled(run_id))
+    if not is_settled:
+        has_finished = asyncio.Event()
+        run = watch_run(hub, reader, run_id, has_finished=has_finished)
+        rows = watch_list(hub, reader, children, size=size, urgent_first=True)
+        async with aclosing(_merged(run, _renamed(rows, "children"))) as frames:
+            async for frame in frames:
+                yield frame
+                # Each event from the run's end on may tell of the last child.
+                if has_finished.is_set() and frame is not PING:
+                    is_settled = await _in_reader(lambda: reader.is_settled(run_id))
+                    if is_settled:
+                        break
+    if not is_settled:
+        # The server stops.
+        return
+    # Nothing changes any more: what is told now is the end of it, whatever was under way.
+    frame, version, _, _ = await _in_reader(lambda: _read_snapshot(run_id, reader))
+    yield frame
+    rows = watch_list(hub, reader, children, size=size, urgent_first=True)
+    async with aclosing(_renamed(rows, "children")) as frames:
+        yield await anext(frames)
+    yield encode_event("end", _encode(RunFrame(version=version)))
+
+
+async def _renamed(frames: AsyncGenerator[bytes], prefix: str) -> AsyncGenerator[bytes]:
+    """The same events under names that begin with the prefix."""
+    async with aclosing(frames):
+        async for frame in frames:
+            yield frame.replace(b"event: ", f"event: {prefix}-".encode(), 1) if frame is not PING else frame
+
+
+async def _merged(*streams: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The frames of several streams as they come; the first is asked first. Ends with the last of them."""
+    upcoming = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+    try:
+        while upcoming:
+            done, _ = await asyncio.wait(upcoming, return_when=asyncio.FIRST_COMPLETED)
+            for future in [future for future in upcoming if future in done]:
+                stream = upcoming.pop(future)
+                try:
+                    frame = future.result()
+                except StopAsyncIteration:
+                    continue
+                upcoming[asyncio.ensure_future(anext(stream))] = stream
+                yield frame
+    finally:
+        for future in upcoming:
+            future.cancel()
+        # Shielded, because a reader that vanishes cancels whatever is awaited from here on.
+        await asyncio.shield(asyncio.ensure_future(_closed(list(upcoming), streams)))
+
+
+async def _closed(
+    upcoming: Sequence[asyncio.Future[bytes]], streams: Sequence[AsyncGenerator[bytes]]
+) -> None:
+    """Wait for what was cancelled, then close the streams."""
+    await asyncio.gather(*upcoming, return_exceptions=True)
+    for stream in streams:
+        await stream.aclose()
+
+
 async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[bytes]:
     """One batch: how many of its runs have ended, until all have. Raises BatchNotFoundError before the first frame."""
     wake = asyncio.Event()
@@ -160,8 +249,13 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
         hub.leave_batch(batch_id, wake)
 
 
-async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) -> AsyncGenerator[bytes]:
-    """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself."""
+async def watch_list(
+    hub: Hub, reader: Reader, filter: RunFilter, *, size: int, urgent_first: bool = False
+) -> AsyncGenerator[bytes]:
+    """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself.
+
+    `urgent_first` as for `Reader.first_page`.
+    """
     watch = ListWatch(by_document=filter.metadata is not None)
     hub.lists.add(watch)
     event = "snapshot"
@@ -176,7 +270,9 @@ async def watch_list(hub: Hub, reader: Reader, filter: RunFilter, *, size: int) 
             watch.wake.clear()
             before = order, counts
             if stale:
-                order, counts = await _in_reader(lambda: reader.first_page(filter, size=size))
+                order, counts = await _in_reader(
+                    lambda: reader.first_page(filter, size=size, urgent_first=urgent_first)
+                )
             new = [run_id for run_id in order if run_id in changed or run_id not in watch.shown]
             watch.shown = frozenset(order)
             rows = await _in_reader(lambda ids=new: reader.summaries(ids)) if new else []

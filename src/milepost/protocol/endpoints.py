@@ -123,7 +123,16 @@ RUN_LOG = Endpoint(
 )  # fmt: skip
 RUN_FEED = Endpoint(
     "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas",
-    response=feed.RunFrame, problems=(404,), stream=True, tag="feed",
+    response=feed.RunFrame,
+    parameters=(
+        Parameter(
+            "children",
+            "follow so many of its children too, 1 to 100, and until they have finished: those first that failed or are at work. The "
+            "events `children-snapshot` and `children-rows` are those of /api/v1/feed/runs; `log` says that the run's log has grown",
+            "integer",
+        ),
+    ),
+    problems=(400, 404), stream=True, tag="feed",
 )  # fmt: skip
 RUNS_FEED = Endpoint(
     "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", response=feed.RunListFrame,
@@ -148,7 +157,7 @@ METADATA_HISTORY = Endpoint(
     "metadata_history", "GET", "/api/v1/runs/{run}/metadata/history", "What was changed in the document of a run, oldest first",
     response=metadata.MetadataHistory,
     parameters=(
-        Parameter("page[size]", "changes on a page, 1 to 100, default 25", "integer"),
+        Parameter("page[size]", "changes on a page, 1 to 1,000, default 25; large changes make a page end earlier", "integer"),
         Parameter("page[after]", "a version: the changes after it", "integer"),
     ),
     problems=(400, 404), tag="metadata",

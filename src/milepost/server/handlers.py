@@ -57,6 +57,8 @@ CLAIM_WAIT_SECONDS_MAX = 30.0
 INDEX_COMMANDS_MAX = 25
 INDEX_DOCUMENTS = 200
 REQUEST_ID_CHARACTERS_MAX = 200
+# Changes are small; `engine/history.py` ends a page early where they are not.
+HISTORY_PAGE_SIZE_MAX = 1000
 _Result = TypeVar("_Result")
 
 Handler = Callable[[Request], Awaitable[Any]]
@@ -102,9 +104,7 @@ class Handlers:
             endpoints.REPORT.name: self.report,
         }
         self.streams: dict[str, StreamHandler] = {
-            endpoints.RUN_FEED.name: lambda request: streams.watch_run(
-                hub, reader, request.path_params["run"]
-            ),
+            endpoints.RUN_FEED.name: self.watch_run,
             endpoints.BATCH_FEED.name: lambda request: streams.watch_batch(
                 hub, reader, request.path_params["batch"]
             ),
@@ -191,6 +191,14 @@ class Handlers:
         await self._index_for(filter)
         return await asyncio.to_thread(self._reader.page, filter, size=size, after=after, before=before)
 
+    def watch_run(self, request: Request) -> AsyncIterator[bytes]:
+        """One run, live, with its children where they are asked for."""
+        run_id = request.path_params["run"]
+        if "children" not in request.query_params:
+            return streams.watch_run(self._hub, self._reader, run_id)
+        size = requests.page_size(request, "children")
+        return streams.watch_family(self._hub, self._reader, run_id, size=size)
+
     async def watch_list(self, request: Request) -> AsyncGenerator[bytes]:
         """The first page of a list, live."""
         filter, size = requests.run_filter(request, self._clock()), requests.page_size(request)
@@ -250,7 +258,7 @@ class Handlers:
 
     async def metadata_history(self, request: Request) -> Any:
         """What was changed in the run's document."""
-        size = requests.page_size(request)
+        size = requests.page_size(request, most=HISTORY_PAGE_SIZE_MAX)
         after = requests.whole_number(request, "page[after]", default=0)
         return await asyncio.to_thread(
             self._reader.history.page, request.path_params["run"], size=size, after=after

@@ -60,15 +60,11 @@ def _too_large() -> TooLargeError:
     return TooLargeError(f"the request body is larger than {BODY_BYTES_MAX:,} bytes", limit=BODY_BYTES_MAX)
 
 
-def page_size(request: Request) -> int:
-    """`page[size]`, 1 to 100."""
-    size = whole_number(request, "page[size]", default=PAGE_SIZE)
-    if not 1 <= size <= PAGE_SIZE_MAX:
-        raise BadRequestError(
-            f"page[size] must be from 1 to {PAGE_SIZE_MAX}, not {size}",
-            field="page[size]",
-            limit=PAGE_SIZE_MAX,
-        )
+def page_size(request: Request, name: str = "page[size]", *, most: int = PAGE_SIZE_MAX) -> int:
+    """How many rows are asked for, 1 to `most`."""
+    size = whole_number(request, name, default=PAGE_SIZE)
+    if not 1 <= size <= most:
+        raise BadRequestError(f"{name} must be from 1 to {most:,}, not {size}", field=name, limit=most)
     return size
 
 
