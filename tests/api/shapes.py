@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 Check = Callable[[Any], bool]
 
@@ -91,8 +91,15 @@ def has(value: Any, required: dict[str, Check], optional: dict[str, Check]) -> b
 
 
 def is_summary(value: Any) -> bool:
-    """An item of a list, or a relative of a run."""
+    """An item of a list."""
     return has(value, COMMON, OPTIONAL) and _is_consistent(value)
+
+
+def is_relative(value: Any) -> bool:
+    """A relative of a run: as in a list, and possibly without its document."""
+    documents: dict[str, Check] = {name: COMMON[name] for name in ("metadata", "metadataVersion")}
+    required = {name: check for name, check in COMMON.items() if name not in documents}
+    return has(value, required, {**OPTIONAL, **documents}) and _is_consistent(value)
 
 
 def is_run(value: Any) -> bool:
@@ -137,10 +144,12 @@ def is_problem(value: Any) -> bool:
 
 
 def _are_relatives(value: Any) -> bool:
-    def are_summaries(runs: Any) -> bool:
-        return isinstance(runs, list) and all(map(is_summary, runs))
+    def are_children(runs: Any) -> bool:
+        return isinstance(runs, list) and all(
+            is_relative(run) and "metadata" not in run for run in cast("list[Any]", runs)
+        )
 
-    return has(value, {"children": are_summaries}, {"root": is_summary, "parent": is_summary})
+    return has(value, {}, {"children": are_children, "root": is_relative, "parent": is_relative})
 
 
 def _is_consistent(run: dict[str, Any]) -> bool:

@@ -10,7 +10,8 @@ from milepost.feed.hub import ListWatch
 from milepost.feed.streams import watch_family
 from milepost.model.operations import Increment, Set
 from milepost.protocol.runs import LogLine
-from support.subscriber import FeedWorld, Subscriber, run_async
+from milepost.store.runs import RunFilter
+from support.subscriber import FeedWorld, ListSubscriber, Subscriber, run_async
 from support.world import WorkerDouble, failure
 
 LINE = LogLine(at=1, level="info", message="half")
@@ -21,16 +22,25 @@ class FamilyWatcher(Subscriber):
 
     def __init__(self, world: FeedWorld, run_id: str, size: int = 10) -> None:
         super().__init__(watch_family(world.hub, world.reader, run_id, size=size))
-        self.order: list[str] = []
-        self.statuses: dict[str, str] = {}
-        self.counts: dict[str, int] = {}
+        self._children = ListSubscriber(self._frames)
         self.logged = 0
+
+    @property
+    def order(self) -> list[str]:
+        return self._children.order
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self._children.counts
+
+    @property
+    def statuses(self) -> dict[str, str]:
+        return {run_id: row["status"] for run_id, row in self._children.rows.items()}
 
     def take_in(self, event: str, frame: dict[str, Any]) -> None:
         if event.startswith("children-"):
             self.events.append(event)
-            self.order, self.counts = frame["order"], frame["counts"]
-            self.statuses.update((row["id"], row["status"]) for row in frame["rows"])
+            self._children.take_in(frame)
         elif event == "log":
             self.logged += 1
         else:
@@ -138,7 +148,7 @@ def test_the_children_that_need_a_look_come_first(world: FeedWorld, worker: Work
 def test_lines_of_a_log_wake_nobody_who_does_not_show_it(world: FeedWorld, worker: WorkerDouble) -> None:
     world.trigger()
     run = worker.claim_one()
-    watch = ListWatch()
+    watch = ListWatch(RunFilter())
     watch.shown = frozenset([run.id])
     world.hub.lists.add(watch)
     worker.report(run, logs=[LINE])

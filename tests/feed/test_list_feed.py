@@ -9,33 +9,15 @@ from milepost.model.operations import Set
 from milepost.model.run import RunStatus
 from milepost.protocol.runs import RunSummary
 from milepost.store.runs import RunFilter
-from support.subscriber import FeedWorld, Frames, run_async
+from support.subscriber import FeedWorld, ListSubscriber, run_async
 from support.world import WorkerDouble
 
 
-class ListWatcher(Frames):
-    """Who watches a list: its rows from top to bottom, and the counts."""
+class ListWatcher(ListSubscriber):
+    """Who watches a list of this world."""
 
     def __init__(self, world: FeedWorld, filter: RunFilter, size: int, reader: Reader | None = None) -> None:
         super().__init__(watch_list(world.hub, reader or world.reader, filter, size=size))
-        self.rows: dict[str, Any] = {}
-        self.order: list[str] = []
-        self.counts: dict[str, int] = {}
-        self.sent: list[str] = []
-
-    async def read(self) -> str:
-        """Take in one event; `sent` are the rows that it carried."""
-        event, frame = await self.next()
-        self.sent = [row["id"] for row in frame["rows"]]
-        self.rows.update((row["id"], row) for row in frame["rows"])
-        self.order, self.counts = frame["order"], frame["counts"]
-        assert set(self.order) <= set(self.rows)
-        return event
-
-    async def until(self, condition: Any) -> None:
-        """Read until the condition holds; a list may be told in one event or in several."""
-        while not condition():
-            await self.read()
 
 
 def watch(world: FeedWorld, size: int = 10, **filter: Any) -> ListWatcher:
@@ -53,7 +35,7 @@ def test_the_present_state_comes_first_and_then_what_is_new(world: FeedWorld, wo
         assert watcher.counts == {"QUEUED": 2}
         third = world.trigger()
         assert await watcher.read() == "rows"
-        assert (watcher.order, watcher.sent) == ([third, second, first], [third])
+        assert (watcher.order, watcher.whole) == ([third, second, first], [third])
         assert watcher.counts == {"QUEUED": 3}
         await watcher.close()
 
@@ -69,7 +51,7 @@ def test_a_change_of_a_shown_run_sends_that_row(world: FeedWorld, worker: Worker
         await watcher.read()
         world.write(first, Set("a", 1))
         await watcher.read()
-        assert watcher.sent == [first]
+        assert (watcher.whole, watcher.changed) == ([], [first])
         assert (watcher.rows[first]["metadata"], watcher.rows[first]["metadataVersion"]) == ({"a": 1}, 1)
         run = worker.claim_one()
         worker.finish(run, output="1")
@@ -109,7 +91,7 @@ def test_only_one_page_is_followed(world: FeedWorld, worker: WorkerDouble) -> No
         assert watcher.counts == {"QUEUED": 5}
         newest = world.trigger()
         await watcher.read()
-        assert (watcher.order, watcher.sent) == ([newest, ids[4]], [newest])
+        assert (watcher.order, watcher.whole) == ([newest, ids[4]], [newest])
         await watcher.close()
 
     run_async(follow)

@@ -4,50 +4,29 @@ from typing import Any
 
 import pytest
 
-from milepost.feed import hub, streams
-from milepost.feed.streams import watch_list, watch_matching
+from milepost.feed import hub, matching
+from milepost.feed.matching import watch_matching
+from milepost.feed.streams import watch_list
 from milepost.model.filters import parse_filter
 from milepost.model.operations import Delete, Increment, Set
 from milepost.model.run import RunStatus
 from milepost.store.runs import RunFilter
-from support.subscriber import FeedWorld, Frames, run_async
+from support.subscriber import FeedWorld, ListSubscriber, MatchSubscriber, run_async
 from support.world import WorkerDouble, item
 
 
-class MatchWatcher(Frames):
-    """Who watches matching runs: the newest state told of each."""
+class MatchWatcher(MatchSubscriber):
+    """Who watches matching runs of this world."""
 
     def __init__(self, world: FeedWorld, metadata: dict[str, Any] | None = None, **fields: Any) -> None:
         filter = RunFilter(metadata=parse_filter(metadata) if metadata else None, **fields)
         super().__init__(watch_matching(world.hub, world.reader, filter))
-        self.told: list[tuple[str, bool]] = []
-        self.runs: dict[str, Any] = {}
-
-    async def read(self) -> str:
-        event, frame = await self.next()
-        if event == "run":
-            self.runs[frame["run"]["id"]] = frame["run"]
-            self.told.append((frame["run"]["id"], frame.get("matches", True)))
-        return event
-
-    async def read_until_present(self) -> list[str]:
-        """The runs told up to here."""
-        while await self.read() != "present":
-            pass
-        return [run_id for run_id, _ in self.told]
-
-    async def until_told(self, run_id: str, *, matches: bool = True) -> dict[str, Any]:
-        """Read until this is told."""
-        self.told.clear()
-        while (run_id, matches) not in self.told:
-            await self.read()
-        return self.runs[run_id]
 
 
 def test_present_states_come_first_newest_first_and_page_by_page(
     world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MATCHES_READ", 3)
+    monkeypatch.setattr(matching, "MATCHES_READ", 3)
     ids = world.trigger_batch(*(item(metadata={"n": n, "odd": bool(n % 2)}) for n in range(16))).run_ids
 
     async def follow() -> None:
@@ -120,7 +99,7 @@ def test_a_status_is_left_too_and_other_tasks_are_not_looked_at(
 def test_what_changes_while_the_present_is_told_is_not_missed(
     world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MATCHES_READ", 2)
+    monkeypatch.setattr(matching, "MATCHES_READ", 2)
     ids = [world.trigger(metadata={"n": 0}) for _ in range(6)]
 
     async def follow() -> None:
@@ -178,17 +157,14 @@ def test_a_list_that_is_filtered_by_metadata_follows_the_documents(
     first, second = world.trigger(metadata={"a": 1}), world.trigger()
 
     async def follow() -> None:
-        frames = Frames(
-            watch_list(world.hub, world.reader, RunFilter(metadata=parse_filter({"a": 1})), size=10)
-        )
-        _, frame = await frames.next()
-        assert (frame["order"], frame["counts"]) == ([first], {})
+        filter = RunFilter(metadata=parse_filter({"a": 1}))
+        watcher = ListSubscriber(watch_list(world.hub, world.reader, filter, size=10))
+        await watcher.read()
+        assert (watcher.order, watcher.counts) == ([first], {})
         world.write(second, Set("a", 1))
-        _, frame = await frames.next()
-        assert frame["order"] == [second, first]
+        await watcher.until(lambda: watcher.order == [second, first])
         world.write(first, Set("a", 2))
-        while frame["order"] != [second]:
-            _, frame = await frames.next()
-        await frames.close()
+        await watcher.until(lambda: watcher.order == [second])
+        await watcher.close()
 
     run_async(follow)

@@ -19,7 +19,7 @@ from support.subscriber import FeedWorld, Subscriber, feed_world_at, run_async
 from support.world import WorkerDouble
 
 # What only a snapshot tells: it depends on other runs, or never changes, or is the document itself.
-_NOT_FOLLOWED = {"metadata", "metadataVersion", "relatedRuns", "childCounts"}
+_NOT_FOLLOWED = {"metadata", "metadataVersion", "relatedRuns"}
 
 
 def watch(world: FeedWorld, run_id: str, reader: Reader | None = None) -> Subscriber:
@@ -228,8 +228,8 @@ class InterruptedReader(Reader):
     def interrupt(self, loop: asyncio.AbstractEventLoop, change: Any) -> None:
         self._interruption: Any = (loop, change)
 
-    def run(self, run_id: str) -> RunObject:
-        run = super().run(run_id)
+    def snapshot(self, run_id: str) -> RunObject:
+        run = super().snapshot(run_id)
         (loop, change), self._interruption = self._interruption or (None, None), None
         if change is not None:
             asyncio.run_coroutine_threadsafe(_call(change), loop).result()

@@ -75,6 +75,124 @@ class Frames:
         await self._frames.aclose()
 
 
+class Rows(dict[str, dict[str, Any]]):
+    """Runs as a feed of several tells of them, by id: whole ones, then deltas, each of which must begin where the reader is."""
+
+    def whole(self, run: dict[str, Any]) -> None:
+        """A run in full; it is never older than what is known of it."""
+        known = self.get(run["id"])
+        assert known is None or run["metadataVersion"] >= known["metadataVersion"]
+        self[run["id"]] = run
+
+    def delta(self, delta: dict[str, Any]) -> None:
+        """What leads on from there."""
+        run = self[delta["id"]]
+        if "operations" in delta or "fromVersion" in delta:
+            assert delta["fromVersion"] == run["metadataVersion"] < delta["version"]
+            document = Document(run["metadata"])
+            document.apply_all(decode_operations(msgspec.json.encode(delta.get("operations", []))))
+            run["metadata"] = document.value
+        run["metadataVersion"] = delta["version"]
+        for name, value in delta.get("run", {}).items():
+            assert name not in ("payload", "output", "metadata")
+            if value is None:
+                run.pop(name, None)
+            else:
+                run[name] = value
+
+
+class ListSubscriber(Frames):
+    """Who watches a list: its rows from top to bottom, and the counts.
+
+    Attributes:
+        whole: the rows that the last event carried in full.
+        changed: those of which it told deltas.
+    """
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(frames)
+        self.rows = Rows()
+        self.order: list[str] = []
+        self.counts: dict[str, int] = {}
+        self.whole: list[str] = []
+        self.changed: list[str] = []
+
+    async def read(self) -> str:
+        """Take in one event."""
+        event, frame = await self.next()
+        self.take_in(frame)
+        return event
+
+    def take_in(self, frame: dict[str, Any]) -> None:
+        """Follow one event."""
+        self.order, self.counts = frame.get("order", self.order), frame.get("counts", self.counts)
+        self.whole = [row["id"] for row in frame.get("rows", [])]
+        self.changed = [delta["id"] for delta in frame.get("deltas", [])]
+        assert frame.keys() - {"rows"} or self.whole, "an event tells something"
+        for row in frame.get("rows", []):
+            self.rows.whole(row)
+        for delta in frame.get("deltas", []):
+            self.rows.delta(delta)
+        assert set(self.order) <= set(self.rows)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Read until the condition holds; a list may be told in one event or in several."""
+        while not condition():
+            await self.read()
+
+
+class MatchSubscriber(Frames):
+    """Who watches matching runs: the newest state told of each, and the documents that it keeps, which are no more than it must."""
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(frames)
+        self.told: list[tuple[str, bool]] = []
+        self.runs = Rows()
+        self.matching: set[str] = set()
+        self.kept: set[str] = set()
+        self.events: list[str] = []
+
+    async def read(self) -> str:
+        """Take in one event."""
+        event, frame = await self.next()
+        self.events.append(event)
+        if event == "forget":
+            assert self.kept >= set(frame["ids"])
+            self.kept -= set(frame["ids"])
+        elif event in ("run", "delta"):
+            told = frame["run"] if event == "run" else frame
+            run_id, matches = told["id"], frame.get("matches", True)
+            if event == "run":
+                self.runs.whole(told)
+            else:
+                assert run_id in self.kept
+                self.runs.delta(frame)
+            assert matches or run_id in self.matching
+            self.told.append((run_id, matches))
+            keeps = matches and not self.runs[run_id]["isCompleted"]
+            (self.matching.add if matches else self.matching.discard)(run_id)
+            (self.kept.add if keeps else self.kept.discard)(run_id)
+        return event
+
+    async def read_until_present(self) -> list[str]:
+        """The runs told up to here."""
+        while await self.read() != "present":
+            pass
+        return [run_id for run_id, _ in self.told]
+
+    async def until_told(self, run_id: str, *, matches: bool = True) -> dict[str, Any]:
+        """Read until this is told."""
+        self.told.clear()
+        while (run_id, matches) not in self.told:
+            await self.read()
+        return self.runs[run_id]
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Read until the condition holds."""
+        while not condition():
+            await self.read()
+
+
 class Subscriber(Frames):
     """Who watches one run: its document, its version and its fields, from frames alone."""
 

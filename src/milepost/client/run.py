@@ -85,6 +85,8 @@ class WholeRun(RunObject, omit_defaults=True, rename="camel", kw_only=True):
 
     payload: Any = None
     output: Any = None
+    # Nothing here shows relatives, so they are passed over.
+    related_runs: Any = None
 
 
 def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> Run:

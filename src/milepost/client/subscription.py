@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -63,10 +63,24 @@ class _Frame(msgspec.Struct, rename="camel"):
     run: dict[str, msgspec.Raw] | None = None
 
 
+class _Delta(msgspec.Struct, rename="camel"):
+    """`RunDelta` for reading."""
+
+    id: str
+    version: int
+    from_version: int | None = None
+    operations: list[Operation] = []
+    run: dict[str, msgspec.Raw] = {}
+    matches: bool = True
+
+
 _decode_frame = msgspec.json.Decoder(_Frame).decode
+_decode_delta = msgspec.json.Decoder(_Delta).decode
 _decode_run = msgspec.json.Decoder(WholeRun).decode
 _decode_batch = msgspec.json.Decoder(BatchFrame).decode
 _decode_match = msgspec.json.Decoder(MatchingRunFrame).decode
+_decode_summary = msgspec.json.Decoder(RunSummary).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 _EMPTY = msgspec.Raw(b"{}")
@@ -118,16 +132,25 @@ class RunFollower:
         if frame.operations or frame.from_version is not None:
             if frame.from_version != self._document.version:
                 raise Gap
-            try:
-                self._document.apply_all(frame.operations)
-            except MetadataError:
-                raise Gap from None
+            _apply(frame.operations, self._document)
             self._document.version = frame.version
-        for name, value in (frame.run or {}).items():
-            if value == _NULL:
-                self._fields.pop(name, None)
-            else:
-                self._fields[name] = value
+        _change(self._fields, frame.run or {})
+
+
+def _apply(operations: list[Operation], document: Document) -> None:
+    """Apply what the server has applied. Raises Gap where it cannot be applied to what is here."""
+    try:
+        document.apply_all(operations)
+    except MetadataError:
+        raise Gap from None
+
+
+def _change(fields: dict[str, msgspec.Raw], changed: dict[str, msgspec.Raw]) -> None:
+    for name, value in changed.items():
+        if value == _NULL:
+            fields.pop(name, None)
+        else:
+            fields[name] = value
 
 
 class BatchFollower:
@@ -167,10 +190,56 @@ class _Seen(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+class _Held:
+    """A run whose changes come as deltas: its newest state, as JSON, and the operations that have not been applied to it yet.
+
+    Kept as text: as Python values documents take several times as much memory, and most of them do not change most of the time.
+    """
+
+    __slots__ = ("_changed", "_document", "_fields", "_operations", "_version", "is_followed")
+
+    def __init__(self, run: RunSummary) -> None:
+        # False when no delta will come: it is here until it has been given.
+        self.is_followed = True
+        self._document = bytes(run.metadata)
+        self._version = run.metadata_version
+        run.metadata = _EMPTY
+        self._fields = _encode(run)
+        self._operations: list[Operation] = []
+        self._changed: dict[str, msgspec.Raw] = {}
+
+    def continue_by(self, delta: _Delta) -> None:
+        """Take a delta. Raises Gap when it does not continue what is here."""
+        if delta.from_version is not None:
+            if delta.from_version != self._version:
+                raise Gap
+            self._operations += delta.operations
+            self._version = delta.version
+        self._changed |= delta.run
+
+    def newest(self) -> tuple[RunSummary, dict[str, Any]]:
+        """The run as it is now, and its document, which is the caller's own. Raises Gap."""
+        if self._changed:
+            fields = _decode_fields(self._fields)
+            _change(fields, self._changed)
+            self._fields = _encode(fields)
+            self._changed = {}
+        run = _decode_summary(self._fields)
+        run.metadata_version = self._version
+        # The document is limited where it is written, not here.
+        document = Document.load(self._document, limit=sys.maxsize)
+        if self._operations:
+            _apply(self._operations, document)
+            self._operations = []
+            self._document = document.encode()
+        return run, document.value
+
+
 class MatchFollower:
     """The newest states of all runs that match a filter: runs, and ids of runs that may have left it while the connection was broken.
 
-    Whoever drives this asks for these runs and hands them to `catch_up`.
+    Whoever drives this asks for these runs and hands them to `catch_up`. As many documents are kept as the server says, see
+    `MatchingRunFrame`.
     """
 
     has_ended = False
@@ -178,8 +247,10 @@ class MatchFollower:
     def __init__(self) -> None:
         # Of the runs that match: what was given.
         self._matching: dict[str, _Seen] = {}
-        # Newest state of each run that waits to be given, and whether it matches, in order.
-        self._waiting: dict[str, tuple[RunSummary, bool]] = {}
+        # Runs with a newer state that waits to be given, in order, and whether they match.
+        self._waiting: dict[str, bool] = {}
+        # The newest state of each run that deltas may follow, or that waits.
+        self._held: dict[str, _Held] = {}
         # Runs that this connection has not told of yet; None once it has told of all that match.
         self._unheard: set[str] | None = None
         self._missed: list[str] = []
@@ -187,38 +258,66 @@ class MatchFollower:
         self._caught_up: dict[str, _Seen] = {}
 
     def take(self, event: str, data: bytes) -> None:
-        """Take `begin`, a `run`, or that all that match are `present`; a later server may say more, which is passed over."""
+        """Take `begin`, a `run`, a `delta`, a `forget`, or that all that match are `present`; a later server may say more, which is
+        passed over. Raises Gap."""
         if event == "begin":
             self._unheard = set(self._matching)
             self._caught_up.clear()
+            # This connection tells of every run as a whole first.
+            for run_id in list(self._held):
+                self._forget(run_id)
         elif event == "run":
             frame = _decode_match(data)
             assert frame.run is not None, "the frame of a run holds it"
-            # At the end of the line: it has moved on.
-            self._waiting.pop(frame.run.id, None)
-            self._waiting[frame.run.id] = frame.run, frame.matches
-            if self._unheard is not None:
-                self._unheard.discard(frame.run.id)
+            self._held[frame.run.id] = _Held(frame.run)
+            self._await(frame.run.id, matches=frame.matches)
+        elif event == "delta":
+            delta = _decode_delta(data)
+            held = self._held.get(delta.id)
+            if held is None:
+                raise Gap
+            held.continue_by(delta)
+            self._await(delta.id, matches=delta.matches)
+        elif event == "forget":
+            for run_id in _decode_match(data).ids:
+                self._forget(run_id)
         elif event == "present" and self._unheard is not None:
             self._missed += sorted(self._unheard)
             self._unheard = None
 
+    def _forget(self, run_id: str) -> None:
+        if run_id in self._waiting:
+            self._held[run_id].is_followed = False
+        else:
+            self._held.pop(run_id, None)
+
+    def _await(self, run_id: str, *, matches: bool) -> None:
+        # At the end of the line: it has moved on.
+        self._waiting.pop(run_id, None)
+        self._waiting[run_id] = matches
+        if self._unheard is not None:
+            self._unheard.discard(run_id)
+
     def newest(self) -> Run | str | None:
-        """The next run that has a newer state, or the id of one that is to be asked for; None when there is none."""
+        """The next run that has a newer state, or the id of one that is to be asked for; None when there is none. Raises Gap."""
         while self._waiting:
             run_id = next(iter(self._waiting))
-            wire, matches = self._waiting.pop(run_id)
+            matches = self._waiting.pop(run_id)
+            held = self._held[run_id]
+            wire, document = held.newest()
+            if not matches or wire.status.is_final or not held.is_followed:
+                del self._held[run_id]
             state = _Seen(wire.metadata_version, wire.status, wire.attempt_count, wire.updated_at)
             before = self._matching.get(run_id)
             if matches:
                 before = before or self._caught_up.pop(run_id, None)
                 if before is None or before.precedes(state):
                     self._matching[run_id] = state
-                    return run_from_wire(wire)
+                    return run_from_wire(wire, document)
                 self._matching[run_id] = before
             elif before is not None:
                 del self._matching[run_id]
-                return run_from_wire(wire)
+                return run_from_wire(wire, document)
         return self._missed.pop() if self._missed else None
 
     def catch_up(self, run: Run) -> Run | None:

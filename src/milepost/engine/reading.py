@@ -15,6 +15,7 @@ from milepost.model.run import RunError, RunStatus
 from milepost.protocol.runs import (
     LogLine,
     Pagination,
+    RelatedRun,
     RelatedRuns,
     RunLog,
     RunObject,
@@ -62,9 +63,9 @@ _Documents: TypeAlias = dict[str, tuple[msgspec.Raw, int]]
 
 
 class RunMatch(msgspec.Struct, frozen=True):
-    """A run, and whether it matches a filter."""
+    """A run, and whether it matches a filter. `run` is None when its own columns do not match, and it is of no further interest."""
 
-    run: RunSummary
+    run: RunSummary | None
     is_match: bool
 
 
@@ -82,19 +83,32 @@ class Reader:
 
     def run(self, run_id: str) -> RunObject:
         """A whole run. Raises RunNotFoundError."""
+        return self._run(run_id, with_family=True)
+
+    def snapshot(self, run_id: str) -> RunObject:
+        """A whole run as its feed begins with it: parent and root without their documents, no children. Raises RunNotFoundError."""
+        return self._run(run_id, with_family=False)
+
+    def child_counts(self, run_id: str) -> dict[str, int]:
+        """How many children of a run have each status."""
+        with self._store.read() as connection:
+            return run_store.count_by_status(connection, RunFilter(parent_id=run_id))
+
+    def _run(self, run_id: str, *, with_family: bool) -> RunObject:
         with self._store.read() as connection:
             record = self._record(connection, run_id)
             row = record.row
-            children = run_store.list_ids(connection, RunFilter(parent_id=run_id), limit=CHILDREN_SHOWN_MAX)
-            relatives = [*children, *filter(None, [row.parent_id]), row.root_id]
-            related = self._summaries(connection, list(dict.fromkeys(relatives)))
-            counts = run_store.count_by_status(connection, RunFilter(parent_id=run_id)) if children else {}
+            family = RunFilter(parent_id=run_id)
+            children = run_store.list_ids(connection, family, limit=CHILDREN_SHOWN_MAX) if with_family else []
+            ancestors = [row.parent_id, row.root_id] if row.parent_id else []
+            related = self._related(connection, ancestors, children, with_documents=with_family)
+            counts = run_store.count_by_status(connection, family)
             metadata, version = self._documents(connection, [record])[run_id]
         fields = _summary_fields(record, metadata, version)
         fields["related_runs"] = RelatedRuns(
             root=related.get(row.root_id) if row.parent_id else None,
             parent=related.get(row.parent_id) if row.parent_id else None,
-            children=[related[child] for child in children],
+            children=[related[child] for child in children] if with_family else None,
         )
         return RunObject(
             **fields,
@@ -156,20 +170,21 @@ class Reader:
             working = RunFilter(parent_id=run_id, statuses=_UNFINISHED)
             return finished and not run_store.list_ids(connection, working, limit=1)
 
-    def matching(self, filter: RunFilter, run_ids: Sequence[str], among: Container[str]) -> list[RunMatch]:
-        """Which of these runs match, and, of those that do not, the ones that are `among` others that are of interest."""
+    def matching(
+        self, filter: RunFilter, run_ids: Sequence[str], among: Container[str]
+    ) -> dict[str, RunMatch]:
+        """Which of these runs match. Runs that cannot match by what they are, whatever is in their documents, are read only where
+        they are `among` others that are of interest."""
         with self._store.read() as connection:
             fitting = run_store.matching_ids(connection, filter, run_ids)
             wanted = [run_id for run_id in run_ids if run_id in fitting or run_id in among]
             records = run_store.load_records(connection, wanted, values=False)
             documents = self._documents(connection, list(records.values()))
-        matches: list[RunMatch] = []
-        for run_id in wanted:
-            if run_id in records:
-                is_match = run_id in fitting and _is_meant(documents[run_id][0], filter)
-                if is_match or run_id in among:
-                    summary = RunSummary(**_summary_fields(records[run_id], *documents[run_id]))
-                    matches.append(RunMatch(summary, is_match))
+        matches = {run_id: RunMatch(None, False) for run_id in run_ids}
+        for run_id, record in records.items():
+            is_match = run_id in fitting and _is_meant(documents[run_id][0], filter)
+            summary = RunSummary(**_summary_fields(record, *documents[run_id]))
+            matches[run_id] = RunMatch(summary, is_match)
         return matches
 
     def result(self, run_id: str) -> RunResult | None:
@@ -303,6 +318,24 @@ class Reader:
             for run_id, record in found.items()
         }
 
+    def _related(
+        self,
+        connection: Connection,
+        ancestors: Sequence[str],
+        children: Sequence[str],
+        *,
+        with_documents: bool,
+    ) -> dict[str, RelatedRun]:
+        """Relatives of a run; only ancestors, of which there are two at most, with their documents."""
+        found = run_store.load_records(connection, list({*ancestors, *children}), values=False)
+        known = [found[run_id] for run_id in set(ancestors) & found.keys()] if with_documents else []
+        documents = self._documents(connection, known)
+        related: dict[str, RelatedRun] = {}
+        for run_id, record in found.items():
+            metadata, version = documents.get(run_id, (None, None))
+            related[run_id] = RelatedRun(**_fields(record), metadata=metadata, metadata_version=version)
+        return related
+
     def _documents(self, connection: Connection, found: Sequence[RunRecord]) -> "_Documents":
         written = [record.row for record in found if record.row.metadata_written]
         hot = load_documents(connection, written, size_max=self._metadata_size_max) if written else {}
@@ -339,8 +372,28 @@ def _is_meant(document: msgspec.Raw, filter: RunFilter) -> bool:
     return filter.metadata is None or filter.metadata.matches(jsonvalue.decode(bytes(document)))
 
 
+# The fields of `RunFields` that the state of a run decides.
+STATE_FIELDS = (
+    "status",
+    "is_queued",
+    "is_executing",
+    "is_waiting",
+    "is_completed",
+    "is_success",
+    "is_failed",
+    "is_cancelled",
+    "updated_at",
+    "started_at",
+    "finished_at",
+    "delayed_until",
+    "error",
+    "duration_ms",
+    "attempt_count",
+)
+
+
 def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
-    """The fields of a run that its state decides, under the names of `RunSummary`."""
+    """The fields of a run that its state decides, under the names of `STATE_FIELDS`."""
     status = row.status
     finished = row.finished_at
     return {
@@ -366,6 +419,10 @@ def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
 
 
 def _summary_fields(record: RunRecord, metadata: msgspec.Raw, version: int) -> dict[str, Any]:
+    return {**_fields(record), "metadata": metadata, "metadata_version": version}
+
+
+def _fields(record: RunRecord) -> dict[str, Any]:
     row = record.row
     return {
         **state_fields(row, record.error),
@@ -376,8 +433,6 @@ def _summary_fields(record: RunRecord, metadata: msgspec.Raw, version: int) -> d
         "tags": record.tags,
         "cost_in_cents": 0,
         "base_cost_in_cents": 0,
-        "metadata": metadata,
-        "metadata_version": version,
         "batch_id": row.batch_id,
         "parent_id": row.parent_id,
         "root_id": row.root_id,

@@ -1,68 +1,94 @@
-"""The hub: takes in what each commit announces and wakes those who watch it. Cost follows the watchers, not the runs."""
+"""The hub: takes in what each commit announces and wakes those who watch it. Cost follows the watchers concerned, not the runs."""
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
-from milepost.model.run import RunStatus
+from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
+from milepost.model.filters import MetadataFilter
 from milepost.store.runs import RunFilter, RunRow
 
-RECENT_BYTES = 256 * 1024
+# Steps of documents that wait for one watcher of several runs; beyond them it reads the documents.
+MAILBOX_BYTES = 1024 * 1024
 # Changed runs that may wait for one watcher of matching runs.
 CHANGED_MAX = 10_000
 
 
+class Snapshot(NamedTuple):
+    """A run as it was read, for all who ask at that moment.
+
+    Attributes:
+        frame: the event.
+        place: how far its readers are.
+        reading: the number of the reading, by which it is known whether its counts of children are the newest.
+        is_final: True when the run has ended.
+    """
+
+    frame: bytes
+    place: Place
+    reading: int
+    is_final: bool
+
+
 class RunTopic:
-    """A run that is being watched: the newest steps of its document, bounded in bytes, and its newest state."""
+    """A run that is being watched: its news, bounded, for watchers who are at different places, and how its children stand.
+
+    Attributes:
+        child_counts: the children by status, as the reading of number `counted_by` has found them.
+        children_changed: a child has changed since the children were counted.
+    """
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.watchers: set[asyncio.Event] = set()
-        self.row: RunRow | None = None
-        self.output: str | None = None
-        self.error: str | None = None
+        self.news = RunNews()
+        # Frames that one watcher has encoded and others, at the same place, can send too.
+        self.frames: dict[tuple[int, ...], bytes] = {}
+        self.snapshot: asyncio.Task[Snapshot] | None = None
         # How often the run's log has grown.
         self.log_count = 0
-        self._changes: deque[LoggedChange] = deque()
-        self._bytes = 0
-        # Frames that one watcher has encoded and others, at the same place, can send too.
-        self.frames: dict[tuple[int, int, int, int], bytes] = {}
-        self.snapshot: asyncio.Task[tuple[bytes, int, int, bool]] | None = None
+        self.child_counts: dict[str, int] = {}
+        self.counted_by = 0
+        self.children_changed = False
+        # One watcher's task counts for all of them, and not before this time of the loop.
+        self.counting: asyncio.Task[None] | None = None
+        self.count_at = 0.0
+        self._readings = 0
+        self._newest_reading = 0
 
     def take_in(self, changed: RunChanged) -> None:
         """A commit has changed the run."""
         self.log_count += changed.logged
-        if changed.state_changed:
-            self.row = changed.row
-            self.output = changed.output
-            # While the next attempt runs, why the last one failed is still to be seen, also by who skipped that state.
-            self.error = changed.error or (None if changed.row.status is RunStatus.COMPLETED else self.error)
-        if _leaves_gap(self._changes, changed.changes):
-            self._changes.clear()
-            self._bytes = 0
-        for change in changed.changes:
-            self._changes.append(change)
-            self._bytes += change.size
-        while self._bytes > RECENT_BYTES and len(self._changes) > 1:
-            self._bytes -= self._changes.popleft().size
+        self.news.take_in(changed)
+        self._tell()
+
+    def child_changed(self) -> None:
+        """A child has been triggered, or its status has changed."""
+        self.children_changed = True
+        self._tell()
+
+    def begin_reading(self) -> int:
+        """The number of a reading of the store that begins now. A later one knows more."""
+        self._readings += 1
+        return self._readings
+
+    def take_in_counts(self, counts: dict[str, int], reading: int) -> None:
+        """A reading has found how the children stand."""
+        if reading < self._newest_reading:
+            return
+        self._newest_reading = reading
+        if counts != self.child_counts:
+            self.child_counts, self.counted_by = counts, reading
+            self._tell()
+
+    def _tell(self) -> None:
         self.frames.clear()
         # What is read from now on is newer.
         self.snapshot = None
         for watcher in self.watchers:
             watcher.set()
-
-    def newer_than(self, version: int) -> list[LoggedChange] | None:
-        """The steps above a version, in order; None when the oldest of them is no longer at hand."""
-        steps = [change for change in self._changes if change.version > version]
-        if steps and steps[0].version != version + 1:
-            return None
-        return steps
-
-
-def _leaves_gap(steps: Sequence[LoggedChange], further: Sequence[LoggedChange]) -> bool:
-    """True when an announcement in between got lost: what is at hand cannot be joined."""
-    return bool(steps and further) and further[0].version != steps[-1].version + 1
 
 
 class BatchTopic:
@@ -73,65 +99,140 @@ class BatchTopic:
         self.newest: BatchProgressed | None = None
 
 
-class ListWatch:
-    """One watcher of a list of runs: whether the list has to be read again, and which of the runs shown have changed.
+class Mailbox:
+    """What has changed of several runs since their watcher last looked: news of each, bounded in bytes over all of them.
 
-    Args:
-        by_document: documents too decide which runs the list holds.
+    Beyond the bound the steps of a run are let go, and its watcher reads the document instead: a slow reader costs a bounded amount
+    of memory, skips states in between and never the last.
     """
 
-    def __init__(self, *, by_document: bool = False) -> None:
-        self._by_document = by_document
+    def __init__(self) -> None:
         self.wake = asyncio.Event()
-        self.stale = False
+        # In the order of their first change, so that nobody waits for ever.
+        self.changed: dict[str, RunNews] = {}
+        self._bytes = 0
+
+    def put(self, changed: RunChanged) -> None:
+        """A commit has changed a run that the watcher wants to know of."""
+        news = self.changed.get(changed.row.id)
+        if news is None:
+            news = self.changed[changed.row.id] = RunNews()
+        self._bytes -= news.size
+        news.take_in(changed)
+        self._bytes += news.size
+        if self._bytes > MAILBOX_BYTES:
+            self._bytes -= news.size
+            news.drop_steps()
+        self.wake.set()
+
+    def take(self, run_id: str) -> RunNews:
+        """The news of a run, which are no longer here then."""
+        news = self.changed.pop(run_id)
+        self._bytes -= news.size
+        return news
+
+    def clear(self) -> None:
+        """Let everything go."""
+        self.changed.clear()
+        self._bytes = 0
+
+
+class ListWatch(Mailbox):
+    """One watcher of a list of runs: whether the list has to be read again, and what has changed of the runs shown.
+
+    Args:
+        filter: with conditions on documents these too decide which runs the list holds.
+    """
+
+    def __init__(self, filter: RunFilter) -> None:
+        super().__init__()
+        self.filter = filter
+        self.is_stale = True
         self.shown: frozenset[str] = frozenset()
-        self.changed: set[str] = set()
 
     def take_in(self, changed: RunChanged) -> None:
         """A commit has changed a run: of this list or not, the watcher will see when it reads."""
         if changed.row.id in self.shown:
-            self.changed.add(changed.row.id)
+            self.put(changed)
+        if not self.is_stale and (
+            (changed.state_changed and may_match(self.filter, changed.row))
+            or (self.filter.metadata is not None and decides(self.filter.metadata, changed.changes))
+        ):
+            self.is_stale = True
             self.wake.set()
-        if (changed.state_changed or self._by_document) and not self.stale:
-            self.stale = True
-            self.wake.set()
 
 
-class MatchWatch:
-    """One watcher of all runs that match a filter: the runs that have changed and may match.
+class MatchWatch(Mailbox):
+    """One watcher of all runs that match a filter: news of the runs that have changed and may match.
 
-    Bounded: beyond `CHANGED_MAX` it overflows, and its stream ends.
+    Bounded: beyond `CHANGED_MAX` runs it overflows, and its stream ends.
     """
 
     def __init__(self, filter: RunFilter) -> None:
-        self._filter = filter
-        self.wake = asyncio.Event()
-        # In the order of their first change, so that nobody waits for ever.
-        self.changed: dict[str, None] = {}
+        super().__init__()
+        self.filter = filter
         self.has_overflown = False
 
     def take_in(self, changed: RunChanged) -> None:
-        """A commit has changed a run."""
-        if self.has_overflown or not self._may_match(changed.row):
+        """A commit has changed a run. One that leaves the filter is of interest too."""
+        if self.has_overflown or not may_match(self.filter, changed.row):
             return
-        self.changed[changed.row.id] = None
+        self.put(changed)
         if len(self.changed) > CHANGED_MAX:
             self.has_overflown = True
-            self.changed.clear()
-        self.wake.set()
+            self.clear()
 
-    def _may_match(self, row: RunRow) -> bool:
-        """By what never changes of a run. A run that leaves the filter is of interest too."""
-        filter = self._filter
-        return (
-            (not filter.tasks or row.task in filter.tasks)
-            and filter.batch_id in (None, row.batch_id)
-            and filter.parent_id in (None, row.parent_id)
-            and filter.root_id in (None, row.root_id)
-            and filter.top_level in (None, row.parent_id is None)
-            and (filter.created_from is None or row.created_at >= filter.created_from)
-            and (filter.created_to is None or row.created_at <= filter.created_to)
-        )
+
+def may_match(filter: RunFilter, row: RunRow) -> bool:
+    """Whether a run can match, now or later, by what never changes of it."""
+    return (
+        (not filter.tasks or row.task in filter.tasks)
+        and filter.batch_id in (None, row.batch_id)
+        and filter.parent_id in (None, row.parent_id)
+        and filter.root_id in (None, row.root_id)
+        and filter.top_level in (None, row.parent_id is None)
+        and (filter.created_from is None or row.created_at >= filter.created_from)
+        and (filter.created_to is None or row.created_at <= filter.created_to)
+    )
+
+
+def decides(filter: MetadataFilter, steps: Sequence[LoggedChange]) -> bool:
+    """Whether these steps of a document may decide anew if it matches."""
+    return any(filter.may_depend_on(operation) for step in steps for operation in step.operations)
+
+
+WatchT = TypeVar("WatchT", ListWatch, MatchWatch)
+
+
+class Watches(Generic[WatchT]):
+    """Watchers of several runs. Those of the children of one run are found by it, so that other runs do not pass by them."""
+
+    def __init__(self) -> None:
+        self._by_parent: dict[str | None, set[WatchT]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_parent)
+
+    def __iter__(self) -> Iterator[WatchT]:
+        for watches in list(self._by_parent.values()):
+            yield from watches
+
+    def add(self, watch: WatchT) -> None:
+        """Tell this one from now on."""
+        self._by_parent.setdefault(watch.filter.parent_id, set()).add(watch)
+
+    def discard(self, watch: WatchT) -> None:
+        """Tell it no more."""
+        watches = self._by_parent.get(watch.filter.parent_id, set())
+        watches.discard(watch)
+        if not watches:
+            self._by_parent.pop(watch.filter.parent_id, None)
+
+    def take_in(self, changed: RunChanged) -> None:
+        """A commit has changed a run."""
+        for parent_id in {None, changed.row.parent_id}:
+            for watch in self._by_parent.get(parent_id, ()):
+                watch.take_in(changed)
 
 
 class Inbox:
@@ -154,7 +255,7 @@ class Inbox:
         self._attempts[run_id] = changed.row.attempt
         if run_id not in self.overflown:
             steps = self.changes.setdefault(run_id, [])
-            gap = _leaves_gap(steps, changed.changes)
+            gap = leaves_gap(steps, changed.changes)
             steps.extend(changed.changes)
             self._bytes[run_id] += sum(change.size for change in changed.changes)
             if gap or self._bytes[run_id] > RECENT_BYTES:
@@ -183,8 +284,8 @@ class Hub:
     def __init__(self) -> None:
         self.runs: dict[str, RunTopic] = {}
         self.batches: dict[str, BatchTopic] = {}
-        self.lists: set[ListWatch] = set()
-        self.matches: set[MatchWatch] = set()
+        self.lists: Watches[ListWatch] = Watches()
+        self.matches: Watches[MatchWatch] = Watches()
         self.inboxes: dict[str, Inbox] = {}
         # Set when the server stops: every stream ends at its next waking.
         self.is_closed = False
@@ -235,6 +336,8 @@ class Hub:
         topic.watchers.discard(watcher)
         if not topic.watchers and self.runs.get(topic.run_id) is topic:
             del self.runs[topic.run_id]
+            if topic.counting is not None:
+                topic.counting.cancel()
 
     def watch_batch(self, batch_id: str, watcher: asyncio.Event) -> BatchTopic:
         """Be woken when runs of the batch end, until `leave_batch`."""
@@ -258,8 +361,12 @@ class Hub:
         if not (changed.state_changed or changed.changes):
             # Only its log has grown, which no list shows.
             return
-        for watch in (*self.lists, *self.matches):
-            watch.take_in(changed)
+        if changed.state_changed and row.parent_id is not None:
+            parent = self.runs.get(row.parent_id)
+            if parent is not None:
+                parent.child_changed()
+        self.lists.take_in(changed)
+        self.matches.take_in(changed)
         if changed.changes and row.worker_id is not None:
             inbox = self.inboxes.get(row.worker_id)
             if inbox is not None and (

@@ -5,64 +5,49 @@ intermediate states, never the last).
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from functools import partial
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 
 from milepost.engine.documents import Writer, join_steps
-from milepost.engine.reading import Reader, state_fields
-from milepost.feed.hub import Hub, Inbox, ListWatch, MatchWatch, RunTopic
-from milepost.model.operations import collapse
+from milepost.engine.reading import Reader
+from milepost.feed.hub import Hub, Inbox, ListWatch, RunTopic, Snapshot
+from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
+from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.protocol.feed import (
     PING,
     BatchFrame,
-    MatchingRunFrame,
+    RunDelta,
     RunFrame,
     RunListFrame,
     SnapshotFrame,
     encode_event,
 )
 from milepost.protocol.metadata import MetadataDelta
-from milepost.protocol.runs import RunPage
 from milepost.protocol.work import InboxFrame
 from milepost.store.runs import RunFilter
 
-PING_SECONDS = 10.0
 # A list is read again at most this often; a person cannot follow faster.
 LIST_SECONDS = 0.25
-# Runs that match a filter are read in groups of this size, and at most this often; the first after a quiet time at once.
-MATCHES_READ = 100
-MATCHES_SECONDS = 0.05
-TOLD_MAX = 100_000
+# What takes long to read is read more seldom: the reading takes one part in so many of the time.
+READING_SHARE = 10
 # Foreign writes to documents travel to a worker at most this often; ended children at once.
 INBOX_SECONDS = 0.02
 
+logger = logging.getLogger("milepost.feed")
 _encode = msgspec.json.Encoder().encode
-_Result = TypeVar("_Result")
-
-
-async def _in_reader(read: Callable[[], _Result]) -> _Result:
-    return await asyncio.to_thread(read)
-
-
-async def _woken(wake: asyncio.Event, seconds: float = PING_SECONDS) -> bool:
-    """Wait for the event; False when it was quiet for so long that the connection should be shown to live."""
-    try:
-        async with asyncio.timeout(seconds):
-            await wake.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 async def watch_run(
     hub: Hub, reader: Reader, run_id: str, *, has_finished: asyncio.Event | None = None
 ) -> AsyncGenerator[bytes]:
     """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame.
+
+    How its children stand is told with the snapshot, and again when that has changed, a few times a second at most.
 
     Args:
         has_finished: is set before the frame that tells of the run's end. With it the stream goes on from there, because children
@@ -74,7 +59,7 @@ async def watch_run(
     is_lasting = has_finished is not None
     has_finished = has_finished or asyncio.Event()
     try:
-        frame, version, seen_at, is_final = await _snapshot(topic, reader)
+        frame, place, counted_by, is_final = await _snapshot(topic, reader)
         if is_final:
             has_finished.set()
         yield frame
@@ -82,77 +67,108 @@ async def watch_run(
             if is_lasting and topic.log_count > log_count:
                 log_count = topic.log_count
                 yield encode_event("log", b"{}")
-            if not await _woken(wake):
+            if not await woken(wake):
                 yield PING
                 continue
             if hub.is_closed:
                 return
             wake.clear()
-            steps = topic.newer_than(version)
-            if steps is None:
-                frame, version, seen_at, is_final = await _snapshot(topic, reader)
+            _count_children_soon(topic, reader)
+            step = step_from(place, topic.news)
+            if step is None:
+                frame, place, counted_by, is_final = await _snapshot(topic, reader)
                 if is_final:
                     has_finished.set()
                 yield frame
                 continue
-            row = topic.row
-            news = row if row is not None and row.updated_at > seen_at else None
-            if not steps and news is None:
-                continue
-            reached = steps[-1].version if steps else version
-            place = (version, reached, seen_at, news.updated_at if news else seen_at)
-            frame = topic.frames.get(place)
-            if frame is None:
-                operations = collapse([operation for step in steps for operation in step.operations])
-                frame = topic.frames[place] = encode_event(
-                    "delta",
-                    _encode(
-                        RunFrame(
-                            from_version=version if steps else None,
-                            version=reached,
-                            operations=operations or None,
-                            run=_state_frame(topic) if news else None,
-                        )
-                    ),
-                )
-            version, seen_at = reached, place[3]
-            if news is not None and news.status.is_final:
+            if step.is_final:
                 has_finished.set()
+                if topic.children_changed and not is_lasting:
+                    # Nothing will follow that could tell.
+                    await _count_children(topic, reader)
+            counts = topic.child_counts if topic.counted_by > counted_by else None
+            if step.is_empty and counts is None:
+                continue
+            key = (*place, *step.place, topic.counted_by if counts is not None else 0)
+            frame = topic.frames.get(key)
+            if frame is None:
+                frame = topic.frames[key] = _run_frame(step, counts)
+            place, counted_by = step.place, max(counted_by, topic.counted_by)
             yield frame
-        yield encode_event("end", _encode(RunFrame(version=version)))
+        yield encode_event("end", _encode(RunFrame(version=place.version)))
     finally:
         hub.leave_run(topic, wake)
 
 
-async def _snapshot(topic: RunTopic, reader: Reader) -> tuple[bytes, int, int, bool]:
-    """The run as it is now: frame, version, time of its newest state, finished. Watchers that ask at once share one reading."""
+async def _snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
+    """The run as it is now. Watchers that ask at once share one reading."""
     if topic.snapshot is None:
-        topic.snapshot = asyncio.ensure_future(_in_reader(lambda: _read_snapshot(topic.run_id, reader)))
+        topic.snapshot = asyncio.ensure_future(_take_snapshot(topic, reader))
+        topic.snapshot.add_done_callback(_look_at_failure)
     return await asyncio.shield(topic.snapshot)
 
 
-def _read_snapshot(run_id: str, reader: Reader) -> tuple[bytes, int, int, bool]:
-    run = reader.run(run_id)
+async def _take_snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
+    reading = topic.begin_reading()
+    frame, place, counts, is_final = await in_reader(lambda: _read_snapshot(topic.run_id, reader))
+    topic.take_in_counts(counts, reading)
+    return Snapshot(frame, place, reading, is_final)
+
+
+def _look_at_failure(task: asyncio.Task[Any]) -> None:
+    """Whoever asked is told of it; when they have all gone meanwhile, nobody is."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _read_snapshot(run_id: str, reader: Reader) -> tuple[bytes, Place, dict[str, int], bool]:
+    run = reader.snapshot(run_id)
     frame = encode_event("snapshot", _encode(SnapshotFrame(run.metadata_version, run)))
-    return frame, run.metadata_version, round(run.updated_at.timestamp() * 1_000_000), run.status.is_final
+    return frame, place_of(run), run.child_counts, run.status.is_final
 
 
-def _state_frame(topic: RunTopic) -> dict[str, Any]:
-    """The changed fields of a run, named as on the wire; null takes a field away."""
-    row = topic.row
-    assert row is not None
-    fields = {_camel(name): value for name, value in state_fields(row, topic.error).items()}
-    if fields["error"] is None and not row.status.is_final:
-        # Not known here: the error of the attempt before stays.
-        del fields["error"]
-    if topic.output is not None:
-        fields["output"] = msgspec.Raw(topic.output.encode())
-    return fields
+def _count_children_soon(topic: RunTopic, reader: Reader) -> None:
+    if topic.children_changed and topic.counting is None:
+        topic.counting = asyncio.ensure_future(_keep_counting(topic, reader))
 
 
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+async def _keep_counting(topic: RunTopic, reader: Reader) -> None:
+    """Count the children as long as they change, for a small part of the time only."""
+    loop = asyncio.get_running_loop()
+    try:
+        while topic.children_changed:
+            await asyncio.sleep(topic.count_at - loop.time())
+            began = loop.time()
+            await _count_children(topic, reader)
+            topic.count_at = began + paused_for(loop.time() - began)
+    except SQLAlchemyError as error:
+        # Tried again when the next one changes.
+        topic.children_changed = True
+        logger.warning("the children of run %s cannot be counted now: %s", topic.run_id, error)
+    finally:
+        topic.counting = None
+
+
+async def _count_children(topic: RunTopic, reader: Reader) -> None:
+    topic.children_changed = False
+    reading = topic.begin_reading()
+    counts = await in_reader(lambda: reader.child_counts(topic.run_id))
+    topic.take_in_counts(counts, reading)
+
+
+def paused_for(took_seconds: float) -> float:
+    """How long after its begin a reading that took so long is done again at the earliest."""
+    return max(LIST_SECONDS, took_seconds * READING_SHARE)
+
+
+def _run_frame(step: Step, counts: dict[str, int] | None) -> bytes:
+    run = step.state(with_output=True)
+    if counts is not None:
+        run = {**(run or {}), "childCounts": counts}
+    frame = RunFrame(
+        from_version=step.from_version, version=step.place.version, operations=step.operations, run=run
+    )
+    return encode_event("delta", _encode(frame))
 
 
 async def watch_family(hub: Hub, reader: Reader, run_id: str, *, size: int) -> AsyncGenerator[bytes]:
@@ -163,7 +179,7 @@ async def watch_family(hub: Hub, reader: Reader, run_id: str, *, size: int) -> A
     Raises RunNotFoundError before the first frame.
     """
     children = RunFilter(parent_id=run_id)
-    is_settled = await _in_reader(lambda: reader.is_settled(run_id))
+    is_settled = await in_reader(lambda: reader.is_settled(run_id))
     if not is_settled:
         has_finished = asyncio.Event()
         run = watch_run(hub, reader, run_id, has_finished=has_finished)
@@ -173,19 +189,19 @@ async def watch_family(hub: Hub, reader: Reader, run_id: str, *, size: int) -> A
                 yield frame
                 # Each event from the run's end on may tell of the last child.
                 if has_finished.is_set() and frame is not PING:
-                    is_settled = await _in_reader(lambda: reader.is_settled(run_id))
+                    is_settled = await in_reader(lambda: reader.is_settled(run_id))
                     if is_settled:
                         break
     if not is_settled:
         # The server stops.
         return
     # Nothing changes any more: what is told now is the end of it, whatever was under way.
-    frame, version, _, _ = await _in_reader(lambda: _read_snapshot(run_id, reader))
+    frame, place, _, _ = await in_reader(lambda: _read_snapshot(run_id, reader))
     yield frame
     rows = watch_list(hub, reader, children, size=size, urgent_first=True)
     async with aclosing(_renamed(rows, "children")) as frames:
         yield await anext(frames)
-    yield encode_event("end", _encode(RunFrame(version=version)))
+    yield encode_event("end", _encode(RunFrame(version=place.version)))
 
 
 async def _renamed(frames: AsyncGenerator[bytes], prefix: str) -> AsyncGenerator[bytes]:
@@ -230,13 +246,13 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
     wake = asyncio.Event()
     topic = hub.watch_batch(batch_id, wake)
     try:
-        batch = await _in_reader(lambda: reader.batch_row(batch_id))
+        batch = await in_reader(lambda: reader.batch_row(batch_id))
         run_count, finished_count = batch.known_count, batch.finished_count
         while True:
             yield encode_event("batch", _encode(BatchFrame(batch_id, run_count, finished_count)))
             if run_count is not None and finished_count >= run_count:
                 break
-            while not await _woken(wake):
+            while not await woken(wake):
                 yield PING
             if hub.is_closed:
                 return
@@ -254,92 +270,69 @@ async def watch_list(
 ) -> AsyncGenerator[bytes]:
     """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself.
 
-    `urgent_first` as for `Reader.first_page`.
+    A run that comes onto the page is told as a whole; what changes of it then, as deltas. `urgent_first` as for `Reader.first_page`.
     """
-    watch = ListWatch(by_document=filter.metadata is not None)
+    watch = ListWatch(filter)
     hub.lists.add(watch)
-    event = "snapshot"
-    order: list[str] = []
-    counts: dict[str, int] = {}
-    stale = True
+    loop = asyncio.get_running_loop()
+    places: dict[str, Place] = {}
+    order: list[str] | None = None
+    counts: dict[str, int] | None = None
+    read_at = loop.time()
     try:
         while True:
-            changed = set(watch.changed)
-            watch.changed.clear()
-            watch.stale = False
-            watch.wake.clear()
             before = order, counts
-            if stale:
-                order, counts = await _in_reader(
+            watch.wake.clear()
+            if order is None or (watch.is_stale and loop.time() >= read_at):
+                began = loop.time()
+                watch.is_stale = False
+                order, counts = await in_reader(
                     lambda: reader.first_page(filter, size=size, urgent_first=urgent_first)
                 )
-            new = [run_id for run_id in order if run_id in changed or run_id not in watch.shown]
-            watch.shown = frozenset(order)
-            rows = await _in_reader(lambda ids=new: reader.summaries(ids)) if new else []
-            if event == "snapshot" or rows or before != (order, counts):
-                yield encode_event(event, _encode(RunListFrame(rows=rows, order=order, counts=counts)))
-            event = "rows"
-            while not await _woken(watch.wake):
+                read_at = began + paused_for(loop.time() - began)
+                # From here on what changes of them is kept, and read below.
+                watch.shown = frozenset(order)
+                places = {run_id: place for run_id, place in places.items() if run_id in watch.shown}
+            deltas, whole = _list_deltas(watch, places)
+            whole += [run_id for run_id in order if run_id not in places]
+            rows = await in_reader(lambda ids=whole: reader.summaries(ids)) if whole else []
+            places |= {run.id: place_of(run) for run in rows}
+            frame = RunListFrame(
+                rows=rows,
+                deltas=deltas,
+                order=None if order == before[0] else order,
+                counts=None if counts == before[1] else counts,
+            )
+            if rows or deltas or frame.order is not None or frame.counts is not None:
+                yield encode_event("snapshot" if before[0] is None else "rows", _encode(frame))
+            while not await woken(watch.wake, read_at - loop.time() if watch.is_stale else PING_SECONDS):
+                if watch.is_stale and loop.time() >= read_at:
+                    break
                 yield PING
             if hub.is_closed:
                 return
             await asyncio.sleep(LIST_SECONDS)
-            stale = watch.stale
     finally:
         hub.lists.discard(watch)
 
 
-async def watch_matching(hub: Hub, reader: Reader, filter: RunFilter) -> AsyncGenerator[bytes]:
-    """All runs that match: each as it is now, newest first, then each that changes and matches, and once each that matches no more.
-
-    It ends only when the reader is so slow that too many changed runs wait: then it connects anew and gets the present state. Of the
-    runs that matched the last `TOLD_MAX` that were told are remembered, about 100 bytes each: of others it is not told that they left.
-    """
-    watch = MatchWatch(filter)
-    told: dict[str, None] = {}
-    hub.matches.add(watch)
-    try:
-        yield encode_event("begin", _encode(MatchingRunFrame()))
-        after: str | None = None
-        while True:
-            read: Callable[[], RunPage] = partial(reader.page, filter, size=MATCHES_READ, after=after)
-            page = await _in_reader(read)
-            for run in page.data:
-                _note_told(told, run.id)
-                yield encode_event("run", _encode(MatchingRunFrame(run)))
-            after = page.pagination.next
-            if after is None:
-                break
-            if hub.is_closed or watch.has_overflown:
-                return
-        yield encode_event("present", _encode(MatchingRunFrame()))
-        while True:
-            while not await _woken(watch.wake):
-                yield PING
-            if hub.is_closed or watch.has_overflown:
-                return
-            watch.wake.clear()
-            while watch.changed and not watch.has_overflown:
-                ids = list(islice(watch.changed, MATCHES_READ))
-                for run_id in ids:
-                    del watch.changed[run_id]
-                for match in await _in_reader(lambda ids=ids: reader.matching(filter, ids, told)):
-                    if match.is_match:
-                        _note_told(told, match.run.id)
-                    else:
-                        told.pop(match.run.id, None)
-                    yield encode_event("run", _encode(MatchingRunFrame(match.run, match.is_match)))
-            await asyncio.sleep(MATCHES_SECONDS)
-    finally:
-        hub.matches.discard(watch)
-
-
-def _note_told(told: dict[str, None], run_id: str) -> None:
-    """The last told are kept, in that order."""
-    told.pop(run_id, None)
-    told[run_id] = None
-    if len(told) > TOLD_MAX:
-        del told[next(iter(told))]
+def _list_deltas(watch: ListWatch, places: dict[str, Place]) -> tuple[list[RunDelta], list[str]]:
+    """What has changed of the runs shown, and the ones that have to be told as a whole. Takes all news of the watch."""
+    deltas: list[RunDelta] = []
+    whole: list[str] = []
+    for run_id in list(watch.changed):
+        news = watch.take(run_id)
+        place = places.get(run_id)
+        if place is None:
+            # It is not shown any more, or is told as a whole anyway.
+            continue
+        step = step_from(place, news)
+        if step is None:
+            whole.append(run_id)
+        elif not step.is_empty:
+            places[run_id] = step.place
+            deltas.append(run_delta(run_id, step))
+    return deltas, whole
 
 
 async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator[bytes]:
@@ -353,7 +346,7 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
     try:
         yield encode_event("inbox", _encode(InboxFrame(hello=True)))
         while True:
-            if not await _woken(inbox.wake):
+            if not await woken(inbox.wake):
                 yield PING
                 continue
             if hub.is_closed or hub.inboxes.get(worker_id) is not inbox:
@@ -372,7 +365,7 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 for run_id, attempt, steps in changes
             ]
             for run_id in overflown:
-                deltas.append(await _in_reader(lambda run_id=run_id: _whole(reader, run_id)))
+                deltas.append(await in_reader(lambda run_id=run_id: _whole(reader, run_id)))
             if deltas:
                 last_deltas_at = loop.time()
             yield encode_event("inbox", _encode(InboxFrame(deltas=deltas, finished=finished)))

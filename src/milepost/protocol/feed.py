@@ -31,28 +31,50 @@ class SnapshotFrame(msgspec.Struct, rename="camel"):
     run: RunObject
 
 
-class RunListFrame(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """An event of a live list: `rows` is the first page, in full on `snapshot`, and only what is new or changed on `rows`.
+class RunDelta(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """What leads from one state of a run to a later one, for readers of several runs: as a `delta` about one run, with its id.
 
-    `order` names the runs of the page from top to bottom. `counts` are the statuses of all runs that match; it is empty for a list
-    that is filtered by metadata.
+    `operations` lead from `fromVersion` to `version`; without `fromVersion` the document is as it was. `run` has the changed fields of
+    the run, null for one that is gone. `matches` is false when the run does not match the filter of the feed any more.
     """
 
-    rows: list[RunSummary]
-    order: list[str]
-    counts: dict[str, int]
+    id: str
+    from_version: int | None = None
+    version: int
+    operations: list[Operation] | None = None
+    run: dict[str, Any] | None = None
+    matches: bool = True
+
+
+class RunListFrame(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """An event of a live list: `snapshot` is the first page in full, `rows` what is new or changed of it.
+
+    `rows` are whole runs: those that have come onto the page, and those whose `deltas` are not at hand any more. `deltas` lead on from
+    the state that was told before. `order` names the runs of the page from top to bottom. `counts` are the statuses of all runs
+    that match; it is empty for a list that is filtered by metadata. `order` and `counts` are left out when they are as they were.
+    """
+
+    rows: list[RunSummary] = []
+    deltas: list[RunDelta] = []
+    order: list[str] | None = None
+    counts: dict[str, int] | None = None
 
 
 class MatchingRunFrame(msgspec.Struct, omit_defaults=True):
-    """An event about the runs that match a filter. Event names are `begin`, `run` and `present`.
+    """An event about the runs that match a filter. Event names are `begin`, `run`, `delta`, `forget` and `present`; a `delta` is a
+    `RunDelta`.
 
     begin: the first event; every run that matches now is told. present: every one has been. Both have no fields.
-    run: the newest state of a run. `matches` is false when the run did match before and does not any more: it is told once, until it
-    matches again.
+    run: a whole run in its newest state. `matches` is false when the run did match before and does not any more: it is told once,
+    until it matches again.
+    delta: leads on from the state that was told of a run before. So the reader keeps that state, with the document, until the run has
+    ended, matches no more, or is named by `forget`. What is told next of such a run is a whole run.
+    forget: the reader need not keep the documents of the runs named by `ids`; they match as before.
     """
 
     run: RunSummary | None = None
     matches: bool = True
+    ids: list[str] = []
 
 
 class BatchFrame(msgspec.Struct, rename="camel"):
@@ -78,13 +100,19 @@ class EventReader:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        # The beginning of a line whose end has not come yet, in pieces: a line may be long, and is joined once.
+        self._rest: list[bytes] = []
         self._event = "message"
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> list[tuple[str, bytes]]:
-        """The events that became complete with these bytes, in order."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        """The events that became complete with these bytes, in order. Each byte is looked at once, however the stream is cut."""
+        first, *others = data.split(b"\n")
+        if not others:
+            self._rest.append(data)
+            return []
+        lines = [b"".join([*self._rest, first]), *others]
+        self._rest = [lines.pop()]
         events: list[tuple[str, bytes]] = []
         for line in lines:
             line = line.removesuffix(b"\r")

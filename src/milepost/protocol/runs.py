@@ -8,8 +8,8 @@ import msgspec
 from milepost.model.run import RunError, RunStatus
 
 
-class RunSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """A run as lists and relations show it: everything but payload and output."""
+class RunFields(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """What is told of a run wherever it is shown: everything but document, payload, output and relations."""
 
     id: str
     status: RunStatus
@@ -31,8 +31,6 @@ class RunSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     cost_in_cents: int
     base_cost_in_cents: int
     duration_ms: int
-    metadata: msgspec.Raw
-    metadata_version: int
     error: RunError | None = None
     batch_id: str | None = None
     parent_id: str | None = None
@@ -42,12 +40,26 @@ class RunSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     env: dict[str, str]
 
 
-class RelatedRuns(msgspec.Struct, omit_defaults=True):
-    """The family of a run. `children` holds the newest ones, at most 100."""
+class RunSummary(RunFields, omit_defaults=True, rename="camel", kw_only=True):
+    """A run as lists show it: with its document, without payload and output."""
 
-    root: RunSummary | None = None
-    parent: RunSummary | None = None
-    children: list[RunSummary] | None = None
+    metadata: msgspec.Raw
+    metadata_version: int
+
+
+class RelatedRun(RunFields, omit_defaults=True, rename="camel", kw_only=True):
+    """A run as its relatives show it. The documents of children are left out: a hundred of them may have 25 MB."""
+
+    metadata: msgspec.Raw | None = None
+    metadata_version: int | None = None
+
+
+class RelatedRuns(msgspec.Struct, omit_defaults=True):
+    """The family of a run. `children` holds the newest ones, at most 100; the feed of a run leaves them out."""
+
+    root: RelatedRun | None = None
+    parent: RelatedRun | None = None
+    children: list[RelatedRun] | None = None
 
 
 class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):

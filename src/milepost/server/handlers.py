@@ -21,7 +21,7 @@ from milepost.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from milepost.feed import streams
+from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
 from milepost.protocol import endpoints
@@ -211,7 +211,7 @@ class Handlers:
         """All runs that match, live."""
         filter = requests.run_filter(request, self._clock())
         await self._index_for(filter)
-        async with aclosing(streams.watch_matching(self._hub, self._reader, filter)) as frames:
+        async with aclosing(matching.watch_matching(self._hub, self._reader, filter)) as frames:
             async for frame in frames:
                 yield frame
 

@@ -6,6 +6,7 @@
 
 import { AnswerError, get } from "./api.js";
 import { parse } from "./json.js";
+import { apply } from "./operations.js";
 
 /**
  * connecting: for the first time. live: what is shown is the present state. reconnecting: what is shown may be old. ended: the
@@ -138,5 +139,94 @@ export class Feed {
     if (state === this.state) return;
     this.state = state;
     this.onState(state);
+  }
+}
+
+/**
+ * A document as a feed tells of it: as a whole first, then by the operations that lead on from a version.
+ */
+export class FollowedDocument {
+  /**
+   * @param {import("./json.js").JSONObject} value
+   * @param {number} version
+   */
+  constructor(value, version) {
+    this.value = value;
+    this.version = version;
+  }
+
+  /**
+   * Take in a delta.
+   *
+   * @param {Map<string, any>} delta
+   * @returns {boolean} false if it does not continue what is here, so that only the whole document helps
+   */
+  take(delta) {
+    if (!delta.has("fromVersion")) return true;
+    if (Number(delta.get("fromVersion")) !== this.version) return false;
+    // What had been counted before (`once`) is not among the operations, so no ids need be remembered.
+    const applied = apply(this.value, delta.get("operations") ?? []);
+    // The server has applied them all, so this copy is not what the server has.
+    if (applied.refusals.length > 0) return false;
+    this.value = applied.document;
+    this.version = Number(delta.get("version"));
+    return true;
+  }
+}
+
+/**
+ * The runs of a live list: whole ones first, then what changes of them.
+ */
+export class FollowedRuns {
+  constructor() {
+    /** @type {Map<string, Map<string, any>>} */
+    this.runs = new Map();
+    /** @type {Map<string, FollowedDocument>} */
+    this.documents = new Map();
+    /** @type {string[]} the ids of the runs, from top to bottom */
+    this.order = [];
+    /** @type {Map<string, bigint>} how many runs match, by status */
+    this.counts = new Map();
+  }
+
+  /**
+   * Take in an event of the list: a snapshot, or the rows that are new or have changed.
+   *
+   * @param {string} event
+   * @param {Map<string, any>} frame
+   * @returns {Map<string, any>[] | null} the runs that are new or have changed; null if the frame does not fit what is here
+   */
+  take(event, frame) {
+    if (event.endsWith("snapshot")) {
+      this.runs.clear();
+      this.documents.clear();
+    }
+    this.order = frame.get("order") ?? this.order;
+    this.counts = frame.get("counts") ?? this.counts;
+    /** @type {Map<string, any>[]} */
+    const changed = frame.get("rows") ?? [];
+    for (const run of changed) {
+      this.runs.set(run.get("id"), run);
+      this.documents.set(run.get("id"), new FollowedDocument(run.get("metadata"), Number(run.get("metadataVersion"))));
+    }
+    for (const delta of frame.get("deltas") ?? []) {
+      const run = this.runs.get(delta.get("id"));
+      const document = this.documents.get(delta.get("id"));
+      if (run === undefined || document === undefined || !document.take(delta)) return null;
+      run.set("metadata", document.value);
+      run.set("metadataVersion", delta.get("version"));
+      for (const [name, value] of delta.get("run") ?? []) {
+        if (value === null) run.delete(name);
+        else run.set(name, value);
+      }
+      changed.push(run);
+    }
+    const shown = new Set(this.order);
+    for (const id of this.runs.keys()) {
+      if (shown.has(id)) continue;
+      this.runs.delete(id);
+      this.documents.delete(id);
+    }
+    return changed;
   }
 }

@@ -2,7 +2,7 @@
 
 import { runPage, runUrl } from "./api.js";
 import { arrange, byId, element, oncePerFrame, setText } from "./dom.js";
-import { Feed } from "./feed.js";
+import { Feed, FollowedRuns } from "./feed.js";
 import { counted, fullTime, refreshTimes, timeAgo } from "./format.js";
 import { stringify } from "./json.js";
 import { RunLog } from "./log.js";
@@ -71,9 +71,9 @@ function receive(event, frame) {
     known.counted = new Set();
     runChanged = true;
   } else {
-    if (frame.has("operations")) {
+    if (frame.has("fromVersion")) {
       if (Number(frame.get("fromVersion")) !== known.version) return false;
-      const applied = apply(known.document, frame.get("operations"), { counted: known.counted });
+      const applied = apply(known.document, frame.get("operations") ?? [], { counted: known.counted });
       // The server has applied them all, so this copy is not what the server has.
       if (applied.refusals.length > 0) return false;
       known.document = applied.document;
@@ -185,6 +185,7 @@ function relative(related, id) {
 
 /** How many children there are of each status. @type {Map<string, bigint>} */
 let childCounts = new Map();
+const followedChildren = new FollowedRuns();
 
 /** True once the children are known as they were after the run's end: no more will come. */
 let allChildrenKnown = false;
@@ -201,9 +202,11 @@ const childrenFeed = new Feed({
  * @param {Map<string, any>} frame
  */
 function receiveChildren(event, frame) {
-  const order = frame.get("order");
-  children.update(frame.get("rows"), order);
-  childCounts = frame.get("counts");
+  const changed = followedChildren.take(event, frame);
+  if (changed === null) return false;
+  const { order } = followedChildren;
+  children.update(changed, order);
+  childCounts = followedChildren.counts;
   const total = [...childCounts.values()].reduce((sum, number) => sum + Number(number), 0);
   byId("children-section").hidden = total === 0;
   arrange(byId("child-counts"), STATUSES.filter((status) => childCounts.has(status)).map(countOf));
@@ -212,6 +215,7 @@ function receiveChildren(event, frame) {
   if (event === "snapshot") allChildrenKnown = isFinal(known.run.get("status") ?? "");
   // Nothing is left to watch, and a browser has few connections to spare.
   if (allChildrenKnown && [...childCounts.keys()].every(isFinal)) childrenFeed.stop();
+  return true;
 }
 
 /** @param {string} status */

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { byId, element, setText } from "./dom.js";
-import { Feed } from "./feed.js";
+import { Feed, FollowedRuns } from "./feed.js";
 import { count, counted } from "./format.js";
 import { RunsTable } from "./runs_table.js";
 import { STATUSES, isFinal, showConnection } from "./status.js";
@@ -27,6 +27,7 @@ for (const [name, parameter] of Object.entries(FILTERS)) {
   if (value) query.set(parameter, value);
 }
 
+const followed = new FollowedRuns();
 const table = new RunsTable(byId("runs"));
 const connection = byId("connection");
 const empty = byId("empty");
@@ -44,7 +45,7 @@ function showNewest() {
     url: `/api/v1/feed/runs?${query}`,
     probe: "/api/v1/runs?page[size]=1",
     events: ["snapshot", "rows"],
-    onEvent: (_, frame) => showFrame(frame),
+    onEvent: showFrame,
     onState: (state) => showConnection(connection, state),
   });
   older.addEventListener("click", async () => {
@@ -54,14 +55,20 @@ function showNewest() {
   });
 }
 
-/** @param {Map<string, any>} frame */
-function showFrame(frame) {
-  const order = frame.get("order");
-  table.update(frame.get("rows"), order);
-  const total = showCounts(frame.get("counts"));
-  showEmpty(order.length === 0);
-  older.hidden = total <= order.length;
+/**
+ * @param {string} event
+ * @param {Map<string, any>} frame
+ * @returns {boolean} false if it does not continue what is shown
+ */
+function showFrame(event, frame) {
+  const changed = followed.take(event, frame);
+  if (changed === null) return false;
+  table.update(changed, followed.order);
+  const total = showCounts(followed.counts);
+  showEmpty(followed.order.length === 0);
+  older.hidden = total <= followed.order.length;
   offerTasks();
+  return true;
 }
 
 /** Tasks that have been seen here, as suggestions for the filter. */

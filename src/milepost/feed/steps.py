@@ -1,0 +1,168 @@
+"""Steps: how a reader is led from one state of a run to a later one. Every feed that tells of runs does it in this way.
+
+News of a run gather until a reader looks. What it gets is the operations from its version to the newest, joined and collapsed, and the
+newest state if that is new to it. Where the operations are not at hand any more, only the whole run helps.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from milepost.engine.announcements import LoggedChange, RunChanged
+from milepost.engine.reading import state_fields
+from milepost.model.operations import Operation, collapse
+from milepost.model.run import RunStatus
+from milepost.protocol.feed import RunDelta
+from milepost.protocol.runs import RunSummary
+from milepost.store.runs import RunRow
+
+# Steps of one document that are kept for who reads later; beyond them the reader gets the document.
+RECENT_BYTES = 256 * 1024
+
+
+class RunNews:
+    """What has changed of one run since some moment: the newest steps of its document, bounded in bytes, and its newest state.
+
+    Attributes:
+        version: the newest version of the document that was heard of; -1 while none was.
+        row: the newest state that was heard of; None while none was. `output` and `error` belong to it.
+        size: bytes of the steps.
+    """
+
+    __slots__ = ("_steps", "error", "output", "row", "size", "version")
+
+    def __init__(self) -> None:
+        self.version = -1
+        self.row: RunRow | None = None
+        self.output: str | None = None
+        self.error: str | None = None
+        self.size = 0
+        self._steps: deque[LoggedChange] = deque()
+
+    def take_in(self, changed: RunChanged) -> None:
+        """A commit has changed the run."""
+        if changed.state_changed:
+            self.row = changed.row
+            self.output = changed.output
+            # While the next attempt runs, why the last one failed is still to be seen, also by who skipped that state.
+            self.error = changed.error or (None if changed.row.status is RunStatus.COMPLETED else self.error)
+        if not changed.changes:
+            return
+        if leaves_gap(self._steps, changed.changes):
+            self.drop_steps()
+        for change in changed.changes:
+            self._steps.append(change)
+            self.size += change.size
+        self.version = changed.changes[-1].version
+        while self.size > RECENT_BYTES and len(self._steps) > 1:
+            self.size -= self._steps.popleft().size
+
+    def newer_than(self, version: int) -> list[LoggedChange] | None:
+        """The steps above a version, in order; None when the oldest of them is not at hand, so that only the document helps."""
+        if self.version <= version:
+            return []
+        steps = [change for change in self._steps if change.version > version]
+        return steps if steps and steps[0].version == version + 1 else None
+
+    def drop_steps(self) -> None:
+        """Let the steps go: who needs them reads the document."""
+        self._steps.clear()
+        self.size = 0
+
+
+def leaves_gap(steps: Sequence[LoggedChange], further: Sequence[LoggedChange]) -> bool:
+    """True when an announcement in between got lost: what is at hand cannot be joined."""
+    return bool(steps and further) and further[0].version != steps[-1].version + 1
+
+
+class Place(NamedTuple):
+    """How far a reader of a run is: the version of the document that it has, and from when the state is that it has (microseconds)."""
+
+    version: int
+    seen_at: int
+
+
+class Step(NamedTuple):
+    """What leads a reader of a run on: the operations from its version to another one, the newest state if that is new to it.
+
+    Attributes:
+        begins_at: the version that the reader has.
+        place: where it is afterwards.
+        changes: the steps of the document, in order.
+        news: where the new state is; None when the reader has it.
+    """
+
+    begins_at: int
+    place: Place
+    changes: Sequence[LoggedChange]
+    news: RunNews | None
+
+    @property
+    def is_empty(self) -> bool:
+        """True when there is nothing to tell."""
+        return not self.changes and self.news is None
+
+    @property
+    def is_final(self) -> bool:
+        """True when the run has ended."""
+        return self.news is not None and self.news.row is not None and self.news.row.status.is_final
+
+    @property
+    def from_version(self) -> int | None:
+        """The version that the operations start from; None when there are none."""
+        return self.begins_at if self.changes else None
+
+    @property
+    def operations(self) -> list[Operation] | None:
+        """The operations, joined and collapsed; None when there are none."""
+        return collapse([operation for change in self.changes for operation in change.operations]) or None
+
+    def state(self, *, with_output: bool) -> dict[str, Any] | None:
+        """The changed fields of the run, named as on the wire; null takes a field away."""
+        if self.news is None or self.news.row is None:
+            return None
+        fields = {camel(name): value for name, value in state_fields(self.news.row, self.news.error).items()}
+        if fields["error"] is None and not self.news.row.status.is_final:
+            # Not known here: the error of the attempt before stays.
+            del fields["error"]
+        if with_output and self.news.output is not None:
+            fields["output"] = msgspec.Raw(self.news.output.encode())
+        return fields
+
+
+def step_from(place: Place, news: RunNews) -> Step | None:
+    """What leads from a place to the newest; None when the steps between are not at hand, so that only the whole run helps."""
+    changes = news.newer_than(place.version)
+    if changes is None:
+        return None
+    row = news.row if news.row is not None and news.row.updated_at > place.seen_at else None
+    reached = Place(
+        changes[-1].version if changes else place.version,
+        row.updated_at if row is not None else place.seen_at,
+    )
+    return Step(place.version, reached, changes, news if row is not None else None)
+
+
+def place_of(run: RunSummary) -> Place:
+    """Where a reader is who was given this."""
+    return Place(run.metadata_version, round(run.updated_at.timestamp() * 1_000_000))
+
+
+def run_delta(run_id: str, step: Step, *, matches: bool = True) -> RunDelta:
+    """The same for readers of several runs."""
+    return RunDelta(
+        id=run_id,
+        from_version=step.from_version,
+        version=step.place.version,
+        operations=step.operations,
+        run=step.state(with_output=False),
+        matches=matches,
+    )
+
+
+def camel(name: str) -> str:
+    """A name as it is on the wire."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
