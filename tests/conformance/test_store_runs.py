@@ -12,6 +12,7 @@ from milepost.store import runs
 from milepost.store.database import Store
 from milepost.store.runs import INLINE_CHARACTERS, RunFilter
 from milepost.store.schema import runs as table
+from support.work import work_of_readers
 
 
 def names(*numbers: int) -> list[str]:
@@ -187,11 +188,27 @@ def test_due_runs_are_found_for_a_worker_with_very_many_tasks(store: Store) -> N
 
 def test_the_next_due_time_is_that_of_a_queued_run_after_the_given_one(store: Store) -> None:
     insert(store, *(new_run(number, due_at=NOW + number) for number in (5, 6, 7)))
+    insert(store, new_run(1, task="other", due_at=NOW + 6), new_run(2, task="third", due_at=NOW + 1))
     put(store, 6, RunStatus.FAILED)
     with store.read() as connection:
-        assert runs.next_due_at_after(connection, NOW) == NOW + 5
-        assert runs.next_due_at_after(connection, NOW + 5) == NOW + 7
-        assert runs.next_due_at_after(connection, NOW + 7) is None
+
+        def next_due(after: int, *tasks: str) -> int | None:
+            return runs.next_due_at_after(connection, after, tasks)
+
+        assert next_due(NOW, "work") == NOW + 5
+        assert next_due(NOW + 5, "work") == NOW + 7
+        assert next_due(NOW + 5, "work", "other") == NOW + 6
+        assert next_due(NOW + 7, "work", "other") is None
+        assert next_due(NOW, *(f"task_{number}" for number in range(700)), "work") == NOW + 5
+        assert next_due(NOW) is None
+
+
+def test_the_next_due_time_is_found_without_passing_by_what_is_queued(store: Store) -> None:
+    insert(store, *(new_run(number, task="ab"[number % 2], due_at=NOW) for number in range(2000)))
+    insert(store, new_run(2000, task="b", due_at=NOW + 9))
+    with work_of_readers(store) as work, store.read() as connection:
+        assert runs.next_due_at_after(connection, NOW, ["a", "b"]) == NOW + 9
+    assert work.steps < 200
 
 
 def test_executing_runs_are_counted_by_queue_and_waiting_ones_are_not(store: Store) -> None:

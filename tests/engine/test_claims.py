@@ -5,12 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.commands import Claim, RegisterWorker, Report, Trigger, TriggerBatch
+from milepost.engine.state import ParkedClaim, ParkedClaims
 from milepost.errors import NotFoundError
 from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunStatus
+from milepost.protocol.triggering import QueueOption
 from milepost.protocol.work import ClaimedRun
+from milepost.store import runs
 from milepost.store.runs import RunFilter
+from support.faults import faults
 from support.properties import database_property
+from support.work import Work, work_of_writer
 from support.world import Ticket, WorkerDouble, World, failure, item, offered, result_of, world_at
 
 
@@ -215,6 +220,189 @@ def test_stopping_answers_waiting_claims_with_nothing(world: World, worker: Work
         answer(result)
     assert ids(waiting) == []
     assert world.engine.release_parked() == []
+
+
+# --- many waiting claims ------------------------------------------------------------------------------------
+
+
+def look_for_work(work: Work) -> int:
+    """How often due runs were looked for."""
+    return work.matching("due_at <=")
+
+
+@pytest.fixture
+def crowd(world: World) -> list[Ticket]:
+    """64 workers of the same 50 tasks whose claims wait."""
+    tasks = [offered(f"task_{number}") for number in range(50)]
+    workers = [WorkerDouble(world, f"worker_{number}", *tasks) for number in range(64)]
+    WorkerDouble(world, "another", offered("other"))
+    return [world.submit(worker.next_claim(1, wait=60))[0] for worker in workers]
+
+
+def test_a_group_that_offers_nothing_does_not_look_at_waiting_claims(
+    world: World, crowd: list[Ticket]
+) -> None:
+    run_id = world.trigger("other")
+    with work_of_writer(world.store) as work:
+        world.write(run_id, Set("a", 1))
+        world.trigger("other")
+        world.submit()
+    assert look_for_work(work) == 0
+    assert not any(ticket.is_answered for ticket in crowd)
+
+
+def test_what_is_queued_is_offered_to_as_many_claims_as_it_takes(world: World, crowd: list[Ticket]) -> None:
+    with work_of_writer(world.store) as work:
+        triggered = [world.trigger("task_7"), world.trigger("task_8")]
+    # One look finds it, one more that nothing is left.
+    assert look_for_work(work) <= 4
+    assert [ids(ticket) for ticket in crowd[:2]] == [[run_id] for run_id in triggered]
+    assert not any(ticket.is_answered for ticket in crowd[2:])
+    with work_of_writer(world.store) as work:
+        world.trigger_batch(*([item("task_9")] * 100))
+    assert look_for_work(work) == 62
+    assert all(ticket.is_answered for ticket in crowd)
+
+
+def test_what_becomes_due_is_looked_for_once(world: World, crowd: list[Ticket]) -> None:
+    worker = WorkerDouble(world, "another", offered("other"))
+    run_id = world.trigger("other")
+    worker.fail(worker.claim_one(), retry_after_ms=1000)
+    [waiting] = world.submit(worker.next_claim(1, wait=60))
+    world.clock.advance(1)
+    with work_of_writer(world.store) as work:
+        world.submit()
+    assert ids(waiting) == [run_id]
+    assert look_for_work(work) <= 3
+
+
+def test_a_freed_slot_is_offered_without_asking_every_claim(world: World, crowd: list[Ticket]) -> None:
+    narrow = WorkerDouble(world, "narrow", offered("narrow", concurrency=1))
+    first, second = world.trigger("narrow"), world.trigger("narrow")
+    run = narrow.claim_one()
+    [waiting] = world.submit(narrow.next_claim(1, wait=60))
+    with work_of_writer(world.store) as work:
+        narrow.finish(run)
+    assert (run.id, ids(waiting)) == (first, [second])
+    assert look_for_work(work) <= 3
+
+
+def test_a_raised_limit_is_handed_on_at_once(world: World) -> None:
+    first = WorkerDouble(world, "worker_1", offered("work", concurrency=1))
+    world.trigger_batch(item(), item())
+    first.claim_one()
+    [waiting] = world.submit(first.next_claim(5, wait=60))
+    assert not waiting.is_answered
+    WorkerDouble(world, "worker_2", offered("work", concurrency=2))
+    assert len(ids(waiting)) == 1
+
+
+def test_a_claim_that_could_not_be_given_its_run_waits_on(world: World, crowd: list[Ticket]) -> None:
+    """What a failed group did with the waiting claims did not happen."""
+    with faults(world.store, lambda number, statement: "COMMIT" in statement):
+        world.submit(Trigger(item("task_3")))
+    assert not any(ticket.is_answered for ticket in crowd)
+    run_id = world.trigger("task_3")
+    assert ids(crowd[0]) == [run_id]
+    assert not any(ticket.is_answered for ticket in crowd[1:])
+
+
+_TASKS = {
+    "a": offered("a"),
+    "b": offered("b", queue="shared", concurrency=1),
+    "c": offered("c", queue="shared", concurrency=1),
+    "d": offered("d", concurrency=2),
+}
+
+
+@database_property(40)
+@given(data=st.data())
+def test_no_claim_waits_for_what_it_could_have(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Workers of different tasks, shared and limited queues, retries, waits, workers that come back with other tasks."""
+    with world_at(tmp_path_factory.mktemp("waiting") / "milepost.db") as world:
+        workers = {
+            name: WorkerDouble(world, name, *(_TASKS[task] for task in name))
+            for name in ("a", "ab", "bc", "cd")
+        }
+        waiting: dict[str, Ticket] = {}
+        held: list[tuple[WorkerDouble, ClaimedRun]] = []
+        for _ in range(data.draw(st.integers(5, 30))):
+            match data.draw(
+                st.sampled_from(["trigger", "claim", "claim", "end", "wait", "time", "register"])
+            ):
+                case "trigger":
+                    queue = data.draw(st.sampled_from([None, None, QueueOption(name="shared")]))
+                    world.trigger(data.draw(st.sampled_from("abcd")), queue=queue)
+                case "claim":
+                    worker = data.draw(st.sampled_from(list(workers.values())))
+                    older = waiting.get(worker.id)
+                    [waiting[worker.id]] = world.submit(
+                        worker.next_claim(data.draw(st.integers(1, 2)), wait=60)
+                    )
+                    assert older is None or older.is_answered
+                case "end" if held:
+                    worker, run = held.pop(data.draw(st.integers(0, len(held) - 1)))
+                    retry_after_ms = data.draw(st.sampled_from([None, 0, 1000]))
+                    worker.send(worker.next_report(run, outcome=failure(retry_after_ms=retry_after_ms)))
+                case "wait" if held:
+                    worker, run = data.draw(st.sampled_from(held))
+                    worker.report(run, waiting=data.draw(st.booleans()))
+                case "time":
+                    world.clock.advance(1)
+                    world.submit()
+                case "register":
+                    worker = data.draw(st.sampled_from(list(workers.values())))
+                    limit = data.draw(st.sampled_from([1, 2]))
+                    worker.tasks = (*worker.tasks[:1], offered("d", concurrency=limit))
+                    worker.register([run.id for holder, run in held if holder is worker])
+                    # Who presents itself claims anew.
+                    [waiting[worker.id]] = world.submit(worker.next_claim(1, wait=60))
+                case _:
+                    pass
+            for name, ticket in list(waiting.items()):
+                if ticket.is_answered:
+                    del waiting[name]
+                    held += [(workers[name], run) for run in result_of(ticket)]
+            with world.store.read() as connection:
+                for name in waiting:
+                    claim = world.engine.state.parked.get(name)
+                    assert claim is not None
+                    full = [
+                        queue
+                        for queue, most in world.engine.state.queue_limits.items()
+                        if runs.executing_counts(connection, [queue]).get(queue, 0) >= most
+                    ]
+                    due = runs.due_ids(
+                        connection, claim.tasks, limit=1, now=world.clock(), without_queues=full
+                    )
+                    assert not due, (name, due)
+
+
+@given(st.data())
+def test_parked_claims_are_found_by_what_they_are(data: st.DataObject) -> None:
+    """The claims that wait, against a plain dict of them."""
+    parked, model = ParkedClaims(), dict[str, ParkedClaim]()
+    for _ in range(data.draw(st.integers(1, 40))):
+        name = data.draw(st.sampled_from("uvwxyz"))
+        if name in model:
+            parked.remove(model.pop(name))
+        else:
+            tasks = tuple(data.draw(st.sets(st.sampled_from("abc"))))
+            model[name] = ParkedClaim(Claim(name, 1, 1, 0), data.draw(st.integers(0, 5)), [], tasks)
+            parked.add(model[name])
+        now = data.draw(st.integers(-1, 6))
+        assert {id(claim) for claim in parked.over(now)} == {
+            id(claim) for claim in model.values() if claim.deadline <= now
+        }
+        assert parked.next_deadline() == min((claim.deadline for claim in model.values()), default=None)
+        assert parked.tasks == {task for claim in model.values() for task in claim.tasks}
+        for task in "abc":
+            assert list(parked.waiting_for(task)) == [
+                claim for claim in model.values() if task in claim.tasks
+            ]
+        assert (len(parked), list(parked)) == (len(model), list(model.values()))
 
 
 # --- repeats -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ so that only the one that cannot be carried out is answered with the failure.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,7 +30,7 @@ from milepost.engine.commands import (
     WithdrawClaim,
 )
 from milepost.engine.documents import DocumentCache
-from milepost.engine.state import EngineSettings, EngineState, ParkedClaim
+from milepost.engine.state import EngineSettings, EngineState, ParkedClaim, ParkedClaims
 from milepost.engine.transaction import Transaction
 from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
 from milepost.protocol.work import ClaimedRun
@@ -95,7 +95,7 @@ class Engine:
         self.state = EngineState(settings, started_at=self._steady())
         with store.read() as connection:
             self.state.learn_tasks(records.load_tasks(connection))
-            self.state.next_due_at = run_store.next_due_at_after(connection, clock())
+            self.state.next_due_at = run_store.next_due_at_after(connection, clock(), list(self.state.tasks))
 
     def execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement | None]:
         """Carry out a group; what to answer to whom, and what to announce. Nothing is answered here: the caller does, in this order.
@@ -130,9 +130,9 @@ class Engine:
     def _without_database(self) -> list[tuple[Answer, Any]]:
         """Answer the parked claims whose time is over; look for due runs a little later."""
         now = self._clock()
-        over = [parked for parked in self.state.parked.values() if parked.deadline <= self._steady()]
+        over = list(self.state.parked.over(self._steady()))
         for parked in over:
-            del self.state.parked[parked.claim.worker_id]
+            self.state.parked.remove(parked)
             self.state.answered(parked.claim, [])
         if self.state.next_due_at is not None:
             self.state.next_due_at = max(self.state.next_due_at, now + AWAY_MICROSECONDS)
@@ -140,10 +140,10 @@ class Engine:
 
     def wake_at(self) -> int | None:
         """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or a run is due."""
-        times = [parked.deadline for parked in self.state.parked.values()]
-        if self.state.next_due_at is not None and self.state.parked:
-            times.append(self.state.next_due_at - self._ahead)
-        return min(times, default=None)
+        deadline = self.state.parked.next_deadline()
+        if deadline is None or self.state.next_due_at is None:
+            return deadline
+        return min(deadline, self.state.next_due_at - self._ahead)
 
     @property
     def has_claims_to_release(self) -> bool:
@@ -152,8 +152,8 @@ class Engine:
 
     def release_parked(self) -> list[tuple[Answer, Any]]:
         """Answer every parked claim with no runs: the server stops."""
-        parked, self.state.parked = self.state.parked, {}
-        return [(answer, []) for claim in parked.values() for answer in claim.answers]
+        parked, self.state.parked = self.state.parked, ParkedClaims()
+        return [(answer, []) for claim in parked for answer in claim.answers]
 
     def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement]:
         claims = [request for request in requests if isinstance(request.command, Claim)]
@@ -188,21 +188,21 @@ class Engine:
         if abs(jump) <= JUMP_MICROSECONDS:
             return 0
         run_store.shift_due(transaction.connection, jump)
-        transaction.work_offered = True
+        transaction.everything_offered = True
         return jump
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has handed out was handed to nobody.
         for worker_id in transaction.gone_workers:
             self.state.workers.pop(worker_id, None)
-        self.state.parked = served.parked
+        served.park(self.state.parked)
         self.state.next_due_at = served.next_due_at
         for worker_id, sequence in served.newest.items():
             if worker_id in self.state.workers:
                 self.state.workers[worker_id].newest_claim = sequence
         for claim in served.in_vain:
             self.state.answered(claim, [])
-        for claim, runs in served.granted:
+        for claim, runs in served.granted.values():
             self.state.answered(claim, runs)
 
     def _load(self, requests: Sequence[Request], transaction: Transaction) -> None:
@@ -266,73 +266,141 @@ class Engine:
 
     def _claim(self, claims: Sequence[Request], transaction: Transaction, jump: int) -> "_Served":
         """Serve new claims and, where there may be work for them, parked ones. `jump`: by how much times of queued runs have moved."""
-        now = transaction.now
-        next_due_at = self.state.next_due_at
-        served = _Served(dict(self.state.parked), None if next_due_at is None else next_due_at + jump)
+        now, state = transaction.now, self.state
+        served = _Served(state.parked, None if state.next_due_at is None else state.next_due_at + jump)
         for request in claims:
             assert isinstance(request.command, Claim)
-            served.hear_of(request.command, self.state)
-        for parked in list(served.parked.values()):
-            if not transaction.may_claim(parked.claim.worker_id, parked.claim.sequence):
+            served.hear_of(request.command, state)
+        for worker_id in {
+            *transaction.gone_workers,
+            *(worker_id for worker_id, _ in transaction.withdrawn_claims),
+        }:
+            parked = served.parked_of(worker_id)
+            if parked is not None and not transaction.may_claim(worker_id, parked.claim.sequence):
                 served.answer(parked, [])
         if served.next_due_at is not None and served.next_due_at <= now:
-            transaction.work_offered = True
-            served.next_due_at = run_store.next_due_at_after(transaction.connection, now)
-        if transaction.work_offered:
-            for parked in list(served.parked.values()):
-                self._serve(parked, transaction, served)
+            transaction.everything_offered = True
+            served.next_due_at = run_store.next_due_at_after(transaction.connection, now, list(state.tasks))
+        self._hand_on(transaction, served)
         for request in claims:
             command = request.command
             assert isinstance(command, Claim)
             deadline = transaction.steady_now + int(command.wait_seconds * 1_000_000)
             self._serve(ParkedClaim(command, deadline, [request.answer]), transaction, served)
-        for parked in list(served.parked.values()):
-            if parked.deadline <= transaction.steady_now:
-                served.answer(parked, [])
+        for parked in served.over(transaction.steady_now):
+            served.answer(parked, [])
         return served
 
-    def _serve(self, claim: ParkedClaim, transaction: Transaction, served: "_Served") -> None:
-        key = claim.claim.worker_id, claim.claim.sequence
-        if key in transaction.withdrawn_claims or served.is_behind(claim.claim):
+    def _hand_on(self, transaction: Transaction, served: "_Served") -> None:
+        """Give what this group has offered to the claims that are parked for it, those that have waited longest first.
+
+        Of no other task there is a run that a parked claim could have: it would have been handed on when it was offered.
+        """
+        for worker_id in transaction.registered_workers:
+            parked, worker = served.parked_of(worker_id), self.state.workers.get(worker_id)
+            if parked is not None and worker is not None:
+                served.wait(parked, worker.tasks)
+        offered = transaction.offered_tasks
+        if transaction.everything_offered or not transaction.freed_queues.isdisjoint(self.state.queue_limits):
+            offered = set(self.state.parked.tasks)
+        for task in sorted(offered):
+            for parked in self.state.parked.waiting_for(task):
+                if task not in offered:
+                    break
+                if served.parked_of(parked.claim.worker_id) is not parked:
+                    continue
+                granted = self._serve(parked, transaction, served, among=offered)
+                if granted < parked.claim.slots:
+                    # It has looked for all of these, and what there was it has taken.
+                    offered = offered.difference(parked.tasks)
+
+    def _serve(
+        self,
+        claim: ParkedClaim,
+        transaction: Transaction,
+        served: "_Served",
+        among: Container[str] | None = None,
+    ) -> int:
+        """Answer a claim with runs, or park it; how many runs it was given. `among` as for `claim_runs`."""
+        worker_id = claim.claim.worker_id
+        if (worker_id, claim.claim.sequence) in transaction.withdrawn_claims or served.is_behind(claim.claim):
             served.answer(claim, [])
-            return
-        older = served.parked.get(claim.claim.worker_id)
+            return 0
+        older = served.parked_of(worker_id)
         if older is not None and older is not claim:
             if older.claim.sequence == claim.claim.sequence:
                 # The same once more. Nobody knows which of the two the worker listens to.
-                del served.parked[claim.claim.worker_id]
+                served.leave(older)
                 claim = ParkedClaim(claim.claim, claim.deadline, [*older.answers, *claim.answers])
             else:
                 # A worker has one claim at a time; the newer one knows better how many slots are free.
                 served.answer(older, [])
         try:
-            runs = served.granted_to(claim.claim) or working.claim_runs(claim.claim, transaction, self.state)
+            runs = served.granted_to(claim.claim) or working.claim_runs(
+                claim.claim, transaction, self.state, among
+            )
         except MilepostError as refusal:
             served.answer(claim, refusal)
-            return
+            return 0
         if not runs and not self.state.has_answered(claim.claim):
-            served.parked[claim.claim.worker_id] = claim
-            return
+            served.wait(claim, self.state.workers[worker_id].tasks)
+            return 0
         if not runs:
             served.answer(claim, [])
-            return
+            return 0
         # The next claim of this group must not find the same runs queued.
         transaction.save()
-        served.granted.append((claim.claim, runs))
+        served.granted[worker_id, claim.claim.sequence] = claim.claim, runs
         served.answer(claim, runs)
+        return len(runs)
 
 
 class _Served:
-    """What a group did with the claims: still parked, granted, to be answered."""
+    """What a group does with the claims: granted, to be answered, parked. Those that were parked before stay so until the commit."""
 
-    def __init__(self, parked: dict[str, ParkedClaim], next_due_at: int | None) -> None:
-        self.parked = parked
+    def __init__(self, parked: ParkedClaims, next_due_at: int | None) -> None:
         self.next_due_at = next_due_at
-        self.granted: list[tuple[Claim, list[ClaimedRun]]] = []
+        self.granted: dict[tuple[str, int], tuple[Claim, list[ClaimedRun]]] = {}
         self.in_vain: list[Claim] = []
         # The newest claim of each worker that this group has heard of.
         self.newest: dict[str, int] = {}
         self.answers: list[tuple[Answer, Any]] = []
+        self._parked_before = parked
+        self._gone: set[ParkedClaim] = set()
+        self._new: dict[str, ParkedClaim] = {}
+
+    def parked_of(self, worker_id: str) -> ParkedClaim | None:
+        """The claim of a worker that waits, as things stand in this group."""
+        parked = self._new.get(worker_id) or self._parked_before.get(worker_id)
+        return None if parked in self._gone else parked
+
+    def wait(self, claim: ParkedClaim, tasks: tuple[str, ...]) -> None:
+        """The claim waits for runs of these tasks."""
+        if self.parked_of(claim.claim.worker_id) is claim:
+            if claim.tasks == tasks:
+                return
+            self.leave(claim)
+        self._new[claim.claim.worker_id] = ParkedClaim(claim.claim, claim.deadline, claim.answers, tasks)
+
+    def leave(self, claim: ParkedClaim) -> None:
+        """The claim, if it did wait, does so no longer."""
+        worker_id = claim.claim.worker_id
+        if self._new.get(worker_id) is claim:
+            del self._new[worker_id]
+        elif self._parked_before.get(worker_id) is claim:
+            self._gone.add(claim)
+
+    def over(self, now: int) -> list[ParkedClaim]:
+        """The waiting claims whose time is over."""
+        before = [claim for claim in self._parked_before.over(now) if claim not in self._gone]
+        return [*before, *(claim for claim in self._new.values() if claim.deadline <= now)]
+
+    def park(self, parked: ParkedClaims) -> None:
+        """It is committed: let those wait that have to."""
+        for claim in self._gone:
+            parked.remove(claim)
+        for claim in self._new.values():
+            parked.add(claim)
 
     def hear_of(self, claim: Claim, state: EngineState) -> None:
         """This claim is one of the group's."""
@@ -347,15 +415,12 @@ class _Served:
 
     def granted_to(self, claim: Claim) -> list[ClaimedRun]:
         """What this group has given to the same claim, which came twice."""
-        for earlier, runs in self.granted:
-            if (earlier.worker_id, earlier.sequence) == (claim.worker_id, claim.sequence):
-                return runs
-        return []
+        _, runs = self.granted.get((claim.worker_id, claim.sequence), (claim, []))
+        return runs
 
     def answer(self, claim: ParkedClaim, result: Any) -> None:
-        """The claim is no longer parked, and gets this."""
-        if self.parked.get(claim.claim.worker_id) is claim:
-            del self.parked[claim.claim.worker_id]
+        """The claim waits no longer, and gets this."""
+        self.leave(claim)
         if result == []:
             self.in_vain.append(claim.claim)
         self.answers.extend((answer, result) for answer in claim.answers)

@@ -1,6 +1,8 @@
 """What the engine remembers between groups of commands. All of it can be rebuilt: from the store, or by workers registering anew."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView
+from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -12,6 +14,8 @@ from milepost.protocol.work import ClaimedRun, WorkerTask
 from milepost.store.records import TaskRow
 
 METADATA_BYTES_MAX = 262_144
+# Deadlines of claims that wait no longer, beside as many as there are claims.
+DEADLINES_GONE_MAX = 100
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +55,8 @@ class Worker(msgspec.Struct):
     answer: list[ClaimedRun] = []
 
 
-class ParkedClaim(msgspec.Struct):
-    """A claim that waits for a run to become due, until `deadline` on the steady clock.
+class ParkedClaim(msgspec.Struct, eq=False):
+    """A claim that waits for a run of one of these tasks to become due, until `deadline` on the steady clock.
 
     Each of `answers` is called at most once: there is one for each time that the claim has arrived.
     """
@@ -60,6 +64,83 @@ class ParkedClaim(msgspec.Struct):
     claim: Claim
     deadline: int
     answers: list[Callable[[Any], None]]
+    tasks: tuple[str, ...] = ()
+
+
+class ParkedClaims:
+    """The claims that wait: at most one of each worker, found by what they can take and by when their time is over.
+
+    So what a group of commands costs does not depend on how many there are.
+    """
+
+    def __init__(self) -> None:
+        self._by_worker: dict[str, ParkedClaim] = {}
+        # In the order in which they came.
+        self._by_task: dict[str, dict[str, ParkedClaim]] = {}
+        # A heap; claims that have gone stay in it until they come up, or are too many.
+        self._deadlines: list[tuple[int, int, ParkedClaim]] = []
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        return len(self._by_worker)
+
+    def __iter__(self) -> Iterator[ParkedClaim]:
+        return iter(self._by_worker.values())
+
+    def get(self, worker_id: str) -> ParkedClaim | None:
+        """The claim of a worker."""
+        return self._by_worker.get(worker_id)
+
+    @property
+    def tasks(self) -> KeysView[str]:
+        """Every task that a claim waits for."""
+        return self._by_task.keys()
+
+    def waiting_for(self, task: str) -> Collection[ParkedClaim]:
+        """The claims that can take runs of a task, the one that has waited longest first."""
+        return self._by_task.get(task, {}).values()
+
+    def add(self, parked: ParkedClaim) -> None:
+        """Let a claim wait; its worker must have none here."""
+        worker_id = parked.claim.worker_id
+        self._by_worker[worker_id] = parked
+        for task in parked.tasks:
+            self._by_task.setdefault(task, {})[worker_id] = parked
+        heappush(self._deadlines, (parked.deadline, next(self._numbers), parked))
+
+    def remove(self, parked: ParkedClaim) -> None:
+        """The claim waits no longer."""
+        worker_id = parked.claim.worker_id
+        if self._by_worker.get(worker_id) is not parked:
+            return
+        del self._by_worker[worker_id]
+        for task in parked.tasks:
+            waiting = self._by_task[task]
+            del waiting[worker_id]
+            if not waiting:
+                del self._by_task[task]
+        if len(self._deadlines) > 2 * len(self._by_worker) + DEADLINES_GONE_MAX:
+            self._deadlines = [entry for entry in self._deadlines if self._waits(entry[2])]
+            heapify(self._deadlines)
+
+    def next_deadline(self) -> int | None:
+        """When the time of the next claim is over; None when none waits."""
+        while self._deadlines and not self._waits(self._deadlines[0][2]):
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def over(self, now: int) -> Iterator[ParkedClaim]:
+        """The claims whose time is over; they stay here until they are removed."""
+        # The heap is left as it is, because the group that asks may fail. No child is before its parent, so it is walked from the top.
+        places = [0]
+        for place in places:
+            if place < len(self._deadlines) and self._deadlines[place][0] <= now:
+                places += [2 * place + 1, 2 * place + 2]
+                if self._waits(self._deadlines[place][2]):
+                    yield self._deadlines[place][2]
+
+    def _waits(self, parked: ParkedClaim) -> bool:
+        return self._by_worker.get(parked.claim.worker_id) is parked
 
 
 class EngineState:
@@ -73,23 +154,24 @@ class EngineState:
         # How many runs of a queue may execute at once, for the queues that have a limit.
         self.queue_limits: dict[str, int] = {}
         self.workers: dict[str, Worker] = {}
-        self.parked: dict[str, ParkedClaim] = {}
+        self.parked = ParkedClaims()
         self.accepts_parking = True
         # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
         self.next_due_at: int | None = None
 
     def learn_tasks(self, rows: dict[str, TaskRow]) -> None:
         """Tasks that workers offered before this server started."""
-        for row in rows.values():
-            retry = msgspec.json.decode(row.retry, type=Retry)
-            self._learn(KnownTask(row.id, row.queue, row.queue_concurrency, retry))
+        self._learn(
+            KnownTask(row.id, row.queue, row.queue_concurrency, msgspec.json.decode(row.retry, type=Retry))
+            for row in rows.values()
+        )
 
-    def learn_task(self, task: WorkerTask) -> None:
-        """A worker offers a task: its word replaces what was known."""
-        self._learn(KnownTask(task.id, task.queue, task.queue_concurrency, task.retry))
+    def learn_offered(self, tasks: Iterable[WorkerTask]) -> None:
+        """A worker offers tasks: its word replaces what was known."""
+        self._learn(KnownTask(task.id, task.queue, task.queue_concurrency, task.retry) for task in tasks)
 
-    def _learn(self, task: KnownTask) -> None:
-        self.tasks[task.id] = task
+    def _learn(self, tasks: Iterable[KnownTask]) -> None:
+        self.tasks.update((task.id, task) for task in tasks)
         self.queue_limits = {
             known.queue: known.queue_concurrency
             for known in self.tasks.values()

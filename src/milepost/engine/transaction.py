@@ -32,8 +32,10 @@ class Transaction:
         self.now = now
         self.steady_now = steady_now
         self.touched: set[str] = set()
-        # Something was queued that is due, or a slot of a limited queue is free: a parked claim may have work now.
-        self.work_offered = False
+        # Where parked claims may have work now: due runs of these tasks were queued, these queues have a free slot, or anything.
+        self.offered_tasks: set[str] = set()
+        self.freed_queues: set[str] = set()
+        self.everything_offered = False
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
         self.logs: list[LogRow] = []
@@ -41,6 +43,8 @@ class Transaction:
         self._earlier_refusals: dict[tuple[str, int, int], bytes] = {}
         # What these claims would be given, nobody would hear of.
         self.gone_workers: set[str] = set()
+        # They may offer other tasks than when they made the claim that is parked. Who presents itself claims anew.
+        self.registered_workers: set[str] = set()
         self.withdrawn_claims: set[tuple[str, int]] = set()
         self._answers: dict[str, bytes] = {}
         self._known_answers: dict[str, bytes] = {}

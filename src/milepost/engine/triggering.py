@@ -306,8 +306,8 @@ def _max_attempts(options: TriggerOptions, place: str) -> int | None:
 
 def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
     transaction.new_runs.extend(runs)
-    transaction.work_offered = True
     for run in runs:
+        transaction.offered_tasks.add(run.task)
         transaction.announce_state(
             RunRow(
                 id=run.id,

@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
@@ -37,8 +37,16 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     known = state.workers.get(command.worker_id)
     if known is not None and 0 < command.sequence <= known.registration:
         return
-    for task in command.tasks:
-        state.learn_task(task)
+    limits = state.queue_limits
+    new_tasks = [task.id for task in command.tasks if task.id not in state.tasks]
+    state.learn_offered(command.tasks)
+    transaction.registered_workers.add(command.worker_id)
+    if state.queue_limits != limits:
+        # One that was raised has free slots.
+        transaction.everything_offered = True
+    due_at = run_store.next_due_at_after(transaction.connection, transaction.now, new_tasks)
+    if due_at is not None:
+        state.due_later(due_at)
     records.save_tasks(
         transaction.connection,
         [
@@ -87,14 +95,21 @@ def worker_of(worker_id: str, transaction: Transaction, state: EngineState) -> W
     return worker
 
 
-def claim_runs(command: Claim, transaction: Transaction, state: EngineState) -> list[ClaimedRun]:
-    """Lease due runs to the worker, oldest first; none when none is due. Queue limits hold over all workers."""
+def claim_runs(
+    command: Claim, transaction: Transaction, state: EngineState, among: Container[str] | None = None
+) -> list[ClaimedRun]:
+    """Lease due runs to the worker, oldest first; none when none is due. Queue limits hold over all workers.
+
+    Args:
+        among: where it is known that of other tasks than these no run is due.
+    """
     worker = worker_of(command.worker_id, transaction, state)
     if command.sequence == worker.answered_sequence:
         return worker.answer
-    if not worker.tasks or command.slots < 1:
+    tasks = worker.tasks if among is None else tuple(task for task in worker.tasks if task in among)
+    if not tasks or command.slots < 1:
         return []
-    ids = _due_within_limits(worker.tasks, min(command.slots, SLOTS_MAX), transaction, state)
+    ids = _due_within_limits(tasks, min(command.slots, SLOTS_MAX), transaction, state)
     if not ids:
         return []
     records = run_store.load_records(transaction.connection, ids, values=True)
@@ -198,8 +213,6 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
         status = RunStatus.WAITING if item.waiting else RunStatus.EXECUTING
         if status is not row.status:
             _apply(row, Change(status, row.attempt, row.worker_id), transaction)
-            if item.waiting:
-                _free_slot(row, transaction, state)
     return RunReply(id=item.id, refused=refused, delta=_delta(item, row, transaction))
 
 
@@ -247,7 +260,6 @@ def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: Engi
         )
     change = finish(row, outcome, transaction.now)
     _apply(row, change, transaction)
-    _free_slot(row, transaction, state)
     error = msgspec.json.encode(outcome.error).decode() if outcome.error else None
     transaction.save_result(row, outcome.output if error is None else None, error)
     if change.due_at is not None:
@@ -263,11 +275,6 @@ def _is_json(text: str) -> bool:
     except (msgspec.DecodeError, RecursionError):
         return False
     return True
-
-
-def _free_slot(row: RunRow, transaction: Transaction, state: EngineState) -> None:
-    if row.queue in state.queue_limits:
-        transaction.work_offered = True
 
 
 def _tell_parent(row: RunRow, transaction: Transaction) -> None:
@@ -303,7 +310,10 @@ def _apply(row: RunRow, change: Change, transaction: Transaction) -> None:
         row.started_at = now
     if change.due_at is not None:
         row.due_at = change.due_at
-        transaction.work_offered = transaction.work_offered or change.due_at <= now
+        if change.due_at <= now:
+            transaction.offered_tasks.add(row.task)
+    if row.status is RunStatus.EXECUTING:
+        transaction.freed_queues.add(row.queue)
     row.status, row.attempt, row.worker_id = change.status, change.attempt, change.worker_id
     row.finished_at = now if change.status.is_final else None
     transaction.save_run(row)

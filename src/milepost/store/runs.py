@@ -32,6 +32,8 @@ from milepost.store.statements import Lookup, Row, Statement, padded, parameters
 INLINE_CHARACTERS = 8192
 # SQLite joins at most 500 selects into one.
 DUE_TASKS = 400
+# The same for what is padded; a power of two.
+NEXT_DUE_TASKS = 256
 
 
 class RunRow(msgspec.Struct, gc=False):
@@ -201,9 +203,6 @@ _ROWS = Lookup(select(*_ROW), runs.c.id)
 _RECORDS = Lookup(select(*_RECORD), runs.c.id)
 _SUMMARIES = Lookup(select(*_SUMMARY), runs.c.id)
 _TRIGGER_METADATA = Lookup(select(runs.c.id, runs.c.trigger_metadata, runs.c.large), runs.c.id)
-_NEXT_DUE = Statement(
-    select(func.min(runs.c.due_at)).where(_QUEUED, runs.c.due_at > bindparam("after")), ["after"]
-)
 
 
 # Looking a member up costs less than calling the enumeration.
@@ -369,10 +368,31 @@ def _due_statement(task_count: int, left_out_count: int) -> Statement:
     return Statement(statement, ["now", "count", *tasks, *queues])
 
 
-def next_due_at_after(connection: Connection, after: int) -> int | None:
-    """When the next queued run becomes due that is not due at `after` yet; None when there is none."""
-    [[due_at]] = _NEXT_DUE.read(connection, (after,))
-    return due_at
+def next_due_at_after(connection: Connection, after: int, tasks: Sequence[str]) -> int | None:
+    """When the next queued run of these tasks becomes due that is not due at `after` yet; None when there is none.
+
+    One look into the index per task, however many runs are queued.
+    """
+    found: list[int] = []
+    for start in range(0, len(tasks), NEXT_DUE_TASKS):
+        chunk = padded(tuple(tasks[start : start + NEXT_DUE_TASKS]))
+        found += [due_at for (due_at,) in _next_due_statement(len(chunk)).read(connection, (after, *chunk))]
+    return min(found, default=None)
+
+
+@cache
+def _next_due_statement(task_count: int) -> Statement:
+    tasks = [f"task_{number}" for number in range(task_count)]
+    parts = [
+        select(runs.c.due_at)
+        .where(_QUEUED, runs.c.task == bindparam(task), runs.c.due_at > bindparam("after"))
+        .order_by(runs.c.due_at)
+        .limit(literal_column("1"))
+        .subquery()
+        for task in tasks
+    ]
+    rows = union_all(*(select(part) for part in parts)).subquery()
+    return Statement(select(rows.c.due_at), ["after", *tasks])
 
 
 def shift_due(connection: Connection, microseconds: int) -> None:
