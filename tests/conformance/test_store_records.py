@@ -7,6 +7,7 @@ from conformance.rows import NOW, run_name
 from milepost.store import records
 from milepost.store.database import Store
 from milepost.store.records import LogRow, TaskRow
+from support.work import work_of_writer
 
 
 def line(number: int, run: int = 1) -> LogRow:
@@ -55,11 +56,25 @@ def test_answers_are_kept_until_they_are_pruned(store: Store) -> None:
     with store.read() as connection:
         assert records.load_answers(connection, ["id 0", "id 3", "id 9"]) == {"id 0": b"0", "id 3": b"3"}
     with store.write() as connection:
-        assert records.prune_answers(connection, before=NOW + 2) == 2
-        assert records.prune_answers(connection, before=NOW + 2) == 0
+        assert records.prune_answers(connection, before=NOW + 2, limit=10) == 2
+        assert records.prune_answers(connection, before=NOW + 2, limit=10) == 0
     with store.read() as connection:
         found = records.load_answers(connection, [f"id {number}" for number in range(4)])
     assert set(found) == {"id 2", "id 3"}
+
+
+def test_pruning_answers_costs_what_is_pruned_and_not_what_there_is(store: Store) -> None:
+    """The oldest go first, a few at a time: whoever writes waits for one step and not for all of them."""
+    with store.write() as connection:
+        records.save_answers(connection, [(f"id {number:05}", b"1", NOW + number) for number in range(5000)])
+    with work_of_writer(store) as work, store.write() as connection:
+        assert records.prune_answers(connection, before=NOW + 4000, limit=10) == 10
+    assert work.steps < 1500
+    with store.read() as connection:
+        assert set(records.load_answers(connection, [f"id {number:05}" for number in range(12)])) == {
+            "id 00010",
+            "id 00011",
+        }
 
 
 def test_one_request_has_one_answer(store: Store) -> None:

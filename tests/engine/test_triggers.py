@@ -363,10 +363,10 @@ def test_a_refused_request_may_be_corrected_under_the_same_id(world: World, work
 def test_answers_are_forgotten_after_a_day_and_not_before(world: World, worker: WorkerDouble) -> None:
     first = world.do(Trigger(item(), "request 1"))
     world.clock.advance(23 * 3600)
-    world.do(PruneAnswers())
+    world.do(PruneAnswers(10))
     assert world.do(Trigger(item(), "request 1")).run_ids == first.run_ids
     world.clock.advance(2 * 3600)
-    assert world.do(PruneAnswers()) == 1
+    assert world.do(PruneAnswers(10)) == 1
     assert world.do(Trigger(item(), "request 1")).run_ids != first.run_ids
 
 

@@ -140,7 +140,9 @@ class IndexDocuments(msgspec.Struct, frozen=True):
 
 
 class PruneAnswers(msgspec.Struct, frozen=True):
-    """Forget answers kept for repeated requests that are older than a day. Result: how many."""
+    """Forget up to `limit` answers, kept for repeated requests, of more than a day ago. Result: how many; less than `limit`: all."""
+
+    limit: int
 
 
 class PrunableLog(msgspec.Struct, frozen=True):

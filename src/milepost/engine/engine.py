@@ -252,7 +252,9 @@ class Engine:
                     return indexing.index_documents(command, transaction, state)
                 case PruneAnswers():
                     return records.prune_answers(
-                        transaction.connection, before=transaction.now - ANSWERS_KEPT_MICROSECONDS
+                        transaction.connection,
+                        before=transaction.now - ANSWERS_KEPT_MICROSECONDS,
+                        limit=command.limit,
                     )
                 case PruneHistory():
                     return history.prune(command, transaction)

@@ -42,6 +42,8 @@ from milepost.store.database import Store
 logger = logging.getLogger("milepost.server")
 
 PRUNE_SECONDS = 600
+# Answers that one command forgets: a few milliseconds of the committer's time.
+ANSWERS_PER_STEP = 500
 # Indexing: after each pause, commands of so many documents, one after the other, for at most so long.
 INDEX_PAUSE_SECONDS = 1.0
 INDEX_SECONDS_MAX = 0.3
@@ -135,7 +137,7 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._loop = asyncio.get_running_loop()
         self.committer.start()
-        loops = (self._upkeep, self._prune_history, self._keep_index)
+        loops = (self._upkeep, self._prune, self._keep_index)
         upkeep = [asyncio.create_task(loop()) for loop in loops]
         try:
             yield
@@ -146,25 +148,23 @@ class Server:
             self._store.close()
 
     async def _upkeep(self) -> None:
-        """Give up what lost workers held, several times per lease; forget old answers."""
-        pruned_at = time.monotonic()
+        """Give up what lost workers held, several times per lease."""
         while True:
             await asyncio.sleep(min(1.0, self.settings.lease_seconds / 4))
             try:
                 lost = await self.committer.submit(ReleaseLostRuns())
                 if lost:
                     logger.warning("%d runs were held by workers that stopped answering", lost)
-                if time.monotonic() - pruned_at > PRUNE_SECONDS:
-                    pruned_at = time.monotonic()
-                    await self.committer.submit(PruneAnswers())
             except UnavailableError as error:
                 logger.warning("upkeep has to wait: %s", error)
 
-    async def _prune_history(self) -> None:
-        """Forget changes of documents that are older than the setting, step by step, so that commits are not held up."""
+    async def _prune(self) -> None:
+        """Forget old answers, and changes of documents that are older than the setting, in steps that do not hold up commits."""
         while True:
             try:
                 await self.prune_history()
+                while await self.committer.submit(PruneAnswers(ANSWERS_PER_STEP)) == ANSWERS_PER_STEP:
+                    pass
             except (UnavailableError, SQLAlchemyError) as error:
                 logger.warning("pruning has to wait: %s", error)
             await asyncio.sleep(PRUNE_SECONDS)

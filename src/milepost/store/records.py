@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import answers, logs, tasks
@@ -83,14 +83,12 @@ def save_answers(connection: Connection, rows: Sequence[Row]) -> None:
     _INSERT_ANSWERS.write(connection, rows)
 
 
-def prune_answers(connection: Connection, *, before: int) -> int:
-    """Forget answers from before a time; how many they were."""
-    count = (
-        connection.execute(
-            select(func.count()).select_from(answers).where(answers.c.created_at < before)
-        ).scalar()
-        or 0
+def prune_answers(connection: Connection, *, before: int, limit: int) -> int:
+    """Forget up to `limit` answers from before a time, the oldest first; how many they were."""
+    oldest = (
+        select(answers.c.request_id)
+        .where(answers.c.created_at < before)
+        .order_by(answers.c.created_at)
+        .limit(limit)
     )
-    if count:
-        connection.execute(delete(answers).where(answers.c.created_at < before))
-    return count
+    return connection.execute(delete(answers).where(answers.c.request_id.in_(oldest))).rowcount
