@@ -62,10 +62,18 @@ class Served:
     """A server on a data folder; it may be stopped and started again.
 
     Args:
+        new_loop: makes the event loop that it runs on; by default that of the standard library.
         settings: beside folder and key.
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        **settings: Any,
+    ) -> None:
+        self._new_loop = new_loop
         self._folder = folder
         self._settings = settings
         self.clock = RealClock()
@@ -83,7 +91,7 @@ class Served:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
+        self._thread = threading.Thread(target=lambda: self._run(started))
         self._thread.start()
         assert started.wait(PATIENCE_SECONDS)
 
@@ -93,6 +101,10 @@ class Served:
         self._thread.join(PATIENCE_SECONDS)
         assert not self._thread.is_alive()
         self.pool.clear()
+
+    def _run(self, started: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=self._new_loop) as runner:
+            runner.run(self._serve(started))
 
     async def _serve(self, started: threading.Event) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()

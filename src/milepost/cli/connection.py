@@ -33,9 +33,10 @@ class _GatheringTransport(asyncio.Transport):
         self._gathered.append(data)
 
     def _flush(self) -> None:
-        if self._gathered:
-            data = b"".join(self._gathered)
-            self._gathered.clear()
+        data = b"".join(self._gathered)
+        self._gathered.clear()
+        # A client may vanish between the writing and now; then nobody is left to write to, and that is no error of ours.
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
