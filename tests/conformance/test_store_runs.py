@@ -59,7 +59,7 @@ def test_a_trigger_document_comes_back_whatever_its_length(store: Store, length:
     document = b'{"text":"' + b"x" * length + b'"}'
     insert(store, new_run(1, trigger_metadata=document, payload="y" * length), new_run(2))
     with store.read() as connection:
-        found = runs.load_records(connection, [run_name(1), run_name(2)], values=False)
+        found = runs.load_records(connection, [run_name(1), run_name(2)], values=True)
         given = runs.load_trigger_metadata(connection, [run_name(1), run_name(2)])
     assert found[run_name(1)].trigger_metadata == given[run_name(1)] == document
     assert found[run_name(2)].trigger_metadata is given[run_name(2)] is None

@@ -13,11 +13,12 @@ from milepost.engine import reading
 from milepost.engine.commands import IndexDocuments, Report, TriggerItem
 from milepost.errors import UnavailableError
 from milepost.model.filters import parse_filter
+from milepost.model.jsonvalue import encode
 from milepost.model.operations import Append, Delete, Increment, Set, Update
 from milepost.model.run import RunStatus
 from milepost.protocol.triggering import TriggerOptions
 from milepost.store import metadata_values, search
-from milepost.store.metadata_values import Kind, terms_of, values_of
+from milepost.store.metadata_values import Kind, terms_of, traces_of, values_of
 from milepost.store.runs import RunFilter
 from model.strategies import documents_and_filters, few_documents, few_values, filters
 from support.properties import database_property
@@ -60,7 +61,7 @@ def unindexed(world: World) -> list[str]:
 
 
 def index_all(world: World) -> None:
-    while world.do(IndexDocuments(7)) == 7:
+    while world.do(IndexDocuments(7)):
         pass
     assert unindexed(world) == []
 
@@ -99,6 +100,8 @@ def test_a_document_that_matches_is_a_candidate(both: tuple[dict[str, Any], dict
         ), group
     for term in terms.absent:
         assert not any(stands(term, row) for row in rows), term
+    for trace in traces_of(parsed):
+        assert any(part in encode(document) for part in trace.any_of), trace
 
 
 def stands(term: metadata_values.Term, row: metadata_values.IndexedValue) -> bool:
@@ -196,6 +199,62 @@ def test_a_run_without_metadata_costs_the_index_nothing(world: World, worker: Wo
     assert world.do(IndexDocuments(10)) == 0
     assert rows_of(world) == {}
     assert find(world, {"a": {"$exists": False}}) == [run_id]
+
+
+def test_an_empty_document_costs_the_index_nothing(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger(metadata={})
+    assert unindexed(world) == []
+    assert find(world, {"a": {"$exists": False}}) == [run_id]
+    world.write(run_id, Set("a", 1))
+    assert unindexed(world) == [run_id]
+    assert find(world, {"a": 1}) == [run_id]
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [{"user": "u 77"}, {"n": 77}, {"tags": {"$contains": "t 77"}}, {"odd": True}, {"deep.x": {"$gt": 76}}],
+)
+def test_a_search_straight_after_many_runs_reads_few_documents(
+    world: World, worker: WorkerDouble, filter: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not indexed yet is ruled out by its text; nobody waits for the index."""
+    items = [
+        TriggerItem("work", None, TriggerOptions(metadata={"user": f"u {n}", "n": n, "tags": [f"t {n}"]}))
+        for n in range(1000)
+    ]
+    ids = world.trigger_batch(*items[:700]).run_ids
+    for run in worker.claim(200):
+        worker.finish(run, Set("done", True))
+    ids += world.trigger_batch(*items[700:]).run_ids
+    world.write(ids[77], Set("odd", True), Set("$.deep.x", 76), Increment("$.deep.x", 1))
+    looked_at: list[Any] = []
+    monkeypatch.setattr(
+        reading,
+        "_is_meant",
+        lambda document, filter: looked_at.append(document) or is_meant(document, filter),
+    )
+    assert find(world, filter) == [ids[77]]
+    assert len(looked_at) <= 20
+
+
+is_meant = reading._is_meant
+
+
+def test_one_step_of_indexing_is_bounded_by_what_it_writes(
+    world: World, worker: WorkerDouble, limits: str
+) -> None:
+    """Whoever writes waits for one step: a few hundred small documents, or a few large ones."""
+    many = {f"k{number}": number for number in range(900)}
+    ids = world.trigger_batch(
+        *(TriggerItem("work", None, TriggerOptions(metadata=many)) for _ in range(20))
+    ).run_ids
+    at_once = world.do(IndexDocuments(1000))
+    assert at_once == (20 if limits == "small limits" else 4)
+    index_all(world)
+    assert find(world, {"k3": 3}) == ids[::-1]
+    texts = {"t": "x" * 200_000}
+    world.trigger_batch(*(TriggerItem("work", None, TriggerOptions(metadata=texts)) for _ in range(20)))
+    assert world.do(IndexDocuments(1000)) == 4
 
 
 def test_a_write_in_the_group_of_the_indexing_is_not_missed(world: World, worker: WorkerDouble) -> None:

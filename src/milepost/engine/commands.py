@@ -134,7 +134,7 @@ class ReleaseLostRuns(msgspec.Struct, frozen=True):
 
 
 class IndexDocuments(msgspec.Struct, frozen=True):
-    """Bring the search index up to date for up to `limit` documents. Result: how many were behind; fewer than `limit`: now none is."""
+    """Bring the search index up to date for up to `limit` documents, fewer where they are large. Result: how many; 0: none was."""
 
     limit: int
 

@@ -35,6 +35,8 @@ class Committer:
         self._engine = engine
         self._steady = steady
         self._announce = announce
+        # Commands that were ever submitted, by which one sees whether others have work for it.
+        self.submitted = 0
         self._waiting: deque[Request] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -54,6 +56,7 @@ class Committer:
         with self._wake:
             if self._stopping:
                 raise RuntimeError("the committer has stopped")
+            self.submitted += 1
             self._waiting.append(Request(command, _Answer(loop, future)))
             self._wake.notify()
         result = await future

@@ -263,32 +263,67 @@ def load_documents(
     connection: Connection, rows: Sequence[RunRow], *, size_max: int
 ) -> dict[str, HotDocument]:
     """Documents from the store: the saved snapshot, else the document given at trigger, and the log above it."""
-    ids = [row.id for row in rows]
     written = [row.id for row in rows if row.metadata_written]
-    snapshots = store.load_snapshots(connection, written) if written else {}
-    plain = [run_id for run_id in ids if run_id not in snapshots]
+    snapshots, tails = _written(connection, written)
+    plain = [row.id for row in rows if row.id not in snapshots]
     given = run_store.load_trigger_metadata(connection, plain) if plain else {}
-    documents: dict[str, HotDocument] = {}
-    for run_id in ids:
-        snapshot = snapshots.get(run_id)
-        value = snapshot.value if snapshot else given.get(run_id)
-        counted = _TEXTS.decode(snapshot.counted) if snapshot and snapshot.counted else []
-        version = snapshot.version if snapshot else 0
-        document = Document.load(value or b"{}", version=version, limit=sys.maxsize, counted=counted)
-        documents[run_id] = HotDocument(
-            run_id,
-            document,
-            snapshot_version=version,
-            snapshot_bytes=len(value or b"") + len((snapshot and snapshot.counted) or b""),
-            changed_at=snapshot.changed_at if snapshot else None,
+    return {
+        row.id: _hot(
+            row.id,
+            snapshots.get(row.id) or _as_snapshot(row.id, given.get(row.id)),
+            tails.get(row.id, ()),
+            size_max=size_max,
         )
-    if written:
-        tails = store.load_changes(
-            connection, {run_id: documents[run_id].document.version for run_id in written}
-        )
-        for run_id, tail in tails.items():
-            for row in tail:
-                documents[run_id].replay(row)
-    for hot in documents.values():
-        hot.document.limit = size_max
+        for row in rows
+    }
+
+
+def read_documents(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[bytes, int]]:
+    """Documents as JSON with their versions, for who only reads. A document of which the store has the newest text is not decoded."""
+    given = run_store.load_given_documents(connection, ids)
+    written = [run_id for run_id, document in given.items() if document.is_written]
+    snapshots, tails = _written(connection, written)
+    moved = [run_id for run_id, document in given.items() if document.has_moved and run_id not in snapshots]
+    large = run_store.load_large(connection, moved, "trigger_metadata") if moved else {}
+    documents: dict[str, tuple[bytes, int]] = {}
+    for run_id, document in given.items():
+        value = large[run_id].encode() if run_id in large else document.value
+        snapshot = snapshots.get(run_id) or _as_snapshot(run_id, value)
+        if run_id in tails:
+            hot = _hot(run_id, snapshot, tails[run_id], size_max=sys.maxsize)
+            documents[run_id] = hot.document.encode(), hot.document.version
+        else:
+            documents[run_id] = snapshot.value, snapshot.version
     return documents
+
+
+def _written(
+    connection: Connection, ids: Sequence[str]
+) -> tuple[dict[str, Snapshot], dict[str, list[ChangeRow]]]:
+    """The saved snapshots of documents that were written to, and the changes above them."""
+    if not ids:
+        return {}, {}
+    snapshots = store.load_snapshots(connection, ids)
+    since = {run_id: snapshots[run_id].version if run_id in snapshots else 0 for run_id in ids}
+    return snapshots, store.load_changes(connection, since)
+
+
+def _as_snapshot(run_id: str, given: bytes | None) -> Snapshot:
+    """The document given at trigger: version 0."""
+    return Snapshot(run_id, 0, given or b"{}", None)
+
+
+def _hot(run_id: str, snapshot: Snapshot, tail: Iterable[ChangeRow], *, size_max: int) -> HotDocument:
+    counted = _TEXTS.decode(snapshot.counted) if snapshot.counted else []
+    document = Document.load(snapshot.value, version=snapshot.version, limit=sys.maxsize, counted=counted)
+    hot = HotDocument(
+        run_id,
+        document,
+        snapshot_version=snapshot.version,
+        snapshot_bytes=len(snapshot.value) + len(snapshot.counted or b""),
+        changed_at=snapshot.changed_at,
+    )
+    for row in tail:
+        hot.replay(row)
+    document.limit = size_max
+    return hot

@@ -6,21 +6,35 @@ from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.store import runs as run_store
 from milepost.store import search
-from milepost.store.metadata_values import values_of
+from milepost.store.metadata_values import IndexedValue, values_of
+
+# What one command does at most, so that it does not hold up commits: a document may have 250 KB, and 2,000 rows in the index.
+ROWS_PER_STEP = 2000
+BYTES_PER_STEP = 512 * 1024
+LOADED_AT_ONCE = 4
 
 
 def index_documents(command: IndexDocuments, transaction: Transaction, state: EngineState) -> int:
-    """Index what is behind, oldest runs first.
+    """Index what is behind, oldest runs first, as much as one step may.
 
     What this group itself writes may still be behind afterwards: what is noted of it is saved later.
     """
     connection = transaction.connection
     ids = search.unindexed_ids(connection, limit=command.limit)
-    if not ids:
-        return 0
-    hot = {run_id: document for run_id in ids if (document := transaction.at_hand(run_id)) is not None}
-    # Read past the cache: a document that is only indexed must not drive out one that is written to.
-    rows = run_store.load_rows(connection, [run_id for run_id in ids if run_id not in hot])
-    hot |= load_documents(connection, list(rows.values()), size_max=state.settings.metadata_size_max)
-    search.replace_values(connection, {run_id: values_of(hot[run_id].document.value) for run_id in ids})
-    return len(ids)
+    indexed: dict[str, set[IndexedValue]] = {}
+    rows_left, bytes_left = ROWS_PER_STEP, BYTES_PER_STEP
+    for first in range(0, len(ids), LOADED_AT_ONCE):
+        if rows_left <= 0 or bytes_left <= 0:
+            break
+        part = ids[first : first + LOADED_AT_ONCE]
+        hot = {run_id: document for run_id in part if (document := transaction.at_hand(run_id)) is not None}
+        # Read past the cache: a document that is only indexed must not drive out one that is written to.
+        rows = run_store.load_rows(connection, [run_id for run_id in part if run_id not in hot])
+        hot |= load_documents(connection, list(rows.values()), size_max=state.settings.metadata_size_max)
+        for run_id in part:
+            indexed[run_id] = values_of(hot[run_id].document.value)
+            rows_left -= len(indexed[run_id])
+            bytes_left -= hot[run_id].document.size
+    if indexed:
+        search.replace_values(connection, indexed)
+    return len(indexed)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 from sqlalchemy import Connection
 
-from milepost.engine.documents import load_documents
+from milepost.engine.documents import load_documents, read_documents
 from milepost.engine.history import History
 from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
@@ -103,7 +103,7 @@ class Reader:
             ancestors = [row.parent_id, row.root_id] if row.parent_id else []
             related = self._related(connection, ancestors, children, with_documents=with_family)
             counts = run_store.count_by_status(connection, family)
-            metadata, version = self._documents(connection, [record])[run_id]
+            metadata, version = _documents(connection, [run_id])[run_id]
         fields = _summary_fields(record, metadata, version)
         fields["related_runs"] = RelatedRuns(
             root=related.get(row.root_id) if row.parent_id else None,
@@ -179,7 +179,7 @@ class Reader:
             fitting = run_store.matching_ids(connection, filter, run_ids)
             wanted = [run_id for run_id in run_ids if run_id in fitting or run_id in among]
             records = run_store.load_records(connection, wanted, values=False)
-            documents = self._documents(connection, list(records.values()))
+            documents = _documents(connection, list(records))
         matches = {run_id: RunMatch(None, False) for run_id in run_ids}
         for run_id, record in records.items():
             is_match = run_id in fitting and _is_meant(documents[run_id][0], filter)
@@ -196,9 +196,10 @@ class Reader:
     def metadata(self, run_id: str) -> tuple[bytes, int]:
         """The document of a run as JSON, and its version. Raises RunNotFoundError."""
         with self._store.read() as connection:
-            record = self._record(connection, run_id, values=False)
-            metadata, version = self._documents(connection, [record])[run_id]
-        return bytes(metadata), version
+            documents = read_documents(connection, [run_id])
+        if run_id not in documents:
+            raise RunNotFoundError(f"there is no run {run_id!r}")
+        return documents[run_id]
 
     def document(self, run_id: str) -> tuple[bytes, int, list[str]]:
         """The document of a run as JSON, its version, and the `once` ids that it has counted. Raises RunNotFoundError."""
@@ -292,18 +293,18 @@ class Reader:
             return ids, {}
         search = Search(connection, filter)
         found: _Documents = {}
+        # The index is seldom wrong: the first step is nearly always the last. Documents that are not indexed yet may take many.
+        step = min(max(limit, CANDIDATES_MIN), CANDIDATES_MAX)
         while len(found) < limit:
-            # The index is seldom wrong: the first step is nearly always the last.
-            step = min(max(limit - len(found), CANDIDATES_MIN), CANDIDATES_MAX)
             candidates = search.candidates(limit=step, after=after, before=before)
-            records = run_store.load_records(connection, candidates, values=False)
-            documents = self._documents(connection, list(records.values()))
+            documents = _documents(connection, candidates)
             for run_id in candidates:
                 if _is_meant(documents[run_id][0], filter) and len(found) < limit:
                     found[run_id] = documents[run_id]
             if len(candidates) < step:
                 break
             after, before = (candidates[-1], None) if before is None else (None, candidates[-1])
+            step = min(2 * step, CANDIDATES_MAX)
         return list(found) if before is None else list(found)[::-1], found
 
     def _summaries(
@@ -312,7 +313,7 @@ class Reader:
         if not run_ids:
             return {}
         found = run_store.load_records(connection, run_ids, values=False)
-        documents = known or self._documents(connection, list(found.values()))
+        documents = known or _documents(connection, list(found))
         return {
             run_id: RunSummary(**_summary_fields(record, *documents[run_id]))
             for run_id, record in found.items()
@@ -328,29 +329,19 @@ class Reader:
     ) -> dict[str, RelatedRun]:
         """Relatives of a run; only ancestors, of which there are two at most, with their documents."""
         found = run_store.load_records(connection, list({*ancestors, *children}), values=False)
-        known = [found[run_id] for run_id in set(ancestors) & found.keys()] if with_documents else []
-        documents = self._documents(connection, known)
+        documents = _documents(connection, list(dict.fromkeys(ancestors))) if with_documents else {}
         related: dict[str, RelatedRun] = {}
         for run_id, record in found.items():
             metadata, version = documents.get(run_id, (None, None))
             related[run_id] = RelatedRun(**_fields(record), metadata=metadata, metadata_version=version)
         return related
 
-    def _documents(self, connection: Connection, found: Sequence[RunRecord]) -> "_Documents":
-        written = [record.row for record in found if record.row.metadata_written]
-        hot = load_documents(connection, written, size_max=self._metadata_size_max) if written else {}
-        documents: _Documents = {}
-        for record in found:
-            run_id = record.row.id
-            if run_id in hot:
-                document = hot[run_id].document
-                documents[run_id] = msgspec.Raw(jsonvalue.encode(document.value)), document.version
-            else:
-                documents[run_id] = (
-                    msgspec.Raw(record.trigger_metadata) if record.trigger_metadata else _EMPTY,
-                    0,
-                )
-        return documents
+
+def _documents(connection: Connection, ids: Sequence[str]) -> "_Documents":
+    return {
+        run_id: (msgspec.Raw(value), version)
+        for run_id, (value, version) in read_documents(connection, ids).items()
+    }
 
 
 def _urgent(connection: Connection, filter: RunFilter, size: int) -> list[str]:

@@ -330,7 +330,7 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 depth=run.depth,
                 trigger_function=run.trigger_function,
                 metadata_written=0,
-                metadata_unindexed=int(run.trigger_metadata is not None),
+                metadata_unindexed=run_store.is_unindexed(run.trigger_metadata),
                 large=None,
             )
         )

@@ -58,23 +58,30 @@ class Test(msgspec.Struct, frozen=True):
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """A key with its tests. `places` are the paths that the key may mean."""
+    """A key with its tests. `places` are the paths that the key may mean; `wants_absence` is true when nothing may be there."""
 
     key: str
     places: tuple[Path, ...]
     tests: tuple[Test, ...]
-
-    @property
-    def wants_absence(self) -> bool:
-        """True when nothing may be at the key."""
-        return any(test.operator == "$exists" and test.expected is False for test in self.tests)
+    wants_absence: bool
 
     def matches(self, document: JSONValue) -> bool:
         """True when all tests hold for what is at one of the places."""
-        found = [value for place in self.places if (value := find(document, place)) is not MISSING]
+        # Written out: a search may ask this of a hundred thousand documents.
         if self.wants_absence:
-            return not found and all(test.operator == "$exists" and not test.expected for test in self.tests)
-        return any(all(test.holds_for(value) for test in self.tests) for value in found)
+            return all(find(document, place) is MISSING for place in self.places) and all(
+                test.operator == "$exists" and not test.expected for test in self.tests
+            )
+        for place in self.places:
+            value = find(document, place)
+            if value is MISSING:
+                continue
+            for test in self.tests:
+                if not test.holds_for(value):
+                    break
+            else:
+                return True
+        return False
 
 
 class MetadataFilter(msgspec.Struct, frozen=True):
@@ -84,7 +91,10 @@ class MetadataFilter(msgspec.Struct, frozen=True):
 
     def matches(self, document: JSONValue) -> bool:
         """True when the document is one that the filter means."""
-        return all(condition.matches(document) for condition in self.conditions)
+        for condition in self.conditions:  # noqa: SIM110
+            if not condition.matches(document):
+                return False
+        return True
 
     def may_depend_on(self, operation: Operation) -> bool:
         """False when the operation, applied to any document, leaves it with the filter as it was: matching or not.
@@ -131,9 +141,7 @@ def parse_filter(filter: Mapping[str, JSONValue]) -> MetadataFilter:
         MetadataValueError: an expected value that could not be in any document.
     """
     check_json(filter, place="the filter")
-    conditions = tuple(
-        Condition(key, _places(key), _tests(key, expected)) for key, expected in filter.items()
-    )
+    conditions = tuple(_condition(key, expected) for key, expected in filter.items())
     count = sum(len(condition.tests) for condition in conditions)
     if count > TESTS_MAX:
         raise InvalidRequestError(
@@ -147,6 +155,12 @@ def parse_filter(filter: Mapping[str, JSONValue]) -> MetadataFilter:
             limit=FILTER_BYTES_MAX,
         )
     return MetadataFilter(conditions)
+
+
+def _condition(key: str, expected: JSONValue) -> Condition:
+    places, tests = _places(key), _tests(key, expected)
+    wants_absence = any(test.operator == "$exists" and test.expected is False for test in tests)
+    return Condition(key, places, tests, wants_absence)
 
 
 def _places(key: str) -> tuple[Path, ...]:

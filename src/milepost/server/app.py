@@ -44,7 +44,7 @@ logger = logging.getLogger("milepost.server")
 PRUNE_SECONDS = 600
 # Answers that one command forgets: a few milliseconds of the committer's time.
 ANSWERS_PER_STEP = 500
-# Indexing: after each pause, commands of so many documents, one after the other, for at most so long.
+# Indexing: after each pause, commands of so many documents, one after the other, for at most so long when others write too.
 INDEX_PAUSE_SECONDS = 1.0
 INDEX_SECONDS_MAX = 0.3
 INDEX_DOCUMENTS = 20
@@ -189,13 +189,15 @@ class Server:
             after = step.next
 
     async def _keep_index(self) -> None:
-        """Index what was written lately, in small steps and for a part of the time only: writers come first."""
+        """Index what was written lately, in small steps: all the time while nobody else writes, else for a part of it only."""
+        committer = self.committer
         while True:
             await asyncio.sleep(INDEX_PAUSE_SECONDS)
-            began = time.monotonic()
+            began, before = time.monotonic(), committer.submitted
             try:
-                while await self.committer.submit(IndexDocuments(INDEX_DOCUMENTS)) == INDEX_DOCUMENTS:
-                    if time.monotonic() - began > INDEX_SECONDS_MAX:
+                while await committer.submit(IndexDocuments(INDEX_DOCUMENTS)):
+                    before += 1
+                    if committer.submitted > before and time.monotonic() - began > INDEX_SECONDS_MAX:
                         break
             except UnavailableError as error:
                 logger.warning("indexing has to wait: %s", error)

@@ -1,7 +1,6 @@
 """What each endpoint does: from a checked request to a command or a reading, and back to a message. No decisions here."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
@@ -18,7 +17,6 @@ from milepost.errors import (
     MetadataTypeError,
     NotFoundError,
     TooLargeError,
-    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from milepost.feed import matching, streams
@@ -48,14 +46,8 @@ from milepost.protocol.work import (
 from milepost.server import requests
 from milepost.server.openapi import describe
 from milepost.server.settings import ServerSettings
-from milepost.store.runs import RunFilter
-
-logger = logging.getLogger("milepost.server")
 
 CLAIM_WAIT_SECONDS_MAX = 30.0
-# Documents that a search has indexed first: so many commands, and so many documents by each, so that writers get between them.
-INDEX_COMMANDS_MAX = 25
-INDEX_DOCUMENTS = 200
 REQUEST_ID_CHARACTERS_MAX = 200
 # Changes are small; `engine/history.py` ends a page early where they are not.
 HISTORY_PAGE_SIZE_MAX = 1000
@@ -188,7 +180,6 @@ class Handlers:
         """One page of runs."""
         filter, size = requests.run_filter(request, self._clock()), requests.page_size(request)
         after, before = request.query_params.get("page[after]"), request.query_params.get("page[before]")
-        await self._index_for(filter)
         return await asyncio.to_thread(self._reader.page, filter, size=size, after=after, before=before)
 
     def watch_run(self, request: Request) -> AsyncIterator[bytes]:
@@ -202,7 +193,6 @@ class Handlers:
     async def watch_list(self, request: Request) -> AsyncGenerator[bytes]:
         """The first page of a list, live."""
         filter, size = requests.run_filter(request, self._clock()), requests.page_size(request)
-        await self._index_for(filter)
         async with aclosing(streams.watch_list(self._hub, self._reader, filter, size=size)) as frames:
             async for frame in frames:
                 yield frame
@@ -210,21 +200,9 @@ class Handlers:
     async def watch_matching(self, request: Request) -> AsyncGenerator[bytes]:
         """All runs that match, live."""
         filter = requests.run_filter(request, self._clock())
-        await self._index_for(filter)
         async with aclosing(matching.watch_matching(self._hub, self._reader, filter)) as frames:
             async for frame in frames:
                 yield frame
-
-    async def _index_for(self, filter: RunFilter) -> None:
-        """Bring the index up to date before a search, within bounds: beyond them it reads the documents themselves."""
-        if filter.metadata is None:
-            return
-        try:
-            for _ in range(INDEX_COMMANDS_MAX):
-                if await self._submit(commands.IndexDocuments(INDEX_DOCUMENTS)) < INDEX_DOCUMENTS:
-                    return
-        except UnavailableError as error:
-            logger.warning("a search goes on without the newest index: %s", error)
 
     async def run_result(self, request: Request) -> Any:
         """The result of a finished run."""

@@ -8,6 +8,7 @@ The index finds candidates, the document decides: a row may stand for more than 
 where a document is too large to be indexed as a whole, a row of the kind INCOMPLETE says below which path rows are missing.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any, TypeAlias, cast
@@ -30,6 +31,11 @@ TERMS_MAX = 12
 _LEAVES_MAX = 4
 # Integers up to here are the same as floats.
 _EXACT_INTEGER = 2**53
+# Traces of one filter; what goes beyond is left to the document.
+TRACES_MAX = 6
+# Numbers below it are written without an exponent.
+_PLAIN_NUMBER = 1e15
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_. -]+")
 
 IndexedValue: TypeAlias = tuple[str, int, float, str]
 Segments: TypeAlias = tuple[str | None, ...]
@@ -261,3 +267,60 @@ def _range(kind: Kind, tests: list[Test]) -> Term:
     low, after_low = max(lows, default=(None, False))
     high, before_high = min(highs, key=lambda end: (end[0], not end[1]), default=(None, False))
     return Term((), kind, low=low, high=high, after_low=after_low, before_high=before_high)
+
+
+# --- what the text of a document tells ---------------------------------------------------------------------
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """Bytes of which at least one stands in the JSON text of each document that meets a condition: `any_of`.
+
+    Documents and operations are stored in one form of JSON only, so a text is always written alike. `is_number`: a number, which need
+    not stand in the operations that lead to it, because they may add to another one.
+    """
+
+    any_of: tuple[bytes, ...]
+    is_number: bool = False
+
+
+def traces_of(filter: MetadataFilter) -> list[Trace]:
+    """What to look for in the text of documents that are not indexed; each must be found. Empty when no text tells anything."""
+    traces: list[Trace] = []
+    for condition in filter.conditions:
+        if condition.wants_absence:
+            continue
+        traces += [
+            trace
+            for test in condition.tests
+            if test.operator in ("$eq", "$contains")
+            for trace in _value_traces(test.expected)
+        ]
+        names = [_name_trace(place) for place in condition.places]
+        if all(name is not None for name in names):
+            traces.append(Trace(tuple(name for name in names if name is not None)))
+    return list(dict.fromkeys(traces))[:TRACES_MAX]
+
+
+def _value_traces(value: JSONValue) -> Iterator[Trace]:
+    kind = kind_of(value)
+    if kind is str:
+        yield Trace((encode(value),))
+    elif kind is int or kind is float:
+        number = cast("float", value)
+        # Equal numbers are written alike up to ".0", as long as they are not so large that they have an exponent.
+        if abs(number) < _PLAIN_NUMBER:
+            whole = int(number) == number
+            yield Trace((str(abs(int(number))).encode() if whole else encode(number),), is_number=True)
+    elif kind is dict:
+        for item in cast("dict[str, JSONValue]", value).values():
+            yield from _value_traces(item)
+    elif kind is list:
+        for item in cast("list[JSONValue]", value):
+            yield from _value_traces(item)
+
+
+def _name_trace(place: Path) -> bytes | None:
+    """The longest name of a path that is written in the same way in documents and in the keys of operations."""
+    names = [segment for segment in place if isinstance(segment, str) and _PLAIN_NAME.fullmatch(segment)]
+    plain = [name for name in names if not is_position(name)]
+    return max(plain, key=len).encode() if plain else None

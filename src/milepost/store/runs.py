@@ -96,6 +96,14 @@ class RunRecord(msgspec.Struct, gc=False):
     trigger_metadata: bytes | None
 
 
+class GivenDocument(msgspec.Struct, frozen=True, gc=False):
+    """The document that a run was triggered with. `has_moved`: it is in `large_values`. `is_written`: it may have changed since."""
+
+    value: bytes | None
+    has_moved: bool
+    is_written: bool
+
+
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which runs a list holds; everything given must match, within one field any.
 
@@ -131,7 +139,7 @@ _SUMMARY = [
     runs.c.payload_type,
     null(),
     runs.c.error,
-    runs.c.trigger_metadata,
+    null(),
 ]
 
 
@@ -202,6 +210,9 @@ _INSERT_TAGS = Statement(insert(run_tags), ("tag", "run_id"))
 _ROWS = Lookup(select(*_ROW), runs.c.id)
 _RECORDS = Lookup(select(*_RECORD), runs.c.id)
 _SUMMARIES = Lookup(select(*_SUMMARY), runs.c.id)
+_GIVEN_DOCUMENTS = Lookup(
+    select(runs.c.id, runs.c.trigger_metadata, runs.c.large, runs.c.metadata_written), runs.c.id
+)
 _TRIGGER_METADATA = Lookup(select(runs.c.id, runs.c.trigger_metadata, runs.c.large), runs.c.id)
 
 
@@ -263,13 +274,18 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 run.payload_type,
                 metadata,
                 0,
-                int(run.trigger_metadata is not None),
+                is_unindexed(run.trigger_metadata),
                 ",".join(moved) or None,
             )
         )
     _INSERT.write(connection, rows)
     _INSERT_LARGE.write(connection, large)
     _INSERT_TAGS.write(connection, tagged)
+
+
+def is_unindexed(trigger_metadata: bytes | None) -> int:
+    """1 for a document that will have rows in the search index; an empty one has none."""
+    return int(trigger_metadata not in (None, b"{}"))
 
 
 def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
@@ -446,6 +462,14 @@ def load_trigger_metadata(connection: Connection, ids: Sequence[str]) -> dict[st
     return found
 
 
+def load_given_documents(connection: Connection, ids: Sequence[str]) -> dict[str, GivenDocument]:
+    """The documents given at trigger, of the runs that exist; large ones are left where they are."""
+    return {
+        run_id: GivenDocument(value, _has_moved("trigger_metadata", large), bool(written))
+        for run_id, value, large, written in _GIVEN_DOCUMENTS.read(connection, ids)
+    }
+
+
 def _has_moved(name: str, large: str | None) -> bool:
     return large is not None and name in large.split(",")
 
@@ -459,7 +483,8 @@ def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[st
 
 
 def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
-    """Whole runs by id; payload and output only with `values`, a large trigger document only where it is the present one."""
+    """Whole runs by id; payload, output and trigger document only with `values`, a large trigger document only where it is the present
+    one."""
     records: dict[str, RunRecord] = {}
     for found in (_RECORDS if values else _SUMMARIES).read(connection, ids):
         record = _record(found)
@@ -469,13 +494,13 @@ def load_records(connection: Connection, ids: Sequence[str], *, values: bool) ->
             moved = [record.row.id for record in records.values() if _has_moved(name, record.row.large)]
             for run_id, value in load_large(connection, moved, name).items() if moved else ():
                 setattr(records[run_id], name, value)
-    given = [
-        record.row.id
-        for record in records.values()
-        if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_written
-    ]
-    for run_id, value in load_large(connection, given, "trigger_metadata").items() if given else ():
-        records[run_id].trigger_metadata = value.encode()
+        given = [
+            record.row.id
+            for record in records.values()
+            if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_written
+        ]
+        for run_id, value in load_large(connection, given, "trigger_metadata").items() if given else ():
+            records[run_id].trigger_metadata = value.encode()
     return records
 
 

@@ -5,6 +5,7 @@ A candidate may match; a run that is none does not match. The documents decide (
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from operator import itemgetter
+from typing import Any
 
 import msgspec
 from sqlalchemy import (
@@ -29,9 +30,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
 from milepost.store import runs as run_store
-from milepost.store.metadata_values import IndexedValue, Kind, Term, terms_of
+from milepost.store import sqlite
+from milepost.store.metadata_values import IndexedValue, Kind, Term, Trace, terms_of, traces_of
 from milepost.store.runs import RunFilter
-from milepost.store.schema import metadata_values, run_tags, runs
+from milepost.store.schema import changes, documents, metadata_values, run_tags, runs
 from milepost.store.statements import Lookup, Statement
 
 CHUNK = 500
@@ -109,7 +111,7 @@ class Search:
 
     Each term is first counted, up to a bound. Where one is of a single value, its rows are the runs in order, and are read
     off until there are enough; where the rarest is small, its runs are gathered; else the runs are looked at newest first. Runs that
-    are not indexed yet are candidates always.
+    are not indexed yet are candidates where the text of their documents does not rule it out.
     """
 
     def __init__(self, connection: Connection, filter: RunFilter) -> None:
@@ -125,7 +127,8 @@ class Search:
         if all(counted):
             self._streams += self._plan([sum(group.values()) for group in counted], filter)
         if unindexed_ids(connection, limit=1):
-            self._streams.append(self._runs([_IS_UNINDEXED]))
+            may_match = [_may_hold(trace) for trace in traces_of(filter.metadata)]
+            self._streams.append(self._runs([_IS_UNINDEXED, *may_match]))
 
     def candidates(self, *, limit: int, after: str | None = None, before: str | None = None) -> list[str]:
         """Up to `limit` runs that may match: older than `after`, newest first; or newer than `before`, oldest first."""
@@ -207,6 +210,28 @@ class Search:
             if number not in without
         ]
         return required + [~_has(term, run_id) for term in self._absent]
+
+
+def _may_hold(trace: Trace) -> ColumnElement[bool]:
+    """Runs whose document may hold a trace, by the text of what it is made of: given at trigger, saved, changed since."""
+    saved = exists().where(documents.c.run_id == runs.c.id, _holds(documents.c.value, trace))
+    saved_version = select(documents.c.version).where(documents.c.run_id == runs.c.id).scalar_subquery()
+    since = [changes.c.run_id == runs.c.id, changes.c.version > func.coalesce(saved_version, 0)]
+    changed = (
+        exists().where(*since)
+        if trace.is_number
+        else exists().where(*since, _holds(changes.c.operations, trace))
+    )
+    return or_(
+        _holds(runs.c.trigger_metadata, trace),
+        # Such a large one is seldom, and elsewhere.
+        runs.c.large.contains("trigger_metadata"),
+        and_(runs.c.metadata_written == 1, or_(saved, changed)),
+    )
+
+
+def _holds(column: ColumnElement[Any], trace: Trace) -> ColumnElement[bool]:
+    return or_(*(sqlite.has_bytes(column, part) for part in trace.any_of))
 
 
 def _has(term: Term, run_id: ColumnElement[str]) -> ColumnElement[bool]:

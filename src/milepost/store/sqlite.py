@@ -9,9 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, LargeBinary, create_engine, event, func, literal
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.sql.elements import ColumnElement
 
 from milepost.errors import ConfigurationError
 
@@ -93,6 +94,11 @@ def copy_database(source: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def has_bytes(column: ColumnElement[Any], part: bytes) -> ColumnElement[bool]:
+    """Whether a column of bytes has these somewhere; not true where it is null."""
+    return func.instr(column, literal(part, LargeBinary)) > 0
 
 
 def _url(path: Path) -> str:
