@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from conformance.rows import NOW, insert, new_run, put, row_of, run_name
-from milepost.model.run import RunStatus
+from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.store import runs
 from milepost.store.database import Store
 from milepost.store.runs import INLINE_CHARACTERS, RunFilter
@@ -201,6 +201,18 @@ def test_the_next_due_time_is_that_of_a_queued_run_after_the_given_one(store: St
         assert next_due(NOW + 7, "work", "other") is None
         assert next_due(NOW, *(f"task_{number}" for number in range(700)), "work") == NOW + 5
         assert next_due(NOW) is None
+
+
+def test_counting_all_runs_reads_no_rows_of_those_that_have_completed(store: Store) -> None:
+    insert(store, *(new_run(number) for number in range(3000)))
+    with store.write() as connection:
+        connection.execute(update(table).values(status="COMPLETED", finished_at=NOW))
+    for number, status in enumerate(RunStatus):
+        put(store, number, status, worker="w" if status in HELD_STATUSES else None)
+    with work_of_readers(store) as work, store.read() as connection:
+        counts = runs.count_by_status(connection, RunFilter())
+    assert counts == {"QUEUED": 1, "EXECUTING": 1, "WAITING": 1, "FAILED": 1, "COMPLETED": 2996}
+    assert work.steps < 500
 
 
 def test_the_next_due_time_is_found_without_passing_by_what_is_queued(store: Store) -> None:
