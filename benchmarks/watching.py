@@ -90,7 +90,8 @@ class Watcher(asyncio.Protocol):
     def __init__(self, request: bytes, counters: Counters) -> None:
         self._request = request
         self._counters = counters
-        self._rest = b""
+        # The beginning of an event, in pieces: a large one is joined once.
+        self._rest: list[bytes] = []
         self.is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -102,7 +103,12 @@ class Watcher(asyncio.Protocol):
         """Count what has come; an event ends with an empty line."""
         seen = self._counters.seen
         seen.bytes += len(data)
-        *events, self._rest = (self._rest + data).split(b"\n\n")
+        self._rest.append(data)
+        # The end of an event may be cut in its middle.
+        if b"\n\n" not in b"".join(self._rest[-2:])[-len(data) - 1 :]:
+            return
+        *events, rest = b"".join(self._rest).split(b"\n\n")
+        self._rest = [rest]
         for event in events:
             if b"event: delta\n" in event:
                 self._count(event, seen)
@@ -117,7 +123,7 @@ class Watcher(asyncio.Protocol):
         """The server has ended it, or this program."""
         self._counters.seen.open -= 1
         if not self.is_ready.done():
-            self.is_ready.set_exception(ConnectionError(f"refused: {self._rest[:300]!r}"))
+            self.is_ready.set_exception(ConnectionError(f"refused: {b''.join(self._rest)[:300]!r}"))
 
     def _count(self, event: bytes, seen: Seen) -> None:
         versions = _VERSIONS.search(event)

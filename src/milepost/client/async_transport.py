@@ -114,15 +114,15 @@ class AsyncTransport:
 
     async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
-            while data := await response.content.readany():
-                while len(data) < PIECE_BYTES_MAX:
+            while more := await response.content.readany():
+                parts, size = [more], len(more)
+                while more and size < PIECE_BYTES_MAX:
                     # What has come meanwhile is read off the socket in the loop's next round.
                     await asyncio.sleep(0)
                     more = response.content.read_nowait()
-                    if not more:
-                        break
-                    data += more
-                yield data
+                    parts.append(more)
+                    size += len(more)
+                yield b"".join(parts)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise unreachable(self._api_url, reason_of(error)) from None
         raise unreachable(self._api_url, "the connection ended")

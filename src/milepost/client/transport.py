@@ -194,12 +194,13 @@ class SyncTransport:
                 raise TimeoutError
             sock.settimeout(min(left, SILENCE_SECONDS_MAX))
             try:
-                raw = response.fp.read1(READ_BYTES)
-                while raw and len(raw) < PIECE_BYTES_MAX and wait_for_read(sock, 0):
+                more = response.fp.read1(READ_BYTES)
+                parts, size = [more], len(more)
+                while more and size < PIECE_BYTES_MAX and wait_for_read(sock, 0):
                     more = response.fp.read1(READ_BYTES)
-                    if not more:
-                        break
-                    raw += more
+                    parts.append(more)
+                    size += len(more)
+                raw = b"".join(parts)
             except (HTTPException, OSError) as error:
                 if until is not None and time.monotonic() >= until:
                     raise TimeoutError from None
