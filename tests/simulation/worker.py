@@ -64,6 +64,7 @@ class WorkerProcess:
         self._loop = simulation.loop
         self._random = random
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: dict[HeldRun, tuple[asyncio.Task[Any], UserCode]] = {}
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"), self._killed_by_fault)
         self._session = Session(simulation.network, self.peer)
         self.transport = Transport(self._session)
@@ -136,7 +137,7 @@ class WorkerProcess:
         """See `Host`."""
         for held in runs:
             code = UserCode(self._simulation, self, held.scope)
-            held.handle = self._spawn(self._run(held, code)), code
+            self._running[held] = self._spawn(self._run(held, code)), code
 
     async def _run(self, held: HeldRun, code: "UserCode") -> None:
         current_scope.set(held.scope)
@@ -153,8 +154,8 @@ class WorkerProcess:
     def interrupt(self, run: HeldRun) -> None:
         """See `Host`. Code in a thread cannot be stopped, and goes on unheard."""
         self._simulation.note(self.name, "has lost", run.scope.run.id, run.scope.run.attempt)
-        if run.handle is not None:
-            task, code = run.handle
+        if run in self._running:
+            task, code = self._running[run]
             if not code.is_in_thread:
                 task.cancel()
 
