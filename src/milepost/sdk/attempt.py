@@ -508,6 +508,8 @@ _YIELD_VALUE = dis.opmap["YIELD_VALUE"]
 # --- errors as data ----------------------------------------------------------------------------------------
 
 _OURS = str(Path(__file__).parent.parent)
+# Every callback on the worker's event loop is called from there.
+_LOOPS = str(Path("milepost", "worker", "loops.py"))
 
 
 def describe_error(error: BaseException) -> RunError:
@@ -546,10 +548,10 @@ def _stack_of(error: BaseException) -> str:
 
 
 def _keep_user_frames(described: traceback.TracebackException) -> None:
-    """Leave out the frames of this package at the outer end: the user did not write them."""
+    """Leave out the frames of this package at the outer end and below callbacks: the user did not write them."""
     for part in (described, described.__cause__, described.__context__):
         if part is not None:
-            frames = list(part.stack)
+            frames = [frame for frame in part.stack if not frame.filename.endswith(_LOOPS)]
             while frames and frames[0].filename.startswith(_OURS):
                 del frames[0]
             part.stack = traceback.StackSummary.from_list(frames or list(part.stack))
