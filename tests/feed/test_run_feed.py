@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from milepost.engine.reading import Reader
 from milepost.errors import RunNotFoundError
+from milepost.feed import streams
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.protocol.runs import RunObject, RunSummary
 from support.operations import OPERATIONS, exactly
 from support.properties import database_property
 from support.subscriber import FeedWorld, Subscriber, feed_world_at, run_async
-from support.world import WorkerDouble
+from support.work import work_of_readers
+from support.world import WorkerDouble, item
 
 # What only a snapshot tells: it depends on other runs, or never changes, or is the document itself.
 _NOT_FOLLOWED = {"metadata", "metadataVersion", "relatedRuns"}
@@ -220,6 +222,114 @@ def test_who_leaves_is_forgotten(world: FeedWorld, worker: WorkerDouble) -> None
 
     run_async(follow)
     assert not world.hub.runs
+
+
+def test_every_watcher_of_a_quiet_parent_knows_how_its_children_stand(
+    world: FeedWorld, worker: WorkerDouble
+) -> None:
+    """The second one came when the first one's snapshot was known, and nothing of the parent itself had changed since."""
+    parent = world.trigger()
+
+    async def follow() -> None:
+        first = watch(world, parent)
+        await first.read()
+        assert first.run["childCounts"] == {}
+        world.trigger_batch(item(), item(), item(), parent_id=parent)
+        second = watch(world, parent)
+        await second.read()
+        assert second.run["childCounts"] == {"QUEUED": 3}
+        await first.read()
+        assert first.run["childCounts"] == {"QUEUED": 3}
+        worker.claim(10)
+        for subscriber in (first, second):
+            while subscriber.run["childCounts"] != {"EXECUTING": 3}:
+                await subscriber.read()
+            assert_same(subscriber, world, parent)
+            await subscriber.close()
+
+    run_async(follow)
+    assert not world.hub.runs
+
+
+def test_children_are_counted_seldom_and_at_the_end(
+    world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand changes of children are a few readings for all watchers together; the last word is exact."""
+    parent = world.trigger()
+    run = worker.claim_one()
+    counted: list[str] = []
+
+    class Counting(Reader):
+        def child_counts(self, run_id: str) -> dict[str, int]:
+            counted.append(run_id)
+            return super().child_counts(run_id)
+
+    reader = Counting(world.store, metadata_size_max=262_144)
+    monkeypatch.setattr(streams, "LIST_SECONDS", 60)
+
+    async def follow() -> None:
+        subscribers = [watch(world, parent, reader) for _ in range(3)]
+        for subscriber in subscribers:
+            await subscriber.read()
+        world.trigger(parent_run_id=parent)
+        for subscriber in subscribers:
+            await subscriber.read()
+        assert counted == [parent]
+        for _ in range(100):
+            world.trigger(parent_run_id=parent)
+            worker.claim(1)
+        # The document goes on meanwhile.
+        worker.report(run, Set("a", 1))
+        for subscriber in subscribers:
+            await subscriber.read()
+            assert subscriber.value == {"a": 1}
+        worker.finish(run)
+        for subscriber in subscribers:
+            await subscriber.read_to_end()
+            assert_same(subscriber, world, parent)
+        assert 1 < len(counted) <= 4
+
+    run_async(follow)
+    assert not world.hub.runs
+
+
+def test_what_happens_to_other_runs_does_not_count_children(world: FeedWorld, worker: WorkerDouble) -> None:
+    parent = world.trigger()
+
+    async def follow() -> None:
+        subscriber = watch(world, parent)
+        await subscriber.read()
+        with work_of_readers(world.store) as work:
+            other = world.trigger()
+            world.trigger(parent_run_id=other)
+            world.write(parent, Set("a", 1))
+            await subscriber.read()
+        assert work.statements == []
+        await subscriber.close()
+
+    run_async(follow)
+
+
+def test_a_snapshot_carries_no_documents_of_relatives(world: FeedWorld, worker: WorkerDouble) -> None:
+    """A parent of a hundred children of 250 KB would have 25 MB, for each reader."""
+    parent = world.trigger(metadata={"pad": "x" * 200_000})
+    middle = world.trigger(parent_run_id=parent)
+    large = [item(metadata={"pad": "x" * 100_000}) for _ in range(30)]
+    for _ in range(3):
+        world.trigger_batch(*large, parent_id=middle)
+
+    async def follow() -> None:
+        subscriber = watch(world, middle)
+        await subscriber.read()
+        assert subscriber.bytes_received < 5_000
+        assert subscriber.run["relatedRuns"]["parent"]["id"] == parent
+        assert subscriber.run["childCounts"] == {"QUEUED": 90}
+        await subscriber.close()
+
+    run_async(follow)
+    related = world.reader.run(middle).related_runs
+    assert related.children is not None
+    assert len(msgspec.json.encode(related.children)) < 100_000
 
 
 class InterruptedReader(Reader):
@@ -437,12 +547,14 @@ def test_whoever_reads_when_and_how_often_holds_a_committed_state_and_in_the_end
         async def follow() -> None:
             subscribers: list[Subscriber] = []
             behind: dict[int, int] = {}
-            for step in data.draw(st.lists(st.sampled_from("wwwrrcld"), max_size=25)):
+            for step in data.draw(st.lists(st.sampled_from("wwwrrcldk"), max_size=25)):
                 if step == "w":
                     worker.report(run, *data.draw(st.lists(OPERATIONS, min_size=1, max_size=3)))
                     history.append(world.document(run_id))
                 elif step == "l":
                     world.is_deaf = not world.is_deaf
+                elif step == "k":
+                    world.trigger(parent_run_id=run_id)
                 elif step == "c" or not subscribers:
                     subscribers.append(watch(world, run_id))
                     await subscribers[-1].read()
@@ -464,6 +576,8 @@ def test_whoever_reads_when_and_how_often_holds_a_committed_state_and_in_the_end
                 for subscriber in subscribers:
                     assert (subscriber.value, subscriber.version) in history
             world.is_deaf = False
+            # A lost announcement heals with the next one: of the children too.
+            world.trigger(parent_run_id=run_id)
             worker.finish(run, Set("last", True), output="1")
             for subscriber in [*subscribers, watch(world, run_id)]:
                 await subscriber.read_to_end()

@@ -53,26 +53,51 @@ def run_async(work: Callable[[], Awaitable[Result]]) -> Result:
     return asyncio.run(bounded())
 
 
-class Frames:
-    """A stream of events, read one frame at a time."""
+class RawFrames:
+    """A stream of events, read one frame at a time, as they are."""
 
     def __init__(self, frames: AsyncIterator[bytes]) -> None:
         self._frames = cast("AsyncGenerator[bytes]", frames)
         self._reader = EventReader()
+        self._pending: asyncio.Future[bytes] | None = None
         self.bytes_received = 0
 
-    async def next(self) -> tuple[str, Any]:
+    async def next(self) -> tuple[str, bytes]:
         """The next event and its data. Raises StopAsyncIteration at the end."""
         while True:
-            frame = await anext(self._frames)
+            frame = await self._next_frame()
             self.bytes_received += len(frame)
             if events := self._reader.feed(frame):
-                [(event, data)] = events
-                return event, msgspec.json.decode(data)
+                [event] = events
+                return event
+
+    async def _next_frame(self) -> bytes:
+        pending, self._pending = self._pending, None
+        return await (anext(self._frames) if pending is None else pending)
+
+    async def comes_within(self, seconds: float) -> bool:
+        """True when there is a frame within this time. It is the next one that is read."""
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(anext(self._frames))
+        await asyncio.wait({self._pending}, timeout=seconds)
+        return self._pending.done()
 
     async def close(self) -> None:
         """Go away."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
         await self._frames.aclose()
+
+
+class Frames(RawFrames):
+    """A stream of events whose data is JSON."""
+
+    async def next(self) -> tuple[str, Any]:  # type: ignore[override]
+        """The next event and its data. Raises StopAsyncIteration at the end."""
+        event, data = await super().next()
+        return event, msgspec.json.decode(data)
 
 
 class Rows(dict[str, dict[str, Any]]):

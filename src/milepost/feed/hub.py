@@ -336,8 +336,9 @@ class Hub:
         topic.watchers.discard(watcher)
         if not topic.watchers and self.runs.get(topic.run_id) is topic:
             del self.runs[topic.run_id]
-            if topic.counting is not None:
-                topic.counting.cancel()
+            for task in (topic.snapshot, topic.counting):
+                if task is not None:
+                    task.cancel()
 
     def watch_batch(self, batch_id: str, watcher: asyncio.Event) -> BatchTopic:
         """Be woken when runs of the batch end, until `leave_batch`."""
