@@ -90,6 +90,12 @@ class FakeWorker:
         body = {"payload": payload, "options": options}
         return self._server.request("POST", f"/api/v1/tasks/{task}/trigger", body)["id"]
 
+    def trigger_many(self, task: str, count: int, **options: Any) -> list[str]:
+        """New runs at once; their ids, oldest first."""
+        items = [{"task": task, "payload": "null", "options": options}] * count
+        ids: list[str] = self._server.request("POST", "/api/v2/tasks/batch", {"items": items})["runs"]
+        return ids
+
     def claim(self, slots: int = 100) -> list[str]:
         """Take what is queued, at least one run; the ids."""
         self._claims += 1

@@ -91,13 +91,13 @@ def test_filters(page: Page, worker: FakeWorker, server: RunningServer) -> None:
 
 
 def test_older_runs(page: Page, worker: FakeWorker) -> None:
-    ids = [worker.trigger("handle-row") for _ in range(60)]
+    ids = worker.trigger_many("handle-row", 110)
     expect(page.locator("#runs tr").first).to_have_attribute("data-run", ids[-1])
-    expect(page.locator("#runs tr")).to_have_count(25)
+    expect(page.locator("#runs tr")).to_have_count(50)
     shown = page.locator("#runs tr").evaluate_all("rows => rows.map(row => row.dataset.run)")
     page.get_by_role("button", name="Older runs").click()
     expect(page.get_by_text("These are older runs.")).to_be_visible()
-    expect(page.locator("#runs tr")).to_have_count(25)
+    expect(page.locator("#runs tr")).to_have_count(50)
     shown += page.locator("#runs tr").evaluate_all("rows => rows.map(row => row.dataset.run)")
     page.get_by_role("button", name="Older runs").click()
     expect(page.locator("#runs tr")).to_have_count(10)
@@ -105,7 +105,7 @@ def test_older_runs(page: Page, worker: FakeWorker) -> None:
     assert shown == ids[::-1]
     expect(page.get_by_role("button", name="Older runs")).to_be_hidden()
     page.get_by_role("button", name="Newer runs").click()
-    expect(page.locator("#runs tr")).to_have_count(25)
+    expect(page.locator("#runs tr")).to_have_count(50)
     page.get_by_role("link", name="Go to the newest").click()
     expect(page.locator("#runs tr").first).to_have_attribute("data-run", ids[-1])
 

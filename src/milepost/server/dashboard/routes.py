@@ -22,7 +22,9 @@ from milepost.server.auth import COOKIE, SESSION_SECONDS, Authenticator
 FORM_BYTES_MAX = 16 * 1024
 _FOLDER = Path(__file__).parent
 _STATUSES = frozenset(status.value for status in RunStatus)
-_FILTERS = ("status", "task", "tag", "batch", "parent", "root")
+_FILTERS = ("status", "task", "tag", "batch", "parent", "root", "metadata", "level")
+# Whoever asks for one of these asks for children.
+_FAMILY = ("batch", "parent", "root")
 _PAGE_HEADERS = {
     "content-security-policy": (
         "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
@@ -84,6 +86,18 @@ class _Pages:
         filters = {name: value for name in _FILTERS if (value := request.query_params.get(name))}
         if filters.get("status") not in _STATUSES:
             filters.pop("status", None)
+        if filters.get("level") != "all":
+            filters.pop("level", None)
+        is_family = any(name in filters for name in _FAMILY)
+        everything = _runs_href({**filters, "level": "all"})
+        levels = [
+            {
+                "word": "Top level",
+                "href": _runs_href({**filters, "level": None}),
+                "current": "level" not in filters,
+            },
+            {"word": "With children", "href": everything, "current": "level" in filters},
+        ]
         current = filters.get("status")
         tabs = [
             {
@@ -97,14 +111,16 @@ class _Pages:
         chips = [
             {"name": name, "value": value, "href": _runs_href({**filters, name: None})}
             for name, value in filters.items()
-            if name != "status"
+            if name not in ("status", "level")
         ]
         return self._page(
             "runs.html",
             tabs=tabs,
             chips=chips,
-            filters={"task": "", **filters},
-            filtered=bool(filters),
+            levels=[] if is_family else levels,
+            filters={"task": "", "metadata": "", **filters},
+            filtered=any(name != "level" for name in filters),
+            everywhere=None if is_family or "level" in filters else everything,
             newest=_runs_href(filters),
         )
 

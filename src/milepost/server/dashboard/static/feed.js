@@ -10,10 +10,10 @@ import { apply } from "./operations.js";
 
 /**
  * connecting: for the first time. live: what is shown is the present state. reconnecting: what is shown may be old. ended: the
- * server has sent everything there will be. gone: the server knows nothing (any more) of what is watched. unreadable: what it sends
- * is beyond this reader, such as a payload of a thousand levels.
+ * server has sent everything there will be. gone: the server knows nothing (any more) of what is watched. refused: the server does not
+ * take what it is asked. unreadable: what it sends is beyond this reader, such as a payload of a thousand levels.
  *
- * @typedef {"connecting" | "live" | "reconnecting" | "ended" | "gone" | "unreadable"} FeedState
+ * @typedef {"connecting" | "live" | "reconnecting" | "ended" | "gone" | "refused" | "unreadable"} FeedState
  */
 
 const DELAY_MIN = 250;
@@ -28,13 +28,15 @@ export class Feed {
    * @param {(event: string, frame: Map<string, any>) => boolean | void} options.onEvent false: the frame does not fit what is
    *   at hand, so a snapshot is needed
    * @param {(state: FeedState) => void} [options.onState]
+   * @param {(message: string) => void} [options.onRefused] why the server does not take what it is asked
    */
-  constructor({ url, probe, events, onEvent, onState = () => {} }) {
+  constructor({ url, probe, events, onEvent, onState = () => {}, onRefused = () => {} }) {
     this.url = url;
     this.probe = probe;
     this.events = events;
     this.onEvent = onEvent;
     this.onState = onState;
+    this.onRefused = onRefused;
     /** @type {FeedState} */
     this.state = "connecting";
     /** @type {EventSource | null} */
@@ -118,6 +120,10 @@ export class Feed {
         await get(this.probe);
       } catch (error) {
         if (error instanceof AnswerError && error.status === 404) return this.enter("gone");
+        if (error instanceof AnswerError && (error.status === 400 || error.status === 422)) {
+          this.onRefused(error.message);
+          return this.enter("refused");
+        }
       }
       // It may have been opened again while the answer was on its way.
       if (this.source !== null) return;

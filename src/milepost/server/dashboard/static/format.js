@@ -3,13 +3,28 @@
 import { element, setText } from "./dom.js";
 
 const FULL_TIME = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const CLOCK_TIME = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 const COUNT = new Intl.NumberFormat("en");
+const EXACT = new Intl.NumberFormat("en", { maximumSignificantDigits: 15 });
+/** From here on digits are only noise to a reader. */
+const LONG = 10n ** 21n;
 const ROUNDED = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 
 /** @param {number | bigint} number */
 export function count(number) {
   return typeof number === "bigint" ? COUNT.format(number) : ROUNDED.format(number);
+}
+
+/**
+ * A number of a document: with all its digits, unless they are many.
+ *
+ * @param {number | bigint} number
+ */
+export function exactly(number) {
+  if (typeof number === "bigint") return number < LONG && number > -LONG ? COUNT.format(number) : `≈ ${Number(number).toExponential(4)}`;
+  const size = Math.abs(number);
+  return size !== 0 && (size < 1e-6 || size >= 1e21) ? String(number) : EXACT.format(number);
 }
 
 /**
@@ -72,6 +87,15 @@ export function fullTime(at) {
 export function clockTime(at) {
   const milliseconds = String(Math.floor(at) % 1000).padStart(3, "0");
   return CLOCK_TIME.format(at).replace(/\d\d(?!.*\d)/, (seconds) => `${seconds}.${milliseconds}`);
+}
+
+/**
+ * Date and time with milliseconds.
+ *
+ * @param {number} at
+ */
+export function exactTime(at) {
+  return `${DATE.format(at)}, ${clockTime(at)}`;
 }
 
 /**

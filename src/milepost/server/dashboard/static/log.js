@@ -1,6 +1,6 @@
 // The log of a run: read page by page, the lines at its end as they come.
 //
-// The feed does not speak of log lines, so whoever shows a run that is at work asks again and again; see `run_page.js`.
+// The feed of the run says when there are more; see `run_page.js`.
 
 import { get, runUrl } from "./api.js";
 import { element, setText } from "./dom.js";
@@ -12,16 +12,20 @@ import { clockTime, counted, fullTime } from "./format.js";
 const SHOWN = 500;
 /** Lines that are kept at most. */
 const KEPT = 10_000;
+/** However often the log grows, it is read at most so often. */
+const READ_MILLISECONDS = 500;
 
 export class RunLog {
   /**
    * @param {string} runId
-   * @param {HTMLElement} list the `<ol>` of the lines, which scrolls
+   * @param {HTMLElement} view what scrolls
+   * @param {HTMLElement} list the `<ol>` of the lines in it
    * @param {HTMLElement} section hidden while there are no lines
    * @param {HTMLButtonElement} earlier shows the earlier lines
    */
-  constructor(runId, list, section, earlier) {
+  constructor(runId, view, list, section, earlier) {
     this.url = `${runUrl(runId)}/logs`;
+    this.view = view;
     this.list = list;
     this.section = section;
     this.earlier = earlier;
@@ -40,7 +44,7 @@ export class RunLog {
     });
   }
 
-  /** Read what is new. While that is under way, another call makes it read once more. Without a connection nothing happens. */
+  /** Read what is new, and once more if this is called again meanwhile. Without a connection nothing happens. */
   async refresh() {
     this.wanted = true;
     if (this.reading) return;
@@ -49,6 +53,7 @@ export class RunLog {
       while (this.wanted) {
         this.wanted = false;
         await this.read();
+        await new Promise((resolve) => setTimeout(resolve, READ_MILLISECONDS));
       }
     } catch {
       // The feed tells that the connection is broken; the next call reads from the same place.
@@ -73,9 +78,9 @@ export class RunLog {
   /** @param {Line[]} lines */
   add(lines) {
     if (lines.length === 0) return;
-    const { list } = this;
+    const { list, view } = this;
     this.section.hidden = false;
-    const followed = list.scrollTop + list.clientHeight >= list.scrollHeight - 4;
+    const followed = view.scrollTop + view.clientHeight >= view.scrollHeight - 4;
     this.lines.push(...lines);
     if (this.lines.length > KEPT) this.lines.splice(0, this.lines.length - KEPT);
     list.append(...lines.map(lineElement));
@@ -85,7 +90,7 @@ export class RunLog {
     this.earlier.hidden = hidden === 0 || this.showAll;
     setText(this.earlier, `Show ${counted(hidden, "earlier line")}`);
     // Whoever has scrolled up is reading.
-    if (followed) list.scrollTop = list.scrollHeight;
+    if (followed) view.scrollTop = view.scrollHeight;
   }
 }
 

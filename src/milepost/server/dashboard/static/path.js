@@ -20,6 +20,7 @@ const SEGMENTS_MAX = 64;
 const FORBIDDEN_SEGMENTS = new Set(["__proto__", "constructor", "prototype"]);
 const SEGMENT =
   /\.(?<word>[^.[]*)|\[(?<wildcard>\*)\]|\[(?<position>-?[0-9]{1,15})\]|\[(?<double>"(?:[^"\\]|\\.)*")\]|\['(?<single>(?:[^'\\]|\\.)*)'\]/suy;
+const WORD = /^[\p{L}_][\p{L}\p{N}_-]*$/u;
 const POSITION_WORD = /^(?:0|[1-9][0-9]{0,14})$/;
 
 /** Why an operation cannot be applied. `code` is the stable one of the HTTP API. */
@@ -192,6 +193,37 @@ export function locateExisting(document, key) {
     }
   }
   return { steps, found };
+}
+
+/**
+ * What is at a place; undefined if nothing is.
+ *
+ * @param {JSONValue} document
+ * @param {readonly Segment[]} path
+ * @returns {JSONValue | undefined}
+ */
+export function valueAt(document, path) {
+  /** @type {JSONValue | undefined} */
+  let found = document;
+  for (const segment of path) {
+    if (Array.isArray(found)) found = found[Number(segment)];
+    else if (found instanceof Map) found = found.get(String(segment));
+    else return undefined;
+  }
+  return found;
+}
+
+/**
+ * A place in the short form that people write: `rows.done`, `steps[0].name`, `["odd name"].x`.
+ *
+ * @param {readonly Segment[]} segments
+ */
+export function pathText(segments) {
+  const text = segments.map((segment) => {
+    if (typeof segment === "number") return `[${segment}]`;
+    return WORD.test(segment) ? `.${segment}` : `[${JSON.stringify(segment)}]`;
+  });
+  return text.join("").replace(/^\./, "");
 }
 
 /**

@@ -7,9 +7,9 @@ import { isNumber } from "./json.js";
 /** @typedef {import("./json.js").JSONObject} JSONObject */
 
 /**
- * How far something has come. `total` is null while it is not known.
+ * How far something has come. `total` is null while it is not known, and `share`, which may be more than 1.
  *
- * @typedef {{label: string, done: number, total: number | null, text: string}} Progress
+ * @typedef {{label: string, done: number, total: number | null, share: number | null, text: string}} Progress
  */
 
 const DONE_NAMES = ["processed", "done", "completed"];
@@ -41,7 +41,7 @@ function progressIn(members, place) {
   const found = [];
   const fraction = members.get("progress");
   if (isNumber(fraction) && fraction >= 0 && fraction <= 1) {
-    found.push({ label: place || "progress", done: Number(fraction), total: 1, text: percent(Number(fraction)) });
+    found.push({ label: place || "progress", done: Number(fraction), total: 1, share: Number(fraction), text: `${percent(Number(fraction))}%` });
   }
   const total = members.get("total");
   for (const name of DONE_NAMES) {
@@ -54,22 +54,23 @@ function progressIn(members, place) {
         label,
         done: Number(done),
         total: Number(total),
-        text: `${count(done)} of ${count(total)} · ${percent(share)}`,
+        share,
+        text: `${count(done)} of ${count(total)} · ${percent(share)}%`,
       });
     } else if (total === null) {
-      found.push({ label, done: Number(done), total: null, text: `${count(done)} of an unknown total` });
+      found.push({ label, done: Number(done), total: null, share: null, text: `${count(done)} of an unknown total` });
     }
   }
   return found;
 }
 
 /**
- * Rounded down, so that 100% means all of it.
+ * Rounded down, so that 100 means all of it.
  *
  * @param {number} share
  */
-function percent(share) {
-  return `${Math.floor(share * 100 + 1e-9)}%`;
+export function percent(share) {
+  return Math.floor(share * 100 + 1e-9);
 }
 
 /** One bar with its label and text. */

@@ -1,13 +1,14 @@
-// One run: its state and its metadata, live.
+// One run: its state, its metadata with their history, its children and its log, live over one connection.
 
 import { runPage, runUrl } from "./api.js";
+import { copyOnClick } from "./copy.js";
 import { arrange, byId, element, oncePerFrame, setText } from "./dom.js";
-import { Feed, FollowedRuns } from "./feed.js";
-import { counted, fullTime, refreshTimes, timeAgo } from "./format.js";
+import { Feed, FollowedDocument, FollowedRuns } from "./feed.js";
+import { count, counted, fullTime, refreshTimes, timeAgo } from "./format.js";
+import { History } from "./history.js";
 import { stringify } from "./json.js";
 import { RunLog } from "./log.js";
-import { apply } from "./operations.js";
-import { ProgressBars } from "./progress.js";
+import { ProgressBars, findProgress, percent } from "./progress.js";
 import { RunsTable, duration, tagLinks } from "./runs_table.js";
 import { STATUSES, StatusBadge, isFinal, showConnection, statusWord } from "./status.js";
 import { Tree } from "./tree.js";
@@ -15,19 +16,14 @@ import { Tree } from "./tree.js";
 /** @typedef {Map<string, any>} Run */
 
 const CHILDREN_SHOWN = 10;
-const LOG_SECONDS = 1;
 
 const runId = byId("run").dataset.run ?? "";
 
-/** What the server has told: the run without its document, the document, and which version of it this is. */
+/** What the server has told: the run without its document, and the document. */
 const known = {
   /** @type {Run} */
   run: new Map(),
-  /** @type {import("./json.js").JSONObject} */
-  document: new Map(),
-  version: -1,
-  /** @type {ReadonlySet<string>} `once` ids that the operations since the snapshot have counted */
-  counted: new Set(),
+  document: new FollowedDocument(new Map(), -1),
 };
 
 const badge = new StatusBadge();
@@ -40,72 +36,110 @@ const trees = {
   output: new Tree(byId("output")),
 };
 const children = new RunsTable(byId("children"));
-const log = new RunLog(runId, byId("log"), byId("log-section"), /** @type {HTMLButtonElement} */ (byId("log-earlier")));
+const followedChildren = new FollowedRuns();
+const log = new RunLog(
+  runId,
+  byId("log"),
+  byId("log-lines"),
+  byId("log-section"),
+  /** @type {HTMLButtonElement} */ (byId("log-earlier")),
+);
+const past = new History(runId, {
+  showPast: (document, marks) => {
+    drawPlace();
+    progress.update(document);
+    trees.metadata.update(document, marks);
+  },
+  showPresent: () => draw(),
+  reveal: (path) => trees.metadata.reveal(path),
+});
 
 /** Set as soon as something of the run, not only its document, has changed. */
 let runChanged = false;
 
 const draw = oncePerFrame(() => {
-  const { run, document: metadata, version } = known;
+  const { run } = known;
+  const { value: metadata, version } = known.document;
   if (runChanged) {
     runChanged = false;
     drawRun(run);
   }
-  setText(byId("metadata-version"), `version ${version}`);
+  drawTitle(run, metadata);
+  past.follow(metadata, version, Date.parse(run.get("createdAt")) * 1000);
+  drawPlace();
+  if (!past.isPresent) return;
   progress.update(metadata);
   trees.metadata.update(metadata);
 });
 
 /**
- * Take in a frame of the run's feed.
+ * Take in an event of the run's feed.
  *
  * @param {string} event
  * @param {Map<string, any>} frame
  * @returns {boolean} false if it does not continue what is known, so that only a snapshot helps
  */
 function receive(event, frame) {
-  if (event === "snapshot") {
-    known.run = frame.get("run");
-    known.document = known.run.get("metadata");
-    known.version = Number(frame.get("version"));
-    known.counted = new Set();
-    runChanged = true;
-  } else {
-    if (frame.has("fromVersion")) {
-      if (Number(frame.get("fromVersion")) !== known.version) return false;
-      const applied = apply(known.document, frame.get("operations") ?? [], { counted: known.counted });
-      // The server has applied them all, so this copy is not what the server has.
-      if (applied.refusals.length > 0) return false;
-      known.document = applied.document;
-      known.counted = applied.counted;
-      known.version = Number(frame.get("version"));
-    }
-    for (const [name, value] of frame.get("run") ?? []) {
-      if (value === null) known.run.delete(name);
-      else known.run.set(name, value);
+  switch (event) {
+    case "log":
+      log.refresh();
+      return true;
+    case "children-snapshot":
+    case "children-rows":
+      return receiveChildren(event, frame);
+    case "snapshot":
+      known.run = frame.get("run");
+      known.document = new FollowedDocument(known.run.get("metadata"), Number(frame.get("version")));
       runChanged = true;
-    }
+      log.refresh();
+      break;
+    default:
+      if (!receiveDelta(frame)) return false;
   }
   draw();
   return true;
 }
 
+/** @param {Map<string, any>} frame */
+function receiveDelta(frame) {
+  if (!known.document.take(frame)) return false;
+  for (const [name, value] of frame.get("run") ?? []) {
+    if (value === null) known.run.delete(name);
+    else known.run.set(name, value);
+    runChanged = true;
+  }
+  return true;
+}
+
+/** Say which version of the document is shown. */
+function drawPlace() {
+  const newest = count(known.document.version);
+  setText(byId("metadata-version"), past.version === null ? `version ${newest}` : `version ${count(past.version)} of ${newest}`);
+  byId("metadata-section").classList.toggle("past", !past.isPresent);
+}
+
 /** @param {Run} run */
 function drawRun(run) {
   const status = run.get("status");
-  const before = badge.element.dataset.status;
   badge.update(status);
   setText(byId("task"), run.get("taskIdentifier"));
-  document.title = `${run.get("taskIdentifier")} · ${runId} · Milepost`;
   drawError(run.get("error"), status);
   arrange(facts, factsOf(run));
   drawValue("payload", run);
   drawValue("output", run);
-  if (status !== before) {
-    log.refresh();
-    // The newest children may have come with the end, and the list of them lags a little.
-    if (isFinal(status)) childrenFeed.connect();
-  }
+}
+
+/**
+ * "42 % · import_people": what a tab among many has to say.
+ *
+ * @param {Run} run
+ * @param {import("./json.js").JSONObject} metadata
+ */
+function drawTitle(run, metadata) {
+  const status = run.get("status");
+  const share = isFinal(status) ? null : (findProgress(metadata)[0]?.share ?? null);
+  const title = `${share === null ? statusWord(status) : `${percent(share)} %`} · ${run.get("taskIdentifier")}`;
+  if (document.title !== title) document.title = title;
 }
 
 /**
@@ -147,7 +181,6 @@ function factsOf(run) {
   const add = (name, ...value) => parts.push(element("div", {}, element("dt", {}, name), element("dd", {}, ...value)));
   const relatives = run.get("relatedRuns");
   const attempt = Number(run.get("attemptCount"));
-  add("Run", element("span", { class: "run-id" }, runId));
   add("Queue", run.get("queue"));
   add("Attempt", attempt ? String(attempt) : "not started");
   add("Created", time(run.get("createdAt")));
@@ -180,54 +213,43 @@ function time(iso) {
  */
 function relative(related, id) {
   const link = element("a", { href: runPage(id), class: "run-id" }, id);
-  return related === undefined ? [link] : [element("span", {}, related.get("taskIdentifier")), " ", link];
+  return related === undefined ? [link] : [element("span", { class: "relative" }, related.get("taskIdentifier")), " ", link];
 }
-
-/** How many children there are of each status. @type {Map<string, bigint>} */
-let childCounts = new Map();
-const followedChildren = new FollowedRuns();
-
-/** True once the children are known as they were after the run's end: no more will come. */
-let allChildrenKnown = false;
-
-const childrenFeed = new Feed({
-  url: `/api/v1/feed/runs?${new URLSearchParams({ "filter[parent]": runId, "page[size]": String(CHILDREN_SHOWN) })}`,
-  probe: "/api/v1/runs?page[size]=1",
-  events: ["snapshot", "rows"],
-  onEvent: receiveChildren,
-});
 
 /**
  * @param {string} event
  * @param {Map<string, any>} frame
+ * @returns {boolean} false if it does not continue what is shown
  */
 function receiveChildren(event, frame) {
   const changed = followedChildren.take(event, frame);
   if (changed === null) return false;
-  const { order } = followedChildren;
+  const { order, counts } = followedChildren;
   children.update(changed, order);
-  childCounts = followedChildren.counts;
-  const total = [...childCounts.values()].reduce((sum, number) => sum + Number(number), 0);
+  const total = [...counts.values()].reduce((sum, number) => sum + Number(number), 0);
   byId("children-section").hidden = total === 0;
-  arrange(byId("child-counts"), STATUSES.filter((status) => childCounts.has(status)).map(countOf));
+  arrange(byId("child-counts"), STATUSES.filter((status) => counts.has(status)).map((status) => countOf(status, Number(counts.get(status)))));
   byId("more-children").hidden = total <= order.length;
   setText(byId("more-children"), `All ${counted(total, "child", "children")}`);
-  if (event === "snapshot") allChildrenKnown = isFinal(known.run.get("status") ?? "");
-  // Nothing is left to watch, and a browser has few connections to spare.
-  if (allChildrenKnown && [...childCounts.keys()].every(isFinal)) childrenFeed.stop();
   return true;
 }
 
-/** @param {string} status */
-function countOf(status) {
-  const number = Number(childCounts.get(status));
-  return element("li", { class: "status", "data-status": status }, `${number} ${statusWord(status).toLowerCase()}`);
+/**
+ * How many children are in a status, as a link to the list of them.
+ *
+ * @param {string} status
+ * @param {number} number
+ */
+function countOf(status, number) {
+  const href = `${byId("child-counts").dataset.href}&${new URLSearchParams({ status })}`;
+  const link = element("a", { href, class: "status", "data-status": status }, `${number} ${statusWord(status).toLowerCase()}`);
+  return element("li", {}, link);
 }
 
 new Feed({
-  url: `${runUrl(runId)}/feed`,
+  url: `${runUrl(runId)}/feed?${new URLSearchParams({ children: String(CHILDREN_SHOWN) })}`,
   probe: `${runUrl(runId)}/metadata`,
-  events: ["snapshot", "delta"],
+  events: ["snapshot", "delta", "log", "children-snapshot", "children-rows"],
   onEvent: receive,
   onState: (state) => {
     showConnection(byId("connection"), state);
@@ -243,18 +265,9 @@ setInterval(() => {
   if (shown !== null && !run.has("finishedAt")) setText(shown, duration(run));
 }, 1000);
 
-setInterval(() => {
-  const status = known.run.get("status");
-  if (!document.hidden && (status === "EXECUTING" || status === "WAITING")) log.refresh();
-}, LOG_SECONDS * 1000);
-
+copyOnClick(byId("copy-id"), () => runId);
+copyOnClick(byId("copy-trace"), () => byId("error-trace-text").textContent ?? "");
 for (const button of document.querySelectorAll("button[data-copy]")) {
   const name = /** @type {keyof typeof trees} */ (button.getAttribute("data-copy"));
-  // Browsers offer the clipboard on https and on this machine only.
-  if (!navigator.clipboard) button.remove();
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(stringify(trees[name].value ?? null, 2));
-    setText(button, "Copied");
-    setTimeout(() => setText(button, "Copy JSON"), 1500);
-  });
+  copyOnClick(/** @type {HTMLElement} */ (button), () => stringify(trees[name].value ?? null, 2));
 }

@@ -1,13 +1,15 @@
 // The list of runs. Its newest page is live; older pages are read by cursor and read again while something on them can change.
 
-import { get } from "./api.js";
+import { AnswerError, get } from "./api.js";
 import { byId, element, setText } from "./dom.js";
 import { Feed, FollowedRuns } from "./feed.js";
 import { count, counted } from "./format.js";
+import { stringify } from "./json.js";
 import { RunsTable } from "./runs_table.js";
+import { SearchError, parseSearch } from "./search.js";
 import { STATUSES, isFinal, showConnection } from "./status.js";
 
-const PAGE_SIZE = 25;
+const PAGE_SIZE = 50;
 const OLDER_PAGE_SECONDS = 5;
 
 /** Filters in the address of the page, and what the API calls them. */
@@ -26,9 +28,13 @@ for (const [name, parameter] of Object.entries(FILTERS)) {
   const value = address.get(name);
   if (value) query.set(parameter, value);
 }
+// A list of children holds nothing else; any other list is one of the runs at the top, unless all are asked for.
+const isFamily = ["parent", "root", "batch"].some((name) => address.get(name));
+if (!isFamily && address.get("level") !== "all") query.set("filter[topLevel]", "true");
 
 const followed = new FollowedRuns();
 const table = new RunsTable(byId("runs"));
+const searchBox = /** @type {HTMLInputElement} */ (byId("metadata"));
 const connection = byId("connection");
 const empty = byId("empty");
 const older = /** @type {HTMLButtonElement} */ (byId("older"));
@@ -36,17 +42,50 @@ const newer = /** @type {HTMLButtonElement} */ (byId("newer"));
 const cursor = ["before", "after"].find((name) => address.has(name));
 
 setInterval(() => table.tick(), 1000);
-if (cursor === undefined) showNewest();
+byId("search").addEventListener("submit", (event) => {
+  if (readSearch(searchBox.value) === undefined) event.preventDefault();
+});
+searchBox.addEventListener("input", () => showProblem(""));
+const search = readSearch(address.get("metadata") ?? "");
+if (search) query.set("filter[metadata]", stringify(search));
+if (search === undefined) showConnection(connection, "refused");
+else if (cursor === undefined) showNewest();
 else showOlder(cursor, address.get(cursor) ?? "");
+
+/**
+ * What is searched for; null for nothing, undefined for what is no search, which is said beside the box.
+ *
+ * @param {string} text
+ */
+function readSearch(text) {
+  try {
+    const found = parseSearch(text);
+    showProblem("");
+    return found;
+  } catch (error) {
+    if (!(error instanceof SearchError)) throw error;
+    showProblem(error.message);
+    return undefined;
+  }
+}
+
+/** @param {string} problem */
+function showProblem(problem) {
+  const shown = byId("metadata-problem");
+  setText(shown, problem);
+  shown.hidden = problem === "";
+  searchBox.setAttribute("aria-invalid", String(problem !== ""));
+}
 
 /** The newest page, live. */
 function showNewest() {
   new Feed({
     url: `/api/v1/feed/runs?${query}`,
-    probe: "/api/v1/runs?page[size]=1",
+    probe: `/api/v1/runs?${query}`,
     events: ["snapshot", "rows"],
     onEvent: showFrame,
     onState: (state) => showConnection(connection, state),
+    onRefused: (message) => showProblem(message),
   });
   older.addEventListener("click", async () => {
     // The cursor is the API's to make, so this page is asked for once more.
@@ -63,10 +102,12 @@ function showNewest() {
 function showFrame(event, frame) {
   const changed = followed.take(event, frame);
   if (changed === null) return false;
-  table.update(changed, followed.order);
+  const { order } = followed;
+  table.update(changed, order);
   const total = showCounts(followed.counts);
-  showEmpty(followed.order.length === 0);
-  older.hidden = total <= followed.order.length;
+  showEmpty(order.length === 0);
+  // Where documents decide nobody has counted.
+  older.hidden = search ? order.length < PAGE_SIZE : total <= order.length;
   offerTasks();
   return true;
 }
@@ -94,12 +135,12 @@ function showCounts(counts) {
     const number = Number(counts.get(status) ?? 0);
     total += number;
     const shown = document.querySelector(`[data-count="${status}"]`);
-    const isKnown = !address.get("status") || address.get("status") === status;
+    const isKnown = !search && (!address.get("status") || address.get("status") === status);
     if (shown !== null) setText(shown, isKnown ? count(number) : "");
   }
   const all = document.querySelector('[data-count="all"]');
-  if (all !== null) setText(all, address.get("status") ? "" : count(total));
-  setText(byId("caption"), `${counted(total, "run")}, the newest first`);
+  if (all !== null) setText(all, search || address.get("status") ? "" : count(total));
+  setText(byId("caption"), search ? "Runs that match, the newest first" : `${counted(total, "run")}, the newest first`);
   return total;
 }
 
@@ -116,7 +157,8 @@ async function showOlder(direction, from) {
   for (;;) {
     try {
       showPage(await get(`/api/v1/runs?${query}`));
-    } catch {
+    } catch (error) {
+      if (error instanceof AnswerError && error.status < 500) return showProblem(error.message);
       // Tried again below: nothing on this page is lost by waiting.
     }
     await new Promise((resolve) => setTimeout(resolve, OLDER_PAGE_SECONDS * 1000));

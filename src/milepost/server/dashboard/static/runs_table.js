@@ -6,6 +6,11 @@ import { refreshTimes, span, timeAgo } from "./format.js";
 import { ProgressBars } from "./progress.js";
 import { StatusBadge } from "./status.js";
 
+/** Characters of an error in a row, and on a closer look. */
+const ERROR_SHOWN = 200;
+const ERROR_TITLE = 2000;
+const TAGS_SHOWN = 3;
+
 /** @typedef {Map<string, any>} Run a run as the API sends it */
 
 export class RunsTable {
@@ -33,6 +38,8 @@ export class RunsTable {
     }
     const rows = order.flatMap((id) => this.rows.get(id) ?? []);
     arrange(this.body, rows.map((row) => row.element));
+    // A column that says nothing of any run takes no room.
+    this.body.parentElement?.classList.toggle("without-progress", rows.every((row) => row.progress.hidden));
   }
 
   get runs() {
@@ -54,8 +61,9 @@ class RunRow {
     this.status = new StatusBadge();
     this.progress = element("div");
     this.bars = new ProgressBars(this.progress, { most: 1, withLabels: false });
+    this.error = element("span", { class: "error-text" });
     this.tags = cell("tags wide");
-    this.attempt = cell("number wide");
+    this.attempt = cell("number attempt wide");
     this.duration = cell("number middle");
     this.element = element(
       "tr",
@@ -64,16 +72,21 @@ class RunRow {
       element(
         "th",
         { scope: "row", role: "rowheader" },
-        element("a", { href: runPage(id), class: "task" }, run.get("taskIdentifier")),
-        element("span", { class: "run-id" }, id),
+        element(
+          "div",
+          { class: "run-name" },
+          element("a", { href: runPage(id), class: "task" }, run.get("taskIdentifier")),
+          element("span", { class: "run-id" }, id),
+        ),
       ),
       cell("share", this.progress),
+      cell("error-cell", this.error),
       this.tags,
       this.attempt,
       cell("number", timeAgo(run.get("createdAt"))),
       this.duration,
     );
-    this.tags.append(...tagLinks(run.get("tags")));
+    this.tags.append(element("div", { class: "row-tags" }, ...fewTags(run.get("tags"))));
   }
 
   /** @param {Run} run */
@@ -82,9 +95,21 @@ class RunRow {
     this.element.dataset.run = run.get("id");
     this.status.update(run.get("status"));
     this.bars.update(run.get("metadata"));
+    this.showError(run.get("error"));
     const attempt = Number(run.get("attemptCount"));
     setText(this.attempt, attempt ? String(attempt) : "–");
     this.showDuration();
+  }
+
+  /**
+   * The first line of why it failed; all of it on a closer look.
+   *
+   * @param {Map<string, any> | undefined} error
+   */
+  showError(error) {
+    const name = error?.get("name");
+    const text = error === undefined ? "" : `${name ? `${name}: ` : ""}${error.get("message")}`;
+    if (setText(this.error, text.slice(0, ERROR_SHOWN).toWellFormed())) this.error.title = text.slice(0, ERROR_TITLE).toWellFormed();
   }
 
   showDuration() {
@@ -111,10 +136,21 @@ export function duration(run) {
 }
 
 /**
- * Tags as links to the runs that have them.
+ * As many tags as a row has room for.
+ *
+ * @param {string[]} tags
+ */
+function fewTags(tags) {
+  const more = tags.slice(TAGS_SHOWN);
+  const rest = element("span", { class: "quiet", title: more.join("\n") }, `+${more.length}`);
+  return [...tagLinks(tags.slice(0, TAGS_SHOWN)), ...(more.length > 0 ? [rest] : [])];
+}
+
+/**
+ * Tags as links to the runs that have them, children too.
  *
  * @param {string[]} tags
  */
 export function tagLinks(tags) {
-  return tags.map((tag) => element("a", { class: "tag", href: `/?${new URLSearchParams({ tag })}` }, tag));
+  return tags.map((tag) => element("a", { class: "tag", href: `/?${new URLSearchParams({ tag, level: "all" })}` }, tag));
 }

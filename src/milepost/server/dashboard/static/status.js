@@ -38,6 +38,7 @@ const CONNECTION_WORDS = {
   reconnecting: "Reconnecting…",
   ended: "Finished",
   gone: "Not found",
+  refused: "Cannot be searched",
   unreadable: "Cannot be shown",
 };
 
