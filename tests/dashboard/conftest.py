@@ -41,7 +41,15 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of a test's own. Modules whose tests do not disturb one another replace it by the one that they share."""
     server = RunningServer(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="package")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path_factory.mktemp("shared"))
     yield server
     server.stop()
 

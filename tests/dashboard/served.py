@@ -56,6 +56,11 @@ class RunningServer:
         with listening, asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._uvicorn.serve(sockets=[listening]))
 
+    @property
+    def database_path(self) -> Path:
+        """The database; to be written by others only while the server is stopped."""
+        return self.app.settings.database_path
+
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """A call with the secret key; the decoded answer."""
         response = self._http.request(method, self.url + path, json=body)
@@ -66,8 +71,9 @@ class RunningServer:
 class FakeWorker:
     """Registers, triggers, claims and reports, with the requests that a worker sends."""
 
-    def __init__(self, server: RunningServer, *tasks: str) -> None:
+    def __init__(self, server: RunningServer, *tasks: str, worker_id: str = "worker_1") -> None:
         self._server = server
+        self._id = worker_id
         self._tasks = tasks
         self._claims = 0
         self._sequences: dict[str, int] = {}
@@ -78,7 +84,7 @@ class FakeWorker:
         """Present itself; needed again after a restart of the server."""
         tasks: list[dict[str, Any]] = [{"id": task, "queue": task, "retry": {}} for task in self._tasks]
         body: dict[str, Any] = {
-            "id": "worker_1",
+            "id": self._id,
             "name": "tests",
             "tasks": tasks,
             "holding": list(self._attempts),
@@ -100,7 +106,7 @@ class FakeWorker:
         """Take what is queued, at least one run; the ids."""
         self._claims += 1
         body = {"sequence": self._claims, "slots": slots, "waitSeconds": 10}
-        runs = self._server.request("POST", "/api/v1/workers/worker_1/claim", body)["runs"]
+        runs = self._server.request("POST", f"/api/v1/workers/{self._id}/claim", body)["runs"]
         for run in runs:
             self._attempts[run["id"]] = run["attempt"]
             self._sequences[run["id"]] = 0
@@ -124,7 +130,7 @@ class FakeWorker:
             "changes": changes,
         }
         answer = self._server.request(
-            "POST", "/api/v1/workers/worker_1/report", {"runs": [{**report, **more}]}
+            "POST", f"/api/v1/workers/{self._id}/report", {"runs": [{**report, **more}]}
         )
         assert not answer["runs"][0].get("lost"), answer
         if "outcome" in more:

@@ -13,6 +13,11 @@ TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf
 
 
 @pytest.fixture
+def server(shared_server: RunningServer) -> RunningServer:
+    return shared_server
+
+
+@pytest.fixture
 def http(server: RunningServer) -> urllib3.HTTPConnectionPool:
     """Requests with a session."""
     pool = urllib3.HTTPConnectionPool("127.0.0.1", server.port, retries=False)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from playwright.sync_api import BrowserContext, Page
 
+from dashboard.random_documents import NAMES, operation, value
 from dashboard.served import RunningServer
 from milepost.model.jsonvalue import json_equal
 from milepost.model.operations import apply, decode_operations
@@ -37,6 +38,11 @@ async (text) => {
   });
 }
 """
+
+
+@pytest.fixture
+def server(shared_server: RunningServer) -> RunningServer:
+    return shared_server
 
 
 @pytest.fixture
@@ -130,9 +136,9 @@ def test_random_operations_give_what_python_makes_of_them(modules: Page) -> None
     source = random.Random(20_240_229)
     cases: list[dict[str, Any]] = []
     for _ in range(RANDOM_CASES):
-        document = {source.choice(NAMES): _value(source, 3) for _ in range(source.randrange(5))}
+        document = {source.choice(NAMES): value(source, 3) for _ in range(source.randrange(5))}
         cases.append(
-            {"before": document, "operations": [_operation(source) for _ in range(source.randrange(1, 12))]}
+            {"before": document, "operations": [operation(source) for _ in range(source.randrange(1, 12))]}
         )
     applied = 0
     for case, result in zip(cases, fold(modules, cases), strict=True):
@@ -203,50 +209,3 @@ def test_json_that_breaks_others(modules: Page, server: RunningServer) -> None:
     for text, again in zip(texts, modules.evaluate(read, texts), strict=True):
         assert repr(msgspec.json.decode(again)) == repr(msgspec.json.decode(text))
     assert modules.evaluate(read, faulty) == ["SyntaxError"] * len(faulty)
-
-
-NAMES = ["a", "b", "c.d", "", "0", "1", "constructor", "é"]
-SEGMENTS = [".a", ".b", ".0", ".1", ".2", "[0]", "[1]", "[-1]", "[-3]", '["c.d"]', "['a']", ".x"]
-NUMBERS = [0, 1, -1, 7, 2**53, 2**64 + 1, -(10**30), 0.5, 1.0, -2.25, 1e16, 0.1, 1e308, 123456.789]
-
-
-def _key(source: random.Random) -> str:
-    if source.random() < 0.5:
-        return source.choice(NAMES)
-    return (
-        "$"
-        + source.choice([".a", ".b", '["c.d"]', ".0", '[""]'])
-        + "".join(source.choices(SEGMENTS, k=source.randrange(4)))
-    )
-
-
-def _value(source: random.Random, depth: int) -> Any:
-    kind = source.randrange(10 if depth else 6)
-    if kind < 3:
-        return source.choice(NUMBERS)
-    if kind < 6:
-        return source.choice([None, True, False, "", "text", "0"])
-    if kind < 8:
-        return [_value(source, depth - 1) for _ in range(source.randrange(4))]
-    return {source.choice(NAMES): _value(source, depth - 1) for _ in range(source.randrange(4))}
-
-
-def _operation(source: random.Random) -> dict[str, Any]:
-    kind = source.choice(
-        ["set", "set", "delete", "append", "append", "remove", "increment", "increment", "update"]
-    )
-    if kind == "update":
-        return {
-            "type": kind,
-            "value": {source.choice(NAMES): _value(source, 3) for _ in range(source.randrange(4))},
-        }
-    operation: dict[str, Any] = {"type": kind, "key": _key(source)}
-    if kind == "increment":
-        operation["value"] = source.choice(NUMBERS)
-    elif kind != "delete":
-        operation["value"] = _value(source, 2)
-    if kind == "append" and source.random() < 0.3:
-        operation["maxItems"] = source.randrange(1, 4)
-    if kind in ("append", "increment") and source.random() < 0.3:
-        operation["once"] = source.choice(["x", "y"])
-    return operation

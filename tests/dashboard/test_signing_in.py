@@ -8,6 +8,11 @@ from dashboard.served import SECRET_KEY, RunningServer
 
 
 @pytest.fixture
+def server(shared_server: RunningServer) -> RunningServer:
+    return shared_server
+
+
+@pytest.fixture
 def http(server: RunningServer) -> urllib3.HTTPConnectionPool:
     return urllib3.HTTPConnectionPool("127.0.0.1", server.port, retries=False)
 

@@ -30,7 +30,7 @@ export function excerpt(value, most) {
 function write(value, parts, room) {
   if (room < 0) return room;
   if (!Array.isArray(value) && !(value instanceof Map)) {
-    const text = typeof value === "string" && value.length > room ? scalarText(value.slice(0, room + 1).toWellFormed()) : scalarText(value);
+    const text = scalarText(typeof value === "string" ? beginning(value, room) : value);
     parts.push(text);
     return room - text.length;
   }
@@ -40,13 +40,23 @@ function write(value, parts, room) {
   let isFirst = true;
   for (const [name, inner] of value.entries()) {
     if (left < 0) return left;
-    const start = `${isFirst ? "" : ", "}${isArray ? "" : `${scalarText(String(name).slice(0, room + 1).toWellFormed())}: `}`;
+    const start = `${isFirst ? "" : ", "}${isArray ? "" : `${scalarText(beginning(String(name), room))}: `}`;
     parts.push(start);
     left = write(inner, parts, left - start.length);
     isFirst = false;
   }
   parts.push(isArray ? "]" : "}");
   return left;
+}
+
+/**
+ * At least so many characters of a text, of which some take two units, and one more.
+ *
+ * @param {string} text
+ * @param {number} room
+ */
+function beginning(text, room) {
+  return text.length > 2 * room + 2 ? text.slice(0, 2 * room + 2).toWellFormed() : text;
 }
 
 /**

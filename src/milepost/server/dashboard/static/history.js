@@ -49,8 +49,8 @@ export class History {
     this.version = null;
     /** What is shown, if it is not the present. @type {Shown | null} */
     this.shown = null;
-    /** True until the worker has said which version a time means. */
-    this.isSeeking = false;
+    /** The number of the newest wish for a version; what was wished for before does not matter any more. */
+    this.number = 0;
     this.earliest = 0;
     this.newest = 0;
     this.createdAt = 0;
@@ -166,8 +166,7 @@ export class History {
 
   /** @param {Shown} shown */
   takeShown(shown) {
-    if (this.version === null || (!this.isSeeking && shown.version !== this.version)) return;
-    this.isSeeking = false;
+    if (this.version === null || shown.number !== this.number) return;
     this.version = shown.version;
     this.shown = shown;
     byId("history-problem").hidden = true;
@@ -183,8 +182,8 @@ export class History {
    */
   goTo(version) {
     this.version = Math.min(this.newest, Math.max(this.earliest, version));
-    this.isSeeking = false;
-    this.wish({ kind: "show", version: this.version });
+    this.number += 1;
+    this.wish({ kind: "show", version: this.version, number: this.number });
     this.drawControls();
     this.rememberSoon();
   }
@@ -197,8 +196,8 @@ export class History {
   goToTime(at) {
     this.pause();
     this.version ??= this.newest;
-    this.isSeeking = true;
-    this.wish({ kind: "showAt", at });
+    this.number += 1;
+    this.wish({ kind: "showAt", at, number: this.number });
   }
 
   /** Show the version in the address of the page, as whoever sent the link has seen it. */
@@ -211,7 +210,6 @@ export class History {
     this.pause();
     this.version = null;
     this.shown = null;
-    this.isSeeking = false;
     byId("history-problem").hidden = true;
     this.rememberSoon();
     this.showPresent();
@@ -248,7 +246,7 @@ export class History {
       if (!isWaiting) position += ((now - last) / 1000) * rate;
       last = now;
       if (isWaiting || Math.floor(position) === this.version) return;
-      if (position > this.newest) this.goToPresent();
+      if (position >= this.newest + 1) this.goToPresent();
       else this.goTo(Math.floor(position));
     }, TICK_MILLISECONDS);
     this.drawControls();

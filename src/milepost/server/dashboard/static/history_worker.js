@@ -13,20 +13,20 @@ import { BLOCK, PrunedError, Timeline } from "./timeline.js";
 /** @typedef {import("./timeline.js").Page} Page */
 
 /**
- * open: whose history. newest: the newest version has changed. show: a version is wanted, with a number of this wish. showAt: the version
- * at a time. chart: read what the charts show.
+ * open: whose history. newest: the newest version has changed. show: a version is wanted; showAt: the one at a time. Both carry a number,
+ * which is sent back with what is shown. chart: read what the charts show.
  *
  * @typedef {{kind: "open", runId: string, newest: number}
  *   | {kind: "newest", version: number}
- *   | {kind: "show", version: number}
- *   | {kind: "showAt", at: number}
+ *   | {kind: "show", version: number, number: number}
+ *   | {kind: "showAt", at: number, number: number}
  *   | {kind: "chart"}} Wish
  */
 
 /**
- * What changed in a version. Of many differences only the first are listed; `count` is all of them.
+ * What changed in a version. Of many differences only the first are listed; `count` is all of them. `number` is that of the wish.
  *
- * @typedef {{version: number, document: import("./json.js").JSONObject, change: Change | null, differences: Difference[],
+ * @typedef {{number: number, version: number, document: import("./json.js").JSONObject, change: Change | null, differences: Difference[],
  *   count: number}} Shown
  */
 
@@ -52,7 +52,7 @@ const CHART_MILLISECONDS = 300;
 /** @type {Timeline | null} */
 let timeline = null;
 let runId = "";
-/** @type {number | null} */
+/** @type {{version: number, number: number} | null} */
 let wanted = null;
 let isShowing = false;
 let isCharting = false;
@@ -108,9 +108,9 @@ async function show() {
   isShowing = true;
   try {
     while (wanted !== null) {
-      const version = wanted;
+      const { version, number } = wanted;
       wanted = null;
-      const shown = await read(timeline, version);
+      const shown = { number, ...(await read(timeline, version)) };
       if (wanted === null) tell({ kind: "shown", shown });
     }
   } catch (error) {
@@ -123,7 +123,7 @@ async function show() {
 /**
  * @param {Timeline} timeline
  * @param {number} version
- * @returns {Promise<Shown>}
+ * @returns {Promise<Omit<Shown, "number">>}
  */
 async function read(timeline, version) {
   const { document, before, change } = await patiently(() => timeline.at(Math.max(version, timeline.earliest)));
@@ -211,10 +211,10 @@ async function take(wish) {
       if (timeline !== null) timeline.newest = Math.max(timeline.newest, wish.version);
       return;
     case "show":
-      wanted = wish.version;
+      wanted = wish;
       return show();
     case "showAt":
-      if (timeline !== null) wanted = timeline.versionAt(wish.at);
+      if (timeline !== null) wanted = { version: timeline.versionAt(wish.at), number: wish.number };
       return show();
     default:
       return chart();

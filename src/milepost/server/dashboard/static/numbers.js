@@ -40,6 +40,8 @@ export class Numbers {
     this.series = new Map();
     /** Arrays from which something was taken: their positions do not mean the same places all the time. @type {Set<string>} */
     this.shifting = new Set();
+    /** Objects and arrays that were taken out, and with them what was inside. @type {{path: Segment[], version: number, at: number}[]} */
+    this.ends = [];
   }
 
   /**
@@ -60,11 +62,10 @@ export class Numbers {
       } else if (isNumber(difference.after)) {
         this.note(path, [version, at, difference.after], difference.before);
       } else {
-        // What was put in place of a number, and numbers inside of what was put in or taken out.
         if (isNumber(difference.before)) this.note(path, [version, at, null], difference.before);
-        for (const [place] of numbersIn(difference.before, path)) this.note(place, [version, at, null], 0);
         for (const [place, value] of numbersIn(difference.after, path)) this.note(place, [version, at, value], undefined);
       }
+      if (typeof difference.before === "object" && difference.before !== null) this.ends.push({ path, version, at });
     });
   }
 
@@ -77,12 +78,11 @@ export class Numbers {
     const key = JSON.stringify(path);
     let series = this.series.get(key);
     if (series === undefined) {
-      const isInArray = path.some((segment) => typeof segment === "number");
       // What is put at the end of an array is one number of many, until it changes.
-      if (this.series.size >= SERIES_MAX || (isInArray && before === undefined)) return;
+      if (this.series.size >= SERIES_MAX || (isInArray(path) && before === undefined)) return;
       series = { path, points: [] };
       // In an object it was there from the start of this stretch, or else it would be known.
-      if (isNumber(before)) series.points.push([isInArray ? point[0] - 1 : this.start, 0, before]);
+      if (isNumber(before)) series.points.push([isInArray(path) ? point[0] - 1 : this.start, 0, before]);
       this.series.set(key, series);
     }
     const last = series.points.at(-1);
@@ -130,6 +130,14 @@ export function joined(stretches) {
       else known.points.push(...points.filter((point) => point[0] > (known.points.at(-1)?.[0] ?? 0) && point[0] > stretch.start));
     }
   }
+  for (const end of row.flatMap((stretch) => stretch.ends)) {
+    for (const [key, series] of all) {
+      if (!isInside(series.path, end.path)) continue;
+      // An array that comes again is another one.
+      if (isInArray(series.path)) all.delete(key);
+      else series.points = ended(series.points, end);
+    }
+  }
   const telling = [...all.values()].filter(({ path, points }) => isTelling(points) && !isBelow(path, shifting));
   const often = telling.filter(({ points }) => points.length > OFTEN);
   const seldom = telling.filter(({ points }) => points.length <= OFTEN);
@@ -152,6 +160,32 @@ export function joined(stretches) {
  */
 function fromTheStart(points, start, from) {
   return points.map((point) => (point[0] === start ? /** @type {Point} */ ([from, 0, point[2]]) : point));
+}
+
+/**
+ * @param {Segment[]} path
+ * @param {Segment[]} container
+ */
+function isInside(path, container) {
+  return path.length > container.length && container.every((segment, depth) => segment === path[depth]);
+}
+
+/** @param {Segment[]} path */
+function isInArray(path) {
+  return path.some((segment) => typeof segment === "number");
+}
+
+/**
+ * The points of a number whose surroundings were taken out at a version, unless it was put in again by the same one.
+ *
+ * @param {Point[]} points
+ * @param {{version: number, at: number}} end
+ */
+function ended(points, { version, at }) {
+  const position = points.findLastIndex((point) => point[0] <= version);
+  const point = points[position];
+  if (point === undefined || point[0] === version || point[2] === null) return points;
+  return points.toSpliced(position + 1, 0, [version, at, null]);
 }
 
 /** @param {Numbers[]} stretches */

@@ -475,6 +475,8 @@ export class Tree {
     if (row === null) return;
     row.tabIndex = -1;
     row.focus({ preventScroll: true });
-    row.scrollIntoView({ block: "nearest" });
+    row.scrollIntoView({ block: "center" });
+    // Rows out of sight are not laid out yet: once they are, the row may stand elsewhere.
+    requestAnimationFrame(() => requestAnimationFrame(() => row.scrollIntoView({ block: "nearest" })));
   }
 }
