@@ -179,6 +179,86 @@ def test_a_child_of_the_last_moment(page: Page, worker: FakeWorker) -> None:
     expect(page.locator("html")).to_have_attribute("data-open", "0")
 
 
+def test_the_children_that_need_a_look_come_first_and_lead_to_their_like(
+    page: Page, worker: FakeWorker, server: RunningServer
+) -> None:
+    parent = worker.start("handle-upload")
+    children = [worker.trigger("handle-row", parentRunId=parent) for _ in range(14)]
+    worker.claim()
+    for child in children[:3]:
+        worker.fail(child, "no")
+    for child in children[5:]:
+        worker.complete(child)
+    open_run(page, parent)
+    expect(page.locator("#child-counts li")).to_have_text(["2 executing", "9 completed", "3 failed"])
+    expect(page.locator("#children tr")).to_have_count(10)
+    shown = page.locator("#children tr").evaluate_all("rows => rows.map(row => row.dataset.run)")
+    assert shown[:5] == [*children[2::-1], *children[4:2:-1]]
+    expect(page.locator("#children tr").first.locator(".error-text")).to_have_text("ValueError: no")
+    page.get_by_role("link", name="3 failed").click()
+    expect(page).to_have_url(f"{server.url}/?parent={parent}&status=FAILED")
+    expect(page.locator("#runs tr")).to_have_count(3)
+    page.go_back()
+    worker.complete(children[3])
+    expect(page.locator("#child-counts li")).to_have_text(["1 executing", "10 completed", "3 failed"])
+
+
+def test_a_page_holds_one_connection_and_asks_for_nothing_by_the_clock(
+    page: Page, worker: FakeWorker
+) -> None:
+    """Children, counts and log included; a browser has six connections for all its tabs."""
+    page.add_init_script(KEEP_SOURCES)
+    parent = worker.start("handle-upload", metadata={"n": 0})
+    children = [worker.trigger("handle-row", parentRunId=parent) for _ in range(3)]
+    worker.claim()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/logs" in request.url else None)
+    open_run(page, parent)
+    expect(page.locator("#child-counts")).to_have_text("3 executing")
+    for number in range(3):
+        worker.report(
+            parent, increment("n"), logs=[{"at": number, "level": "info", "message": f"line {number}"}]
+        )
+        expect(page.locator("#log li").last).to_contain_text(f"line {number}")
+        worker.complete(children[number])
+        expect(page.locator("#child-counts")).to_contain_text(f"{number + 1} completed")
+    expect(page.locator("html")).to_have_attribute("data-open", "1")
+    # Once at the beginning, and once for each time that it was announced.
+    assert len(asked) == 4
+
+
+def test_the_title_says_how_far_it_is(page: Page, worker: FakeWorker) -> None:
+    run_id = worker.trigger("handle-upload", metadata={"done": 0, "total": None})
+    open_run(page, run_id)
+    expect(page).to_have_title("Queued · handle-upload")
+    worker.claim()
+    expect(page).to_have_title("Executing · handle-upload")
+    worker.report(run_id, set_("done", 3), set_("total", 7))
+    expect(page).to_have_title("42 % · handle-upload")
+    worker.fail(run_id, "no")
+    expect(page).to_have_title("Failed · handle-upload")
+
+
+def test_ids_and_stack_traces_are_copied(page: Page, worker: FakeWorker, server: RunningServer) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.url)
+    run_id = worker.start("handle-upload", metadata={"n": 1})
+    trace = "Traceback (most recent call last):\n  line 1"
+    worker.fail(run_id, "no", trace=trace)
+    open_run(page, run_id)
+    for name, text in [("Copy id", run_id), ("Copy stack trace", trace)]:
+        button = page.get_by_role("button", name=name)
+        button.click()
+        expect(page.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == text
+        expect(button).to_be_visible()
+    # Where a browser has no clipboard for pages, as over plain http, there is the old way.
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })")
+    page.get_by_role("button", name="Copy id").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    page.evaluate("delete navigator.clipboard")
+    assert page.evaluate("navigator.clipboard.readText()") == run_id
+
+
 def test_the_log(page: Page, worker: FakeWorker) -> None:
     run_id = worker.start("handle-upload")
 

@@ -154,3 +154,59 @@ def test_a_tab_that_is_hidden_holds_no_connection(
     others[0].close()
     page.evaluate(hide, False)
     expect(row(page, run_id)).to_be_visible()
+
+
+def test_the_runs_at_the_top_are_shown_and_all_on_demand(
+    page: Page, worker: FakeWorker, server: RunningServer
+) -> None:
+    parent = worker.start("handle-upload")
+    child = worker.trigger("handle-row", parentRunId=parent, tags=["night"])
+    worker.claim()
+    worker.fail(child, "the row\nis broken", name="RowError")
+    expect(row(page, parent)).to_be_visible()
+    expect(page.locator("#runs tr")).to_have_count(1)
+    expect(count(page, "all")).to_have_text("1")
+    expect(count(page, "FAILED")).to_have_text("0")
+    page.get_by_role("link", name="With children").click()
+    expect(page).to_have_url(f"{server.url}/?level=all")
+    expect(page.locator("#runs tr")).to_have_count(2)
+    expect(count(page, "FAILED")).to_have_text("1")
+    error = row(page, child).locator(".error-text")
+    expect(error).to_have_text("RowError: the row is broken")
+    expect(error).to_have_attribute("title", "RowError: the row\nis broken")
+    expect(row(page, parent).locator(".error-text")).to_be_empty()
+    # The level goes along with the other filters, also into a search.
+    page.get_by_role("link", name="Failed").click()
+    expect(page).to_have_url(f"{server.url}/?level=all&status=FAILED")
+    page.get_by_label("Task").fill("handle-row")
+    page.keyboard.press("Enter")
+    expect(row(page, child)).to_be_visible()
+    page.get_by_role("link", name="Top level").click()
+    expect(page.get_by_text("No run matches these filters.")).to_be_visible()
+    page.get_by_role("link", name="Look among children too").click()
+    expect(row(page, child)).to_be_visible()
+    # A tag leads to every run that has it, a family has no levels.
+    row(page, child).get_by_role("link", name="night").click()
+    expect(row(page, child)).to_be_visible()
+    page.goto(f"/?parent={parent}&status=FAILED")
+    expect(row(page, child)).to_be_visible()
+    expect(page.get_by_role("navigation", name="Level")).to_have_count(0)
+
+
+def test_many_tags_take_one_line(page: Page, worker: FakeWorker) -> None:
+    few, many = worker.trigger("handle-row", tags=["a"]), worker.trigger("handle-row", tags=list("abcde"))
+    expect(row(page, many).locator(".tag")).to_have_count(3)
+    expect(row(page, many)).to_contain_text("+2")
+    expect(row(page, few)).not_to_contain_text("+")
+    heights = page.locator("#runs tr").evaluate_all("rows => rows.map((row) => row.offsetHeight)")
+    assert len(set(heights)) == 1
+    assert heights[0] < 40
+
+
+def test_the_header_signs_out(page: Page) -> None:
+    form = page.get_by_role("banner").locator("form")
+    expect(form.get_by_role("button", name="Sign out")).to_be_visible()
+    assert form.evaluate("form => [form.method, form.getAttribute('action')]") == ["post", "/sign-out"]
+    page.context.clear_cookies()
+    page.goto("/sign-in")
+    expect(page.get_by_role("button", name="Sign out")).to_have_count(0)
