@@ -254,7 +254,11 @@ function heights(low, high) {
     }
     return (Number(value) / 2 - Number(low) / 2) / (Number(high) / 2 - Number(low) / 2);
   };
-  return (/** @type {number | bigint} */ value) => Math.round((HEIGHT - MARGIN - share(value) * (HEIGHT - 2 * MARGIN)) * 10) / 10;
+  return (/** @type {number | bigint} */ value) => {
+    // The run may be ahead of what the chart has read.
+    const within = Math.min(1, Math.max(0, share(value)));
+    return Math.round((HEIGHT - MARGIN - within * (HEIGHT - 2 * MARGIN)) * 10) / 10;
+  };
 }
 
 /**

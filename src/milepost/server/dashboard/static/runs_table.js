@@ -9,7 +9,7 @@ import { StatusBadge } from "./status.js";
 /** Characters of an error in a row, and on a closer look. */
 const ERROR_SHOWN = 200;
 const ERROR_TITLE = 2000;
-const TAGS_SHOWN = 3;
+const TAGS_SHOWN = 2;
 
 /** @typedef {Map<string, any>} Run a run as the API sends it */
 
