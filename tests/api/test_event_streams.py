@@ -35,6 +35,30 @@ def test_watching_a_run_to_its_end(served: Served, worker: HttpWorker) -> None:
             events.next()
 
 
+def test_watching_a_run_with_its_children(served: Served, worker: HttpWorker) -> None:
+    run_id = served.trigger()
+    run = worker.take(run_id)
+    with served.events(f"/api/v1/runs/{run_id}/feed", children=5) as events:
+        first = dict([events.next(), events.next()])
+        assert set(first) == {"snapshot", "children-snapshot"}
+        child = served.trigger(parentRunId=run_id)
+        frame = events.until(lambda event, data: event == "children-rows")
+        assert frame["order"] == [child]
+        worker.report(run, logs=[{"at": 1, "level": "info", "message": "half"}])
+        assert events.until(lambda event, data: event == "log") == {}
+        worker.finish(run)
+        worker.finish(worker.take(child))
+        frame = events.until(lambda event, data: event == "children-snapshot")
+        assert frame["counts"] == {"COMPLETED": 1}
+        assert events.next() == ("end", {"version": 0})
+
+
+@pytest.mark.parametrize("children", ["0", "101", "x", ""])
+def test_children_that_cannot_be_watched(served: Served, children: str) -> None:
+    answer = served.call("GET", f"/api/v1/runs/{served.trigger()}/feed", query={"children": children})
+    assert (answer.status, answer.json["code"], answer.json["field"]) == (400, "bad_request", "children")
+
+
 def test_many_watchers_of_one_run_hold_the_same(served: Served, worker: HttpWorker) -> None:
     run_id = served.trigger()
     streams = [served.events(f"/api/v1/runs/{run_id}/feed") for _ in range(30)]
@@ -114,16 +138,17 @@ def test_asking_for_the_head_of_a_stream_does_not_keep_the_connection(
         assert pool.request("GET", "/api/v1/health").status == 200
 
 
-def test_who_hangs_up_is_forgotten(served: Served, worker: HttpWorker) -> None:
+@pytest.mark.parametrize("query", [{}, {"children": 5}])
+def test_who_hangs_up_is_forgotten(served: Served, worker: HttpWorker, query: dict[str, Any]) -> None:
     """The hub keeps nobody who has gone."""
     run_id = served.trigger()
-    with served.events(f"/api/v1/runs/{run_id}/feed") as events:
+    with served.events(f"/api/v1/runs/{run_id}/feed", **query) as events:
         events.next()
         assert run_id in served.server.hub.runs
     gone = threading.Event()
 
     def look() -> None:
-        if run_id not in served.server.hub.runs:
+        if run_id not in served.server.hub.runs and not served.server.hub.lists:
             gone.set()
 
     for number in range(200):
