@@ -10,6 +10,8 @@ import { clockTime, counted, fullTime } from "./format.js";
 
 /** Lines that are shown at first, the last ones. */
 const SHOWN = 500;
+/** Earlier lines that are shown at once, so that a page never stands still. */
+const STEP = 1000;
 /** Lines that are kept at most. */
 const KEPT = 10_000;
 /** However often the log grows, it is read at most so often. */
@@ -36,11 +38,12 @@ export class RunLog {
     this.taken = 0;
     this.reading = false;
     this.wanted = false;
-    this.showAll = false;
+    this.most = SHOWN;
     earlier.addEventListener("click", () => {
-      this.showAll = true;
-      this.list.replaceChildren(...this.lines.map(lineElement));
-      earlier.hidden = true;
+      this.most = KEPT;
+      const end = this.lines.length - this.list.childElementCount;
+      this.list.prepend(...this.lines.slice(Math.max(0, end - STEP), end).map(lineElement));
+      this.drawEarlier();
     });
   }
 
@@ -84,13 +87,16 @@ export class RunLog {
     this.lines.push(...lines);
     if (this.lines.length > KEPT) this.lines.splice(0, this.lines.length - KEPT);
     list.append(...lines.map(lineElement));
-    const most = this.showAll ? KEPT : SHOWN;
-    while (list.childElementCount > most) list.firstElementChild?.remove();
-    const hidden = this.lines.length - list.childElementCount;
-    this.earlier.hidden = hidden === 0 || this.showAll;
-    setText(this.earlier, `Show ${counted(hidden, "earlier line")}`);
+    while (list.childElementCount > this.most) list.firstElementChild?.remove();
+    this.drawEarlier();
     // Whoever has scrolled up is reading.
     if (followed) view.scrollTop = view.scrollHeight;
+  }
+
+  drawEarlier() {
+    const hidden = this.lines.length - this.list.childElementCount;
+    this.earlier.hidden = hidden <= 0;
+    setText(this.earlier, `Show ${counted(Math.min(hidden, STEP), "earlier line")}`);
   }
 }
 
