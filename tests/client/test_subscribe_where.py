@@ -18,7 +18,7 @@ from client.scripted import Answer, Asked, Drop, ScriptedServer, event, wire_run
 from milepost import Client, MetadataPathError, MetadataValueError, Run
 from milepost.client import retries
 from milepost.client.run import WholeRun, run_from_wire
-from milepost.client.subscription import MatchFollower
+from milepost.client.subscription import Gap, MatchFollower
 from milepost.errors import InvalidRequestError
 from support.served import KEY, HttpWorker, Served, set_to
 
@@ -37,6 +37,16 @@ def wire(run_id: str, version: int, **fields: Any) -> dict[str, Any]:
 
 def told(run_id: str, version: int, *, matches: bool = True, **fields: Any) -> tuple[str, dict[str, Any]]:
     return "run", {"run": wire(run_id, version, **fields), "matches": matches}
+
+
+def moved(
+    run_id: str, version: int, *, since: int | None = None, **fields: Any
+) -> tuple[str, dict[str, Any]]:
+    """A delta from the version before; `fields` are those of the run."""
+    operations = [{"type": "set", "key": "v", "value": version}]
+    delta: dict[str, Any] = {"id": run_id, "version": version, "run": fields}
+    before = version - 1 if since is None else since
+    return "delta", delta if before == version else {**delta, "fromVersion": before, "operations": operations}
 
 
 BEGIN: tuple[str, dict[str, Any]] = ("begin", {})
@@ -91,6 +101,80 @@ def test_a_reader_that_was_busy_gets_the_newest_state_of_each_run() -> None:
     for name, data in [BEGIN, told("a", 1), told("b", 1), told("a", 2), PRESENT]:
         follower.take(name, json.dumps(data).encode())
     assert feed(follower, ("later-kind", {"x": 1})) == [("b", 1), ("a", 2)]
+
+
+def whole_runs(follower: MatchFollower, *frames: tuple[str, dict[str, Any]]) -> list[Run]:
+    """The runs given, as they are."""
+    given: list[Run] = []
+    for name, data in frames:
+        follower.take(name, json.dumps(data).encode())
+        while (state := follower.newest()) is not None:
+            assert isinstance(state, Run)
+            given.append(state)
+    return given
+
+
+def test_deltas_are_folded_into_whole_runs() -> None:
+    """What is yielded is a full run each time, the reader's own."""
+    follower = MatchFollower()
+    [first] = whole_runs(follower, BEGIN, told("a", 1, error={"message": "m"}))
+    first.metadata["v"] = "changed by the reader"
+    [second] = whole_runs(follower, moved("a", 2, status="EXECUTING", error=None, attemptCount=1))
+    assert (second.metadata, second.metadata_version) == ({"v": 2}, 2)
+    assert (second.status, second.error, second.attempt_count) == ("EXECUTING", None, 1)
+    second.metadata.clear()
+    [third] = whole_runs(follower, moved("a", 2, since=2, status="WAITING"))
+    assert (third.metadata, third.metadata_version, third.status) == ({"v": 2}, 2, "WAITING")
+    assert third.tags == first.tags
+
+
+def test_a_reader_that_was_busy_gets_several_deltas_as_one_state() -> None:
+    follower = MatchFollower()
+    whole_runs(follower, BEGIN, told("a", 1), told("b", 1), PRESENT)
+    for name, data in [moved("a", 2), moved("b", 2), moved("a", 3), moved("a", 7, since=3)]:
+        follower.take(name, json.dumps(data).encode())
+    assert [(run.id, run.metadata) for run in whole_runs(follower, ("later-kind", {}))] == [
+        ("b", {"v": 2}),
+        ("a", {"v": 7}),
+    ]
+
+
+@pytest.mark.parametrize("frame", [moved("a", 5), moved("a", 1, since=0), moved("b", 2)])
+def test_a_delta_that_does_not_continue_what_is_here_is_a_gap(frame: tuple[str, dict[str, Any]]) -> None:
+    follower = MatchFollower()
+    whole_runs(follower, BEGIN, told("a", 1))
+    with pytest.raises(Gap):
+        whole_runs(follower, frame)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [("forget", {"ids": ["a", "unknown"]})],
+        [told("a", 2, status="COMPLETED", isCompleted=True)],
+        [moved("a", 2, status="COMPLETED", isCompleted=True)],
+        [told("a", 2, matches=False)],
+        [BEGIN],
+    ],
+    ids=["told so", "ended", "ended by a delta", "left", "another connection"],
+)
+def test_documents_that_need_not_be_kept_are_not(frames: list[tuple[str, dict[str, Any]]]) -> None:
+    """Memory is bounded as the server says: what comes of such a run next is a whole one."""
+    follower = MatchFollower()
+    whole_runs(follower, BEGIN, told("a", 1), told("b", 1), *frames)
+    with pytest.raises(Gap):
+        whole_runs(follower, moved("a", 3, since=2))
+    assert [run.metadata for run in whole_runs(follower, told("a", 9))] == [{"v": 9}]
+
+
+def test_what_waits_to_be_given_is_given_although_it_is_forgotten() -> None:
+    follower = MatchFollower()
+    for name, data in [BEGIN, told("a", 1), moved("a", 2), ("forget", {"ids": ["a"]})]:
+        follower.take(name, json.dumps(data).encode())
+    [run] = whole_runs(follower, PRESENT)
+    assert run.metadata == {"v": 2}
+    with pytest.raises(Gap):
+        whole_runs(follower, moved("a", 3))
 
 
 @given(st.data())

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milepost.engine import state
 from milepost.engine.commands import Claim, RegisterWorker, Report, Trigger, TriggerBatch
 from milepost.engine.state import ParkedClaim, ParkedClaims
 from milepost.errors import NotFoundError
@@ -356,6 +357,8 @@ def test_no_claim_waits_for_what_it_could_have(
                     worker = data.draw(st.sampled_from(list(workers.values())))
                     limit = data.draw(st.sampled_from([1, 2]))
                     worker.tasks = (*worker.tasks[:1], offered("d", concurrency=limit))
+                    keeps = data.draw(st.booleans())
+                    held = [(holder, run) for holder, run in held if holder is not worker or keeps]
                     worker.register([run.id for holder, run in held if holder is worker])
                     # Who presents itself claims anew.
                     [waiting[worker.id]] = world.submit(worker.next_claim(1, wait=60))
@@ -384,6 +387,8 @@ def test_no_claim_waits_for_what_it_could_have(
 def test_parked_claims_are_found_by_what_they_are(data: st.DataObject) -> None:
     """The claims that wait, against a plain dict of them."""
     parked, model = ParkedClaims(), dict[str, ParkedClaim]()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(state, "DEADLINES_GONE_MAX", data.draw(st.sampled_from([0, 100])))
     for _ in range(data.draw(st.integers(1, 40))):
         name = data.draw(st.sampled_from("uvwxyz"))
         if name in model:
@@ -403,6 +408,7 @@ def test_parked_claims_are_found_by_what_they_are(data: st.DataObject) -> None:
                 claim for claim in model.values() if task in claim.tasks
             ]
         assert (len(parked), list(parked)) == (len(model), list(model.values()))
+    patch.undo()
 
 
 # --- repeats -----------------------------------------------------------------------------------------------

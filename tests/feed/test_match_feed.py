@@ -307,6 +307,62 @@ def test_a_lost_entry_is_noticed_with_the_next_change_of_that_run(
     run_async(follow)
 
 
+def test_a_run_that_was_ruled_out_by_its_status_matches_with_another_one(
+    world: FeedWorld, worker: WorkerDouble
+) -> None:
+    first, second = world.trigger(metadata={"a": 1}), world.trigger(metadata={"a": 2})
+
+    async def follow() -> None:
+        watcher = MatchWatcher(world, {"a": {"$gte": 1}}, statuses=(RunStatus.EXECUTING,))
+        await watcher.read_until_present()
+        for run_id in (first, second):
+            world.write(run_id, Set("b", 1))
+        assert not await watcher.comes_within(0.2)
+        [run] = worker.claim()
+        assert (await watcher.until_told(first))["metadata"] == {"a": 1, "b": 1}
+        worker.report(run, waiting=True)
+        assert (await watcher.until_told(first, matches=False))["status"] == "WAITING"
+        worker.report(run, waiting=False)
+        await watcher.until_told(first)
+        worker.claim()
+        await watcher.until_told(second)
+        await watcher.close()
+
+    run_async(follow)
+
+
+@pytest.mark.parametrize("matches_before", [True, False])
+def test_what_is_committed_while_a_run_is_read_is_not_lost(
+    world: FeedWorld, worker: WorkerDouble, matches_before: bool
+) -> None:
+    """The reading may be newer than what was announced, and what is announced meanwhile newer than the reading."""
+    run_id = world.trigger(metadata={"n": int(matches_before)})
+
+    class Interrupted(CountingReader):
+        def matching(self, filter: RunFilter, run_ids: Any, among: Any) -> dict[str, RunMatch]:
+            found = super().matching(filter, run_ids, among)
+            if len(self.read) == 1:
+
+                async def write() -> None:
+                    world.write(run_id, Set("other", 1))
+
+                asyncio.run_coroutine_threadsafe(write(), loop).result()
+            return found
+
+    async def follow() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        watcher = MatchWatcher(world, {"n": {"$gte": 1}}, reader=Interrupted(world))
+        await watcher.read_until_present()
+        world.write(run_id, Increment("n", 1))
+        await watcher.until(lambda: watcher.runs.get(run_id, {}).get("metadataVersion") == 2)
+        assert watcher.runs[run_id]["metadata"] == world.document(run_id)[0]
+        await watcher.close()
+
+    loop: Any = None
+    run_async(follow)
+
+
 def test_a_reader_is_told_what_it_need_not_keep(
     world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:

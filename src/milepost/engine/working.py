@@ -262,7 +262,7 @@ def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: Engi
     _apply(row, change, transaction)
     error = msgspec.json.encode(outcome.error).decode() if outcome.error else None
     transaction.save_result(row, outcome.output if error is None else None, error)
-    if change.due_at is not None:
+    if change.due_at is not None and change.due_at > transaction.now:
         state.due_later(change.due_at)
     if change.status.is_final:
         transaction.fold(row)
