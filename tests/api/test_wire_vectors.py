@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.shapes import boolean, has, is_batch, is_problem, is_run, is_summary, mapping, number, text
+from api.shapes import boolean, has, is_batch, is_problem, is_run, is_summary, mapping, number, text, texts
 from support.served import Answer, HttpWorker, Served, offer
 
 _FOLDER = Path(__file__).parent.parent / "vectors_wire"
@@ -82,7 +82,7 @@ def test_batches_in_two_phases(served: Served, case: dict[str, Any]) -> None:
     for accepted in (2, 0):
         answer = send(served, items, path)
         assert answer.status == items["status"]
-        assert has(answer.json, required, {"enqueuedCount": number, "expectedCount": number})
+        assert has(answer.json, required, {"enqueuedCount": number, "expectedCount": number, "runs": texts})
         assert (answer.json["itemsAccepted"], answer.json["sealed"]) == (accepted, True)
         assert answer.json["itemsDeduplicated"] == 2 - accepted
     batch = served.get(f"/api/v2/batches/{created.json['id']}")

@@ -88,11 +88,11 @@ class BatchCreateRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_
     resume_parent_on_completion: bool = False
 
 
-class BatchCreateResponse(msgspec.Struct, rename="camel"):
-    """The announced batch, still without items."""
+class BatchCreateResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+    """The announced batch, still without items. `runCount` is left out while it is not known."""
 
     id: str
-    run_count: int | None
+    run_count: int | None = None
     is_cached: bool
 
 
@@ -108,7 +108,7 @@ class BatchLine(msgspec.Struct, omit_defaults=True, gc=False):
 class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
     """How many lines were new, and whether the batch has all its items. `runs` are the runs of these lines, in their order.
 
-    `expectedCount` is null while it is not known.
+    `expectedCount` is left out while it is not known.
     """
 
     id: str
@@ -116,7 +116,7 @@ class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_
     items_deduplicated: int
     sealed: bool
     enqueued_count: int
-    expected_count: int | None
+    expected_count: int | None = None
     runs: list[str]
 
 

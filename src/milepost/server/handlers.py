@@ -142,7 +142,7 @@ class Handlers:
             )
         )
         # Never "cached": then the clients would not send the items.
-        return BatchCreateResponse(batch_id, body.run_count, False)
+        return BatchCreateResponse(id=batch_id, run_count=body.run_count, is_cached=False)
 
     async def add_batch_items(self, request: Request) -> Any:
         """Second phase of a batch."""
