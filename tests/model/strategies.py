@@ -11,30 +11,84 @@ from hypothesis import strategies as st
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
 from milepost.model.path import Path
 
-KEYS: dict[str, Path] = {
-    "a": ("a",),
-    "n": ("n",),
-    "l": ("l",),
-    "": ("",),
-    "a.b": ("a.b",),
-    "zähler": ("zähler",),
-    "$.a": ("a",),
-    "$.n": ("n",),
-    "$.a.b": ("a", "b"),
-    "$.a.c": ("a", "c"),
-    "$.a.b.d": ("a", "b", "d"),
-    '$["a.b"].c': ("a.b", "c"),
-    "$.a.0": ("a", "0"),
-    "$.a[0]": ("a", 0),
-    "$.l[0]": ("l", 0),
-    "$.l[1]": ("l", 1),
-    "$.l[-1]": ("l", -1),
-    "$.l.0": ("l", "0"),
-    "$.l[0].n": ("l", 0, "n"),
-    "$.l[1].n": ("l", 1, "n"),
-    "$.l[-1].n": ("l", -1, "n"),
-    "$.l.name": ("l", "name"),
+# By the top-level name that they share: keys of one family meet.
+FAMILIES: dict[str, dict[str, Path]] = {
+    "a": {
+        "a": ("a",),
+        "$.a": ("a",),
+        '$["a"]': ("a",),
+        "$['a']": ("a",),
+        "$.a.b": ("a", "b"),
+        '$.a["b"]': ("a", "b"),
+        "$.a.c": ("a", "c"),
+        "$.a.b.d": ("a", "b", "d"),
+        "$.a.b[-1]": ("a", "b", -1),
+        "$.a.0": ("a", "0"),
+        "$.a.0.n": ("a", "0", "n"),
+        "$.a[0]": ("a", 0),
+        "$.a[-1]": ("a", -1),
+    },
+    "n": {"n": ("n",), "$.n": ("n",), '$["n"]': ("n",)},
+    "l": {
+        "l": ("l",),
+        "$.l": ("l",),
+        "$.l[0]": ("l", 0),
+        "$.l[00]": ("l", 0),
+        "$.l[1]": ("l", 1),
+        "$.l[-1]": ("l", -1),
+        "$.l[-2]": ("l", -2),
+        "$.l[-0]": ("l", 0),
+        "$.l.0": ("l", "0"),
+        '$.l["1"]': ("l", "1"),
+        "$.l.00": ("l", "00"),
+        "$.l.-1": ("l", "-1"),
+        "$.l.name": ("l", "name"),
+        "$.l[0].n": ("l", 0, "n"),
+        "$.l.0.n": ("l", "0", "n"),
+        "$.l[1].n": ("l", 1, "n"),
+        "$.l[-1].n": ("l", -1, "n"),
+        "$.l[-2].n": ("l", -2, "n"),
+        "$.l[0].l[-1]": ("l", 0, "l", -1),
+    },
+    # Names of digits: at the top level never a position, below it perhaps one.
+    "2": {
+        "2": ("2",),
+        "$.2": ("2",),
+        '$["2"]': ("2",),
+        "$.2[0]": ("2", 0),
+        "$.2[-1]": ("2", -1),
+        "$.2.0": ("2", "0"),
+        "$.2.2": ("2", "2"),
+        "$.2.rows": ("2", "rows"),
+        "$.2.rows[0]": ("2", "rows", 0),
+        "$.2.rows[-1]": ("2", "rows", -1),
+        "$.2.rows.0": ("2", "rows", "0"),
+        "$.2.0.1": ("2", "0", "1"),
+        "$.2[0].1": ("2", 0, "1"),
+        "$.2.0[-1]": ("2", "0", -1),
+    },
+    "-1": {"-1": ("-1",), "$.-1": ("-1",), "$.-1[-1]": ("-1", -1), "$.-1.-1": ("-1", "-1")},
+    "01": {"01": ("01",), "$.01": ("01",), "$.01.01": ("01", "01"), "$.01[01]": ("01", 1)},
+    "": {"": ("",), '$[""]': ("",), '$[""][""]': ("", "")},
+    "a.b": {"a.b": ("a.b",), '$["a.b"]': ("a.b",), '$["a.b"].c': ("a.b", "c")},
+    "zähler": {"zähler": ("zähler",), "$.zähler": ("zähler",)},
 }
+
+KEYS: dict[str, Path] = {key: path for family in FAMILIES.values() for key, path in family.items()}
+
+
+def _some(keys: dict[str, Path], most: int) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(list(keys)), min_size=1, max_size=min(most, len(keys)), unique=True)
+
+
+# Two to four keys that meet, and perhaps a stranger.
+related_keys = st.builds(
+    lambda related, others: [*related, *others],
+    st.sampled_from(["a", "l", "l", "2", "2", "n", *FAMILIES]).flatmap(
+        lambda family: _some(FAMILIES[family], 4)
+    ),
+    st.one_of(st.just([]), _some(KEYS, 1)),
+)
 
 text = st.text(st.characters(codec="utf-8"), max_size=6)
 small_integers = st.integers(-12, 12)
@@ -49,7 +103,8 @@ def nested(leaves: st.SearchStrategy[Any], *, max_leaves: int = 8) -> st.SearchS
     return st.recursive(
         leaves,
         lambda inner: st.one_of(
-            st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("abcn0"), inner, max_size=3)
+            st.lists(inner, max_size=3),
+            st.dictionaries(st.sampled_from(["a", "b", "c", "n", "0", "1", "rows"]), inner, max_size=3),
         ),
         max_leaves=max_leaves,
     )
@@ -70,7 +125,7 @@ exact_values = st.one_of(
     ),
 )
 
-_names = st.sampled_from(["a", "n", "l", "", "a.b", "zähler"])
+_names = st.sampled_from(list(FAMILIES))
 documents = st.dictionaries(_names, values, max_size=4)
 _rows = st.lists(st.fixed_dictionaries({"n": st.one_of(small_integers, quarters)}), min_size=1, max_size=3)
 exact_documents = st.builds(
@@ -78,6 +133,11 @@ exact_documents = st.builds(
     st.dictionaries(_names, exact_values, max_size=4),
     st.one_of(st.none(), _rows),
 )
+
+
+# They grow, shrink and vanish from one append to the next.
+CAPS = st.sampled_from([None, 1, 2, 2, 3])
+ONCE = st.sampled_from(["one", "two"])
 
 
 def operations_on(
@@ -89,14 +149,12 @@ def operations_on(
     """One operation of any kind; the frequent ones come more often, as they do in programs."""
     sets = st.builds(Set, keys, items)
     increments = st.builds(Increment, keys, numbers)
-    counted = st.builds(Increment, keys, numbers, st.sampled_from(["one", "two"]))
-    appends = st.builds(Append, keys, items, st.sampled_from([None, None, 1, 2, 3]))
+    counted = st.builds(Increment, keys, numbers, ONCE)
+    appends = st.builds(Append, keys, items, CAPS)
     deletes = st.builds(Delete, keys)
     removes = st.builds(Remove, keys, items)
     updates = st.builds(Update, whole)
-    counted_appends = st.builds(
-        Append, keys, items, st.sampled_from([None, 2]), st.sampled_from(["one", "two"])
-    )
+    counted_appends = st.builds(Append, keys, items, CAPS, ONCE)
     return st.one_of(
         sets,
         sets,
@@ -121,8 +179,11 @@ exact_operations = operations_on(
     st.one_of(small_integers, small_integers, quarters),
     exact_documents,
 )
-# Two or three keys for a whole list, so that there is something to merge.
-exact_lists = st.lists(st.sampled_from(list(KEYS)), min_size=1, max_size=3, unique=True).flatmap(
+lists = related_keys.flatmap(
+    lambda keys: st.lists(operations_on(st.sampled_from(keys), values, _numbers, documents), max_size=12)
+)
+# A few keys for a whole list, so that there is something to merge.
+exact_lists = related_keys.flatmap(
     lambda keys: st.lists(
         operations_on(
             st.sampled_from(keys),
@@ -131,6 +192,19 @@ exact_lists = st.lists(st.sampled_from(list(KEYS)), min_size=1, max_size=3, uniq
             exact_documents,
         ),
         max_size=24,
+    )
+)
+# Two operations on keys that meet.
+exact_pairs = related_keys.flatmap(
+    lambda keys: st.lists(
+        operations_on(
+            st.sampled_from(keys),
+            exact_values,
+            st.one_of(small_integers, quarters),
+            exact_documents,
+        ),
+        min_size=2,
+        max_size=2,
     )
 )
 

@@ -12,6 +12,7 @@ from milepost.model.operations import (
     Append,
     Delete,
     Increment,
+    OpenKeys,
     Operation,
     Pending,
     Refusal,
@@ -21,7 +22,9 @@ from milepost.model.operations import (
     apply,
     collapse,
     encode_operations,
+    reach_of,
 )
+from milepost.model.path import Path, reach, touch
 
 from . import strategies
 
@@ -50,6 +53,10 @@ def reasons(refusals: list[Refusal]) -> set[tuple[str, str]]:
 @example({}, [Increment("n", 1, "one"), Increment("n", 1, "one"), Set("n", 0), Increment("n", 1, "one")])
 @example({}, [Append("l", 1, None, "one"), Set("l", []), Append("l", 1, None, "one")])
 @example({}, [Update({}), Append("l", 1, 2, "one"), Update({}), Append("l", 1, 2, "one")])
+@example({}, [Append("l", 1, 1), Append("l", 2, 1), Append("l", 3), Set("l", "cleared")])
+@example({}, [Append("l", 1, 1), Append("l", 2, 1), Append("l", 3, 2), Delete("l")])
+@example({}, [Set("2", [1]), Set("$.2[-1]", 5), Set("2", [9])])
+@example({}, [Append("$.2.rows", 1), Set("$.2.rows[-1]", 2), Set("$.2.rows", [])])
 @example({"a": 1}, [Update({}), Increment("a", 1), Update({"a": "x"}), Increment("a", 1), Update({})])
 def test_m30_collapsing_cannot_be_noticed(value: dict[str, Any], operations: list[Operation]) -> None:
     collapsed = collapse(operations)
@@ -60,16 +67,54 @@ def test_m30_collapsing_cannot_be_noticed(value: dict[str, Any], operations: lis
     assert reasons(actual_refusals) == reasons(expected_refusals)
 
 
+@settings(max_examples=200)
+@given(strategies.exact_documents, strategies.exact_pairs)
+@example({}, [Set("2", [1]), Set("$.2[-1]", 5)])
+@example({"l": [1, 2]}, [Set("$.l[1]", 3), Delete("$.l.0")])
+@example({"l": [{"n": 1}]}, [Set("$.l[0].n", 3), Set("$.l.0.n", 4)])
+@example({"l": [1]}, [Set("$.l[5]", 3), Append("$.l", 4)])
+def test_law_7_what_does_not_touch_can_change_places(
+    value: dict[str, Any], operations: list[Operation]
+) -> None:
+    """And what a document reads or writes for an operation lies in its reach, so that nothing else can touch it."""
+    one, other = operations
+    if touch(reach_of(one), reach_of(other)):
+        return
+    first, refusals = apply(value, [one, other], limit=UNLIMITED)
+    second, other_refusals = apply(value, [other, one], limit=UNLIMITED)
+    assert json_equal(first, second)
+    assert reasons(refusals) == reasons(other_refusals)
+
+
+@given(st.lists(st.sampled_from(list(strategies.KEYS)), min_size=1, max_size=12), st.data())
+def test_open_keys_that_touch_are_found(added: list[str], data: st.DataObject) -> None:
+    """The index against looking at each of them."""
+    keys = OpenKeys()
+    here: dict[str, Path] = {}
+    for key in added:
+        place = reach(strategies.KEYS[key])
+        touching = [other for other, there in here.items() if touch(place, there)]
+        assert sorted(keys.pop_touching(place)) == sorted(touching)
+        for other in touching:
+            del here[other]
+        if data.draw(st.booleans()):
+            keys.add(key, place)
+            here[key] = place
+        assert len(keys) == len(here)
+
+
 @given(
-    st.dictionaries(st.sampled_from(["a", "n"]), strategies.values, max_size=2),
-    st.lists(
-        strategies.operations_on(
-            st.sampled_from(["a", "n", "$.a.b", "$.a[0]"]),
-            strategies.values,
-            st.one_of(st.integers(-3, 3), strategies.floats),
-            strategies.documents,
-        ),
-        max_size=16,
+    st.dictionaries(st.sampled_from(["a", "n", "2"]), strategies.values, max_size=2),
+    strategies.related_keys.flatmap(
+        lambda keys: st.lists(
+            strategies.operations_on(
+                st.sampled_from(keys),
+                strategies.values,
+                st.one_of(st.integers(-3, 3), strategies.floats),
+                strategies.documents,
+            ),
+            max_size=16,
+        )
     ),
 )
 @example({"n": 2.0**53}, [Increment("n", 1), Increment("n", 1), Increment("n", 1)])

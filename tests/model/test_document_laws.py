@@ -23,7 +23,7 @@ def assert_sizes(document: Document) -> None:
         assert size == json_size(document.value[name]), name
 
 
-operation_lists = st.lists(strategies.operations, max_size=12)
+operation_lists = st.one_of(strategies.lists, st.lists(strategies.operations, max_size=12))
 
 
 def apply_to(document: Document, operation: Operation) -> str | None:

@@ -9,7 +9,7 @@ list grows. Their laws, each with its property test in `tests/model`:
 4.  Applying either raises or applies, and the size is always `len(encode(value))`.
 5.  Collapsing cannot be noticed (M30): `apply(m, collapse(a))` gives the document and the set of reasons of
     `apply(m, a)`. A reason that a run of merged operations would have met several times is met at least once.
-    Two things limit this law, and only these:
+    Three things limit this law, and only these:
     *   The size limit. Collapsing changes which documents exist on the way, so within reach of the limit another
         operation may be the one that is too large. If neither list meets the limit the law holds as it stands, and
         that is so whenever the limit is at least the size of `m` plus three times the bytes of `a`. A refused
@@ -17,7 +17,9 @@ list grows. Their laws, each with its property test in `tests/model`:
         with it, so that the earlier one stands if the larger one is refused.
     *   Integers that are added to a float. They are summed first, which is at least as exact as adding them one by
         one, and may differ from that in the last digits. Who knows the resulting document can rule that out.
+    *   Integers within 2**63 of the largest one. There some increments of a row may be refused, and their sum as a whole.
 6.  `Pending` holds the same list as `collapse` of everything that was added.
+7.  Two operations that do not touch each other (`reach_of`) can change places. That is what makes collapsing right.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ import msgspec
 
 from milepost.errors import MetadataError, MetadataTypeError, MetadataValueError
 from milepost.model.jsonvalue import INTEGER_MAX, JSONValue, check_json, describe, json_size, kind_of
-from milepost.model.path import Path, Segment, check_key, check_name, find, is_position, parse
+from milepost.model.path import Path, check_key, check_name, find, is_position, normal, parse, reach
 
 __all__ = [
     "ONCE_LENGTH_MAX",
     "Append",
     "Delete",
     "Increment",
+    "OpenKeys",
     "Operation",
     "Pending",
     "Refusal",
@@ -50,6 +53,7 @@ __all__ = [
     "decode_each",
     "decode_operations",
     "encode_operations",
+    "reach_of",
 ]
 
 ONCE_LENGTH_MAX = 128
@@ -276,8 +280,8 @@ _ENTRY_BYTES = 64
 _NOTHING: Final[Any] = object()
 
 
-class _Incremented:
-    """The key was last incremented by an integer; a further one is added to it."""
+class _Sum:
+    """The key was last incremented by integers, which stand in one entry."""
 
     __slots__ = ("entry", "total")
 
@@ -289,19 +293,21 @@ class _Incremented:
 class _Written:
     """The last operations on the key are refused only for reasons for which a `set` in their place is refused too.
 
-    So a later `set` takes their place: that of the first of `entries`.
+    So a later `set` takes the place of all of them.
     """
 
-    __slots__ = ("entries", "value_set", "weight", "window")
+    __slots__ = ("capped", "entries", "max_items", "value_set", "weight")
 
-    def __init__(self, entry: int, weight: int) -> None:
-        self.entries = [entry]
+    def __init__(self, weight: int) -> None:
+        # Numbers of entries; a dict, because the first ones may go.
+        self.entries: dict[int, None] = {}
         # The weight of the first one; what takes its place may be twice as large and no larger.
         self.weight = weight
         # The value while the last operation is a `set`.
         self.value_set: object = _NOTHING
-        # The capped appends at the end of the entries.
-        self.window: _Window | None = None
+        # The entries at the end that are appends with the cap `max_items`, at most so many.
+        self.max_items: int | None = None
+        self.capped: deque[int] = deque()
 
 
 class _Deleted:
@@ -310,20 +316,49 @@ class _Deleted:
     __slots__ = ()
 
 
-class _Window:
-    """Appends with one cap. Once there are as many as the cap, values move up and the entries stay where they are."""
-
-    __slots__ = ("entries", "key", "max_items", "values")
-
-    def __init__(self, key: str, max_items: int) -> None:
-        self.key = key
-        self.max_items = max_items
-        self.entries: list[int] = []
-        # (value, weight), the newest last.
-        self.values: deque[tuple[JSONValue, int]] = deque()
-
-
 _DELETED = _Deleted()
+
+
+class OpenKeys:
+    """Keys by the part of a document that they reach. No two of them touch."""
+
+    __slots__ = ("_at", "_inside")
+
+    def __init__(self) -> None:
+        self._at: dict[Path, str] = {}
+        # The keys that reach this place or something in it.
+        self._inside: dict[Path, set[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def add(self, key: str, place: Path) -> None:
+        """Add a key that touches none of those that are here."""
+        self._at[place] = key
+        for length in range(1, len(place) + 1):
+            self._inside.setdefault(place[:length], set()).add(key)
+
+    def pop_touching(self, place: Path) -> list[str]:
+        """Take away the keys that touch a place."""
+        touching = list(self._inside.get(place, ()))
+        for length in range(1, len(place)):
+            key = self._at.get(place[:length])
+            if key is not None:
+                touching.append(key)
+        for key in touching:
+            taken = reach(parse(key))
+            del self._at[taken]
+            for length in range(1, len(taken) + 1):
+                keys = self._inside[taken[:length]]
+                keys.discard(key)
+                if not keys:
+                    del self._inside[taken[:length]]
+        return touching
+
+    def clear(self) -> None:
+        """Take away all keys."""
+        self._at.clear()
+        self._inside.clear()
 
 
 class Pending:
@@ -335,22 +370,23 @@ class Pending:
     thread-safe.
 
     How it stays unnoticeable: two operations are merged only if they name one key in the same words and nothing
-    between them touches that place, what it lies in or what lies in it. The merged operation stands where the first
-    one stood, so others find the same objects around them. And only what cannot change the outcome is merged:
+    between them touches what they reach (`reach_of`). Operations that do not touch each other may change places
+    unnoticed, so the two might as well have been called one after the other, and it does not matter in whose place the
+    merged one stands. And only what cannot change the outcome of two neighbours is merged:
 
     *   integers are summed;
     *   a number is added to the `set` before it, as the document would do it;
     *   `set` takes the place of `set` and `append`, at the top level also of `delete`; `delete` does so at the top
         level;
-    *   of capped appends in a row the last `max_items` stay;
+    *   of appends in a row with one cap the newest that many stay, where they are;
     *   `update` takes the place of the last `update` and all after it, if nothing there could have been refused.
+
+    What counts an id (`once`) is never merged.
     """
 
     __slots__ = (
-        "_at",
-        "_below",
         "_entries",
-        "_full_windows",
+        "_keys",
         "_next",
         "_open",
         "_replaceable",
@@ -371,13 +407,9 @@ class Pending:
         self._weights: dict[int, int] = {}
         self._size_bytes = 0
         self._next = 0
-        # What can still be merged with, by key as it was written. No two of these places touch each other.
-        self._open: dict[str, _Incremented | _Written | _Deleted] = {}
-        # The open keys by place: the one at a place, and those at it or in it.
-        self._at: dict[Path, str] = {}
-        self._below: dict[Path, set[str]] = {}
-        # Windows whose values have moved, so that the entries must be written again.
-        self._full_windows: set[_Window] = set()
+        # What can still be merged with, by key as it was written.
+        self._open: dict[str, _Sum | _Written | _Deleted] = {}
+        self._keys = OpenKeys()
         # The entry of the last `update` with the weight that its place began with, and whether another one may take
         # the place of everything since.
         self._update: tuple[int, int] | None = None
@@ -395,7 +427,6 @@ class Pending:
     @property
     def operations(self) -> list[Operation]:
         """The operations in order, as a new list."""
-        self._write_windows()
         return list(self._entries.values())
 
     def take(self) -> list[Operation]:
@@ -416,7 +447,7 @@ class Pending:
             return
         key = given.key
         last = self._open.get(key)
-        if type(last) is _Incremented:
+        if type(last) is _Sum:
             if kind is Increment:
                 by = given.value
                 if type(by) is int and given.once is None:
@@ -455,19 +486,17 @@ class Pending:
         if kind is Update:
             return self._replaceable and self._update is not None and _weight(given.value) <= self._update[1]
         last = self._open.get(given.key)
-        if type(last) is _Incremented:
+        if type(last) is _Sum:
             by = given.value if kind is Increment and given.once is None else None
             return type(by) is int and -_SUM_MAX < last.total + by < _SUM_MAX
         if type(last) is _Written:
             if kind is Set:
                 return _weight(given.value) <= last.weight
             if kind is Append and given.once is None:
-                window = last.window
                 return (
-                    window is not None
-                    and window.max_items == given.max_items
-                    and len(window.entries) == window.max_items
-                    and _weight(given.value) <= window.values[0][1]
+                    given.max_items is not None
+                    and given.max_items == last.max_items == len(last.capped)
+                    and _weight(given.value) <= self._weights[last.capped[0]] - len(given.key) - _ENTRY_BYTES
                 )
             if kind is Increment:
                 return type(last.value_set) in (int, float) and given.once is None
@@ -476,53 +505,52 @@ class Pending:
 
     def _add_alone(self, operation: Operation, key: str, is_open: bool) -> None:
         """Add an operation that merges with nothing before it, and note what may merge with it later."""
-        kind = kind_of(operation)
+        given: Any = operation
+        kind = kind_of(given)
         path = parse(key)
         entry = self._next
-        opened: _Incremented | _Written | _Deleted | None = None
-        place = _place(path)
+        opened: _Sum | _Written | _Deleted | None = None
         weight = 0
         if kind is Set:
-            value = cast("Set", operation).value
-            weight = _weight(value)
-            opened = _Written(entry, weight)
-            opened.value_set = value
+            weight = _weight(given.value)
+            opened = _Written(weight)
+            opened.value_set = given.value
         elif kind is Increment:
-            by = cast("Increment", operation).value
+            by = given.value
             if (
                 type(by) is int
-                and cast("Increment", operation).once is None
+                and given.once is None
                 and -_SUM_MAX < by < _SUM_MAX
                 and (self._result is None or _leads_to_integer(path, self._result))
             ):
-                opened = _Incremented(entry, by)
+                opened = _Sum(entry, by)
         elif kind is Append:
-            weight = _weight(cast("Append", operation).value)
+            weight = _weight(given.value)
             # What counts an id is kept as it is: nothing may take its place.
-            if cast("Append", operation).once is None:
-                opened = _Written(entry, _SMALL_WEIGHT)
-                self._begin_window(opened, entry, cast("Append", operation), weight)
+            if given.once is None:
+                opened = _Written(_SMALL_WEIGHT)
         elif kind is Delete:
             if len(path) == 1:
-                opened = _Written(entry, _SMALL_WEIGHT)
-            elif type(_position_or_name(path[-1])) is int:
-                # Where this is an element of an array, the ones after it move.
-                place = place[: len(path) - 1]
-            else:
+                opened = _Written(_SMALL_WEIGHT)
+            elif not _may_be_element(path):
                 opened = _DELETED
         else:
-            weight = _weight(cast("Remove", operation).value)
+            weight = _weight(given.value)
         if not is_open or opened is None:
-            self._close_touching(place)
+            # From now on nothing is merged across this operation.
+            for touching in self._keys.pop_touching(reach_of(operation)):
+                del self._open[touching]
         if opened is not None:
             if key not in self._open:
-                self._at[place] = key
-                for length in range(1, len(place) + 1):
-                    self._below.setdefault(place[:length], set()).add(key)
+                self._keys.add(key, reach(path))
             self._open[key] = opened
         if type(opened) is not _Written or len(path) > 1:
             self._replaceable = False
         self._enter(operation, weight + len(key))
+        if type(opened) is _Written:
+            opened.entries[entry] = None
+            if kind is Append:
+                self._note_cap(opened, entry, given.max_items)
 
     def _enter(self, operation: Operation, weight: int) -> int:
         entry = self._next
@@ -532,18 +560,22 @@ class Pending:
         self._size_bytes += weight
         return entry
 
+    def _drop(self, entry: int) -> None:
+        del self._entries[entry]
+        self._size_bytes -= self._weights.pop(entry)
+
     def _replace(self, written: _Written, operation: Operation, weight: int) -> None:
         """Let an operation take the place of all that were written."""
         entries = written.entries
-        entry = entries[0]
+        entry = next(iter(entries))
         if len(entries) > 1:
-            for absorbed in entries[1:]:
-                del self._entries[absorbed]
-                self._size_bytes -= self._weights.pop(absorbed)
-            del entries[1:]
-        if written.window is not None:
-            self._full_windows.discard(written.window)
-            written.window = None
+            del entries[entry]
+            for absorbed in entries:
+                self._drop(absorbed)
+            written.entries = {entry: None}
+        if written.max_items is not None:
+            written.max_items = None
+            written.capped.clear()
         self._entries[entry] = operation
         weight += len(cast("Set", operation).key) + _ENTRY_BYTES
         before = self._weights[entry]
@@ -558,80 +590,66 @@ class Pending:
         total = value + operation.value
         in_range = -INTEGER_MAX <= total <= INTEGER_MAX if type(total) is int else isfinite(total)
         if in_range:
+            # While there is a `set` at the end, there is nothing else.
+            [entry] = written.entries
             written.value_set = total
-            self._entries[written.entries[-1]] = Set(operation.key, total)
+            self._entries[entry] = Set(operation.key, total)
         return in_range
 
     def _append_to(self, written: _Written, operation: Append) -> None:
-        weight = _weight(operation.value)
-        window = written.window
-        if window is None or window.max_items != operation.max_items:
-            entry = self._enter(operation, weight + len(operation.key))
-            written.entries.append(entry)
-            self._begin_window(written, entry, operation, weight)
-        elif len(window.entries) < window.max_items:
-            entry = self._enter(operation, weight + len(operation.key))
-            written.entries.append(entry)
-            window.entries.append(entry)
-            window.values.append((operation.value, weight))
-        else:
-            window.values.append((operation.value, weight))
-            growth = weight - window.values.popleft()[1]
-            if growth:
-                # Entries of a window only ever go together, so it does not matter which of them bears the difference.
-                self._weights[window.entries[0]] += growth
-                self._size_bytes += growth
-            self._full_windows.add(window)
+        entry = self._enter(operation, _weight(operation.value) + len(operation.key))
+        written.entries[entry] = None
         written.value_set = _NOTHING
+        self._note_cap(written, entry, operation.max_items)
 
-    def _begin_window(self, written: _Written, entry: int, operation: Append, weight: int) -> None:
-        if operation.max_items is None:
-            written.window = None
-            return
-        written.window = _Window(operation.key, operation.max_items)
-        written.window.entries.append(entry)
-        written.window.values.append((operation.value, weight))
-
-    def _write_windows(self) -> None:
-        for window in self._full_windows:
-            for entry, (value, _) in zip(window.entries, window.values, strict=True):
-                self._entries[entry] = Append(window.key, value, window.max_items)
-        self._full_windows.clear()
+    def _note_cap(self, written: _Written, entry: int, max_items: int | None) -> None:
+        """The entry is an append with this cap. Of a row with one cap the oldest goes that nobody will see."""
+        if written.max_items != max_items:
+            written.max_items = max_items
+            written.capped.clear()
+        if max_items is not None:
+            written.capped.append(entry)
+            if len(written.capped) > max_items:
+                oldest = written.capped.popleft()
+                del written.entries[oldest]
+                self._drop(oldest)
 
     def _add_update(self, operation: Update) -> None:
         weight = _weight(operation.value)
-        self._write_windows()
         self._open.clear()
-        self._at.clear()
-        self._below.clear()
+        self._keys.clear()
         if self._replaceable and self._update is not None and weight <= 2 * self._update[1]:
             entry, first_weight = self._update
             while self._next > entry:
                 self._next -= 1
-                if self._entries.pop(self._next, None) is not None:
-                    self._size_bytes -= self._weights.pop(self._next)
+                if self._next in self._entries:
+                    self._drop(self._next)
             self._enter(operation, weight)
             self._update = entry, first_weight
         else:
             self._update = self._enter(operation, weight), weight
         self._replaceable = True
 
-    def _close_touching(self, place: Path) -> None:
-        """Make sure that no later operation is merged across one at this place."""
-        touched = set(self._below.get(place, ()))
-        for length in range(1, len(place)):
-            key = self._at.get(place[:length])
-            if key is not None:
-                touched.add(key)
-        for key in touched:
-            del self._open[key]
-            closed = _place(parse(key))
-            del self._at[closed]
-            for length in range(1, len(closed) + 1):
-                keys = self._below[closed[:length]]
-                keys.discard(key)
-                if not keys:
-                    del self._below[closed[:length]]
+
+def reach_of(operation: Operation) -> Path:
+    """The part of a document that an operation can read or write, whatever the document; `()` is all of it.
+
+    Two operations that do not `touch` there can change places: neither the document nor a reason of a refusal would tell.
+    """
+    given: Any = operation
+    if kind_of(given) is Update:
+        return ()
+    path = parse(given.key)
+    if kind_of(given) is Delete and _may_be_element(path):
+        # The elements after it move.
+        path = path[:-1]
+    return reach(path)
+
+
+def _may_be_element(path: Path) -> bool:
+    """Whether this may be an element of an array."""
+    last = path[-1]
+    return len(path) > 1 and (type(last) is int or is_position(cast("str", last)))
 
 
 def _leads_to_integer(path: Path, result: Mapping[str, JSONValue]) -> bool:
@@ -640,31 +658,16 @@ def _leads_to_integer(path: Path, result: Mapping[str, JSONValue]) -> bool:
     What is an integer after an increment was one before, and nothing else can have taken its place unnoticed: only in
     arrays do values move.
     """
-    in_array = any(type(_position_or_name(segment)) is int for segment in path[1:])
+    in_array = any(type(segment) is int for segment in normal(path))
     return not in_array and type(find(cast("JSONValue", result), path)) is int
 
 
 def _weight(value: Any) -> int:
     kind = kind_of(value)
-    if kind is str:
+    if kind is str and value.isascii():
         length = len(value)
-    elif kind is dict or kind is list:
+    elif kind is str or kind is dict or kind is list:
         length = json_size(value)
     else:
         return _SMALL_WEIGHT
     return length if length > _SMALL_WEIGHT else _SMALL_WEIGHT
-
-
-def _position_or_name(segment: Segment) -> Segment:
-    # A word of digits may turn out to be either, so both spellings count as the same place.
-    return int(segment) if type(segment) is str and is_position(segment) else segment
-
-
-def _place(path: Path) -> Path:
-    """What a path touches. Counted from the end it may be any element, so then it is the whole array."""
-    if len(path) == 1:
-        return path
-    for depth, segment in enumerate(path):
-        if type(segment) is int and segment < 0:
-            return tuple(map(_position_or_name, path[:depth]))
-    return (path[0], *map(_position_or_name, path[1:]))

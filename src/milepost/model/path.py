@@ -34,9 +34,12 @@ __all__ = [
     "is_position",
     "locate",
     "locate_existing",
+    "normal",
     "parse",
     "position_in",
+    "reach",
     "read",
+    "touch",
 ]
 
 Segment: TypeAlias = str | int
@@ -160,6 +163,38 @@ def position_in(items: list[JSONValue], segment: Segment) -> int | None:
     if position < 0:
         position += len(items)
     return position if 0 <= position < len(items) else None
+
+
+def normal(path: Path) -> Path:
+    """The path in one spelling: `$.l.0` and `$.l[0]` are one, and so are `a`, `$.a` and `$["a"]`.
+
+    A word of digits counts as a position wherever it may meet an array. At the top level, which is an object, it is a name.
+    """
+    for segment in path[1:]:
+        if type(segment) is str and is_position(segment):
+            return (path[0], *map(_position_or_name, path[1:]))
+    return path
+
+
+def _position_or_name(segment: Segment) -> Segment:
+    return int(segment) if type(segment) is str and is_position(segment) else segment
+
+
+def reach(path: Path) -> Path:
+    """The smallest part of a document that holds whatever the path may mean there, in its normal spelling.
+
+    It is the place itself, except that a position from the end may be any element: then it is the whole array.
+    """
+    for depth, segment in enumerate(path):
+        if type(segment) is int and segment < 0:
+            return normal(path[:depth])
+    return normal(path)
+
+
+def touch(one: Path, other: Path) -> bool:
+    """Whether two reaches have something in common: they are the same, or one lies inside the other."""
+    length = min(len(one), len(other))
+    return one[:length] == other[:length]
 
 
 def locate(root: dict[str, JSONValue], path: Path, key: str) -> tuple[Any, Any, JSONValue, Path]:
