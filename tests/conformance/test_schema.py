@@ -90,4 +90,4 @@ def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
         fresh = compact(connection)
     engine.dispose()
     with store.read() as connection:
-        assert compact(connection) == fresh == {"changes", "metadata_values", "run_tags"}
+        assert compact(connection) == fresh == {"changes", "counted_ids", "metadata_values", "run_tags"}

@@ -10,12 +10,12 @@ from milepost.store.documents import Snapshot
 
 
 def test_a_snapshot_is_replaced_by_the_next_one(store: Store) -> None:
-    first = Snapshot(run_name(1), 3, b'{"a":1}', None)
-    other = Snapshot(run_name(2), 1, b"{}", b'["once"]')
+    first = Snapshot(run_name(1), 3, b'{"a":1}')
+    other = Snapshot(run_name(2), 1, b"{}", 5)
     with store.write() as connection:
         documents.save_snapshots(connection, [first, other])
         documents.save_snapshots(connection, [])
-    second = Snapshot(run_name(1), 9, b'{"a":2}', b'["x","y"]')
+    second = Snapshot(run_name(1), 9, b'{"a":2}', 7)
     with store.write() as connection:
         documents.save_snapshots(connection, [second])
     with store.read() as connection:
@@ -75,3 +75,23 @@ def test_refusals_are_found_by_writer_attempt_and_sequence(store: Store) -> None
         assert documents.load_refusals(connection, "run_1", 2, 1) == b"[3]"
         assert documents.load_refusals(connection, "run_1", 2, 2) is None
         assert documents.load_refusals(connection, "run_2", 1, 1) is None
+
+
+def test_ids_that_were_counted_are_found_again(store: Store) -> None:
+    """However many are asked for, and only those of the run."""
+    ids = [number.to_bytes(12, "big") for number in range(3000)]
+    with store.write() as connection:
+        documents.save_counted(connection, [(run_name(1), id) for id in ids[:2500]])
+        documents.save_counted(connection, [(run_name(2), ids[2999])])
+        documents.save_counted(connection, [])
+    with store.read() as connection:
+        for asked in (ids, ids[2499:2501], ids[:1], ids[2999:], []):
+            found = documents.load_counted(connection, run_name(1), asked)
+            assert found == set(asked) & set(ids[:2500])
+        assert documents.load_counted(connection, run_name(3), ids) == set()
+        some = documents.some_counted(connection, run_name(1), limit=10)
+        assert len(set(some)) == 10
+        assert set(some) < set(ids)
+        assert documents.some_counted(connection, run_name(2), limit=10) == [ids[2999]]
+    with pytest.raises(IntegrityError), store.write() as connection:
+        documents.save_counted(connection, [(run_name(1), ids[0])])

@@ -60,9 +60,9 @@ def test_the_newest_version_at_a_time(store: Store) -> None:
 
 
 def test_where_a_log_begins(store: Store) -> None:
-    first = Snapshot(run_name(1), 3, b'{"a":1}', b'["once"]', NOW)
-    second = Snapshot(run_name(1), 9, b'{"a":2}', None, None)
-    other = Snapshot(run_name(2), 1, b"{}", None, NOW + 1)
+    first = Snapshot(run_name(1), 3, b'{"a":1}', NOW)
+    second = Snapshot(run_name(1), 9, b'{"a":2}', None)
+    other = Snapshot(run_name(2), 1, b"{}", NOW + 1)
     ids = [run_name(number) for number in (1, 2, 3)]
     with store.write() as connection:
         history.save_starts(connection, [first, other])
@@ -87,7 +87,7 @@ def test_marks_of_snapshots(store: Store) -> None:
     with store.write() as connection:
         documents.save_snapshots(
             connection,
-            [Snapshot(run_name(1), 3, b"{}", None, NOW), Snapshot(run_name(2), 1, b"{}", None)],
+            [Snapshot(run_name(1), 3, b"{}", NOW), Snapshot(run_name(2), 1, b"{}")],
         )
     with store.read() as connection:
         marks = history.snapshot_marks(connection, [run_name(1), run_name(2), run_name(3)])
@@ -124,7 +124,10 @@ def test_the_walk_finds_every_run_with_something_to_prune_once(store: Store) -> 
     for number in (1, 4, 5, 8):
         log(store, number, *range(number))
     with store.write() as connection:
-        history.save_starts(connection, [Snapshot(run_name(number), 1, b"{}", None) for number in (2, 4, 9)])
+        history.save_starts(connection, [Snapshot(run_name(number), 1, b"{}") for number in (2, 4, 9)])
+        documents.save_counted(
+            connection, [(run_name(number), b"%d" % id) for number in (1, 7) for id in range(number)]
+        )
         documents.save_refusals(
             connection,
             [(run_name(number), 1, sequence, b"[]") for number in (3, 4, 6) for sequence in (1, 2, 3)],
@@ -136,7 +139,23 @@ def test_the_walk_finds_every_run_with_something_to_prune_once(store: Store) -> 
             while after is not None:
                 ids, after = history.logged_ids(connection, after=after, before=run_name(9), limit=limit)
                 found += ids
-            assert found == [run_name(number) for number in (1, 2, 3, 4, 5, 6, 8)]
+            assert found == [run_name(number) for number in (1, 2, 3, 4, 5, 6, 7, 8)]
+
+
+def test_counted_ids_are_forgotten_one_by_one(store: Store) -> None:
+    with store.write() as connection:
+        documents.save_counted(
+            connection, [(run_name(number), b"%d" % id) for number in (1, 2) for id in range(5)]
+        )
+    with store.read() as connection:
+        assert history.counted_ids_of(connection, run_name(1), limit=3) == [b"0", b"1", b"2"]
+        assert history.counted_ids_of(connection, run_name(3), limit=3) == []
+    with store.write() as connection:
+        history.delete_counted(connection, [(run_name(1), b"0"), (run_name(1), b"4"), (run_name(3), b"0")])
+        history.delete_counted(connection, [])
+    with store.read() as connection:
+        assert history.counted_ids_of(connection, run_name(1), limit=9) == [b"1", b"2", b"3"]
+        assert len(history.counted_ids_of(connection, run_name(2), limit=9)) == 5
 
 
 def test_spans_of_logs(store: Store) -> None:

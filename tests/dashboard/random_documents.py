@@ -3,9 +3,12 @@
 import random
 from typing import Any
 
-NAMES = ["a", "b", "c.d", "", "0", "1", "constructor", "é"]
-SEGMENTS = [".a", ".b", ".0", ".1", ".2", "[0]", "[1]", "[-1]", "[-3]", '["c.d"]', "['a']", ".x"]
-NUMBERS = [0, 1, -1, 7, 2**53, 2**64 + 1, -(10**30), 0.5, 1.0, -2.25, 1e16, 0.1, 1e308, 123456.789]
+NAMES = ["a", "b", "c.d", "", "0", "1", "2", "-1", "01", "constructor", "é"]
+SEGMENTS = [
+    *[".a", ".b", ".0", ".1", ".2", ".01", ".-1", '["c.d"]', "['a']", '["0"]', ".x"],
+    *["[0]", "[1]", "[01]", "[-0]", "[-1]", "[-3]"],
+]
+NUMBERS = [0, 1, -1, 7, 2**53, 2**64 + 1, -(10**30), 10**308, 0.5, 1.0, -0.0, -2.25, 1e16, 0.1, 1e308, 123456.789]
 
 
 def _key(source: random.Random) -> str:
@@ -13,7 +16,7 @@ def _key(source: random.Random) -> str:
         return source.choice(NAMES)
     return (
         "$"
-        + source.choice([".a", ".b", '["c.d"]', ".0", '[""]'])
+        + source.choice([".a", ".b", '["c.d"]', ".0", ".2", '["2"]', ".-1", '[""]'])
         + "".join(source.choices(SEGMENTS, k=source.randrange(4)))
     )
 
@@ -40,7 +43,8 @@ def operation(source: random.Random) -> dict[str, Any]:
         }
     made: dict[str, Any] = {"type": kind, "key": _key(source)}
     if kind == "increment":
-        made["value"] = source.choice(NUMBERS)
+        # One that no document may have.
+        made["value"] = source.choice([*NUMBERS, 10**400])
     elif kind != "delete":
         made["value"] = value(source, 2)
     if kind == "append" and source.random() < 0.3:

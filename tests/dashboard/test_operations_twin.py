@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from playwright.sync_api import BrowserContext, Page
 from dashboard.random_documents import NAMES, operation, value
 from dashboard.served import RunningServer
 from milepost.model.jsonvalue import json_equal
-from milepost.model.operations import apply, decode_operations
+from milepost.model.operations import apply, decode_operations, encode_operations
+from support import chance
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 RANDOM_CASES = 3000
@@ -20,13 +22,13 @@ RANDOM_CASES = 3000
 FOLD = """
 async (text) => {
   const { parse, stringify } = await import("/static/json.js");
-  const { apply } = await import("/static/operations.js");
+  const { apply, idOf } = await import("/static/operations.js");
   return parse(text).map((given) => {
     const before = given.get("before");
     const untouched = stringify(before);
     const operations = stringify(given.get("operations"));
     const limit = Number(given.get("limit") ?? 262144);
-    const counted = new Set(given.get("counted") ?? []);
+    const counted = new Set((given.get("counted") ?? []).map(([key, once]) => idOf(key, once)));
     const bounded = apply(before, given.get("operations"), { counted, limit });
     const free = apply(before, given.get("operations"), { counted });
     return {
@@ -140,6 +142,9 @@ def test_random_operations_give_what_python_makes_of_them(modules: Page) -> None
         cases.append(
             {"before": document, "operations": [operation(source) for _ in range(source.randrange(1, 12))]}
         )
+    # And operations that meet.
+    for document, operations in islice(chance.cases("twin", quarters=False), RANDOM_CASES):
+        cases.append({"before": document, "operations": json.loads(encode_operations(operations))})
     applied = 0
     for case, result in zip(cases, fold(modules, cases), strict=True):
         operations = decode_operations(json.dumps(case["operations"]).encode())

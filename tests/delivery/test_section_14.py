@@ -29,7 +29,7 @@ from milepost.store.runs import RunFilter
 from sdk.here import running
 from sdk.model_server import effect_of
 from simulation.running import empty_store
-from support.operations import DOCUMENTS, OPERATIONS, SCALARS, VALUES, exactly
+from support.operations import DOCUMENTS, OPERATIONS, RELATED, SCALARS, VALUES, exactly
 from support.subscriber import FeedWorld, Subscriber
 from support.world import WorkerDouble
 
@@ -100,7 +100,11 @@ class Wire:
 
 
 @FEW
-@given(rounds=st.lists(st.tuples(st.lists(OPERATIONS, max_size=4), FATES), min_size=1, max_size=5))
+@given(
+    rounds=st.lists(
+        st.tuples(st.one_of(st.lists(OPERATIONS, max_size=4), RELATED), FATES), min_size=1, max_size=5
+    )
+)
 def test_fault_01_a_failed_flush_keeps_its_operations(worker: WorkerDouble, rounds: Any) -> None:
     wire = Wire(worker)
     taken: list[Operation] = []
@@ -180,7 +184,9 @@ def test_fault_04_the_last_batch_of_an_attempt_is_applied_once(
 
 
 @FEW
-@given(operations=st.lists(OPERATIONS, max_size=12), sent_after=st.sets(st.integers(0, 11)))
+@given(
+    operations=st.one_of(st.lists(OPERATIONS, max_size=12), RELATED), sent_after=st.sets(st.integers(0, 11))
+)
 def test_fault_05_operations_are_applied_in_the_order_of_the_calls(
     worker: WorkerDouble, operations: list[Operation], sent_after: set[int]
 ) -> None:

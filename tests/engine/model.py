@@ -23,6 +23,7 @@ from milepost.engine.commands import (
     UpdateMetadata,
 )
 from milepost.errors import MetadataError
+from milepost.model.counted import unpack
 from milepost.model.document import Document
 from milepost.model.operations import Operation, check
 from milepost.model.retry import Retry
@@ -240,7 +241,7 @@ class Model:
         assert claimed.attempt == run.attempt
         assert exactly(plain(claimed.metadata)) == exactly(run.document.value)
         assert claimed.metadata_version == run.document.version
-        assert set(claimed.counted) == run.document.counted
+        assert set(unpack(claimed.counted)) == run.document.counted
         assert (claimed.parent_id, claimed.root_id, claimed.batch_id) == (run.parent, run.root, run.batch)
 
     def _report(self, command: Report, answer: Any, now: int) -> None:

@@ -34,7 +34,7 @@ from milepost.model.run import Outcome
 from milepost.protocol.triggering import BatchLine
 from milepost.protocol.work import LogLine, RunReport, TargetOperations
 from support.faults import faults
-from support.operations import DOCUMENTS, OPERATIONS, exactly
+from support.operations import DOCUMENTS, OPERATIONS, RELATED, exactly
 from support.properties import database_property
 from support.world import World, failure, item, new_store, offered
 
@@ -170,7 +170,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.attempts)
     @rule(
         data=st.data(),
-        operations=st.lists(OPERATIONS, max_size=4),
+        operations=st.one_of(st.lists(OPERATIONS, max_size=4), RELATED),
         outcome=st.sampled_from(
             [None, None, None, Outcome("1"), Outcome(None), failure(), failure(retry_after_ms=0)]
         ),
@@ -233,7 +233,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         relation=st.sampled_from(["self", "parent", "root"]),
-        operations=st.lists(OPERATIONS, max_size=4),
+        operations=st.one_of(st.lists(OPERATIONS, max_size=4), RELATED),
         broken=st.lists(BROKEN, max_size=1),
         request_id=st.sampled_from([None, None, "update 1"]),
         at_once=st.booleans(),

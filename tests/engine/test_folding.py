@@ -4,12 +4,15 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from milepost.engine.commands import UpdateMetadata
+from milepost.engine.documents import RECENT_BYTES
 from milepost.errors import MetadataError
+from milepost.model.counted import ID_BYTES, KNOWN_MAX
 from milepost.model.document import Document
 from milepost.model.operations import Append, Increment, Operation, Set, check, decode_operations
-from milepost.store import documents
+from milepost.store import documents, schema
 from support.operations import DOCUMENTS, LARGE, OPERATIONS, exactly
 from support.properties import database_property
 from support.world import WorkerDouble, World, item, world_at
@@ -101,24 +104,36 @@ def test_a_long_log_is_folded_on_the_way(world: World, worker: WorkerDouble) -> 
     assert 2 < len(folds) < 20
 
 
-def test_many_ids_that_are_counted_once_are_not_written_too_often(world: World, worker: WorkerDouble) -> None:
-    """M46: the ids are kept with the document, so they are a part of what the log has to outgrow."""
+def test_many_ids_cost_no_memory_and_are_written_once(world: World, worker: WorkerDouble) -> None:
+    """M46: what an id costs is its row of fixed size; neither a fold nor a claim nor the cache carries them all."""
     run_id = world.trigger()
     run = worker.claim_one()
-    folds = {0}
-    written = logged = 0
-    for number in range(60):
-        operations = [Increment("n", 1, once=f"{number}:{each}".rjust(60)) for each in range(50)]
-        worker.report(run, *operations)
-        logged += len(msgspec.json.encode(operations))
-        with world.store.read() as connection:
-            snapshot = documents.load_snapshots(connection, [run_id]).get(run_id)
-        if snapshot is not None and snapshot.version not in folds:
-            folds.add(snapshot.version)
-            written += len(snapshot.value) + len(snapshot.counted or b"")
-    assert len(folds) > 3
-    assert written < 2 * logged
-    assert world.document(run_id) == ({"n": 3000}, 60)
+
+    def count(numbers: range) -> None:
+        worker.report(run, *(Increment("n", 1, once=f"{number}".rjust(60)) for number in numbers))
+
+    count(range(100))
+    hot = world.engine._documents.at_hand(run_id)
+    assert hot is not None
+    weight = hot.weight
+    for start in range(100, 20_000, 1000):
+        count(range(start, start + 1000))
+    hot = world.engine._documents.at_hand(run_id)
+    assert hot is not None
+    assert hot.document.counted is None
+    assert hot.weight < weight + 2 * RECENT_BYTES
+    with world.store.read() as connection:
+        snapshot = documents.load_snapshots(connection, [run_id])[run_id]
+        rows = connection.execute(select(schema.counted_ids.c.id)).scalars().all()
+    assert len(snapshot.value) < 100
+    assert len(set(rows)) == 20_100
+    assert {len(row) for row in rows} == {ID_BYTES}
+    worker.fail(run, retry_after_ms=0)
+    again = worker.claim_one()
+    assert len(again.counted) == KNOWN_MAX * ID_BYTES
+    run = again
+    count(range(19_990, 20_110))
+    assert world.document(run_id)[0] == {"n": 20_110}
 
 
 def test_the_cache_may_be_full_of_other_documents(world: World, worker: WorkerDouble) -> None:

@@ -15,6 +15,7 @@ from milepost.errors import (
     RunNotFoundError,
     VersionConflictError,
 )
+from milepost.model.counted import id_of, unpack
 from milepost.model.operations import Append, Delete, Increment, Operation, Set, Update
 from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, TargetOperations
@@ -344,12 +345,39 @@ def test_an_id_counts_once_in_a_run_whatever_the_attempt(
     world.restart()
     worker.register()
     second = worker.claim_one()
-    assert sorted(second.counted) == ["row 1", "row 2"]
+    assert set(unpack(second.counted)) == {id_of("n", "row 1"), id_of("n", "row 2")}
     worker.report(second, Increment("n", 1, "row 1"), Increment("n", 1, "row 3"))
     worker.finish(second, Increment("n", 5, "row 2"), output="1")
     assert world.document(run.id)[0] == {"n": 3}
     world.write(run.id, Increment("n", 1, "row 3"), Increment("n", 1, "row 4"))
     assert world.document(run.id)[0] == {"n": 4}
+
+
+def test_an_id_counts_once_for_each_key(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
+    """M46: within one report, over reports and attempts, from outside, and in whatever words the key is written."""
+    both: list[Operation] = [
+        Increment("done", 1, "x"),
+        Increment("bytes", 7, "x"),
+        Append("log", "x", None, "x"),
+    ]
+    worker.report(run, *both, *both)
+    worker.fail(run, retry_after_ms=0)
+    second = worker.claim_one()
+    worker.report(second, *both, Increment("$.done", 1, "x"), Increment('$["bytes"]', 7, "x"))
+    world.write(run.id, *both, Increment("other", 1, "x"))
+    assert world.document(run.id)[0] == {"done": 1, "bytes": 7, "log": ["x"], "other": 1}
+
+
+def test_an_id_of_an_operation_that_is_refused_is_not_counted(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    refused = worker.report(
+        run, Set("n", "text"), Increment("n", 1, "x"), Append("$.n.l", 1, None, "y")
+    ).refused
+    assert [refusal.index for refusal in refused] == [1, 2]
+    worker.report(run, Set("n", 0), Increment("n", 1, "x"))
+    worker.report(run, Increment("n", 1, "x"))
+    assert world.document(run.id)[0] == {"n": 1}
 
 
 def test_counted_ids_survive_folding(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
@@ -478,7 +506,8 @@ def test_a_reader_that_is_far_behind_gets_the_whole_document(
     assert delta.changes is None
     assert delta.version == 5
     assert msgspec.json.decode(msgspec.json.encode(delta.metadata)) == {"big": "4" * 100_000, "n": 5}
-    assert delta.counted == [f"once {number}" for number in range(5)]
+    assert delta.counted is not None
+    assert set(unpack(delta.counted)) == {id_of("n", f"once {number}") for number in range(5)}
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["same engine", "restarted"])

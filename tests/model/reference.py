@@ -35,9 +35,17 @@ def equal(left: Any, right: Any) -> bool:
     return left == right
 
 
+def is_digits(name: str) -> bool:
+    return name.isascii() and name.isdigit() and (name == "0" or name[0] != "0")
+
+
+def position_or_name(segment: str | int) -> str | int:
+    return int(segment) if isinstance(segment, str) and is_digits(segment) else segment
+
+
 def position(items: list[Any], segment: str | int) -> int | None:
     if isinstance(segment, str):
-        if not (segment.isascii() and segment.isdigit() and (segment == "0" or segment[0] != "0")):
+        if not is_digits(segment):
             return None
         segment = int(segment)
     if segment < 0:
@@ -104,13 +112,15 @@ class ReferenceDocument:
     def __init__(self, value: dict[str, Any], *, limit: int, size: Any) -> None:
         self.value = copy.deepcopy(value)
         self.limit = limit
-        self.counted: set[str] = set()
+        # An id counts once for each place; a name of digits and the same position are one.
+        self.counted: set[tuple[Any, ...]] = set()
         self._size = size
 
     def apply(self, operation: Any, path: Path) -> None:
         kind = type(operation).__name__
         once = getattr(operation, "once", None)
-        if once is not None and once in self.counted:
+        id = (*path[:1], *(position_or_name(segment) for segment in path[1:]), once)
+        if once is not None and id in self.counted:
             return
         value = copy.deepcopy(getattr(operation, "value", None))
         match kind:
@@ -133,7 +143,7 @@ class ReferenceDocument:
             raise RefusedError("metadata_too_large")
         self.value = new
         if once is not None:
-            self.counted.add(once)
+            self.counted.add(id)
 
     def _appended(self, old: Any, value: Any, max_items: int | None) -> list[Any]:
         items = [value] if old is MISSING else [*old, value] if isinstance(old, list) else [old, value]

@@ -10,84 +10,19 @@ from hypothesis import strategies as st
 
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
 from milepost.model.path import Path
-
-# By the top-level name that they share: keys of one family meet.
-FAMILIES: dict[str, dict[str, Path]] = {
-    "a": {
-        "a": ("a",),
-        "$.a": ("a",),
-        '$["a"]': ("a",),
-        "$['a']": ("a",),
-        "$.a.b": ("a", "b"),
-        '$.a["b"]': ("a", "b"),
-        "$.a.c": ("a", "c"),
-        "$.a.b.d": ("a", "b", "d"),
-        "$.a.b[-1]": ("a", "b", -1),
-        "$.a.0": ("a", "0"),
-        "$.a.0.n": ("a", "0", "n"),
-        "$.a[0]": ("a", 0),
-        "$.a[-1]": ("a", -1),
-    },
-    "n": {"n": ("n",), "$.n": ("n",), '$["n"]': ("n",)},
-    "l": {
-        "l": ("l",),
-        "$.l": ("l",),
-        "$.l[0]": ("l", 0),
-        "$.l[00]": ("l", 0),
-        "$.l[1]": ("l", 1),
-        "$.l[-1]": ("l", -1),
-        "$.l[-2]": ("l", -2),
-        "$.l[-0]": ("l", 0),
-        "$.l.0": ("l", "0"),
-        '$.l["1"]': ("l", "1"),
-        "$.l.00": ("l", "00"),
-        "$.l.-1": ("l", "-1"),
-        "$.l.name": ("l", "name"),
-        "$.l[0].n": ("l", 0, "n"),
-        "$.l.0.n": ("l", "0", "n"),
-        "$.l[1].n": ("l", 1, "n"),
-        "$.l[-1].n": ("l", -1, "n"),
-        "$.l[-2].n": ("l", -2, "n"),
-        "$.l[0].l[-1]": ("l", 0, "l", -1),
-    },
-    # Names of digits: at the top level never a position, below it perhaps one.
-    "2": {
-        "2": ("2",),
-        "$.2": ("2",),
-        '$["2"]': ("2",),
-        "$.2[0]": ("2", 0),
-        "$.2[-1]": ("2", -1),
-        "$.2.0": ("2", "0"),
-        "$.2.2": ("2", "2"),
-        "$.2.rows": ("2", "rows"),
-        "$.2.rows[0]": ("2", "rows", 0),
-        "$.2.rows[-1]": ("2", "rows", -1),
-        "$.2.rows.0": ("2", "rows", "0"),
-        "$.2.0.1": ("2", "0", "1"),
-        "$.2[0].1": ("2", 0, "1"),
-        "$.2.0[-1]": ("2", "0", -1),
-    },
-    "-1": {"-1": ("-1",), "$.-1": ("-1",), "$.-1[-1]": ("-1", -1), "$.-1.-1": ("-1", "-1")},
-    "01": {"01": ("01",), "$.01": ("01",), "$.01.01": ("01", "01"), "$.01[01]": ("01", 1)},
-    "": {"": ("",), '$[""]': ("",), '$[""][""]': ("", "")},
-    "a.b": {"a.b": ("a.b",), '$["a.b"]': ("a.b",), '$["a.b"].c': ("a.b", "c")},
-    "zähler": {"zähler": ("zähler",), "$.zähler": ("zähler",)},
-}
-
-KEYS: dict[str, Path] = {key: path for family in FAMILIES.values() for key, path in family.items()}
+from support.chance import CAPS as ALL_CAPS
+from support.chance import FAMILIES, IDS, KEYS, NAMES
 
 
 def _some(keys: dict[str, Path], most: int) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(list(keys)), min_size=1, max_size=min(most, len(keys)), unique=True)
 
 
-# Two to four keys that meet, and perhaps a stranger.
+# One to three keys that meet, and perhaps a stranger.
 related_keys = st.builds(
     lambda related, others: [*related, *others],
-    st.sampled_from(["a", "l", "l", "2", "2", "n", *FAMILIES]).flatmap(
-        lambda family: _some(FAMILIES[family], 4)
-    ),
-    st.one_of(st.just([]), _some(KEYS, 1)),
+    st.sampled_from(FAMILIES).flatmap(lambda family: _some(family, 3)),
+    st.one_of(st.just([]), st.just([]), _some(KEYS, 1)),
 )
 
 text = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -112,32 +47,26 @@ def nested(leaves: st.SearchStrategy[Any], *, max_leaves: int = 8) -> st.SearchS
 
 values = nested(scalars)
 # For documents whose counters can be added in any order.
+exact_scalars = st.one_of(
+    st.none(), st.booleans(), small_integers, quarters, st.sampled_from(["", "x", "y" * 70, "z" * 200])
+)
+_rows = st.lists(st.fixed_dictionaries({"n": st.one_of(small_integers, quarters)}), min_size=1, max_size=3)
 exact_values = st.one_of(
     small_integers,
-    nested(
-        st.one_of(
-            st.none(),
-            st.booleans(),
-            small_integers,
-            quarters,
-            st.sampled_from(["", "x", "y" * 70, "z" * 200]),
-        )
-    ),
+    st.booleans(),
+    st.lists(small_integers, min_size=1, max_size=3),
+    _rows,
+    nested(exact_scalars),
 )
 
-_names = st.sampled_from(list(FAMILIES))
+_names = st.sampled_from(NAMES)
 documents = st.dictionaries(_names, values, max_size=4)
-_rows = st.lists(st.fixed_dictionaries({"n": st.one_of(small_integers, quarters)}), min_size=1, max_size=3)
-exact_documents = st.builds(
-    lambda value, rows: value if rows is None else {**value, "l": rows},
-    st.dictionaries(_names, exact_values, max_size=4),
-    st.one_of(st.none(), _rows),
-)
+exact_documents = st.dictionaries(_names, exact_values, max_size=4)
 
 
 # They grow, shrink and vanish from one append to the next.
-CAPS = st.sampled_from([None, 1, 2, 2, 3])
-ONCE = st.sampled_from(["one", "two"])
+CAPS = st.sampled_from(ALL_CAPS)
+ONCE = st.sampled_from(IDS)
 
 
 def operations_on(
@@ -156,18 +85,35 @@ def operations_on(
     updates = st.builds(Update, whole)
     counted_appends = st.builds(Append, keys, items, CAPS, ONCE)
     return st.one_of(
-        sets,
-        sets,
-        increments,
-        increments,
-        increments,
-        appends,
-        appends,
-        deletes,
+        *[sets] * 4,
+        *[increments] * 4,
+        *[appends] * 4,
+        *[deletes] * 3,
+        removes,
         removes,
         counted,
         counted_appends,
         updates,
+    )
+
+
+def in_a_row(
+    keys: st.SearchStrategy[str], items: st.SearchStrategy[Any], numbers: st.SearchStrategy[int | float]
+) -> st.SearchStrategy[list[Operation]]:
+    """Several of a kind on one key, as a loop makes them."""
+    return st.one_of(
+        st.builds(
+            lambda key, values, cap: [Append(key, value, cap) for value in values],
+            keys,
+            st.lists(items, min_size=2, max_size=5),
+            CAPS,
+        ),
+        st.builds(
+            lambda key, by: [Increment(key, number) for number in by],
+            keys,
+            st.lists(numbers, min_size=2, max_size=4),
+        ),
+        st.builds(lambda key, count: [Delete(key)] * count, keys, st.integers(2, 3)),
     )
 
 
@@ -182,18 +128,22 @@ exact_operations = operations_on(
 lists = related_keys.flatmap(
     lambda keys: st.lists(operations_on(st.sampled_from(keys), values, _numbers, documents), max_size=12)
 )
-# A few keys for a whole list, so that there is something to merge.
-exact_lists = related_keys.flatmap(
-    lambda keys: st.lists(
-        operations_on(
-            st.sampled_from(keys),
-            exact_values,
-            st.one_of(small_integers, small_integers, quarters),
-            exact_documents,
-        ),
-        max_size=24,
+_exact_numbers = st.one_of(small_integers, small_integers, quarters)
+
+
+def _exact_list(keys: list[str]) -> st.SearchStrategy[list[Operation]]:
+    any_key = st.sampled_from(keys)
+    one = operations_on(any_key, exact_values, _exact_numbers, exact_documents).map(
+        lambda operation: [operation]
     )
-)
+    rows = in_a_row(any_key, exact_values, _exact_numbers)
+    return st.lists(st.one_of(one, one, one, rows), max_size=12).map(
+        lambda parts: [each for part in parts for each in part]
+    )
+
+
+# A few keys for a whole list, so that there is something to merge.
+exact_lists = related_keys.flatmap(_exact_list)
 # Two operations on keys that meet.
 exact_pairs = related_keys.flatmap(
     lambda keys: st.lists(

@@ -1,8 +1,10 @@
 """Collapsing cannot be noticed (M30): the same document, the same reasons, fewer operations."""
 
 import copy
+from datetime import date
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from milepost.model.operations import (
     reach_of,
 )
 from milepost.model.path import Path, reach, touch
+from support.chance import cases, hold
 
 from . import strategies
 
@@ -36,7 +39,16 @@ def reasons(refusals: list[Refusal]) -> set[tuple[str, str]]:
     return {(refusal.code, refusal.message) for refusal in refusals}
 
 
-@settings(max_examples=200)
+def collapses_unnoticed(value: dict[str, Any], operations: list[Operation]) -> None:
+    collapsed = collapse(operations)
+    assert len(collapsed) <= len(operations)
+    expected, expected_refusals = apply(value, operations, limit=UNLIMITED)
+    actual, actual_refusals = apply(value, collapsed, limit=UNLIMITED)
+    assert json_equal(actual, expected)
+    assert reasons(actual_refusals) == reasons(expected_refusals)
+
+
+@settings(max_examples=300)
 @given(strategies.exact_documents, strategies.exact_lists)
 @example({}, [Set("$.a.b", 1), Delete("$.a.b")])
 @example({"l": ROWS}, [Increment("$.l[1].n", 1), Delete("$.l[0]"), Increment("$.l[1].n", 1)])
@@ -59,12 +71,7 @@ def reasons(refusals: list[Refusal]) -> set[tuple[str, str]]:
 @example({}, [Append("$.2.rows", 1), Set("$.2.rows[-1]", 2), Set("$.2.rows", [])])
 @example({"a": 1}, [Update({}), Increment("a", 1), Update({"a": "x"}), Increment("a", 1), Update({})])
 def test_m30_collapsing_cannot_be_noticed(value: dict[str, Any], operations: list[Operation]) -> None:
-    collapsed = collapse(operations)
-    assert len(collapsed) <= len(operations)
-    expected, expected_refusals = apply(value, operations, limit=UNLIMITED)
-    actual, actual_refusals = apply(value, collapsed, limit=UNLIMITED)
-    assert json_equal(actual, expected)
-    assert reasons(actual_refusals) == reasons(expected_refusals)
+    collapses_unnoticed(value, operations)
 
 
 @settings(max_examples=200)
@@ -76,8 +83,11 @@ def test_m30_collapsing_cannot_be_noticed(value: dict[str, Any], operations: lis
 def test_law_7_what_does_not_touch_can_change_places(
     value: dict[str, Any], operations: list[Operation]
 ) -> None:
-    """And what a document reads or writes for an operation lies in its reach, so that nothing else can touch it."""
-    one, other = operations
+    changes_places(value, operations)
+
+
+def changes_places(value: dict[str, Any], operations: list[Operation]) -> None:
+    one, other = operations[0], operations[-1]
     if touch(reach_of(one), reach_of(other)):
         return
     first, refusals = apply(value, [one, other], limit=UNLIMITED)
@@ -122,6 +132,10 @@ def test_open_keys_that_touch_are_found(added: list[str], data: st.DataObject) -
 def test_m30_collapsing_is_exact_where_the_result_is_known(
     value: dict[str, Any], operations: list[Operation]
 ) -> None:
+    collapses_exactly_where_the_result_is_known(value, operations)
+
+
+def collapses_exactly_where_the_result_is_known(value: dict[str, Any], operations: list[Operation]) -> None:
     """Any floats: integers are then not summed over them. Only operations that were applied are in such a list."""
     document = Document(value, limit=UNLIMITED)
     _, refusals = apply(value, operations, limit=UNLIMITED)
@@ -182,22 +196,35 @@ def test_m30_a_merged_sum_overflows_no_sooner_than_its_parts() -> None:
         assert apply(value, collapse(huge)) == apply(value, huge)
 
 
-@settings(max_examples=40)
-@given(strategies.exact_lists, st.data())
-def test_law_6_pending_is_collapse_while_it_grows(operations: list[Operation], data: st.DataObject) -> None:
-    """Looking at the list on the way changes nothing, and neither does what was taken before."""
+def pending_is_collapse(value: dict[str, Any], operations: list[Operation]) -> None:
     pending = Pending()
-    for operation in data.draw(strategies.exact_lists):
+    for operation in (Update(value), *operations[::-1]):
         pending.add(operation)
     pending.take()
     assert (len(pending), pending.operations, pending.size_bytes) == (0, [], 0)
-    for operation in operations:
+    for index, operation in enumerate(operations):
         pending.add(operation)
-        if data.draw(st.booleans()):
+        if index % 3:
             assert len(pending.operations) == len(pending)
     expected = collapse(operations)
     assert len(pending) == len(expected)
     assert pending.take() == expected
+
+
+@settings(max_examples=60)
+@given(strategies.exact_documents, strategies.exact_lists)
+def test_law_6_pending_is_collapse_while_it_grows(value: dict[str, Any], operations: list[Operation]) -> None:
+    """Looking at the list on the way changes nothing, and neither does what was taken before."""
+    pending_is_collapse(value, operations)
+
+
+@pytest.mark.parametrize("seed", ["fixed", f"{date.today()}"], ids=["fixed", "today"])
+def test_m30_many_random_lists(seed: str) -> None:
+    """The same lists in every run, and others each day."""
+    hold(collapses_unnoticed, cases(seed), 20_000)
+    hold(pending_is_collapse, cases(seed), 2_000)
+    hold(changes_places, cases(seed), 10_000)
+    hold(collapses_exactly_where_the_result_is_known, cases(seed, quarters=False), 10_000)
 
 
 @settings(max_examples=40)
@@ -309,7 +336,10 @@ def test_capped_appends_keep_the_newest() -> None:
         Append("log", 3, 2),
         Append("log", 4, 2),
     ]
-    assert collapse(mixed) == mixed
+    assert collapse(mixed) == mixed[2:]
+    growing: list[Operation] = [Append("log", 1, 1), Append("log", 2), Append("log", 3, 3), Append("log", 4)]
+    assert collapse(growing) == growing
+    assert collapse([*growing, Append("log", 5, 2)]) == [growing[3], Append("log", 5, 2)]
 
 
 def test_m36_a_million_calls_hold_bounded_memory() -> None:

@@ -12,7 +12,9 @@ from milepost.errors import (
     MetadataTypeError,
     MetadataValueError,
 )
+from milepost.model.counted import id_of
 from milepost.model.document import SIZE_LIMIT, Document
+from milepost.model.jsonvalue import INTEGER_MAX
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update, apply
 
 
@@ -95,7 +97,16 @@ def test_m24_decrement_is_the_negative_increment() -> None:
 
 
 def test_m23_a_sum_stays_a_json_number() -> None:
-    for value, by in ((1.7e308, 1.7e308), (1, float("inf")), (1, float("nan")), (10**308, 10**308)):
+    for value, by in (
+        (1.7e308, 1.7e308),
+        (1, float("inf")),
+        (1, float("nan")),
+        (10**308, 10**308),
+        (0.5, 10**400),
+        (0, 10**400),
+        (-(10**308), 10**400),
+        (1.7e308, INTEGER_MAX),
+    ):
         document = Document({"k": value})
         with pytest.raises(MetadataValueError):
             document.apply(Increment("k", by))
@@ -104,11 +115,29 @@ def test_m23_a_sum_stays_a_json_number() -> None:
 
 
 def test_m46_an_id_counts_once() -> None:
-    document = Document({"n": 0}, counted=["before"])
+    document = Document({"n": 0}, counted=[id_of("n", "before")])
     for once in ("before", "a", "a", "b"):
         document.apply(Increment("n", 1, once))
     assert document.value == {"n": 2}
-    assert document.counted == {"before", "a", "b"}
+    assert document.counted == {id_of("n", once) for once in ("before", "a", "b")}
+
+
+def test_m46_an_id_counts_once_for_each_key() -> None:
+    document = Document()
+    for key in ("n", "$.n", '$["n"]', "bytes", "l"):
+        document.apply(Increment(key, 1, "x"))
+    assert document.value == {"n": 1, "bytes": 1, "l": 1}
+    document = Document({"l": [0, 0]})
+    for key in ("$.l[1]", "$.l.1", "$.l[01]", "$.l[-1]"):
+        # The last one is another key: it may mean another element at another time.
+        document.apply(Increment(key, 1, "x"))
+    assert document.value == {"l": [0, 2]}
+
+
+def test_m46_a_log_holds_only_what_counted() -> None:
+    document = Document(counted=None)
+    document.apply_all([Increment("n", 1, "x"), Append("l", 1, None, "x"), Increment("n", 1, "x")])
+    assert (document.value, document.counted) == ({"n": 2, "l": [1]}, None)
 
 
 def test_m46_an_id_that_failed_is_not_counted() -> None:
@@ -116,10 +145,10 @@ def test_m46_an_id_that_failed_is_not_counted() -> None:
     with pytest.raises(MetadataTypeError):
         document.apply(Increment("n", 1, "a"))
     document.apply_all([Set("n", 0), Increment("n", 1, "a")])
-    assert (document.value, document.counted) == ({"n": 1}, {"a"})
+    assert (document.value, document.counted) == ({"n": 1}, {id_of("n", "a")})
     with pytest.raises(MetadataTypeError):
         document.apply_all([Increment("n", 1, "b"), Increment("n", True)])
-    assert (document.value, document.counted) == ({"n": 1}, {"a"})
+    assert (document.value, document.counted) == ({"n": 1}, {id_of("n", "a")})
 
 
 # Paths that lead nowhere.
@@ -188,9 +217,9 @@ def test_m2_a_document_from_what_python_has() -> None:
 
     assert Document.from_json(Progress(1, {"b", "a"})).value == {"step": 1, "tags": ["a", "b"]}
     given = {"a": [1]}
-    document = Document.from_json(given, version=4, counted=["id"])
+    document = Document.from_json(given, version=4, counted=[b"id"])
     given["a"].append(2)
-    assert (document.value, document.version, document.counted) == ({"a": [1]}, 4, {"id"})
+    assert (document.value, document.version, document.counted) == ({"a": [1]}, 4, {b"id"})
 
 
 @pytest.mark.parametrize("name", ["__proto__", "$$", "$$streams"])

@@ -1,6 +1,8 @@
 """The laws of a document, each tried against the plain reference."""
 
 import copy
+from datetime import date
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from milepost.errors import MetadataError
 from milepost.model.document import Document
 from milepost.model.jsonvalue import decode, encode, json_equal, json_size
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, apply
+from support.chance import cases, hold
 
 from . import strategies
 from .reference import ReferenceDocument, RefusedError
@@ -42,6 +45,21 @@ def apply_to_reference(document: ReferenceDocument, operation: Operation) -> str
     return None
 
 
+def agrees_with_the_reference(
+    value: dict[str, Any], operations: list[Operation], limit: int = 262_144
+) -> None:
+    document = Document(value, limit=limit)
+    reference = ReferenceDocument(value, limit=limit, size=json_size)
+    for operation in operations:
+        assert apply_to(document, operation) == apply_to_reference(reference, operation)
+        # The texts are compared, because 1 is 1.0 and True to Python. Key order is no part of a document.
+        assert json_equal(document.value, reference.value)
+        assert document.size == len(encode(document.value)) == json_size(reference.value)
+        assert document.counted is not None
+        assert len(document.counted) == len(reference.counted)
+        assert_sizes(document)
+
+
 @given(strategies.documents, operation_lists, st.one_of(st.just(262_144), st.integers(0, 120)))
 @example(
     {},
@@ -58,15 +76,21 @@ def test_m17_to_m24_a_document_agrees_with_the_reference(
 ) -> None:
     """The whole table, refusals, `once` and the limit; the size is exact after each step (M84), a refused
     operation leaves no trace (M85)."""
-    document = Document(value, limit=limit)
-    reference = ReferenceDocument(value, limit=limit, size=json_size)
-    for operation in operations:
-        assert apply_to(document, operation) == apply_to_reference(reference, operation)
-        # The texts are compared, because 1 is 1.0 and True to Python. Key order is no part of a document.
-        assert json_equal(document.value, reference.value)
-        assert document.size == len(encode(document.value)) == json_size(reference.value)
-        assert document.counted == reference.counted
-        assert_sizes(document)
+    agrees_with_the_reference(value, operations, limit)
+
+
+@pytest.mark.parametrize("seed", ["fixed", f"{date.today()}"], ids=["fixed", "today"])
+def test_many_random_lists_agree_with_the_reference(seed: str) -> None:
+    """The same lists in every run, and others each day."""
+    hold(agrees_with_the_reference, cases(seed, quarters=False), 5_000)
+    limits = Random(seed)
+    hold(
+        lambda value, operations: agrees_with_the_reference(
+            value, operations, limits.choice([0, 20, 60, 120])
+        ),
+        cases(f"{seed} limited"),
+        2_000,
+    )
 
 
 @settings(max_examples=40)
@@ -115,6 +139,7 @@ def test_law_2_a_fold_can_be_cut_anywhere(
     document = Document(value)
     for operation in first:
         apply_to(document, operation)
+    assert isinstance(document.counted, set)
     whole, refusals = apply(value, [*first, *second])
     half, first_refusals = apply(value, first)
     rest, second_refusals = apply(half, second, counted=document.counted)

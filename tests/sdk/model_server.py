@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from milepost.errors import MetadataError
+from milepost.model.counted import id_of, pack
 from milepost.model.document import Document
 from milepost.model.operations import Operation, collapse
 from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
@@ -38,18 +39,27 @@ class ModelServer:
     def write(self, operations: list[Operation], sequence: int | None = None) -> list[Refused]:
         refused: list[Refused] = []
         applied: list[Operation] = []
+        left_out: list[int] = []
         for index, operation in enumerate(operations):
             try:
+                if self._was_counted(operation):
+                    left_out.append(index)
+                    continue
                 self.document.apply(operation)
             except MetadataError as error:
                 refused.append(Refused(RUN, index, error.code, error.message))
             else:
                 applied.append(operation)
-        if applied:
+        if applied or left_out:
             self.document.version += 1
-            indexes = [item.index for item in refused]
+            indexes = sorted([*left_out, *(item.index for item in refused)])
             self.steps.append(Step(self.document.version, applied, sequence, indexes))
         return refused
+
+    def _was_counted(self, operation: Operation) -> bool:
+        once = getattr(operation, "once", None)
+        assert self.document.counted is not None
+        return once is not None and id_of(getattr(operation, "key", ""), once) in self.document.counted
 
     def receive(self, batch: Batch) -> list[Refused]:
         if batch.sequence not in self.answers:
@@ -97,7 +107,7 @@ class ModelServer:
             -1,
             document.version,
             metadata=copy.deepcopy(document.value),
-            counted=sorted(document.counted),
+            counted=pack(document.counted or ()),
         )
 
 

@@ -19,6 +19,7 @@ from milepost.store.database import Store
 from milepost.worker import outbox
 from milepost.worker.channel import Channel, Unreachable
 from milepost.worker.holding import Holding
+from model import planted
 from simulation.network import Network
 from simulation.running import empty_store, simulate
 from simulation.simulation import Failed, Plan
@@ -102,6 +103,15 @@ def a_step_is_left_out_of_the_log(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def an_id_is_counted_anew_in_each_group(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(document_store, "load_counted", lambda connection, run_id, ids: set[bytes]())
+    patch.setattr(document_store, "save_counted", lambda connection, rows: None)
+
+
+def an_id_is_counted_over_all_keys(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(documents, "id_of", lambda key, once: once.encode())
+
+
 def the_word_of_a_lost_attempt_counts(patch: pytest.MonkeyPatch) -> None:
     applied = working._report_run
 
@@ -119,9 +129,19 @@ def an_end_is_announced_to_nobody_and_nobody_asks(patch: pytest.MonkeyPatch) -> 
     patch.setattr(Holding, "target_ended", lambda self, target_id: None)
 
 
+def all_kinds_of_writes(plan: Plan) -> None:
+    plan.wild, plan.size_max, plan.portion_bytes_max = True, 262_144, 4 * 1024 * 1024
+
+
 def many_replies_are_lost(plan: Plan) -> None:
     plan.faults.lose_reply = 0.3
     plan.writers = 3
+
+
+def workers_die(plan: Plan) -> None:
+    plan.troubles += ["kill_worker"] * 6
+    plan.faults.lose_request = plan.faults.lose_reply = 0.2
+    plan.chaos_seconds = 8.0
 
 
 def leases_are_lost(plan: Plan) -> None:
@@ -158,10 +178,16 @@ PLANTS: list[tuple[Plant, Callable[[Plan], None]]] = [
     (a_failed_transaction_leaves_its_mark_on_the_documents, statements_fail),
     (a_flush_returns_when_the_run_is_lost, leases_are_lost),
     (a_reply_hides_what_was_written_meanwhile, only_additions),
-    (a_flush_returns_early, as_drawn),
+    (a_flush_returns_early, workers_die),
     (a_step_is_left_out_of_the_log, as_drawn),
     (the_word_of_a_lost_attempt_counts, leases_are_lost),
     (an_end_is_announced_to_nobody_and_nobody_asks, as_drawn),
+    (planted.a_full_window_is_written_over_what_replaced_it, all_kinds_of_writes),
+    (planted.a_name_of_digits_is_a_position_if_one_from_the_end_follows, all_kinds_of_writes),
+    (planted.a_position_from_the_end_is_a_place_of_its_own, all_kinds_of_writes),
+    (planted.what_lies_around_a_place_does_not_touch_it, all_kinds_of_writes),
+    (an_id_is_counted_anew_in_each_group, only_additions),
+    (an_id_is_counted_over_all_keys, only_additions),
 ]
 
 

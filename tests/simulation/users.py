@@ -32,7 +32,7 @@ class Transport(AsyncTransport):
 
 def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None:
     """One call on a document. Wild ones destroy what others wrote; the rest only adds."""
-    kind = random.randrange(12 if wild else 8)
+    kind = random.randrange(18 if wild else 11)
     if kind <= 1:
         updater.append("log", token)
     elif kind <= 3:
@@ -46,12 +46,33 @@ def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None
     elif kind == 7:
         updater.set(random.choice(["$.deep.a", "$.deep.b.c", "deep.a"]), token)
     elif kind == 8:
-        updater.delete(random.choice(["last", "$.deep.a", "tail", "$.log[0]"]))
+        # The cap grows, shrinks and vanishes, and the key is written in several ways.
+        for _ in range(random.choice([1, 3])):
+            key = random.choice(["tail", "tail", "$.tail", '$["tail"]'])
+            updater.append(key, token, max_items=random.choice([None, 1, 1, 2, 3]))
     elif kind == 9:
+        # A name of digits at the top level, and below it.
+        updater.append(random.choice(["$.2.rows", "$.2.3"]), token, max_items=random.choice([None, 2]))
+    elif kind == 10:
+        # An id counts for each key.
+        id = f"id-{random.randrange(6)}"
+        updater.increment("once", 1, once=id).append(random.choice(["ids", "$.ids"]), id, once=id)
+    elif kind == 11:
+        updater.delete(random.choice(["last", "$.deep.a", "tail", "$.log[0]", "2", "$.2.rows[-1]"]))
+    elif kind == 12:
         # To text this is refused: at the call on the own document, by the server elsewhere.
         updater.increment(random.choice(["last", "name"]), 1)
-    elif kind == 10:
+    elif kind == 13:
         updater.remove(random.choice(["log", "last"]), token)
+    elif kind == 14:
+        updater.set(random.choice(["tail", "$.tail", "2", "$.2"]), random.choice([[], [token], token]))
+    elif kind == 15:
+        updater.set(random.choice(["$.2[-1]", "$.2.rows[-1]", "$.2.rows.0", "$.tail[-1]"]), token)
+    elif kind == 16:
+        # All at once, as a loop makes it.
+        key = random.choice(["tail", "2"])
+        updater.append(key, token, max_items=1).append(key, 2, max_items=1).append(key, 3)
+        updater.set(f"$.{key}[-1]", 4).set(key, [token])
     else:
         updater.replace({"name": token, "n": random.randint(0, 3)})
 

@@ -28,5 +28,6 @@ def cut(waiting: list[TargetOperations]) -> tuple[list[TargetOperations], list[T
 
 
 def _size(operation: Operation) -> int:
+    key: str = getattr(operation, "key", "")
     value: JSONValue = getattr(operation, "value", None)
-    return json_size(value) + 32 if isinstance(value, str | list | dict) else 64
+    return len(key) + (json_size(value) + 32 if isinstance(value, str | list | dict) else 64)

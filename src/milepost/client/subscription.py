@@ -95,7 +95,7 @@ class RunFollower:
     def __init__(self) -> None:
         self.has_ended = False
         self._fields: dict[str, msgspec.Raw] = {}
-        self._document = Document()
+        self._document = Document(counted=None)
         self._shown: dict[str, msgspec.Raw] | None = None
 
     def take(self, event: str, data: bytes) -> None:
@@ -123,7 +123,7 @@ class RunFollower:
         self._fields = dict(frame.run)
         # The document is limited where it is written, not here.
         self._document = Document.load(
-            bytes(self._fields["metadata"]), version=frame.version, limit=sys.maxsize
+            bytes(self._fields["metadata"]), version=frame.version, limit=sys.maxsize, counted=None
         )
         # Neither is shown, so neither is read again with every delta.
         self._fields |= {"metadata": _EMPTY, "relatedRuns": _EMPTY}

@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from milepost.client import calls
 from milepost.client.calls import Call, MetadataDocument
@@ -22,7 +23,7 @@ from milepost.errors import (
     UnavailableError,
     UsageError,
 )
-from milepost.model.jsonvalue import JSONValue, to_json
+from milepost.model.jsonvalue import INTEGER_MAX, JSONValue, to_json
 from milepost.model.operations import (
     Append,
     Delete,
@@ -74,7 +75,8 @@ class Updater(ABC):
         """Give the key a value, whatever was there. Missing objects on the way of a path are created."""
         sink = self._sink()
         if sink is not None:
-            sink.add(Set(_plain(key), to_json(value, place=key)))
+            name = _plain(key)
+            sink.add(Set(name, to_json(value, place=name)))
         return self
 
     def delete(self, key: str) -> Self:
@@ -110,25 +112,32 @@ class Updater(ABC):
 
         Args:
             value: one item, also when it is a list.
-            max_items: keep the newest that many items, at least 1.
-            once: an id of 1 to 128 characters that counts once per document, over all keys and attempts (M46).
+            max_items: keep the newest that many items, 1 to 1,000,000,000.
+            once: an id of 1 to 128 characters that counts once per document and key, over all attempts (M46).
         """
         sink = self._sink()
         if sink is not None:
-            operation = Append(_plain(key), to_json(value, place=key), max_items, once)
+            name = _plain(key)
+            operation = Append(name, to_json(value, place=name), max_items, once)
             if once is not None:
                 check(operation)
             sink.add(operation)
         return self
 
     def extend(self, key: str, values: Iterable[object]) -> Self:
-        """`append` for each value, all of them or none."""
+        """`append` for each value, all of them or none.
+
+        Raises: MetadataTypeError (a TypeError) for what cannot be iterated.
+        """
         sink = self._sink()
         if sink is not None:
             name = _plain(key)
+            if not isinstance(cast("object", values), Iterable):
+                kind = type(cast("object", values)).__name__
+                raise MetadataTypeError(f"{name!r:.100}: extend by an iterable, not by {kind}", key=name)
             sink.add_all(
                 [
-                    Append(name, to_json(value, place=f"{key}[{index}]", key=key))
+                    Append(name, to_json(value, place=f"{name}[{index}]", key=name))
                     for index, value in enumerate(values)
                 ]
             )
@@ -138,20 +147,21 @@ class Updater(ABC):
         """Take every equal item out of an array; equality is JSON's. From what is no array it is reported, not raised (M22)."""
         sink = self._sink()
         if sink is not None:
-            sink.add(Remove(_plain(key), to_json(value, place=key)))
+            name = _plain(key)
+            sink.add(Remove(name, to_json(value, place=name)))
         return self
 
     def increment(self, key: str, by: float = 1, *, once: str | None = None) -> Self:
         """Add to a number, which starts at 0; integers stay integers.
 
         Args:
-            once: an id of 1 to 128 characters that counts once per document, over all keys and attempts, so that code that runs
+            once: an id of 1 to 128 characters that counts once per document and key, over all attempts, so that code that runs
                 again does not count twice (M46).
         """
         sink = self._sink()
         if sink is not None:
-            number = by if type(by) is int or type(by) is float else _as_number(key, by)
-            operation = Increment(_plain(key), number, once)
+            name = _plain(key)
+            operation = Increment(name, _as_number(name, by), once)
             if once is not None:
                 check(operation)
             sink.add(operation)
@@ -161,7 +171,8 @@ class Updater(ABC):
         """Take from a number; the same as `increment(key, -by)`."""
         sink = self._sink()
         if sink is not None:
-            self.increment(key, -_as_number(key, by), once=once)
+            name = _plain(key)
+            self.increment(name, -_as_number(name, by), once=once)
         return self
 
     def __setitem__(self, key: str, value: object) -> None:
@@ -284,9 +295,11 @@ def _plain(key: str) -> str:
 
 
 def _as_number(key: str, by: object) -> int | float:
+    if (type(by) is int and -INTEGER_MAX <= by <= INTEGER_MAX) or (type(by) is float and isfinite(by)):
+        return by
     number = to_json(by, place=key)
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise MetadataTypeError(f"{key!r}: increment by a number, not by {type(by).__name__}", key=key)
+        raise MetadataTypeError(f"{key!r:.100}: increment by a number, not by {type(by).__name__}", key=key)
     return number
 
 

@@ -147,11 +147,12 @@ class PruneAnswers(msgspec.Struct, frozen=True):
 
 class PrunableLog(msgspec.Struct, frozen=True):
     """The changes of a run up to a version go. `start` is the document at that version; without one the run is settled, and its
-    snapshot is all that is needed from now on."""
+    snapshot is all that is needed from now on: these of its `once` ids go too."""
 
     run_id: str
     up_to: int
     start: Snapshot | None = None
+    counted: Sequence[bytes] = ()
 
 
 class PruneHistory(msgspec.Struct, frozen=True):

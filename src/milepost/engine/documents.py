@@ -6,7 +6,7 @@ thread; a transaction that fails throws away the documents it touched.
 
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from sqlalchemy import Connection
@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from milepost.engine.announcements import LoggedChange
 from milepost.errors import MetadataError
 from milepost.model import jsonvalue
+from milepost.model.counted import id_of, id_over_all_keys, pack
 from milepost.model.document import Document
 from milepost.model.operations import (
     Append,
@@ -37,7 +38,6 @@ FOLD_BYTES_MIN = 8 * 1024
 # What a cached document costs beside its JSON: objects, dictionaries, the cache itself. A rough figure is enough.
 _OVERHEAD_BYTES = 1024
 _NUMBERS = msgspec.json.Decoder(list[int])
-_TEXTS = msgspec.json.Decoder(list[str])
 
 
 class Writer(msgspec.Struct, frozen=True, gc=False):
@@ -81,27 +81,30 @@ class HotDocument:
         return self._tail_bytes > max(FOLD_BYTES_MIN, self._snapshot_bytes)
 
     def write(
-        self, operations: Sequence[Operation], writer: Writer, now: int
+        self, operations: Sequence[Operation], writer: Writer, now: int, counted: set[bytes]
     ) -> tuple[ChangeRow | None, list[Refusal]]:
-        """Apply what can be applied, in order, as one new version. Nothing applied, no new version (M29, M31)."""
+        """Apply what can be applied, in order, as one new version. Nothing applied, no new version (M29, M31).
+
+        Args:
+            counted: which of `ids_of(operations)` were counted before; what is counted now is added.
+        """
         refusals: list[Refusal] = []
         applied: list[Operation] = []
         left_out: list[int] = []
         for index, operation in enumerate(operations):
-            counted_before = (
-                isinstance(operation, Increment | Append) and operation.once in self.document.counted
-            )
             try:
                 check(operation)
+                ids = _ids_of(operation)
+                if not counted.isdisjoint(ids):
+                    # The log has what changes something, so whoever reads it need not know what was counted (M46).
+                    left_out.append(index)
+                    continue
                 self.document.apply(operation)
             except MetadataError as error:
                 refusals.append(Refusal(index, error.code, error.message))
             else:
-                if counted_before:
-                    # A reader who came later cannot know: the log has what changes something (M46).
-                    left_out.append(index)
-                else:
-                    applied.append(self._as_logged(operation))
+                counted.update(ids[:1])
+                applied.append(self._as_logged(operation))
         if not applied and not left_out:
             return None, refusals
         self.document.version += 1
@@ -142,19 +145,20 @@ class HotDocument:
     def fold(self) -> Snapshot:
         """The document as a snapshot to be saved; from then on the log before it is not needed to read it."""
         value = jsonvalue.encode(self.document.value)
-        counted = msgspec.json.encode(sorted(self.document.counted)) if self.document.counted else None
         self.snapshot_version = self.document.version
-        # The ids that were counted are written with the document, so they count: many of them would be written too often.
-        self._snapshot_bytes = len(value) + len(counted or b"")
+        self._snapshot_bytes = len(value)
         self._tail_bytes = 0
-        return Snapshot(self.run_id, self.document.version, value, counted, self._changed_at)
+        return Snapshot(self.run_id, self.document.version, value, self._changed_at)
 
     def last_change(self) -> LoggedChange:
         """The newest step; there must have been one."""
         return self._recent[-1]
 
-    def delta(self, since: int, reader: Writer) -> MetadataDelta | None:
-        """What brings a reader from version `since` to the newest: steps where they are at hand, else the whole document.
+    def delta(
+        self, since: int, reader: Writer, known_ids: Callable[[], Iterable[bytes]]
+    ) -> MetadataDelta | None:
+        """What brings a reader from version `since` to the newest: steps where they are at hand, else the whole document, and with it
+        some of the ids that were counted.
 
         Steps that the reader wrote itself carry its sequence and no operations; others are joined and collapsed.
         """
@@ -168,7 +172,7 @@ class HotDocument:
                 version=self.document.version,
                 # Raw, because it is sent by another thread while this one may write on.
                 metadata=msgspec.Raw(jsonvalue.encode(self.document.value)),  # pyright: ignore[reportArgumentType]
-                counted=sorted(self.document.counted) or None,
+                counted=pack(known_ids()),
             )
         return MetadataDelta(
             run=self.run_id,
@@ -189,6 +193,24 @@ class HotDocument:
         self._recent_bytes += size
         while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
             self._recent_bytes -= self._recent.popleft().size
+
+
+def ids_of(operations: Iterable[Operation]) -> set[bytes]:
+    """What stands for the `once` ids of the operations, each by its key and as it would stand there if it counted for every key."""
+    found: set[bytes] = set()
+    for operation in operations:
+        try:
+            found.update(_ids_of(operation))
+        except MetadataError:
+            # It will be refused.
+            continue
+    return found
+
+
+def _ids_of(operation: Operation) -> tuple[bytes, ...]:
+    if isinstance(operation, Increment | Append) and operation.once is not None:
+        return id_of(operation.key, operation.once), id_over_all_keys(operation.once)
+    return ()
 
 
 def join_steps(steps: Iterable[LoggedChange], reader: Writer) -> list[MetadataChange]:
@@ -310,17 +332,16 @@ def _written(
 
 def _as_snapshot(run_id: str, given: bytes | None) -> Snapshot:
     """The document given at trigger: version 0."""
-    return Snapshot(run_id, 0, given or b"{}", None)
+    return Snapshot(run_id, 0, given or b"{}")
 
 
 def _hot(run_id: str, snapshot: Snapshot, tail: Iterable[ChangeRow], *, size_max: int) -> HotDocument:
-    counted = _TEXTS.decode(snapshot.counted) if snapshot.counted else []
-    document = Document.load(snapshot.value, version=snapshot.version, limit=sys.maxsize, counted=counted)
+    document = Document.load(snapshot.value, version=snapshot.version, limit=sys.maxsize, counted=None)
     hot = HotDocument(
         run_id,
         document,
         snapshot_version=snapshot.version,
-        snapshot_bytes=len(snapshot.value) + len(snapshot.counted or b""),
+        snapshot_bytes=len(snapshot.value),
         changed_at=snapshot.changed_at,
     )
     for row in tail:

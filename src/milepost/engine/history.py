@@ -31,7 +31,6 @@ CHANGES_PER_STEP = 1000
 BYTES_PER_STEP = 8 * 1024 * 1024
 # Rows of each table that one step of the walk looks at.
 ROWS_PER_STEP = 250
-_TEXTS = msgspec.json.Decoder(list[str])
 
 
 class PruneStep(msgspec.Struct, frozen=True):
@@ -135,7 +134,7 @@ class History:
                 row, span = rows[run_id], spans.get(run_id)
                 settled = row.finished_at is not None and row.finished_at < settled_before
                 if settled and _is_over(span, snapshots.get(run_id), cutoff):
-                    ended = step.take_whole(run_id, span)
+                    ended = step.take_whole(connection, run_id, span)
                 elif span is not None:
                     ended = step.take_part(connection, row, span, cutoff)
                 else:
@@ -161,15 +160,18 @@ class _Step:
         """True when there is room for no further log."""
         return self._changes_left <= 0 or self._bytes_left <= 0
 
-    def take_whole(self, run_id: str, span: LogSpan | None) -> bool:
+    def take_whole(self, connection: Connection, run_id: str, span: LogSpan | None) -> bool:
         """The snapshot is all that is needed of this log. False when a part of it has to wait for the next step."""
-        if span is None:
-            self.logs.append(PrunableLog(run_id, 0))
-            return True
-        up_to = min(span.last, span.first - 1 + self._changes_left)
-        self._changes_left -= up_to - span.first + 1
-        self.logs.append(PrunableLog(run_id, up_to))
-        return up_to == span.last
+        up_to = 0
+        if span is not None:
+            up_to = min(span.last, span.first - 1 + self._changes_left)
+            self._changes_left -= up_to - span.first + 1
+        ids = store.counted_ids_of(connection, run_id, limit=self._changes_left + 1)
+        has_more = len(ids) > self._changes_left
+        ids = ids[: self._changes_left]
+        self._changes_left -= len(ids)
+        self.logs.append(PrunableLog(run_id, up_to, counted=ids))
+        return not has_more and (span is None or up_to == span.last)
 
     def take_part(self, connection: Connection, row: RunRow, span: LogSpan, cutoff: int) -> bool:
         """The part of this log that is old enough goes. False when some of that has to wait for the next step."""
@@ -192,8 +194,7 @@ class _Step:
         value = document.encode()
         self._bytes_left -= len(value)
         self._changes_left -= document.version - first + 1
-        counted = msgspec.json.encode(sorted(document.counted)) if document.counted else None
-        start = Snapshot(row.id, document.version, value, counted, changed_at)
+        start = Snapshot(row.id, document.version, value, changed_at)
         self.logs.append(PrunableLog(row.id, document.version, start))
         return document.version == cut
 
@@ -227,6 +228,7 @@ def prune(command: PruneHistory, transaction: Transaction) -> None:
     store.delete_starts(connection, whole)
     store.delete_refusals(connection, whole)
     store.delete_changes(connection, {log.run_id: log.up_to for log in command.logs})
+    store.delete_counted(connection, [(log.run_id, id) for log in command.logs for id in log.counted])
 
 
 def _is_over(span: LogSpan | None, snapshot: Mark | None, cutoff: int) -> bool:
@@ -270,10 +272,9 @@ def _base(connection: Connection, row: RunRow, version: int, earliest: Mark) -> 
         base = store.load_start(connection, row.id)
     if base is None:
         given = run_store.load_trigger_metadata(connection, [row.id]).get(row.id)
-        base = Snapshot(row.id, 0, given or b"{}", None)
-    counted = _TEXTS.decode(base.counted) if base.counted else []
+        base = Snapshot(row.id, 0, given or b"{}")
     # No limit: what was applied once fits, also after the limit was lowered.
-    return Document.load(base.value, version=base.version, limit=sys.maxsize, counted=counted)
+    return Document.load(base.value, version=base.version, limit=sys.maxsize, counted=None)
 
 
 def _replay(document: Document, change: ChangeRow) -> None:

@@ -11,6 +11,7 @@ from milepost.engine.documents import load_documents, read_documents
 from milepost.engine.history import History
 from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
+from milepost.model.counted import KNOWN_MAX
 from milepost.model.run import RunError, RunStatus
 from milepost.protocol.runs import (
     LogLine,
@@ -32,6 +33,7 @@ from milepost.protocol.triggering import (
     BatchResults,
 )
 from milepost.store import batches as batch_store
+from milepost.store import documents as document_store
 from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
@@ -201,12 +203,13 @@ class Reader:
             raise RunNotFoundError(f"there is no run {run_id!r}")
         return documents[run_id]
 
-    def document(self, run_id: str) -> tuple[bytes, int, list[str]]:
-        """The document of a run as JSON, its version, and the `once` ids that it has counted. Raises RunNotFoundError."""
+    def document(self, run_id: str) -> tuple[bytes, int, list[bytes]]:
+        """The document of a run as JSON, its version, and some of the `once` ids that it has counted. Raises RunNotFoundError."""
         with self._store.read() as connection:
             record = self._record(connection, run_id, values=False)
             hot = load_documents(connection, [record.row], size_max=self._metadata_size_max)[run_id]
-        return hot.document.encode(), hot.document.version, sorted(hot.document.counted)
+            counted = document_store.some_counted(connection, run_id, limit=KNOWN_MAX)
+        return hot.document.encode(), hot.document.version, counted
 
     def row(self, run_id: str) -> RunRow:
         """The state of a run. Raises RunNotFoundError."""

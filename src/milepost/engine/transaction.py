@@ -11,7 +11,8 @@ from milepost.engine.announcements import (
     LoggedChange,
     RunChanged,
 )
-from milepost.engine.documents import DocumentCache, HotDocument, Writer
+from milepost.engine.documents import DocumentCache, HotDocument, Writer, ids_of
+from milepost.model.counted import KNOWN_MAX
 from milepost.model.operations import Operation, Refusal
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
@@ -58,6 +59,8 @@ class Transaction:
         self._batches: dict[str, BatchRow] = {}
         self._dirty_batches: dict[str, BatchRow] = {}
         self._changes: list[ChangeRow] = []
+        # What stands for `once` ids that this group has counted and not saved, by run.
+        self._counted: dict[str, set[bytes]] = {}
         self._snapshots: dict[str, Snapshot] = {}
         self._changed_runs: dict[str, RunChanged] = {}
         self._children_finished: dict[str, list[str]] = {}
@@ -130,7 +133,12 @@ class Transaction:
     def write_document(self, row: RunRow, operations: Sequence[Operation], writer: Writer) -> list[Refusal]:
         """Apply operations to the document of a run as one new version; what was refused, with reasons."""
         hot = self.documents([row])[row.id]
-        change, refusals = hot.write(operations, writer, self.now)
+        asked = ids_of(operations)
+        before = self._counted_before(row.id, asked) if asked else set[bytes]()
+        counted = set(before)
+        change, refusals = hot.write(operations, writer, self.now, counted)
+        if len(counted) > len(before):
+            self._counted.setdefault(row.id, set()).update(counted - before)
         if change is not None:
             self._changes.append(change)
             if not (row.metadata_written and row.metadata_unindexed):
@@ -140,6 +148,15 @@ class Transaction:
                 self._snapshots[row.id] = hot.fold()
             self.announce_change(row, hot.last_change())
         return refusals
+
+    def _counted_before(self, run_id: str, asked: set[bytes]) -> set[bytes]:
+        counted = document_store.load_counted(self.connection, run_id, asked)
+        return counted | (asked & self._counted.get(run_id, set()))
+
+    def known_ids(self, run_id: str) -> list[bytes]:
+        """Some of the `once` ids that were counted in a run, as many as a worker remembers."""
+        unsaved = list(self._counted.get(run_id, ()))
+        return [*document_store.some_counted(self.connection, run_id, limit=KNOWN_MAX), *unsaved][:KNOWN_MAX]
 
     def fold(self, row: RunRow) -> None:
         """The run has ended: readers from now on want one snapshot and no log."""
@@ -225,6 +242,10 @@ class Transaction:
         if self._changes:
             document_store.append_changes(connection, self._changes)
             self._changes.clear()
+        if self._counted:
+            rows = [(run_id, id) for run_id, ids in self._counted.items() for id in sorted(ids)]
+            document_store.save_counted(connection, rows)
+            self._counted.clear()
         if self._snapshots:
             document_store.save_snapshots(connection, list(self._snapshots.values()))
             self._snapshots.clear()

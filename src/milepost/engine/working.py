@@ -13,6 +13,7 @@ from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
 from milepost.model import jsonvalue
+from milepost.model.counted import pack
 from milepost.model.run import Change, Outcome, RunError, RunStatus, claim, finish, holds, lose
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, RunReply, RunReport
@@ -250,7 +251,9 @@ def _delta(item: RunReport, row: RunRow, transaction: Transaction) -> MetadataDe
     """What the worker's copy of the run's own document lacks."""
     if item.metadata_version < 0 or not row.metadata_written:
         return None
-    return transaction.documents([row])[row.id].delta(item.metadata_version, Writer(item.id, item.attempt))
+    hot = transaction.documents([row])[row.id]
+    reader = Writer(item.id, item.attempt)
+    return hot.delta(item.metadata_version, reader, lambda: transaction.known_ids(row.id))
 
 
 def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: EngineState) -> None:
@@ -381,7 +384,7 @@ def _claimed(records: Sequence[RunRecord], transaction: Transaction) -> list[Cla
         if hot is not None:
             run.metadata = msgspec.Raw(jsonvalue.encode(hot.document.value))  # pyright: ignore[reportAttributeAccessIssue]
             run.metadata_version = hot.document.version
-            run.counted = sorted(hot.document.counted)
+            run.counted = pack(transaction.known_ids(row.id))
         elif record.trigger_metadata:
             run.metadata = msgspec.Raw(record.trigger_metadata)  # pyright: ignore[reportAttributeAccessIssue]
         claimed.append(run)

@@ -18,6 +18,7 @@ from milepost.engine.reading import Reader
 from milepost.feed.hub import Hub, Inbox, ListWatch, RunTopic, Snapshot
 from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
+from milepost.model.counted import pack
 from milepost.protocol.feed import (
     PING,
     BatchFrame,
@@ -378,4 +379,6 @@ def _whole(reader: Reader, run_id: str) -> MetadataDelta:
     value, version, counted = reader.document(run_id)
     # Raw, because it is sent as it was read.
     metadata: Any = msgspec.Raw(value)
-    return MetadataDelta(run=run_id, from_version=-1, version=version, counted=counted, metadata=metadata)
+    return MetadataDelta(
+        run=run_id, from_version=-1, version=version, counted=pack(counted), metadata=metadata
+    )

@@ -16,6 +16,7 @@ from math import isfinite
 from typing import Any, cast
 
 from milepost.errors import MetadataTooLargeError, MetadataTypeError, MetadataValueError
+from milepost.model.counted import KnownIds, id_of
 from milepost.model.jsonvalue import (
     INTEGER_MAX,
     JSONValue,
@@ -26,7 +27,17 @@ from milepost.model.jsonvalue import (
     kind_of,
     to_json,
 )
-from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
+from milepost.model.operations import (
+    MAX_ITEMS_MAX,
+    Append,
+    Delete,
+    Increment,
+    Operation,
+    Remove,
+    Set,
+    Update,
+    check_max_items,
+)
 from milepost.model.path import MISSING, Path, check_name, find, locate, locate_existing, parse
 
 __all__ = ["SIZE_LIMIT", "Document"]
@@ -45,7 +56,8 @@ class Document:
         version: number of committed changes (M1). Kept for the owner, who counts commits; `apply` leaves it alone.
         size: bytes of `value` as compact UTF-8 JSON, always exact.
         limit: bytes that it may grow to.
-        counted: the `once` ids of increments and appends that were applied in this run (M46).
+        counted: what stands for the `once` ids of increments and appends that were applied in this run (M46, `id_of`). None for
+            who applies a log: it holds only what counted, so nothing is looked up or remembered.
     """
 
     __slots__ = ("_journal", "_sizes", "counted", "limit", "size", "value", "version")
@@ -56,7 +68,7 @@ class Document:
         *,
         version: int = 0,
         limit: int = SIZE_LIMIT,
-        counted: Iterable[str] = (),
+        counted: Iterable[bytes] | KnownIds | None = (),
     ) -> None:
         """Copy a JSON object that is known to be a valid document; `from_json` checks one from outside.
 
@@ -66,7 +78,12 @@ class Document:
         self._begin(cast("dict[str, JSONValue]", decode(text)), len(text), version, limit, counted)
 
     def _begin(
-        self, value: dict[str, JSONValue], size: int, version: int, limit: int, counted: Iterable[str]
+        self,
+        value: dict[str, JSONValue],
+        size: int,
+        version: int,
+        limit: int,
+        counted: Iterable[bytes] | KnownIds | None,
     ) -> None:
         if type(value) is not dict:
             raise MetadataTypeError(_NOT_AN_OBJECT.format(describe(value)))
@@ -74,7 +91,11 @@ class Document:
         self.size = size
         self.version = version
         self.limit = limit
-        self.counted = set(counted)
+        self.counted: set[bytes] | KnownIds | None
+        if isinstance(counted, KnownIds):
+            self.counted = counted.copy()
+        else:
+            self.counted = None if counted is None else set(counted)
         # Sizes of arrays and objects at the top level, as far as they were ever measured: replacing a big value need
         # not measure it again.
         self._sizes: dict[str, int] = {}
@@ -83,7 +104,7 @@ class Document:
 
     @classmethod
     def from_json(
-        cls, value: object, *, version: int = 0, limit: int = SIZE_LIMIT, counted: Iterable[str] = ()
+        cls, value: object, *, version: int = 0, limit: int = SIZE_LIMIT, counted: Iterable[bytes] | None = ()
     ) -> Document:
         """A document from any value that a user or a request gives as a whole document (M2, M73).
 
@@ -106,7 +127,7 @@ class Document:
 
     @classmethod
     def load(
-        cls, text: bytes, *, version: int = 0, limit: int = SIZE_LIMIT, counted: Iterable[str] = ()
+        cls, text: bytes, *, version: int = 0, limit: int = SIZE_LIMIT, counted: Iterable[bytes] | None = ()
     ) -> Document:
         """A document from its stored JSON text. Like the constructor it accepts one over the limit.
 
@@ -234,11 +255,16 @@ class Document:
         key = operation.key
         by = operation.value
         path: Any = parse(key)
-        once = operation.once
-        if once is not None and once in self.counted:
-            return
-        if type(by) is not int and type(by) is not float:
+        if type(by) is int:
+            if not -INTEGER_MAX <= by <= INTEGER_MAX:
+                raise MetadataValueError(f"{key!r:.100}: an increment has at most 1,024 bits", key=key)
+        elif type(by) is not float:
             raise MetadataTypeError(f"{key!r:.100}: increment by a number, not by {describe(by)}", key=key)
+        id: bytes | None = None
+        if operation.once is not None and self.counted is not None:
+            id = id_of(key, operation.once)
+            if id in self.counted:
+                return
         container: Any = self.value
         place: Any = path[0]
         missing: Path = ()
@@ -274,29 +300,32 @@ class Document:
             if self._journal is not None:
                 self._note_write(container, place, old)
             container[place] = value
-        if once is not None:
-            self._count(once)
+        if id is not None:
+            self._count(id)
 
-    def _count(self, once: str) -> None:
+    def _count(self, id: bytes) -> None:
+        assert self.counted is not None
         if self._journal is not None:
-            self._journal.append((self.counted.discard, (once,)))
-        self.counted.add(once)
+            self._journal.append((self.counted.discard, (id,)))
+        self.counted.add(id)
 
     def _append(self, operation: Append) -> None:
         once = operation.once
-        if once is None:
+        if once is None or self.counted is None:
             self._append_item(operation)
-        elif once not in self.counted:
+            return
+        id = id_of(operation.key, once)
+        if id not in self.counted:
             self._append_item(operation)
-            self._count(once)
+            self._count(id)
 
     def _append_item(self, operation: Append) -> None:
         key = operation.key
         value: Any = operation.value
         path: Any = parse(key)
         most: Any = operation.max_items
-        if most is not None and (type(most) is not int or most < 1):
-            raise MetadataValueError(f"{key!r:.100}: max_items is at least 1, not {most!r:.40}", key=key)
+        if most is not None and not (type(most) is int and 1 <= most <= MAX_ITEMS_MAX):
+            check_max_items(key, most)
         text = encode(value)
         size = len(text)
         if type(value) is dict or type(value) is list:

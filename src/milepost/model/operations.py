@@ -36,6 +36,7 @@ from milepost.model.jsonvalue import INTEGER_MAX, JSONValue, check_json, describ
 from milepost.model.path import Path, check_key, check_name, find, is_position, normal, parse, reach
 
 __all__ = [
+    "MAX_ITEMS_MAX",
     "ONCE_LENGTH_MAX",
     "Append",
     "Delete",
@@ -49,12 +50,16 @@ __all__ = [
     "Update",
     "apply",
     "check",
+    "check_max_items",
     "collapse",
     "decode_each",
     "decode_operations",
     "encode_operations",
     "reach_of",
 ]
+
+MAX_ITEMS_MAX = 1_000_000_000
+"""The largest `max_items`; no document holds as many items."""
 
 ONCE_LENGTH_MAX = 128
 """Characters of a `once` id."""
@@ -76,7 +81,8 @@ class Delete(msgspec.Struct, frozen=True, tag="delete", tag_field="type", omit_d
 class Append(msgspec.Struct, frozen=True, tag="append", tag_field="type", omit_defaults=True, rename="camel"):
     """One item at the end of an array; a missing array is created, another value becomes its first item (M21).
 
-    With `max_items` (`maxItems` on the wire) the newest that many items are kept. With `once`, an id counts once per run (M46).
+    With `max_items` (`maxItems` on the wire) the newest that many items are kept. With `once`, an id counts once per run and key
+    (M46).
     """
 
     key: str
@@ -93,7 +99,7 @@ class Remove(msgspec.Struct, frozen=True, tag="remove", tag_field="type", omit_d
 
 
 class Increment(msgspec.Struct, frozen=True, tag="increment", tag_field="type", omit_defaults=True):
-    """The number grows by the value, from 0 if it is not there (M23). With `once`, an id counts once per run (M46)."""
+    """The number grows by the value, from 0 if it is not there (M23). With `once`, an id counts once per run and key (M46)."""
 
     key: str
     value: int | float
@@ -185,10 +191,18 @@ def check(operation: Operation) -> None:
     elif kind is not Delete:
         check_json(cast("Set", operation).value, place=key)
     if kind is Append:
-        most = cast("object", cast("Append", operation).max_items)
-        if most is not None and (type(most) is not int or most < 1):
-            raise MetadataValueError(f"{key!r:.100}: max_items is at least 1, not {most!r:.40}", key=key)
+        check_max_items(key, cast("Append", operation).max_items)
         _check_once(key, cast("Append", operation).once)
+
+
+def check_max_items(key: str, most: object) -> None:
+    """Make sure that it is no cap or one of 1 to `MAX_ITEMS_MAX`. Raises: MetadataValueError."""
+    if most is not None and (type(most) is not int or not 1 <= most <= MAX_ITEMS_MAX):
+        shown = (
+            most if type(most) is int and abs(most) < 10**20 else f"an instance of {type(most).__qualname__}"
+        )
+        message = f"{key!r:.100}: max_items is a whole number from 1 to {MAX_ITEMS_MAX:,}, not {shown}"
+        raise MetadataValueError(message, key=key)
 
 
 def _check_increment(operation: Increment) -> None:
@@ -225,7 +239,7 @@ def apply(
     operations: Iterable[Operation],
     *,
     limit: int = 262_144,
-    counted: Iterable[str] = (),
+    counted: Iterable[bytes] = (),
 ) -> tuple[dict[str, JSONValue], list[Refusal]]:
     """Fold operations into a document, in their order, each accepted or refused by itself (M29, M31).
 
@@ -235,7 +249,7 @@ def apply(
     Args:
         value: a valid document.
         limit: bytes of compact JSON.
-        counted: `once` ids that this run has counted already.
+        counted: what stands for the `once` ids that this run has counted already (`id_of`).
     """
     # The document is built on the operations; here is the one place that looks the other way.
     from milepost.model.document import Document
@@ -296,18 +310,16 @@ class _Written:
     So a later `set` takes the place of all of them.
     """
 
-    __slots__ = ("capped", "entries", "max_items", "value_set", "weight")
+    __slots__ = ("appends", "head", "value_set", "weight")
 
     def __init__(self, weight: int) -> None:
-        # Numbers of entries; a dict, because the first ones may go.
-        self.entries: dict[int, None] = {}
+        # The entry of the `set` or `delete` that they begin with, and those of the appends behind it.
+        self.head: int | None = None
+        self.appends: deque[int] = deque()
+        # The value of the `set` while nothing is behind it.
+        self.value_set: object = _NOTHING
         # The weight of the first one; what takes its place may be twice as large and no larger.
         self.weight = weight
-        # The value while the last operation is a `set`.
-        self.value_set: object = _NOTHING
-        # The entries at the end that are appends with the cap `max_items`, at most so many.
-        self.max_items: int | None = None
-        self.capped: deque[int] = deque()
 
 
 class _Deleted:
@@ -378,7 +390,7 @@ class Pending:
     *   a number is added to the `set` before it, as the document would do it;
     *   `set` takes the place of `set` and `append`, at the top level also of `delete`; `delete` does so at the top
         level;
-    *   of appends in a row with one cap the newest that many stay, where they are;
+    *   of appends in a row only those stay, where they are, that the cap of the newest one leaves over;
     *   `update` takes the place of the last `update` and all after it, if nothing there could have been refused.
 
     What counts an id (`once`) is never merged.
@@ -493,11 +505,10 @@ class Pending:
             if kind is Set:
                 return _weight(given.value) <= last.weight
             if kind is Append and given.once is None:
-                return (
-                    given.max_items is not None
-                    and given.max_items == last.max_items == len(last.capped)
-                    and _weight(given.value) <= self._weights[last.capped[0]] - len(given.key) - _ENTRY_BYTES
-                )
+                if given.max_items is None or len(last.appends) < given.max_items:
+                    return False
+                weight_of_oldest = self._weights[last.appends[0]] - len(given.key) - _ENTRY_BYTES
+                return _weight(given.value) <= weight_of_oldest
             if kind is Increment:
                 return type(last.value_set) in (int, float) and given.once is None
             return kind is Delete and len(parse(given.key)) == 1
@@ -548,9 +559,10 @@ class Pending:
             self._replaceable = False
         self._enter(operation, weight + len(key))
         if type(opened) is _Written:
-            opened.entries[entry] = None
             if kind is Append:
-                self._note_cap(opened, entry, given.max_items)
+                opened.appends.append(entry)
+            else:
+                opened.head = entry
 
     def _enter(self, operation: Operation, weight: int) -> int:
         entry = self._next
@@ -566,16 +578,11 @@ class Pending:
 
     def _replace(self, written: _Written, operation: Operation, weight: int) -> None:
         """Let an operation take the place of all that were written."""
-        entries = written.entries
-        entry = next(iter(entries))
-        if len(entries) > 1:
-            del entries[entry]
-            for absorbed in entries:
-                self._drop(absorbed)
-            written.entries = {entry: None}
-        if written.max_items is not None:
-            written.max_items = None
-            written.capped.clear()
+        entry = written.head
+        if entry is None:
+            entry = written.head = written.appends.popleft()
+        while written.appends:
+            self._drop(written.appends.pop())
         self._entries[entry] = operation
         weight += len(cast("Set", operation).key) + _ENTRY_BYTES
         before = self._weights[entry]
@@ -590,29 +597,18 @@ class Pending:
         total = value + operation.value
         in_range = -INTEGER_MAX <= total <= INTEGER_MAX if type(total) is int else isfinite(total)
         if in_range:
-            # While there is a `set` at the end, there is nothing else.
-            [entry] = written.entries
+            assert written.head is not None
             written.value_set = total
-            self._entries[entry] = Set(operation.key, total)
+            self._entries[written.head] = Set(operation.key, total)
         return in_range
 
     def _append_to(self, written: _Written, operation: Append) -> None:
-        entry = self._enter(operation, _weight(operation.value) + len(operation.key))
-        written.entries[entry] = None
+        written.appends.append(self._enter(operation, _weight(operation.value) + len(operation.key)))
         written.value_set = _NOTHING
-        self._note_cap(written, entry, operation.max_items)
-
-    def _note_cap(self, written: _Written, entry: int, max_items: int | None) -> None:
-        """The entry is an append with this cap. Of a row with one cap the oldest goes that nobody will see."""
-        if written.max_items != max_items:
-            written.max_items = max_items
-            written.capped.clear()
-        if max_items is not None:
-            written.capped.append(entry)
-            if len(written.capped) > max_items:
-                oldest = written.capped.popleft()
-                del written.entries[oldest]
-                self._drop(oldest)
+        if operation.max_items is not None:
+            # Whatever cap they have themselves, nobody will see the older ones.
+            while len(written.appends) > operation.max_items:
+                self._drop(written.appends.popleft())
 
     def _add_update(self, operation: Update) -> None:
         weight = _weight(operation.value)

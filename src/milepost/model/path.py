@@ -93,19 +93,21 @@ def parse(key: str) -> Path:
         MetadataTypeError: the key is no text.
         MetadataPathError: it is malformed, forbidden or reserved; `segment` names the culprit.
     """
-    try:
-        return _paths[key]
-    except TypeError as error:
-        if isinstance(error, MetadataTypeError):
-            raise
-        # An unhashable key.
-        raise _wrong_key_type(key) from None
+    return _paths[key if type(key) is str else _as_text(key)]
+
+
+def _as_text(key: object) -> str:
+    """A key that is an instance of a subclass of text, such as a `str` enum, as plain text."""
+    if not isinstance(key, str):
+        raise MetadataTypeError(f"a metadata key is text, not an instance of {type(key).__qualname__}")
+    return str.__str__(key)
 
 
 def check_key(key: object) -> str:
     """The key as plain text, if it may be used as a key or path. Raises like `parse`."""
-    parse(cast("str", key))
-    return key if type(key) is str else str.__str__(cast("str", key))
+    text = key if type(key) is str else _as_text(key)
+    parse(text)
+    return text
 
 
 def check_name(name: str) -> str:
@@ -291,13 +293,7 @@ def _no_element(items: list[JSONValue], segment: Segment) -> str:
     return f"is past the end of an array of {len(items)}"
 
 
-def _wrong_key_type(key: object) -> MetadataTypeError:
-    return MetadataTypeError(f"a metadata key is text, not an instance of {type(key).__qualname__}")
-
-
 def _parse(key: str) -> Path:
-    if not isinstance(cast("object", key), str):
-        raise _wrong_key_type(key)
     if not key.isascii():
         try:
             key.encode()
@@ -306,7 +302,7 @@ def _parse(key: str) -> Path:
             message = f"{_shortened(shown)}: a key with a lone surrogate has no UTF-8 form"
             raise MetadataPathError(message, key=shown) from None
     if not key.startswith(("$.", "$[")):
-        return (check_name(str.__str__(key)),)
+        return (check_name(key),)
     segments: list[Segment] = []
     offset = 1
     while offset < len(key):

@@ -88,11 +88,14 @@ class MetadataChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class MetadataDelta(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
-    """What brings a reader from `from_version` to the newest version: steps without a gap, or a whole document."""
+    """What brings a reader from `from_version` to the newest version: steps without a gap, or a whole document.
+
+    With a document come up to 5,000 of the `once` ids that were counted, as `ClaimedRun.counted` has them.
+    """
 
     run: str
     from_version: int
     version: int
     changes: list[MetadataChange] | None = None
     metadata: dict[str, Any] | None = None
-    counted: list[str] | None = None
+    counted: bytes | None = None

@@ -22,8 +22,9 @@ from msgspec import to_builtins
 from milepost.client.portions import cut
 from milepost.client.refused import RefusedChange, refused_change
 from milepost.errors import MetadataError, MetadataTypeError
+from milepost.model.counted import KnownIds, id_of, unpack
 from milepost.model.document import Document
-from milepost.model.operations import Operation, Pending, Remove, Update
+from milepost.model.operations import Append, Increment, Operation, Pending, Remove, Update
 from milepost.model.path import parse
 from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, TargetOperations
@@ -58,11 +59,18 @@ class Buffer:
         run_id: the run whose attempt this is; its document is the one that can be read here.
         attempt: number of the attempt.
         document: the run's document as it was when the attempt was claimed.
+        counted: what stands for the `once` ids that were counted by then, as far as they are known (`id_of`).
         backlog_bytes_max: what may wait to be sent for one document, about.
     """
 
     def __init__(
-        self, run_id: str, attempt: int, document: Document, *, backlog_bytes_max: int = BACKLOG_BYTES_MAX
+        self,
+        run_id: str,
+        attempt: int,
+        document: Document,
+        *,
+        counted: Iterable[bytes] = (),
+        backlog_bytes_max: int = BACKLOG_BYTES_MAX,
     ) -> None:
         self._run_id = run_id
         self._attempt = attempt
@@ -71,6 +79,9 @@ class Buffer:
         self._base = document
         # The acknowledged document takes whatever the server took, also when the server's limit was raised meanwhile.
         self._base.limit = sys.maxsize
+        # A step of the log always counts. Whether an own call does, the view can only tell by what is known.
+        self._base.counted = None
+        self._known_ids = KnownIds(counted)
         # Own operations that were sent and are not in `_base` yet, by batch; None stands where the server refused one.
         self._sent: dict[int, list[Operation | None]] = {}
         self._pending: dict[str, Pending] = {}
@@ -98,8 +109,8 @@ class Buffer:
     @classmethod
     def of(cls, run: ClaimedRun, *, limit: int) -> Buffer:
         """The buffer of a run that was just claimed; `limit` is the largest size of its document in bytes."""
-        document = Document(run.metadata, version=run.metadata_version, limit=limit, counted=run.counted)
-        return cls(run.id, run.attempt, document)
+        document = Document(run.metadata, version=run.metadata_version, limit=limit)
+        return cls(run.id, run.attempt, document, counted=unpack(run.counted))
 
     # --- the user's side -----------------------------------------------------------------------------------
 
@@ -342,8 +353,9 @@ class Buffer:
             if any(sequence > holds_until for sequence in self._sent):
                 self._put_aside(delta)
                 return
-            counted = delta.counted if delta.counted is not None else self._base.counted
-            self._base = Document(delta.metadata, version=delta.version, limit=sys.maxsize, counted=counted)
+            self._base = Document(delta.metadata, version=delta.version, limit=sys.maxsize, counted=None)
+            for id in unpack(delta.counted or b""):
+                self._known_ids.add(id)
             self._sent.clear()
             self._has_lost_track = False
             self._rebuild_view()
@@ -409,6 +421,9 @@ class Buffer:
         except MetadataError:
             return False
         self._base.version = version
+        for operation in operations:
+            if isinstance(operation, Increment | Append) and operation.once is not None:
+                self._known_ids.add(id_of(operation.key, operation.once))
         return True
 
     def _drop_refused(self, sequence: int, indexes: Sequence[int]) -> None:
@@ -445,6 +460,7 @@ class Buffer:
     def _copy_of_base(self) -> Document:
         view = self._base.copy()
         view.limit = self._limit
+        view.counted = self._known_ids.copy()
         return view
 
     def _own_unacknowledged(self) -> list[Operation]:

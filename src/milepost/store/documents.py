@@ -1,23 +1,22 @@
 """Documents: snapshots, the changes committed since, refused operations. Section 13 of the metadata contract rests on this log."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, insert, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from milepost.store.schema import changes, documents, refusals
-from milepost.store.statements import Lookup, Row, Statement, padded
+from milepost.store.schema import changes, counted_ids, documents, refusals
+from milepost.store.statements import KEYS_MAX, Lookup, Row, Statement, padded, parameters
 
 
 class Snapshot(msgspec.Struct):
-    """A document at a version. `counted` are its `once` ids, JSON; `changed_at` is when it reached the version."""
+    """A document at a version. `changed_at` is when it reached the version."""
 
     run_id: str
     version: int
     value: bytes
-    counted: bytes | None
     changed_at: int | None = None
 
 
@@ -51,6 +50,11 @@ _INSERT_REFUSALS = Statement(insert(refusals), _REFUSAL_NAMES)
 _REFUSALS = Statement(
     select(refusals.c.refused).where(*(refusals.c[name] == bindparam(name) for name in _REFUSAL_NAMES[:3])),
     _REFUSAL_NAMES[:3],
+)
+_INSERT_COUNTED = Statement(insert(counted_ids), ("run_id", "id"))
+_SOME_COUNTED = Statement(
+    select(counted_ids.c.id).where(counted_ids.c.run_id == bindparam("run_id")).limit(bindparam("limit")),
+    ("run_id", "limit"),
 )
 # Documents whose log is read by one statement; a power of two.
 LOGS_MAX = 128
@@ -96,6 +100,36 @@ def append_changes(connection: Connection, rows: Sequence[ChangeRow]) -> None:
 def save_snapshots(connection: Connection, snapshots: Sequence[Snapshot]) -> None:
     """Fold: replace the saved snapshots."""
     _SAVE_SNAPSHOTS.write(connection, [msgspec.structs.astuple(snapshot) for snapshot in snapshots])
+
+
+def load_counted(connection: Connection, run_id: str, ids: Iterable[bytes]) -> set[bytes]:
+    """Which of these `once` ids were counted in a run."""
+    asked = tuple(ids)
+    found: set[bytes] = set()
+    for start in range(0, len(asked), KEYS_MAX):
+        some = padded(asked[start : start + KEYS_MAX])
+        rows = _counted_statement(len(some)).read(connection, (run_id, *some))
+        found.update(id for (id,) in rows)
+    return found
+
+
+@cache
+def _counted_statement(count: int) -> Statement:
+    names = [f"id_{number}" for number in range(count)]
+    statement = select(counted_ids.c.id).where(
+        counted_ids.c.run_id == bindparam("run_id"), counted_ids.c.id.in_(parameters(names))
+    )
+    return Statement(statement, ["run_id", *names])
+
+
+def some_counted(connection: Connection, run_id: str, *, limit: int) -> list[bytes]:
+    """Up to `limit` of the `once` ids that were counted in a run."""
+    return [id for (id,) in _SOME_COUNTED.read(connection, (run_id, limit))]
+
+
+def save_counted(connection: Connection, rows: Sequence[tuple[str, bytes]]) -> None:
+    """Keep (run, id): these are counted. The primary key refuses to count one twice."""
+    _INSERT_COUNTED.write(connection, rows)
 
 
 def save_refusals(connection: Connection, rows: Sequence[Row]) -> None:

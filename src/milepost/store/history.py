@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.documents import ChangeRow, Snapshot
-from milepost.store.schema import changes, documents, log_starts, refusals
+from milepost.store.schema import changes, counted_ids, documents, log_starts, refusals
 
 VERSION_MAX = 2**63 - 1
 _SNAPSHOT_NAMES = Snapshot.__struct_fields__
@@ -26,7 +26,10 @@ _DELETE_CHANGES = delete(changes).where(
     changes.c.run_id == bindparam("id"), changes.c.version <= bindparam("up_to")
 )
 _DELETE_REFUSALS = delete(refusals).where(refusals.c.writer_id == bindparam("id"))
-_LOGGED = (changes.c.run_id, log_starts.c.run_id, refusals.c.writer_id)
+_DELETE_COUNTED = delete(counted_ids).where(
+    counted_ids.c.run_id == bindparam("run"), counted_ids.c.id == bindparam("counted")
+)
+_LOGGED = (changes.c.run_id, log_starts.c.run_id, refusals.c.writer_id, counted_ids.c.run_id)
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -128,10 +131,22 @@ def delete_refusals(connection: Connection, writer_ids: Sequence[str]) -> None:
         connection.execute(_DELETE_REFUSALS, [{"id": writer_id} for writer_id in writer_ids])
 
 
+def counted_ids_of(connection: Connection, run_id: str, *, limit: int) -> list[bytes]:
+    """Up to `limit` of the `once` ids that are kept of a run."""
+    statement = select(counted_ids.c.id).where(counted_ids.c.run_id == run_id).limit(limit)
+    return list(connection.execute(statement).scalars())
+
+
+def delete_counted(connection: Connection, ids: Sequence[tuple[str, bytes]]) -> None:
+    """Forget these (run, `once` id)."""
+    if ids:
+        connection.execute(_DELETE_COUNTED, [{"run": run_id, "counted": id} for run_id, id in ids])
+
+
 def logged_ids(
     connection: Connection, *, after: str, before: str, limit: int
 ) -> tuple[list[str], str | None]:
-    """Runs that have something to prune (changes, a log start, refusals), in id order: `after` < id < `before`.
+    """Runs that have something to prune (changes, a log start, refusals, `once` ids), in id order: `after` < id < `before`.
 
     At most `limit` rows of each table are looked at, however long a log is. The second value is where the walk goes on (its next
     `after`), None at the end.

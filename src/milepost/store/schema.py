@@ -125,8 +125,6 @@ documents = Table(
     Column("run_id", Text, primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("value", LargeBinary, nullable=False),
-    # The `once` ids that were counted, a JSON list.
-    Column("counted", LargeBinary),
     # When this version was reached: the change itself may have been pruned.
     Column("changed_at", BigInteger),
 )
@@ -147,6 +145,15 @@ changes = Table(
     sqlite_with_rowid=False,
 )
 
+# What stands for the `once` ids that were counted (`milepost.model.counted`), for as long as the run takes writes.
+counted_ids = Table(
+    "counted_ids",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("id", LargeBinary, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 # Where the kept log of a document begins once older changes were pruned; without a row it begins with the document given at trigger.
 log_starts = Table(
     "log_starts",
@@ -154,7 +161,6 @@ log_starts = Table(
     Column("run_id", Text, primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("value", LargeBinary, nullable=False),
-    Column("counted", LargeBinary),
     Column("changed_at", BigInteger),
 )
 

@@ -9,6 +9,9 @@ import { isNumber } from "./json.js";
 
 /** The largest integer of a document; beyond it a float reads infinity. */
 export const INTEGER_MAX = BigInt(Number.MAX_VALUE);
+
+/** The largest `maxItems`. */
+const MAX_ITEMS_MAX = 1_000_000_000n;
 const DEPTH_MAX = 200;
 const ONCE_LENGTH_MAX = 128;
 
@@ -58,7 +61,9 @@ export function check(operation) {
   }
   if (value !== undefined) checkValue(value, 0);
   const most = operation.get("maxItems");
-  if (shape.maxItems !== undefined && typeof most === "bigint" && most < 1n) throw bad("maxItems is at least 1");
+  if (shape.maxItems !== undefined && typeof most === "bigint" && (most < 1n || most > MAX_ITEMS_MAX)) {
+    throw bad(`maxItems is from 1 to ${MAX_ITEMS_MAX}`);
+  }
   const once = operation.get("once");
   if (shape.once !== undefined && typeof once === "string") {
     const length = [...once].length;

@@ -5,7 +5,7 @@
 
 import { INTEGER_MAX, check } from "./check.js";
 import { describe, equal, isNumber, sizeInBytes } from "./json.js";
-import { RefusedError, locate, locateExisting } from "./path.js";
+import { RefusedError, locate, locateExisting, normal } from "./path.js";
 
 /** @typedef {import("./json.js").JSONValue} JSONValue */
 /** @typedef {import("./json.js").JSONObject} JSONObject */
@@ -22,13 +22,14 @@ import { RefusedError, locate, locateExisting } from "./path.js";
  * @param {JSONObject} document
  * @param {Iterable<JSONValue>} operations
  * @param {object} [options]
- * @param {ReadonlySet<string>} [options.counted] the `once` ids that were counted before
+ * @param {ReadonlySet<string>} [options.counted] which `once` ids were counted before, as `idOf` writes them. What the server sends is
+ *   a log, which holds only what counted: without this nothing is looked up or remembered.
  * @param {number} [options.limit] bytes of compact JSON that the document may grow to. What the server sends has been measured
  *   there; with a limit each operation costs a look at the whole document.
- * @returns {{document: JSONObject, refusals: Refusal[], counted: ReadonlySet<string>}}
+ * @returns {{document: JSONObject, refusals: Refusal[], counted: ReadonlySet<string> | undefined}}
  */
-export function apply(document, operations, { counted = new Set(), limit = Infinity } = {}) {
-  let fold = new Fold(document, new Set(counted));
+export function apply(document, operations, { counted, limit = Infinity } = {}) {
+  let fold = new Fold(document, counted && new Set(counted));
   /** @type {Refusal[]} */
   const refusals = [];
   let index = 0;
@@ -47,6 +48,16 @@ export function apply(document, operations, { counted = new Set(), limit = Infin
 }
 
 /**
+ * What stands for a `once` id and the key that it is counted for. A key counts by its place, in whatever words.
+ *
+ * @param {string} key
+ * @param {string} once
+ */
+export function idOf(key, once) {
+  return JSON.stringify([...normal(key), once]);
+}
+
+/**
  * The fold after an operation that may not enlarge the document over the limit.
  *
  * @param {number} limit
@@ -54,7 +65,7 @@ export function apply(document, operations, { counted = new Set(), limit = Infin
  * @param {Operation} operation
  */
 function applyWithin(limit, fold, operation) {
-  const next = new Fold(fold.document, new Set(fold.counted));
+  const next = new Fold(fold.document, fold.counted && new Set(fold.counted));
   next.apply(operation);
   const size = sizeInBytes(next.document);
   if (size > limit && size > sizeInBytes(fold.document)) {
@@ -66,7 +77,7 @@ function applyWithin(limit, fold, operation) {
 class Fold {
   /**
    * @param {JSONObject} document
-   * @param {Set<string>} counted
+   * @param {Set<string> | undefined} counted
    */
   constructor(document, counted) {
     this.document = document;
@@ -107,8 +118,9 @@ class Fold {
    * @param {() => void} write
    */
   once(operation, write) {
-    const id = operation.get("once");
-    if (typeof id !== "string") return write();
+    const once = operation.get("once");
+    if (typeof once !== "string" || this.counted === undefined) return write();
+    const id = idOf(operation.get("key"), once);
     if (this.counted.has(id)) return;
     write();
     this.counted.add(id);

@@ -56,6 +56,16 @@ export function parse(key) {
   return path;
 }
 
+/**
+ * The segments of a key in one spelling: a word of digits counts as a position wherever it may meet an array.
+ *
+ * @param {string} key
+ * @returns {Segment[]}
+ */
+export function normal(key) {
+  return parse(key).map((segment, depth) => (depth > 0 && POSITION_WORD.test(String(segment)) ? Number(segment) : segment));
+}
+
 /** @param {string} key */
 function parseAnew(key) {
   if (!key.isWellFormed()) throw fault(key, "has a lone surrogate");

@@ -1,0 +1,95 @@
+"""A database that an older version has written goes on."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from milepost.model.counted import id_over_all_keys, unpack
+from milepost.model.operations import Append, Increment, Operation, Set, encode_operations
+from milepost.store.database import Store
+from support.world import WorkerDouble, World, new_store
+
+MIGRATIONS = "milepost:store/migrations"
+
+
+def set_back(path: Path, revision: str) -> sa.Engine:
+    """The tables of an older version, in a new file."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", MIGRATIONS)
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    return engine
+
+
+@pytest.mark.parametrize("where", ["snapshot", "log start", "log"])
+def test_ids_that_were_counted_over_all_keys_count_for_every_key(tmp_path: Path, where: str) -> None:
+    """M46: what an older version has counted once is not counted again, whatever its key was."""
+    # A run as this version writes it, and then its ids as the older one did.
+    source = tmp_path / "new.db"
+    world = World(new_store(source))
+    worker = WorkerDouble(world)
+    world.trigger()
+    run = worker.claim_one()
+    counting: list[Operation] = [
+        Set("t", '"once"'),
+        Increment("n", 1, "first"),
+        Append("l", 1, None, "é" * 100),
+    ]
+    worker.report(run, *counting)
+    worker.fail(run, retry_after_ms=0)
+    world.close()
+
+    target = tmp_path / "old.db"
+    engine = set_back(target, "0005")
+    with engine.begin() as connection:
+        connection.execute(sa.text("ATTACH DATABASE :path AS new"), {"path": str(source)})
+        runs = sa.inspect(engine).get_columns("runs")
+        names = ", ".join(column["name"] for column in runs)
+        connection.execute(sa.text(f"INSERT INTO runs ({names}) SELECT {names} FROM new.runs"))
+        connection.execute(sa.text("INSERT INTO tasks SELECT * FROM new.tasks"))
+        ids = msgspec.json.encode(["first", "é" * 100])
+        document = msgspec.json.encode({"t": '"once"', "n": 1, "l": [1]})
+        values = {"run": run.id, "value": document, "ids": ids, "operations": encode_operations(counting)}
+        if where == "snapshot":
+            connection.execute(
+                sa.text(
+                    "INSERT INTO documents (run_id, version, value, counted) VALUES (:run, 1, :value, :ids)"
+                ),
+                values,
+            )
+        elif where == "log start":
+            connection.execute(
+                sa.text(
+                    "INSERT INTO log_starts (run_id, version, value, counted) VALUES (:run, 1, :value, :ids)"
+                ),
+                values,
+            )
+            connection.execute(
+                sa.text("INSERT INTO documents (run_id, version, value) VALUES (:run, 1, :value)"), values
+            )
+        else:
+            connection.execute(
+                sa.text(
+                    "INSERT INTO changes (run_id, version, operations, created_at) VALUES (:run, 1, :operations, 1)"
+                ),
+                values,
+            )
+    engine.dispose()
+
+    world = World(Store(target), clock=world.clock)
+    try:
+        worker = WorkerDouble(world)
+        worker.register()
+        again = worker.claim_one()
+        assert set(unpack(again.counted)) == {id_over_all_keys("first"), id_over_all_keys("é" * 100)}
+        worker.report(again, *counting, Increment("other", 1, "first"), Increment("other", 1, "second"))
+        worker.report(again, Increment("n", 1, "second"), Increment("n", 1, "second"))
+        assert world.document(run.id)[0] == {"t": '"once"', "n": 2, "l": [1], "other": 1}
+    finally:
+        world.close()
