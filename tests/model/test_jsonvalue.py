@@ -197,11 +197,10 @@ class LongScalar(Scalar):
     def __float__(self) -> float:
         return 1.5
 
+    def __eq__(self, other: object) -> bool:
+        return other == 1.5
 
-class datetime64(Scalar):
-    def astype(self, unit: str) -> Scalar:
-        assert unit == "datetime64[us]"
-        return Scalar(self._item)
+    __hash__ = None  # type: ignore[assignment]
 
 
 UTC = dt.UTC
@@ -275,7 +274,6 @@ TABLE: list[tuple[Any, Any]] = [
     (Scalar(True), True),
     (Scalar("x"), "x"),
     (LongScalar(None), 1.5),
-    (datetime64(MOMENT), "2026-11-23T13:25:12.790001Z"),
     ({"list": [{"deep": {1}}]}, {"list": [{"deep": [1]}]}),
 ]
 

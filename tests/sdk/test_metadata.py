@@ -25,10 +25,18 @@ from milepost import (
     UsageError,
     metadata,
 )
+from milepost.model.counted import id_of, pack
+from milepost.model.jsonvalue import INTEGER_MAX
 from milepost.model.operations import Append, Increment, Set
 from milepost.sdk.scope import current_scope
 from sdk.here import running
 from sdk.model_server import PARENT, RUN, deliver, effect_of
+
+
+def _kind_of(value: object) -> str:
+    """For the name of a test: some integers have too many digits for one."""
+    return type(value).__name__
+
 
 # --- operations ---------------------------------------------------------------------------------------------
 
@@ -151,10 +159,82 @@ def test_increment_wants_numbers_M23() -> None:
                 updater.increment("n", float("nan"))
 
 
+@pytest.mark.parametrize(
+    "by", [10**400, -(10**400), 10**5000, float("inf"), float("nan"), INTEGER_MAX + 1], ids=_kind_of
+)
+def test_a_number_beyond_every_document_is_refused_at_the_call_M23(by: Any) -> None:
+    with running({"f": 0.5, "n": 1}, parent_id=PARENT) as (scope, _):
+        for updater in (metadata, metadata.parent, metadata.root, metadata.run(PARENT)):
+            for key in ("f", "n", "new", "$.deep.n"):
+                for call in (updater.increment, updater.decrement):
+                    with pytest.raises(MetadataValueError):
+                        call(key, by)
+                with pytest.raises(MetadataValueError):
+                    updater.set(key, by)
+        assert metadata.current() == {"f": 0.5, "n": 1}
+        assert scope.buffer.next_batch() is None
+
+
+@pytest.mark.parametrize("cap", [0, -1, True, 1.5, "3", 10**5000, -(10**5000), 1_000_000_001], ids=_kind_of)
+def test_a_cap_that_is_none_is_refused_at_the_call(cap: Any) -> None:
+    with running(parent_id=PARENT) as (scope, _):
+        for updater in (metadata, metadata.parent):
+            with pytest.raises(
+                MetadataValueError, match="max_items is a whole number from 1 to 1,000,000,000"
+            ):
+                updater.append("l", 1, max_items=cap)
+        assert scope.buffer.next_batch() is None
+
+
+@pytest.mark.parametrize("key", [5, None, ["a"], {"a": 1}, b"a", object()], ids=_kind_of)
+def test_a_key_that_is_no_text_is_refused_at_the_call(key: Any) -> None:
+    """Whatever else is wrong."""
+    with running(parent_id=PARENT):
+        for updater in (metadata, metadata.parent):
+            for method in ("set", "append", "remove", "increment", "decrement"):
+                with pytest.raises(MetadataTypeError, match="a metadata key is text"):
+                    getattr(updater, method)(key, {"a": object()})
+            with pytest.raises(MetadataTypeError, match="a metadata key is text"):
+                updater.delete(key)
+            with pytest.raises(MetadataTypeError, match="a metadata key is text"):
+                updater.extend(key, [1])
+        with pytest.raises(MetadataTypeError, match="a metadata key is text"):
+            metadata.get(key)
+
+
+def test_a_key_whose_own_methods_raise_is_a_key() -> None:
+    class Odd(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            raise RuntimeError("no hash")
+
+        def __eq__(self, other: object) -> bool:
+            raise RuntimeError("no comparison")
+
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    with running():
+        metadata.set(Odd("a"), 1).increment(Odd("$.a"), 1).append(Odd("l"), 1).extend(Odd("l"), [2])
+        assert (metadata.current(), metadata.get(Odd("$.l[0]"))) == ({"a": 2, "l": [1, 2]}, 1)
+        with pytest.raises(MetadataValueError, match=r"^a: a function"):
+            metadata.set(Odd("a"), len)
+
+
+@pytest.mark.parametrize("values", [5, None, object(), len], ids=_kind_of)
+def test_extend_wants_an_iterable(values: Any) -> None:
+    with running() as (scope, _):
+        with pytest.raises(MetadataTypeError, match="'l': extend by an iterable, not by"):
+            metadata.extend("l", values)
+        assert scope.buffer.next_batch() is None
+
+
 def test_increment_once_counts_an_id_once_per_run_M46() -> None:
-    with running({"n": 1}, counted=["row 1"]):
-        metadata.increment("n", once="row 1").increment("n", once="row 2").increment("n", once="row 2")
-        assert metadata.get("n") == 2
+    with running({"n": 1}, counted=pack([id_of("n", "row 1")])):
+        metadata.increment("n", once="row 1").increment("n", once="row 2").increment("$.n", once="row 2")
+        metadata.increment("bytes", 5, once="row 1").append("rows", 1, once="row 1")
+        assert metadata.current() == {"n": 2, "bytes": 5, "rows": [1]}
         with pytest.raises(MetadataValueError):
             metadata.increment("n", once="")
 

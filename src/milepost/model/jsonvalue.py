@@ -20,6 +20,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from math import isfinite
+from operator import attrgetter
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 from uuid import UUID
@@ -31,6 +32,7 @@ from milepost.errors import MetadataValueError
 __all__ = [
     "DEPTH_MAX",
     "INTEGER_MAX",
+    "ITEMS_MAX",
     "JSONValue",
     "check_json",
     "decode",
@@ -50,6 +52,9 @@ else:
 
 kind_of: Callable[[object], Any] = type
 """`type`, for comparisons with `is`. Type checkers do not narrow by it, which they do badly for recursive types."""
+
+ITEMS_MAX = 10_000_000
+"""Items of one iterable that is not a list or tuple. No document can hold as many, and some iterables have no end."""
 
 DEPTH_MAX = 200
 """Levels of nesting in one value. Far below the depth at which a JSON reader gives up."""
@@ -96,8 +101,7 @@ def to_json(value: object, *, place: str = "", key: str | None = None) -> JSONVa
     except _Refused as refused:
         raise _refusal(refused, place, key) from None
     except RecursionError:
-        reason = "nested too deeply for the stack that is left here"
-        raise _refusal(_Refused(reason), place, key) from None
+        raise _refusal(_Refused(_NO_STACK), place, key) from None
 
 
 def check_json(value: object, *, place: str = "", key: str | None = None) -> None:
@@ -153,11 +157,25 @@ _INTEGER_TOO_LARGE = (
     "an integer of more than 1,024 bits, which JSON readers take for infinity, cannot be stored"
 )
 _BAD_NAME = "{} cannot be a key, because the keys of a JSON object are text; use str(key)"
+_NO_STACK = "nested too deeply for the stack that is left here"
 _SURROGATE = "text with a lone surrogate cannot be stored, because it has no UTF-8 form"
 
 
-def _kind_name(kind: type) -> str:
-    return "None" if kind is type(None) else f"an instance of {kind.__qualname__}"
+def _kind_name(kind: Any) -> str:
+    return "None" if kind is type(None) else f"an instance of {_name_of(kind)}"
+
+
+def _name_of(kind: Any) -> str:
+    # A metaclass may say anything when it is asked for the name.
+    return type.__getattribute__(kind, "__qualname__")
+
+
+def _shown(value: object) -> str:
+    """The value in a message, at most 80 characters; whatever its own text form does, nothing is raised."""
+    try:
+        return f"{value!s:.80}"
+    except Exception:
+        return f"<{_name_of(type(value))}>"
 
 
 class _Refused(Exception):
@@ -168,6 +186,11 @@ class _Refused(Exception):
         self.reason = reason
         # Innermost first: how the container refers to the offending value, and which container it is.
         self.trail: list[tuple[str | int, int]] = []
+
+    def at(self, segment: str | int, container: object) -> _Refused:
+        """The same refusal, one level further out."""
+        self.trail.append((segment, id(container)))
+        return self
 
 
 class _TooDeep(_Refused):
@@ -214,10 +237,29 @@ def _convert(value: Any, depth: int) -> JSONValue:
     if kind is bool or value is None:
         return value
     if kind is dict:
-        return _object(value.items(), depth, id(value))
+        return _from_dict(value, depth)
     if kind is list or kind is tuple:
         return _array(value, depth, id(value))
-    return _converter_for(kind)(value, depth)
+    # From here on code of others runs, which may raise anything.
+    try:
+        return _converter_for(kind)(value, depth)
+    except _Refused:
+        raise
+    except RecursionError:
+        raise _Refused(_NO_STACK) from None
+    except Exception as error:
+        what = f"{_name_of(type(error))}: {_shown(error)}".removesuffix(": ")
+        raise _Refused(f"{_kind_name(kind)} cannot be stored, because reading it raised {what}") from None
+
+
+def _from_dict(value: dict[object, object], depth: int) -> JSONValue:
+    try:
+        return _object(value.items(), depth, id(value))
+    except RecursionError:
+        raise
+    except RuntimeError:
+        # Another thread adds to it at this moment. Copying is one step.
+        return _object(value.copy().items(), depth, id(value))
 
 
 def _text(value: str) -> str:
@@ -259,7 +301,7 @@ def _array(values: Iterable[object], depth: int, identity: int) -> list[JSONValu
 
 
 def _mapping(values: Mapping[object, object], depth: int) -> dict[str, JSONValue]:
-    return _object(values.items(), depth, id(values))
+    return _object(_bounded(values.items()), depth, id(values))
 
 
 def _object(items: Iterable[tuple[object, object]], depth: int, identity: int) -> dict[str, JSONValue]:
@@ -275,9 +317,31 @@ def _object(items: Iterable[tuple[object, object]], depth: int, identity: int) -
                 _text(name)
             result[name] = _convert(value, depth + 1)
     except _Refused as refused:
-        refused.trail.append((f"{name!s:.80}", identity))
+        refused.trail.append((_shown(name), identity))
         raise
     return result
+
+
+def _bounded(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, unless they are more than any document can hold: some iterables have no end."""
+    for count, value in enumerate(values):
+        if count >= ITEMS_MAX:
+            raise _Refused(f"more than {ITEMS_MAX:,} items cannot be stored")
+        yield value
+
+
+def _attributes(value: object, names: Iterable[str]) -> list[tuple[str, object]]:
+    """The attributes of these names; one that is not there, or cannot be read, is refused with its place."""
+    found: list[tuple[str, object]] = []
+    for name in names:
+        try:
+            found.append((name, getattr(value, name)))
+        except AttributeError:
+            raise _Refused("a field without a value cannot be stored").at(name, value) from None
+        except Exception as error:
+            reason = f"reading the field raised {_name_of(type(error))}: {_shown(error)}".removesuffix(": ")
+            raise _Refused(reason).at(name, value) from None
+    return found
 
 
 def _plain_name(name: object) -> str:
@@ -292,13 +356,18 @@ _Converter: TypeAlias = "Callable[[Any, int], JSONValue]"
 
 
 def _whole_array(values: Iterable[object], depth: int) -> JSONValue:
-    return _array(values, depth, id(values))
+    return _array(_bounded(values), depth, id(values))
 
 
-def _sorted_array(values: Iterable[object], depth: int) -> JSONValue:
+def _copied_array(values: deque[object], depth: int) -> JSONValue:
+    # A copy is made in one step; a thread that adds to it meanwhile does no harm.
+    return _array(values.copy(), depth, id(values))
+
+
+def _sorted_array(values: set[object] | frozenset[object], depth: int) -> JSONValue:
     """A set as an array. Sorted by value where JSON values have an order, by their JSON text otherwise, so that
     equal sets give equal arrays."""
-    items = _array(values, depth, id(values))
+    items = _array(_bounded(values.copy()), depth, id(values))
     kinds = {type(item) for item in items}
     if kinds <= {str} or kinds <= {int, float}:
         cast("list[Any]", items).sort()
@@ -315,42 +384,72 @@ def _from_aware_text(text: str, offset: timedelta | None) -> str:
 def _from_datetime(value: datetime, _depth: int) -> str:
     if value != value:
         # pandas' NaT calls itself a datetime.
-        raise _Refused("a missing time cannot be stored")
-    # The method of the base class: pandas' own would write nanoseconds, which no other reader takes.
-    return _from_aware_text(datetime.isoformat(value), value.utcoffset())
+        raise _Refused(_NO_TIME)
+    # The method of the base class, which knows microseconds only; others write what no other reader takes.
+    text = datetime.isoformat(value)
+    if type(value) is not datetime:
+        if tuple(field.__get__(value) for field in _OWN_CLOCK) != _CLOCK(value):
+            # pandas' Timestamp has later years than its base class.
+            raise _Refused(_NO_YEAR)
+        nanosecond = getattr(value, "nanosecond", 0)
+        if nanosecond:
+            rest = text[26:] if value.microsecond else text[19:]
+            text = f"{text[:19]}.{value.microsecond:06}{nanosecond:03}{rest}"
+    return _from_aware_text(text, value.utcoffset())
+
+
+# What the base class itself holds, and what the value says.
+_OWN_CLOCK: tuple[Any, ...] = (
+    *(date.year, date.month, date.day),
+    *(datetime.hour, datetime.minute, datetime.second, datetime.microsecond),
+)
+_CLOCK = attrgetter("year", "month", "day", "hour", "minute", "second", "microsecond")
+_NO_TIME = "a missing time cannot be stored"
+_NO_DURATION = "a missing duration cannot be stored"
+_NO_YEAR = "a time outside of the years 1 to 9999 cannot be stored"
 
 
 def _from_time(value: time, _depth: int) -> str:
-    return _from_aware_text(value.isoformat(), value.utcoffset())
+    return _from_aware_text(time.isoformat(value), value.utcoffset())
 
 
 def _from_date(value: date, _depth: int) -> str:
-    return value.isoformat()
+    return date.isoformat(value)
 
 
 def _from_timedelta(value: timedelta, _depth: int) -> str:
-    """ISO 8601: `P1DT2H3M4.5S`, `-PT1S`, `PT0S`."""
     if value != value:
-        raise _Refused("a missing duration cannot be stored")
-    sign = "-" if value.days < 0 else ""
-    value = abs(value)
-    minutes, seconds = divmod(value.seconds, 60)
+        raise _Refused(_NO_DURATION)
+    seconds = value.days * 86_400 + value.seconds
+    count = seconds * 10**9 + value.microseconds * 1000 + getattr(value, "nanoseconds", 0)
+    return _duration(count, 9)
+
+
+def _duration(count: int, digits: int) -> str:
+    """So many units of 10^-digits seconds in ISO 8601: `P1DT2H3M4.5S`, `-PT1S`, `PT0S`."""
+    seconds, fraction = divmod(abs(count), 10**digits)
+    minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    fraction = f".{value.microseconds:06}".rstrip("0") if value.microseconds else ""
+    days, hours = divmod(hours, 24)
+    part = f".{_fraction(fraction, digits)}" if fraction else ""
     clock = f"{hours}H" if hours else ""
     clock += f"{minutes}M" if minutes else ""
-    clock += f"{seconds}{fraction}S" if seconds or fraction else ""
-    days = f"{value.days}D" if value.days else ""
-    if not days and not clock:
+    clock += f"{seconds}{part}S" if seconds or part else ""
+    whole = f"{days}D" if days else ""
+    if not whole and not clock:
         clock = "0S"
-    return f"{sign}P{days}" + (f"T{clock}" if clock else "")
+    return f"{'-' if count < 0 else ''}P{whole}" + (f"T{clock}" if clock else "")
+
+
+def _fraction(fraction: int, digits: int) -> str:
+    return f"{fraction:0{digits}}".rstrip("0")
 
 
 def _from_decimal(value: Decimal, _depth: int) -> str:
     if not value.is_finite():
         name = "NaN" if value.is_nan() else _number_name(value)
         raise _Refused(f"{name} cannot be stored, because JSON has no such number")
-    return str(value)
+    return Decimal.__str__(value)
 
 
 def _from_bytes(value: bytes | bytearray | memoryview, _depth: int) -> str:
@@ -358,7 +457,7 @@ def _from_bytes(value: bytes | bytearray | memoryview, _depth: int) -> str:
 
 
 def _from_text_form(value: object, _depth: int) -> str:
-    return _text(str(value))
+    return _text(str.__str__(str(value)))
 
 
 def _from_enum(value: enum.Enum, depth: int) -> JSONValue:
@@ -378,37 +477,43 @@ def _from_float_subclass(value: float, _depth: int) -> float:
 
 
 def _from_named_tuple(value: Any, depth: int) -> JSONValue:
-    return _object(zip(value._fields, value, strict=True), depth, id(value))
+    names: Iterable[object] = value._fields
+    return _object(zip(names, tuple[object, ...].__iter__(value), strict=True), depth, id(value))
 
 
 def _from_dataclass(value: Any, depth: int) -> JSONValue:
-    fields = dataclasses.fields(value)
-    return _object(((field.name, getattr(value, field.name)) for field in fields), depth, id(value))
+    names = [field.name for field in dataclasses.fields(value)]
+    return _object(_attributes(value, names), depth, id(value))
 
 
 def _from_attrs(value: Any, depth: int) -> JSONValue:
     attributes: Iterable[Any] = value.__attrs_attrs__
-    names: list[str] = [attribute.name for attribute in attributes]
-    return _object(((name, getattr(value, name)) for name in names), depth, id(value))
+    return _object(_attributes(value, [attribute.name for attribute in attributes]), depth, id(value))
 
 
 def _from_pydantic(value: Any, depth: int) -> JSONValue:
-    # Python mode, so that times, bytes and NaN follow the rules of this module; aliases, so that the model reads it back.
-    return _object(value.model_dump(by_alias=True).items(), depth, id(value))
+    # Python mode, so that times, bytes and NaN follow the rules of this module; aliases, so that the model reads it back. What
+    # a root model or a serializer of its own makes of it is any value.
+    dumped: object = value.model_dump(by_alias=True)
+    if dumped is value:
+        raise _Refused(
+            f"{_kind_name(type(value))} cannot be stored, because its serializer gives the model itself"
+        )
+    return _convert(dumped, depth)
 
 
 def _from_struct(value: msgspec.Struct, depth: int) -> JSONValue:
-    return _object(_struct_items(value), depth, id(value))
-
-
-def _struct_items(value: msgspec.Struct) -> Iterator[tuple[str, object]]:
     config = value.__struct_config__
+    names = {field.name: field.encode_name for field in msgspec.structs.fields(value)}
+    items = [(names[name], item) for name, item in _attributes(value, names)]
+    if config.array_like:
+        # Its own form in JSON is an array, by position.
+        fields = [None if item is msgspec.UNSET else item for _, item in items]
+        return _array(fields if config.tag is None else [config.tag, *fields], depth, id(value))
+    present = [(name, item) for name, item in items if item is not msgspec.UNSET]
     if config.tag_field is not None:
-        yield config.tag_field, config.tag
-    for field in msgspec.structs.fields(value):
-        item = getattr(value, field.name)
-        if item is not msgspec.UNSET:
-            yield field.encode_name, item
+        present.insert(0, (config.tag_field, config.tag))
+    return _object(present, depth, id(value))
 
 
 def _from_scalar_array(value: Any, depth: int) -> JSONValue:
@@ -416,24 +521,74 @@ def _from_scalar_array(value: Any, depth: int) -> JSONValue:
     if not hasattr(value, "dtype"):
         _refuse(value, depth)
     if getattr(value, "shape", None) != ():
-        raise _Refused(f"an array ({type(value).__name__}) cannot be stored; use .tolist()")
-    if type(value).__name__ in ("datetime64", "timedelta64"):
-        # With nanoseconds `.item()` is a bare count; microseconds are what Python's own types hold.
-        unit = "datetime64[us]" if type(value).__name__ == "datetime64" else "timedelta64[us]"
-        value = value.astype(unit)
+        raise _Refused(f"an array ({_name_of(type(value))}) cannot be stored; use .tolist()")
+    names = getattr(value.dtype, "names", None)
+    if names:
+        # A row of a structured array.
+        return _object([(name, value[name]) for name in names], depth, id(value))
+    mask = getattr(value, "mask", None)
+    if mask is not None and bool(mask):
+        raise _Refused("a masked value cannot be stored")
+    kind, unit = _unit_of(value.dtype)
+    if kind == "datetime64":
+        return _from_datetime64(value, unit)
+    if kind == "timedelta64":
+        return _from_timedelta64(value, unit)
     item = value.item()
-    if type(item) is type(value):
-        # A long double is its own item.
-        item = float(item)
     if item is None:
-        raise _Refused("a missing time cannot be stored")
-    return _convert(item, depth)
+        raise _Refused(_NO_TIME)
+    if getattr(value.dtype, "kind", "") == "c":
+        raise _Refused("a complex number cannot be stored")
+    if type(item) is type(value):
+        # A number with more digits than Python's own.
+        number = float(item)
+        if isfinite(number) and item != number:
+            raise _Refused(f"{_kind_name(type(value))} that no float equals cannot be stored; use float(...)")
+        item = number
+    return _convert(item, depth + 1)
+
+
+_FINER_UNITS = {"ns": 9, "ps": 12, "fs": 15, "as": 18}
+
+
+def _unit_of(dtype: object) -> tuple[str, str]:
+    """`("datetime64", "ns")` for NumPy's times and durations."""
+    name, _, unit = str(dtype).rstrip("]").partition("[")
+    return name, unit
+
+
+def _from_datetime64(value: Any, unit: str) -> str:
+    microseconds = value.astype("datetime64[us]")
+    item = microseconds.item()
+    if item is None:
+        raise _Refused(_NO_TIME)
+    if isinstance(item, datetime):
+        if microseconds.astype(value.dtype) == value:
+            return datetime.isoformat(item)
+        if unit in _FINER_UNITS:
+            # NumPy's own text is exact, with as many digits as the unit has.
+            return _text(str.__str__(str(value)))
+    raise _Refused(_NO_YEAR)
+
+
+def _from_timedelta64(value: Any, unit: str) -> str:
+    if value != value:
+        raise _Refused(_NO_DURATION)
+    if unit in _FINER_UNITS:
+        return _duration(int(value.astype("int64").item()), _FINER_UNITS[unit])
+    if unit not in ("us", "ms", "s", "m", "h", "D", "W"):
+        length = f"in units of {unit}" if unit else "without a unit"
+        raise _Refused(f"a duration {length} has no fixed length; use another unit")
+    microseconds = value.astype("timedelta64[us]")
+    if microseconds.astype(value.dtype) != value:
+        raise _Refused("a duration of more than 292,000 years cannot be stored")
+    return _duration(int(microseconds.astype("int64").item()), 6)
 
 
 _EXACT: dict[type, _Converter] = {
     set: _sorted_array,
     frozenset: _sorted_array,
-    deque: _whole_array,
+    deque: _copied_array,
     range: _whole_array,
     datetime: _from_datetime,
     date: _from_date,
