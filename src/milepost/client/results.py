@@ -1,13 +1,13 @@
-"""What came out of a run: `TaskResult`, the answer of every call that waits for runs."""
+"""What comes out of a run: how an output is written and read, and `TaskResult`, the answer of every call that waits for runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
-from milepost.client.shape import Misfit, Shape
+from milepost.client.shape import Misfit, Shape, Unsendable, shape_of
 from milepost.errors import TaskFailedError
 from milepost.model.run import RunError
 from milepost.protocol.runs import RunResult
@@ -49,6 +49,34 @@ def task_result(wire: RunResult, shape: Shape[Any] | None) -> TaskResult[Any]:
     return TaskResult(ok=True, run_id=wire.id, output=_output(wire, shape))
 
 
+UNTYPED: Final = shape_of(Any)
+
+
+def output_text(output: object, shape: Shape[Any] | None) -> tuple[str | None, Misfit | None]:
+    """An output as JSON text such that `task_result` gives it again, and why it does not fit its annotation, if it does not.
+
+    An output that does not fit is plain JSON: the work is done, and what reads back equal is not thrown away for an annotation.
+
+    Args:
+        shape: of the annotation of the output; None without one.
+    Raises: Misfit, naming the place, for what cannot be stored or would not come back equal.
+    """
+    if output is None:
+        return None, None
+    if shape is None:
+        return UNTYPED.write(output).decode(), None
+    try:
+        return shape.write(output).decode(), None
+    except Unsendable:
+        raise
+    except Misfit as misfit:
+        text = UNTYPED.write(output)
+        back = _typed_or_plain(text, shape)
+        if type(back) is not type(output) or back != output:
+            raise
+        return text.decode(), misfit
+
+
 def _output(wire: RunResult, shape: Shape[Any] | None) -> Any:
     if wire.output is None:
         return None
@@ -57,9 +85,11 @@ def _output(wire: RunResult, shape: Shape[Any] | None) -> Any:
     text: bytes | str = wire.output
     if wire.output_type == SUPER_JSON_TYPE:
         text = bytes(msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("json", b"null"))
-    if shape is not None:
-        try:
-            return shape.read(text)
-        except Misfit:
-            pass
-    return msgspec.json.decode(text)
+    return UNTYPED.read(text) if shape is None else _typed_or_plain(text, shape)
+
+
+def _typed_or_plain(text: bytes | str, shape: Shape[Any]) -> Any:
+    try:
+        return shape.read(text)
+    except Misfit:
+        return UNTYPED.read(text)

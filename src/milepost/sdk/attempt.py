@@ -31,10 +31,21 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
-from milepost.client.results import TaskResult
+from milepost.client.results import TaskResult, output_text
 from milepost.client.shape import Misfit
-from milepost.errors import AbortTaskRun, MetadataValueError, MilepostError, PayloadValidationError
-from milepost.model.jsonvalue import encode, to_json
+from milepost.errors import (
+    AbortTaskRun,
+    BadRequestError,
+    InvalidRequestError,
+    MetadataPathError,
+    MetadataTooLargeError,
+    MetadataTypeError,
+    MetadataValueError,
+    MilepostError,
+    PayloadValidationError,
+    TooLargeError,
+    UsageError,
+)
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.triggering import PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
@@ -55,6 +66,31 @@ STACK_CHARACTERS_MAX = 20_000
 
 class OutputError(MilepostError):
     """What the task returned cannot be the output of a run."""
+
+
+_FINAL = (
+    AbortTaskRun,
+    OutputError,
+    UsageError,
+    BadRequestError,
+    InvalidRequestError,
+    TooLargeError,
+    MetadataValueError,
+    MetadataTypeError,
+    MetadataPathError,
+    MetadataTooLargeError,
+)
+
+
+def is_final(error: BaseException) -> bool:
+    """True for an error that the same code would meet again, so that a retry would only do the work once more.
+
+    That is `AbortTaskRun`, wrong usage (a call in the wrong place, a payload, metadata or a batch that cannot be) and an output that
+    cannot be stored, also inside of an exception group. A server that is away, a missing task and a failed child are worth a retry.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_final, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, _FINAL)
 
 
 def needs_loop(task: Task[Any, Any]) -> bool:
@@ -271,15 +307,24 @@ class Attempt:
                 "the task returned an awaitable, which nobody would await; make the task an `async def`"
             )
         try:
-            data = encode(to_json(output, place="output"))
-        except MetadataValueError as error:
-            raise OutputError(f"the task's output is no JSON: {error.message}") from None
-        if len(data) > OUTPUT_BYTES_MAX:
+            text, misfit = output_text(output, self._task.signature.output_shape)
+        except Misfit as misfit:
             raise OutputError(
-                f"the task's output is {len(data):,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
+                f"the task's output cannot be handed on: {misfit.describe_in('output')}"
+            ) from None
+        size = len(text.encode()) if text is not None else 0
+        if size > OUTPUT_BYTES_MAX:
+            raise OutputError(
+                f"the task's output is {size:,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
                 f"store it elsewhere and return where"
             )
-        return data.decode()
+        if misfit is not None:
+            self.context().logger.warning(
+                "the output does not fit the annotation of task %r and is handed on as plain JSON: %s",
+                self._task.id,
+                misfit.describe_in("output"),
+            )
+        return text
 
     async def _run_middleware(self, hook: Hook, inside: Next) -> None:
         """One middleware around what is inside of it."""
@@ -326,7 +371,7 @@ class Attempt:
         if runs_hooks:
             error = await self._let_hooks_catch(error)
         retry_after_ms = None
-        if not isinstance(error, AbortTaskRun | PayloadValidationError):
+        if not is_final(error):
             retry_after_ms = self._task.retry.delay_ms(
                 self._run.attempt, jitter=random.random(), max_attempts=self._run.max_attempts
             )

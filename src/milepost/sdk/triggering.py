@@ -18,7 +18,6 @@ from milepost.client.requests import NO_PAYLOAD, RunOptions, payload_text, trigg
 from milepost.client.results import TaskResult, task_result
 from milepost.client.shape import Misfit, Shape
 from milepost.errors import PayloadValidationError
-from milepost.model.jsonvalue import encode
 from milepost.protocol.triggering import TriggerRequest
 from milepost.sdk.registry import find_task
 from milepost.sdk.scope import RunScope, live_scope
@@ -63,7 +62,7 @@ def encode_payload(task_id: str, payload: object) -> str | None:
             message = f"task {task_id!r} needs a payload ({parameter.name}), and was given none"
             raise PayloadValidationError(message, field=parameter.name) from None
     try:
-        return encode(shape.write(shape.check(payload))).decode()
+        return shape.write(payload).decode()
     except Misfit as misfit:
         raise describe_misfit(task_id, parameter.name, misfit) from None
 
