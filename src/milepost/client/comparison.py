@@ -14,20 +14,13 @@ from pydantic import BaseModel
 
 from milepost.errors import MetadataValueError
 from milepost.model.jsonvalue import JSONValue, json_equal, to_json
+from milepost.model.typed import describe_place
 
 Place = tuple[str | int, ...]
 """Where inside a value: names of fields and keys, positions of items."""
 
 DEPTH_MAX = 200
 _SHOWN_CHARACTERS = 60
-
-
-def describe_place(place: Sequence[Any]) -> str:
-    """A place as it is written in messages: `rows[3].email`."""
-    text = ""
-    for segment in place:
-        text += f"[{segment}]" if isinstance(segment, int) else f".{segment}" if text else str(segment)
-    return text
 
 
 def difference(

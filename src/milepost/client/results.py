@@ -7,9 +7,10 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
-from milepost.client.shape import Misfit, Shape, Unsendable, shape_of
+from milepost.client.shape import Shape, Unsendable, shape_of
 from milepost.errors import TaskFailedError
 from milepost.model.run import RunError
+from milepost.model.typed import Misfit
 from milepost.protocol.runs import RunResult
 from milepost.protocol.triggering import SUPER_JSON_TYPE, TEXT_TYPE
 

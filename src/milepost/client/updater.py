@@ -44,7 +44,19 @@ if TYPE_CHECKING:
 
 
 class Sink(Protocol):
-    """Where updates go."""
+    """Where updates go, and in which form."""
+
+    def value_of(self, key: str, value: object) -> JSONValue:
+        """The JSON form of a value for a key or path. Raises MetadataValueError."""
+        ...
+
+    def item_of(self, key: str, value: object, place: str) -> JSONValue:
+        """The JSON form of an item for an array; `place` names it in messages. Raises MetadataValueError."""
+        ...
+
+    def object_of(self, values: object) -> JSONValue:
+        """The JSON form of members for a document. Raises MetadataValueError."""
+        ...
 
     def add(self, operation: Operation) -> None:
         """Take one operation. Raises MetadataError for what can be told here and now."""
@@ -53,6 +65,21 @@ class Sink(Protocol):
     def add_all(self, operations: list[Operation]) -> None:
         """Take several operations, all or none."""
         ...
+
+
+class UntypedSink:
+    """The forms of values where no type is known: JSON by the rules of M72."""
+
+    __slots__ = ()
+
+    def value_of(self, key: str, value: object) -> JSONValue:
+        return to_json(value, place=key)
+
+    def item_of(self, key: str, value: object, place: str) -> JSONValue:
+        return to_json(value, place=place, key=key)
+
+    def object_of(self, values: object) -> JSONValue:
+        return to_json(values)
 
 
 class Updater(ABC):
@@ -76,7 +103,7 @@ class Updater(ABC):
         sink = self._sink()
         if sink is not None:
             name = _plain(key)
-            sink.add(Set(name, to_json(value, place=name)))
+            sink.add(Set(name, sink.value_of(name, value)))
         return self
 
     def delete(self, key: str) -> Self:
@@ -95,14 +122,14 @@ class Updater(ABC):
         """
         sink = self._sink()
         if sink is not None:
-            sink.add(Update(_as_object(document, "replace")))
+            sink.add(Update(_as_object(sink, document, "replace")))
         return self
 
     def update(self, values: object) -> Self:
         """Merge like `dict.update`: `set` for each key of a mapping or model, all of them or none."""
         sink = self._sink()
         if sink is not None:
-            sink.add_all([Set(key, value) for key, value in _as_object(values, "update").items()])
+            sink.add_all([Set(key, value) for key, value in _as_object(sink, values, "update").items()])
         return self
 
     def append(
@@ -118,7 +145,7 @@ class Updater(ABC):
         sink = self._sink()
         if sink is not None:
             name = _plain(key)
-            operation = Append(name, to_json(value, place=name), max_items, once)
+            operation = Append(name, sink.item_of(name, value, name), max_items, once)
             if once is not None:
                 check(operation)
             sink.add(operation)
@@ -137,7 +164,7 @@ class Updater(ABC):
                 raise MetadataTypeError(f"{name!r:.100}: extend by an iterable, not by {kind}", key=name)
             sink.add_all(
                 [
-                    Append(name, to_json(value, place=f"{name}[{index}]", key=name))
+                    Append(name, sink.item_of(name, value, f"{name}[{index}]"))
                     for index, value in enumerate(values)
                 ]
             )
@@ -257,7 +284,7 @@ class OutsideMetadata(Updater):
         return answer.value
 
 
-class _Collected:
+class _Collected(UntypedSink):
     """A sink that keeps operations, collapsed, until they are taken, a portion at a time."""
 
     def __init__(self) -> None:
@@ -303,8 +330,8 @@ def _as_number(key: str, by: object) -> int | float:
     return number
 
 
-def _as_object(value: object, method: str) -> dict[str, JSONValue]:
-    converted = to_json(value)
+def _as_object(sink: Sink, value: object, method: str) -> dict[str, JSONValue]:
+    converted = sink.object_of(value)
     if not isinstance(converted, dict):
         raise MetadataTypeError(f"metadata.{method}() takes a mapping, not {type(value).__name__}")
     return converted

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
@@ -108,6 +108,11 @@ class WireForm:
         """The JSON schema of what travels. A part that no schema can describe is left open."""
         return _WireJsonSchema().generate(cast("Any", self.schema), mode="validation")
 
+    def stored_json_schema(self) -> dict[str, Any]:
+        """As `json_schema`, with each field under the name by which it is written, and none under the others by which it may be read:
+        a document that others change by its keys must not have one field twice."""
+        return _WireJsonSchema().generate(_as_stored(self.schema), mode="validation")
+
 
 def _changed(node: Any) -> Any:
     if isinstance(node, list):
@@ -150,14 +155,54 @@ def _changed(node: Any) -> Any:
                 new["extra_behavior"] = "allow"
     elif kind in _FIELDS and old.get("serialization_alias") is not None:
         alias = old["serialization_alias"]
-        known: Any = old.get("validation_alias", [])
-        paths: list[list[Any]] = (
-            [[known]]
-            if isinstance(known, str)
-            else [path if isinstance(path, list) else [path] for path in known]
-        )
-        new["validation_alias"] = [[alias], *(path for path in paths if path != [alias])]
+        new["validation_alias"] = [[alias], *(path for path in _paths_of(old) if path != [alias])]
     return new
+
+
+def written_name(name: str, field: Node) -> tuple[str, list[str]]:
+    """The name by which a field is written, and the others by which it may be read."""
+    written: str = field.get("serialization_alias") or name
+    heads = [name, *(path[0] for path in _paths_of(field))]
+    return written, [head for head in dict.fromkeys(heads) if head != written]
+
+
+def _paths_of(field: Node) -> list[list[Any]]:
+    """The validation aliases of a field, each as a path."""
+    known: Any = field.get("validation_alias", [])
+    if isinstance(known, str):
+        return [[known]]
+    return [cast("list[Any]", path) if isinstance(path, list) else [path] for path in known]
+
+
+_OTHER_NAMES = "milepost_other_names"
+
+
+def _as_stored(node: Any) -> Any:
+    if isinstance(node, list | tuple):
+        return [_as_stored(item) for item in cast("Sequence[Any]", node)]
+    if not isinstance(node, dict):
+        return node
+    old = cast("Node", node)
+    new: Node = {
+        key: value if key in _OPAQUE or key == "serialization" else _as_stored(value)
+        for key, value in old.items()
+    }
+    fields: Any = new.get("fields")
+    if isinstance(fields, dict):
+        for name, field in cast("dict[str, Node]", fields).items():
+            _name_as_stored(name, field)
+    elif old.get("type") == "dataclass-args":
+        for field in cast("list[Node]", fields):
+            _name_as_stored(field["name"], field)
+    return new
+
+
+def _name_as_stored(name: str, field: Node) -> None:
+    written, others = written_name(name, field)
+    field["metadata"] = {**field.get("metadata", {}), _OTHER_NAMES: (written, others)}
+    field.pop("validation_alias", None)
+    if written != name:
+        field["validation_alias"] = written
 
 
 def _is_secret(function: object) -> bool:
@@ -210,6 +255,24 @@ class _WireJsonSchema(GenerateJsonSchema):
         if "oneOf" in described and callable(schema["discriminator"]):
             # A function picks the member, and others may fit as well.
             described["anyOf"] = described.pop("oneOf")
+        return described
+
+    def model_fields_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._without_other_names(super().model_fields_schema(schema), schema["fields"].values())
+
+    def typed_dict_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._without_other_names(super().typed_dict_schema(schema), schema["fields"].values())
+
+    def dataclass_args_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._without_other_names(super().dataclass_args_schema(schema), schema["fields"])
+
+    @staticmethod
+    def _without_other_names(described: JsonSchemaValue, fields: Iterable[Node]) -> JsonSchemaValue:
+        members = described.setdefault("properties", {})
+        for field in fields:
+            written, others = field.get("metadata", {}).get(_OTHER_NAMES, ("", ()))
+            for other in others:
+                members.setdefault(other, {"not": {}, "description": f"is written as {written!r}"})
         return described
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:

@@ -26,6 +26,7 @@ from milepost.model.operations import (
     decode_operations,
     encode_operations,
 )
+from milepost.model.typed import Declared, check_operation
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.store import documents as store
 from milepost.store import runs as run_store
@@ -81,12 +82,19 @@ class HotDocument:
         return self._tail_bytes > max(FOLD_BYTES_MIN, self._snapshot_bytes)
 
     def write(
-        self, operations: Sequence[Operation], writer: Writer, now: int, counted: set[bytes]
+        self,
+        operations: Sequence[Operation],
+        writer: Writer,
+        now: int,
+        counted: set[bytes],
+        declared: Declared | None = None,
+        type_name: str = "",
     ) -> tuple[ChangeRow | None, list[Refusal]]:
         """Apply what can be applied, in order, as one new version. Nothing applied, no new version (M29, M31).
 
         Args:
             counted: which of `ids_of(operations)` were counted before; what is counted now is added.
+            declared: the type that the document must have after each operation (M76); `type_name` is what messages call it.
         """
         refusals: list[Refusal] = []
         applied: list[Operation] = []
@@ -99,6 +107,8 @@ class HotDocument:
                     # The log has what changes something, so whoever reads it need not know what was counted (M46).
                     left_out.append(index)
                     continue
+                if declared is not None:
+                    check_operation(operation, self.document.value, declared, type_name)
                 self.document.apply(operation)
             except MetadataError as error:
                 refusals.append(Refusal(index, error.code, error.message))

@@ -14,6 +14,7 @@ from milepost.errors import ConflictError, RunFinishedError, RunNotFoundError, V
 from milepost.model import jsonvalue
 from milepost.model.document import Document
 from milepost.model.operations import Operation, Refusal, Update
+from milepost.model.typed import check_document
 from milepost.protocol.endpoints import REQUEST_ID_HEADER
 from milepost.protocol.metadata import Refused
 from milepost.protocol.work import RunReport, TargetOperations
@@ -66,6 +67,9 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
     if command.document is not None:
         # A whole document is accepted or refused as one: what is wrong with it is the request's error.
         Document.from_json(command.document, limit=state.settings.metadata_size_max)
+        declared = state.declared_of(row.task)
+        if declared is not None:
+            check_document(command.document, declared, f"the metadata of task {row.task!r}")
         write(TargetOperations(row.id, [Update(command.document)]), row, Writer(), transaction, state)
     related = {"self": row.id, "parent": row.parent_id or row.id, "root": row.root_id}
     for relation, raw in command.targets:
@@ -113,7 +117,7 @@ def write(
         return _refuse_all(target, "not_an_ancestor", reason)
     if not _accepts_writes(row, transaction, state):
         return _refuse_all(target, RunFinishedError.code, _finished_message(row, state))
-    refusals = transaction.write_document(row, target.operations, writer)
+    refusals = transaction.write_document(row, target.operations, writer, state.declared_of(row.task))
     return [_refused(target, refusal) for refusal in refusals]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from milepost.engine.commands import Claim
+from milepost.engine.declared import SchemaPlace, declared_by
 from milepost.model.identifiers import Identifiers
 from milepost.model.retry import NO_RETRY, Retry
 from milepost.protocol.work import ClaimedRun, WorkerTask
@@ -39,6 +40,7 @@ class KnownTask(msgspec.Struct, frozen=True):
     queue: str
     queue_concurrency: int | None
     retry: Retry
+    metadata_schema: bytes | None = None
 
 
 class Worker(msgspec.Struct):
@@ -151,6 +153,7 @@ class EngineState:
         self.started_at = started_at
         self.identifiers = Identifiers()
         self.tasks: dict[str, KnownTask] = {}
+        self._declared: dict[str, tuple[bytes, SchemaPlace | None]] = {}
         # How many runs of a queue may execute at once, for the queues that have a limit.
         self.queue_limits: dict[str, int] = {}
         self.workers: dict[str, Worker] = {}
@@ -162,13 +165,28 @@ class EngineState:
     def learn_tasks(self, rows: dict[str, TaskRow]) -> None:
         """Tasks that workers offered before this server started."""
         self._learn(
-            KnownTask(row.id, row.queue, row.queue_concurrency, msgspec.json.decode(row.retry, type=Retry))
+            KnownTask(
+                row.id,
+                row.queue,
+                row.queue_concurrency,
+                msgspec.json.decode(row.retry, type=Retry),
+                row.metadata_schema,
+            )
             for row in rows.values()
         )
 
     def learn_offered(self, tasks: Iterable[WorkerTask]) -> None:
         """A worker offers tasks: its word replaces what was known."""
-        self._learn(KnownTask(task.id, task.queue, task.queue_concurrency, task.retry) for task in tasks)
+        self._learn(
+            KnownTask(
+                task.id,
+                task.queue,
+                task.queue_concurrency,
+                task.retry,
+                msgspec.json.encode(task.metadata_schema) if task.metadata_schema else None,
+            )
+            for task in tasks
+        )
 
     def _learn(self, tasks: Iterable[KnownTask]) -> None:
         self.tasks.update((task.id, task) for task in tasks)
@@ -195,6 +213,17 @@ class EngineState:
         """The retry rule of a task; a task that nobody has offered is not retried."""
         known = self.tasks.get(task)
         return known.retry if known else NO_RETRY
+
+    def declared_of(self, task: str) -> SchemaPlace | None:
+        """The declared type of the metadata of a task's runs; None when it has none."""
+        known = self.tasks.get(task)
+        if known is None or known.metadata_schema is None:
+            return None
+        made = self._declared.get(task)
+        if made is None or made[0] != known.metadata_schema:
+            # Made when a document of the task is first written to, and once for each version of the schema.
+            made = self._declared[task] = known.metadata_schema, declared_by(known.metadata_schema, task)
+        return made[1]
 
     def due_later(self, due_at: int) -> None:
         """A run was queued for a later time."""

@@ -14,6 +14,7 @@ from milepost.engine.announcements import (
 from milepost.engine.documents import DocumentCache, HotDocument, Writer, ids_of
 from milepost.model.counted import KNOWN_MAX
 from milepost.model.operations import Operation, Refusal
+from milepost.model.typed import Declared
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
 from milepost.store import records
@@ -130,13 +131,20 @@ class Transaction:
         self.touched.update(row.id for row in rows)
         return self._documents.load(self.connection, rows)
 
-    def write_document(self, row: RunRow, operations: Sequence[Operation], writer: Writer) -> list[Refusal]:
-        """Apply operations to the document of a run as one new version; what was refused, with reasons."""
+    def write_document(
+        self, row: RunRow, operations: Sequence[Operation], writer: Writer, declared: Declared | None = None
+    ) -> list[Refusal]:
+        """Apply operations to the document of a run as one new version; what was refused, with reasons.
+
+        Args:
+            declared: the type of the document, which every operation is held to (M76).
+        """
         hot = self.documents([row])[row.id]
         asked = ids_of(operations)
         before = self._counted_before(row.id, asked) if asked else set[bytes]()
         counted = set(before)
-        change, refusals = hot.write(operations, writer, self.now, counted)
+        type_name = f"the metadata of task {row.task!r}"
+        change, refusals = hot.write(operations, writer, self.now, counted, declared, type_name)
         if len(counted) > len(before):
             self._counted.setdefault(row.id, set()).update(counted - before)
         if change is not None:

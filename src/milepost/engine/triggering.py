@@ -29,6 +29,7 @@ from milepost.errors import (
 from milepost.model import jsonvalue
 from milepost.model.document import Document
 from milepost.model.run import RunStatus
+from milepost.model.typed import check_document
 from milepost.protocol.triggering import (
     BATCH_ITEMS_MAX,
     JSON_TYPE,
@@ -225,7 +226,7 @@ def _new_run(
         tags=_tags(options, place),
         payload=item.payload,
         payload_type=_payload_type(item, place),
-        trigger_metadata=_metadata(options, state, place),
+        trigger_metadata=_metadata(item.task, options, state, place),
     )
 
 
@@ -259,7 +260,7 @@ def _payload_type(item: TriggerItem, place: str) -> str | None:
     return kind
 
 
-def _metadata(options: TriggerOptions, state: EngineState, place: str) -> bytes | None:
+def _metadata(task: str, options: TriggerOptions, state: EngineState, place: str) -> bytes | None:
     metadata = options.metadata
     if metadata is None:
         return None
@@ -269,7 +270,11 @@ def _metadata(options: TriggerOptions, state: EngineState, place: str) -> bytes 
             key=f"{place}options.metadata",
         )
     try:
-        return Document.from_json(cast("object", metadata), limit=state.settings.metadata_size_max).encode()
+        document = Document.from_json(cast("object", metadata), limit=state.settings.metadata_size_max)
+        declared = state.declared_of(task)
+        if declared is not None:
+            check_document(document.value, declared, f"the metadata of task {task!r}")
+        return document.encode()
     except MetadataError as error:
         error.key = f"{place}options.metadata"
         raise

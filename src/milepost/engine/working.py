@@ -58,6 +58,7 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
                 retry=msgspec.json.encode(task.retry),
                 payload_schema=msgspec.json.encode(task.payload_schema) if task.payload_schema else None,
                 updated_at=transaction.now,
+                metadata_schema=msgspec.json.encode(task.metadata_schema) if task.metadata_schema else None,
             )
             for task in command.tasks
         ],

@@ -16,13 +16,19 @@ from milepost.protocol.runs import LogLine
 
 
 class WorkerTask(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
-    """A task that a worker can run, and the server's share of its rules."""
+    """A task that a worker can run, and the server's share of its rules.
+
+    `payloadSchema` describes the payload, for who wants to trigger it. `metadataSchema` is the type of the metadata of its runs, as a
+    JSON schema (2020-12): the server holds every writer to it (M76). The newest registration of a task replaces what was known of it,
+    so of two versions of a task that run side by side the one that has registered last decides.
+    """
 
     id: str
     queue: str
     queue_concurrency: int | None = None
     retry: Retry
     payload_schema: dict[str, Any] | None = None
+    metadata_schema: dict[str, Any] | None = None
 
 
 class RegisterRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):

@@ -32,7 +32,6 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.client.shape import Misfit
 from milepost.errors import (
     AbortTaskRun,
     BadRequestError,
@@ -47,6 +46,7 @@ from milepost.errors import (
     UsageError,
 )
 from milepost.model.run import Outcome, RunError
+from milepost.model.typed import Misfit
 from milepost.protocol.triggering import PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.context import Context

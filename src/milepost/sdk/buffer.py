@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import to_builtins
 
@@ -28,6 +28,8 @@ from milepost.model.operations import Append, Increment, Operation, Pending, Rem
 from milepost.model.path import parse
 from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, TargetOperations
+
+FoundT = TypeVar("FoundT")
 
 BACKLOG_BYTES_MAX = 16 * 1024 * 1024
 """What may wait to be sent for one document, about, in bytes of memory; see `Buffer.add`."""
@@ -195,6 +197,11 @@ class Buffer:
         """What the key or path holds in the view, as a copy; the default when there is nothing."""
         with self._lock:
             return self._view.get(key, default)
+
+    def look(self, read: Callable[[dict[str, Any]], FoundT]) -> FoundT:
+        """What a function finds in the view itself, which it must not change or keep. It must not run code of the user's."""
+        with self._lock:
+            return read(self._view.value)
 
     def contains(self, key: str) -> bool:
         """True when the key or path holds something in the view, null included."""

@@ -14,9 +14,9 @@ from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 from milepost.client.default import default_client
 from milepost.client.refused import RefusedChange
 from milepost.client.shape import read_document
-from milepost.client.updater import Sink, Updater
+from milepost.client.updater import Sink, UntypedSink, Updater
 from milepost.errors import MetadataFlushError, MetadataTooLargeError
-from milepost.model.jsonvalue import JSONValue, json_size
+from milepost.model.jsonvalue import JSONValue, json_size, to_json
 from milepost.model.operations import Delete, Operation, Update, check
 from milepost.model.path import read
 from milepost.sdk.binding import bind_to
@@ -36,23 +36,34 @@ class OwnSink:
     def __init__(self, scope: RunScope) -> None:
         self._scope = scope
 
+    def value_of(self, key: str, value: object) -> JSONValue:
+        schema = self._scope.schema
+        return to_json(value, place=key) if schema is None else schema.value_of(key, value)
+
+    def item_of(self, key: str, value: object, place: str) -> JSONValue:
+        schema = self._scope.schema
+        return to_json(value, place=place, key=key) if schema is None else schema.item_of(key, value, place)
+
+    def object_of(self, values: object) -> JSONValue:
+        schema = self._scope.schema
+        return to_json(values) if schema is None else schema.object_of(values)
+
     def add(self, operation: Operation) -> None:
         scope = self._scope
         if scope.schema is not None:
-            scope.schema.check_operation(operation, scope.buffer)
+            scope.schema.check((operation,), scope.buffer)
         if scope.buffer.add(scope.run.id, operation):
             scope.link.wake(scope)
 
     def add_all(self, operations: list[Operation]) -> None:
         scope = self._scope
-        if scope.schema is not None:
-            for operation in operations:
-                scope.schema.check_operation(operation, scope.buffer)
+        if scope.schema is not None and operations:
+            scope.schema.check(operations, scope.buffer)
         if scope.buffer.add_all(scope.run.id, operations):
             scope.link.wake(scope)
 
 
-class RemoteSink:
+class RemoteSink(UntypedSink):
     """The document of another run. What depends on that document is decided by the server."""
 
     __slots__ = ("_run_id", "_scope")

@@ -16,8 +16,9 @@ from milepost.client.default import default_client
 from milepost.client.handles import RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions, payload_text, trigger_options
 from milepost.client.results import TaskResult, task_result
-from milepost.client.shape import Misfit, Shape
+from milepost.client.shape import Shape
 from milepost.errors import PayloadValidationError
+from milepost.model.typed import Misfit
 from milepost.protocol.triggering import TriggerRequest
 from milepost.sdk.registry import find_task
 from milepost.sdk.scope import RunScope, live_scope
@@ -75,7 +76,7 @@ def prepare(
     text = encode_payload(task_id, payload)
     document = options.get("metadata")
     if task is not None and task.metadata is not None and document is not None:
-        task.metadata.check_document(document)
+        options = {**options, "metadata": task.metadata.document_of(document)}
     return TriggerRequest(
         text,
         trigger_options(

@@ -22,7 +22,7 @@ class LogRow(msgspec.Struct):
 
 
 class TaskRow(msgspec.Struct):
-    """A task that a worker has offered at some time; `retry` and `payload_schema` are JSON."""
+    """A task that a worker has offered at some time; `retry` and the schemas are JSON."""
 
     id: str
     queue: str
@@ -30,6 +30,7 @@ class TaskRow(msgspec.Struct):
     retry: bytes
     payload_schema: bytes | None
     updated_at: int
+    metadata_schema: bytes | None = None
 
 
 _NEW_TASKS = upsert(tasks)

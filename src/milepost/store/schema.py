@@ -209,6 +209,7 @@ tasks = Table(
     Column("retry", LargeBinary, nullable=False),
     Column("payload_schema", LargeBinary),
     Column("updated_at", BigInteger, nullable=False),
+    Column("metadata_schema", LargeBinary),
 )
 
 # Answers of requests that may be sent twice (protocol, section 1.4): the same request id gets the first answer again.
