@@ -418,12 +418,13 @@ def task(
         id: what the task is called on the server; the function's name when left out.
         retry: three attempts with growing pauses when left out.
         queue: a `Queue` or its name; a queue of the task's own when left out.
-        metadata: the declared type of the metadata of its runs (M76): a Pydantic model, dataclass, TypedDict, msgspec Struct or attrs
-            class. Every writer is held to it, also children and outsiders: a member that it declares always has a value that it can read,
-            and one that it requires cannot be taken away again. A run that is triggered without metadata begins with `{}`, and required
-            members may be missing until they are first set; metadata that is given at the trigger is whole. Keys that the type does not
-            declare stay free. A value is stored as the type reads it: `set("total", "5")` of an `int` stores 5. Rules over several fields
-            (`@model_validator`, `__post_init__`) are checked by the run itself, which reads its whole document at each write for them.
+        metadata: the declared type of the metadata of its runs (M76): a Pydantic model, dataclass, TypedDict, msgspec Struct or
+            attrs class. Every writer is held to it, also children and outsiders: a member that it declares always has a value that
+            it can read, and one that it requires cannot be taken away again. A run that is triggered without metadata begins with
+            `{}`, and required members may be missing until they are first set; metadata that is given at the trigger is whole.
+            Keys that the type does not declare stay free. A value is stored as the type reads it: `set("total", "5")` of an `int`
+            stores 5. Rules over several fields (`@model_validator`, `__post_init__`) are checked by the run itself, which reads
+            its whole document at each write for them.
         hooks: lifecycle hooks, as the decorators of the same names on the task.
     Raises: UsageError for a function that cannot be a task, and for an id that another task has.
     """
