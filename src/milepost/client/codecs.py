@@ -16,6 +16,7 @@ from milepost.client.wire_form import WireForm, untyped_values
 from milepost.errors import MetadataValueError, UsageError
 from milepost.model.jsonvalue import decode, encode, kind_of, to_json
 from milepost.model.typed import Misfit, describe_place
+from milepost.protocol.work import NO_DECIMAL_POINT
 
 
 class Unsendable(Misfit):
@@ -216,7 +217,7 @@ _msgspec_encode = msgspec.json.Encoder(enc_hook=_write_foreign).encode
 
 
 def _described(schema: Any) -> Any:
-    """msgspec's JSON schema, with the one format that it does not name."""
+    """msgspec's JSON schema, with what it does not say: the format of bytes, and how whole numbers are written."""
     if isinstance(schema, list):
         return [_described(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -224,6 +225,8 @@ def _described(schema: Any) -> Any:
     described = {key: _described(value) for key, value in cast("dict[str, Any]", schema).items()}
     if described.get("contentEncoding") == "base64":
         described["format"] = "base64"
+    if described.get("type") == "integer":
+        described[NO_DECIMAL_POINT] = True
     return described
 
 

@@ -54,6 +54,10 @@ class Sink(Protocol):
         """The JSON form of an item for an array; `place` names it in messages. Raises MetadataValueError."""
         ...
 
+    def wanted_of(self, key: str, value: object) -> JSONValue:
+        """The JSON form that items of an array have which equal a value. Raises MetadataValueError."""
+        ...
+
     def object_of(self, values: object) -> JSONValue:
         """The JSON form of members for a document. Raises MetadataValueError."""
         ...
@@ -77,6 +81,9 @@ class UntypedSink:
 
     def item_of(self, key: str, value: object, place: str) -> JSONValue:
         return to_json(value, place=place, key=key)
+
+    def wanted_of(self, key: str, value: object) -> JSONValue:
+        return to_json(value, place=key)
 
     def object_of(self, values: object) -> JSONValue:
         return to_json(values)
@@ -175,7 +182,7 @@ class Updater(ABC):
         sink = self._sink()
         if sink is not None:
             name = _plain(key)
-            sink.add(Remove(name, to_json(value, place=name)))
+            sink.add(Remove(name, sink.wanted_of(name, value)))
         return self
 
     def increment(self, key: str, by: float = 1, *, once: str | None = None) -> Self:

@@ -30,6 +30,7 @@ from pydantic_core import (
 )
 
 from milepost.model.jsonvalue import to_json
+from milepost.protocol.work import NO_DECIMAL_POINT
 
 Node = dict[str, Any]
 """A node of a core schema."""
@@ -240,6 +241,10 @@ class _WireJsonSchema(GenerateJsonSchema):
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
         return {}
+
+    def int_schema(self, schema: Any) -> JsonSchemaValue:
+        described = super().int_schema(schema)
+        return {**described, NO_DECIMAL_POINT: True} if schema.get("strict") else described
 
     def bytes_schema(self, schema: Any) -> JsonSchemaValue:
         return {"type": "string", "contentEncoding": "base64", "format": "base64"}

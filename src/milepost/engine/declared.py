@@ -25,11 +25,11 @@ from pydantic import AnyUrl, TypeAdapter, ValidationError
 from milepost.model.jsonvalue import JSONValue, decode
 from milepost.model.path import Segment, is_position
 from milepost.model.typed import FREE, UNKNOWN, Misfit, Verdict
+from milepost.protocol.work import NO_DECIMAL_POINT
 
 logger = logging.getLogger("milepost.engine")
 
 _MESSAGE_CHARACTERS_MAX = 200
-_WHOLE_NUMBERS: Final = range(-(2**63), 2**64)
 
 # What says nothing about a value, or is followed below.
 _NOTES: Final = frozenset(
@@ -95,10 +95,6 @@ class SchemaPlace:
         try:
             self._validator.validate(value)
         except jsonschema_rs.ValidationError as error:
-            # Whole numbers beyond 64 bits are no integers to this library.
-            rounded = _rounded(value)
-            if rounded is not value and self._validator.is_valid(rounded):
-                return
             raise Misfit([_problem(error)]) from None
 
     def check_begun(self, document: dict[str, JSONValue]) -> None:
@@ -175,17 +171,17 @@ def _problem(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
     return place, message
 
 
-def _rounded(value: JSONValue) -> JSONValue:
-    """The value with whole numbers beyond 64 bits as floats; itself when it holds none."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if value in _WHOLE_NUMBERS else float(value)
-    if isinstance(value, list):
-        items = [_rounded(item) for item in value]
-        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
-    if isinstance(value, dict):
-        members = {name: _rounded(item) for name, item in value.items()}
-        return members if any(members[name] is not value[name] for name in value) else value
-    return value
+class _NoDecimalPoint:
+    """The keyword `x-noDecimalPoint`: a whole number that is written as `5.0` is none to the type's reader."""
+
+    def __init__(self, asked: object, _schema: object, _path: object) -> None:
+        self._is_asked = bool(asked)
+
+    def validate(self, instance: object) -> None:
+        if self._is_asked and isinstance(instance, float):
+            raise ValueError(
+                f"{instance} is written with a decimal point, and the type reads whole numbers only"
+            )
 
 
 # --- formats -------------------------------------------------------------------------------------------------
@@ -255,5 +251,9 @@ def _nothing_from_elsewhere(address: str) -> Any:
 
 def _validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
     return jsonschema_rs.Draft202012Validator(
-        schema, formats=_FORMATS, validate_formats=True, retriever=_nothing_from_elsewhere
+        schema,
+        formats=_FORMATS,
+        validate_formats=True,
+        retriever=_nothing_from_elsewhere,
+        keywords=cast("Any", {NO_DECIMAL_POINT: _NoDecimalPoint}),
     )

@@ -234,6 +234,8 @@ def _demand(
     if type(operation) is Delete:
         return _demand_of_delete(operation, document, root)
     path = parse(cast("Set", operation).key)
+    if type(operation) is Remove and find(document, path) is MISSING:
+        return None
     place = _judged(root, document, path)
     if place is None:
         return None

@@ -14,6 +14,9 @@ from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.runs import LogLine
 
+NO_DECIMAL_POINT = "x-noDecimalPoint"
+"""A keyword of metadata schemas beyond JSON Schema, whose integers may be written as `5.0`: with it they may not."""
+
 
 class WorkerTask(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
     """A task that a worker can run, and the server's share of its rules.

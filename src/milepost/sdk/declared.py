@@ -22,7 +22,7 @@ from milepost.client.codecs import MsgspecCodec, PydanticCodec, misfit_of
 from milepost.client.shape import Shape, shape_of
 from milepost.client.wire_form import Node, WireForm, written_name
 from milepost.errors import UsageError
-from milepost.model.jsonvalue import JSONValue, decode, encode
+from milepost.model.jsonvalue import JSONValue, decode, describe, encode, json_equal
 from milepost.model.path import Segment, is_position
 from milepost.model.typed import FREE, UNKNOWN, Declared, Misfit, Verdict
 
@@ -76,7 +76,19 @@ class _Place:
         return decode(self._own_shape.write(value))
 
     def check(self, value: JSONValue) -> None:
-        self._own_shape.read(encode(value))
+        typed = self._own_shape.read(encode(value))
+        if not isinstance(value, list | dict):
+            # What an operation has made of a number or a text is to be of the type, and not only to be read as it: a time is no number.
+            stored = self.convert(typed)
+            if not json_equal(stored, value):
+                raise Misfit(
+                    [
+                        (
+                            "",
+                            f"{describe(value)} is read as {describe(stored)}, which is how it is to be stored",
+                        )
+                    ]
+                )
 
     def json_schema(self) -> dict[str, Any] | None:
         return self._own_shape.json_schema()

@@ -44,6 +44,10 @@ class OwnSink:
         schema = self._scope.schema
         return to_json(value, place=place, key=key) if schema is None else schema.item_of(key, value, place)
 
+    def wanted_of(self, key: str, value: object) -> JSONValue:
+        schema = self._scope.schema
+        return to_json(value, place=key) if schema is None else schema.wanted_of(key, value)
+
     def object_of(self, values: object) -> JSONValue:
         schema = self._scope.schema
         return to_json(values) if schema is None else schema.object_of(values)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typing_extensions
 
 from milepost.client.annotations import name_of
+from milepost.errors import MetadataValueError
 from milepost.model.jsonvalue import JSONValue, to_json
 from milepost.model.operations import Operation, Set
 from milepost.model.path import parse
@@ -90,6 +91,13 @@ class MetadataSchema:
         """The JSON form of an item to append to the array at a key or path; `place` names it."""
         array = self._place(key)
         return self._converted(key, array if isinstance(array, Verdict) else array.item(), value, place)
+
+    def wanted_of(self, key: str, value: object) -> JSONValue:
+        """The JSON form that items have which equal a value. No item is like what does not fit, so that is any JSON."""
+        try:
+            return self.item_of(key, value, key)
+        except MetadataValueError:
+            return to_json(value, place=key)
 
     def _converted(
         self, key: str, declared: TypedPlace | Verdict, value: object, place: str | None = None
