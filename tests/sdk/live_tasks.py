@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 
 from milepost import AbortTaskRun, Context, MetadataError, MetadataFlushError, Retry, hooks, metadata, task
 
@@ -120,6 +120,50 @@ async def typed() -> Any:
         metadata.set("done", "many")
     except MetadataError as error:
         return str(error)
+
+
+class Typed(BaseModel):
+    data: bytes
+    secret: SecretStr
+    by_number: dict[int, str] = {}
+    renamed: int = Field(0, serialization_alias="Renamed", validation_alias="Old")
+
+
+@task
+def echo(value: Typed) -> Typed:
+    return value
+
+
+@task
+def sends_typed_values() -> bool:
+    value = Typed(data=b"\xff\xfe", secret=SecretStr("s"), by_number={7: "x"}, Old=1)  # type: ignore[call-arg]
+    return echo.trigger_and_wait(value).unwrap() == value
+
+
+@task(retry=Retry(max_attempts=9))
+def returns_what_cannot_be_stored() -> dict[str, float]:
+    return {"a": float("nan")}
+
+
+@task
+def writes_to_its_parent() -> list[str]:
+    metadata.parent.set("done", 7).increment("done", 0.5).set("at", "soon").delete("status")
+    try:
+        metadata.flush()
+    except MetadataFlushError as error:
+        return [item.message for item in error.refused]
+    return []
+
+
+class Held(Progress):
+    status: str
+
+
+@task(metadata=Held)
+def has_a_typed_parent() -> Any:
+    metadata.set("status", "x")
+    refused = writes_to_its_parent.trigger_and_wait().unwrap()
+    return {"refused": refused, "typed": metadata.current(Held)}
 
 
 @task

@@ -20,7 +20,21 @@ import msgspec
 import pytest
 from pydantic import BaseModel, Field
 
-from milepost import AbortTaskRun, Context, MetadataError, Retry, Task, UsageError, metadata, task
+from milepost import (
+    AbortTaskRun,
+    Context,
+    MetadataError,
+    MetadataFlushError,
+    MilepostError,
+    Retry,
+    Task,
+    TaskFailedError,
+    TaskNotFoundError,
+    UnavailableError,
+    UsageError,
+    metadata,
+    task,
+)
 from milepost.model.run import Outcome
 from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
 from milepost.sdk.scope import RunScope, current_scope
@@ -276,6 +290,97 @@ def test_abort_means_no_retry() -> None:
     outcome = attempt(work, attempt=1)
     assert error_of(outcome) == ("AbortTaskRun", "enough")
     assert outcome.retry_after_ms is None
+
+
+def wrong_usage_in_a_task() -> None:
+    raise UsageError("the wrong form")
+
+
+class Unstorable:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("work", "name"),
+    [
+        (wrong_usage_in_a_task, "UsageError"),
+        (lambda: Unstorable(), "OutputError"),
+        (lambda: float("nan"), "OutputError"),
+        (lambda: "x" * 4_000_000, "OutputError"),
+        (lambda: metadata.set("x", print), "MetadataValueError"),
+        (lambda: metadata.set("$.", 1), "MetadataPathError"),
+        (lambda: metadata.set("x", "y" * 300_000), "MetadataTooLargeError"),
+        (lambda: metadata.set("x", "text").increment("x"), "MetadataTypeError"),
+        (lambda: task(lambda one, two: None), "UsageError"),
+    ],
+)
+def test_what_would_fail_again_is_not_retried(work: Callable[[], Any], name: str) -> None:
+    made = task(id="wrong", retry=Retry(max_attempts=9))(work)
+    outcome = attempt(made, attempt=1)
+    assert error_of(outcome)[0] == name
+    assert outcome.retry_after_ms is None
+
+
+def test_a_group_of_errors_is_retried_unless_one_of_them_would_come_again() -> None:
+    for inside, is_retried in (
+        (ValueError(), True),
+        (AbortTaskRun("enough"), False),
+        (UsageError("wrong"), False),
+    ):
+        error = BaseExceptionGroup("together", [KeyError(), BaseExceptionGroup("inner", [inside])])
+
+        def work(error: BaseException = error) -> None:
+            raise error
+
+        made = task(id=f"group {type(inside)}", retry=Retry(max_attempts=9))(work)
+        assert (attempt(made, attempt=1).retry_after_ms is not None) is is_retried
+
+
+def test_what_may_succeed_later_is_retried() -> None:
+    for number, error in enumerate(
+        (
+            UnavailableError("away"),
+            TaskNotFoundError("not yet"),
+            TaskFailedError(run_id="r"),
+            MetadataFlushError("refused"),
+        )
+    ):
+
+        def work(error: MilepostError = error) -> None:
+            raise error
+
+        assert (
+            attempt(task(id=f"later {number}", retry=Retry(max_attempts=9))(work), attempt=1).retry_after_ms
+            is not None
+        )
+
+
+def test_an_output_that_does_not_fit_its_annotation_is_handed_on_and_told() -> None:
+    @task(retry=Retry(max_attempts=9))
+    def work(payload: Any) -> int:
+        return payload
+
+    for payload, text, has_line in (
+        ("many", '"many"', True),
+        ({"a": [1]}, '{"a":[1]}', True),
+        ("5", "5", False),
+        (5, "5", False),
+    ):
+        scope = scope_of(claimed(payload, task="work"))
+        outcome = attempt_in(scope, work)
+        assert outcome.output == text
+        link = scope.link
+        assert isinstance(link, HereLink)
+        assert bool(link.lines) is has_line
+        if has_line:
+            assert "output: Input should be a valid integer" in link.lines[0][1]
+    # It would be another value on the other side.
+    outcome = attempt(task(id="pair")(lambda_of_a_pair))
+    assert error_of(outcome)[0] == "OutputError"
+
+
+def lambda_of_a_pair() -> int:
+    return (1, 2)  # type: ignore[return-value]
 
 
 class Odd(BaseException):

@@ -16,7 +16,17 @@ from typing import Any
 
 import pytest
 
-from milepost import Client, MetadataTooLargeError, PayloadValidationError, Run, configure, runs, tasks
+from milepost import (
+    Client,
+    MetadataFlushError,
+    MetadataTooLargeError,
+    MetadataValueError,
+    PayloadValidationError,
+    Run,
+    configure,
+    runs,
+    tasks,
+)
 from milepost.model.jsonvalue import encode
 
 MILEPOST = [sys.executable, "-P", "-c", "from milepost.cli.main import main; main()"]
@@ -127,6 +137,28 @@ def test_child_processes_write_to_the_run_M15() -> None:
 
 def test_typed_metadata_M76_M77() -> None:
     assert "done: does not fit Progress" in output("typed", metadata={"done": 1})
+
+
+def test_every_writer_is_held_to_the_type_M76() -> None:
+    found = output("has_a_typed_parent")
+    assert len(found["refused"]) == 3
+    for message, place in zip(found["refused"], ("done", "at", "status"), strict=True):
+        assert message.startswith(f"{place}: does not fit the metadata of task 'has_a_typed_parent'")
+    assert found["typed"] == {"done": 7, "at": None, "status": "x"}
+    with pytest.raises(MetadataValueError, match="done: "):
+        tasks.trigger("has_a_typed_parent", metadata={"status": "x", "done": "many"})
+    finished = run("has_a_typed_parent", metadata={"status": "y"})
+    with pytest.raises(MetadataFlushError, match="done: "):
+        runs.metadata(finished.id).set("done", "many").set("free", 1).send()
+    assert runs.retrieve(finished.id).metadata["free"] == 1
+
+
+def test_typed_values_come_back_equal() -> None:
+    assert output("sends_typed_values") is True
+    finished = run("returns_what_cannot_be_stored")
+    assert finished.error is not None
+    assert (finished.error.name, finished.attempt_count) == ("OutputError", 1)
+    assert "output.a: NaN" in finished.error.message
 
 
 def test_hooks_write_metadata() -> None:

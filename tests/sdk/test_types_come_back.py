@@ -581,8 +581,9 @@ def structs(inner: Typed, name: str) -> Typed:
     return kind, inner[1].map(kind)
 
 
-TYPES: st.SearchStrategy[Typed] = st.recursive(
-    st.sampled_from(LEAVES),
+SOME_TYPES = st.sampled_from(LEAVES)
+TYPES: st.SearchStrategy[Typed] = SOME_TYPES | st.recursive(
+    SOME_TYPES,
     lambda inner: st.one_of(
         st.builds(lists, inner),
         st.builds(tuples, inner),
@@ -601,7 +602,7 @@ TYPES: st.SearchStrategy[Typed] = st.recursive(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_whatever_is_sent_comes_back_equal_or_is_refused(
     way: Callable[[Any, Any], Any], data: st.DataObject

@@ -168,7 +168,10 @@ def demands(
 
 def refused(misfit: Misfit, name: str, key: str | None = None) -> MetadataValueError:
     """The error for a document that would not fit its type, which messages call `name`."""
-    return MetadataValueError(f"does not fit {name}: {misfit.describe(key or 'document')}", key=key)
+    if key is None:
+        return MetadataValueError(f"does not fit {name}: {misfit.describe('document')}", key=None)
+    reasons = [f"{place}: {why}" if place not in ("", key) else why for place, why in misfit.problems[:5]]
+    return MetadataValueError(f"{key}: does not fit {name}: {'; '.join(reasons)}", key=key)
 
 
 def check_document(document: dict[str, JSONValue], root: Declared, name: str) -> None:
