@@ -78,7 +78,7 @@ class _Place:
     def check(self, value: JSONValue) -> None:
         typed = self._own_shape.read(encode(value))
         if not isinstance(value, list | dict):
-            # What an operation has made of a number or a text is to be of the type, and not only to be read as it: a time is no number.
+            # What an operation has made of a number or a text is to be of the type, and not only be read as it: a time is no number.
             stored = self.convert(typed)
             if not json_equal(stored, value):
                 raise Misfit(
