@@ -1,7 +1,10 @@
 """Filters over documents: what they mean, against a second opinion; and what is refused, with words that help."""
 
 import re
+from contextlib import suppress
+from datetime import date
 from fractions import Fraction
+from random import Random
 from typing import Any
 
 import pytest
@@ -9,8 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.errors import InvalidRequestError, MetadataError, MetadataPathError
+from milepost.model import filters as filters_module
+from milepost.model.document import Document
 from milepost.model.filters import FILTER_BYTES_MAX, TESTS_MAX, MetadataFilter, parse_filter
+from milepost.model.jsonvalue import encode
+from milepost.model.operations import Operation, Update, encode_operations
+from milepost.model.path import normal, reach
 from model.strategies import documents, documents_and_filters, few_documents, filters
+from support.chance import KEYS, cases, hold
 
 
 def plain(value: Any) -> Any:
@@ -205,6 +214,45 @@ def test_a_wrong_key_is_refused(key: str) -> None:
     with pytest.raises(MetadataPathError) as refused:
         parse_filter({key: 1})
     assert refused.value.key == key
+
+
+def depends_only_on_what_it_says(value: dict[str, Any], operations: list[Operation]) -> None:
+    """Filters about places around those of the operations: what may not change the answer does not."""
+    document = Document(value, limit=10**9)
+    random = Random(encode_operations(operations))
+    keys = {operation.key for operation in operations if not isinstance(operation, Update)}
+    paths = [KEYS[key] for key in keys] + [KEYS[random.choice(list(KEYS))]]
+    for operation in operations:
+        key = "$" + "".join(
+            f"[{segment}]" if isinstance(segment, int) else f"[{encode(segment).decode()}]"
+            for segment in random.choice(paths)
+        )
+        found = document.get(key)
+        filter = parse_filter(
+            {key: random.choice([{"$exists": True}, {"$exists": False}, {"$eq": found}, {"$gt": 0}])}
+        )
+        before = filter.matches(document.value)
+        with suppress(MetadataError):
+            document.apply(operation)
+        assert filter.may_depend_on(operation) or filter.matches(document.value) == before, (key, operation)
+
+
+@pytest.mark.parametrize("seed", ["fixed", f"{date.today()}"], ids=["fixed", "today"])
+def test_what_an_answer_may_depend_on(seed: str) -> None:
+    hold(depends_only_on_what_it_says, cases(seed), 5_000)
+
+
+@pytest.mark.parametrize("name", ["reach", "touch", "reach_of"])
+def test_the_law_would_find_a_mistake(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: dict[str, Any] = {
+        # A position from the end is a place of its own; what lies around does not count; nor do the elements that move.
+        "reach": normal,
+        "touch": lambda one, other: one == other,
+        "reach_of": lambda operation: () if isinstance(operation, Update) else reach(KEYS[operation.key]),
+    }
+    monkeypatch.setattr(filters_module, name, wrong[name])
+    with pytest.raises(AssertionError, match=r"^case "):
+        hold(depends_only_on_what_it_says, cases("planted"), 20_000)
 
 
 def test_as_many_conditions_as_may_be() -> None:

@@ -20,8 +20,8 @@ import msgspec
 
 from milepost.errors import InvalidRequestError, MetadataError
 from milepost.model.jsonvalue import JSONValue, check_json, describe, encode, json_equal, json_size, kind_of
-from milepost.model.operations import Operation, Update
-from milepost.model.path import MISSING, Path, Segment, find, is_position, parse
+from milepost.model.operations import Operation, reach_of
+from milepost.model.path import MISSING, Path, find, parse, reach, touch
 
 TESTS_MAX = 20
 """Tests in one filter: an expected value is one, and so is each operator."""
@@ -101,25 +101,10 @@ class MetadataFilter(msgspec.Struct, frozen=True):
 
         For who knows that of the document before: most operations are about another place, and then the document need not be read.
         """
-        if isinstance(operation, Update):
-            return True
-        written = parse(operation.key)
+        written = reach_of(operation)
         return any(
-            _may_overlap(written, place) for condition in self.conditions for place in condition.places
+            touch(written, reach(place)) for condition in self.conditions for place in condition.places
         )
-
-
-def _may_overlap(left: Path, right: Path) -> bool:
-    """True unless the paths surely lead to places of which none lies in the other."""
-    return all(
-        one == other or (_may_be_position(one) and _may_be_position(other))
-        for one, other in zip(left, right, strict=False)
-    )
-
-
-def _may_be_position(segment: Segment) -> bool:
-    # Elements move and are counted from both ends, so any two positions may mean the same one.
-    return isinstance(segment, int) or is_position(segment)
 
 
 def are_comparable(left: JSONValue, right: JSONValue) -> bool:
