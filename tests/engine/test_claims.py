@@ -298,6 +298,15 @@ def test_a_raised_limit_is_handed_on_at_once(world: World) -> None:
     assert len(ids(waiting)) == 1
 
 
+def test_what_a_worker_does_not_know_of_is_handed_on_at_once(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    worker.claim_one()
+    other = WorkerDouble(world, "worker_2")
+    [waiting] = world.submit(other.next_claim(1, wait=60))
+    worker.register(holding=[])
+    assert ids(waiting) == [run_id]
+
+
 def test_a_claim_that_could_not_be_given_its_run_waits_on(world: World, crowd: list[Ticket]) -> None:
     """What a failed group did with the waiting claims did not happen."""
     with faults(world.store, lambda number, statement: "COMMIT" in statement):
