@@ -1,6 +1,7 @@
 """Watching all runs that match a filter: each as it is now, then each newer state, and once more what matches no longer."""
 
 import asyncio
+from random import Random
 from typing import Any
 
 import msgspec
@@ -134,13 +135,40 @@ def test_what_changes_while_the_present_is_told_is_not_missed(
             world.write(run_id, Increment("n", 1))
         new = world.trigger(metadata={"n": 7})
         await watcher.read_until_present()
-        await watcher.until_told(new)
-        assert {run_id: run["metadata"]["n"] for run_id, run in watcher.runs.items()} == {
-            **dict.fromkeys(ids, 1),
-            new: 7,
-        }
+        wanted = {**dict.fromkeys(ids, 1), new: 7}
+        await watcher.until(
+            lambda: {run_id: run["metadata"]["n"] for run_id, run in watcher.runs.items()} == wanted
+        )
         await watcher.close()
 
+    run_async(follow)
+
+
+def test_very_many_runs_are_told_while_they_all_change(
+    world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is still to be told does not fill the mailbox of what was, and is told once."""
+    monkeypatch.setattr(matching, "MATCHES_READ", 5)
+    monkeypatch.setattr(hub, "CHANGED_MAX", 12)
+    ids = [world.trigger(metadata={"n": 0}) for _ in range(40)]
+
+    async def follow() -> None:
+        watcher = MatchWatcher(world, {"n": {"$gte": 0}})
+        while await watcher.read() != "present":
+            if watcher.events[-1] == "run" and len(watcher.runs) % 5 == 0:
+                for run_id in chance.sample(ids, 10):
+                    world.write(run_id, Increment("n", 1))
+        assert watcher.events.count("run") == 40
+        await watcher.until(
+            lambda: all(
+                (watcher.runs[run_id]["metadata"], watcher.runs[run_id]["metadataVersion"])
+                == world.document(run_id)
+                for run_id in ids
+            )
+        )
+        await watcher.close()
+
+    chance = Random(1)
     run_async(follow)
 
 

@@ -172,10 +172,21 @@ class MatchWatch(Mailbox):
         super().__init__()
         self.filter = filter
         self.has_overflown = False
+        # Runs below this id are still to be read, so that it does not matter what changes of them until then; None: there are none.
+        self.unread_below: str | None = None
+
+    def leave_unread(self, below: str | None) -> None:
+        """A reading of the runs from this id on is done, the others are still to be read. While it was under way all were of interest,
+        because nobody knew how far it would come."""
+        self.unread_below = below
+        for run_id in [run_id for run_id in self.changed if below is not None and run_id < below]:
+            self.take(run_id)
 
     def take_in(self, changed: RunChanged) -> None:
         """A commit has changed a run. One that leaves the filter is of interest too."""
         if self.has_overflown or not may_match(self.filter, changed.row):
+            return
+        if self.unread_below is not None and changed.row.id < self.unread_below:
             return
         self.put(changed)
         if len(self.changed) > CHANGED_MAX:

@@ -4,7 +4,7 @@ Cost follows the change: as long as the operations on a document are about other
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
 import msgspec
@@ -15,7 +15,7 @@ from milepost.feed.hub import Hub, MatchWatch, decides
 from milepost.feed.steps import Place, RunNews, Step, camel, place_of, run_delta, step_from
 from milepost.feed.waiting import in_reader, woken
 from milepost.protocol.feed import PING, MatchingRunFrame, RunDelta, encode_event
-from milepost.protocol.runs import RunPage, RunSummary
+from milepost.protocol.runs import RunSummary
 from milepost.store.runs import RunFilter
 
 # Runs that match a filter are read in groups of this size, and at most this often; the first after a quiet time at once.
@@ -41,43 +41,43 @@ async def watch_matching(hub: Hub, reader: Reader, filter: RunFilter) -> AsyncGe
     try:
         yield encode_event("begin", _encode(MatchingRunFrame()))
         after: str | None = None
+        all_are_told = False
         while True:
-            read: Callable[[], RunPage] = partial(reader.page, filter, size=MATCHES_READ, after=after)
-            page = await in_reader(read)
-            for run in page.data:
-                yield told.tell_whole(run, is_match=True)
-            if forgotten := told.forget():
-                yield forgotten
-            after = page.pagination.next
-            if after is None:
-                break
-            if hub.is_closed or watch.has_overflown:
-                return
-        yield encode_event("present", _encode(MatchingRunFrame()))
-        while True:
-            while not await woken(watch.wake):
-                yield PING
+            if all_are_told:
+                while not await woken(watch.wake):
+                    yield PING
+            else:
+                watch.unread_below = None
+                page = await in_reader(partial(reader.page, filter, size=MATCHES_READ, after=after))
+                after = page.pagination.next
+                watch.leave_unread(after)
+                for run in page.data:
+                    yield told.tell_whole(run, is_match=True)
             if hub.is_closed or watch.has_overflown:
                 return
             watch.wake.clear()
+            # Also between two pages, so that however long these take, nothing piles up.
             changed = list(watch.changed)
             for first in range(0, len(changed), MATCHES_READ):
                 ids = changed[first : first + MATCHES_READ]
                 unclear = [run_id for run_id in ids if told.must_read(run_id, watch.changed[run_id])]
                 found: dict[str, RunMatch] = {}
                 if unclear:
-                    read_matches = partial(reader.matching, filter, unclear, told.matching)
-                    found = await in_reader(read_matches)
+                    found = await in_reader(partial(reader.matching, filter, unclear, told.matching))
                 if hub.is_closed or watch.has_overflown:
                     return
                 for frame in [told.tell(watch, run_id, found.get(run_id)) for run_id in ids]:
                     if frame is not None:
                         yield frame
-                if forgotten := told.forget():
-                    yield forgotten
                 if watch.has_overflown:
                     return
-            await asyncio.sleep(MATCHES_SECONDS)
+            if forgotten := told.forget():
+                yield forgotten
+            if all_are_told:
+                await asyncio.sleep(MATCHES_SECONDS)
+            elif after is None:
+                all_are_told = True
+                yield encode_event("present", _encode(MatchingRunFrame()))
     finally:
         hub.matches.discard(watch)
 
