@@ -10,6 +10,7 @@ from milepost import metadata, task
 BATCH_RUNS = 1000
 BATCHES_AT_ONCE = 10
 TICKS_SHOWN = 64
+LARGE_BYTES = 240_000
 
 
 @dataclass
@@ -96,6 +97,16 @@ async def parent(children: int) -> int:
             return sum(result.ok for result in results)
 
     return sum(await asyncio.gather(*map(run_batch, range(0, children, BATCH_RUNS))))
+
+
+@task
+async def count_large(wanted: Updates) -> None:
+    """Count in a document that is large for other reasons."""
+    metadata.set("pad", "x" * LARGE_BYTES)
+    begins_at = time.monotonic()
+    for number in range(wanted.count):
+        await asyncio.sleep(max(0.0, begins_at + number / wanted.per_second - time.monotonic()))
+        metadata.increment("n")
 
 
 @task

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import bench_tasks
 import harness
@@ -37,6 +38,9 @@ FIGURES = (
     Figure("bytes_each", "1,000 appends of 100 bytes, each flushed: bytes to a subscriber per byte appended", "x"),
     Figure("bytes_together", "1,000 appends of 100 bytes, without flush: bytes to a subscriber per byte appended", "x"),
     Figure("bytes_whole", "the same, had the whole document been sent with each flush (computed)", "x"),
+    Figure("list_bytes", "20 documents of 240 KB counting at 20/s each: to a watcher of their list", "KB/s", at_most=100),
+    Figure("search_bytes", "the same, to a watcher of a search that they match", "KB/s", at_most=200),
+    Figure("search_cpu", "processor time of the server meanwhile, the writing included", "% of a core"),
     Figure("crowd_p50", "1,000 watchers of one run at 20 updates/s, p50", "ms"),
     Figure("crowd_p99", "1,000 watchers of one run at 20 updates/s, p99", "ms", at_most=500),
     Figure("idle_memory", "server's memory with 10,000 idle watchers of as many runs", "MB", at_most=1000),
@@ -46,6 +50,8 @@ FIGURES = (
 
 SECONDS_MAX = 150.0
 LINE_BYTES = 100
+LARGE_RUNS = 20
+LARGE_PER_SECOND = 20
 TICKS_PER_SECOND = 50
 # Files that a process needs beside its connections.
 OTHER_FILES = 300
@@ -63,6 +69,7 @@ class Sizes:
     through_runs: int
     through_seconds: float
     appends: int
+    large_seconds: float
     crowd: int
     crowd_updates: int
     idle: int
@@ -71,11 +78,11 @@ class Sizes:
 
 FULL = Sizes(
     lone=100, ticks=400, through_runs=1000, through_seconds=5,
-    appends=1000, crowd=1000, crowd_updates=100, idle=10_000, idle_seconds=10,
+    appends=1000, large_seconds=5, crowd=1000, crowd_updates=100, idle=10_000, idle_seconds=10,
 )  # fmt: skip
 QUICK = Sizes(
     lone=5, ticks=25, through_runs=50, through_seconds=1,
-    appends=50, crowd=50, crowd_updates=10, idle=200, idle_seconds=1,
+    appends=50, large_seconds=1, crowd=50, crowd_updates=10, idle=200, idle_seconds=1,
 )  # fmt: skip
 
 
@@ -96,6 +103,7 @@ def measure(options: Options) -> None:
             measure_latency(report, house, "lone", Updates(sizes.lone, 10))
             measure_latency(report, house, "default", Updates(sizes.ticks, TICKS_PER_SECOND))
             measure_bytes(report, sizes, house)
+            measure_large(report, sizes, house)
             measure_crowd(report, sizes, house)
         with harness.dev(processes=1, flush_interval_ms=2) as house:
             measure_latency(report, house, "fast", Updates(sizes.ticks, TICKS_PER_SECOND))
@@ -183,6 +191,29 @@ def measure_bytes(report: Report, sizes: Sizes, house: House) -> None:
         report.add(f"bytes_{name}", seen.bytes / appended, f"{seen.bytes:,} bytes, {seen.frames:,} frames")
     # After the n-th append the document has n lines: the sum of 1 to n.
     report.add("bytes_whole", (sizes.appends + 1) / 2)
+
+
+def measure_large(report: Report, sizes: Sizes, house: House) -> None:
+    """Documents that are large and change a little: what watchers of several runs receive, one after the other."""
+    house.use()
+    # As long as both are watched, and what goes before and between.
+    wanted = Updates(round(LARGE_PER_SECOND * (2 * sizes.large_seconds + 8)), LARGE_PER_SECOND)
+    batch = batch_ids(bench_tasks.count_large, [wanted] * LARGE_RUNS)
+    time.sleep(2)
+    search = urlencode({"filter[metadata]": '{"n": {"$exists": true}}', "filter[status]": "EXECUTING"})
+    for name, path in (("list", "/api/v1/feed/runs"), ("search", f"/api/v1/feed/matching-runs?{search}")):
+        with watch(Watch(house.url, house.secret_key, [], [path])) as watching:
+            time.sleep(1)
+            watching.take()
+            cpu, began = house.cpu(), time.perf_counter()
+            time.sleep(sizes.large_seconds)
+            seen = watching.take()
+            seconds, used = time.perf_counter() - began, house.cpu() - cpu
+        report.add(f"{name}_bytes", seen.bytes / seen.seconds / 1000)
+        if name == "search":
+            report.add("search_cpu", used.server / seconds * 100)
+    for run_id in batch:
+        runs.wait(run_id, 60)
 
 
 def measure_crowd(report: Report, sizes: Sizes, house: House) -> None:

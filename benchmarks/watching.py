@@ -25,11 +25,13 @@ _MOMENT = re.compile(rb'"value":(\d{6,})')
 
 @dataclass
 class Watch:
-    """Whom to watch: each run this many times. Of every so many deltas one is looked at for the moment of its update."""
+    """Whom to watch: each run this many times; or the event streams at `paths`, which tell of several runs. Of every so many deltas of
+    a run one is looked at for the moment of its update."""
 
     url: str
     secret_key: str
     run_ids: list[str]
+    paths: list[str] = field(default_factory=list[str])
     times: int = 1
     sample_every: int = 1
 
@@ -112,7 +114,7 @@ class Watcher(asyncio.Protocol):
         for event in events:
             if b"event: delta\n" in event:
                 self._count(event, seen)
-            elif b"event: snapshot\n" in event:
+            elif b"event: snapshot\n" in event or b"event: present\n" in event:
                 if not self.is_ready.done():
                     self.is_ready.set_result(None)
             elif b"event: end\n" in event:
@@ -145,9 +147,9 @@ async def watch_all(wanted: Watch) -> None:
     loop = asyncio.get_running_loop()
     turn = asyncio.Semaphore(CONNECTING_AT_ONCE)
 
-    async def connect(run_id: str) -> None:
+    async def connect(path: str) -> None:
         request = (
-            f"GET /api/v1/runs/{run_id}/feed HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
             f"Authorization: Bearer {wanted.secret_key}\r\nAccept: text/event-stream\r\n\r\n"
         ).encode()
         async with turn:
@@ -155,8 +157,11 @@ async def watch_all(wanted: Watch) -> None:
             await watcher.is_ready
 
     async with asyncio.timeout(CONNECTING_SECONDS_MAX), asyncio.TaskGroup() as group:
-        for run_id in wanted.run_ids * wanted.times:
-            group.create_task(connect(run_id))
+        for path in [
+            *(f"/api/v1/runs/{run_id}/feed" for run_id in wanted.run_ids),
+            *wanted.paths,
+        ] * wanted.times:
+            group.create_task(connect(path))
     _answer(counters.take())
     while await asyncio.to_thread(sys.stdin.readline):
         _answer(counters.take())
