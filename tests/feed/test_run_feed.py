@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.reading import Reader
-from milepost.errors import RunNotFoundError
+from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
@@ -291,6 +291,34 @@ def test_children_are_counted_seldom_and_at_the_end(
 
     run_async(follow)
     assert not world.hub.runs
+
+
+def test_children_that_cannot_be_counted_are_counted_later(
+    world: FeedWorld, worker: WorkerDouble, caplog: pytest.LogCaptureFixture
+) -> None:
+    parent = world.trigger()
+
+    class Failing(Reader):
+        fails = True
+
+        def child_counts(self, run_id: str) -> dict[str, int]:
+            if self.fails:
+                self.fails = False
+                raise UnavailableError("disk I/O error")
+            return super().child_counts(run_id)
+
+    async def follow() -> None:
+        subscriber = watch(world, parent, Failing(world.store, metadata_size_max=262_144))
+        await subscriber.read()
+        world.trigger(parent_run_id=parent)
+        assert not await subscriber.comes_within(0.5)
+        world.trigger(parent_run_id=parent)
+        await subscriber.read()
+        assert subscriber.run["childCounts"] == {"QUEUED": 2}
+        await subscriber.close()
+
+    run_async(follow)
+    assert "disk I/O error" in caplog.text
 
 
 def test_what_happens_to_other_runs_does_not_count_children(world: FeedWorld, worker: WorkerDouble) -> None:

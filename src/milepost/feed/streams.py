@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from milepost.engine.documents import Writer, join_steps
 from milepost.engine.reading import Reader
+from milepost.errors import UnavailableError
 from milepost.feed.hub import Hub, Inbox, ListWatch, RunTopic, Snapshot
 from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
@@ -142,7 +143,7 @@ async def _keep_counting(topic: RunTopic, reader: Reader) -> None:
             began = loop.time()
             await _count_children(topic, reader)
             topic.count_at = began + paused_for(loop.time() - began)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, UnavailableError) as error:
         # Tried again when the next one changes.
         topic.children_changed = True
         logger.warning("the children of run %s cannot be counted now: %s", topic.run_id, error)
