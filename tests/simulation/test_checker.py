@@ -8,7 +8,7 @@ import pytest
 
 from milepost.engine import documents, working
 from milepost.engine.transaction import Transaction
-from milepost.feed import hub
+from milepost.feed.steps import RunNews
 from milepost.model.operations import Operation, Pending, Set
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
@@ -64,11 +64,11 @@ def announcements_are_lost_and_nothing_heals_it(patch: pytest.MonkeyPatch) -> No
 
 
 def a_gap_in_what_is_announced_is_not_noticed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hub.RunTopic, "newer_than", _joined)
+    patch.setattr(RunNews, "newer_than", _joined)
 
 
-def _joined(topic: hub.RunTopic, version: int) -> list[Any]:
-    return [change for change in topic._changes if change.version > version]
+def _joined(news: RunNews, version: int) -> list[Any]:
+    return [change for change in news._steps if change.version > version]
 
 
 def sets_are_moved_behind_everything_else(patch: pytest.MonkeyPatch) -> None:

@@ -193,8 +193,8 @@ class Runs:
         once more, so that what the reader knows of it is not out of date. No state (metadata version, status, attempt) comes
         twice. A broken connection is taken up again. Payload and output may be missing, as in lists.
 
-        What is known of a run that matches takes about 300 bytes, here and at the server. The documents of runs that have not ended are
-        kept here too, 64 MB of them at most, because the server sends what has changed and not the whole document.
+        What is known of a run that matches takes about 300 bytes, here and at the server. The documents of runs that have not ended
+        are kept here too, 64 MB of them at most, because the server sends what has changed and not the whole document.
 
         Args:
             filters: see `RunFilters`.
