@@ -458,6 +458,7 @@ class _ExecutorProcess:
         self,
         process: Process,
         messages: asyncio.StreamReader,
+        pipe: asyncio.ReadTransport,
         hear: Callable[["_ExecutorProcess", Message], None],
         *,
         name: str,
@@ -467,6 +468,7 @@ class _ExecutorProcess:
     ) -> None:
         self._process = process
         self._messages = messages
+        self._pipe = pipe
         self._hear = hear
         self._name = name
         self._descriptor = descriptor
@@ -512,12 +514,13 @@ class _ExecutorProcess:
         finally:
             os.close(sending)
         reader = asyncio.StreamReader(limit=MESSAGE_BYTES_MAX)
-        await loop.connect_read_pipe(
+        pipe, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(receiving, "rb", 0)
         )
         return cls(
             process,
             reader,
+            pipe,
             hear,
             name=name,
             worker_id=worker_id,
@@ -535,6 +538,14 @@ class _ExecutorProcess:
         listening = asyncio.create_task(self._listen())
         exited = asyncio.create_task(self._process.wait())
         try:
+            await asyncio.wait({exited, listening}, return_when=asyncio.FIRST_COMPLETED)
+            # A process that ends closes the pipe a moment before its end is known.
+            await asyncio.wait({exited}, timeout=LEAVE_SECONDS_MAX)
+            if not exited.done() and self.word is None and not self._kill_timers:
+                self._say(
+                    f"user code has closed file descriptor {self._descriptor}, by which this executor says what happens; "
+                    f"it runs tasks as before"
+                )
             await asyncio.wait({exited})
         finally:
             for timer in self._kill_timers:
@@ -545,6 +556,9 @@ class _ExecutorProcess:
             self.was_killed = was_killed or not exited.done()
             await asyncio.wait({listening, exited}, timeout=1.0)
             listening.cancel()
+            self._pipe.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
         return await exited
 
     def kill(self) -> None:
@@ -586,15 +600,6 @@ class _ExecutorProcess:
                 self._take(message)
             elif not line:
                 break
-        # A process that ends closes the pipe a moment before its end is known.
-        await asyncio.sleep(LEAVE_SECONDS_MAX)
-        self._hear(
-            self,
-            Notice(
-                f"{self._name}: user code has closed file descriptor {self._descriptor}, by which this executor says what happens; "
-                f"it runs tasks as before"
-            ),
-        )
 
     def _take(self, message: Message) -> None:
         match message:
@@ -611,11 +616,12 @@ class _ExecutorProcess:
     def _tell_of_garbage(self) -> None:
         if not self._garbage_is_told:
             self._garbage_is_told = True
-            text = (
-                f"{self._name}: user code writes to file descriptor {self._descriptor}, which it has not opened; "
-                f"this is ignored"
+            self._say(
+                f"user code writes to file descriptor {self._descriptor}, which it has not opened; this is ignored"
             )
-            self._hear(self, Notice(text))
+
+    def _say(self, message: str) -> None:
+        self._hear(self, Notice(f"{self._name}: {message}"))
 
 
 def _how_it_ended(code: int) -> str:
