@@ -1,8 +1,12 @@
 """The thread pool: every callable runs, blocking ones do not hold up others, threads are reused and end."""
 
+import ctypes
+import sys
 import threading
 import time
 from collections.abc import Callable
+
+import pytest
 
 from milepost.worker.threads import ThreadPool
 
@@ -100,3 +104,43 @@ def test_work_from_many_threads_and_threads_that_age_lose_nothing() -> None:
     for submitter in submitters:
         submitter.join()
     wait_until(lambda: count == 2000)
+
+
+def test_threads_that_are_there_from_the_start_stay() -> None:
+    pool = ThreadPool(name="staying", threads_min=2, idle_seconds=0.02)
+    assert threads_of("staying") == 2
+    gate, arrived = threading.Event(), threading.Semaphore(0)
+    pool.submit([lambda: (arrived.release(), gate.wait())] * 5)  # type: ignore[list-item]
+    for _ in range(5):
+        assert arrived.acquire(timeout=10)
+    gate.set()
+    wait_until(lambda: threads_of("staying") == 2)
+    time.sleep(0.1)
+    assert threads_of("staying") == 2
+    last = threading.Event()
+    pool.submit([last.set])
+    assert last.wait(10)
+
+
+def send(thread_id: int, error: type[BaseException]) -> None:
+    """Raise an error in another thread, as some timeouts do."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(error))
+
+
+@pytest.mark.parametrize("threads_min", [0, 1])
+def test_a_thread_that_is_hit_by_an_error_takes_nobody_along(threads_min: int) -> None:
+    """Some timeouts send an error into a thread, and it may come when the run has ended."""
+    pool = ThreadPool(name=f"hit-{threads_min}-", threads_min=threads_min, threads_max=1)
+    for _ in range(20):
+        done = threading.Event()
+        pool.submit([done.set])
+        assert done.wait(10)
+        # It becomes idle, and the error waits for the moment when the thread is called.
+        wait_until(lambda: len(pool._idle) == 1)
+        for thread in threading.enumerate():
+            if thread.name.startswith(f"hit-{threads_min}-") and thread.ident is not None:
+                send(thread.ident, SystemExit)
+    done = threading.Event()
+    pool.submit([sys.exit, sys.exit, done.set])
+    assert done.wait(10)
+    wait_until(lambda: threads_of(f"hit-{threads_min}-") <= 1)

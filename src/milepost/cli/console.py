@@ -31,9 +31,20 @@ class _SafeConsole(Console):
             yield segment if safe == segment.text else Segment(safe, segment.style)
 
 
+class _ErrorConsole(_SafeConsole):
+    """Standard error. A server or worker does not end because nobody reads what it says (`milepost worker tasks.py 2>&1 | head`)."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing any more."""
+        self.quiet = True
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stderr.fileno())
+        os.close(nothing)
+
+
 # Results go to standard output, everything else to standard error, so that output can be piped.
 out: Console = _SafeConsole()
-err: Console = _SafeConsole(stderr=True)
+err: Console = _ErrorConsole(stderr=True)
 
 
 def tolerate_narrow_encodings() -> None:

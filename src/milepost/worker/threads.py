@@ -102,9 +102,11 @@ class ThreadPool:
                     bell.acquire()
                 is_idle = False
                 arriving = True
+        except BaseException:
+            # User code has sent an error into this thread (`PyThreadState_SetAsyncExc`, as some timeouts do), and it came when the run
+            # had ended. Nobody wants it any more, and the others need the line to go on.
+            pass
         finally:
-            # Also when user code has sent an exception into this thread (`PyThreadState_SetAsyncExc`, as some timeouts do) and it came
-            # after the run had ended: the others need the line to go on.
             with self._lock:
                 if bell in self._idle:
                     self._idle.remove(bell)
