@@ -19,8 +19,9 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         env: dict[str, str] | None = None,
         folder: Path = tmp_path,
         stdin: IO[bytes] | int = subprocess.DEVNULL,
+        output: int | None = None,
     ) -> Command:
-        started.append(Command(list(arguments), folder=folder, env=env or {}, stdin=stdin))
+        started.append(Command(list(arguments), folder=folder, env=env or {}, stdin=stdin, output=output))
         return started[-1]
 
     yield start

@@ -39,7 +39,9 @@ class Command:
         folder: Path,
         env: dict[str, str],
         stdin: IO[bytes] | int = subprocess.DEVNULL,
+        output: int | None = None,
     ) -> None:
+        """`output`: where both outputs go instead of here."""
         self.folder = folder
         self._errors = folder / f"stderr-{time.monotonic_ns()}.txt"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
@@ -48,8 +50,8 @@ class Command:
                 [*MILEPOST, *arguments],
                 cwd=folder,
                 stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+                stdout=subprocess.PIPE if output is None else output,
+                stderr=errors if output is None else output,
                 env={**clean, "COLUMNS": "200", **env},
                 text=True,
             )
@@ -113,8 +115,8 @@ class Command:
         self.executors()
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         for child in self.left_behind():
             child.kill()
 
