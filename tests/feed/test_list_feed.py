@@ -380,3 +380,23 @@ def test_whoever_reads_when_and_how_often_ends_on_the_list_as_it_is(
 
         run_async(follow)
         assert not world.hub.lists
+
+
+def test_a_server_that_stops_between_two_readings_ends_the_stream(
+    world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wake-up at the stop is not lost when the watcher rests just then."""
+
+    async def stop(seconds: float) -> None:
+        world.hub.close()
+
+    async def follow() -> None:
+        run_id = world.trigger()
+        watcher = watch(world)
+        await watcher.read()
+        monkeypatch.setattr(asyncio, "sleep", stop)
+        world.write(run_id, Set("a", 1))
+        with pytest.raises(StopAsyncIteration):
+            await watcher.read()
+
+    run_async(follow)

@@ -285,6 +285,9 @@ async def watch_list(
         while True:
             before = order, counts
             watch.wake.clear()
+            if hub.is_closed and order is not None:
+                # Its wake-up came while this one slept, and has just been cleared.
+                return
             if order is None or (watch.is_stale and loop.time() >= read_at):
                 began = loop.time()
                 watch.is_stale = False
