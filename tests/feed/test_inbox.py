@@ -1,12 +1,14 @@
 """A worker's inbox: what others wrote to the documents of its runs, and which children have ended."""
 
 from base64 import b64decode
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
 from milepost.engine.commands import Report, UpdateMetadata
+from milepost.feed import streams
 from milepost.feed.streams import watch_inbox
 from milepost.model.counted import id_of, unpack
 from milepost.model.document import Document
@@ -312,5 +314,31 @@ def test_a_second_attempt_does_not_take_the_first_ones_steps_for_its_own(
             await inbox.read()
         assert inbox.copies[run.id].value == {"n": 0, "x": 3}
         await inbox.close()
+
+    run_async(follow)
+
+
+@pytest.mark.parametrize("ending", ["the server stops", "a newer connection takes over"])
+def test_what_happens_while_the_inbox_rests_is_not_lost(
+    world: FeedWorld, worker: WorkerDouble, run: ClaimedRun, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    async def end(seconds: float) -> None:
+        if ending == "the server stops":
+            world.hub.close()
+        else:
+            await Inbox(world).read()
+
+    async def follow() -> None:
+        inbox = Inbox(world)
+        inbox.hold(run)
+        await inbox.read()
+        world.write(run.id, Increment("n", 1))
+        await inbox.read()
+        monkeypatch.setattr(asyncio, "sleep", end)
+        # So soon after the last one that it rests first.
+        monkeypatch.setattr(streams, "INBOX_SECONDS", 60)
+        world.write(run.id, Increment("n", 1))
+        with pytest.raises(StopAsyncIteration):
+            await inbox.read()
 
     run_async(follow)

@@ -354,11 +354,12 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
             if not await woken(inbox.wake):
                 yield PING
                 continue
+            quiet = last_deltas_at + INBOX_SECONDS - loop.time()
+            if quiet > 0 and not inbox.finished and not hub.is_closed:
+                await asyncio.sleep(quiet)
+            # Looked at after the rest, because the wake-up for it may have come meanwhile, and is cleared now.
             if hub.is_closed or hub.inboxes.get(worker_id) is not inbox:
                 return
-            quiet = last_deltas_at + INBOX_SECONDS - loop.time()
-            if quiet > 0 and not inbox.finished:
-                await asyncio.sleep(quiet)
             finished, changes, overflown = inbox.take()
             deltas = [
                 MetadataDelta(
