@@ -27,8 +27,11 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── UnsupportedMediaTypeError     unsupported_media_type  415
     │   ├── InvalidRequestError           invalid_request         422
     │   │   └── PayloadValidationError    invalid_payload         422
-    │   └── RunFinishedError              run_finished            422
+    │   ├── RunFinishedError              run_finished            422
+    │   └── RequestTimeoutError           request_timeout         408
     ├── UnavailableError                  unavailable             503   safe to retry
+    ├── UnreadableAnswerError             unreadable_answer       500
+    ├── NotLoadedError                    not_loaded              500   also AttributeError
     ├── ConfigurationError                invalid_configuration   500
     ├── UsageError                        wrong_usage             500   also RuntimeError
     ├── TaskFailedError                   task_failed             500   .run_id .error_name .error_message
@@ -57,9 +60,11 @@ __all__ = [
     "MetadataValueError",
     "MilepostError",
     "NotFoundError",
+    "NotLoadedError",
     "PayloadValidationError",
     "RefusedOperation",
     "RequestError",
+    "RequestTimeoutError",
     "RunFinishedError",
     "RunNotFoundError",
     "TaskFailedError",
@@ -67,6 +72,7 @@ __all__ = [
     "TooLargeError",
     "UnauthorizedError",
     "UnavailableError",
+    "UnreadableAnswerError",
     "UnsupportedMediaTypeError",
     "UsageError",
     "VersionConflictError",
@@ -408,6 +414,13 @@ class RunFinishedError(RequestError):
     status: ClassVar[int] = 422
 
 
+class RequestTimeoutError(RequestError):
+    """The body of the request came too slowly, and the server stopped waiting for it."""
+
+    code: ClassVar[str] = "request_timeout"
+    status: ClassVar[int] = 408
+
+
 # --- the rest ----------------------------------------------------------------------------------------------
 
 
@@ -416,6 +429,18 @@ class UnavailableError(MilepostError):
 
     code: ClassVar[str] = "unavailable"
     status: ClassVar[int] = 503
+
+
+class UnreadableAnswerError(MilepostError):
+    """The server answered, and the answer holds something that this reader cannot read. What was asked for is there."""
+
+    code: ClassVar[str] = "unreadable_answer"
+
+
+class NotLoadedError(MilepostError, AttributeError):
+    """This run was read without the field, so nothing can be said about it; the message names the call that reads it."""
+
+    code: ClassVar[str] = "not_loaded"
 
 
 class ConfigurationError(MilepostError):

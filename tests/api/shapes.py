@@ -66,6 +66,8 @@ COMMON: dict[str, Check] = {
     "rootId": text,
     "queue": text,
     "attemptCount": number,
+    "depth": number,
+    "triggerFunction": lambda value: value in TRIGGER_FUNCTIONS,
     "env": lambda value: has(value, {"id": text, "name": text}, {}),
 }
 OPTIONAL: dict[str, Check] = {
@@ -106,8 +108,6 @@ def is_run(value: Any) -> bool:
     """A whole run (protocol, 5.1)."""
     required = {
         **COMMON,
-        "depth": number,
-        "triggerFunction": TRIGGER_FUNCTIONS.__contains__,
         "relatedRuns": _are_relatives,
         "childCounts": mapping,
         "attempts": lambda attempts: attempts == [],

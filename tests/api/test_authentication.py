@@ -1,16 +1,27 @@
-"""Who may ask: the secret key for everything, a signed-in browser for reading, nobody else for anything but health."""
+"""Who may ask is a column of the table of endpoints, and every endpoint is tried with every kind of caller."""
+
+from typing import cast
 
 import jwt
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Mount, Route
 
 from api.shapes import is_problem
-from milepost.protocol.endpoints import ENDPOINTS, Endpoint
-from milepost.server.auth import COOKIE, Authenticator
+from milepost.errors import ForbiddenError, UnauthorizedError
+from milepost.protocol.endpoints import ENDPOINTS, KEY_ONLY, OPEN, READERS, Access, Endpoint
+from milepost.server.app import SafeAnswers
+from milepost.server.auth import CODE_SECONDS, Authenticator
 from support.served import KEY, HttpWorker, Served
 
-_PROTECTED = [endpoint for endpoint in ENDPOINTS if not endpoint.public]
-_READING = [endpoint for endpoint in _PROTECTED if endpoint.method == "GET" and not endpoint.stream]
-_WRITING = [endpoint for endpoint in _PROTECTED if endpoint.method != "GET"]
+_PROTECTED = [endpoint for endpoint in ENDPOINTS if not endpoint.access.anyone]
+_FOR_SESSIONS = [endpoint for endpoint in _PROTECTED if endpoint.access.session]
+_READING = [endpoint for endpoint in _FOR_SESSIONS if not endpoint.stream]
+_KEY_ONLY = [endpoint for endpoint in _PROTECTED if not endpoint.access.session]
+_COOKIE = Authenticator(KEY).cookie
+# Routes that are pages for people, and not endpoints of the API: who is not signed in is led to the sign-in page.
+_PAGES = {"/", "/runs/{run}", "/sign-in", "/sign-out", "/static"}
 
 
 def name(endpoint: Endpoint) -> str:
@@ -34,8 +45,8 @@ def path_of(endpoint: Endpoint) -> str:
         {"authorization": f"Bearer {KEY}x"},
         {"authorization": f"Basic {KEY}"},
         {"authorization": KEY},
-        {"cookie": f"{COOKIE}=forged"},
-        {"cookie": f"{COOKIE}={KEY}"},
+        {"cookie": f"{_COOKIE}=forged"},
+        {"cookie": f"{_COOKIE}={KEY}"},
     ],
     ids=[
         "none",
@@ -76,7 +87,7 @@ def cookie(served: Served) -> dict[str, str]:
     """What a browser sends that has signed in."""
     session = served.server.authenticator.session_for_key(KEY)
     assert session is not None
-    return {"cookie": f"other=1; {COOKIE}={session}"}
+    return {"cookie": f"other=1; {_COOKIE}={session}"}
 
 
 @pytest.mark.parametrize("endpoint", _READING, ids=name)
@@ -93,11 +104,165 @@ def test_a_session_may_watch(served: Served, worker: HttpWorker, cookie: dict[st
     assert answer.body.startswith(b"event: snapshot")
 
 
-@pytest.mark.parametrize("endpoint", _WRITING, ids=name)
-def test_a_session_may_not_write(served: Served, cookie: dict[str, str], endpoint: Endpoint) -> None:
-    """Nothing changes by what a page of another origin could make a browser send."""
-    answer = served.call(endpoint.method, path_of(endpoint), {}, key=None, headers=cookie)
+@pytest.mark.parametrize("endpoint", _KEY_ONLY, ids=name)
+def test_a_session_is_not_enough_where_the_key_is_needed(
+    served: Served, worker: HttpWorker, cookie: dict[str, str], endpoint: Endpoint
+) -> None:
+    """Nothing changes by what a page could make a browser send, and nobody reads a worker's inbox with it."""
+    path = endpoint.path.format(task="work", run="run_x", batch="batch_x", worker=worker.id)
+    body = None if endpoint.method == "GET" else {}
+    answer = served.call(endpoint.method, path, body, key=None, headers=cookie)
+    assert answer.status == 403
+    assert answer.json["code"] == "forbidden"
+
+
+def test_the_table_says_of_every_endpoint_who_may_call_it() -> None:
+    """What changes something, and what is for workers, takes the key. Whoever adds an endpoint has to think of it."""
+    for endpoint in ENDPOINTS:
+        assert isinstance(endpoint.access, Access)
+        if endpoint.method != "GET" or endpoint.tag == "workers":
+            assert endpoint.access == KEY_ONLY, endpoint.name
+    assert [endpoint.name for endpoint in ENDPOINTS if endpoint.access.anyone] == ["health"]
+
+
+def test_an_endpoint_without_a_rule_cannot_be_made() -> None:
+    with pytest.raises(TypeError):
+        Endpoint("new", "GET", "/new", "New")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="does not say who may call it"):
+        Endpoint("new", "GET", "/new", "New", dict)  # type: ignore[arg-type]
+
+
+def test_every_route_is_an_endpoint_of_the_table_or_a_page(served: Served) -> None:
+    """No way in beside the table."""
+    application = cast("Starlette", cast("SafeAnswers", served.server.app).inner)
+    routes = {
+        route.path
+        for route in application.routes
+        if isinstance(route, Route | Mount) and not isinstance(route, type(None))
+    }
+    assert routes == {endpoint.path for endpoint in ENDPOINTS} | _PAGES
+    assert len(application.routes) == len(ENDPOINTS) + len(_PAGES) + 1  # GET and POST of /sign-in
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "none"}, True),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "same-site", "origin": "http://host:3030"}, False),
+        ({"origin": "http://host:3030"}, True),
+        ({"origin": "http://host:8000"}, False),
+        ({"origin": "http://host"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": "http://evil.example"}, False),
+    ],
+    ids=str,
+)
+def test_what_a_session_changes_comes_from_an_own_page(headers: dict[str, str], allowed: bool) -> None:
+    """A page of another port of the same host is of the same site for a browser: it sends the cookie along."""
+    authenticator = Authenticator(KEY)
+    session = authenticator.session_for_key(KEY)
+    sent = {"host": "host:3030", "cookie": f"{authenticator.cookie}={session}", **headers}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
+    }
+    if allowed:
+        authenticator.check(Request(scope), READERS, "POST")
+    else:
+        with pytest.raises(ForbiddenError):
+            authenticator.check(Request(scope), READERS, "POST")
+    # Reading changes nothing, and no page of another origin sees what comes back.
+    authenticator.check(Request(scope), READERS, "GET")
+    authenticator.check(Request({**scope, "headers": []}), OPEN, "POST")
+    with pytest.raises(UnauthorizedError):
+        authenticator.check(Request({**scope, "headers": []}), READERS, "GET")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "x",
+        "..",
+        "a.b.c",
+        "\xff\xfe",
+        "é" * 500,
+        "=" * 1000,
+        '"',
+        "eyJhbGciOiJub25lIn0.e30.",
+        "0" * 20_000,
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_cookie_that_was_tampered_with_is_no_session(served: Served, value: str) -> None:
+    answer = served.call("GET", "/api/v1/runs", key=None, headers={"cookie": f"{_COOKIE}={value}"})
     assert answer.status == 401
+
+
+def test_each_part_of_a_session_is_signed(served: Served) -> None:
+    session = served.server.authenticator.session_for_key(KEY)
+    assert session is not None
+    for position in range(0, len(session) - 1, 7):
+        other = "A" if session[position] != "A" else "B"
+        changed = session[:position] + other + session[position + 1 :]
+        answer = served.call("GET", "/api/v1/runs", key=None, headers={"cookie": f"{_COOKIE}={changed}"})
+        assert answer.status == 401, position
+
+
+def test_servers_with_other_keys_use_other_cookies() -> None:
+    """Browsers keep cookies by host: two development servers of one machine would sign each other out."""
+    names = {Authenticator(key).cookie for key in ("one", "two", "three")}
+    assert len(names) == 3
+    assert all(name.startswith("milepost_session_") for name in names)
+    assert Authenticator("one").cookie == Authenticator("one").cookie
+
+
+def test_a_session_that_was_signed_out_is_none_any_more() -> None:
+    authenticator = Authenticator(KEY)
+    first, second = authenticator.session_for_key(KEY), authenticator.session_for_key(KEY)
+
+    def request(session: str | None) -> Request:
+        cookie = f"{authenticator.cookie}={session}".encode()
+        return Request({"type": "http", "headers": [(b"cookie", cookie)]})
+
+    assert authenticator.has_session(request(first))
+    authenticator.sign_out(request(first))
+    assert not authenticator.has_session(request(first))
+    assert authenticator.has_session(request(second))
+    authenticator.sign_out(request("nonsense"))
+
+
+def test_a_code_works_for_a_quarter_of_an_hour() -> None:
+    now = [1_000_000.0]
+    authenticator = Authenticator(KEY, clock=lambda: now[0])
+    early, late = authenticator.new_code(), authenticator.new_code()
+    now[0] += CODE_SECONDS - 1
+    assert authenticator.session_for_code(early) is not None
+    now[0] += 2
+    assert authenticator.session_for_code(late) is None
+    assert CODE_SECONDS <= 15 * 60
+
+
+def test_codes_that_nobody_uses_do_not_add_up() -> None:
+    authenticator = Authenticator(KEY)
+    codes = [authenticator.new_code() for _ in range(3000)]
+    assert authenticator.session_for_code(codes[0]) is None
+    assert authenticator.session_for_code(codes[-1]) is not None
+
+
+def test_a_link_is_made_with_the_key(served: Served) -> None:
+    answer = served.call("POST", "/api/v1/sign-in-links")
+    assert answer.status == 200
+    assert answer.json["expiresInSeconds"] == CODE_SECONDS
+    opened = served.pool.request("GET", served.url + answer.json["path"], redirect=False)
+    assert (opened.status, opened.headers["location"]) == (303, "/")
+    assert served.pool.request("GET", served.url + answer.json["path"], redirect=False).status == 401
 
 
 def test_a_wrong_key_is_not_saved_by_a_session(served: Served, cookie: dict[str, str]) -> None:
@@ -110,7 +275,7 @@ def test_a_session_of_another_key_or_for_something_else_is_no_session(served: Se
     unsigned = jwt.encode({"aud": "milepost-dashboard"}, "", algorithm="none")
     expired = Authenticator(KEY, clock=lambda: 0).session_for_key(KEY)
     for token in (other, signed_with_the_key, unsigned, expired):
-        answer = served.call("GET", "/api/v1/runs", key=None, headers={"cookie": f"{COOKIE}={token}"})
+        answer = served.call("GET", "/api/v1/runs", key=None, headers={"cookie": f"{_COOKIE}={token}"})
         assert answer.status == 401
 
 
@@ -120,7 +285,7 @@ def test_a_code_opens_one_session(served: Served) -> None:
     session = authenticator.session_for_code(code)
     assert session is not None
     assert (
-        served.call("GET", "/api/v1/runs", key=None, headers={"cookie": f"{COOKIE}={session}"}).status == 200
+        served.call("GET", "/api/v1/runs", key=None, headers={"cookie": f"{_COOKIE}={session}"}).status == 200
     )
     assert authenticator.session_for_code(code) is None
     assert authenticator.session_for_code("guess") is None

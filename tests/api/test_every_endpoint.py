@@ -30,6 +30,10 @@ class Calls:
     def openapi(self, endpoint: Endpoint) -> None:
         assert self.call(endpoint, endpoint.path).json["openapi"].startswith("3.1")
 
+    def create_sign_in_link(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path)
+        assert has(answer.json, {"path": text, "expiresInSeconds": number}, {})
+
     def trigger(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, "/api/v1/tasks/work/trigger", {"payload": "1"})
         assert answer.status == endpoint.status

@@ -34,8 +34,10 @@ def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
         operation = document["paths"][endpoint.path][endpoint.method.lower()]
         assert operation["operationId"] == endpoint.name
         assert operation["summary"]
-        assert {str(endpoint.status), *map(str, endpoint.problems)} <= operation["responses"].keys()
-        assert ("401" in operation["responses"]) == (not endpoint.public)
+        assert {str(endpoint.status), *map(str, endpoint.statuses_of_refusals)} <= operation[
+            "responses"
+        ].keys()
+        assert ("401" in operation["responses"]) == (not endpoint.access.anyone)
         named = {parameter["name"] for parameter in operation["parameters"]}
         assert named >= {parameter.name for parameter in endpoint.parameters}
         assert ("requestBody" in operation) == (endpoint.request is not None)

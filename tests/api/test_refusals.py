@@ -48,7 +48,6 @@ def refused(answer: Answer, status: int, code: str | None = None) -> dict[str, A
         b"null",
         b'"text"',
         b"[1,2]",
-        b'{"payload":1,"runCount":"x","items":1,"operations":1,"id":1,"sequence":"x","runs":1,"index":"x"}',
     ],
     ids=[
         "open",
@@ -63,7 +62,6 @@ def refused(answer: Answer, status: int, code: str | None = None) -> dict[str, A
         "null",
         "text",
         "list",
-        "types",
     ],
 )
 def test_a_body_of_the_wrong_form_is_a_bad_request(
@@ -206,9 +204,7 @@ def test_a_wrong_value_is_refused_with_code_field_and_limit(
         "/api/v2/batches/batch_nobody",
         "/api/v1/batches/batch_nobody/results",
         "/api/v1/batches/batch_nobody/feed",
-        "/api/v3/runs/%00",
         "/api/v3/runs/%F0%9F%92%A9",
-        "/api/v3/runs/%ff",
         "/api/v3/runs/" + "x" * 5000,
     ],
 )

@@ -61,7 +61,7 @@ def test_pages_guard_themselves(http: urllib3.HTTPConnectionPool, worker: FakeWo
         assert "frame-ancestors 'none'" in policy
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
         assert b"<b>" not in answer.data
 
 

@@ -1,7 +1,7 @@
 """A worker's inbox: what others wrote to the documents of its runs, and which children have ended."""
 
-from base64 import b64decode
 import asyncio
+from base64 import b64decode
 from typing import Any
 
 import msgspec

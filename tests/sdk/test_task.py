@@ -221,3 +221,11 @@ def test_a_name_that_is_defined_later_is_found_when_it_is_needed() -> None:
 
 def test_repr_names_the_task() -> None:
     assert repr(task(id="x")(lambda: None)) == "<task x>"
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 257, "\x1b[31m"], ids=repr)
+def test_a_name_that_the_server_would_not_take_is_refused_where_it_is_written(name: str) -> None:
+    with pytest.raises(UsageError, match="a task id"):
+        task(id=name)(lambda: None)
+    with pytest.raises(UsageError, match="the name of a queue"):
+        Queue(name)

@@ -21,7 +21,9 @@ Sources = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)]
-Data = Annotated[Path, typer.Option(help="Folder for the database and the key.")]
+Data = Annotated[
+    Path, typer.Option(help="Folder for the database and the key.", envvar="MILEPOST_DATA_FOLDER")
+]
 Processes = Annotated[
     int | None,
     typer.Option(help="Processes that run tasks. Default: one per core.", min=1, max=256, show_default=False),
@@ -113,11 +115,13 @@ def worker(
 
     It is found by MILEPOST_API_URL and MILEPOST_SECRET_KEY.  Example:  milepost worker tasks.py
     """
+    from milepost.cli.settings import name_unknown_settings
     from milepost.cli.working import processes_default, run_worker_command, work
     from milepost.client.settings import find_address
     from milepost.worker.settings import load_settings
     from milepost.worker.supervisor import WorkerOptions
 
+    name_unknown_settings()
     # A wrong setting would stop every executor: it is told once, here.
     load_settings()
     address = find_address()
@@ -142,6 +146,17 @@ def server(host: Host = "127.0.0.1", port: Port = 3030, data: Data = Path(".mile
     from milepost.cli import serving, stopping
 
     stopping.run(lambda: serving.serve(host=host, port=port, data=data))
+
+
+@app.command()
+def dashboard() -> None:
+    """Print a link that signs a browser in to the dashboard, once and soon.
+
+    The server is found as by every command: MILEPOST_API_URL and MILEPOST_SECRET_KEY, or the `milepost dev` of this folder.
+    """
+    from milepost.cli import runs as command
+
+    command.print_sign_in_link()
 
 
 @app.command()

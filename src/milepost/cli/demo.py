@@ -17,7 +17,7 @@ from rich.live import Live
 from milepost.cli.console import err, note, out
 from milepost.cli.demo_file import check_file, write_people
 from milepost.cli.demo_tasks import handle_upload, problem_of, read_rows
-from milepost.cli.hosting import HostedServer, bind, hosted, owned_folder
+from milepost.cli.hosting import HostedServer, bind, development_key, hosted, owned_folder
 from milepost.cli.progress import describe, draw
 from milepost.cli.stopping import StopSignals, first_of
 from milepost.cli.working import Announcer, processes_default, supervise
@@ -27,7 +27,6 @@ from milepost.server.settings import load_settings
 from milepost.worker.control import Order
 from milepost.worker.supervisor import Supervisor, WorkerOptions
 
-SECRET_KEY = "tr_dev_demo"
 GRACE_SECONDS = 2.0
 # A person cannot read faster, and drawing takes time from the runs.
 FRAME_SECONDS = 0.1
@@ -61,19 +60,21 @@ async def demo(options: DemoOptions) -> int:
         if options.file is None:
             write_people(path)
         check_file(path)
-        settings = load_settings(data_folder=Path(folder), secret_key=SECRET_KEY)
+        # Other users of this machine can reach the port.
+        key = development_key(Path(folder))
+        settings = load_settings(data_folder=Path(folder), secret_key=key)
         async with hosted(settings, listener) as server:
             ready = asyncio.Event()
             worker = WorkerOptions(
                 sources=["milepost.cli.demo_tasks"],
                 api_url=server.url,
-                secret_key=SECRET_KEY,
+                secret_key=key,
                 processes=options.processes or processes_default(),
                 concurrency=options.concurrency,
                 grace_seconds=GRACE_SECONDS,
             )
             stay = options.stay if options.stay is not None else err.is_terminal and sys.stdin.isatty()
-            work = asyncio.create_task(_work(server, path.resolve(), ready, signals, stay=stay))
+            work = asyncio.create_task(_work(server, key, path.resolve(), ready, signals, stay=stay))
             supervisor = Supervisor(worker, Announcer(lambda tasks: ready.set()))
             try:
                 await supervise(supervisor, signals, ended=[server.ended, work], order=Order.STOP)
@@ -87,11 +88,11 @@ async def demo(options: DemoOptions) -> int:
 
 
 async def _work(
-    server: HostedServer, path: Path, ready: asyncio.Event, signals: StopSignals, *, stay: bool
+    server: HostedServer, key: str, path: Path, ready: asyncio.Event, signals: StopSignals, *, stay: bool
 ) -> int:
     """Trigger the upload, watch it, check it. Returns the exit code."""
     await ready.wait()
-    client = Client(server.url, SECRET_KEY)
+    client = Client(server.url, key)
     rows = read_rows(str(path))
     broken = [row.id for row in rows if problem_of(row) is not None]
     user = {"id": "user_1234", "name": os.environ.get("USER", "you")}

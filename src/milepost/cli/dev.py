@@ -8,6 +8,7 @@ from pathlib import Path
 
 from milepost.cli.console import err, print_line
 from milepost.cli.hosting import (
+    DEV_FILE,
     HostedServer,
     bind,
     development_key,
@@ -16,8 +17,10 @@ from milepost.cli.hosting import (
     url_of,
     write_development_file,
 )
+from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals
 from milepost.cli.working import Announcer, supervise
+from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import load_settings
 from milepost.worker.control import Order
 from milepost.worker.supervisor import Supervisor, WorkerOptions
@@ -45,6 +48,7 @@ async def dev(options: DevOptions) -> None:
 
     Raises: ConfigurationError, WorkerFailed.
     """
+    name_unknown_settings()
     with StopSignals() as signals, bind(options.host, options.port) as listener, owned_folder(options.data):
         settings = load_settings(data_folder=options.data)
         key = settings.secret_key or development_key(options.data)
@@ -81,10 +85,20 @@ async def dev(options: DevOptions) -> None:
 def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOptions) -> None:
     processes = "1 process" if options.processes == 1 else f"each of {options.processes} processes"
     folder = options.data.resolve()
+    # What opens the server is for the eyes of whoever sits here, and not for a file that collects what programs say.
+    if err.is_terminal:
+        dashboard = [
+            f"  Dashboard  {server.sign_in_link()}",
+            f"             (signs this browser in, once, within {CODE_SECONDS // 60} minutes; "
+            "`milepost dashboard` prints another link)",
+        ]
+    else:
+        dashboard = [f"  Dashboard  {server.url} (`milepost dashboard` prints a link that signs in)"]
+    network = [f"  Network    {server.network_url}"] if server.network_url else []
     lines = [
-        f"  Dashboard  {server.sign_in_link()}",
-        "             (the link signs this browser in, once)",
+        *dashboard,
         f"  API        {server.url}",
+        *network,
         f"  Tasks      {', '.join(tasks)}",
         f"  Runs       up to {options.concurrency} at once in {processes}; their data is in {options.data}",
         "",
@@ -96,7 +110,9 @@ def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOpt
     lines += [
         "",
         f"  export MILEPOST_API_URL={server.url}",
-        f"  export MILEPOST_SECRET_KEY={key}",
+        f"  export MILEPOST_SECRET_KEY={key}"
+        if err.is_terminal
+        else f"  export MILEPOST_SECRET_KEY=...   (it is in {options.data / DEV_FILE})",
         "",
         f"Trigger a run:  milepost trigger {tasks[0]} 'PAYLOAD AS JSON' --watch",
         "",

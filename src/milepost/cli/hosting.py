@@ -21,6 +21,7 @@ from milepost.cli.stopping import first_of
 from milepost.errors import ConfigurationError
 from milepost.server.app import Server
 from milepost.server.settings import ServerSettings
+from milepost.store import files
 
 # What still runs after this is cut off: streams have been ended and runs been drained before.
 SHUTDOWN_SECONDS_MAX = 5
@@ -28,6 +29,9 @@ SHUTDOWN_SECONDS_MAX = 5
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 DEV_FILE = "dev.json"
+_EVERY_NETWORK = ("0.0.0.0", "::")
+# Kept free for documents (RFC 5737). Asking the way there sends nothing, and tells under which address others see this machine.
+_SOMEWHERE = ("192.0.2.1", 9)
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,23 @@ class HostedServer:
     """A server that runs in this process."""
 
     url: str
+    # How other machines reach it; None where only this one can.
+    network_url: str | None
     server: Server
     ended: asyncio.Task[None]
 
     def sign_in_link(self) -> str:
-        """A link that opens the dashboard signed in; it works once."""
+        """A link that opens the dashboard signed in; it works once, and soon no more."""
         return self.url + self.server.sign_in_path()
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one. Raises ConfigurationError, which says what is in the way."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # "::" is every network, those of IPv4 too.
+    is_both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_both)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} on {host} is in use: choose another one with --port (0 picks a free one)"
@@ -61,16 +69,38 @@ def bind(host: str, port: int) -> socket.socket:
 def url_of(listener: socket.socket) -> str:
     """The address under which this machine reaches the socket."""
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if host in _EVERY_NETWORK:
+        only_6 = listener.family == socket.AF_INET6 and listener.getsockopt(
+            socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+        )
+        host = "::1" if only_6 else "127.0.0.1"
+    return _url(host, port)
+
+
+def network_url_of(listener: socket.socket) -> str | None:
+    """The address under which other machines reach a socket that listens on every network; None for any other socket."""
+    host, port = listener.getsockname()[:2]
+    if host not in _EVERY_NETWORK:
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(_SOMEWHERE)
+        except OSError:
+            # Connected to no network.
+            return None
+        return _url(asking.getsockname()[0], port)
+
+
+def _url(host: str, port: int) -> str:
+    # The part behind % is an interface of this machine (RFC 6874).
+    return f"http://[{host.replace('%', '%25')}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 @contextmanager
 def owned_folder(folder: Path) -> Generator[None]:
     """Make the data folder if it is missing, and be its only user. Raises ConfigurationError."""
+    files.prepare_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigurationError(
@@ -141,7 +171,7 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
         if ended.done():
             raise ConfigurationError("the server did not start; the lines above say why")
         _relieve_collector()
-        yield HostedServer(url_of(listener), server, ended)
+        yield HostedServer(url_of(listener), network_url_of(listener), server, ended)
     finally:
         runner.should_exit = True
         while not ended.done():

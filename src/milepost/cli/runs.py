@@ -16,9 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from milepost.cli.console import err, fail, out, print_json, print_line
+from milepost.cli.console import err, fail, note, out, print_json, print_line
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
 from milepost.cli.text import visible
+from milepost.client import calls
 from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
@@ -41,6 +42,14 @@ def trigger(
     print_line(handle.id)
     if watch:
         _watch(client, handle.id, as_json=False)
+
+
+def print_sign_in_link() -> None:
+    """Print a link to the dashboard that signs a browser in."""
+    client = Client()
+    link = client.send(calls.create_sign_in_link())
+    print_line(client.api_url.rstrip("/") + link.path)
+    note(f"it works once, within {link.expires_in_seconds // 60} minutes")
 
 
 def list_runs(

@@ -5,24 +5,39 @@ from pathlib import Path
 
 from milepost.cli.console import err, note
 from milepost.cli.hosting import bind, hosted, owned_folder
+from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals, first_of
 from milepost.errors import ConfigurationError
+from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import load_settings
 from milepost.store.database import Store
+
+KEY_CHARACTERS_MIN = 16
 
 
 async def serve(*, host: str, port: int, data: Path) -> None:
     """Run the server until a signal asks for the end. Raises ConfigurationError."""
+    name_unknown_settings()
     settings = load_settings(data_folder=data)
     if not settings.secret_key:
         raise ConfigurationError(
             "MILEPOST_SECRET_KEY is not set: choose a long random text (openssl rand -hex 24) and give it to the server, "
             "to workers and to clients"
         )
+    if len(settings.secret_key) < KEY_CHARACTERS_MIN:
+        note(
+            f"MILEPOST_SECRET_KEY has only {len(settings.secret_key)} characters, and who guesses it can do everything: "
+            f"use {KEY_CHARACTERS_MIN} random ones or more (openssl rand -hex 24)"
+        )
     with StopSignals() as signals, bind(host, port) as listener, owned_folder(data):
         async with hosted(settings, listener) as server:
             err.print(f"[bold]Milepost {version('milepost')}[/] serves at {server.url}", soft_wrap=True)
-            note(f"dashboard: {server.sign_in_link()}")
+            if server.network_url:
+                note(f"other machines reach it at {server.network_url}")
+            # Whoever reads the log of a server must not be able to sign in with it.
+            if err.is_terminal:
+                note(f"dashboard: {server.sign_in_link()} (once, within {CODE_SECONDS // 60} minutes)")
+            note("`milepost dashboard` prints a link that signs a browser in")
             await first_of(signals.asked.wait(), server.ended)
 
 

@@ -13,12 +13,21 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from milepost.client.run import Run, WholeRun, run_from_wire
-from milepost.errors import ConfigurationError, MetadataTypeError, NotFoundError
+from milepost.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    MetadataTypeError,
+    MilepostError,
+    NotFoundError,
+    UnreadableAnswerError,
+)
 from milepost.model.filters import parse_filter
+from milepost.model.jsontext import find_fault
 from milepost.model.jsonvalue import describe, to_json
 from milepost.model.operations import Operation
 from milepost.protocol import endpoints
 from milepost.protocol import metadata as wire
+from milepost.protocol.dashboard import SignInLink
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
@@ -35,6 +44,9 @@ ResultT = TypeVar("ResultT")
 Headers = Mapping[str, str]
 
 TOKEN_HEADER = "x-trigger-jwt"
+
+# Beyond this the place of what cannot be read is not looked for.
+EXPLAINED_BYTES_MAX = 4 * 1024 * 1024
 
 _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -158,6 +170,11 @@ def health() -> Call[dict[str, Any]]:
     return _call("health", endpoints.HEALTH, lambda answer, _: answer)
 
 
+def create_sign_in_link() -> Call[SignInLink]:
+    """A link that signs a browser in to the dashboard."""
+    return _call("dashboard", endpoints.CREATE_SIGN_IN_LINK, lambda answer, _: answer)
+
+
 def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
     """Trigger one run."""
     return _call(
@@ -229,12 +246,13 @@ def run_filters(
 ) -> dict[str, Any]:
     """The query of a list of runs.
 
-    Raises: ValueError for a time without a time zone; what `parse_filter` raises, and MetadataTypeError, for a filter of documents.
+    Raises: ValueError for a time without a time zone; InvalidRequestError for a name that cannot be looked for; what `parse_filter`
+        raises, and MetadataTypeError, for a filter of documents.
     """
     given = {
-        "filter[status]": _joined(status),
-        "filter[taskIdentifier]": _joined(task),
-        "filter[tag]": _joined(tag),
+        "filter[status]": _joined("status", status),
+        "filter[taskIdentifier]": _joined("task", task),
+        "filter[tag]": _joined("tag", tag),
         "filter[batch]": batch,
         "filter[parent]": parent,
         "filter[root]": root,
@@ -323,11 +341,8 @@ def _call(
     def read_answer(content: bytes, headers: Headers) -> ResultT:
         try:
             return read(decoder.decode(content), headers)
-        except msgspec.MsgspecError as error:
-            raise ConfigurationError(
-                f"what answered {endpoint.method} {endpoint.path} is no Milepost server, or one of another version ({error}); "
-                f"check MILEPOST_API_URL"
-            ) from None
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise unreadable(content, f"{endpoint.method} {endpoint.path}", error) from None
 
     return Call(
         form=form,
@@ -338,6 +353,28 @@ def _call(
         request_id=request_id or (None if endpoint.method == "GET" else new_request_id()),
         absent_on=absent_on,
     )
+
+
+def unreadable(content: bytes | None, what: str, error: Exception) -> MilepostError:
+    """The error for an answer that cannot be read: another program's, or one with a value that is beyond this reader.
+
+    Args:
+        content: the answer; None for a part of one that has been understood as a whole.
+        what: what was asked.
+    """
+    fault = str(error) if content is None else _fault_in(content)
+    if fault is None and not isinstance(error, RecursionError):
+        return ConfigurationError(
+            f"what answered {what} is no Milepost server, or one of another version ({error}); check MILEPOST_API_URL"
+        )
+    return UnreadableAnswerError(
+        f"the server answered {what}, and the answer cannot be read here: {fault or 'it is nested too deeply'}. "
+        "An older version of the server may have taken this value; this one refuses it"
+    )
+
+
+def _fault_in(content: bytes) -> str | None:
+    return find_fault(content, place="") if len(content) <= EXPLAINED_BYTES_MAX else None
 
 
 @lru_cache(maxsize=64)
@@ -369,10 +406,21 @@ def _read_history(answer: wire.MetadataHistory, _: Headers) -> HistoryPage:
     return HistoryPage(versions, answer.earliest_version, answer.next)
 
 
-def _joined(value: str | Sequence[str] | None) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return ",".join(value)
+def _joined(name: str, value: str | Sequence[str] | None) -> str | None:
+    if value is None:
+        return None
+    values = [value] if isinstance(value, str) else list(value)
+    if not values or not all(values):
+        raise InvalidRequestError(
+            f"the filter {name}= is empty: leave it out, or say what to look for", field=name
+        )
+    for text in values:
+        if "," in text:
+            raise InvalidRequestError(
+                f"the filter {name}= cannot look for {text!r:.100}: names travel joined with commas, and this one has a comma",
+                field=name,
+            )
+    return ",".join(values)
 
 
 def _metadata_filter(filter: Mapping[str, Any] | None) -> str | None:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from milepost.client.shape import read_document
+from milepost.errors import NotLoadedError
 from milepost.model.run import RunError, RunStatus
 from milepost.protocol.runs import RunObject, RunSummary
 
 ShapeT = TypeVar("ShapeT")
 
+NOT_IN_LISTS: Final = ("payload", "output", "child_counts")
+"""What lists leave out, because it may be large or takes a look at other runs."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Run:
     """A run at one moment. Times are aware UTC.
+
+    Runs out of a list, and those of `runs.subscribe_where`, come without `payload`, `output` and `child_counts`. Asked for one
+    of them, such a run raises NotLoadedError and does not pretend that there is none. `is_whole` tells which kind it is, and
+    `runs.retrieve(run.id)` reads everything.
 
     Attributes:
         id: the run's id.
@@ -25,8 +33,8 @@ class Run:
         task_id: the task that it is of.
         metadata: its document, a `dict` of the reader's own.
         metadata_version: how many changes the document has seen.
-        payload: what it was triggered with, as JSON; None in lists.
-        output: what it returned, as JSON; None in lists and before success.
+        payload: what it was triggered with, as JSON; None for nothing.
+        output: what it returned, as JSON; None for nothing, and before success.
         error: the user's error as data, after a failed attempt.
         tags: its tags.
         parent_id: the run that triggered it; None when it was triggered from outside.
@@ -39,8 +47,8 @@ class Run:
         started_at: when its first attempt began.
         finished_at: when it ended.
         duration_ms: how long it has been executing.
-        depth: how many runs are above it; None in lists.
-        child_counts: its children by status; empty in lists.
+        depth: how many runs are above it.
+        child_counts: its children by status.
     """
 
     id: str
@@ -48,8 +56,8 @@ class Run:
     task_id: str
     metadata: dict[str, Any]
     metadata_version: int
-    payload: Any = None
-    output: Any = None
+    payload: Any
+    output: Any
     error: RunError | None = None
     tags: list[str]
     parent_id: str | None = None
@@ -62,8 +70,8 @@ class Run:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     duration_ms: int
-    depth: int | None = None
-    child_counts: dict[str, int] = field(default_factory=dict[str, int])
+    depth: int
+    child_counts: dict[str, int]
     is_queued: bool
     is_executing: bool
     is_waiting: bool
@@ -71,6 +79,25 @@ class Run:
     is_success: bool
     is_failed: bool
     is_cancelled: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """True when `payload`, `output` and `child_counts` were read with the run."""
+        return NOT_IN_LISTS[0] in self.__dict__
+
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is not there.
+        if name in NOT_IN_LISTS:
+            raise NotLoadedError(
+                f"the {name} of run {self.id} was not loaded: lists come without it; runs.retrieve({self.id!r}) reads it"
+            )
+        raise AttributeError(f"a run has no attribute {name!r}", name=name, obj=self)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of {self.task_id}: {self.status}, metadata version {self.metadata_version}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.__dict__ == other.__dict__
 
     def metadata_as(self, kind: type[ShapeT]) -> ShapeT:
         """The metadata as a typed value: a Pydantic model, dataclass, TypedDict, msgspec Struct or attrs class (M77).
@@ -91,15 +118,15 @@ class WholeRun(RunObject, omit_defaults=True, rename="camel", kw_only=True):
 
 def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> Run:
     """A run out of a message. `metadata` is the document when it is at hand already; it is taken over, not copied."""
-    whole = wire if isinstance(wire, WholeRun) else None
-    return Run(
+    is_whole = isinstance(wire, WholeRun)
+    run = Run(
         id=wire.id,
         status=wire.status,
         task_id=wire.task_identifier,
         metadata=msgspec.json.decode(wire.metadata) if metadata is None else metadata,
         metadata_version=wire.metadata_version,
-        payload=whole.payload if whole else None,
-        output=whole.output if whole else None,
+        payload=wire.payload if is_whole else None,
+        output=wire.output if is_whole else None,
         error=wire.error,
         tags=wire.tags,
         parent_id=wire.parent_id,
@@ -112,8 +139,8 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         started_at=wire.started_at,
         finished_at=wire.finished_at,
         duration_ms=wire.duration_ms,
-        depth=whole.depth if whole else None,
-        child_counts=whole.child_counts if whole else {},
+        depth=wire.depth,
+        child_counts=wire.child_counts if is_whole else {},
         is_queued=wire.is_queued,
         is_executing=wire.is_executing,
         is_waiting=wire.is_waiting,
@@ -122,3 +149,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         is_failed=wire.is_failed,
         is_cancelled=wire.is_cancelled,
     )
+    if not is_whole:
+        for name in NOT_IN_LISTS:
+            del run.__dict__[name]
+    return run

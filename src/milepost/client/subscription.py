@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from milepost.client.calls import Feed
+from milepost.client.calls import Feed, unreadable
 from milepost.client.retries import Retries, patient
 from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.client.transport import SyncTransport, check_blocking
@@ -331,6 +331,26 @@ class MatchFollower:
         return run if is_newer else None
 
 
+def _take(follower: Follower[StateT_co], feed: Feed, event: str, data: bytes) -> None:
+    """Hand an event to the follower. What cannot be read is told as that, and not as a server that is gone."""
+    try:
+        follower.take(event, data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise unreadable(data, f"GET {feed.target}", error) from None
+
+
+def _states(follower: Follower[StateT_co], feed: Feed) -> Iterator[StateT_co]:
+    """The states that the follower has to give now."""
+    while True:
+        try:
+            state = follower.newest()
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise unreadable(None, f"GET {feed.target}", error) from None
+        if state is None:
+            return
+        yield state
+
+
 def follow(
     transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], *, until: float | None = None
 ) -> Iterator[StateT_co]:
@@ -351,10 +371,9 @@ def follow(
                     # A server that was there is waited for longer than one that never was.
                     retries = patient()
                     for event, data in reader.feed(chunk):
-                        follower.take(event, data)
+                        _take(follower, feed, event, data)
                     # A reader that was busy finds several events: it gets the newest state only (M82).
-                    while (state := follower.newest()) is not None:
-                        yield state
+                    yield from _states(follower, feed)
                     if follower.has_ended:
                         return
         except (Gap, UnavailableError) as error:
@@ -378,9 +397,9 @@ async def afollow(
                     # A server that was there is waited for longer than one that never was.
                     retries = patient()
                     for event, data in reader.feed(chunk):
-                        follower.take(event, data)
+                        _take(follower, feed, event, data)
                     # A reader that was busy finds several events: it gets the newest state only (M82).
-                    while (state := follower.newest()) is not None:
+                    for state in _states(follower, feed):
                         yield state
                     if follower.has_ended:
                         return

@@ -49,7 +49,11 @@ def check_blocking(form: str) -> None:
 
 
 def common_headers(secret_key: str) -> dict[str, str]:
-    """What every request says."""
+    """What every request says. Raises ConfigurationError for a key that no header can carry."""
+    if not (secret_key.isascii() and secret_key.isprintable()):
+        raise ConfigurationError(
+            "the secret key has line breaks or characters beyond ASCII, which no header can carry (MILEPOST_SECRET_KEY)"
+        )
     return {"authorization": f"Bearer {secret_key}", "user-agent": "milepost-python"}
 
 

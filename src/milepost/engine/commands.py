@@ -129,6 +129,10 @@ class Report(msgspec.Struct, frozen=True):
     leaving: bool = False
 
 
+class ProbeWriting(msgspec.Struct, frozen=True):
+    """Write something and commit it: can the database be written? Result: None."""
+
+
 class ReleaseLostRuns(msgspec.Struct, frozen=True):
     """Give up the runs of workers that have been silent for longer than the lease. Result: how many."""
 
@@ -171,6 +175,7 @@ Command = (
     | Claim
     | WithdrawClaim
     | Report
+    | ProbeWriting
     | ReleaseLostRuns
     | IndexDocuments
     | PruneAnswers

@@ -14,6 +14,7 @@ from typing import Any
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import Command
 from milepost.engine.engine import Answer, Engine, Request
+from milepost.errors import UnavailableError
 
 logger = logging.getLogger("milepost.engine")
 
@@ -55,7 +56,7 @@ class Committer:
         future: asyncio.Future[Any] = loop.create_future()
         with self._wake:
             if self._stopping:
-                raise RuntimeError("the committer has stopped")
+                raise UnavailableError("the server is about to stop: nothing is stored any more; try again")
             self.submitted += 1
             self._waiting.append(Request(command, _Answer(loop, future)))
             self._wake.notify()

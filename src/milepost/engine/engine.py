@@ -19,6 +19,7 @@ from milepost.engine.commands import (
     Command,
     CreateBatch,
     IndexDocuments,
+    ProbeWriting,
     PruneAnswers,
     PruneHistory,
     RegisterWorker,
@@ -246,6 +247,9 @@ class Engine:
                     return triggering.create_batch(command, transaction, state)
                 case AddBatchItems():
                     return triggering.add_batch_items(command, transaction, state)
+                case ProbeWriting():
+                    records.probe_writing(transaction.connection, now=transaction.now)
+                    return None
                 case ReleaseLostRuns():
                     return working.release_lost(transaction, state)
                 case IndexDocuments():
@@ -429,6 +433,9 @@ class _Served:
 
 
 def _failure(error: Exception, command: Command) -> Exception:
+    if isinstance(error, MilepostError):
+        logger.error("%s could not be committed: %s", type(command).__name__, error)
+        return error
     if isinstance(error, SQLAlchemyError):
         reason = getattr(error, "orig", None) or error
         logger.error("%s could not be committed: %s", type(command).__name__, reason)

@@ -10,9 +10,16 @@ from milepost.engine.commands import UpdateMetadata
 from milepost.engine.documents import Writer
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
-from milepost.errors import ConflictError, RunFinishedError, RunNotFoundError, VersionConflictError
+from milepost.errors import (
+    ConflictError,
+    MetadataError,
+    RunFinishedError,
+    RunNotFoundError,
+    VersionConflictError,
+)
 from milepost.model import jsonvalue
 from milepost.model.document import Document
+from milepost.model.jsonvalue import check_json
 from milepost.model.operations import Operation, Refusal, Update
 from milepost.model.typed import check_document
 from milepost.protocol.endpoints import REQUEST_ID_HEADER
@@ -151,16 +158,32 @@ def _decode(run_id: str, raw: Sequence[Any]) -> tuple[list[tuple[int, Operation]
     bad: list[Refused] = []
     for index, item in enumerate(raw):
         try:
-            operations.append((index, msgspec.convert(item, Operation)))
+            operation: Operation = msgspec.convert(item, Operation)
+            _check_fields(item, operation)
         except msgspec.ValidationError as error:
             bad.append(
-                Refused(run=run_id, index=index, code="bad_operation", message=str(error), operation=item)
+                Refused(
+                    run=run_id, index=index, code="bad_operation", message=str(error), operation=told(item)
+                )
             )
+        else:
+            operations.append((index, operation))
     return operations, bad
 
 
+def _check_fields(item: dict[str, Any], operation: Operation) -> None:
+    """A field that is not known was meant to do something: `max_items` for `maxItems` would leave a list without its cap."""
+    known = {"type", *operation.__struct_encode_fields__}
+    for name in item:
+        if name not in known:
+            kind = operation.__struct_config__.tag
+            raise msgspec.ValidationError(
+                f"there is no field {name!r:.100} in {kind!r}; there are {', '.join(sorted(known))}"
+            )
+
+
 def _at(refused: Refused, index: int, raw: Sequence[Any]) -> Refused:
-    return msgspec.structs.replace(refused, index=index, operation=raw[index])
+    return msgspec.structs.replace(refused, index=index, operation=told(raw[index]))
 
 
 def _refused(target: TargetOperations, refusal: Refusal) -> Refused:
@@ -169,8 +192,17 @@ def _refused(target: TargetOperations, refusal: Refusal) -> Refused:
         index=refusal.index,
         code=refusal.code,
         message=refusal.message,
-        operation=target.operations[refusal.index],
+        operation=told(target.operations[refusal.index]),
     )
+
+
+def told(operation: Any) -> Any:
+    """A refused operation as it is told again in the answer; nothing when it was refused for what no reader can read."""
+    try:
+        check_json(msgspec.to_builtins(operation))
+    except (MetadataError, RecursionError):
+        return None
+    return operation
 
 
 def _refuse_all(target: TargetOperations, code: str, message: str) -> list[Refused]:

@@ -83,6 +83,10 @@ class Reader:
         self.history = History(store)
         self._metadata_size_max = metadata_size_max
 
+    def check_place(self) -> None:
+        """Raise UnavailableError when the database is no longer where it was opened."""
+        self._store.check_place()
+
     def run(self, run_id: str) -> RunObject:
         """A whole run. Raises RunNotFoundError."""
         return self._run(run_id, with_family=True)
@@ -114,8 +118,6 @@ class Reader:
         )
         return RunObject(
             **fields,
-            depth=row.depth,
-            trigger_function=row.trigger_function,
             payload=_decoded(record.payload, record.payload_type),
             output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
             child_counts=counts,
@@ -431,6 +433,8 @@ def _fields(record: RunRecord) -> dict[str, Any]:
         "parent_id": row.parent_id,
         "root_id": row.root_id,
         "queue": row.queue,
+        "depth": row.depth,
+        "trigger_function": row.trigger_function,
         "env": _ENVIRONMENT,
     }
 

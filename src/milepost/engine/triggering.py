@@ -28,6 +28,7 @@ from milepost.errors import (
 )
 from milepost.model import jsonvalue
 from milepost.model.document import Document
+from milepost.model.names import check_name
 from milepost.model.run import RunStatus
 from milepost.model.typed import check_document
 from milepost.protocol.triggering import (
@@ -187,7 +188,7 @@ def _parent(parent_id: str | None, transaction: Transaction, *, place: str = "")
     parent = transaction.run(parent_id)
     if parent is None:
         raise RunNotFoundError(
-            f"there is no run {parent_id!r} to be the parent", field=f"{place}options.parentRunId"
+            f"there is no run {parent_id!r:.100} to be the parent", field=f"{place}options.parentRunId"
         )
     return parent
 
@@ -205,7 +206,7 @@ def _new_run(
     if known is None:
         offered = ", ".join(sorted(state.tasks)[:10]) or "none yet"
         raise TaskNotFoundError(
-            f"no worker has ever offered a task {item.task!r} (known tasks: {offered}): "
+            f"no worker has ever offered a task {item.task!r:.100} (known tasks: {offered}): "
             f"check the id, or start a worker that has it",
             field=f"{place}task",
         )
@@ -215,7 +216,7 @@ def _new_run(
     return NewRun(
         id=run_id,
         task=item.task,
-        queue=options.queue.name if options.queue else known.queue,
+        queue=_queue_name(options, known.queue, place),
         max_attempts=_max_attempts(options, place),
         due_at=now,
         created_at=now,
@@ -244,7 +245,7 @@ def _payload_type(item: TriggerItem, place: str) -> str | None:
     kind = item.options.payload_type or JSON_TYPE
     if kind not in _PAYLOAD_TYPES:
         raise InvalidRequestError(
-            f"payloadType {kind!r} is not supported; use one of {', '.join(_PAYLOAD_TYPES)}",
+            f"payloadType {kind!r:.100} is not supported; use one of {', '.join(_PAYLOAD_TYPES)}",
             field=f"{place}options.payloadType",
         )
     if kind != TEXT_TYPE:
@@ -290,13 +291,15 @@ def _tags(options: TriggerOptions, place: str) -> list[str]:
             f"a run takes up to {TAGS_MAX} tags, not {len(tags)}", field=field, limit=TAGS_MAX
         )
     for tag in tags:
-        if not 1 <= len(tag) <= TAG_CHARACTERS_MAX:
-            raise InvalidRequestError(
-                f"a tag has 1 to {TAG_CHARACTERS_MAX} characters, not {len(tag)}",
-                field=field,
-                limit=TAG_CHARACTERS_MAX,
-            )
+        check_name(tag, "a tag", field=field, characters_max=TAG_CHARACTERS_MAX)
     return tags
+
+
+def _queue_name(options: TriggerOptions, default: str, place: str) -> str:
+    if options.queue is None:
+        return default
+    check_name(options.queue.name, "the name of a queue", field=f"{place}options.queue.name")
+    return options.queue.name
 
 
 def _max_attempts(options: TriggerOptions, place: str) -> int | None:

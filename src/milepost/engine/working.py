@@ -8,7 +8,7 @@ import msgspec
 
 from milepost.engine.commands import Claim, RegisterWorker, Report
 from milepost.engine.documents import Writer
-from milepost.engine.metadata import write_reported
+from milepost.engine.metadata import told, write_reported
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
@@ -231,7 +231,9 @@ def _refuse_reused(item: RunReport, transaction: Transaction) -> list[Refused]:
         LogRow(item.id, item.attempt, transaction.now, "error", "milepost.metadata", message)
     )
     return [
-        Refused(run=target.run, index=index, code="sequence_reused", message=message, operation=operation)
+        Refused(
+            run=target.run, index=index, code="sequence_reused", message=message, operation=told(operation)
+        )
         for target in item.changes
         for index, operation in enumerate(target.operations)
     ]

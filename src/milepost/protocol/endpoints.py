@@ -1,9 +1,28 @@
 """The table of endpoints: the server routes by it, the client calls by it, the OpenAPI document is printed from it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from milepost.protocol import feed, metadata, runs, triggering, work
+from milepost.protocol import dashboard, feed, metadata, runs, triggering, work
+from milepost.protocol.triggering import NotSupported
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call an endpoint, beside whoever has the secret key: that opens everything.
+
+    Attributes:
+        anyone: no credentials are needed.
+        session: a browser that has signed in to the dashboard may call it.
+    """
+
+    anyone: bool = False
+    session: bool = False
+
+
+OPEN = Access(anyone=True, session=True)
+READERS = Access(session=True)
+KEY_ONLY = Access()
 
 
 @dataclass(frozen=True)
@@ -19,14 +38,16 @@ class Parameter:
 class Endpoint:
     """One call of the HTTP API.
 
-    `problems` are the status codes that it may answer with beside the ones that every endpoint has (401, 413, 503). `stream` marks
-    server-sent events, whose `response` is the shape of one frame. `lines` marks a body of one JSON object per line.
+    `access` has no default: whoever adds an endpoint says who may call it. `problems` are the status codes that it may answer with
+    beside those that follow from the rest (see `statuses_of_refusals`). `stream` marks server-sent events, whose `response` is the
+    shape of one frame. `lines` marks a body of one JSON object per line.
     """
 
     name: str
     method: str
     path: str
     summary: str
+    access: Access
     request: Any = None
     response: Any = None
     status: int = 200
@@ -34,8 +55,24 @@ class Endpoint:
     problems: tuple[int, ...] = ()
     stream: bool = False
     lines: bool = False
-    public: bool = False
     tag: str = field(default="runs")
+
+    def __post_init__(self) -> None:
+        # Left out, the next argument would stand in its place.
+        if not isinstance(cast("object", self.access), Access):
+            raise TypeError(f"endpoint {self.name!r} does not say who may call it")
+
+    @property
+    def statuses_of_refusals(self) -> tuple[int, ...]:
+        """Every status code of a problem that it may answer with."""
+        found = {400, 422, 503, *self.problems}
+        if not self.access.anyone:
+            found |= {401}
+        if not self.access.session:
+            found |= {403}
+        if self.request is not None:
+            found |= {408, 413, 415}
+        return tuple(sorted(found))
 
 
 RUN_FILTERS = (
@@ -55,29 +92,42 @@ RUN_FILTERS = (
         '{"user.id": "user_1234", "$.progress": {"$gte": 50}}; operators: $eq $gt $gte $lt $lte $exists $contains',
     ),
 )
+FILTERS_NOT_SUPPORTED: NotSupported = {
+    "filter[bulkAction]": (),
+    "filter[env]": (),
+    "filter[isTest]": ("false",),
+    "filter[machine]": (),
+    "filter[queue]": (),
+    "filter[region]": (),
+    "filter[schedule]": (),
+    "filter[version]": (),
+}
+"""Filters of the protocol that this version does not carry out, each with the values that ask for nothing (no run is a test run)."""
+
 PAGE_SIZE = Parameter("page[size]", "runs on a page, 1 to 100, default 25", "integer")
 
 HEALTH = Endpoint(
-    "health", "GET", "/api/v1/health", "Is the server up?", response=dict[str, Any], public=True, tag="server"
+    "health", "GET", "/api/v1/health", "Is the server up?", OPEN, response=dict[str, Any], tag="server"
 )
 OPENAPI = Endpoint(
-    "openapi", "GET", "/api/openapi.json", "This description", response=dict[str, Any], tag="server"
+    "openapi", "GET", "/api/openapi.json", "This description", READERS, response=dict[str, Any], tag="server"
 )
 
 TRIGGER = Endpoint(
-    "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run",
+    "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run", KEY_ONLY,
     triggering.TriggerRequest, triggering.TriggerResponse, problems=(400, 404, 422), tag="triggering",
 )  # fmt: skip
 TRIGGER_BATCH = Endpoint(
-    "trigger_batch", "POST", "/api/v2/tasks/batch", "Trigger up to 1,000 runs at once",
+    "trigger_batch", "POST", "/api/v2/tasks/batch", "Trigger up to 1,000 runs at once", KEY_ONLY,
     triggering.BatchRequest, triggering.BatchResponse, status=202, problems=(400, 404, 422), tag="triggering",
 )  # fmt: skip
 CREATE_BATCH = Endpoint(
-    "create_batch", "POST", "/api/v3/batches", "Announce a batch whose items follow",
+    "create_batch", "POST", "/api/v3/batches", "Announce a batch whose items follow", KEY_ONLY,
     triggering.BatchCreateRequest, triggering.BatchCreateResponse, status=202, problems=(400, 404, 422), tag="triggering",
 )  # fmt: skip
 ADD_BATCH_ITEMS = Endpoint(
     "add_batch_items", "POST", "/api/v3/batches/{batch}/items", "Send the items of an announced batch, one JSON object per line",
+    KEY_ONLY,
     triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 415, 422), tag="triggering",
     parameters=(Parameter("runCount", "how many items the batch has in all, where that was not said before", "integer"),),
 )  # fmt: skip
@@ -86,25 +136,26 @@ RETRIEVE_BATCH = Endpoint(
     "GET",
     "/api/v2/batches/{batch}",
     "A batch",
+    READERS,
     response=triggering.BatchObject,
     problems=(404,),
     tag="triggering",
 )
 BATCH_RESULTS = Endpoint(
-    "batch_results", "GET", "/api/v1/batches/{batch}/results", "The results of the runs of a batch that have ended",
+    "batch_results", "GET", "/api/v1/batches/{batch}/results", "The results of the runs of a batch that have ended", READERS,
     response=triggering.BatchResults, problems=(400, 404), tag="triggering",
     parameters=(Parameter("page[after]", "only the results behind this index", "integer"),),
 )  # fmt: skip
 BATCH_FEED = Endpoint(
-    "batch_feed", "GET", "/api/v1/batches/{batch}/feed", "Watch a batch until all its runs have ended",
+    "batch_feed", "GET", "/api/v1/batches/{batch}/feed", "Watch a batch until all its runs have ended", READERS,
     response=feed.BatchFrame, problems=(404,), stream=True, tag="feed",
 )  # fmt: skip
 
 RETRIEVE_RUN = Endpoint(
-    "retrieve_run", "GET", "/api/v3/runs/{run}", "A run", response=runs.RunObject, problems=(404,)
+    "retrieve_run", "GET", "/api/v3/runs/{run}", "A run", READERS, response=runs.RunObject, problems=(404,)
 )
 LIST_RUNS = Endpoint(
-    "list_runs", "GET", "/api/v1/runs", "Runs, newest first", response=runs.RunPage,
+    "list_runs", "GET", "/api/v1/runs", "Runs, newest first", READERS, response=runs.RunPage,
     parameters=(
         PAGE_SIZE,
         Parameter("page[after]", "a cursor: the page after it"),
@@ -114,15 +165,15 @@ LIST_RUNS = Endpoint(
     problems=(400, 422),
 )  # fmt: skip
 RUN_RESULT = Endpoint(
-    "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none",
+    "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none", READERS,
     response=runs.RunResult, problems=(404,),
 )  # fmt: skip
 RUN_LOG = Endpoint(
-    "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged", response=runs.RunLog,
+    "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged", READERS, response=runs.RunLog,
     parameters=(Parameter("page[after]", "the cursor of the page before", "integer"),), problems=(400, 404),
 )  # fmt: skip
 RUN_FEED = Endpoint(
-    "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas",
+    "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas", READERS,
     response=feed.RunFrame,
     parameters=(
         Parameter(
@@ -135,17 +186,17 @@ RUN_FEED = Endpoint(
     problems=(400, 404), stream=True, tag="feed",
 )  # fmt: skip
 RUNS_FEED = Endpoint(
-    "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", response=feed.RunListFrame,
+    "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", READERS, response=feed.RunListFrame,
     parameters=(PAGE_SIZE, *RUN_FILTERS), problems=(400, 422), stream=True, tag="feed",
 )  # fmt: skip
 MATCHING_RUNS_FEED = Endpoint(
     "matching_runs_feed", "GET", "/api/v1/feed/matching-runs",
-    "Watch all runs that match: each as it is now, `present`, then each newer state",
+    "Watch all runs that match: each as it is now, `present`, then each newer state", READERS,
     response=feed.MatchingRunFrame, parameters=RUN_FILTERS, problems=(400, 422), stream=True, tag="feed",
 )  # fmt: skip
 
 GET_METADATA = Endpoint(
-    "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run, as it is or as it was",
+    "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run, as it is or as it was", READERS,
     response=metadata.MetadataResponse,
     parameters=(
         Parameter("version", "the document as it was at this version", "integer"),
@@ -155,6 +206,7 @@ GET_METADATA = Endpoint(
 )  # fmt: skip
 METADATA_HISTORY = Endpoint(
     "metadata_history", "GET", "/api/v1/runs/{run}/metadata/history", "What was changed in the document of a run, oldest first",
+    READERS,
     response=metadata.MetadataHistory,
     parameters=(
         Parameter("page[size]", "changes on a page, 1 to 1,000, default 25; large changes make a page end earlier", "integer"),
@@ -164,28 +216,34 @@ METADATA_HISTORY = Endpoint(
 )  # fmt: skip
 PUT_METADATA = Endpoint(
     "put_metadata", "PUT", "/api/v1/runs/{run}/metadata", "Apply operations to the documents of a run, its parent and its root",
+    KEY_ONLY,
     metadata.MetadataRequest, metadata.MetadataResponse, problems=(400, 404, 409, 422), tag="metadata",
 )  # fmt: skip
 
 REGISTER_WORKER = Endpoint(
-    "register_worker", "POST", "/api/v1/workers", "A worker presents itself and its tasks",
+    "register_worker", "POST", "/api/v1/workers", "A worker presents itself and its tasks", KEY_ONLY,
     work.RegisterRequest, work.RegisterResponse, problems=(400, 422), tag="workers",
 )  # fmt: skip
 CLAIM_RUNS = Endpoint(
-    "claim_runs", "POST", "/api/v1/workers/{worker}/claim", "Take queued runs; waits until there is one",
+    "claim_runs", "POST", "/api/v1/workers/{worker}/claim", "Take queued runs; waits until there is one", KEY_ONLY,
     work.ClaimRequest, work.ClaimResponse, problems=(400, 404), tag="workers",
 )  # fmt: skip
 REPORT = Endpoint(
-    "report", "POST", "/api/v1/workers/{worker}/report", "What happened in the runs of a worker",
+    "report", "POST", "/api/v1/workers/{worker}/report", "What happened in the runs of a worker", KEY_ONLY,
     work.ReportRequest, work.ReportResponse, problems=(400, 404), tag="workers",
 )  # fmt: skip
 INBOX = Endpoint(
-    "inbox", "GET", "/api/v1/workers/{worker}/inbox", "What the runs of a worker should know",
+    "inbox", "GET", "/api/v1/workers/{worker}/inbox", "What the runs of a worker should know", KEY_ONLY,
     response=work.InboxFrame, problems=(404,), stream=True, tag="workers",
 )  # fmt: skip
 
+CREATE_SIGN_IN_LINK = Endpoint(
+    "create_sign_in_link", "POST", "/api/v1/sign-in-links", "A link that signs a browser in to the dashboard, once and soon", KEY_ONLY,
+    response=dashboard.SignInLink, tag="server",
+)  # fmt: skip
+
 ENDPOINTS: tuple[Endpoint, ...] = (
-    HEALTH, OPENAPI,
+    HEALTH, OPENAPI, CREATE_SIGN_IN_LINK,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,

@@ -10,7 +10,9 @@ OPERATIONS_MAX = 10_000
 """Operations that one request, or one run's part of a report, may hold. One group of commands must not hold up the others."""
 
 
-class MetadataRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class MetadataRequest(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
     """Operations for the run, its parent and its root; or, without `operations`, a whole new document.
 
     Each operation is decoded by itself, so that a bad one is refused alone (M29): the lists are any JSON here. With `ifVersion`

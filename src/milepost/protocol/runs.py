@@ -37,6 +37,8 @@ class RunFields(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     root_id: str
     queue: str
     attempt_count: int
+    depth: int
+    trigger_function: str
     env: dict[str, str]
 
 
@@ -65,8 +67,6 @@ class RelatedRuns(msgspec.Struct, omit_defaults=True):
 class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     """A whole run. `payload` and `output` are decoded JSON; `output` is there only after success."""
 
-    depth: int
-    trigger_function: str
     payload: msgspec.Raw | None = None
     output: msgspec.Raw | None = None
     related_runs: RelatedRuns

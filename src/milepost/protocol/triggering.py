@@ -1,6 +1,11 @@
-"""Triggering on the wire (protocol, sections 3 and 4)."""
+"""Triggering on the wire (protocol, sections 3 and 4).
 
-from typing import Any
+What is not known is refused and not passed over: a delay that is dropped runs the job now. What the official clients can send and this
+version does not do is listed by name (`not_supported`), with the values that say nothing and are accepted.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -12,24 +17,57 @@ PAYLOAD_BYTES_MAX = 3 * 1024 * 1024
 TAGS_MAX = 10
 TAG_CHARACTERS_MAX = 128
 
+NotSupported = Mapping[str, tuple[Any, ...]]
+"""Fields of the protocol that this version does not carry out, each with the values that ask for nothing."""
+
+_NOTHING: Final = (None,)
+
 JSON_TYPE = "application/json"
 SUPER_JSON_TYPE = "application/super+json"
 TEXT_TYPE = "text/plain"
 
 
-class QueueOption(msgspec.Struct, omit_defaults=True):
+class QueueOption(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The queue of a run by name."""
+
+    not_supported: ClassVar[NotSupported] = {"concurrencyLimit": _NOTHING}
 
     name: str
 
 
-class TriggerOptions(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
-    """What can be said about a run when it is triggered. Unknown options are ignored, as the clients expect.
+class TriggerOptions(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
+):
+    """What can be said about a run when it is triggered.
 
-    `metadata` is any JSON here, so that the engine can refuse a list or a text with an error that says so (M73).
+    `metadata` is any JSON here, so that the engine can refuse a list or a text with an error that says so (M73). `payloadSize` is what
+    the clients measured; it decides nothing.
     """
 
+    not_supported: ClassVar[NotSupported] = {
+        "bulkActionId": _NOTHING,
+        "concurrency": _NOTHING,
+        "concurrencyKey": _NOTHING,
+        "debounce": _NOTHING,
+        "delay": _NOTHING,
+        "externalDeploymentId": _NOTHING,
+        "gates": _NOTHING,
+        "idempotencyKey": _NOTHING,
+        "idempotencyKeyOptions": _NOTHING,
+        "idempotencyKeyTTL": _NOTHING,
+        "lockToVersion": _NOTHING,
+        "machine": _NOTHING,
+        "maxDuration": _NOTHING,
+        "metadataType": (None, JSON_TYPE),
+        "parentBatch": _NOTHING,
+        "priority": (None, 0),
+        "region": _NOTHING,
+        "test": (None, False),
+        "ttl": _NOTHING,
+    }
+
     payload_type: str | None = None
+    payload_size: int | float | None = None
     metadata: Any = None
     tags: str | list[str] | None = None
     max_attempts: int | None = None
@@ -38,8 +76,10 @@ class TriggerOptions(msgspec.Struct, omit_defaults=True, rename="camel", kw_only
     resume_parent_on_completion: bool = False
 
 
-class TriggerRequest(msgspec.Struct, omit_defaults=True):
+class TriggerRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """One run of the task in the path. `payload` is text in the encoding that `options.payloadType` names."""
+
+    not_supported: ClassVar[NotSupported] = {"context": (None, {})}
 
     payload: str | None = None
     options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
@@ -52,7 +92,7 @@ class TriggerResponse(msgspec.Struct, rename="camel"):
     is_cached: bool
 
 
-class BatchItem(msgspec.Struct, omit_defaults=True, gc=False):
+class BatchItem(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
     """One run of a batch."""
 
     task: str
@@ -60,11 +100,15 @@ class BatchItem(msgspec.Struct, omit_defaults=True, gc=False):
     options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
 
 
-class BatchRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class BatchRequest(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
     """A whole batch in one request, 1 to 1,000 items, accepted together or refused together.
 
     `parentRunId` and `resumeParentOnCompletion` hold for every item.
     """
+
+    not_supported: ClassVar[NotSupported] = {"idempotencyKey": _NOTHING, "idempotencyKeyOptions": _NOTHING}
 
     items: list[BatchItem]
     parent_run_id: str | None = None
@@ -79,11 +123,19 @@ class BatchResponse(msgspec.Struct, rename="camel"):
     runs: list[str]
 
 
-class BatchCreateRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class BatchCreateRequest(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
     """First phase of the two-phase form: announce how many items will follow. Who does not know yet leaves `runCount` out, and says it
-    with items."""
+    with items.
+
+    `taskIdentifiers` say of which tasks the items will be; the items say it themselves.
+    """
+
+    not_supported: ClassVar[NotSupported] = {"idempotencyKey": _NOTHING, "idempotencyKeyOptions": _NOTHING}
 
     run_count: int | None = None
+    task_identifiers: list[str] | None = None
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
 
@@ -96,7 +148,7 @@ class BatchCreateResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw
     is_cached: bool
 
 
-class BatchLine(msgspec.Struct, omit_defaults=True, gc=False):
+class BatchLine(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
     """Second phase: one line of the item stream. Items are told apart by `index`, so a stream may be sent again."""
 
     index: int

@@ -18,7 +18,9 @@ NO_DECIMAL_POINT = "x-noDecimalPoint"
 """A keyword of metadata schemas beyond JSON Schema, whose integers may be written as `5.0`: with it they may not."""
 
 
-class WorkerTask(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+class WorkerTask(
+    msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
     """A task that a worker can run, and the server's share of its rules.
 
     `payloadSchema` describes the payload, for who wants to trigger it. `metadataSchema` is the type of the metadata of its runs, as a
@@ -34,7 +36,9 @@ class WorkerTask(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     metadata_schema: dict[str, Any] | None = None
 
 
-class RegisterRequest(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
+class RegisterRequest(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
     """A worker presents itself, at its start and whenever the server does not know it (any more).
 
     `id` is chosen by the worker, so that registering may be repeated. `holding` are the runs that it has; what the server
@@ -60,7 +64,7 @@ class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):
     metadata_size_max: int
 
 
-class ClaimRequest(msgspec.Struct, rename="camel", kw_only=True):
+class ClaimRequest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
     """Ask for up to `slots` runs; the answer waits up to `waitSeconds` until there is one."""
 
     sequence: int

@@ -13,7 +13,8 @@ from milepost.client.queue import Queue
 from milepost.client.requests import NO_PAYLOAD, RunOptions
 from milepost.client.results import TaskResult
 from milepost.client.shape import Shape, shape_of
-from milepost.errors import UsageError
+from milepost.errors import InvalidRequestError, UsageError
+from milepost.model.names import check_name
 from milepost.model.retry import Retry
 from milepost.protocol.work import WorkerTask
 from milepost.sdk import batches, triggering
@@ -186,8 +187,10 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         local_names: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not id:
-            raise UsageError("a task id is text of at least one character")
+        try:
+            check_name(id, "a task id")
+        except InvalidRequestError as error:
+            raise UsageError(str(error)) from None
         self.id = id
         self.retry = retry
         self.queue = queue

@@ -6,22 +6,22 @@ or a problem with a stable code. User error is never a traceback and never a 500
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from typing import Any, cast
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import msgspec
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import IndexDocuments, PruneAnswers, PruneHistory, ReleaseLostRuns
@@ -29,13 +29,14 @@ from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
-from milepost.errors import MilepostError, UnavailableError
+from milepost.errors import BadRequestError, MilepostError, UnavailableError
 from milepost.feed.hub import Hub
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from milepost.protocol.problems import Problem, to_problem
 from milepost.server.auth import Authenticator
 from milepost.server.dashboard.routes import dashboard_routes
-from milepost.server.handlers import Handlers
+from milepost.server.handlers import Handlers, sign_in_path
+from milepost.server.requests import check_query
 from milepost.server.settings import ServerSettings
 from milepost.store.database import Store
 
@@ -44,6 +45,9 @@ logger = logging.getLogger("milepost.server")
 PRUNE_SECONDS = 600
 # Answers that one command forgets: a few milliseconds of the committer's time.
 ANSWERS_PER_STEP = 500
+WATCH_SECONDS = 1.0
+# The same trouble is said again after so long.
+SAID_SECONDS = 60.0
 # Indexing: after each pause, commands of so many documents, one after the other, for at most so long when others write too.
 INDEX_PAUSE_SECONDS = 1.0
 INDEX_SECONDS_MAX = 0.3
@@ -61,12 +65,16 @@ def steady_microseconds() -> int:
     return time.monotonic_ns() // 1000
 
 
-# Stands for an encoded slash while a path is routed; no path can hold it.
+# Stands for an encoded slash while a path is routed; a path that holds it is refused before.
 _SLASH = "\0"
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+# On every answer that does not say otherwise. Answers are data of whoever has the key: no browser guesses their type or keeps them.
+_SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
-class EncodedSlashes:
-    """Keeps `%2F` inside a segment of the path (a task id may hold a slash), where the server would decode it to a separator."""
+class StrictPaths:
+    """Refuses paths that are not text, and keeps `%2F` inside a segment of the API's (a task id may hold a slash), where the server
+    would decode it to a separator."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -74,12 +82,38 @@ class EncodedSlashes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route by the path as it was sent."""
         raw: bytes = scope.get("raw_path") or b""
-        if b"%2f" in raw.lower():
-            segments = [
-                unquote(segment).replace("/", _SLASH) for segment in raw.decode("ascii", "replace").split("/")
-            ]
-            scope["path"] = "/".join(segments)
+        if b"%" in raw:
+            try:
+                path = unquote_to_bytes(raw).decode()
+            except UnicodeDecodeError:
+                path = "\0"
+            if _CONTROL.search(path):
+                message = "the path is not UTF-8, or it has control characters"
+                await problem_response(BadRequestError(message, field="path"))(scope, receive, send)
+                return
+            if b"%2f" in raw.lower() and path.startswith("/api/"):
+                segments = (unquote_to_bytes(segment).decode() for segment in raw.split(b"/"))
+                scope["path"] = "/".join(segment.replace("/", _SLASH) for segment in segments)
         await self._app(scope, receive, send)
+
+
+class SafeAnswers:
+    """Says with every answer what browsers must not do with it, whatever made the answer."""
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self.inner = inner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers: list[tuple[bytes, bytes]] = message["headers"]
+                names = {name for name, _ in headers}
+                headers.extend(header for header in _SAFE_HEADERS if header[0] not in names)
+            await send(message)
+
+        await self.inner(scope, receive, send_safely if scope["type"] == "http" else send)
 
 
 class Server:
@@ -99,6 +133,8 @@ class Server:
         self.hub = Hub()
         self.authenticator = Authenticator(settings.secret_key)
         self._loop: asyncio.AbstractEventLoop | None = None
+        # What each loop has said last about why it has to wait, and when.
+        self._said: dict[str, tuple[str, float]] = {}
         self._clock = clock
         self._store = Store(settings.database_path, synchronous=settings.sqlite_synchronous)
         engine = Engine(
@@ -113,20 +149,25 @@ class Server:
         )
         self.committer = Committer(engine, steady, self._announce)
         self.reader = Reader(self._store, metadata_size_max=settings.metadata_size_max)
-        handlers = Handlers(settings, self.committer, self.reader, self.hub, clock, version("milepost"))
-        self.app = Starlette(
+        handlers = Handlers(
+            settings, self.committer, self.reader, self.hub, self.authenticator, clock, version("milepost")
+        )
+        application = Starlette(
             routes=[
                 *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),
                 *dashboard_routes(self.authenticator),
             ],
-            middleware=[Middleware(EncodedSlashes)],
+            middleware=[Middleware(StrictPaths)],
             lifespan=self._lifespan,
             exception_handlers={HTTPException: _plain_problem, Exception: _unexpected_problem},
         )
+        # A redirection would name the host that the request named, which anyone can choose.
+        application.router.redirect_slashes = False
+        self.app: ASGIApp = SafeAnswers(application)
 
     def sign_in_path(self) -> str:
-        """The path of a link that signs a browser in, once."""
-        return f"/sign-in?code={self.authenticator.new_code()}"
+        """The path of a link that signs a browser in, once and soon."""
+        return sign_in_path(self.authenticator)
 
     def stop_streams(self) -> None:
         """End event streams and long polls cleanly, so that the server can stop. Call it in the server's loop; twice is fine."""
@@ -137,7 +178,7 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._loop = asyncio.get_running_loop()
         self.committer.start()
-        loops = (self._upkeep, self._prune, self._keep_index)
+        loops = (self._upkeep, self._prune, self._keep_index, self._watch_folder)
         upkeep = [asyncio.create_task(loop()) for loop in loops]
         try:
             yield
@@ -147,27 +188,55 @@ class Server:
             await asyncio.to_thread(self.committer.stop)
             self._store.close()
 
+    async def _watch_folder(self) -> None:
+        """Say when the data folder is gone, and when it is back. Requests meet it at once, but there may be none."""
+        was_displaced = False
+        while True:
+            is_displaced = await asyncio.to_thread(lambda: self._store.is_displaced)
+            if is_displaced and not was_displaced:
+                logger.error(
+                    "the data folder %s was removed, replaced or moved while the server runs: nothing is stored until it is back; "
+                    "put it back, or start the server anew",
+                    self._store.path.parent,
+                )
+            elif was_displaced and not is_displaced:
+                logger.warning("the data folder %s is back, and the server goes on", self._store.path.parent)
+            was_displaced = is_displaced
+            await asyncio.sleep(WATCH_SECONDS)
+
     async def _upkeep(self) -> None:
         """Give up what lost workers held, several times per lease."""
         while True:
             await asyncio.sleep(min(1.0, self.settings.lease_seconds / 4))
-            try:
+            with self._waiting("upkeep"):
                 lost = await self.committer.submit(ReleaseLostRuns())
                 if lost:
                     logger.warning("%d runs were held by workers that stopped answering", lost)
-            except UnavailableError as error:
-                logger.warning("upkeep has to wait: %s", error)
 
     async def _prune(self) -> None:
         """Forget old answers, and changes of documents that are older than the setting, in steps that do not hold up commits."""
         while True:
-            try:
+            with self._waiting("pruning"):
                 await self.prune_history()
                 while await self.committer.submit(PruneAnswers(ANSWERS_PER_STEP)) == ANSWERS_PER_STEP:
                     pass
-            except (UnavailableError, SQLAlchemyError) as error:
-                logger.warning("pruning has to wait: %s", error)
             await asyncio.sleep(PRUNE_SECONDS)
+
+    @contextmanager
+    def _waiting(self, what: str) -> Generator[None]:
+        """One round of a loop. It is tried again whatever happens: a loop that ended would not be missed until much later.
+
+        What keeps it from working is said once, and again after a while: it comes up in every round.
+        """
+        try:
+            yield
+        except UnavailableError as error:
+            said, said_at = self._said.get(what, ("", -SAID_SECONDS))
+            if str(error) != said or time.monotonic() - said_at >= SAID_SECONDS:
+                self._said[what] = str(error), time.monotonic()
+                logger.warning("%s has to wait: %s", what, error)
+        except Exception:
+            logger.exception("%s failed, and is tried again", what)
 
     async def prune_history(self) -> None:
         """One walk over all logs of documents."""
@@ -194,13 +263,11 @@ class Server:
         while True:
             await asyncio.sleep(INDEX_PAUSE_SECONDS)
             began, before = time.monotonic(), committer.submitted
-            try:
+            with self._waiting("indexing"):
                 while await committer.submit(IndexDocuments(INDEX_DOCUMENTS)):
                     before += 1
                     if committer.submitted > before and time.monotonic() - began > INDEX_SECONDS_MAX:
                         break
-            except UnavailableError as error:
-                logger.warning("indexing has to wait: %s", error)
 
     def _announce(self, announcement: Announcement) -> None:
         loop = self._loop
@@ -258,8 +325,8 @@ class _Guarded:
         for name, value in request.path_params.items():
             request.path_params[name] = value.replace(_SLASH, "/")
         try:
-            if not self._endpoint.public:
-                self._authenticator.check(request, allow_session=self._endpoint.method == "GET")
+            self._authenticator.check(request, self._endpoint.access, scope["method"])
+            check_query(request, self._endpoint)
             response = await self._answering(request)
         except MilepostError as error:
             response = problem_response(error)
@@ -271,8 +338,12 @@ class _Guarded:
 async def _with_first(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         yield first
-        async for event in events:
-            yield event
+        try:
+            async for event in events:
+                yield event
+        except UnavailableError as error:
+            # The reader connects anew, and is told there what is wrong.
+            logger.warning("an event stream ends early: %s", error)
 
 
 def _answering(
@@ -290,21 +361,25 @@ def problem_response(error: MilepostError) -> Response:
     headers = {"x-should-retry": "true" if isinstance(error, UnavailableError) else "false"}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, UnavailableError):
+        headers["retry-after"] = "1"
     return Response(msgspec.json.encode(to_problem(error)), error.status, headers, JSON)
 
 
 async def _plain_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    # Not `request.url`: it is made of the host that the request names, which may be anything.
+    path = request.scope["path"].replace(_SLASH, "%2F")
     if error.status_code == 404:
-        problem = Problem(f"there is nothing at {request.url.path}", "not_found")
+        problem = Problem(f"there is nothing at {path}", "not_found")
     elif error.status_code == 405:
-        problem = Problem(f"{request.url.path} does not take {request.method}", "method_not_allowed")
+        problem = Problem(f"{path} does not take {request.method}", "method_not_allowed")
     else:
         problem = Problem(error.detail, "bad_request")
     return Response(msgspec.json.encode(problem), error.status_code, error.headers, JSON)
 
 
 async def _unexpected_problem(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    logger.error("%s %r failed", request.method, request.scope["path"], exc_info=error)
     problem = Problem("the server made a mistake; its log has the details", "internal_error")
-    return Response(msgspec.json.encode(problem), 500, media_type=JSON)
+    return Response(msgspec.json.encode(problem), 500, {"x-should-retry": "false"}, JSON)

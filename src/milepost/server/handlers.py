@@ -17,12 +17,14 @@ from milepost.errors import (
     MetadataTypeError,
     NotFoundError,
     TooLargeError,
+    UnavailableError,
     UnsupportedMediaTypeError,
 )
 from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
 from milepost.protocol import endpoints
+from milepost.protocol.dashboard import SignInLink
 from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
 from milepost.protocol.metadata import OPERATIONS_MAX, MetadataRequest, MetadataResponse
 from milepost.protocol.triggering import (
@@ -43,7 +45,9 @@ from milepost.protocol.work import (
     ReportRequest,
     ReportResponse,
 )
-from milepost.server import requests
+from milepost.server import doors, requests
+from milepost.server.auth import CODE_SECONDS, Authenticator
+from milepost.server.health import Health
 from milepost.server.openapi import describe
 from milepost.server.settings import ServerSettings
 
@@ -66,6 +70,7 @@ class Handlers:
         committer: Committer,
         reader: Reader,
         hub: Hub,
+        authenticator: Authenticator,
         clock: Callable[[], int],
         version: str,
     ) -> None:
@@ -73,11 +78,14 @@ class Handlers:
         self._committer = committer
         self._reader = reader
         self._hub = hub
+        self._authenticator = authenticator
+        self._health = Health(reader.check_place, lambda: committer.submit(commands.ProbeWriting()))
         self._clock = clock
         self._version = version
         self.handlers: dict[str, Handler] = {
             endpoints.HEALTH.name: self.health,
             endpoints.OPENAPI.name: self.openapi,
+            endpoints.CREATE_SIGN_IN_LINK.name: self.create_sign_in_link,
             endpoints.TRIGGER.name: self.trigger,
             endpoints.TRIGGER_BATCH.name: self.trigger_batch,
             endpoints.CREATE_BATCH.name: self.create_batch,
@@ -108,17 +116,23 @@ class Handlers:
         }
 
     async def health(self, request: Request) -> Any:
-        """Up, which version, and the limit that clients check documents against (M86)."""
+        """Up (what is sent can be stored), which version, and the limit that clients check documents against (M86)."""
+        await self._health.check()
         return {"status": "ok", "version": self._version, "metadataSizeMax": self._settings.metadata_size_max}
 
     async def openapi(self, request: Request) -> Any:
         """The API's description."""
         return describe(self._version)
 
+    async def create_sign_in_link(self, request: Request) -> Any:
+        """A link that signs a browser in."""
+        return SignInLink(sign_in_path(self._authenticator), CODE_SECONDS)
+
     async def trigger(self, request: Request) -> Any:
         """One run."""
         body: TriggerRequest = await _body(request, TriggerRequest)
         item = TriggerItem(request.path_params["task"], body.payload, body.options)
+        await doors.check_payloads([item], place="")
         triggered = await self._submit(commands.Trigger(item, _request_id(request)))
         return TriggerResponse(triggered.run_ids[0], triggered.cached)
 
@@ -126,6 +140,7 @@ class Handlers:
         """A whole batch."""
         body: BatchRequest = await _body(request, BatchRequest)
         items = [TriggerItem(item.task, item.payload, item.options) for item in body.items]
+        await doors.check_payloads(items, place="items[{}].")
         triggered = await self._submit(
             commands.TriggerBatch(
                 items, body.parent_run_id, body.resume_parent_on_completion, _request_id(request)
@@ -151,11 +166,12 @@ class Handlers:
             raise UnsupportedMediaTypeError(
                 f"items come as application/x-ndjson, not as {kind!r}", field="content-type"
             )
-        lines = [
-            requests.decode(line, BatchLine)
-            for line in (await requests.read_body(request)).split(b"\n")
-            if line.strip()
+        texts = [line for line in (await requests.read_body(request)).split(b"\n") if line.strip()]
+        lines: list[BatchLine] = [
+            requests.decode(line, BatchLine, place=f"items[{number}]") for number, line in enumerate(texts)
         ]
+        items = [TriggerItem(line.task, line.payload, line.options) for line in lines]
+        await doors.check_payloads(items, place="items[{}].")
         batch_id = request.path_params["batch"]
         run_count = None
         if "runCount" in request.query_params:
@@ -272,6 +288,7 @@ class Handlers:
     async def register_worker(self, request: Request) -> Any:
         """A worker presents itself."""
         body: RegisterRequest = await _body(request, RegisterRequest)
+        doors.check_registration(body)
         await self._submit(
             commands.RegisterWorker(
                 body.id, body.name, body.tasks, body.holding, body.attempts, body.sequence, body.claims
@@ -306,18 +323,28 @@ class Handlers:
         body: ReportRequest = await _body(request, ReportRequest)
         for run in body.runs:
             _check_operation_count(sum(len(target.operations) for target in run.changes), run.id)
+        runs = await doors.check_reports(body.runs)
         return ReportResponse(
-            await self._submit(commands.Report(request.path_params["worker"], body.runs, body.leaving))
+            await self._submit(commands.Report(request.path_params["worker"], runs, body.leaving))
         )
 
     async def _submit(self, command: commands.Command) -> Any:
-        return await self._committer.submit(command)
+        try:
+            return await self._committer.submit(command)
+        except UnavailableError as error:
+            self._health.refused(error)
+            raise
 
     def _reading(self, endpoint: Endpoint, parameter: str, read: Callable[[str], _Result]) -> Handler:
         async def handler(request: Request) -> _Result:
             return await asyncio.to_thread(read, request.path_params[parameter])
 
         return handler
+
+
+def sign_in_path(authenticator: Authenticator) -> str:
+    """The path of a link that signs a browser in, once and soon."""
+    return f"/sign-in?code={authenticator.new_code()}"
 
 
 async def _disconnected(request: Request) -> None:
@@ -344,6 +371,10 @@ def _request_id(request: Request) -> str | None:
     request_id = request.headers.get(REQUEST_ID_HEADER)
     if request_id is None:
         return None
+    if not request_id:
+        raise BadRequestError(
+            f"{REQUEST_ID_HEADER} is empty: leave it out, or send an id", field=REQUEST_ID_HEADER
+        )
     if len(request_id) > REQUEST_ID_CHARACTERS_MAX:
         raise BadRequestError(
             f"{REQUEST_ID_HEADER} has more than {REQUEST_ID_CHARACTERS_MAX} characters",

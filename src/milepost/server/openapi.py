@@ -10,9 +10,6 @@ import msgspec
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from milepost.protocol.problems import Problem
 
-# What every endpoint may answer with beside its own list.
-_COMMON_PROBLEMS = (401, 503)
-
 
 @cache
 def describe(version: str) -> dict[str, Any]:
@@ -61,8 +58,10 @@ def _operation(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
         "parameters": parameters,
         "responses": _responses(endpoint, schemas),
     }
-    if endpoint.public:
+    if endpoint.access.anyone:
         operation["security"] = []
+    elif endpoint.access.session:
+        operation["description"] = "A browser that has signed in to the dashboard may call it too."
     if endpoint.request is not None:
         kind = "application/x-ndjson" if endpoint.lines else "application/json"
         operation["requestBody"] = {
@@ -81,8 +80,6 @@ def _responses(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
         }
     }
     problem = {"application/json": {"schema": schemas[id(Problem)]}}
-    for status in sorted({*endpoint.problems, *(() if endpoint.public else _COMMON_PROBLEMS)}):
+    for status in endpoint.statuses_of_refusals:
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}
-    if endpoint.request is not None:
-        responses["413"] = {"description": "Content Too Large", "content": problem}
     return responses

@@ -1,43 +1,106 @@
-"""From a request to checked values: the body within its limit, decoded; query parameters with clear errors."""
+"""From a request to checked values: the body within its limits, decoded; query parameters with clear errors.
 
+Nothing that was sent is passed over without a word: unknown fields and parameters are refused by name.
+"""
+
+import asyncio
 import re
-from typing import Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from types import UnionType
+from typing import Any, cast, get_args, get_origin
+from urllib.parse import unquote_to_bytes
 
 import msgspec
+from msgspec.structs import FieldInfo
 from starlette.requests import Request
 
-from milepost.errors import BadRequestError, InvalidRequestError, MetadataError, TooLargeError
+from milepost.errors import (
+    BadRequestError,
+    InvalidRequestError,
+    MetadataError,
+    MilepostError,
+    RequestTimeoutError,
+    TooLargeError,
+    UnsupportedMediaTypeError,
+)
 from milepost.model import jsonvalue
 from milepost.model.filters import MetadataFilter, parse_filter
+from milepost.model.jsontext import find_fault
 from milepost.model.run import RunStatus
+from milepost.protocol.endpoints import FILTERS_NOT_SUPPORTED, Endpoint
 from milepost.protocol.triggering import BODY_BYTES_MAX
 from milepost.store.runs import RunFilter
 
 PAGE_SIZE_MAX = 100
 PAGE_SIZE = 25
-_PERIOD = re.compile(r"(\d+)([smhdw])")
+# A body may take this long, and so much longer as its bytes take at the slowest speed that is waited for.
+BODY_SECONDS = 30.0
+BODY_BYTES_PER_SECOND_MIN = 10_000
+# Beyond this the place of a fault is not looked for.
+EXPLAINED_BYTES_MAX = 4 * 1024 * 1024
+# Whoever sends a body says what it is in; nothing is decompressed here, so that no small body becomes a large one.
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+_CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
+_WHOLE = re.compile(r"-?[0-9]{1,20}")
+_PERIOD = re.compile(r"([0-9]+)([smhdw])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_PLACE = re.compile(r"^(.*) - at `\$(?:\.)?(.*)`$")
+_PLACE = re.compile(r"^(.*) - at `\$(?:\.)?(.*)`$", re.DOTALL)
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 
 async def read_body(request: Request) -> bytes:
-    """The whole body. Raises TooLargeError beyond the limit, before the rest is read."""
+    """The whole body.
+
+    Raises: TooLargeError beyond the limit, before the rest is read; RequestTimeoutError when it comes too slowly;
+        UnsupportedMediaTypeError when it is compressed or in another charset than UTF-8.
+    """
+    _check_coding(request)
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
         raise _too_large()
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > BODY_BYTES_MAX:
-            raise _too_large()
-        chunks.append(chunk)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        async with asyncio.timeout_at(began + BODY_SECONDS) as limit:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > BODY_BYTES_MAX:
+                    raise _too_large()
+                chunks.append(chunk)
+                limit.reschedule(began + BODY_SECONDS + size / BODY_BYTES_PER_SECOND_MIN)
+    except TimeoutError:
+        raise RequestTimeoutError(
+            f"the body came too slowly: {size:,} bytes within {loop.time() - began:.0f} s"
+        ) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def decode(body: bytes, kind: Any) -> Any:
-    """The body as the given shape. Raises BadRequestError: not JSON, or which field has the wrong type."""
+def _check_coding(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise UnsupportedMediaTypeError(
+            f"the body has the content-encoding {coding!r:.60}; send it as it is, uncompressed",
+            field="content-encoding",
+        )
+    found = _CHARSET.search(request.headers.get("content-type", ""))
+    if found is not None and found[1].lower() not in _CHARSETS:
+        raise UnsupportedMediaTypeError(
+            f"the body is in the charset {found[1]!r:.60}; JSON travels as UTF-8", field="content-type"
+        )
+
+
+def decode(body: bytes, kind: Any, *, place: str = "") -> Any:
+    """The body as the given shape.
+
+    Args:
+        place: where in the request the body is, for the error: `items[3]` for a line.
+    Raises: BadRequestError: not JSON, or which field has the wrong type; InvalidRequestError: a field that is not known, or not
+        supported.
+    """
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
@@ -46,18 +109,153 @@ def decode(body: bytes, kind: Any) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        message, place = str(error), None
-        if found := _PLACE.match(message):
-            message, place = found.groups()
-        raise BadRequestError(f"{message}{f' at {place}' if place else ''}", field=place) from None
+        message = str(error)
+        if "out of range" in message and len(body) <= EXPLAINED_BYTES_MAX:
+            fault = find_fault(body, place=place) or message
+            raise InvalidRequestError(fault, field=fault.partition(": ")[0]) from None
+        if "unknown field" not in message:
+            raise _misfit(error, place) from None
     except RecursionError:
-        raise BadRequestError("the body is nested too deeply") from None
+        raise _too_deep(place) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"the body is not JSON: {error}") from None
+        raise _not_json(error, place) from None
+    # Official clients may send fields that ask for nothing; whoever does pays for a second look.
+    try:
+        return msgspec.convert(_without_neutral(msgspec.json.decode(body), kind, place), kind)
+    except RecursionError:
+        raise _too_deep(place) from None
+    except msgspec.ValidationError as error:
+        raise _misfit(error, place) from None
+    except msgspec.DecodeError as error:
+        raise _not_json(error, place) from None
+
+
+def _too_deep(place: str) -> BadRequestError:
+    return BadRequestError(f"{place or 'the body'} is nested too deeply", field=place or None)
+
+
+def _not_json(error: Exception, place: str) -> BadRequestError:
+    return BadRequestError(f"{place or 'the body'} is not JSON: {error}", field=place or None)
+
+
+def _misfit(error: msgspec.ValidationError, where: str) -> MilepostError:
+    message, inner = str(error), ""
+    if found := _PLACE.match(message):
+        message, inner = found.groups()
+    place = _joined(where, inner)
+    return BadRequestError(f"{message}{f' at {place}' if place else ''}", field=place or None)
+
+
+def _joined(where: str, inner: str) -> str:
+    return f"{where}.{inner}" if where and inner and not inner.startswith("[") else where + inner
+
+
+def _without_neutral(value: Any, kind: Any, where: str) -> Any:
+    """The value without fields that are not supported and ask for nothing here.
+
+    Raises: InvalidRequestError for one that asks for something, and for one that nobody knows.
+    """
+    # `QueueOption | None`: the one part of it that is a message, or a list of messages.
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if isinstance(value, list):
+        [item] = next((get_args(kind) for kind in kinds if get_origin(kind) is list), (Any,))
+        items = enumerate(cast("list[Any]", value))
+        return [_without_neutral(each, item, f"{where}[{index}]") for index, each in items]
+    kind = next(filter(_fields_of, kinds), Any)
+    fields = _fields_of(kind)
+    if not isinstance(value, dict) or not fields:
+        return cast("Any", value)
+    kept: dict[str, Any] = {}
+    not_supported: Mapping[str, tuple[Any, ...]] = getattr(kind, "not_supported", {})
+    for name, member in cast("dict[str, Any]", value).items():
+        place = _joined(where, name)
+        field = fields.get(name)
+        if field is not None:
+            kept[name] = _without_neutral(member, field.type, place)
+        elif name in not_supported:
+            if not any(
+                type(member) is type(neutral) and member == neutral for neutral in not_supported[name]
+            ):
+                raise InvalidRequestError(
+                    f"{place} is not supported by this version of Milepost, and it is not passed over: leave it out",
+                    field=place,
+                )
+        elif kind.__struct_config__.forbid_unknown_fields:
+            raise InvalidRequestError(
+                f"{place:.200}: there is no such field{_advice(name, fields)}", field=f"{place:.200}"
+            )
+    return kept
+
+
+@cache
+def _fields_of(kind: Any) -> dict[str, FieldInfo]:
+    """The fields of a message shape by their names on the wire; empty for what is no message."""
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return {}
+    return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+
+
+def _advice(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    if near := get_close_matches(name, names, 1, 0.6):
+        return f"; did you mean {near[0]!r}?"
+    return f"; there are {', '.join(names)}" if names else ""
 
 
 def _too_large() -> TooLargeError:
     return TooLargeError(f"the request body is larger than {BODY_BYTES_MAX:,} bytes", limit=BODY_BYTES_MAX)
+
+
+def check_query(request: Request, endpoint: Endpoint) -> None:
+    """Make sure that the query holds what the endpoint knows, each once, as UTF-8.
+
+    Raises: BadRequestError for what cannot be read or stands twice, InvalidRequestError for a parameter that is not known, or not
+        supported.
+    """
+    query: bytes = request.scope["query_string"]
+    if not query:
+        return
+    known = _parameters_of(endpoint)
+    seen: set[str] = set()
+    for pair in query.split(b"&"):
+        if not pair:
+            continue
+        raw_name, _, raw_value = pair.replace(b"+", b" ").partition(b"=")
+        name, value = _query_text(raw_name), _query_text(raw_value)
+        if name in seen:
+            raise BadRequestError(f"{name:.200} is given twice in the query", field=f"{name:.200}")
+        seen.add(name)
+        if name in known:
+            if not value and name.startswith("filter["):
+                raise BadRequestError(f"{name} is empty: leave it out, or say what to look for", field=name)
+            continue
+        if name in FILTERS_NOT_SUPPORTED and "filter[status]" in known:
+            if value not in FILTERS_NOT_SUPPORTED[name]:
+                raise InvalidRequestError(
+                    f"{name} is not supported by this version of Milepost, and it is not passed over: leave it out",
+                    field=name,
+                )
+            continue
+        takes = "" if known else f"; {endpoint.method} {endpoint.path} takes none"
+        raise InvalidRequestError(
+            f"{name:.200}: there is no such query parameter{takes or _advice(name, known)}",
+            field=f"{name:.200}",
+        )
+
+
+@cache
+def _parameters_of(endpoint: Endpoint) -> frozenset[str]:
+    return frozenset(parameter.name for parameter in endpoint.parameters)
+
+
+def _query_text(raw: bytes) -> str:
+    try:
+        text = unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise BadRequestError("the query is not UTF-8", field="query") from None
+    if "\0" in text:
+        raise BadRequestError("the query has a NUL character", field="query")
+    return text
 
 
 def page_size(request: Request, name: str = "page[size]", *, most: int = PAGE_SIZE_MAX) -> int:
@@ -73,10 +271,9 @@ def whole_number(request: Request, name: str, *, default: int) -> int:
     text = request.query_params.get(name)
     if text is None:
         return default
-    try:
-        number = int(text)
-    except ValueError:
-        raise BadRequestError(f"{name} must be a whole number, not {text[:40]!r}", field=name) from None
+    if _WHOLE.fullmatch(text) is None:
+        raise BadRequestError(f"{name} must be a whole number, not {text[:40]!r}", field=name)
+    number = int(text)
     if abs(number) >= 2**63:
         raise BadRequestError(f"{name} is out of range", field=name)
     return number
@@ -132,7 +329,7 @@ def _status(name: str) -> RunStatus:
         return RunStatus(name)
     except ValueError:
         known = ", ".join(RunStatus)
-        raise BadRequestError(f"{name!r} is no status; use {known}", field="filter[status]") from None
+        raise BadRequestError(f"{name!r:.60} is no status; use {known}", field="filter[status]") from None
 
 
 def _truth(request: Request, name: str) -> bool | None:

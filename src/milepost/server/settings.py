@@ -36,13 +36,21 @@ class ServerSettings(BaseSettings):
 def load_settings(**given: object) -> ServerSettings:
     """Settings from the environment, overridden by what is given. Raises ConfigurationError that names each wrong setting."""
     try:
-        return ServerSettings(**given)  # pyright: ignore[reportArgumentType]
+        settings = ServerSettings(**given)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         lines = [
             f"{_name(problem['loc'])}: {problem['msg']}, not {problem['input']!r}"
             for problem in error.errors()
         ]
         raise ConfigurationError("wrong setting " + "; ".join(lines)) from None
+    key = settings.secret_key
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        # The key itself is not told: messages end up in logs.
+        raise ConfigurationError(
+            "wrong setting MILEPOST_SECRET_KEY: it has spaces, line breaks or characters beyond ASCII, which no header can carry; use "
+            "letters and digits (openssl rand -hex 24)"
+        )
+    return settings
 
 
 def _name(location: tuple[int | str, ...]) -> str:

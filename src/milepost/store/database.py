@@ -10,9 +10,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from milepost.errors import ConfigurationError
-from milepost.store import sqlite
+from milepost.errors import ConfigurationError, UnavailableError
+from milepost.store import files, sqlite
 from milepost.store.statements import execute
 
 
@@ -36,7 +38,11 @@ class Store:
         synchronous: str = "FULL",
         connection_class: type[sqlite3.Connection] = sqlite3.Connection,
     ) -> None:
-        self.path = path
+        # Absolute, because readers connect late, and the working folder may be another one by then.
+        self.path = path.absolute()
+        self._is_closed = False
+        # Which files these are. Not known before they are all there.
+        self._files: dict[str, tuple[int, int] | None] = {}
         sqlite.check_writable(path)
         self._writer = sqlite.writer(path, synchronous=synchronous, connection_class=connection_class)
         self._readers = sqlite.readers(path)
@@ -50,21 +56,59 @@ class Store:
         except ConfigurationError:
             self.close()
             raise
+        names = (str(self.path), str(sqlite.log_of(self.path)))
+        self._files = {name: files.identity(name) for name in names}
+
+    @property
+    def is_displaced(self) -> bool:
+        """True when the files are no longer where they were opened: the data folder was removed, replaced or moved.
+
+        What is written then goes to files that nobody will find again.
+        """
+        return any(files.identity(name) != known for name, known in self._files.items())
 
     @contextmanager
     def write(self) -> Generator[Connection]:
-        """One transaction of the one writer: committed when the block ends, undone when it raises."""
+        """One transaction of the one writer: committed when the block ends, undone when it raises.
+
+        Raises: UnavailableError when the files are no longer in their place.
+        """
+        self.check_place()
         with _transaction(self._connection, sqlite.BEGIN_WRITING):
             yield self._connection
+            # What is committed to files that were removed meanwhile would be acknowledged and lost.
+            self.check_place()
 
     @contextmanager
     def read(self) -> Generator[Connection]:
-        """A consistent view of what is committed, from a pool of connections."""
-        with self._readers.connect() as connection, _transaction(connection, sqlite.BEGIN_READING):
-            yield connection
+        """A consistent view of what is committed, from a pool of connections.
+
+        Raises: UnavailableError when the database cannot be read now: it is closed, locked, broken, or no longer in its place.
+        """
+        if self._is_closed:
+            raise UnavailableError("the database is closed: the server is about to stop")
+        self.check_place()
+        try:
+            with self._readers.connect() as connection, _transaction(connection, sqlite.BEGIN_READING):
+                yield connection
+        except PoolTimeoutError as error:
+            raise UnavailableError("the database has no free connection for reading; try again") from error
+        except DBAPIError as error:
+            if not self._is_closed and not sqlite.is_unavailable(error):
+                raise
+            raise UnavailableError(f"the database cannot be read now: {error.orig}; try again") from error
+
+    def check_place(self) -> None:
+        """Raise UnavailableError when the files are no longer in their place."""
+        if self.is_displaced:
+            raise UnavailableError(
+                "the data folder was removed, replaced or moved while the server runs, so nothing is stored and nothing is read: "
+                "put it back, or start the server anew"
+            )
 
     def close(self) -> None:
         """Close every connection; may be called twice."""
+        self._is_closed = True
         self._connection.close()
         self._writer.dispose()
         self._readers.dispose()

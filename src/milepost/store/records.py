@@ -84,6 +84,21 @@ def save_answers(connection: Connection, rows: Sequence[Row]) -> None:
     _INSERT_ANSWERS.write(connection, rows)
 
 
+_PROBE = "probe of writing"
+# More than fits into what free pages a nearly full database has left.
+_PROBE_BYTES = 16 * 1024
+
+
+def probe_writing(connection: Connection, *, now: int) -> None:
+    """Write what has to go to disk at the commit. It stands under an id that no request has, and is forgotten like the others."""
+    connection.execute(
+        upsert(answers).on_conflict_do_update(
+            index_elements=["request_id"], set_={"answer": bytes(_PROBE_BYTES), "created_at": now}
+        ),
+        {"request_id": _PROBE, "answer": bytes(_PROBE_BYTES), "created_at": now},
+    )
+
+
 def prune_answers(connection: Connection, *, before: int, limit: int) -> int:
     """Forget up to `limit` answers from before a time, the oldest first; how many they were."""
     oldest = (

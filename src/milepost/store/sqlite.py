@@ -5,22 +5,41 @@ One write connection per file, owned by one thread; readers see the last commit 
 
 import os
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, LargeBinary, create_engine, event, func, literal
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.elements import ColumnElement
 
 from milepost.errors import ConfigurationError
+from milepost.store import files
 
 DATABASE_ERRORS = (DatabaseError,)
+# What goes away by itself or by the care of whoever runs the machine: the statement is right, and may be tried again.
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
 READERS = 4
 BUSY_SECONDS = 10
 # 16 MB: a page that changes often is copied from the log to the file once in a while, not at each group.
 CHECKPOINT_PAGES = 4000
+# After one large transaction the log is cut back to this, instead of keeping its largest size for ever.
+JOURNAL_BYTES_MAX = 64 * 1024 * 1024
 # A writer never has to upgrade a read lock.
 BEGIN_WRITING = "BEGIN IMMEDIATE"
 BEGIN_READING = "BEGIN"
@@ -32,30 +51,39 @@ _CONNECT_ARGUMENTS: dict[str, Any] = {
 }
 
 
+def is_unavailable(error: DBAPIError) -> bool:
+    """True when the database cannot be had at the moment, false when the statement is wrong."""
+    # The lowest byte is the kind of the fault, the others say more about it.
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _PASSING
+
+
 def check_writable(path: Path) -> None:
-    """Make the folder; raise ConfigurationError where the database could not be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"the data folder {path.parent} cannot be made: {error.strerror}") from error
+    """Make folder and file, private ones; raise ConfigurationError where the database could not be written."""
+    files.prepare_folder(path.parent)
     target = path if path.exists() else path.parent
     # The read-only flag of a mounted file system does not show in the mode bits, so the system is asked.
     if not os.access(path.parent, os.W_OK) or not os.access(target, os.W_OK):
         raise ConfigurationError(
             f"{target} cannot be written: choose another data folder with --data, or change its permissions"
         )
+    try:
+        if not path.exists():
+            files.create_private(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def writer(path: Path, *, synchronous: str, connection_class: type[sqlite3.Connection]) -> Engine:
     """The engine of the one write connection."""
     engine = create_engine(
-        _url(path), poolclass=StaticPool, connect_args={**_CONNECT_ARGUMENTS, "factory": connection_class}
+        "sqlite://", poolclass=StaticPool, creator=_opening(path, connection_class=connection_class)
     )
     _configure(
         engine,
         "PRAGMA journal_mode=WAL",
         f"PRAGMA synchronous={synchronous}",
         f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
+        f"PRAGMA journal_size_limit={JOURNAL_BYTES_MAX}",
     )
     return engine
 
@@ -63,7 +91,7 @@ def writer(path: Path, *, synchronous: str, connection_class: type[sqlite3.Conne
 def readers(path: Path) -> Engine:
     """The engine of the read connections."""
     engine = create_engine(
-        _url(path), poolclass=QueuePool, pool_size=READERS, max_overflow=0, connect_args=_CONNECT_ARGUMENTS
+        "sqlite://", poolclass=QueuePool, pool_size=READERS, max_overflow=0, creator=_opening(path)
     )
     _configure(engine, "PRAGMA query_only=ON")
     return engine
@@ -101,8 +129,21 @@ def has_bytes(column: ColumnElement[Any], part: bytes) -> ColumnElement[bool]:
     return func.instr(column, literal(part, LargeBinary)) > 0
 
 
-def _url(path: Path) -> str:
-    return f"sqlite:///{path}"
+def log_of(path: Path) -> Path:
+    """The file of the write-ahead log; it is there for as long as a connection is."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _opening(
+    path: Path, *, connection_class: type[sqlite3.Connection] = sqlite3.Connection
+) -> Callable[[], sqlite3.Connection]:
+    # Never makes a file: a reader that connects late must not find an empty database where the folder was replaced.
+    address = f"{path.absolute().as_uri()}?mode=rw"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(address, uri=True, factory=connection_class, **_CONNECT_ARGUMENTS)
+
+    return connect
 
 
 def _configure(engine: Engine, *pragmas: str) -> None:

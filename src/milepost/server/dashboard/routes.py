@@ -1,15 +1,19 @@
-"""The dashboard's routes: signing in, the pages, their files.
+"""The dashboard's routes: signing in and out, the pages, their files.
 
 The pages are shells without data. What they show they read in the browser, through the HTTP API, with the session cookie.
 """
 
+import asyncio
+import math
+import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 import jinja2
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -17,9 +21,11 @@ from starlette.types import Message, Scope
 
 from milepost.model.run import RunStatus
 from milepost.protocol.endpoints import GET_METADATA
-from milepost.server.auth import COOKIE, SESSION_SECONDS, Authenticator
+from milepost.server.attempts import SignInAttempts
+from milepost.server.auth import CODE_SECONDS, SESSION_SECONDS, Authenticator, is_from_own_page
 
 FORM_BYTES_MAX = 16 * 1024
+FORM_SECONDS = 10.0
 _FOLDER = Path(__file__).parent
 _STATUSES = frozenset(status.value for status in RunStatus)
 _FILTERS = ("status", "task", "tag", "batch", "parent", "root", "metadata", "level")
@@ -30,7 +36,8 @@ _PAGE_HEADERS = {
         "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
     ),
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # With "no-referrer" browsers do not say which page a form comes from.
+    "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
 # By name, because what Python knows of types depends on the machine, and a browser runs no module of another type.
@@ -42,6 +49,12 @@ _FILE_TYPES = {
 _USED_LINK = "This sign-in link has been used or has expired."
 _WRONG_KEY = "This is not the secret key of this server."
 _LONG_FORM = "This is too long for a secret key."
+_SLOW_FORM = "The form came too slowly."
+_FOREIGN_FORM = "This form did not come from this page. Try again here."
+_TOO_OFTEN = "Too many wrong keys. Try again in {seconds:,} s, or open a sign-in link: `milepost dashboard` prints one."
+# A page of this server with its query, percent-encoded: where signing in may lead to.
+_PLACE = re.compile(r"/(?:runs/(?!\.{1,2}(?:\?|$))[^/?#\\]+)?(?:\?[^#\\]*)?")
+PLACE_CHARACTERS_MAX = 16 * 1024
 
 
 def dashboard_routes(authenticator: Authenticator) -> list[BaseRoute]:
@@ -52,6 +65,7 @@ def dashboard_routes(authenticator: Authenticator) -> list[BaseRoute]:
         Route("/runs/{run}", pages.signed_in(pages.run)),
         Route("/sign-in", pages.sign_in_with_code, methods=["GET"]),
         Route("/sign-in", pages.sign_in_with_key, methods=["POST"]),
+        Route("/sign-out", pages.sign_out, methods=["POST"]),
         Mount("/static", _Files(directory=_FOLDER / "static"), name="static"),
     ]
 
@@ -59,6 +73,7 @@ def dashboard_routes(authenticator: Authenticator) -> list[BaseRoute]:
 class _Pages:
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
+        self._attempts = SignInAttempts(time.monotonic)
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
@@ -75,8 +90,8 @@ class _Pages:
         async def guarded(request: Request) -> Response:
             if self._authenticator.has_session(request):
                 return await page(request)
-            place = request.url.path
-            query = f"?{urlencode({'next': place})}" if _safe_place(place) != "/" else ""
+            place = _place_of(request)
+            query = f"?{urlencode({'next': place})}" if place != "/" else ""
             return RedirectResponse(f"/sign-in{query}", 303, headers=_PAGE_HEADERS)
 
         return guarded
@@ -139,22 +154,64 @@ class _Pages:
         code = request.query_params.get("code")
         # Whatever only looks at the link (HEAD) does not use it up.
         if code is None or request.method != "GET":
-            return self._page("sign_in.html", next=place, problem=None)
+            return self._sign_in_page(place)
         session = self._authenticator.session_for_code(code)
         if session is None:
-            return self._page("sign_in.html", 401, next=place, problem=_USED_LINK)
-        return _begin_session(request, session, place)
+            return self._sign_in_page(place, 401, _USED_LINK)
+        return self._begin_session(request, session, place)
 
     async def sign_in_with_key(self, request: Request) -> Response:
         """Sign in with the secret key, sent as a form."""
-        form = await _form(request)
+        if not is_from_own_page(request):
+            return self._sign_in_page("/", 403, _FOREIGN_FORM)
+        try:
+            async with asyncio.timeout(FORM_SECONDS):
+                form = await _form(request)
+        except TimeoutError:
+            return self._sign_in_page("/", 408, _SLOW_FORM)
+        except ClientDisconnect:
+            return Response(status_code=499)
         if form is None:
-            return self._page("sign_in.html", 413, next="/", problem=_LONG_FORM)
+            return self._sign_in_page("/", 413, _LONG_FORM)
         place = _safe_place(form.get("next", "/"))
+        address = request.client.host if request.client else ""
+        seconds = math.ceil(self._attempts.wait_seconds(address))
+        if seconds > 0:
+            page = self._sign_in_page(place, 429, _TOO_OFTEN.format(seconds=seconds))
+            page.headers["retry-after"] = str(seconds)
+            return page
         session = self._authenticator.session_for_key(form.get("key", "").strip())
         if session is None:
-            return self._page("sign_in.html", 401, next=place, problem=_WRONG_KEY)
-        return _begin_session(request, session, place)
+            self._attempts.failed(address)
+            return self._sign_in_page(place, 401, _WRONG_KEY)
+        return self._begin_session(request, session, place)
+
+    async def sign_out(self, request: Request) -> Response:
+        """End the session, and go to the sign-in page."""
+        if not is_from_own_page(request):
+            return self._sign_in_page("/", 403, _FOREIGN_FORM)
+        self._authenticator.sign_out(request)
+        response = RedirectResponse("/sign-in", 303, headers=_PAGE_HEADERS)
+        response.delete_cookie(self._authenticator.cookie, path="/", httponly=True, samesite="strict")
+        return response
+
+    def _sign_in_page(self, place: str, status: int = 200, problem: str | None = None) -> Response:
+        minutes = CODE_SECONDS // 60
+        return self._page("sign_in.html", status, next=place, problem=problem, minutes=minutes)
+
+    def _begin_session(self, request: Request, session: str, place: str) -> Response:
+        response = RedirectResponse(place, 303, headers=_PAGE_HEADERS)
+        response.set_cookie(
+            self._authenticator.cookie,
+            session,
+            max_age=SESSION_SECONDS,
+            path="/",
+            # Whoever claims to come over https wrongly makes a cookie that their own browser does not send.
+            secure="https" in (request.scope["scheme"], request.headers.get("x-forwarded-proto")),
+            httponly=True,
+            samesite="strict",
+        )
+        return response
 
     def _page(self, name: str, status: int = 200, **values: Any) -> Response:
         return HTMLResponse(self._templates.get_template(name).render(values), status, _PAGE_HEADERS)
@@ -174,24 +231,19 @@ class _Files(StaticFiles):
         return response
 
 
-def _begin_session(request: Request, session: str, place: str) -> Response:
-    response = RedirectResponse(place, 303, headers=_PAGE_HEADERS)
-    response.set_cookie(
-        COOKIE,
-        session,
-        max_age=SESSION_SECONDS,
-        path="/",
-        secure=request.url.scheme == "https",
-        httponly=True,
-        samesite="strict",
-    )
-    return response
+def _place_of(request: Request) -> str:
+    """The page that is asked for, filters included."""
+    query = request.scope["query_string"].decode("latin-1")
+    path = quote(request.scope["path"])
+    return _safe_place(f"{path}?{query}" if query else path)
 
 
 def _safe_place(place: str) -> str:
-    """The page to go to after signing in: one of a run, or else the list. Never another site."""
-    folder, _, run_id = place.rpartition("/")
-    return place if folder == "/runs" and run_id.replace("_", "").isalnum() and run_id.isascii() else "/"
+    """The page to go to after signing in, or else the list. Never another site."""
+    is_plain = (
+        len(place) <= PLACE_CHARACTERS_MAX and place.isascii() and place.isprintable() and " " not in place
+    )
+    return place if is_plain and _PLACE.fullmatch(place) else "/"
 
 
 def _runs_href(filters: Mapping[str, str | None]) -> str:
@@ -217,7 +269,7 @@ async def _status_of(request: Request, endpoint: str, **parameters: str) -> int:
         **request.scope,
         "method": "GET",
         "path": path,
-        "raw_path": path.encode(),
+        "raw_path": quote(path).encode(),
         "query_string": b"",
     }
     scope.pop("path_params", None)

@@ -1,0 +1,57 @@
+"""Settings that nobody reads are named at start: a misspelt one would leave the default in force without a word.
+
+They are named and not refused. An environment is shared, by later versions and by other programs of the same machine, and a server
+that does not start after going back to the version before would be worse than a line that says what changes nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from pydantic import AliasChoices
+from pydantic_settings import BaseSettings
+
+from milepost.cli.console import err
+from milepost.client.settings import ClientSettings
+from milepost.server.settings import ServerSettings
+from milepost.worker.settings import WorkerSettings
+
+_PREFIX = "MILEPOST_"
+_SHARED_PREFIX = "TASK_RUN_METADATA_"
+# Read where they are needed, and by no class of settings.
+_OTHERS = frozenset({"MILEPOST_DEBUG"})
+
+
+def known_settings() -> frozenset[str]:
+    """The name of every setting that some part of Milepost reads from the environment."""
+    kinds = (ServerSettings, WorkerSettings, ClientSettings)
+    return _OTHERS.union(*map(_names, kinds))
+
+
+def name_unknown_settings(environment: Mapping[str, str] = os.environ) -> None:
+    """Say which settings in the environment change nothing, and which ones may have been meant."""
+    for line in unknown_settings(environment):
+        err.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def unknown_settings(environment: Mapping[str, str]) -> list[str]:
+    """A line for each setting in the environment that nobody reads."""
+    known = known_settings()
+    lines: list[str] = []
+    for name in sorted(environment):
+        if name.startswith((_PREFIX, _SHARED_PREFIX)) and name not in known:
+            near = get_close_matches(name, known, 1, 0.7)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"{name} is not a setting of this version, and changes nothing{advice}")
+    return lines
+
+
+def _names(kind: type[BaseSettings]) -> set[str]:
+    names: set[str] = set()
+    for field_name, field in kind.model_fields.items():
+        alias = field.validation_alias
+        if isinstance(alias, AliasChoices):
+            names |= {str(choice) for choice in alias.choices if str(choice).isupper()}
+        else:
+            names.add(_PREFIX + field_name.upper())
+    return names
