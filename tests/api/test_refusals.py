@@ -304,6 +304,38 @@ def test_a_request_id_has_a_limit(served: Served, worker: HttpWorker) -> None:
     assert served.call("POST", "/api/v1/tasks/work/trigger", {}, headers={header: "x" * 200}).status == 200
 
 
+def test_the_attempt_that_writes_is_named_as_a_run_and_a_number(served: Served, worker: HttpWorker) -> None:
+    run_id, stranger = served.trigger(), served.trigger()
+    body = {"operations": [set_to("a", 1)]}
+
+    def put(target: str, attempt: str) -> Answer:
+        return served.call(
+            "PUT", f"/api/v1/runs/{target}/metadata", body, headers={"x-milepost-attempt": attempt}
+        )
+
+    for text in (
+        "",
+        "1",
+        f"{run_id}",
+        f"{run_id}:",
+        f"{run_id}:0",
+        f"{run_id}:-1",
+        f"{run_id}:x",
+        f"{run_id}:{10**9}",
+    ):
+        assert refused(put(run_id, text), 400)["field"] == "x-milepost-attempt"
+    assert refused(put(run_id, "run_nobody:1"), 404)["code"] == "run_not_found"
+    assert "refused" not in put(run_id, f"{run_id}:1").json
+    [item] = put(stranger, f"{run_id}:1").json["refused"]
+    assert item["code"] == "not_an_ancestor"
+    whole = {"metadata": {"b": 1}}
+    answer = served.call(
+        "PUT", f"/api/v1/runs/{stranger}/metadata", whole, headers={"x-milepost-attempt": f"{run_id}:1"}
+    )
+    assert refused(answer, 403)["code"] == "forbidden"
+    assert served.get(f"/api/v1/runs/{stranger}/metadata") == {"metadata": {}, "version": 0}
+
+
 def test_operations_are_refused_one_by_one_and_the_answer_is_still_a_success(
     served: Served, worker: HttpWorker
 ) -> None:

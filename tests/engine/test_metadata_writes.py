@@ -8,6 +8,7 @@ import pytest
 from milepost.engine.commands import Report, Trigger, UpdateMetadata
 from milepost.errors import (
     ConflictError,
+    ForbiddenError,
     MetadataPathError,
     MetadataTooLargeError,
     MetadataTypeError,
@@ -18,6 +19,7 @@ from milepost.errors import (
 from milepost.model.counted import id_of, unpack
 from milepost.model.operations import Append, Delete, Increment, Operation, Set, Update
 from milepost.model.run import Outcome
+from milepost.protocol.metadata import ChangeWriter, MetadataChange
 from milepost.protocol.work import ClaimedRun, TargetOperations
 from support.world import WorkerDouble, World, item, result_of
 
@@ -217,6 +219,79 @@ def test_a_run_writes_to_all_its_ancestors_and_to_nobody_else(world: World, work
     assert [(refusal.run, refusal.index, refusal.code) for refusal in reply.refused] == [
         (target, index, "not_an_ancestor") for target in targets[4:] for index in (0, 1)
     ]
+
+
+def test_a_child_process_writes_as_its_run(world: World, worker: WorkerDouble) -> None:
+    """M15, M60-M63: the same documents as the task itself, and no others; history and log say whose it was."""
+    line = [world.trigger()]
+    for _ in range(3):
+        line.append(world.trigger(parent_run_id=line[-1]))
+    stranger, sibling = world.trigger(), world.trigger(parent_run_id=line[2])
+    youngest = next(run for run in worker.claim(10) if run.id == line[3])
+    writer = ChangeWriter(youngest.id, youngest.attempt)
+    for target in (*line, stranger, sibling):
+        command = UpdateMetadata(target, [("self", raw(Set("by", target), Increment("n", 1)))], writer=writer)
+        refused = world.do(command).refused
+        assert [(item.index, item.code) for item in refused] == (
+            [] if target in line else [(0, "not_an_ancestor"), (1, "not_an_ancestor")]
+        )
+    for target in line:
+        assert world.document(target) == ({"by": target, "n": 1}, 1)
+        [change] = world.reader.history.page(target, size=10, after=0).data
+        assert change.writer == writer
+    for target in (stranger, sibling):
+        assert world.document(target) == ({}, 0)
+    logged = [line.message for line in world.reader.log(youngest.id, after=0).data]
+    assert len(logged) == 4
+    assert all("was refused" in message and youngest.id in message for message in logged)
+
+
+def test_a_child_process_puts_no_whole_document_in_the_place_of_a_stranger_s(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    stranger = world.trigger(metadata={"a": 1})
+    writer = ChangeWriter(run.id, run.attempt)
+    [ticket] = world.submit(UpdateMetadata(stranger, document={"b": 1}, writer=writer))
+    assert isinstance(ticket.result, ForbiddenError)
+    assert world.document(stranger) == ({"a": 1}, 0)
+    world.do(UpdateMetadata(run.id, document={"b": 1}, writer=writer))
+    assert world.document(run.id) == ({"b": 1}, 1)
+
+
+def test_a_writer_that_never_was_is_not_found(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    operations = raw(Set("a", 1))
+    [ticket] = world.submit(
+        UpdateMetadata(run_id, [("self", operations)], writer=ChangeWriter("run_nobody", 1))
+    )
+    assert isinstance(ticket.result, RunNotFoundError)
+    assert world.document(run_id) == ({}, 0)
+
+
+def test_the_worker_hears_what_child_processes_of_its_run_have_written(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    """Its own reports it knows by their number; what a child process wrote has none, and comes with its operations."""
+    worker.report(run, Set("by", "worker"))
+    writer = ChangeWriter(run.id, run.attempt)
+    world.do(UpdateMetadata(run.id, [("self", raw(Set("by", "child"), Increment("n", 1)))], writer=writer))
+    reply = worker.report(run, Set("after", 1), metadata_version=0)
+    assert reply.delta is not None
+    assert reply.delta.changes == [
+        MetadataChange(version=1, attempt=run.attempt, sequence=1),
+        MetadataChange(version=2, operations=[Set("by", "child"), Increment("n", 1)]),
+        MetadataChange(version=3, attempt=run.attempt, sequence=2),
+    ]
+
+
+def test_a_repeat_by_another_writer_is_none(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
+    operations = [("self", raw(Increment("n", 1)))]
+    writer = ChangeWriter(run.id, run.attempt)
+    world.do(UpdateMetadata(run.id, operations, request_id="one", writer=writer))
+    world.do(UpdateMetadata(run.id, operations, request_id="one", writer=writer))
+    [ticket] = world.submit(UpdateMetadata(run.id, operations, request_id="one"))
+    assert isinstance(ticket.result, ConflictError)
+    assert world.document(run.id) == ({"n": 1}, 1)
 
 
 def test_a_parent_may_not_write_to_its_child(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:

@@ -13,6 +13,7 @@ from milepost.feed.streams import watch_inbox
 from milepost.model.counted import id_of, unpack
 from milepost.model.document import Document
 from milepost.model.operations import Append, Increment, Operation, Set, decode_operations
+from milepost.protocol.metadata import ChangeWriter
 from milepost.protocol.work import ClaimedRun
 from support.subscriber import FeedWorld, Frames, run_async
 from support.world import WorkerDouble, item, offered
@@ -106,6 +107,25 @@ def test_what_others_write_arrives_joined(world: FeedWorld, worker: WorkerDouble
             {"version": 10, "operations": [{"type": "increment", "key": "n", "value": 10}]}
         ]
         assert inbox.copies[run.id].value == {"n": 10}
+        await inbox.close()
+
+    run_async(follow)
+
+
+def test_what_child_processes_of_the_run_write_arrives(
+    world: FeedWorld, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    """They write as the run, and the worker has not seen what they write."""
+
+    async def follow() -> None:
+        inbox = Inbox(world)
+        inbox.hold(run)
+        await inbox.read()
+        writer = ChangeWriter(run.id, run.attempt)
+        operations = msgspec.to_builtins([Increment("n", 3), Set("by", "child")])
+        world.do(UpdateMetadata(run.id, [("self", operations)], writer=writer))
+        await inbox.read()
+        assert inbox.copies[run.id].value == {"n": 3, "by": "child"}
         await inbox.close()
 
     run_async(follow)

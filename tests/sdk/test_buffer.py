@@ -410,8 +410,10 @@ def test_a_full_backlog_takes_only_what_can_be_merged_and_tells_the_rest() -> No
     # An increment is merged with the one before it, and a set takes the place of the one before, so they go on.
     assert Increment("done", 1000) in parent.operations
     assert own.operations == [Set("progress", 999)]
-    assert buffer.take_overflown() == 1000 - len(taken)
-    assert buffer.take_overflown() == 0
+    [remark] = buffer.take_remarks()
+    assert remark.startswith(f"{1000 - len(taken)} metadata operations were refused: ")
+    assert "4,000 bytes" in remark
+    assert buffer.take_remarks() == []
     refused = buffer.take_refused()
     assert len(refused) == 1000 - len(taken)
     assert {(change.run_id, change.code) for change in refused} == {(PARENT, "metadata_backlog_full")}
@@ -423,10 +425,56 @@ def test_what_a_full_backlog_refuses_is_not_in_the_view_either() -> None:
     for index in range(100):
         buffer.add(RUN, Append("log", f"{index:050}"))
     shown = buffer.current()["log"]
-    assert 1 <= len(shown) == 100 - buffer.take_overflown() < 100
+    assert 1 <= len(shown) == 100 - len(buffer.take_refused()) < 100
     assert not buffer.add_all(RUN, [Set("a", 1), Set("b", 2)])
-    assert buffer.take_overflown() == 2
+    assert len(buffer.take_refused()) == 2
     assert not buffer.contains("a")
+
+
+UNCLE = "run_uncle"
+
+
+@pytest.mark.parametrize("full", [RUN, PARENT])
+@pytest.mark.parametrize("taken", ["before a batch", "while a batch is in flight", "while the rest waits"])
+def test_a_full_backlog_of_one_document_refuses_nothing_of_another(
+    full: str, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M44: what one document's server, limit or volume holds up is no reason to lose updates of another one."""
+    monkeypatch.setattr(portions, "BYTES_MAX", 1000 if taken == "while the rest waits" else 10**9)
+    buffer = Buffer(RUN, 1, Document(), backlog_bytes_max=4000)
+    for index in range(200):
+        buffer.add(full, Append("log", f"row {index:0100}"))
+    others = [run_id for run_id in (RUN, PARENT, UNCLE) if run_id != full]
+    for run_id in others:
+        buffer.add(run_id, Append("first", 1))
+    buffer.take_refused()
+    if taken != "before a batch":
+        assert buffer.next_batch() is not None
+    for run_id in others:
+        buffer.add(run_id, Append("log", "x" * 50))
+        buffer.add_all(run_id, [Append("log", "y" * 50), Append("log", "z" * 50)])
+    assert buffer.take_refused() == []
+    if taken == "while the rest waits":
+        # Most of it has not left, so there is no room for more of the same document.
+        buffer.add(full, Append("log", "late"))
+        buffer.add(full, Append("log", "later"))
+        assert {change.run_id for change in buffer.take_refused()} == {full}
+
+
+def test_the_number_of_documents_that_wait_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer_module, "DOCUMENTS_MAX", 3)
+    buffer = Buffer(RUN, 1, Document())
+    for index in range(5):
+        buffer.add(f"run_{index}", Set("a", 1))
+        buffer.add(f"run_{index}", Set("b", 1))
+    buffer.add(RUN, Set("own", 1))
+    assert [change.run_id for change in buffer.take_refused()] == ["run_3", "run_3", "run_4", "run_4"]
+    [remark] = buffer.take_remarks()
+    assert "4 metadata operations" in remark
+    assert "3 documents" in remark
+    buffer.next_batch()
+    buffer.add("run_4", Set("a", 1))
+    assert buffer.take_refused() == []
 
 
 def test_after_the_backlog_has_left_everything_is_taken_again() -> None:

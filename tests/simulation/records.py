@@ -58,10 +58,10 @@ class RecordingBuffer(Buffer):
         self.attempt.calls += [(run_id, operation) for operation in operations]
         return was_clean
 
-    def next_batch(self, *, anyway: bool = False) -> Batch | None:
+    def next_batch(self, *, anyway: bool = False, patience_seconds: float = 0.0) -> Batch | None:
         attempt = self.attempt
         rounds = self._rounds_taken
-        batch = super().next_batch(anyway=anyway)
+        batch = super().next_batch(anyway=anyway, patience_seconds=patience_seconds)
         taken = attempt.calls[len(attempt.batches) :] if self._rounds_taken > rounds else []
         if batch is not None and batch.sequence not in attempt.sent:
             operations = {change.run: list(change.operations) for change in batch.changes}

@@ -1,8 +1,11 @@
 """What an executor holds: slots given back by waits, reports in the right order, nothing said for runs that are lost."""
 
+import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import count
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
+from milepost.worker import outbox
 from milepost.worker.holding import Holding
 from milepost.worker.outbox import Entry, HeldRun
 
@@ -278,6 +282,43 @@ def test_what_a_full_backlog_refused_is_told_in_the_log_of_the_run() -> None:
     taken = sum(len(change.operations) for change in entry.report.changes)
     assert line.level == "error"
     assert line.message.startswith(f"{10 - taken} metadata operations were refused")
+
+
+def test_a_run_whose_thread_was_stopped_in_the_middle_of_a_call_is_asked_again_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its lines and updates are kept, and the others are reported."""
+    monkeypatch.setattr(outbox, "BUSY_SECONDS_MAX", 0.01)
+    desk = Desk(2)
+    stopped, other = desk.admit("run_1", "run_2")
+    desk.set(stopped, "a", 1)
+    desk.set(other, "a", 1)
+    assert desk.holding.log(stopped.scope, "info", "hello", "test")
+    is_inside, goes_on = threading.Event(), threading.Event()
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_name == "apply" and not is_inside.is_set():
+            is_inside.set()
+            assert goes_on.wait(20)
+
+    def run() -> None:
+        sys.settrace(trace)
+        desk.set(stopped, "b", 2)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert is_inside.wait(20)
+    for _ in range(3):
+        entries = desk.report()
+        assert [entry.held for entry in entries] == [other]
+        desk.answer(entries)
+        assert desk.holding.outbox.due_at() == desk.now + INTERVAL
+        desk.now += INTERVAL
+    goes_on.set()
+    thread.join(20)
+    [entry] = [entry for entry in desk.report() if entry.held is stopped]
+    assert entry.report.changes[0].operations == [Set("a", 1), Set("b", 2)]
+    assert [line.message for line in entry.report.logs] == ["hello"]
 
 
 def test_a_lost_run_is_interrupted_keeps_its_slot_and_says_nothing_more() -> None:

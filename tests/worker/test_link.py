@@ -1,17 +1,20 @@
 """The link over a bad network: nothing is dropped, nothing is done twice, and whoever waits is woken."""
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 from typing import Any
 
 import msgspec
 import pytest
 from fake_server import FakeServer, Fault
 
-from milepost.errors import MetadataFlushError
+from milepost.errors import MetadataFlushError, UsageError
+from milepost.model.document import Document
 from milepost.model.operations import Increment, Set
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
@@ -533,3 +536,138 @@ def test_the_end_comes_also_while_the_server_is_away(
     worker.link.order(Order.DRAIN)
     assert worker.has_left.wait(10)
     assert worker.error is None
+
+
+def document(server: FakeServer, run_id: str) -> dict[str, Any]:
+    """What a run has reported, applied."""
+    found = Document()
+    for report in server.reports:
+        for change in report.changes:
+            if change.run == run_id:
+                found.apply_all(change.operations)
+    return found.value
+
+
+# --- calls at any moment, in any thread ------------------------------------------------------------------
+
+
+def test_a_thread_that_is_stopped_in_the_middle_of_a_call_holds_up_no_other_run(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """By a slow finalizer, or a debugger. Reports and heartbeats of the others go on, and its own word comes when it goes on."""
+    is_inside, goes_on = threading.Event(), threading.Event()
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_name == "apply" and not is_inside.is_set():
+            is_inside.set()
+            assert goes_on.wait(20)
+
+    def body(run: Run) -> str:
+        if run.id == "run_0":
+            sys.settrace(trace)
+            run.set("a", 1)
+            sys.settrace(None)
+        else:
+            assert is_inside.wait(20)
+            for number in range(20):
+                run.set("n", number)
+                run.flush()
+        return '"done"'
+
+    server.heartbeat_seconds = 0.2
+    started = host(body)
+    server.queue(*map(run_of, range(4)))
+    # The link is told that the stopped run has something to send, too.
+    assert is_inside.wait(20)
+    started.link.wake(started.link.scopes()[0])
+    server.until(lambda: len(server.outcomes()) == 3)
+    assert all(outcome.output == '"done"' for outcome in server.outcomes().values())
+    beats = server.bodies("report").count(b"{}")
+    server.until(lambda: server.bodies("report").count(b"{}") > beats + 2)
+    goes_on.set()
+    server.until(lambda: len(server.outcomes()) == 4)
+    assert document(server, "run_0") == {"a": 1}
+
+
+def test_finalizers_run_by_the_collector_in_the_thread_of_the_link_do_not_hang_it(
+    server: FakeServer, host: Callable[..., ThreadHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they call: updates are taken, and what would wait for the link itself fails."""
+    raised: list[BaseException] = []
+
+    def body(run: Run) -> str:
+        def finalizer(original: Callable[..., Any] = Buffer._begin_batch) -> Callable[..., Any]:  # pyright: ignore[reportPrivateUsage]
+            # In the middle of taking a batch of this very run.
+            def begin_batch(buffer: Buffer, anyway: bool) -> Any:
+                monkeypatch.undo()
+                run.increment("finalized")
+                run.link.log(run.scope, "info", "from a finalizer", "test")
+                for call in (run.flush, lambda: run.wait_for("run_9").result(20)):
+                    try:
+                        call()
+                    except BaseException as error:
+                        raised.append(error)
+                return original(buffer, anyway)
+
+            return begin_batch
+
+        monkeypatch.setattr(Buffer, "_begin_batch", finalizer())
+        run.set("a", 1)
+        run.flush()
+        return '"done"'
+
+    host(body)
+    server.queue(run_of(0))
+    server.until(server.outcomes)
+    assert [type(error) for error in raised] == [UsageError, UsageError]
+    assert document(server, "run_0") == {"a": 1, "finalized": 1}
+
+
+def test_a_flush_in_the_middle_of_a_call_of_its_own_thread_does_not_hang(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    flushed: list[str] = []
+
+    def body(run: Run) -> str:
+        def trace(frame: FrameType, event: str, _: object) -> None:
+            if frame.f_code.co_name in ("apply", "add", "_takes") and "milepost" in frame.f_code.co_filename:
+                run.increment("interrupting")
+                run.flush()
+                flushed.append(frame.f_code.co_name)
+
+        sys.settrace(trace)
+        run.set("a", 1)
+        sys.settrace(None)
+        run.flush()
+        return '"done"'
+
+    host(body)
+    server.queue(run_of(0))
+    server.until(server.outcomes)
+    assert {"apply", "_takes"} <= set(flushed)
+    assert document(server, "run_0") == {"a": 1, "interrupting": len(flushed)}
+
+
+def test_an_error_that_comes_while_the_link_is_rung_leaves_it_to_be_rung_again(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """As a signal handler may raise it."""
+
+    def body(run: Run) -> str:
+        loop: Any = run.link._loop  # type: ignore[attr-defined]
+
+        class Raises:
+            def call_soon_threadsafe(self, *_: Any) -> None:
+                run.link._loop = loop  # type: ignore[attr-defined]
+                raise LookupError("from a signal handler")
+
+        run.link._loop = Raises()  # type: ignore[attr-defined]
+        with pytest.raises(LookupError):
+            run.set("a", 1)
+        run.flush()
+        return '"done"'
+
+    host(body)
+    server.queue(run_of(0))
+    server.until(server.outcomes)
+    assert document(server, "run_0") == {"a": 1}

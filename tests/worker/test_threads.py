@@ -5,6 +5,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -144,3 +146,51 @@ def test_a_thread_that_is_hit_by_an_error_takes_nobody_along(threads_min: int) -
     pool.submit([sys.exit, sys.exit, done.set])
     assert done.wait(10)
     wait_until(lambda: threads_of(f"hit-{threads_min}-") <= 1)
+
+
+def test_whoever_hands_in_work_waits_for_nobody_who_was_stopped_in_the_middle() -> None:
+    """A finalizer may stop any thread at any instruction, and wait for the one that hands in the next run."""
+    pool = ThreadPool(name="stopped")
+    is_inside, goes_on, done = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_name == "_send_one" and not is_inside.is_set():
+            is_inside.set()
+            assert goes_on.wait(20)
+        return None
+
+    def submit() -> None:
+        sys.settrace(trace)
+        pool.submit([done.release])
+        sys.settrace(None)
+
+    stopped = threading.Thread(target=submit, daemon=True)
+    stopped.start()
+    assert is_inside.wait(20)
+    other = threading.Thread(target=pool.submit, args=([done.release] * 5,), daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+    goes_on.set()
+    for _ in range(6):
+        assert done.acquire(timeout=20)
+
+
+def test_many_who_hand_in_work_at_once_lose_none_of_it() -> None:
+    for threads_max in (1, 3, 1000):
+        pool = ThreadPool(name="many", threads_max=threads_max, idle_seconds=0.001)
+        done = threading.Semaphore(0)
+
+        def submit(pool: ThreadPool = pool, done: threading.Semaphore = done) -> None:
+            for index in range(300):
+                pool.submit([done.release] * (index % 3))
+                if index % 50 == 0:
+                    time.sleep(0.002)
+
+        submitting = [threading.Thread(target=submit, daemon=True) for _ in range(4)]
+        for thread in submitting:
+            thread.start()
+        for _ in range(4 * 300):
+            assert done.acquire(timeout=20), "work was left in line"
+        for thread in submitting:
+            thread.join(20)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from milepost.cli import metadata_commands
 from milepost.cli.console import fail
 
 app = typer.Typer(
@@ -325,6 +326,8 @@ def show_history(
     else:
         command.show_document(run_id, version=version, at=at, as_json=json)
 
+
+app.add_typer(metadata_commands.app, name="metadata")
 
 db = typer.Typer(help="Care for the database.", no_args_is_help=True)
 app.add_typer(db, name="db")

@@ -23,7 +23,7 @@ from milepost.client.transport import (
     reason_of,
 )
 from milepost.errors import UnavailableError
-from milepost.protocol.endpoints import REQUEST_ID_HEADER
+from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 from milepost.protocol.problems import from_problem
 
 ResultT = TypeVar("ResultT")
@@ -71,6 +71,8 @@ class AsyncTransport:
             headers["content-type"] = "application/json"
         if call.request_id is not None:
             headers[REQUEST_ID_HEADER] = call.request_id
+        if call.attempt is not None:
+            headers[ATTEMPT_HEADER] = call.attempt
         retries = Retries()
         while True:
             wanted: str | None = None

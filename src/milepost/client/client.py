@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from milepost.client import calls
@@ -44,15 +43,19 @@ class Client:
         self.api_url = api_url
         self.transport = SyncTransport(api_url, secret_key)
         self._secret_key = secret_key
+        self._async_transport: AsyncTransport | None = None
         self.runs = Runs(lambda: self)
         self.metadata_limit = SIZE_LIMIT
 
-    @cached_property
+    @property
     def async_transport(self) -> AsyncTransport:
         """The asynchronous way to the server. A program that only blocks never loads it."""
-        from milepost.client.async_transport import AsyncTransport
+        # Without a lock, as in `default_client`; `cached_property` has one in Python 3.11.
+        if self._async_transport is None:
+            from milepost.client.async_transport import AsyncTransport
 
-        return AsyncTransport(self.api_url, self._secret_key)
+            self._async_transport = AsyncTransport(self.api_url, self._secret_key)
+        return self._async_transport
 
     def __repr__(self) -> str:
         return f"<Milepost client of {self.api_url}>"
@@ -85,6 +88,15 @@ class Client:
             if not self._learn_limit(await self.asend(calls.health())):
                 raise
         return build(self.metadata_limit)
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which another program finds the same server."""
+        return {"MILEPOST_API_URL": self.api_url, "MILEPOST_SECRET_KEY": self._secret_key}
+
+    def learn_metadata_limit(self) -> int:
+        """The largest size of a document in bytes, as the server says it (M86). Raises UnavailableError."""
+        self._learn_limit(self.send(calls.health()))
+        return self.metadata_limit
 
     def _learn_limit(self, health: Mapping[str, Any]) -> bool:
         """True when the server's limit is another one than was thought."""

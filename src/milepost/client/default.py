@@ -1,15 +1,18 @@
-"""The default client: what `configure` says, else the environment, else the development server of this folder."""
+"""The default client: what `configure` says, else the environment, else the development server of this folder.
+
+There is no lock here: two threads that ask at once for the first time may make a client each, which does no harm. So a finalizer or a
+signal handler that asks in the middle of it does not hang, nor does a child that is forked then.
+"""
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from milepost.client.client import Client
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Given:
     """What `configure` said."""
 
@@ -19,30 +22,27 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Made:
-    """The client at hand, and the file that it was made from, with the time of its last change."""
+    """The client at hand, what it was made from, and the file among that, with the time of its last change."""
 
     client: Client
+    given: _Given
     file: Path | None
     changed_at: int
 
     @property
     def is_fresh(self) -> bool:
-        """False when the file was written anew: another development server is running now."""
-        return self.file is None or _changed_at(self.file) == self.changed_at
+        """False when `configure` was called since, or the file was written anew: another development server is running now."""
+        return self.given is _given and (self.file is None or _changed_at(self.file) == self.changed_at)
 
 
-_lock = threading.Lock()
 _given = _Given()
 _made: _Made | None = None
 
 
 def configure(*, api_url: str | None = None, secret_key: str | None = None) -> None:
     """Say where the server is, for every call that follows. What is left out comes from the environment or the development server."""
-    global _made
-    with _lock:
-        _given.api_url = api_url
-        _given.secret_key = secret_key
-        _made = None
+    global _given
+    _given = _Given(api_url, secret_key)
 
 
 def default_client() -> Client:
@@ -53,20 +53,18 @@ def default_client() -> Client:
     global _made
     made = _made
     if made is None or not made.is_fresh:
-        with _lock:
-            made = _made
-            if made is None or not made.is_fresh:
-                made = _made = _make()
+        made = _made = _make(_given)
     return made.client
 
 
-def _make() -> _Made:
+def _make(given: _Given) -> _Made:
     # Reading settings takes a library that a program which only imports its tasks should not pay for.
     from milepost.client.settings import find_address
 
-    address = find_address(_given.api_url, _given.secret_key)
+    address = find_address(given.api_url, given.secret_key)
     changed_at = _changed_at(address.file) if address.file else 0
-    return _Made(Client(api_url=address.api_url, secret_key=address.secret_key), address.file, changed_at)
+    client = Client(api_url=address.api_url, secret_key=address.secret_key)
+    return _Made(client, given, address.file, changed_at)
 
 
 def _changed_at(file: Path) -> int:

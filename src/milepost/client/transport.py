@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from urllib3.util.wait import wait_for_read
 from milepost.client.calls import Call, Feed
 from milepost.client.retries import Retries, unreachable
 from milepost.errors import ConfigurationError, UnavailableError
-from milepost.protocol.endpoints import REQUEST_ID_HEADER
+from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 from milepost.protocol.problems import from_problem
 
 ResultT = TypeVar("ResultT")
@@ -96,12 +97,40 @@ class _HTTPSConnection(_OneWrite, urllib3.connection.HTTPSConnection):
     pass
 
 
+class _Resting:
+    """The connections that are not in use, the last used first; what `urllib3` needs of `queue.LifoQueue`, without its lock.
+
+    A finalizer or a signal handler that sends a request while another one takes its connection would wait for that lock for ever, and
+    so would a child that is forked in that moment, already when it throws the pool away.
+    """
+
+    def __init__(self, maxsize: int) -> None:
+        self._maxsize = maxsize
+        self._items: list[Any] = []
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if len(self._items) >= self._maxsize:
+            raise queue.Full
+        self._items.append(item)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        try:
+            return self._items.pop()
+        except IndexError:
+            raise queue.Empty from None
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+
 class _HTTPConnectionPool(urllib3.HTTPConnectionPool):
     ConnectionCls = _HTTPConnection  # pyright: ignore[reportAssignmentType]
+    QueueCls = _Resting  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
 
 class _HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection  # pyright: ignore[reportAssignmentType]
+    QueueCls = _Resting  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
 
 class SyncTransport:
@@ -141,6 +170,8 @@ class SyncTransport:
             headers = {**headers, "content-type": "application/json"}
         if call.request_id is not None:
             headers = {**headers, REQUEST_ID_HEADER: call.request_id}
+        if call.attempt is not None:
+            headers = {**headers, ATTEMPT_HEADER: call.attempt}
         retries = Retries()
         while True:
             wanted: str | None = None

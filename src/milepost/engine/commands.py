@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from milepost.protocol.metadata import ChangeWriter
 from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import RunReport, WorkerTask
 from milepost.store.documents import Snapshot
@@ -80,6 +81,9 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
     `targets` are (relation, operations); a relation is self, parent or root. `document` replaces the run's own document as a whole
     and is refused as a whole. With `if_version`, everything is refused unless the run's own document has that version. A repeated
     `request_id` is answered with what the first one was refused, and changes nothing.
+
+    `writer` is set when the caller is part of a run, such as a child process of it: it may write to that run and its ancestors only,
+    as the run itself.
     """
 
     run_id: str
@@ -87,6 +91,7 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
     document: dict[str, Any] | None = None
     if_version: int | None = None
     request_id: str | None = None
+    writer: ChangeWriter | None = None
 
 
 class RegisterWorker(msgspec.Struct, frozen=True):

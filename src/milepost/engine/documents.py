@@ -42,7 +42,8 @@ _NUMBERS = msgspec.json.Decoder(list[int])
 
 
 class Writer(msgspec.Struct, frozen=True, gc=False):
-    """Who writes: a run's report, or nobody in particular (an outside caller)."""
+    """Who writes: a run's report; without a `sequence`, something else that is part of the run, such as a child process of it; or
+    nobody in particular (an outside caller)."""
 
     run_id: str | None = None
     attempt: int | None = None
@@ -229,7 +230,9 @@ def join_steps(steps: Iterable[LoggedChange], reader: Writer) -> list[MetadataCh
     foreign: list[Operation] = []
     version = 0
     for step in steps:
-        if reader.run_id is not None and step.writer_id == reader.run_id and step.attempt == reader.attempt:
+        is_own = step.writer_id == reader.run_id and step.attempt == reader.attempt
+        # Without a number it was a child process of the reader, so the reader does not have it.
+        if reader.run_id is not None and is_own and step.sequence is not None:
             if foreign:
                 changes.append(MetadataChange(version=version, operations=collapse(foreign)))
                 foreign = []

@@ -220,6 +220,8 @@ class Engine:
                     ids.update(filter(None, [command.parent_id]))
                 case UpdateMetadata():
                     ids.add(command.run_id)
+                    if command.writer is not None:
+                        ids.add(command.writer.run)
                 case _:
                     pass
             request_id = getattr(command, "request_id", None)

@@ -12,6 +12,7 @@ from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.errors import (
     ConflictError,
+    ForbiddenError,
     MetadataError,
     RunFinishedError,
     RunNotFoundError,
@@ -22,10 +23,14 @@ from milepost.model.document import Document
 from milepost.model.jsonvalue import check_json
 from milepost.model.operations import Operation, Refusal, Update
 from milepost.model.typed import check_document
-from milepost.protocol.endpoints import REQUEST_ID_HEADER
+from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 from milepost.protocol.metadata import Refused
 from milepost.protocol.work import RunReport, TargetOperations
+from milepost.store.records import LogRow
 from milepost.store.runs import RunRow
+
+# Refused operations of one report that get a line of their own in the run's log; the rest is counted.
+REFUSED_LINES_MAX = 100
 
 
 class _Answered(msgspec.Struct, frozen=True, gc=False):
@@ -47,10 +52,21 @@ class MetadataUpdated(msgspec.Struct, frozen=True):
 
 
 def update_metadata(command: UpdateMetadata, transaction: Transaction, state: EngineState) -> MetadataUpdated:
-    """Apply what an outside caller sends to a run, its parent and its root; operations are refused one by one (M29)."""
+    """Apply what an outside caller sends to a run, its parent and its root; operations are refused one by one (M29).
+
+    A caller that is part of a run writes as that run: to it and to its ancestors only, and its log says what was refused.
+    """
     row = transaction.run(command.run_id)
     if row is None:
         raise RunNotFoundError(f"there is no run {command.run_id!r}")
+    writing, writer = row, Writer()
+    if command.writer is not None:
+        found = transaction.run(command.writer.run)
+        if found is None:
+            raise RunNotFoundError(
+                f"{ATTEMPT_HEADER}: there is no run {command.writer.run!r} that could write"
+            )
+        writing, writer = found, Writer(found.id, command.writer.attempt)
     earlier = transaction.earlier_answer(command.request_id)
     if earlier is not None:
         answered = _ANSWERED.decode(earlier)
@@ -72,19 +88,23 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
             )
     refused: list[Refused] = []
     if command.document is not None:
+        if not _is_ancestor(row.id, writing, transaction):
+            raise ForbiddenError(_not_an_ancestor(row.id, writing))
         # A whole document is accepted or refused as one: what is wrong with it is the request's error.
         Document.from_json(command.document, limit=state.settings.metadata_size_max)
         declared = state.declared_of(row.task)
         if declared is not None:
             check_document(command.document, declared, f"the metadata of task {row.task!r}")
-        write(TargetOperations(row.id, [Update(command.document)]), row, Writer(), transaction, state)
+        write(TargetOperations(row.id, [Update(command.document)]), writing, writer, transaction, state)
     related = {"self": row.id, "parent": row.parent_id or row.id, "root": row.root_id}
     for relation, raw in command.targets:
         operations, bad = _decode(related[relation], raw)
         target = TargetOperations(related[relation], [operation for _, operation in operations])
-        written = write(target, row, Writer(), transaction, state)
+        written = write(target, writing, writer, transaction, state)
         bad += [_at(refusal, operations[refusal.index][0], raw) for refusal in written]
         refused += sorted(bad, key=lambda refusal: refusal.index)
+    if command.writer is not None:
+        transaction.logs.extend(refused_lines(writing.id, command.writer.attempt, refused, transaction.now))
     if command.request_id is not None:
         answered = _Answered(_checksum(command), refused)
         transaction.keep_answer(command.request_id, msgspec.json.encode(answered))
@@ -93,7 +113,8 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
 
 def _checksum(command: UpdateMetadata) -> int:
     """What a request says, in short: a repeat says the same."""
-    return zlib.crc32(msgspec.json.encode((command.targets, command.document, command.if_version)))
+    said = (command.targets, command.document, command.if_version)
+    return zlib.crc32(msgspec.json.encode(said if command.writer is None else (*said, command.writer)))
 
 
 def _updated(row: RunRow, refused: list[Refused], transaction: Transaction) -> MetadataUpdated:
@@ -120,12 +141,27 @@ def write(
         return []
     row = transaction.run(target.run) if _is_ancestor(target.run, writing, transaction) else None
     if row is None:
-        reason = f"run {target.run!r} is neither run {writing.id!r} itself nor one of its ancestors"
-        return _refuse_all(target, "not_an_ancestor", reason)
+        return _refuse_all(target, "not_an_ancestor", _not_an_ancestor(target.run, writing))
     if not _accepts_writes(row, transaction, state):
         return _refuse_all(target, RunFinishedError.code, _finished_message(row, state))
     refusals = transaction.write_document(row, target.operations, writer, state.declared_of(row.task))
     return [_refused(target, refusal) for refusal in refusals]
+
+
+def refused_lines(run_id: str, attempt: int, refused: Sequence[Refused], now: int) -> list[LogRow]:
+    """What the log of the writing run says of refused operations (M29, M85), in the transaction that refused them: also of the last
+    report."""
+    lines = [
+        f"an operation on the metadata of {one.run} was refused: {one.message}"
+        for one in refused[:REFUSED_LINES_MAX]
+    ]
+    if len(refused) > REFUSED_LINES_MAX:
+        lines.append(f"{len(refused) - REFUSED_LINES_MAX:,} more operations of the same report were refused")
+    return [LogRow(run_id, attempt, now, "warning", "milepost.metadata", line) for line in lines]
+
+
+def _not_an_ancestor(target_id: str, writing: RunRow) -> str:
+    return f"run {target_id!r} is neither run {writing.id!r} itself nor one of its ancestors"
 
 
 def _is_ancestor(target_id: str, writing: RunRow, transaction: Transaction) -> bool:

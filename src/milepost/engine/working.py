@@ -8,7 +8,7 @@ import msgspec
 
 from milepost.engine.commands import Claim, RegisterWorker, Report
 from milepost.engine.documents import Writer
-from milepost.engine.metadata import told, write_reported
+from milepost.engine.metadata import refused_lines, told, write_reported
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
@@ -24,8 +24,6 @@ from milepost.store.records import LogRow, TaskRow
 from milepost.store.runs import RunRecord, RunRow
 
 SLOTS_MAX = 1000
-# Refused operations of one report that get a line of their own in the run's log; the rest is counted.
-REFUSED_LINES_MAX = 100
 _ANY = msgspec.json.Decoder(msgspec.Raw)
 _REFUSED = msgspec.json.Decoder(list[Refused])
 
@@ -207,7 +205,7 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
         )
         if refused:
             transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
-            transaction.logs.extend(_refused_lines(item, refused, transaction.now))
+            transaction.logs.extend(refused_lines(item.id, item.attempt, refused, transaction.now))
     if item.outcome is not None:
         _finish(row, item.outcome, transaction, state)
         return RunReply(id=item.id, refused=refused)
@@ -237,17 +235,6 @@ def _refuse_reused(item: RunReport, transaction: Transaction) -> list[Refused]:
         for target in item.changes
         for index, operation in enumerate(target.operations)
     ]
-
-
-def _refused_lines(item: RunReport, refused: Sequence[Refused], now: int) -> list[LogRow]:
-    """What the run's log says of refused operations (M29, M85), in the transaction that refused them: also of the last report."""
-    lines = [
-        f"an operation on the metadata of {one.run} was refused: {one.message}"
-        for one in refused[:REFUSED_LINES_MAX]
-    ]
-    if len(refused) > REFUSED_LINES_MAX:
-        lines.append(f"{len(refused) - REFUSED_LINES_MAX:,} more operations of the same report were refused")
-    return [LogRow(item.id, item.attempt, now, "warning", "milepost.metadata", line) for line in lines]
 
 
 def _delta(item: RunReport, row: RunRow, transaction: Transaction) -> MetadataDelta | None:

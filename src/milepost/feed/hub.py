@@ -382,6 +382,8 @@ class Hub:
         if changed.changes and row.worker_id is not None:
             inbox = self.inboxes.get(row.worker_id)
             if inbox is not None and (
-                any(change.writer_id != row.id for change in changed.changes) or inbox.holds(row.id)
+                # Without a number it was a child process of the run, and not what the worker itself has reported.
+                any(change.writer_id != row.id or change.sequence is None for change in changed.changes)
+                or inbox.holds(row.id)
             ):
                 inbox.take_in(changed)

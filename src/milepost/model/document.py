@@ -475,7 +475,8 @@ class Document:
     def _note_write(self, container: Any, place: str | int, old: JSONValue) -> None:
         assert self._journal is not None
         if old is MISSING:
-            self._journal.append((container.__delitem__, (place,)))
+            # Noted before it is written, and an error from outside may come in between.
+            self._journal.append((container.pop, (place, None)))
         else:
             self._journal.append((container.__setitem__, (place, old)))
 

@@ -217,7 +217,7 @@ METADATA_HISTORY = Endpoint(
 PUT_METADATA = Endpoint(
     "put_metadata", "PUT", "/api/v1/runs/{run}/metadata", "Apply operations to the documents of a run, its parent and its root",
     KEY_ONLY,
-    metadata.MetadataRequest, metadata.MetadataResponse, problems=(400, 404, 409, 422), tag="metadata",
+    metadata.MetadataRequest, metadata.MetadataResponse, problems=(400, 403, 404, 409, 422), tag="metadata",
 )  # fmt: skip
 
 REGISTER_WORKER = Endpoint(
@@ -251,3 +251,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 )  # fmt: skip
 
 REQUEST_ID_HEADER = "x-trigger-request-idempotency-key"
+
+ATTEMPT_HEADER = "x-milepost-attempt"
+"""Says which attempt of which run makes a request, as `run_id:attempt`; what its child processes and programs send has it too."""

@@ -6,15 +6,33 @@ server says comes back through `acknowledged` and `apply_delta`. In between stan
     view  =  acknowledged document  +  batch in flight  +  what waits for the next batches
 
 Nothing leaves the buffer before it is acknowledged (M44), at most one batch is in flight, and a batch that failed is offered again
-unchanged under the same number, so that the server can tell a repeat (M45). Thread-safe: the user's threads and the link meet here.
+unchanged under the same number, so that the server can tell a repeat (M45).
+
+Thread-safe: the user's threads and the link meet here. And safe when one call interrupts another in the same thread (M15), as
+finalizers, signal handlers and trace functions do at any instruction:
+
+*   Such a call changes nothing. It reads a state that is whole (`_seen_from_inside`), and what it wants to do goes into `_line`, which
+    the next call works off before anything else. So the order stays that of the calls (M31).
+*   Nobody waits without an end. Whoever is inside may have been interrupted by code that waits in turn for the one who wants to get
+    in: a finalizer that logs, for example, while in another thread a logging handler calls `increment`. After `PATIENCE_SECONDS` an
+    operation is put in line unchecked, and a reader gets what is there. The link has less patience and comes again, because the
+    other runs of its process depend on it.
+*   An error that a signal handler raises in the middle of a call leaves nothing locked and nothing half done (`_mend`).
+
+A lock of the library can do none of the three: that it was just taken is not known yet when an error comes in between. So the one who
+is inside is whoever has put a ticket into an empty dict by `setdefault`, which is one step for all threads.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from _thread import get_ident
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from msgspec import to_builtins
@@ -24,8 +42,9 @@ from milepost.client.refused import RefusedChange, refused_change
 from milepost.errors import MetadataError, MetadataTypeError
 from milepost.model.counted import KnownIds, id_of, unpack
 from milepost.model.document import Document
+from milepost.model.jsonvalue import encode
 from milepost.model.operations import Append, Increment, Operation, Pending, Remove, Update
-from milepost.model.path import parse
+from milepost.model.path import Segment, parse
 from milepost.protocol.metadata import MetadataChange, MetadataDelta, Refused
 from milepost.protocol.work import ClaimedRun, TargetOperations
 
@@ -34,8 +53,28 @@ FoundT = TypeVar("FoundT")
 BACKLOG_BYTES_MAX = 16 * 1024 * 1024
 """What may wait to be sent for one document, about, in bytes of memory; see `Buffer.add`."""
 
+DOCUMENTS_MAX = 1000
+"""For how many documents something may be added between two batches."""
+
+PATIENCE_SECONDS = 1.0
+LINK_PATIENCE_SECONDS = 0.02
+
 REFUSED_MAX = 1000
 STASH_MAX = 1000
+LINE_MAX = 100_000
+# As long as no more stand in line, what comes is checked against the document; and among the last of them increments are joined.
+LINE_CHECKED_MAX = 100
+LINE_LOOK_BACK = 8
+PAUSE_SECONDS_MIN = 0.000_05
+PAUSE_SECONDS_MAX = 0.002
+
+# A ticket names its thread. Each call has one of its own.
+_Ticket = tuple[int]
+_INSIDE = "inside"
+
+
+class BufferBusy(Exception):
+    """Another thread was stopped in the middle of a call; ask again later."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +91,23 @@ class Batch:
     sequence: int
     changes: list[TargetOperations]
     is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Late:
+    """The operations of one call that could not be taken when it was made: all of them or none."""
+
+    run_id: str
+    operations: Sequence[Operation]
+
+
+@dataclass(frozen=True, slots=True)
+class _LateSum:
+    """As `_Late`, of increments by whole numbers, to which more may be added while it is in line."""
+
+    run_id: str
+    key: str
+    amounts: list[int]
 
 
 class Buffer:
@@ -77,7 +133,20 @@ class Buffer:
         self._run_id = run_id
         self._attempt = attempt
         self._limit = document.limit
-        self._lock = threading.Lock()
+        # The ticket of the call that is inside, if any.
+        self._inside: dict[str, _Ticket] = {}
+        # While the view is being changed, everything that it is computed from is whole; at any other time the view itself is.
+        self._view_is_changing = False
+        # What came while it could not be taken in, in the order in which it came; what of it is being taken in just now, and whether
+        # the view has that already.
+        self._line: deque[_Late | _LateSum | Callable[[], None]] = deque()
+        self._in_hand: _Late | None = None
+        self._in_hand_is_seen = False
+        # Something is in line, or the last call has left something half done: to be looked after before anything else.
+        self._is_behind = False
+        self._is_torn = False
+        # Operations that belong together and are being put behind the others.
+        self._unfinished: _Late | None = None
         self._base = document
         # The acknowledged document takes whatever the server took, also when the server's limit was raised meanwhile.
         self._base.limit = sys.maxsize
@@ -101,12 +170,13 @@ class Buffer:
 
         self._stash: list[MetadataDelta] = []
         self._has_lost_track = False
-        self._refused: list[RefusedChange] = []
+        self._refused: deque[RefusedChange] = deque()
         self._refused_uncounted = 0
         self._backlog_bytes_max = backlog_bytes_max
-        # Bytes of what is in `_waiting`, about: all of it until the last of it has left.
-        self._waiting_bytes = 0
-        self._overflown = 0
+        # Bytes of what is in `_waiting` for each document, about: all of it until the last of it has left.
+        self._waiting_bytes: dict[str, int] = {}
+        # Why operations were refused here, without the server, and how many since `take_remarks` was last called.
+        self._refused_here: dict[str, int] = {}
 
     @classmethod
     def of(cls, run: ClaimedRun, *, limit: int) -> Buffer:
@@ -120,33 +190,54 @@ class Buffer:
         """Take one operation for the document of `run_id`.
 
         An operation on the own document is applied to the view first: what it raises leaves view and buffer as they were. Only a
-        `remove` from something that is no array is taken nevertheless, because the server reports it (M22).
+        `remove` from something that is no array is taken nevertheless, because the server reports it (M22). In a call that interrupts
+        another one, an operation is checked against the document as the other call has found it; what turns out to be wrong later is
+        refused by the server.
 
         While the server does not answer, operations wait here, merged where that cannot be noticed (M30). When what waits for one
         document takes more than `BACKLOG_BYTES_MAX`, an operation that cannot be merged with it is not taken. Nothing is raised, since
-        progress must not break the work: `flush` and the run's log tell of it (`take_refused`, `take_overflown`).
+        progress must not break the work: `flush` and the run's log tell of it (`take_refused`, `take_remarks`).
 
-        Returns: True when nothing had been added since the last batch was taken: the link wants to be woken.
+        Returns: True when the link wants to be woken.
         Raises: MetadataError of the own document.
         """
-        with self._lock:
+        inside = self._inside
+        ticket = (get_ident(),)
+        try:
+            if inside.setdefault(_INSIDE, ticket) is not ticket and not self._gets_in(
+                ticket, PATIENCE_SECONDS
+            ):
+                return self._add_later(run_id, (operation,))
+            if self._is_behind:
+                self._catch_up()
             pending = self._pending.get(run_id)
-            if pending is not None and not self._takes(pending, run_id, (operation,)):
+            if not self._takes(run_id, pending, (operation,)):
                 return False
             if run_id == self._run_id:
+                self._view_is_changing = True
                 try:
                     self._view.apply(operation)
-                except MetadataTypeError:
-                    if type(operation) is not Remove:
+                except MetadataTypeError as error:
+                    if type(operation) is not Remove or not _is_refusal(error):
                         raise
                     self._view_is_partial = True
+                self._view_is_changing = False
             if pending is not None:
                 pending.add(operation)
                 return False
-            was_clean = not self._pending
-            self._pending[run_id] = pending = Pending()
-            pending.add(operation)
-            return was_clean
+            return self._add_pending(run_id, (operation,))
+        except BaseException as error:
+            # No call before this is noted: the stack may have come to its end.
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                self._is_torn = self._is_behind = True
+                if _is_refusal(error):
+                    self._is_torn = False
+            raise
+        finally:
+            # No call in here: after each one a signal handler may raise.
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                self._view_is_changing = False
+                del inside[_INSIDE]
 
     def add_all(self, run_id: str, operations: Sequence[Operation]) -> bool:
         """Take several operations for one document together: all, or none when one of them is refused.
@@ -155,63 +246,67 @@ class Buffer:
         """
         if not operations:
             return False
-        with self._lock:
+        inside = self._inside
+        ticket = (get_ident(),)
+        try:
+            if inside.setdefault(_INSIDE, ticket) is not ticket and not self._gets_in(
+                ticket, PATIENCE_SECONDS
+            ):
+                return self._add_later(run_id, operations)
+            if self._is_behind:
+                self._catch_up()
             pending = self._pending.get(run_id)
-            if pending is not None and not self._takes(pending, run_id, operations):
+            if not self._takes(run_id, pending, operations):
                 return False
             if run_id == self._run_id:
+                self._view_is_changing = True
                 self._view.apply_all(operations)
-            was_clean = not self._pending
-            if pending is None:
-                pending = self._pending[run_id] = Pending()
-            for operation in operations:
-                pending.add(operation)
-            return was_clean
-
-    def _takes(self, pending: Pending, run_id: str, operations: Sequence[Operation]) -> bool:
-        """Whether there is room for these beside what waits, or none is needed; if not, it notes that they are refused."""
-        if pending.size_bytes + self._waiting_bytes <= self._backlog_bytes_max:
-            return True
-        if all(pending.absorbs(operation) for operation in operations):
-            return True
-        self._overflown += len(operations)
-        message = f"{self._backlog_bytes_max:,} bytes of updates wait for the server: this one was refused"
-        for operation in operations:
-            self._note_refused(
-                RefusedChange(run_id, to_builtins(operation), "metadata_backlog_full", message)
-            )
-        return False
-
-    def take_overflown(self) -> int:
-        """How many operations were refused since this was last asked because too much waits to be sent."""
-        with self._lock:
-            overflown, self._overflown = self._overflown, 0
-        return overflown
+                self._view_is_changing = False
+            return self._add_pending(run_id, operations)
+        except BaseException as error:
+            # No call before this is noted: the stack may have come to its end.
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                self._is_torn = self._is_behind = True
+                if _is_refusal(error):
+                    self._is_torn = False
+            raise
+        finally:
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                self._view_is_changing = False
+                del inside[_INSIDE]
 
     def refuse(self, change: RefusedChange) -> None:
         """Note an operation that was not even taken, so that the next flush tells of it."""
-        with self._lock:
-            self._note_refused(change)
+        self._note_refused(change)
 
     def get(self, key: str, default: Any = None) -> Any:
         """What the key or path holds in the view, as a copy; the default when there is nothing."""
-        with self._lock:
-            return self._view.get(key, default)
+        # As `_read`, written out: reading in a loop is common.
+        inside = self._inside
+        ticket = (get_ident(),)
+        try:
+            if inside.setdefault(_INSIDE, ticket) is ticket and not self._is_behind:
+                return self._view.get(key, default)
+        finally:
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                del inside[_INSIDE]
+        return self._read(Document.get, key, default)
 
     def look(self, read: Callable[[dict[str, Any]], FoundT]) -> FoundT:
         """What a function finds in the view itself, which it must not change or keep. It must not run code of the user's."""
-        with self._lock:
-            return read(self._view.value)
+
+        def look(document: Document) -> FoundT:
+            return read(document.value)
+
+        return self._read(look)
 
     def contains(self, key: str) -> bool:
         """True when the key or path holds something in the view, null included."""
-        with self._lock:
-            return self._view.contains(key)
+        return self._read(Document.contains, key)
 
     def current(self) -> dict[str, Any]:
         """The whole view as a fresh dict."""
-        with self._lock:
-            return self._view.copy_value()
+        return self._read(Document.copy_value)
 
     @property
     def limit(self) -> int:
@@ -220,9 +315,14 @@ class Buffer:
 
     def take_refused(self) -> list[RefusedChange]:
         """What was refused since this was last asked, oldest first."""
-        with self._lock:
-            refused, self._refused = self._refused, []
-            uncounted, self._refused_uncounted = self._refused_uncounted, 0
+        refused: list[RefusedChange] = []
+        # One by one, so that of two who ask at once each change goes to one.
+        while self._refused:
+            try:
+                refused.append(self._refused.popleft())
+            except IndexError:
+                break
+        uncounted, self._refused_uncounted = self._refused_uncounted, 0
         if uncounted:
             message = f"{uncounted:,} more operations were refused"
             refused.append(RefusedChange(self._run_id, None, "metadata_flush_refused", message))
@@ -230,12 +330,27 @@ class Buffer:
 
     def mark(self) -> int:
         """A mark behind everything that was added so far; `reached` tells when all of it is acknowledged (M37)."""
-        with self._lock:
-            return self._rounds_taken + 1 if self._pending else self._rounds_taken
+        found: list[int] = []
+        if self._do(lambda: found.append(self._rounds_taken + bool(self._pending)), PATIENCE_SECONDS):
+            return found[0]
+        # In the middle of another call nobody can tell whether another round will be needed, or two.
+        return self._rounds_taken + 2
 
     def reached(self, mark: int) -> bool:
         """True when everything before the mark is acknowledged."""
-        return self._rounds_acknowledged >= mark
+        return self._rounds_acknowledged >= mark or not self.has_unacknowledged
+
+    @property
+    def is_interrupted_here(self) -> bool:
+        """True in code that has interrupted a call of this buffer in its own thread. It must not wait for anything that needs the
+        buffer, as a flush does: that call cannot go on before."""
+        owner = self._inside.get(_INSIDE)
+        return owner is not None and owner[0] == get_ident()
+
+    def current_in_fork(self) -> dict[str, Any]:
+        """As `current`, in a forked child, which has a copy of this buffer as it was in that moment: other threads may have been
+        inside, and are not here to leave it."""
+        return (self._seen_from_inside(None) if self._inside else self._view).copy_value()
 
     # --- the link's side -----------------------------------------------------------------------------------
 
@@ -252,26 +367,35 @@ class Buffer:
     @property
     def has_unacknowledged(self) -> bool:
         """True while something has been added that the server has not acknowledged."""
-        return self._in_flight is not None or bool(self._waiting) or bool(self._pending)
+        # In the order in which operations move on, and each of these moves puts them into the next place before it takes them out of
+        # the last one. So none is overlooked, whatever other threads do meanwhile.
+        return (
+            bool(self._line)
+            or self._in_hand is not None
+            or bool(self._pending)
+            or bool(self._waiting)
+            or self._in_flight is not None
+        )
 
     @property
     def unacknowledged_count(self) -> int:
         """How many operations the server has not acknowledged, as far as they were not merged."""
-        with self._lock:
-            in_flight = self._in_flight.changes if self._in_flight is not None else []
-            sent = sum(len(change.operations) for change in (*in_flight, *self._waiting))
-            return sent + sum(map(len, self._pending.values()))
+        in_flight = self._in_flight
+        sent = [*(in_flight.changes if in_flight is not None else ()), *self._waiting]
+        late = [_as_late(item) for item in list(self._line) if isinstance(item, _Late | _LateSum)]
+        return (
+            sum(len(change.operations) for change in sent)
+            + sum(map(len, list(self._pending.values())))
+            + sum(len(item.operations) for item in late)
+        )
 
     @property
     def needs_refresh(self) -> bool:
         """True while steps of the own document are known to be missing. A report, even an empty one, brings them: its answer starts
         from `version`."""
-        with self._lock:
-            return (
-                self._has_lost_track or bool(self._stash) or len(self._sent) > (self._in_flight is not None)
-            )
+        return self._has_lost_track or bool(self._stash) or len(self._sent) > (self._in_flight is not None)
 
-    def next_batch(self, *, anyway: bool = False) -> Batch | None:
+    def next_batch(self, *, anyway: bool = False, patience_seconds: float = PATIENCE_SECONDS) -> Batch | None:
         """The next batch to send; None when there is nothing to send.
 
         While a batch is in flight it is that one again, unchanged: a report that failed is sent again as it was.
@@ -279,32 +403,12 @@ class Buffer:
         Args:
             anyway: give a batch without operations rather than none, for a report that needs a number because it carries log
                 lines or the outcome.
+        Raises: BufferBusy when another thread has not ended its call in that time.
         """
-        with self._lock:
-            if self._in_flight is not None:
-                return self._in_flight
-            if not self._waiting and self._pending:
-                self._rounds_taken += 1
-                self._waiting_bytes = sum(pending.size_bytes for pending in self._pending.values())
-                taken = ((run_id, pending.take()) for run_id, pending in self._pending.items())
-                self._waiting = [
-                    TargetOperations(run_id, operations) for run_id, operations in taken if operations
-                ]
-                self._pending = {}
-                if not self._waiting:
-                    # Everything cancelled out.
-                    self._rounds_acknowledged = self._rounds_taken
-            if not self._waiting and not anyway:
-                return None
-            changes, self._waiting = cut(self._waiting)
-            if not self._waiting:
-                self._waiting_bytes = 0
-            self._sequence += 1
-            own = _operations_for(self._run_id, changes)
-            if own:
-                self._sent[self._sequence] = list(own)
-            self._in_flight = Batch(self._sequence, changes, is_last=not self._waiting and not self._pending)
-            return self._in_flight
+        found: list[Batch | None] = []
+        if not self._do(lambda: found.append(self._in_flight or self._begin_batch(anyway)), patience_seconds):
+            raise BufferBusy
+        return found[0]
 
     def acknowledged(
         self, sequence: int, *, refused: Sequence[Refused] = (), delta: MetadataDelta | None = None
@@ -315,19 +419,7 @@ class Buffer:
             refused: the operations of the batch that were not applied.
             delta: what brings the own document from the version of the report to the newest.
         """
-        with self._lock:
-            batch = self._in_flight
-            if batch is not None and batch.sequence == sequence:
-                self._in_flight = None
-                if not self._waiting:
-                    self._rounds_acknowledged = self._rounds_taken
-                for item in refused:
-                    self._note_refused(refused_change(item))
-                self._drop_refused(sequence, [item.index for item in refused if item.run == self._run_id])
-            if delta is not None:
-                # The answer was given after the commit, so a whole document in it holds the batch and all before it.
-                self._take_delta(delta, holds_until=self._sequence if self._in_flight is None else 0)
-            self._take_stashed()
+        self._do_now_or_next(partial(self._acknowledge, sequence, refused, delta))
 
     def failed(self, sequence: int) -> None:
         """The report of batch `sequence` got no answer. It stays in flight: `next_batch` offers it again."""
@@ -335,9 +427,7 @@ class Buffer:
 
     def apply_delta(self, delta: MetadataDelta) -> None:
         """Take what others wrote to the own document (M42, M66). Deltas may come twice, overlapping and out of order."""
-        with self._lock:
-            self._take_delta(delta, holds_until=0)
-            self._take_stashed()
+        self._do_now_or_next(partial(self._take_deltas, delta, 0))
 
     def adopt(self, value: dict[str, Any], version: int, *, holds_until: int) -> bool:
         """Take the whole own document as the server has it; what is not acknowledged is kept on top of it (M43).
@@ -346,11 +436,325 @@ class Buffer:
             holds_until: `acknowledged_sequence` as it was before the server was asked.
         Returns: False when it has to wait until a batch is acknowledged, because nobody can tell whether it holds that one.
         """
-        with self._lock:
-            self._take_delta(MetadataDelta(self._run_id, 0, version, metadata=value), holds_until=holds_until)
-            return self._base.version >= version
+        delta = MetadataDelta(self._run_id, 0, version, metadata=value)
+        self._do_now_or_next(partial(self._take_delta, delta, holds_until=holds_until))
+        return self._base.version >= version
+
+    def take_remarks(self) -> list[str]:
+        """What the run's log should say of operations that were refused here and never sent, since this was last asked."""
+        refused, self._refused_here = self._refused_here, {}
+        return [f"{count:,} metadata operations were refused: {reason}" for reason, count in refused.items()]
+
+    # --- getting in ----------------------------------------------------------------------------------------
+
+    def _gets_in(self, ticket: _Ticket, seconds: float) -> bool:
+        """Wait until this call is the one inside; False after `seconds`, and when this thread is there already, up its stack."""
+        inside = self._inside
+        ends_at: float | None = None
+        pause = PAUSE_SECONDS_MIN
+        while True:
+            owner = inside.setdefault(_INSIDE, ticket)
+            if owner is ticket:
+                return True
+            if owner[0] == ticket[0]:
+                return False
+            now = time.monotonic()
+            if ends_at is None:
+                ends_at = now + seconds
+            if now >= ends_at:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    def _do(self, work: Callable[[], object], seconds: float) -> bool:
+        """Do this inside; False when somebody else is there, another thread for `seconds` or this one further up its stack."""
+        inside = self._inside
+        ticket = (get_ident(),)
+        try:
+            if inside.setdefault(_INSIDE, ticket) is not ticket and not self._gets_in(ticket, seconds):
+                return False
+            if self._is_behind:
+                self._catch_up()
+            work()
+            return True
+        except BaseException as error:
+            # No call before this is noted: the stack may have come to its end.
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                self._is_torn = self._is_behind = True
+                if _is_refusal(error):
+                    self._is_torn = False
+            raise
+        finally:
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                self._view_is_changing = False
+                del inside[_INSIDE]
+
+    def _do_now_or_next(self, work: Callable[[], None]) -> None:
+        """Do this now, or as soon as somebody gets in."""
+        if self._do(work, 0.0 if self._line else LINK_PATIENCE_SECONDS):
+            return
+        if len(self._line) < LINE_MAX:
+            self._line.append(work)
+            self._is_behind = True
+        else:
+            # The next report asks for what is lost here.
+            self._has_lost_track = True
+
+    def _read(self, look: Callable[..., Any], *arguments: Any) -> Any:
+        inside = self._inside
+        ticket = (get_ident(),)
+        try:
+            if inside.setdefault(_INSIDE, ticket) is ticket or self._gets_in(ticket, PATIENCE_SECONDS):
+                if self._is_behind:
+                    self._catch_up()
+                return look(self._view, *arguments)
+            if not self.is_interrupted_here:
+                document = self._view.copy()
+            elif arguments:
+                document = self._seen_from_inside({parse(arguments[0])[0]})
+            else:
+                document = self._seen_from_inside(None)
+        finally:
+            if _INSIDE in inside and inside[_INSIDE] is ticket:
+                del inside[_INSIDE]
+        return look(document, *arguments)
+
+    def _seen_from_inside(self, names: Collection[Segment] | None) -> Document:
+        """The own document as code sees it that has interrupted another call of its thread: without what that call is about to do, and
+        with what has been put in line since.
+
+        Args:
+            names: what is of interest at the top level; None for everything.
+        """
+        source = self._base if self._view_is_changing else self._view
+        counted = self._known_ids if self._view_is_changing else source.counted
+        value = source.value
+        if names is not None:
+            value = {name: value[name] for name in names if isinstance(name, str) and name in value}
+        document = Document(value, limit=sys.maxsize, counted=counted)
+        operations: list[Operation] = self._own_unacknowledged() if self._view_is_changing else []
+        for operation in operations:
+            _apply_part(document, (operation,), names)
+        for late in self._late():
+            if late.run_id == self._run_id:
+                _apply_part(document, late.operations, names)
+        document.limit = max(0, self._limit - (source.size - len(encode(value))))
+        return document
+
+    def _late(self) -> list[_Late]:
+        """What the view does not have yet of what is in line, from inside."""
+        late = [_as_late(item) for item in list(self._line) if isinstance(item, _Late | _LateSum)]
+        if self._in_hand is not None and (self._view_is_changing or not self._in_hand_is_seen):
+            late.insert(0, self._in_hand)
+        return late
+
+    def _add_later(self, run_id: str, operations: Sequence[Operation]) -> bool:
+        if not self.is_interrupted_here:
+            return self._put_in_line(run_id, operations)
+        if len(operations) == 1 and self._joins_line(run_id, operations[0]):
+            return True
+        if run_id == self._run_id and len(self._line) <= LINE_CHECKED_MAX:
+            try:
+                self._seen_from_inside(_names_of(operations)).apply_all(operations)
+            except MetadataTypeError:
+                if len(operations) > 1 or type(operations[0]) is not Remove:
+                    raise
+        return self._put_in_line(run_id, operations)
+
+    def _joins_line(self, run_id: str, operation: Operation) -> bool:
+        """Add to an increment that is in line already, past other increments only. So a collector that frees a million objects in the
+        middle of one call, each with a finalizer that counts, takes one place in the line."""
+        if type(operation) is not Increment or type(operation.value) is not int or operation.once is not None:
+            return False
+        for place in range(-1, -1 - min(len(self._line), LINE_LOOK_BACK), -1):
+            item = self._line[place]
+            if not isinstance(item, _LateSum):
+                return False
+            if item.run_id == run_id and item.key == operation.key:
+                item.amounts.append(operation.value)
+                return True
+        return False
+
+    def _put_in_line(self, run_id: str, operations: Sequence[Operation]) -> bool:
+        if len(self._line) < LINE_MAX:
+            self._line.append(_late_of(run_id, operations))
+            self._is_behind = True
+            return True
+        message = f"{LINE_MAX:,} calls came while another call was interrupted, and no more are taken"
+        self._refuse(run_id, operations, "metadata_backlog_full", message)
+        return False
+
+    def _catch_up(self) -> None:
+        """Mend what is torn, and do what is in line: first come, first served. What comes meanwhile is left to the next call."""
+        # A trace function sees this work too. One that calls metadata at each line would make more of it than is done here.
+        tracing, profiling = sys.gettrace(), sys.getprofile()
+        if tracing is not None or profiling is not None:
+            sys.settrace(None)
+            sys.setprofile(None)
+        try:
+            self._catch_up_unseen()
+        finally:
+            if tracing is not None or profiling is not None:
+                sys.settrace(tracing)
+                sys.setprofile(profiling)
+
+    def _catch_up_unseen(self) -> None:
+        line = self._line
+        if self._is_torn:
+            self._mend()
+        # Until the end it is, in case that something is raised.
+        self._is_torn = True
+        for _ in range(len(line)):
+            item = line[0]
+            if isinstance(item, _Late | _LateSum):
+                self._in_hand_is_seen = False
+                self._in_hand = _as_late(item)
+                line.popleft()
+                # Once more: until it was out of the line, it may have grown.
+                self._in_hand = late = _as_late(item)
+                self._take_late(late.run_id, late.operations)
+                self._in_hand = None
+            else:
+                # If this fails, what the server has said is lost here; the next report asks for it again.
+                lost_track, self._has_lost_track = self._has_lost_track, True
+                line.popleft()
+                item()
+                self._has_lost_track = lost_track and self._has_lost_track
+        self._is_torn = self._is_behind = False
+        if line:
+            self._is_behind = True
+
+    def _take_late(self, run_id: str, operations: Sequence[Operation]) -> None:
+        pending = self._pending.get(run_id)
+        if not self._takes(run_id, pending, operations):
+            return
+        if run_id == self._run_id:
+            self._view_is_changing = True
+            try:
+                self._view.apply_all(operations)
+            except MetadataError as error:
+                # The call cannot raise it any more. The server says it, and the run's log; but what goes together must not go in part.
+                if len(operations) > 1:
+                    self._refuse(run_id, operations, error.code, error.message)
+                    return
+                self._view_is_partial = True
+            finally:
+                self._in_hand_is_seen = True
+                self._view_is_changing = False
+        self._add_pending(run_id, operations)
+
+    def _mend(self) -> None:
+        """Put in order what an error has left half done that came in between: from the end of the stack, or from a signal handler.
+        What was being added is added as a whole or not at all."""
+        if self._in_hand is not None and not self._in_hand_is_seen:
+            self._line.appendleft(self._in_hand)
+        self._in_hand = None
+        unfinished = self._unfinished
+        for run_id, torn in list(self._pending.items()):
+            mended = Pending()
+            try:
+                operations = torn.operations
+                if unfinished is not None and unfinished.run_id == run_id and len(unfinished.operations) > 1:
+                    there = {id(operation) for operation in operations}
+                    operations += [one for one in unfinished.operations if id(one) not in there]
+                for operation in operations:
+                    mended.add(operation)
+            except RecursionError:
+                raise
+            except Exception:  # cut off in the middle of merging: what it held cannot be told any more
+                message = "an error that was raised in the middle of a metadata call has destroyed them"
+                self._refused_here[message] = self._refused_here.get(message, 0) + len(torn)
+                self._note_refused(RefusedChange(run_id, None, "metadata_interrupted", message))
+            self._pending[run_id] = mended
+        self._unfinished = None
+        self._rebuild_view()
 
     # --- inside --------------------------------------------------------------------------------------------
+
+    def _takes(self, run_id: str, pending: Pending | None, operations: Sequence[Operation]) -> bool:
+        """Whether there is room for these beside what waits for the same document, or none is needed; if not, they are refused."""
+        if pending is not None:
+            held = pending.size_bytes
+        elif run_id == self._run_id or len(self._pending) < DOCUMENTS_MAX:
+            held = 0
+        else:
+            message = f"updates of {DOCUMENTS_MAX:,} documents wait for the server, and no further document is taken"
+            self._refuse(run_id, operations, "metadata_backlog_full", message)
+            return False
+        if self._waiting_bytes:
+            held += self._waiting_bytes.get(run_id, 0)
+        if held <= self._backlog_bytes_max:
+            return True
+        if pending is not None and all(pending.absorbs(operation) for operation in operations):
+            return True
+        message = f"{self._backlog_bytes_max:,} bytes of updates of one document wait for the server, and no more are taken"
+        self._refuse(run_id, operations, "metadata_backlog_full", message)
+        return False
+
+    def _add_pending(self, run_id: str, operations: Sequence[Operation]) -> bool:
+        """Put operations behind what waits for this document; True when nothing has waited for any."""
+        pending = self._pending.get(run_id)
+        if pending is not None:
+            self._unfinished = _Late(run_id, operations)
+            for operation in operations:
+                pending.add(operation)
+            self._unfinished = None
+            return False
+        was_clean = not self._pending
+        pending = Pending()
+        for operation in operations:
+            pending.add(operation)
+        self._pending[run_id] = pending
+        return was_clean
+
+    def _refuse(self, run_id: str, operations: Sequence[Operation], code: str, message: str) -> None:
+        """Refuse operations here, before the server sees them: flush tells each of them, the run's log how many there were."""
+        self._refused_here[message] = self._refused_here.get(message, 0) + len(operations)
+        for operation in operations:
+            self._note_refused(RefusedChange(run_id, to_builtins(operation), code, message))
+
+    def _begin_batch(self, anyway: bool) -> Batch | None:
+        if not self._waiting and self._pending:
+            self._rounds_taken += 1
+            self._waiting_bytes = {run_id: pending.size_bytes for run_id, pending in self._pending.items()}
+            taken = ((run_id, pending.take()) for run_id, pending in self._pending.items())
+            self._waiting = [
+                TargetOperations(run_id, operations) for run_id, operations in taken if operations
+            ]
+            self._pending = {}
+            if not self._waiting:
+                # Everything cancelled out.
+                self._rounds_acknowledged = self._rounds_taken
+        if not self._waiting and not anyway:
+            return None
+        changes, left = cut(self._waiting)
+        self._waiting_bytes = {change.run: self._waiting_bytes[change.run] for change in left}
+        self._sequence += 1
+        own = _operations_for(self._run_id, changes)
+        if own:
+            self._sent[self._sequence] = list(own)
+        is_last = not left and not self._pending and not self._line
+        self._in_flight = batch = Batch(self._sequence, changes, is_last)
+        self._waiting = left
+        return batch
+
+    def _acknowledge(self, sequence: int, refused: Sequence[Refused], delta: MetadataDelta | None) -> None:
+        batch = self._in_flight
+        if batch is not None and batch.sequence == sequence:
+            # First what was refused: whoever sees that nothing is in flight any more asks for it.
+            for item in refused:
+                self._note_refused(refused_change(item))
+            if not self._waiting:
+                self._rounds_acknowledged = self._rounds_taken
+            self._in_flight = None
+            self._drop_refused(sequence, [item.index for item in refused if item.run == self._run_id])
+        # The answer was given after the commit, so a whole document in it holds the batch and all before it.
+        self._take_deltas(delta, self._sequence if self._in_flight is None else 0)
+
+    def _take_deltas(self, delta: MetadataDelta | None, holds_until: int) -> None:
+        if delta is not None:
+            self._take_delta(delta, holds_until=holds_until)
+        self._take_stashed()
 
     def _take_delta(self, delta: MetadataDelta, *, holds_until: int) -> None:
         """`holds_until`: a whole document in it surely holds the batches up to this one."""
@@ -448,21 +852,28 @@ class Buffer:
         """Apply what others wrote on top of the view; False when that is not the same as writing it below the own operations."""
         if ours and (self._view_is_partial or not _are_apart(ours, foreign)):
             return False
+        self._view_is_changing = True
         try:
             self._view.apply_all(foreign)
         except MetadataError:
             return False
+        finally:
+            self._view_is_changing = False
         return True
 
     def _rebuild_view(self) -> None:
-        self._view = self._copy_of_base()
-        self._view_is_partial = False
+        self._view, self._view_is_partial = self._computed_view()
+
+    def _computed_view(self) -> tuple[Document, bool]:
+        """The view as it follows from what the server has taken and what it has not, and whether something of it did not apply."""
+        view, is_partial = self._copy_of_base(), False
         for operation in self._own_unacknowledged():
             try:
-                self._view.apply(operation)
+                view.apply(operation)
             except MetadataError:
                 # What others wrote came before it. The server will say whether it refuses it.
-                self._view_is_partial = True
+                is_partial = True
+        return view, is_partial
 
     def _copy_of_base(self) -> Document:
         view = self._base.copy()
@@ -483,6 +894,53 @@ class Buffer:
             self._refused.append(change)
         else:
             self._refused_uncounted += 1
+
+
+def _late_of(run_id: str, operations: Sequence[Operation]) -> _Late | _LateSum:
+    first = operations[0]
+    if len(operations) == 1 and type(first) is Increment and type(first.value) is int and first.once is None:
+        return _LateSum(run_id, first.key, [first.value])
+    return _Late(run_id, operations)
+
+
+def _as_late(item: _Late | _LateSum) -> _Late:
+    if isinstance(item, _Late):
+        return item
+    return _Late(item.run_id, (Increment(item.key, sum(item.amounts)),))
+
+
+def _names_of(operations: Iterable[Operation]) -> set[Segment] | None:
+    """The names at the top level that operations touch; None for all."""
+    names: set[Segment] = set()
+    for operation in operations:
+        if isinstance(operation, Update):
+            return None
+        names.add(parse(operation.key)[0])
+    return names
+
+
+def _apply_part(
+    document: Document, operations: Sequence[Operation], names: Collection[Segment] | None
+) -> None:
+    """Apply operations to a document of which only these names are there, as far as they can be."""
+    touched = _names_of(operations)
+    if names is not None and touched is not None and touched.isdisjoint(names):
+        return
+    with suppress(MetadataError):
+        document.apply_all(operations)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """True when the model has refused the operation, and has left everything as it was. An error of the same class that a signal
+    handler raises in the middle, by a metadata call of its own for example, has come through other frames."""
+    if not isinstance(error, MetadataError):
+        return False
+    place = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    while place is not None:
+        if not place.tb_frame.f_globals.get("__name__", "").startswith("milepost.model."):
+            return False
+        place = place.tb_next
+    return True
 
 
 def _operations_for(run_id: str, changes: Iterable[TargetOperations]) -> list[Operation]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
 from milepost.client.default import default_client
@@ -19,8 +19,9 @@ from milepost.errors import MetadataFlushError, MetadataTooLargeError
 from milepost.model.jsonvalue import JSONValue, json_size, to_json
 from milepost.model.operations import Delete, Operation, Update, check
 from milepost.model.path import read
+from milepost.sdk import child_process
 from milepost.sdk.binding import bind_to
-from milepost.sdk.scope import RunScope, current_scope, live_scope
+from milepost.sdk.scope import RunScope, current_scope, scope_of_call
 
 Parameters = ParamSpec("Parameters")
 ItemT = TypeVar("ItemT")
@@ -117,7 +118,7 @@ class RunMetadata(Updater):
         self._address = address
 
     def _sink(self) -> Sink | None:
-        scope = live_scope()
+        scope = scope_of_call()
         return None if scope is None else sink_to(scope, self._address(scope))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -125,7 +126,7 @@ class RunMetadata(Updater):
 
         Raises: UnavailableError, RunNotFoundError; UsageError on the worker's event loop.
         """
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return default
         run_id = self._address(scope)
@@ -138,7 +139,7 @@ class RunMetadata(Updater):
 
     async def aget(self, key: str, default: Any = None) -> Any:
         """As `get`, without blocking."""
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return default
         run_id = self._address(scope)
@@ -163,7 +164,10 @@ class Metadata(Updater):
 
     def _sink(self) -> Sink | None:
         scope = current_scope.get()
-        return None if scope is None or scope.is_over else OwnSink(scope)
+        if scope is None:
+            scope = scope_of_call()
+            return None if scope is None else OwnSink(scope)
+        return None if scope.is_over else OwnSink(scope)
 
     def run(self, run_id: str) -> RunMetadata:
         """The document of any ancestor by its id. The server refuses runs that are no ancestors."""
@@ -182,7 +186,7 @@ class Metadata(Updater):
             kind: a type to read it as: a Pydantic model, dataclass, TypedDict or msgspec Struct (M77).
         Raises: MetadataValueError when the document does not have that form.
         """
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return None
         document = scope.buffer.current()
@@ -190,11 +194,11 @@ class Metadata(Updater):
 
     def get(self, key: str, default: Any = None) -> Any:
         """What the key or path holds, own writes included; the default when there is nothing, and outside a run (M4)."""
-        scope = live_scope()
+        scope = scope_of_call()
         return default if scope is None else scope.buffer.get(key, default)
 
     def __getitem__(self, key: str) -> Any:
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return None
         found = scope.buffer.get(key, _NOTHING)
@@ -203,7 +207,7 @@ class Metadata(Updater):
         return found
 
     def __contains__(self, key: object) -> bool:
-        scope = live_scope()
+        scope = scope_of_call()
         return scope is not None and scope.buffer.contains(cast("str", key))
 
     def __iter__(self) -> Iterator[str]:
@@ -214,6 +218,9 @@ class Metadata(Updater):
     def flush(self, timeout: float | None = None) -> None:
         """Return when everything called before is committed, for the own document and for others (M37).
 
+        In code that interrupts another metadata call of its thread, as a finalizer or a signal handler may, it returns at once: that
+        call cannot go on before, and so the updates leave when both have ended.
+
         Args:
             timeout: seconds to wait at most; what is not committed then stays on its way.
         Raises:
@@ -222,7 +229,7 @@ class Metadata(Updater):
             TimeoutError: it took longer.
             UsageError: on the worker's event loop, where it is `await metadata.aflush()`.
         """
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return
         scope.refuse_blocking("metadata.flush()", "`await metadata.aflush()`")
@@ -235,7 +242,7 @@ class Metadata(Updater):
 
     async def aflush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `flush`
         """As `flush`, without blocking."""
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return
         if scope.buffer.has_unacknowledged:
@@ -252,7 +259,7 @@ class Metadata(Updater):
 
         Raises: UnavailableError; UsageError on the worker's event loop.
         """
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return self
         scope.refuse_blocking("metadata.refresh()", "`await metadata.arefresh()`")
@@ -265,7 +272,7 @@ class Metadata(Updater):
 
     async def arefresh(self) -> Self:
         """As `refresh`, without blocking."""
-        scope = live_scope()
+        scope = scope_of_call()
         if scope is None:
             return self
         holds_until = scope.buffer.acknowledged_sequence
@@ -277,12 +284,41 @@ class Metadata(Updater):
     # --- carrying the run along ----------------------------------------------------------------------------
 
     def bind(self, function: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
-        """A function that runs as part of the present run, in whatever thread or executor it is called (M15).
+        """A function that runs as part of the present run, in whatever thread, executor or child process it is called (M15).
 
-        `asyncio.create_task`, `TaskGroup` and `asyncio.to_thread` need it not. Outside a run the function comes back as it is.
+        It may be of any kind: `async def`, a generator, an object that can be called; the run is the current one whenever its body
+        runs. `asyncio.create_task`, `TaskGroup` and `asyncio.to_thread` need it not. Outside a run the function comes back as it is.
+        A child process waits at the end of the function until its updates are committed.
         """
-        scope = live_scope()
+        scope = scope_of_call()
         return function if scope is None else bind_to(scope, function)
+
+    def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment with which a program is part of the present run (M15):
+
+            subprocess.run(["python", "convert.py"], env=metadata.environment())
+
+        The program calls `metadata.attach()` once, or a shell script `milepost metadata set done 3`. The environment also says where
+        the server is, and with which key. What was called before is on its way; where the program must see it, call `flush()` first.
+
+        Args:
+            base: what else is in it; the environment of this process when left out. Outside a run nothing is added.
+        """
+        return child_process.environment(scope_of_call(), base)
+
+    def attach(self) -> Self:
+        """In a program that a run has started with `metadata.environment()`: from now on the whole program is part of that run, all
+        its threads included (M15).
+
+        At its end the program waits up to 10 seconds until its updates are committed. It writes to the same documents as the run
+        itself: its own, and those of its ancestors. Inside a run, a second time, and where the environment names no run, it does
+        nothing.
+
+        Raises: UnavailableError, RunNotFoundError; ConfigurationError when the environment names the run but not its attempt, or no
+            server.
+        """
+        child_process.attach()
+        return self
 
     @overload
     def track(self, iterable: AsyncIterable[ItemT], key: str = "progress") -> AsyncIterable[ItemT]: ...
@@ -294,7 +330,7 @@ class Metadata(Updater):
         An item is done when the next one is asked for. `total` is null when the iterable does not know its length. Outside a run the
         iterable comes back as it is.
         """
-        if live_scope() is None:
+        if scope_of_call() is None:
             return iterable
         total = operator.length_hint(iterable, -1)
         return (

@@ -7,7 +7,9 @@ touches (`metadata`, `ctx`, `wait`) finds it there. The SDK knows the worker onl
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -54,6 +56,7 @@ class RunScope:
         attempt: the attempt under way, for the hooks around waits.
         is_lost: the worker has given this attempt up, and stops its code where it can; what it does does not count any more.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
+        unbound_calls: counts how often unbound code was noticed that may be the run's; only the first is told.
     """
 
     run: ClaimedRun
@@ -64,6 +67,7 @@ class RunScope:
     attempt: Attempt | None = None
     is_lost: bool = False
     is_over: bool = False
+    unbound_calls: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def parent_id(self) -> str:
@@ -95,7 +99,35 @@ def is_in_event_loop() -> bool:
 current_scope: ContextVar[RunScope | None] = ContextVar("milepost_run", default=None)
 
 
+@dataclass
+class Surroundings:
+    """What a process knows beside the context of the code.
+
+    Attributes:
+        attached: the run that the whole process is part of, where it is a program that a run has started.
+        unbound_call: told of each call of `metadata` by code that belongs to no run.
+    """
+
+    attached: RunScope | None = None
+    unbound_call: Callable[[], None] | None = None
+
+
+surroundings = Surroundings()
+
+
 def live_scope() -> RunScope | None:
     """The scope of the run that this code belongs to; None outside of a run and after its end."""
     scope = current_scope.get()
-    return None if scope is None or scope.is_over else scope
+    if scope is None:
+        return surroundings.attached
+    return None if scope.is_over else scope
+
+
+def scope_of_call() -> RunScope | None:
+    """As `live_scope`, for what loses something where there is none: code that was not bound is told of."""
+    scope = current_scope.get()
+    if scope is None:
+        if surroundings.attached is None and surroundings.unbound_call is not None:
+            surroundings.unbound_call()
+        return surroundings.attached
+    return None if scope.is_over else scope

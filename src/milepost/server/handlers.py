@@ -1,6 +1,7 @@
 """What each endpoint does: from a checked request to a command or a reading, and back to a message. No decisions here."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
@@ -25,8 +26,8 @@ from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
 from milepost.protocol import endpoints
 from milepost.protocol.dashboard import SignInLink
-from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
-from milepost.protocol.metadata import OPERATIONS_MAX, MetadataRequest, MetadataResponse
+from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER, Endpoint
+from milepost.protocol.metadata import OPERATIONS_MAX, ChangeWriter, MetadataRequest, MetadataResponse
 from milepost.protocol.triggering import (
     BatchCreateRequest,
     BatchCreateResponse,
@@ -278,7 +279,12 @@ class Handlers:
         whole = cast("dict[str, Any] | None", document)
         updated = await self._submit(
             commands.UpdateMetadata(
-                request.path_params["run"], targets, whole, body.if_version, _request_id(request)
+                request.path_params["run"],
+                targets,
+                whole,
+                body.if_version,
+                _request_id(request),
+                _attempt(request),
             )
         )
         return MetadataResponse(
@@ -365,6 +371,20 @@ def _check_operation_count(count: int, run_id: str | None = None) -> None:
 
 async def _body(request: Request, kind: Any) -> Any:
     return requests.decode(await requests.read_body(request), kind)
+
+
+def _attempt(request: Request) -> ChangeWriter | None:
+    """The attempt that makes the request; None for a caller that is no part of a run."""
+    text = request.headers.get(ATTEMPT_HEADER)
+    if text is None:
+        return None
+    run_id, _, number = text.rpartition(":")
+    if not run_id or not re.fullmatch("[1-9][0-9]{0,8}", number):
+        raise BadRequestError(
+            f"{ATTEMPT_HEADER} names a run and the number of its attempt, such as run_1234:2, not {text!r:.100}",
+            field=ATTEMPT_HEADER,
+        )
+    return ChangeWriter(run_id, int(number))
 
 
 def _request_id(request: Request) -> str | None:

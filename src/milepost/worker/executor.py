@@ -33,6 +33,7 @@ from milepost.sdk.attempt import (
     run_attempt_in_thread,
 )
 from milepost.sdk.buffer import Buffer
+from milepost.sdk.child_process import EXECUTOR_VARIABLE
 from milepost.sdk.registry import registered_tasks
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
@@ -46,6 +47,7 @@ from milepost.worker.outbox import HeldRun
 from milepost.worker.output import keep_output_going
 from milepost.worker.settings import load_settings
 from milepost.worker.threads import ThreadPool
+from milepost.worker.unbound import UnboundCalls
 
 # How long the main thread may take to end once the link has said goodbye; user code may block it for good.
 END_SECONDS_MAX = 4.0
@@ -108,6 +110,7 @@ class Executor:
             self,
             loop_factory(),
         )
+        self._unbound = UnboundCalls(self._link.scopes)
 
     def run(self) -> int:
         """Carry out runs until the link has left the server."""
@@ -116,6 +119,8 @@ class Executor:
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 50)
+        self._unbound.watch()
+        os.environ[EXECUTOR_VARIABLE] = str(os.getpid())
         self._supervisor.go_live(self._link.start, self._link.order)
         self._heed_signals()
         try:
@@ -148,6 +153,7 @@ class Executor:
     def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
         """See `Host`."""
         buffer = Buffer.of(run, limit=metadata_size_max)
+        self._unbound.run_comes()
         return HeldRun(RunScope(run, buffer, self._link, self._thread_id), self._tasks.get(run.task))
 
     def start(self, runs: Sequence[HeldRun]) -> None:

@@ -102,6 +102,10 @@ class Holding:
     def __len__(self) -> int:
         return len(self._by_scope)
 
+    def scopes(self) -> list[RunScope]:
+        """The runs that are held. Any thread may call it."""
+        return list(self._by_scope)
+
     def attempts(self) -> dict[str, int]:
         """The runs that this executor believes to hold, each with its attempt."""
         return {run_id: held.scope.run.attempt for run_id, held in self._by_run.items() if not held.is_over}

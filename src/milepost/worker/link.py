@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from milepost.errors import UnavailableError
+from milepost.errors import UnavailableError, UsageError
 from milepost.model.run import Outcome
 from milepost.protocol import endpoints
 from milepost.protocol.work import (
@@ -36,7 +36,7 @@ from milepost.sdk.scope import RunScope
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
 from milepost.worker.control import Order
 from milepost.worker.holding import Holding, Host
-from milepost.worker.outbox import Entry, HeldRun, fail, operations_refused, parcels, without_content
+from milepost.worker.outbox import Entry, HeldRun, fail, operations_refused, parcels, resolve, without_content
 
 CLAIM_WAIT_SECONDS = 20.0
 REQUEST_SECONDS_MAX = 30.0
@@ -157,18 +157,26 @@ class WorkerLink:
         """See `milepost.sdk.scope.Link`. Fails with UnavailableError when this process has no link (any more)."""
         future: Future[None] = Future()
         self._call(self._holding.flush, scope, scope.buffer.mark(), future)
-        return self._unless_closed(future)
+        if scope.buffer.is_interrupted_here:
+            # The link gets at the buffer when the interrupted call has ended, and that one goes on when this one has.
+            future = Future()
+            resolve(future)
+        return self._unless_in_vain(future)
 
     def wait_for(self, scope: RunScope, target_id: str) -> Future[None]:
         """See `milepost.sdk.scope.Link`. Fails with UnavailableError when this process has no link (any more)."""
         future: Future[None] = Future()
         self._call(self._wait, scope, target_id, future)
-        return self._unless_closed(future)
+        return self._unless_in_vain(future)
 
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         """See `milepost.sdk.scope.Link`."""
         if self._holding.log(scope, level, message, logger):
             self._call(self._holding.wake, scope)
+
+    def scopes(self) -> list[RunScope]:
+        """The runs that are held here."""
+        return self._holding.scopes()
 
     def finished(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
@@ -178,15 +186,32 @@ class WorkerLink:
         if self._is_closed:
             return
         self._calls.append((call, arguments))
-        if not self._is_rung:
+        if self._is_rung:
+            return
+        try:
             self._is_rung = True
+            self._loop.call_soon_threadsafe(self._take_calls)
+        except RuntimeError:
             # A closed loop: the process is about to end, and everything that counts has been reported.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._take_calls)
+            pass
+        except BaseException:
+            # A signal handler raised in the middle: the next call rings.
+            self._is_rung = False
+            raise
 
-    def _unless_closed(self, future: Future[None]) -> Future[None]:
+    def _unless_in_vain(self, future: Future[None]) -> Future[None]:
+        """The future, or one that has failed where nobody could ever be answered."""
         if self._is_closed:
             fail(future, UnavailableError("this process has no connection to the server (any more)"))
+        elif threading.current_thread() is self._thread:
+            # A finalizer, run by the collector in whichever thread is at hand.
+            future = Future()
+            fail(
+                future,
+                UsageError(
+                    "a finalizer cannot wait for the server: it may run in the thread that talks to it"
+                ),
+            )
         return future
 
     # --- the thread ----------------------------------------------------------------------------------------
@@ -441,10 +466,12 @@ class WorkerLink:
         self._look_for_reports()
 
     async def _send_reports(self) -> None:
-        """Send one report after the other, and a heartbeat when there is nothing to report."""
+        """Send one report after the other, and a heartbeat when none was sent for some time: there is nothing to report, or the
+        buffers that have something cannot be looked into."""
+        self._reported_at = self._loop.time()
         while not self._is_leaving:
             try:
-                async with asyncio.timeout(self._registration.heartbeat_seconds):
+                async with asyncio.timeout_at(self._reported_at + self._registration.heartbeat_seconds):
                     await self._report_due.wait()
             except TimeoutError:
                 await self._report(b"{}")
@@ -504,12 +531,14 @@ class WorkerLink:
         while True:
             registrations = self._registrations
             try:
-                return await self._channel.call(
+                answer = await self._channel.call(
                     endpoints.REPORT,
                     body,
                     timeout_seconds=REQUEST_SECONDS_MAX,
                     worker=self._options.worker_id,
                 )
+                self._reported_at = self._loop.time()
+                return answer
             except Unreachable:
                 pass
             except Refused as refused:

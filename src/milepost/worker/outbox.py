@@ -18,7 +18,7 @@ from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import Refused
 from milepost.protocol.runs import LogLine
 from milepost.protocol.work import RunReply, RunReport
-from milepost.sdk.buffer import Batch
+from milepost.sdk.buffer import Batch, BufferBusy
 from milepost.sdk.scope import RunScope
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 REPORT_RUNS_MAX = 1000
 REPORT_BYTES_MAX = 4 * 1024 * 1024
 LOG_LINES_MAX = 10_000
+# How long one look waits, in all, for buffers that other threads do not leave.
+BUSY_SECONDS_MAX = 0.1
 
 _encode = msgspec.json.Encoder().encode
 
@@ -80,6 +82,8 @@ class Outbox:
         self._urgent: dict[HeldRun, None] = {}
         self._changed: dict[HeldRun, None] = {}
         self._flushed_at = float("-inf")
+        # Their buffers could not be looked into the last time.
+        self._stuck: set[HeldRun] = set()
 
     def __bool__(self) -> bool:
         return bool(self._urgent or self._changed)
@@ -109,10 +113,20 @@ class Outbox:
             for held in taken:
                 self._changed.pop(held, None)
         entries: list[Entry] = []
+        patience_ends_at = time.monotonic() + BUSY_SECONDS_MAX
         for held in taken:
             if held.is_over:
                 continue
-            entry = _entry(held)
+            patience = 0.0 if held in self._stuck else max(0.0, patience_ends_at - time.monotonic())
+            try:
+                entry = _entry(held, patience)
+            except BufferBusy:
+                # A thread of the run was stopped in the middle of a call. The other runs do not wait for it.
+                self._stuck.add(held)
+                self._changed[held] = None
+                self._flushed_at = now
+                continue
+            self._stuck.discard(held)
             if entry is not None:
                 entries.append(entry)
             elif held.flushes:
@@ -140,6 +154,7 @@ class Outbox:
         held.is_over = True
         self._urgent.pop(held, None)
         self._changed.pop(held, None)
+        self._stuck.discard(held)
         release_flushes(held)
 
 
@@ -222,17 +237,16 @@ def _body(parts: Sequence[bytes]) -> bytes:
     return b'{"runs":[' + b",".join(parts) + b"]}"
 
 
-def _entry(held: HeldRun) -> Entry | None:
-    """The report of one attempt as it stands; None when there is nothing to say after all."""
+def _entry(held: HeldRun, patience_seconds: float) -> Entry | None:
+    """The report of one attempt as it stands; None when there is nothing to say after all. Raises BufferBusy."""
     buffer = held.scope.buffer
     run = held.scope.run
     outcome = held.outcome
-    overflown = buffer.take_overflown()
-    if overflown:
-        message = f"{overflown:,} metadata operations were refused, because the server had not taken those before them for too long"
-        held.logs.append(_error_line(message, run.attempt))
-    logs = _take_logs(held) if held.logs else []
-    batch = buffer.next_batch(anyway=outcome is not None or bool(logs))
+    for remark in buffer.take_remarks():
+        held.logs.append(_error_line(remark, run.attempt))
+    anyway = outcome is not None or bool(held.logs)
+    batch = buffer.next_batch(anyway=anyway, patience_seconds=patience_seconds)
+    logs = _take_logs(held) if batch is not None and held.logs else []
     waiting = held.open_waits > 0
     change = waiting if waiting is not held.said_waiting and outcome is None else None
     held.said_waiting = waiting
