@@ -202,7 +202,8 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     worker.finish(worker.take(done), set_to("b", 2), output="3")
     running = served.trigger()
     run = worker.take(running)
-    worker.report(run, set_to("step", 1), logs=[{"at": 1, "level": "info", "message": "hello"}])
+    worker.report(run, set_to("step", 1))
+    worker.log(run, {"at": 1, "level": "info", "message": "hello"})
     header = {"x-trigger-request-idempotency-key": "request 1"}
     queued = served.post("/api/v1/tasks/work/trigger", {}, headers=header)["id"]
     batch = served.post("/api/v3/batches", {"runCount": 2})["id"]

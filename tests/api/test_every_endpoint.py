@@ -109,7 +109,7 @@ class Calls:
     def run_log(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger()
         line = {"at": 1, "level": "info", "message": "hello"}
-        self.worker.report(self.worker.take(run_id), logs=[line])
+        self.worker.log(self.worker.take(run_id), line)
         answer = self.call(endpoint, f"/api/v1/runs/{run_id}/logs")
         assert answer.json == {"data": [line]}
 
@@ -166,7 +166,11 @@ class Calls:
 
     def register_worker(self, endpoint: Endpoint) -> None:
         answer = self.worker.register()
-        assert has(answer, dict.fromkeys(["leaseSeconds", "heartbeatSeconds", "metadataSizeMax"], number), {})
+        assert has(
+            answer,
+            dict.fromkeys(["leaseSeconds", "heartbeatSeconds", "metadataSizeMax", "logBytesMax"], number),
+            {},
+        )
         assert answer["metadataSizeMax"] == 262_144
         assert answer["heartbeatSeconds"] < answer["leaseSeconds"]
 
@@ -181,6 +185,18 @@ class Calls:
         claimed = self.worker.take(run_id)
         reply = self.worker.finish(claimed, set_to("a", 1))
         assert reply == {"id": run_id}
+
+    def report_log(self, endpoint: Endpoint) -> None:
+        run = self.worker.take(self.served.trigger())
+        part = {
+            "id": run["id"],
+            "attempt": 1,
+            "sequence": 1,
+            "lines": [{"at": 1, "level": "info", "message": "m"}],
+        }
+        for _ in range(2):
+            assert self.call(endpoint, f"/api/v1/workers/{self.worker.id}/log", {"runs": [part]}).json == {}
+        assert len(self.served.get(f"/api/v1/runs/{run['id']}/logs")["data"]) == 1
 
     def inbox(self, endpoint: Endpoint) -> None:
         with self.served.events("/api/v1/workers/worker_1/inbox") as events:

@@ -88,6 +88,7 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("PUT", "/api/v1/runs/run_x/metadata", {"operations": {}}, "operations"),
     ("POST", "/api/v1/workers/worker_1/claim", {"sequence": 1, "slots": "x", "waitSeconds": 0}, "slots"),
     ("POST", "/api/v1/workers/worker_1/report", {"runs": [{"id": "r", "attempt": "1"}]}, "runs[0].attempt"),
+    ("POST", "/api/v1/workers/worker_1/log", {"runs": [{"id": "r", "attempt": "1"}]}, "runs[0].attempt"),
 ]
 
 
@@ -165,6 +166,7 @@ VALUES: list[tuple[str, Any, int, str, str | None, int | None]] = [
         None,
     ),
     ("/api/v1/workers/nobody/report", {"runs": []}, 404, "not_found", None, None),
+    ("/api/v1/workers/nobody/log", {"runs": []}, 404, "not_found", None, None),
     (
         "/api/v1/workers",
         {"id": "w", "name": "w", "tasks": [{"id": "t", "queue": "q", "retry": {"maxAttempts": 0}}]},
@@ -243,6 +245,7 @@ def test_no_number_is_too_large_for_the_server(served: Served, worker: HttpWorke
     task = {"id": "odd", "queue": "q", "queueConcurrency": number, "retry": {}}
     claimed = worker.take(run_id)
     report = {"id": run_id, "attempt": claimed["attempt"]}
+    logged = {**report, "sequence": 1, "lines": []}
     requests: list[tuple[str, str, Any]] = [
         ("POST", "/api/v1/workers", {"id": "odd", "name": "odd", "tasks": [task]}),
         ("POST", "/api/v1/workers/worker_1/claim", {"sequence": number, "slots": 1, "waitSeconds": 0}),
@@ -256,17 +259,15 @@ def test_no_number_is_too_large_for_the_server(served: Served, worker: HttpWorke
         ("POST", "/api/v1/workers/worker_1/report", {"runs": [{"id": run_id, "attempt": number}]}),
         (
             "POST",
-            "/api/v1/workers/worker_1/report",
+            "/api/v1/workers/worker_1/log",
             {
                 "runs": [
-                    {
-                        **report,
-                        "sequence": 1,
-                        "logs": [{"at": number, "level": "x", "message": "m", "attempt": number}],
-                    }
+                    {**logged, "lines": [{"at": number, "level": "x", "message": "m", "attempt": number}]}
                 ]
             },
         ),
+        ("POST", "/api/v1/workers/worker_1/log", {"runs": [{**logged, "sequence": number}]}),
+        ("POST", "/api/v1/workers/worker_1/log", {"runs": [{**logged, "attempt": number}]}),
         ("POST", "/api/v1/workers/worker_1/report", {"runs": [{**report, "sequence": number}]}),
         (
             "POST",

@@ -90,4 +90,5 @@ def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
         fresh = compact(connection)
     engine.dispose()
     with store.read() as connection:
-        assert compact(connection) == fresh == {"changes", "counted_ids", "metadata_values", "run_tags"}
+        expected = {"changes", "counted_ids", "log_marks", "metadata_values", "run_tags"}
+        assert compact(connection) == fresh == expected

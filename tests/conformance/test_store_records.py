@@ -6,7 +6,7 @@ from sqlalchemy.exc import IntegrityError
 from conformance.rows import NOW, run_name
 from milepost.store import records
 from milepost.store.database import Store
-from milepost.store.records import LogRow, TaskRow
+from milepost.store.records import LogMark, LogRow, TaskRow
 from support.work import work_of_writer
 
 
@@ -33,6 +33,36 @@ def test_log_lines_come_in_the_order_they_were_added_page_by_page(store: Store) 
         assert records.load_logs(connection, run_name(3), after=0, limit=3) == []
     assert [row for _, row in whole] == [line(5), line(3), line(4), line(1)]
     assert first + rest == whole
+
+
+def test_a_line_can_be_added_alone_and_say_something_else_later(store: Store) -> None:
+    with store.write() as connection:
+        records.append_logs(connection, [line(1)])
+        number = records.append_log(connection, line(2))
+        records.append_logs(connection, [line(3)])
+    with store.write() as connection:
+        records.change_log(connection, number, "something else")
+    with store.read() as connection:
+        found = records.load_logs(connection, run_name(1), after=0, limit=9)
+    assert [row.message for _, row in found] == [line(1).message, "something else", line(3).message]
+    assert found[1][0] == number
+
+
+def test_marks_of_logs_are_kept_for_each_attempt_and_writer(store: Store) -> None:
+    first = LogMark(run_name(1), 1, "worker_1", 3, 2**40, 7, 2**41, 12)
+    others = [
+        LogMark(run_name(1), 2, "worker_1", 1),
+        LogMark(run_name(1), 1, "", 1),
+        LogMark(run_name(2), 1, "", 9),
+    ]
+    with store.write() as connection:
+        records.save_log_marks(connection, [LogMark(run_name(1), 1, "worker_1", 1, 5), *others])
+        records.save_log_marks(connection, [first])
+        records.save_log_marks(connection, [])
+    with store.read() as connection:
+        found = records.load_log_marks(connection, {run_name(1), run_name(3)})
+        assert records.load_log_marks(connection, []) == []
+    assert sorted(found, key=repr) == sorted([first, *others[:2]], key=repr)
 
 
 def test_the_newest_word_about_a_task_wins(store: Store) -> None:

@@ -119,8 +119,11 @@ class FakeWorker:
         return run_id
 
     def report(self, run_id: str, *operations: dict[str, Any], **more: Any) -> None:
-        """Operations on the run's own document; `logs`, `waiting`, `outcome` and `changes` as in a report."""
+        """Operations on the run's own document; `waiting`, `outcome` and `changes` as in a report; `logs` are lines of the log."""
         self._sequences[run_id] += 1
+        if lines := more.pop("logs", []):
+            part = {"id": run_id, "attempt": self._attempts[run_id], "sequence": self._sequences[run_id]}
+            self._server.request("POST", "/api/v1/workers/worker_1/log", {"runs": [{**part, "lines": lines}]})
         changes = [{"run": run_id, "operations": list(operations)}] if operations else []
         changes += more.pop("changes", [])
         report = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from real_processes import Command, House, write_tasks
+from real_processes import Command, House, Site, write_tasks
 
 
 @pytest.fixture
@@ -43,3 +43,13 @@ def house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     yield start
     for each in started:
         each.clean_up()
+
+
+@pytest.fixture
+def site(command: Callable[..., Command], tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Starts a server; with settings as keywords."""
+
+    def start(**env: str) -> Site:
+        return Site(command, tmp_path, **env)
+
+    return start

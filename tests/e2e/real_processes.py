@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from milepost import Client, Run
 
 MILEPOST = [sys.executable, "-P", "-c", "from milepost.cli.main import main; main()"]
 READY_SECONDS = 60.0
+KEY = "a key for tests"
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "it") -> Any:
@@ -154,6 +156,72 @@ class House(Command):
         headers = {"Authorization": f"Bearer {self.secret_key}"}
         answer = urllib3.request("GET", f"{self.url}/api/v1/runs/{run_id}/logs", headers=headers)
         return [line["message"] for line in answer.json()["data"]]
+
+
+class Site:
+    """`milepost server` and `milepost worker` on one port and one folder, over all their lives."""
+
+    def __init__(self, command: Callable[..., Command], folder: Path, **env: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port: int = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.folder = folder
+        self.client = Client(self.url, KEY)
+        self._command = command
+        self._env = {"MILEPOST_SECRET_KEY": KEY, "MILEPOST_API_URL": self.url, **env}
+        self.server = self.start_server()
+
+    def start_server(self) -> Command:
+        """Start the server, again if need be, and wait until it answers."""
+        self.server = self._command(
+            "server", "--port", str(self.port), "--data", str(self.folder / "data"), env=self._env
+        )
+        wait_until(self._is_up, what="the start of the server")
+        return self.server
+
+    def _is_up(self) -> bool:
+        assert self.server.process.poll() is None, self.server.errors
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def kill_server(self) -> None:
+        """SIGKILL, and nothing else."""
+        self.server.process.kill()
+        self.server.process.wait()
+
+    def start_worker(self, source: str | None = None, *arguments: str, **env: str) -> Command:
+        """Start a worker with one executor, and wait until it is ready."""
+        if source is not None:
+            write_tasks(self.folder / "jobs.py", source)
+        worker = self._command("worker", "jobs.py", "--processes", "1", *arguments, env={**self._env, **env})
+        worker.says("ready to run")
+        return worker
+
+    def until(self, run_id: str, condition: Callable[[Run], Any]) -> Run:
+        """The first state of the run that is as wanted."""
+        for run in self.client.runs.subscribe(run_id):
+            if condition(run):
+                return run
+        raise AssertionError(f"the run ended before it was as wanted: {self.client.runs.retrieve(run_id)}")
+
+    def finished(self, run_id: str) -> Run:
+        """The run after its end."""
+        return self.client.runs.wait(run_id, timeout=30)
+
+    def log(self, run_id: str) -> list[dict[str, Any]]:
+        """What the run has logged, all pages of it."""
+        lines: list[dict[str, Any]] = []
+        after: int | None = 0
+        while after is not None:
+            headers = {"Authorization": f"Bearer {KEY}"}
+            address = f"{self.url}/api/v1/runs/{run_id}/logs?page[after]={after}"
+            page = urllib3.request("GET", address, headers=headers).json()
+            lines += page["data"]
+            after = page.get("next")
+        return lines
 
 
 def cmdline(process: psutil.Process) -> list[str]:

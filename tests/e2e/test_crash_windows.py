@@ -4,91 +4,24 @@ import json
 import os
 import random
 import resource
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import urllib3
-from real_processes import Command, wait_until, write_tasks
+from real_processes import KEY, Site, wait_until
 
-from milepost import Client, Run
+from milepost import Client
 from milepost.errors import UnavailableError
 
-KEY = "crash-windows"
 FLUSH_SECONDS = 0.05
 # A report that is under way when the worker dies, on a machine that has other things to do as well.
 REPORT_SECONDS_MAX = 1.0
 # The same when the machine is free for a moment; of several crashes at least one meets it.
 REPORT_SECONDS = 0.25
 CRASHES = 2
-
-
-class Site:
-    """`milepost server` and `milepost worker` on one port and one folder, over all their lives."""
-
-    def __init__(self, command: Callable[..., Command], folder: Path, **env: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.folder = folder
-        self.client = Client(self.url, KEY)
-        self._command = command
-        self._env = {"MILEPOST_SECRET_KEY": KEY, "MILEPOST_API_URL": self.url, **env}
-        self.server = self.start_server()
-
-    def start_server(self) -> Command:
-        """Start the server, again if need be, and wait until it answers."""
-        self.server = self._command(
-            "server", "--port", str(self.port), "--data", str(self.folder / "data"), env=self._env
-        )
-        wait_until(self._is_up, what="the start of the server")
-        return self.server
-
-    def _is_up(self) -> bool:
-        assert self.server.process.poll() is None, self.server.errors
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
-
-    def kill_server(self) -> None:
-        """SIGKILL, and nothing else."""
-        self.server.process.kill()
-        self.server.process.wait()
-
-    def start_worker(self, source: str | None = None, *arguments: str, **env: str) -> Command:
-        """Start a worker with one executor, and wait until it is ready."""
-        if source is not None:
-            write_tasks(self.folder / "jobs.py", source)
-        worker = self._command("worker", "jobs.py", "--processes", "1", *arguments, env={**self._env, **env})
-        worker.says("ready to run")
-        return worker
-
-    def until(self, run_id: str, condition: Callable[[Run], Any]) -> Run:
-        """The first state of the run that is as wanted."""
-        for run in self.client.runs.subscribe(run_id):
-            if condition(run):
-                return run
-        raise AssertionError(f"the run ended before it was as wanted: {self.client.runs.retrieve(run_id)}")
-
-    def finished(self, run_id: str) -> Run:
-        """The run after its end."""
-        return self.client.runs.wait(run_id, timeout=30)
-
-
-@pytest.fixture
-def site(command: Callable[..., Command], tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    """Starts a server; with settings as keywords."""
-
-    def start(**env: str) -> Site:
-        return Site(command, tmp_path, **env)
-
-    return start
 
 
 def lines_of(path: Path) -> list[str]:

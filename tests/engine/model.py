@@ -11,6 +11,7 @@ import msgspec
 
 from milepost.engine.commands import (
     AddBatchItems,
+    AppendLog,
     Claim,
     Command,
     CreateBatch,
@@ -60,6 +61,10 @@ class Run:
     output: str | None = None
     error: str | None = None
     logs: list[str] = field(default_factory=list)
+    # What the server itself had to say in the log.
+    told: list[str] = field(default_factory=list)
+    # Per attempt and writer: the last part of the log, the bytes that are kept, whether something was left out.
+    logged: dict[tuple[int, str], tuple[int, int, bool]] = field(default_factory=dict)
     refusals: dict[tuple[int, int], list[Refusal]] = field(default_factory=dict)
     sent: dict[tuple[int, int], Sequence[Operation]] = field(default_factory=dict)
 
@@ -84,7 +89,14 @@ class Worker:
     answer: list[str] = field(default_factory=list)
 
 
-ORDER: dict[type[Any], int] = {RegisterWorker: 0, Report: 1, UpdateMetadata: 2, CreateBatch: 3, Claim: 9}
+ORDER: dict[type[Any], int] = {
+    RegisterWorker: 0,
+    Report: 1,
+    AppendLog: 1,
+    UpdateMetadata: 2,
+    CreateBatch: 3,
+    Claim: 9,
+}
 
 
 class Model:
@@ -95,10 +107,12 @@ class Model:
         *,
         lease_seconds: float,
         grace_seconds: float,
+        log_bytes_max: int,
         started_at: int,
     ) -> None:
         self.lease = round(lease_seconds * 1_000_000)
         self.grace = round(grace_seconds * 1_000_000)
+        self.log_bytes_max = log_bytes_max
         self.started_at = started_at
         self.runs: dict[str, Run] = {}
         self.batches: dict[str, Batch] = {}
@@ -123,6 +137,8 @@ class Model:
                     self._register(command, answer, now)
                 case Report():
                     self._report(command, answer, now)
+                case AppendLog():
+                    self._log(command, answer, now)
                 case UpdateMetadata():
                     self._update(command, answer, now)
                 case Trigger():
@@ -279,10 +295,10 @@ class Model:
             return None
         if 0 < item.sequence < run.sequence and run.worker is None:
             return None
-        said = item.changes, item.logs, item.outcome
+        said = item.changes, item.outcome
         if item.sequence == run.sequence > 0 and said != run.said:
             told = f"report {item.sequence} of attempt {item.attempt} was sent before with other content"
-            run.logs.append(f"{told}; each report needs its own number")
+            run.told.append(f"{told}; each report needs its own number")
             return [
                 (target.run, index, "sequence_reused")
                 for target in item.changes
@@ -299,13 +315,36 @@ class Model:
                 run.sent[item.attempt, item.sequence] = target.operations
             refused += self._write(run, target.run, target.operations, now)
         run.refusals[item.attempt, item.sequence] = refused
-        run.logs += [line.message for line in item.logs]
-        run.logs += [f"an operation on the metadata of {target} was refused" for target, _, _ in refused]
+        run.told += [f"an operation on the metadata of {target} was refused" for target, _, _ in refused]
         if item.outcome is not None:
             self._end(run, item.outcome, now)
         elif item.waiting is not None:
             run.status = "WAITING" if item.waiting else "EXECUTING"
         return refused
+
+    def _log(self, command: AppendLog, answer: Any, now: int) -> None:
+        worker = self.workers.get(command.worker_id)
+        if worker is None:
+            assert type(answer).__name__ == "NotFoundError", answer
+            return
+        assert answer is None, answer
+        worker.seen_at = now
+        for part in command.runs:
+            run = self.runs[part.id]
+            is_another = part.attempt == run.attempt and run.worker not in (None, command.worker_id)
+            if not 1 <= part.attempt <= run.attempt or is_another:
+                continue
+            key = part.attempt, command.worker_id
+            sequence, size, is_full = run.logged.get(key, (0, 0, False))
+            if part.sequence <= sequence:
+                continue
+            for line in part.lines:
+                size += len(line.message.encode()) + len(line.logger.encode()) + 32
+                if size > self.log_bytes_max and not is_full:
+                    is_full = True
+                elif not is_full:
+                    run.logs.append(line.message)
+            run.logged[key] = part.sequence, size, is_full
 
     def _end(self, run: Run, outcome: Outcome, now: int) -> None:
         run.worker = None

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.model import Model, plain
 from milepost.engine.commands import (
     AddBatchItems,
+    AppendLog,
     Claim,
     Command,
     CreateBatch,
@@ -31,14 +32,15 @@ from milepost.engine.commands import (
 from milepost.model.operations import Operation
 from milepost.model.retry import NO_RETRY, Retry
 from milepost.model.run import Outcome
+from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import BatchLine
-from milepost.protocol.work import LogLine, RunReport, TargetOperations
+from milepost.protocol.work import AttemptLines, RunReport, TargetOperations
 from support.faults import faults
 from support.operations import DOCUMENTS, OPERATIONS, RELATED, exactly
 from support.properties import database_property
 from support.world import World, failure, item, new_store, offered
 
-LEASE_SECONDS, GRACE_SECONDS = 30, 100
+LEASE_SECONDS, GRACE_SECONDS, LOG_BYTES_MAX = 30, 100, 400
 WORKERS = ["worker_1", "worker_2", "worker_3"]
 TASKS = [
     offered("quick", retry=NO_RETRY),
@@ -56,6 +58,7 @@ class Attempt:
     number: int
     version: int
     sequence: int = 0
+    log_sequence: int = 0
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -65,17 +68,22 @@ class EngineMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(mkdtemp(prefix="milepost-machine-"))
         self.world = World(
-            new_store(self.folder / "milepost.db"), lease_seconds=LEASE_SECONDS, grace_seconds=GRACE_SECONDS
+            new_store(self.folder / "milepost.db"),
+            lease_seconds=LEASE_SECONDS,
+            grace_seconds=GRACE_SECONDS,
+            log_bytes_max=LOG_BYTES_MAX,
         )
         self.model = Model(
             lease_seconds=LEASE_SECONDS,
             grace_seconds=GRACE_SECONDS,
+            log_bytes_max=LOG_BYTES_MAX,
             started_at=self.world.clock(),
         )
         self.numbers = itertools.count(1)
         self.group: list[Command] = []
         self.attempts: list[Attempt] = []
         self.reports: list[tuple[str, RunReport]] = []
+        self.logged: list[AppendLog] = []
         self.claims: dict[str, Claim] = {}
         self.known_by: dict[str, set[str]] = {worker: set() for worker in WORKERS}
         self.statement_that_fails = 0
@@ -198,7 +206,6 @@ class EngineMachine(RuleBasedStateMachine):
             for other in dict.fromkeys(others)
             if other != attempt.run
         ]
-        number = next(self.numbers)
         report = RunReport(
             id=attempt.run,
             attempt=attempt.number,
@@ -206,11 +213,29 @@ class EngineMachine(RuleBasedStateMachine):
             metadata_version=data.draw(st.sampled_from([-1, attempt.version])),
             changes=changes,
             waiting=waiting,
-            logs=[LogLine(at=number, level="info", message=str(number))],
             outcome=outcome,
         )
         self.reports.append((attempt.worker, report))
         self.add(Report(attempt.worker, [report]), at_once)
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), sizes=st.lists(st.integers(0, 60), max_size=3), at_once=st.booleans())
+    def log(self, data: st.DataObject, sizes: list[int], at_once: bool) -> None:
+        attempt = data.draw(st.sampled_from(self.attempts[-6:]))
+        attempt.log_sequence += 1
+        lines = [
+            LogLine(at=1, level="info", message=f"{next(self.numbers)} ".ljust(size, "ü")) for size in sizes
+        ]
+        part = AttemptLines(
+            id=attempt.run, attempt=attempt.number, sequence=attempt.log_sequence, lines=lines
+        )
+        self.logged.append(AppendLog(attempt.worker, [part]))
+        self.add(self.logged[-1], at_once)
+
+    @precondition(lambda self: self.logged)
+    @rule(data=st.data(), at_once=st.booleans())
+    def log_again(self, data: st.DataObject, at_once: bool) -> None:
+        self.add(data.draw(st.sampled_from(self.logged[-8:])), at_once)
 
     @precondition(lambda self: self.reports)
     @rule(data=st.data(), at_once=st.booleans())
@@ -296,9 +321,15 @@ class EngineMachine(RuleBasedStateMachine):
             shown = reader.run(run_id)
             assert (shown.parent_id, shown.root_id, shown.batch_id) == (run.parent, run.root, run.batch)
             assert (shown.output is None) == (run.output is None)
-            # A refusal says why behind a colon.
-            lines = [line.message.partition(":")[0] for line in reader.log(run_id, after=0).data]
-            assert lines == run.logs
+            lines = reader.log(run_id, after=0).data
+            assert [line.message for line in lines if not line.logger] == run.logs
+            # A refusal says why behind a colon. What the server itself says is bounded too.
+            told = [line.message.partition(":")[0] for line in lines if line.logger == "milepost.metadata"]
+            left_out = [line for line in lines if line.logger == "milepost.log"]
+            assert told == run.told[: len(told)]
+            assert told == run.told or left_out
+            full = sum(is_full for _, _, is_full in run.logged.values())
+            assert full <= len(left_out) <= full + run.attempt
         for batch_id, batch in self.model.batches.items():
             assert reader.batch(batch_id).runs == [batch.runs[index] for index in sorted(batch.runs)]
 

@@ -11,6 +11,7 @@ import pytest
 
 from milepost.engine.commands import (
     AddBatchItems,
+    AppendLog,
     Claim,
     Command,
     CreateBatch,
@@ -26,7 +27,7 @@ from milepost.model.operations import Append, Increment, Set
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
 from milepost.protocol.triggering import BatchLine
-from milepost.protocol.work import LogLine, TargetOperations
+from milepost.protocol.work import TargetOperations
 from milepost.store.runs import RunFilter
 from support.faults import faults
 from support.world import Ticket, WorkerDouble, World, failure, item, offered, result_of
@@ -92,8 +93,32 @@ def claims(world: World) -> tuple[list[Command], Check]:
     return [first.next_claim(1), Trigger(item()), second.next_claim(1)], check
 
 
+def logs(world: World) -> tuple[list[Command], Check]:
+    """Two parts of a log, one that comes twice, and one with more than there is room for."""
+    worker = fresh_worker(world)
+    world.trigger()
+    world.trigger()
+    run, other = worker.claim(2)
+    first, second = worker.next_lines(run, "one", "two"), worker.next_lines(run, "three")
+    large = worker.next_lines(other, "begin", *["x" * 30_000] * 150, "end")
+    more = worker.next_lines(other, "more")
+
+    def check(results: list[Any]) -> None:
+        assert results == [None, None, None]
+        assert world.log(run.id) == ["one", "two", "three"]
+        [begin, *kept, notice] = world.log(other.id)
+        assert (begin, set(kept)) == ("begin", {"x" * 30_000})
+        assert notice.startswith(f"{150 - len(kept) + 2} lines of the log ")
+
+    return [
+        AppendLog(worker.id, [first, large]),
+        AppendLog(worker.id, [first, more]),
+        AppendLog(worker.id, [second]),
+    ], check
+
+
 def reports(world: World) -> tuple[list[Command], Check]:
-    """Operations on two documents, a refused one, log lines, a large output, and a neighbour with a failed attempt."""
+    """Operations on two documents, a refused one, a large output, and a neighbour with a failed attempt."""
     worker = fresh_worker(world)
     root = world.trigger(metadata={"text": "abc", "n": 0})
     child, other = world.trigger(parent_run_id=root), world.trigger()
@@ -104,7 +129,6 @@ def reports(world: World) -> tuple[list[Command], Check]:
         Set("a", 1),
         Increment("a", 1),
         changes=[TargetOperations(root, [Increment("n", 1), Increment("text", 1)])],
-        logs=[LogLine(at=1, level="info", message="hello")],
         outcome=Outcome(output=output),
     )
     also = worker.next_report(neighbour, Append("list", 1), outcome=failure(retry_after_ms=1000))
@@ -119,9 +143,8 @@ def reports(world: World) -> tuple[list[Command], Check]:
         shown = world.reader.run(child)
         assert (shown.status, bytes(shown.output).decode()) == ("COMPLETED", output)
         lines = [line.message for line in world.reader.log(child, after=0).data]
-        assert lines[0] == "hello"
-        assert len(lines) == 2
-        assert f"metadata of {root} was refused" in lines[1]
+        assert len(lines) == 1
+        assert f"metadata of {root} was refused" in lines[0]
         assert world.reader.run(other).status == "QUEUED"
         assert world.reader.run(root).status == "WAITING"
         assert [reply.lost for reply in (first, second, third)] == [False] * 3
@@ -240,6 +263,7 @@ SCENARIOS: list[Scenario] = [
     triggers,
     claims,
     reports,
+    logs,
     leaving,
     updates,
     registering,
@@ -314,7 +338,8 @@ def test_only_the_command_that_cannot_be_carried_out_is_refused(world: World) ->
     runs = worker.claim(2)
     queued = world.trigger()
     good = worker.next_report(runs[0], Set("a", 1), outcome=Outcome(output="1"))
-    bad = worker.next_report(runs[1], Set("a", 1), logs=[LogLine(at=1, level="info", message="poison")])
+    # Only this one has something to keep of what was refused.
+    bad = worker.next_report(runs[1], Set("a", "text"), Increment("a", 1))
     commands: list[Command] = [
         Report(worker.id, [good]),
         Report(worker.id, [bad]),
@@ -322,7 +347,7 @@ def test_only_the_command_that_cannot_be_carried_out_is_refused(world: World) ->
         worker.next_claim(1),
         Trigger(item()),
     ]
-    with faults(world.store, lambda _, statement: "INSERT INTO logs" in statement):
+    with faults(world.store, lambda _, statement: "INSERT INTO refusals" in statement):
         tickets = world.submit(*commands)
     assert isinstance(tickets[1].result, UnavailableError)
     assert [refused_for_now([ticket]) for ticket in tickets] == [False, True, False, False, False]
@@ -336,7 +361,7 @@ def test_only_the_command_that_cannot_be_carried_out_is_refused(world: World) ->
     assert second not in {changed.row.id for changed in world.announcements[-1].runs}
     agree(world)
     assert not worker.send(bad)[0].lost
-    assert world.document(second) == ({"a": 1}, 1)
+    assert world.document(second) == ({"a": "text"}, 1)
 
 
 def test_the_end_of_a_run_is_a_snapshot_also_when_the_first_try_failed(world: World) -> None:

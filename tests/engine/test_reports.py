@@ -9,7 +9,7 @@ from milepost.engine.commands import Report
 from milepost.errors import NotFoundError
 from milepost.model.operations import Append, Increment, Remove, Set, Update
 from milepost.model.run import Outcome, RunStatus
-from milepost.protocol.work import ClaimedRun, LogLine, RunReport, TargetOperations
+from milepost.protocol.work import ClaimedRun, RunReport, TargetOperations
 from support.world import WorkerDouble, World, failure, item, offered, result_of
 
 
@@ -28,16 +28,14 @@ def codes(refused: list[Any]) -> list[tuple[int, str]]:
 
 
 def test_a_repeated_report_changes_nothing(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
-    """M45, fault 9: increments, appends and log lines are not doubled."""
-    log = LogLine(at=5, level="info", message="one")
-    report = worker.next_report(run, Increment("n", 1), Append("list", "x"), logs=[log])
+    """M45, fault 9: increments and appends are not doubled."""
+    report = worker.next_report(run, Increment("n", 1), Append("list", "x"))
     worker.send(report)
     before = world.dump()
     for _ in range(3):
         worker.send(report)
         assert world.dump() == before
     assert world.document(run.id) == ({"n": 1, "list": ["x"]}, 1)
-    assert len(world.reader.log(run.id, after=0).data) == 1
 
 
 def test_a_repeat_is_known_after_a_restart(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
@@ -398,46 +396,6 @@ def test_saying_twice_that_a_run_waits_is_said_once(
     worker.report(run, waiting=True, sequence=0)
     assert world.dump() == before
     assert world.announcements[-1].runs == []
-
-
-# --- logs --------------------------------------------------------------------------------------------------
-
-
-def test_log_lines_keep_their_order_their_attempt_and_their_words(
-    world: World, worker: WorkerDouble, run: ClaimedRun
-) -> None:
-    first = [
-        LogLine(at=30, level="info", message="ü\n\0", logger="app"),
-        LogLine(at=10, level="debug", message=""),
-    ]
-    worker.report(run, logs=first)
-    worker.send(
-        worker.next_report(
-            run, logs=[LogLine(at=20, level="error", message="end")], outcome=failure(retry_after_ms=0)
-        )
-    )
-    worker.report(worker.claim_one(), logs=[LogLine(at=40, level="info", message="again")])
-    lines = world.reader.log(run.id, after=0).data
-    assert [(line.at, line.level, line.message, line.logger, line.attempt) for line in lines] == [
-        (30, "info", "ü\n\0", "app", 1),
-        (10, "debug", "", "", 1),
-        (20, "error", "end", "", 1),
-        (40, "info", "again", "", 2),
-    ]
-
-
-def test_a_long_log_is_read_page_by_page(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
-    worker.report(run, logs=[LogLine(at=number, level="info", message=str(number)) for number in range(1200)])
-    read: list[str] = []
-    after: int | None = 0
-    pages = 0
-    while after is not None:
-        page = world.reader.log(run.id, after=after)
-        read += [line.message for line in page.data]
-        after = page.next
-        pages += 1
-    assert read == [str(number) for number in range(1200)]
-    assert pages == 3
 
 
 # --- families ----------------------------------------------------------------------------------------------

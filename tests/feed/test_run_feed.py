@@ -116,6 +116,28 @@ def test_a_slow_subscriber_skips_what_is_between_and_never_the_last(
     run_async(follow)
 
 
+def test_an_end_without_operations_shows_a_gap_before_it(world: FeedWorld, worker: WorkerDouble) -> None:
+    """M38: the end has nothing to join, and still nobody sees a finished run with an older document."""
+    run_id = world.trigger()
+
+    async def follow() -> None:
+        subscriber = watch(world, run_id)
+        await subscriber.read()
+        run = worker.claim_one()
+        await subscriber.read()
+        world.is_deaf = True
+        worker.report(run, Set("last", True))
+        world.is_deaf = False
+        worker.finish(run)
+        assert await subscriber.read() == "snapshot"
+        assert_same(subscriber, world, run_id)
+        assert subscriber.run["status"] == "COMPLETED"
+        assert subscriber.value == {"last": True}
+        await subscriber.read_to_end()
+
+    run_async(follow)
+
+
 def test_a_gap_is_healed_by_one_snapshot(world: FeedWorld, worker: WorkerDouble) -> None:
     """Notifications are hints: some got lost, the next one tells by its version."""
     run_id = world.trigger()

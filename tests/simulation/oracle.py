@@ -1,5 +1,6 @@
 """The judge: reads what was committed and compares it with what the writers did and the readers saw."""
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +12,17 @@ from milepost.engine.reading import Reader
 from milepost.model.document import Document
 from milepost.model.operations import Append, Operation, decode_operations, encode_operations
 from milepost.protocol.metadata import Refused
+from milepost.protocol.work import log_line_size
 from milepost.store import schema
 from milepost.store.database import Store
 from simulation.records import Attempt, Group, Records, Sent, outcome_of
+from simulation.worker import LOGGER
 
 _exactly = msgspec.json.Encoder(order="sorted").encode
 _numbers = msgspec.json.Decoder(list[int])
 _refused = msgspec.json.Decoder(list[Refused])
 LIMITLESS = 10**9
+LEFT_OUT = re.compile(r"([\d,]+) lines (?:of the log )?\(")
 
 
 @dataclass
@@ -39,10 +43,23 @@ class Oracle:
         size_max: the limit of a document in bytes.
         is_exact: calls and batches come to the same, so the model is given the calls. Otherwise a refusal may depend on how calls were
             collapsed and divided, and the model is given what was sent.
+        log_bytes_max: what the server keeps of the log of an attempt.
+        lines_wait_max: how many bytes of a log may wait in a worker before lines give way.
     """
 
-    def __init__(self, store: Store, records: Records, *, size_max: int, is_exact: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        records: Records,
+        *,
+        size_max: int,
+        is_exact: bool,
+        log_bytes_max: int,
+        lines_wait_max: int,
+    ) -> None:
         self._records = records
+        self._log_bytes_max = log_bytes_max
+        self._lines_wait_max = lines_wait_max
         self._is_exact = is_exact
         self._size_max = size_max
         self._reader = Reader(store, metadata_size_max=size_max)
@@ -59,6 +76,10 @@ class Oracle:
                 select(schema.changes).order_by(schema.changes.c.run_id, schema.changes.c.version)
             ).all()
             refusals = connection.execute(select(schema.refusals)).all()
+            lines = connection.execute(select(schema.logs).order_by(schema.logs.c.number)).all()
+        self._lines: dict[tuple[str, int], list[Any]] = defaultdict(list)
+        for line in lines:
+            self._lines[line.run_id, line.attempt].append(line)
         self._rows: dict[str, list[Row]] = defaultdict(list)
         for change in changes:
             writer = (change.writer_id, change.writer_attempt, change.writer_sequence)
@@ -92,6 +113,11 @@ class Oracle:
         for groups in self._records.groups:
             self._judge_groups(groups)
         self._judge_readers()
+        for (run_id, number), lines in self._lines.items():
+            self._judge_lines(run_id, number, lines)
+        for attempt in self._records.attempts:
+            if attempt.lines and (attempt.run_id, attempt.number) not in self._lines:
+                self._judge_lines(attempt.run_id, attempt.number, [])
 
     # --- runs --------------------------------------------------------------------------------------------------
 
@@ -235,6 +261,39 @@ class Oracle:
                 assert version is not None, f"{group.token} was acknowledged and is missing"
             assert group.fate, f"{group.token} never got an answer"
 
+    # --- logs --------------------------------------------------------------------------------------------------
+
+    def _judge_lines(self, run_id: str, number: int, lines: list[Any]) -> None:
+        """What was logged is in the log once and in order; what is missing is counted there, and missing for a reason."""
+        attempts = self._attempts[run_id, number]
+        said = [clean(line) for attempt in attempts for line in attempt.lines]
+        places = {line: place for place, line in enumerate(said)}
+        stored = [line.message for line in lines if line.logger == LOGGER]
+        for line in stored:
+            assert line in places, f"nobody logged {line!r} in attempt {number} of {run_id}"
+        assert len(set(stored)) == len(stored), f"a line of attempt {number} of {run_id} is there twice"
+        for attempt in attempts:
+            own = [places[line] for line in stored if line in {clean(text) for text in attempt.lines}]
+            assert own == sorted(own), f"lines of {attempt} are out of order"
+        size = sum(log_line_size(line) for line in lines if line.logger != "milepost.metadata")
+        most = len(attempts) * self._log_bytes_max + 1000
+        assert size <= most, f"the log of attempt {number} of {run_id} has {size} bytes"
+        if len(attempts) != 1 or attempts[0].process in self._records.gone or not attempts[0].has_ended:
+            return
+        counted = [
+            int(found[1].replace(",", "")) for line in lines if (found := LEFT_OUT.match(line.message))
+        ]
+        assert len(stored) + sum(counted) == len(said), (
+            f"{len(said)} lines were logged in {attempts[0]}, {len(stored)} are there and {counted} were left out"
+        )
+        if sum(len(line.encode()) * 6 + 100 for line in said) < min(
+            self._log_bytes_max // 2, self._lines_wait_max
+        ):
+            needless = [
+                line for line in lines if LEFT_OUT.match(line.message) and "not take" not in line.message
+            ]
+            assert not needless, f"lines of {attempts[0]} were left out without need"
+
     # --- readers -----------------------------------------------------------------------------------------------
 
     def _judge_readers(self) -> None:
@@ -252,6 +311,11 @@ class Oracle:
                     assert row.writer is None or row.writer[0] != seen.run_id, (
                         f"{seen.reader} saw {seen.run_id} finished at version {seen.version}, and its attempt wrote {row.version}"
                     )
+
+
+def clean(line: str) -> str:
+    """A line as it can be stored."""
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(value: Any) -> str:

@@ -27,6 +27,8 @@ class Attempt:
         acknowledged: so many calls were acknowledged by a flush that returned.
         label: what its outcome says.
         refused: what the replies said was refused, by batch.
+        lines: what the code has logged, in order.
+        has_ended: the code came to its end.
     """
 
     run_id: str
@@ -38,6 +40,8 @@ class Attempt:
     acknowledged: int = 0
     label: str = ""
     refused: dict[int, list[Refused]] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    has_ended: bool = False
 
     def __str__(self) -> str:
         return f"attempt {self.number} of {self.run_id} in {self.process}"
@@ -83,6 +87,13 @@ class RecordingBuffer(Buffer):
             attempt.batches += [range(0)] * len(taken)
         return batch
 
+    def divide(self) -> Batch | None:
+        batch = super().divide()
+        if batch is not None:
+            operations = {change.run: list(change.operations) for change in batch.changes}
+            self.attempt.sent[batch.sequence] = Sent(operations, None)
+        return batch
+
     def acknowledged(self, sequence: int, *, refused: Any = (), delta: MetadataDelta | None = None) -> None:
         if sequence:
             self.attempt.refused[sequence] = list(refused)
@@ -123,6 +134,7 @@ class Records:
     Attributes:
         wanted: the names of all runs that somebody has tried to trigger.
         runs: those whose trigger was acknowledged, by name.
+        gone: worker processes that were killed, or have left.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -130,6 +142,7 @@ class Records:
     seen: list[Seen] = field(default_factory=list)
     wanted: set[str] = field(default_factory=set)
     runs: dict[str, str] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
 
     def saw(self, reader: str, run_id: str, version: int, value: dict[str, Any], is_final: bool) -> None:
         self.seen.append(Seen(reader, run_id, version, value, is_final))

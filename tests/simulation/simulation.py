@@ -23,10 +23,11 @@ from milepost.model.retry import Retry
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from milepost.protocol.work import WorkerTask
 from milepost.sdk import buffer
+from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
-from milepost.worker import link
+from milepost.worker import link, log_book
 from simulation import server as server_module
 from simulation.loop import VirtualLoop
 from simulation.network import Faults, Network
@@ -69,6 +70,15 @@ class Plan:
         self.group_seconds = random.choice([0.0, 0.002, 0.02, 0.2])
         self.window = random.choice([1, 2, 64])
         self.portion_bytes_max = random.choice([4 * 1024 * 1024] * 3 + [150])
+        # Small limits, so that they are met: of what waits of a log, of what is kept of it, and of a request.
+        self.log_bytes_max = random.choice([4 * 1024 * 1024] * 3 + [4096, 8192])
+        self.log_waiting_bytes_max = random.choice([1024 * 1024] * 2 + [700, 3000])
+        self.log_request_bytes_max = random.choice([1024 * 1024, 1024 * 1024, 500])
+        self.body_bytes_max = random.choice([64 * 1024 * 1024] * 3 + [1500])
+        # How many lines at once, and how long they may be.
+        self.logs = random.choice(
+            [[(0, 0)], [(0, 0), (1, 10)], [(1, 0), (3, 100)], [(0, 0), (15, 60), (3, 2000)]]
+        )
         self.fold_bytes_min = random.choice([8 * 1024, 0, 200])
         self.recent_bytes = random.choice([256 * 1024, 256 * 1024, 100, 600])
         self.stash_max = random.choice([1000, 1000, 1])
@@ -83,7 +93,7 @@ class Plan:
 
     @property
     def is_exact(self) -> bool:
-        return self.portion_bytes_max > 1000 and self.size_max > 1000
+        return self.portion_bytes_max > 1000 and self.size_max > 1000 and self.body_bytes_max > 10_000
 
     @property
     def checks_own_writes(self) -> bool:
@@ -132,6 +142,7 @@ class Simulation:
             metadata_size_max=self.plan.size_max,
             grace_seconds=self.plan.grace_seconds,
             lease_seconds=self.plan.lease_seconds,
+            log_bytes_max=self.plan.log_bytes_max,
         )
         self.machine = server_module.Machine(
             store, settings, self.network, Random(f"{seed}/server"), self.plan.group_seconds
@@ -235,6 +246,13 @@ class Simulation:
                 (async_transport, "_ANSWER_TIMEOUT", ClientTimeout(sock_read=plan.request_seconds_max)),
                 (async_transport, "_FEED_TIMEOUT", ClientTimeout(sock_read=plan.silence_seconds_max)),
                 (portions, "BYTES_MAX", plan.portion_bytes_max),
+                (requests, "BODY_BYTES_MAX", plan.body_bytes_max),
+                (log_book, "WAITING_BYTES_MAX", plan.log_waiting_bytes_max),
+                (log_book, "ALL_WAITING_BYTES_MAX", 2 * plan.log_waiting_bytes_max),
+                (log_book, "WAITING_BYTES_MIN", min(4096, plan.log_waiting_bytes_max)),
+                (log_book, "REQUEST_BYTES_MAX", plan.log_request_bytes_max),
+                (log_book, "SHARE_BYTES_MIN", min(32 * 1024, plan.log_request_bytes_max // 2)),
+                (log_book, "now", lambda: round(self.loop.time() * 1_000_000)),
                 (buffer, "STASH_MAX", plan.stash_max),
                 (documents, "FOLD_BYTES_MIN", plan.fold_bytes_min),
                 (documents, "RECENT_BYTES", plan.recent_bytes),
@@ -267,7 +285,14 @@ class Simulation:
         if self._failure is not None:
             raise self._failure
         main.result()
-        Oracle(self._store, self.records, size_max=self.plan.size_max, is_exact=self.plan.is_exact).judge()
+        Oracle(
+            self._store,
+            self.records,
+            size_max=self.plan.size_max,
+            is_exact=self.plan.is_exact,
+            log_bytes_max=self.plan.log_bytes_max,
+            lines_wait_max=self.plan.log_waiting_bytes_max,
+        ).judge()
 
     async def _course(self) -> None:
         plan, random = self.plan, self._random
@@ -294,6 +319,8 @@ class Simulation:
         await asyncio.sleep(1)
         # Even a trigger that was never answered may have come again.
         await self._all_have_ended()
+        while any(worker.has_lines_to_send for worker in self.workers):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(1)
 
     async def _all_have_ended(self) -> None:
         while self._statuses():  # noqa: ASYNC110 - nobody is told, and time is cheap here

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from simulation.simulation import Simulation
 
 
+LOGGER = "user"
+
+
 class SimulatedChannel(Channel):
     """The real one, on a network that is none."""
 
@@ -85,6 +88,11 @@ class WorkerProcess:
         )
         self._spawn(self._link.live())
 
+    @property
+    def has_lines_to_send(self) -> bool:
+        """True while lines of logs wait or are under way."""
+        return not self._link._book.is_empty
+
     def kill(self) -> None:
         """SIGKILL: whatever is in memory is gone."""
         if not self.peer.is_dead:
@@ -102,6 +110,7 @@ class WorkerProcess:
 
     def _end(self) -> None:
         self.peer.is_dead = True
+        self._simulation.records.gone.add(self.name)
         for task in list(self._tasks):
             task.cancel()
         self._simulation.worker_has_ended(self)
@@ -148,6 +157,7 @@ class WorkerProcess:
                 raise
             outcome = Outcome(error=RunError(name="CancelledError", message="cancelled"), retry_after_ms=100)
         held.scope.is_over = True
+        code.end()
         self._simulation.note(self.name, "ends", held.scope.run.id, held.scope.run.attempt)
         self._link.finished(held, outcome)
 
@@ -165,6 +175,14 @@ class WorkerProcess:
     def notice(self, message: str) -> None:
         """See `Host`."""
         self._simulation.note(self.name, message)
+
+    def server_is_away(self, reason: str) -> None:
+        """See `Host`."""
+        self._simulation.note(self.name, "does not reach the server", reason)
+
+    def server_is_back(self, away_seconds: float) -> None:
+        """See `Host`."""
+        self._simulation.note(self.name, "reaches the server again", away_seconds)
 
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         """See `Host`."""
@@ -185,6 +203,7 @@ class UserCode:
         # An attempt that never began may be handed out again under its number.
         self._label = f"{self._name}/{run.attempt}/{process.name}/{len(simulation.records.attempts)}"
         self._random = Random(f"{simulation.seed}/{self._label}")
+        self._log_random = Random(f"{simulation.seed}/{self._label}/log")
         self.is_in_thread = self._random.random() < simulation.plan.in_thread
         buffer = scope.buffer
         assert isinstance(buffer, RecordingBuffer)
@@ -217,6 +236,7 @@ class UserCode:
 
     def _write(self) -> None:
         random, wild = self._random, self._simulation.plan.wild
+        self._log()
         for _ in range(random.choice([1, 1, 2, 6])):
             self._tokens += 1
             token = f"{self._label}:{self._tokens}"
@@ -234,6 +254,21 @@ class UserCode:
                     self._counted += self._tokens
                 except MetadataError as error:
                     self._simulation.note(self._process.name, "refused at the call", error.code)
+
+    def _log(self) -> None:
+        """A few lines, or very many; what is in a line must not matter."""
+        # A random source of its own: all else must be as it is without these lines.
+        random = self._log_random
+        count, size = random.choice(self._simulation.plan.logs)
+        for _ in range(count):
+            text = random.choice(["x", "\0", "€", "🚲", "\ud800"]) * random.randint(0, size)
+            line = f"{self._label}#{len(self._attempt.lines)} {text}"
+            self._attempt.lines.append(line)
+            self._process._link.log(self._scope, "info", line, LOGGER)
+
+    def end(self) -> None:
+        """The code has come to its end, and logs no more."""
+        self._attempt.has_ended = True
 
     def _look(self) -> None:
         """Own writes are seen, and stay so (M42), where nobody else writes to the same keys."""

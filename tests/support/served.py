@@ -238,6 +238,7 @@ class HttpWorker:
         self.id = worker_id
         self.tasks = list(tasks) or [offer("work")]
         self._sequences: dict[tuple[str, int], int] = {}
+        self._log_sequences: dict[tuple[str, int], int] = {}
         self.register()
 
     def register(self, holding: tuple[str, ...] = ()) -> Any:
@@ -273,6 +274,13 @@ class HttpWorker:
         }
         [reply] = self.served.post(f"/api/v1/workers/{self.id}/report", {"runs": [body]})["runs"]
         return reply
+
+    def log(self, run: dict[str, Any], *lines: dict[str, Any]) -> None:
+        """Log something for a run."""
+        key = run["id"], run["attempt"]
+        sequence = self._log_sequences[key] = self._log_sequences.get(key, 0) + 1
+        body = {"id": run["id"], "attempt": run["attempt"], "sequence": sequence, "lines": list(lines)}
+        self.served.post(f"/api/v1/workers/{self.id}/log", {"runs": [body]})
 
     def finish(
         self, run: dict[str, Any], *operations: dict[str, Any], output: str = "null"

@@ -13,6 +13,7 @@ import msgspec
 
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
+    AppendLog,
     Claim,
     Command,
     RegisterWorker,
@@ -30,8 +31,16 @@ from milepost.engine.state import EngineSettings
 from milepost.model.operations import Operation
 from milepost.model.retry import NO_RETRY, Retry
 from milepost.model.run import Outcome, RunError
+from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import TriggerOptions
-from milepost.protocol.work import ClaimedRun, LogLine, RunReply, RunReport, TargetOperations, WorkerTask
+from milepost.protocol.work import (
+    AttemptLines,
+    ClaimedRun,
+    RunReply,
+    RunReport,
+    TargetOperations,
+    WorkerTask,
+)
 from milepost.store.database import Store
 from support.faults import FailingConnection
 
@@ -143,6 +152,16 @@ class World:
             UpdateMetadata(run_id, [(relation, msgspec.to_builtins(list(operations)))], request_id=request_id)
         )
 
+    def log(self, run_id: str) -> list[str]:
+        """The lines of a run's log, all pages of it."""
+        lines: list[str] = []
+        after: int | None = 0
+        while after is not None:
+            page = self.reader.log(run_id, after=after)
+            lines += [line.message for line in page.data]
+            after = page.next
+        return lines
+
     def document(self, run_id: str) -> tuple[dict[str, Any], int]:
         """The document and its version as readers see them."""
         value, version = self.reader.metadata(run_id)
@@ -190,6 +209,7 @@ class WorkerDouble:
         self.tasks = tasks or (offered("work"),)
         self.claim_sequence = 0
         self._sequences: dict[tuple[str, int], int] = {}
+        self._log_sequences: dict[tuple[str, int], int] = {}
         self.register()
 
     def register(self, holding: Sequence[str] = ()) -> None:
@@ -215,7 +235,6 @@ class WorkerDouble:
         run: ClaimedRun,
         *operations: Operation,
         changes: Sequence[TargetOperations] = (),
-        logs: Sequence[LogLine] = (),
         outcome: Outcome | None = None,
         waiting: bool | None = None,
         metadata_version: int = -1,
@@ -232,10 +251,23 @@ class WorkerDouble:
             sequence=sequence,
             metadata_version=metadata_version,
             changes=[*own, *changes],
-            logs=list(logs),
             outcome=outcome,
             waiting=waiting,
         )
+
+    def next_lines(self, run: ClaimedRun, *lines: LogLine | str) -> AttemptLines:
+        """The next part of the log of a run's attempt, not yet submitted."""
+        key = run.id, run.attempt
+        sequence = self._log_sequences[key] = self._log_sequences.get(key, 0) + 1
+        whole = [
+            LogLine(at=self.world.clock(), level="info", message=line) if isinstance(line, str) else line
+            for line in lines
+        ]
+        return AttemptLines(id=run.id, attempt=run.attempt, sequence=sequence, lines=whole)
+
+    def log(self, run: ClaimedRun, *lines: LogLine | str) -> None:
+        """Log something for a run."""
+        self.world.do(AppendLog(self.id, [self.next_lines(run, *lines)]))
 
     def send(self, *reports: RunReport, leaving: bool = False) -> list[RunReply]:
         """Send reports as one request."""

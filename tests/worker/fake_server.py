@@ -16,10 +16,13 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import encode_event
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.protocol.work import (
+    AttemptLines,
     ClaimedRun,
     ClaimRequest,
     ClaimResponse,
     InboxFrame,
+    LogRequest,
+    LogResponse,
     RegisterRequest,
     RegisterResponse,
     ReportRequest,
@@ -60,6 +63,10 @@ class FakeServer:
         reports: what was reported and applied, in order; a repeat is not applied again.
         replies: for a run, how its next reports are answered.
         ended: runs and batches that have ended, for those who ask.
+        accepts, accepts_lines: whether a report, or a part of a log, is taken at all.
+        body_bytes_max: larger reports are not taken.
+        log: what was logged, for each run.
+        is_away: every request is answered with 503.
     """
 
     lease_seconds: float = 30.0
@@ -71,6 +78,11 @@ class FakeServer:
     replies: dict[str, deque[RunReply]] = field(default_factory=lambda: defaultdict(deque[RunReply]))
     ended: set[str] = field(default_factory=set[str])
     accepts: Callable[[RunReport], bool] = lambda report: True
+    accepts_lines: Callable[[AttemptLines], bool] = lambda part: True
+    body_bytes_max: int | None = None
+    log_bytes_max: int = 4 * 1024 * 1024
+    log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list[str]))
+    is_away: bool = False
     has_left: bool = False
     url: str = ""
 
@@ -79,6 +91,7 @@ class FakeServer:
         self._handed_out: dict[str, ClaimedRun] = {}
         self._answered: tuple[int, list[ClaimedRun]] = (0, [])
         self._applied: dict[tuple[str, int], int] = {}
+        self._logged: dict[tuple[str, int], int] = {}
         # Per run the numbers of the reports that changed its document; the document's version is their count.
         self._steps: dict[str, list[int]] = defaultdict(list[int])
         self._inbox: web.StreamResponse | None = None
@@ -163,6 +176,7 @@ class FakeServer:
             (endpoints.REGISTER_WORKER, self._register),
             (endpoints.CLAIM_RUNS, self._claim),
             (endpoints.REPORT, self._report),
+            (endpoints.REPORT_LOG, self._log),
             (endpoints.RUN_RESULT, self._result),
         ):
             app.router.add_route(endpoint.method, endpoint.path, self._route(endpoint, handler))
@@ -182,6 +196,8 @@ class FakeServer:
             body = await request.read()
             self.seen.append(Seen(endpoint.name, body, self._loop.time()))
             fault = self.faults[endpoint.name].popleft() if self.faults[endpoint.name] else None
+            if self.is_away:
+                fault = Fault(status=503)
             try:
                 if fault is not None and fault.status:
                     return self._problem(fault.status)
@@ -217,6 +233,7 @@ class FakeServer:
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
             metadata_size_max=262_144,
+            log_bytes_max=self.log_bytes_max,
         )
 
     async def _claim(self, request: ClaimRequest) -> Any:
@@ -236,9 +253,23 @@ class FakeServer:
             self._handed_out |= {run.id: run for run in runs}
         return ClaimResponse(runs)
 
+    async def _log(self, request: LogRequest) -> Any:
+        if not self._knows_worker:
+            return 404
+        if not all(map(self.accepts_lines, request.runs)):
+            return 413
+        for part in request.runs:
+            key = part.id, part.attempt
+            if part.sequence > self._logged.get(key, 0):
+                self._logged[key] = part.sequence
+                self.log[part.id] += [line.message for line in part.lines]
+        return LogResponse()
+
     async def _report(self, request: ReportRequest) -> Any:
         if not self._knows_worker:
             return 404
+        if self.body_bytes_max is not None and len(msgspec.json.encode(request)) > self.body_bytes_max:
+            return 413
         if not all(map(self.accepts, request.runs)):
             return 413
         replies = [self._apply(report) for report in request.runs]

@@ -8,6 +8,7 @@ from itertools import count
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 
 from milepost.errors import MetadataFlushError, UsageError
@@ -46,6 +47,12 @@ class FakeHost:
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
+
+    def server_is_away(self, reason: str) -> None:
+        self.notices.append(f"away: {reason}")
+
+    def server_is_back(self, away_seconds: float) -> None:
+        self.notices.append(f"back after {away_seconds:.1f} s")
 
     def left(self, error: BaseException | None, *, abandoned: int) -> None: ...
 
@@ -88,6 +95,14 @@ class Desk:
 
     def report(self) -> list[Entry]:
         return self.holding.outbox.take(self.now)
+
+    def lines(self) -> list[str]:
+        """Take and store the next lines of all logs."""
+        lines: list[str] = []
+        for part in list(self.holding.book.take() or []):
+            lines += [msgspec.json.decode(line)["message"] for line in part.lines]
+            self.holding.book.acknowledged(part)
+        return lines
 
     def answer(self, entries: Sequence[Entry], **reply: Any) -> None:
         for entry in entries:
@@ -260,15 +275,41 @@ def test_a_flush_of_a_lost_run_fails_unless_everything_was_committed_before() ->
             future.result(0)
 
 
-def test_log_lines_have_a_number_so_that_they_are_written_once() -> None:
+def test_the_outcome_waits_for_the_last_lines_of_the_log() -> None:
+    """Who sees the end of a run finds its log whole."""
     desk = Desk(1)
     [held] = desk.admit("run_1")
-    assert desk.holding.log(held.scope, "info", "hello", "test")
-    desk.holding.wake(held.scope)
+    desk.set(held, "a", 1)
+    desk.holding.log(held.scope, "info", "hello", "test")
+    desk.finish(held)
+    # Operations do not wait.
     [entry] = desk.exchange()
-    assert entry.report.sequence == 1
-    assert [line.message for line in entry.report.logs] == ["hello"]
+    assert entry.report.changes
+    assert entry.report.outcome is None
     assert desk.report() == []
+    assert desk.lines() == ["hello"]
+    desk.holding.let_go(0.0)
+    [entry] = desk.exchange()
+    assert entry.report.outcome is not None
+
+
+def test_the_outcome_does_not_wait_long_for_the_log() -> None:
+    """No log keeps a run from ending."""
+    desk = Desk(1)
+    [held] = desk.admit("run_1")
+    desk.holding.log(held.scope, "info", "hello", "test")
+    desk.finish(held)
+    until = desk.holding.held_back_until()
+    assert until is not None
+    desk.holding.let_go(until - 0.001)
+    assert desk.report() == []
+    desk.holding.let_go(until)
+    [entry] = desk.exchange()
+    assert entry.report.outcome is not None
+    assert desk.holding.held_back_until() is None
+    assert len(desk.holding) == 0
+    # The lines are sent all the same.
+    assert desk.lines() == ["hello"]
 
 
 def test_what_a_full_backlog_refused_is_told_in_the_log_of_the_run() -> None:
@@ -278,10 +319,9 @@ def test_what_a_full_backlog_refused_is_told_in_the_log_of_the_run() -> None:
     for number in range(10):
         desk.set(held, f"key {number}", number)
     [entry] = desk.report()
-    [line] = entry.report.logs
+    [line] = desk.lines()
     taken = sum(len(change.operations) for change in entry.report.changes)
-    assert line.level == "error"
-    assert line.message.startswith(f"{10 - taken} metadata operations were refused")
+    assert line.startswith(f"{10 - taken} metadata operations were refused")
 
 
 def test_a_run_whose_thread_was_stopped_in_the_middle_of_a_call_is_asked_again_later(

@@ -1,6 +1,7 @@
 """The link over a bad network: nothing is dropped, nothing is done twice, and whoever waits is woken."""
 
 import asyncio
+import re
 import sys
 import threading
 from collections import deque
@@ -17,7 +18,7 @@ from milepost.errors import MetadataFlushError, UsageError
 from milepost.model.document import Document
 from milepost.model.operations import Increment, Set
 from milepost.model.retry import Retry
-from milepost.model.run import Outcome
+from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.protocol.work import (
     ClaimedRun,
@@ -103,6 +104,12 @@ class ThreadHost:
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
+
+    def server_is_away(self, reason: str) -> None:
+        self.notices.append(f"away: {reason}")
+
+    def server_is_back(self, away_seconds: float) -> None:
+        self.notices.append(f"back after {away_seconds:.1f} s")
 
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         self.error = error
@@ -366,9 +373,8 @@ def test_operations_of_a_report_that_the_server_does_not_take_are_told_as_refuse
     server.queue(run_of(1))
     server.until(server.outcomes)
     assert told == ["run_1 report_refused"]
-    [line] = [line for report in server.reports for line in report.logs]
-    assert line.level == "error"
-    assert "1 metadata operations" in line.message
+    [line] = server.until(lambda: server.log["run_1"])
+    assert "does not take an operation on the metadata of run_1" in line
 
 
 def test_a_lost_run_is_interrupted_and_the_others_go_on(
@@ -671,3 +677,164 @@ def test_an_error_that_comes_while_the_link_is_rung_leaves_it_to_be_rung_again(
     server.queue(run_of(0))
     server.until(server.outcomes)
     assert document(server, "run_0") == {"a": 1}
+
+
+def test_a_server_that_is_away_is_told_once_and_so_is_its_return(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        run.set("a", 1)
+        gate.wait(60)
+        return "1"
+
+    worker = host(body)
+    server.queue(run_of(1))
+    server.until(lambda: server.reports)
+    server.is_away = True
+    gate.set()
+    server.until(lambda: any("away" in notice for notice in worker.notices))
+    seen = len(server.seen)
+    # It goes on trying, and says nothing more.
+    server.until(lambda: len(server.seen) > seen + 2)
+    server.is_away = False
+    server.until(server.outcomes)
+    server.until(lambda: len(worker.notices) == 2)
+    away, back = worker.notices
+    assert away.startswith("away: the server answered with status 503")
+    assert re.fullmatch(r"back after [\d.]+ s", back)
+
+
+def test_a_request_that_fails_once_is_no_news(server: FakeServer, host: Callable[..., ThreadHost]) -> None:
+    worker = host(lambda run: "1")
+    for number in range(3):
+        server.faults["report"].append(Fault(status=503))
+        server.queue(run_of(number))
+        server.until(lambda number=number: len(server.outcomes()) == number + 1)
+    assert worker.notices == []
+
+
+def test_the_log_arrives_before_the_end_and_once(server: FakeServer, host: Callable[..., ThreadHost]) -> None:
+    ended_with: dict[str, list[str]] = {}
+    server.accepts = lambda report: (
+        report.outcome is None or bool(ended_with.setdefault(report.id, list(server.log[report.id])) or True)
+    )
+
+    def body(run: Run) -> str:
+        for number in range(50):
+            run.link.log(run.scope, "info", f"line {number}", "test")
+        return "1"
+
+    for loss in range(2):
+        server.faults["report_log"].append(Fault(loses_reply=loss == 0, status=503 if loss else 0))
+    host(body)
+    server.queue(*map(run_of, range(5)))
+    server.until(lambda: len(server.outcomes()) == 5)
+    for number in range(5):
+        assert ended_with[f"run_{number}"] == [f"line {line}" for line in range(50)]
+
+
+def test_a_log_that_the_server_does_not_take_keeps_no_run_from_ending(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.accepts_lines = lambda part: False
+
+    def body(run: Run) -> str:
+        run.link.log(run.scope, "info", "line", "test")
+        run.set("a", 1)
+        return "1"
+
+    worker = host(body)
+    server.queue(*map(run_of, range(4)))
+    outcomes = server.until(lambda: len(server.outcomes()) == 4 and server.outcomes())
+    assert all(outcome.error is None for outcome in outcomes.values())
+    assert any("a line of the log of run run_" in notice for notice in worker.notices)
+
+
+@pytest.mark.parametrize("body_bytes_max", [600, 2000, 100_000])
+def test_a_report_over_any_limit_loses_only_what_is_over_it(
+    body_bytes_max: int, server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """Operations of a run are divided until they pass; one that never does is refused alone, and its run goes on and succeeds."""
+    server.body_bytes_max = body_bytes_max
+    told: dict[str, list[str]] = {}
+
+    def body(run: Run) -> str:
+        for number in range(30):
+            run.set(f"key {number}", "x" * (50_000 if run.id == "run_1" and number == 17 else 100))
+        run.flush()
+        told[run.id] = [
+            str((one.operation or {}).get("key", one.code)) for one in run.scope.buffer.take_refused()
+        ]
+        run.set("last", True)
+        return '"the output"'
+
+    host(body)
+    server.queue(*map(run_of, range(3)))
+    outcomes = server.until(lambda: len(server.outcomes()) == 3 and server.outcomes(), 120)
+    assert all(outcome.output == '"the output"' for outcome in outcomes.values())
+    for run_id, refused in told.items():
+        is_over = run_id == "run_1" and body_bytes_max < 50_000
+        assert len(refused) == is_over
+        keys = [
+            operation.key
+            for report in server.reports
+            for change in report.changes
+            if change.run == run_id
+            for operation in change.operations
+        ]
+        assert keys == [f"key {number}" for number in range(30) if number != 17 or not is_over] + ["last"]
+
+
+def test_what_cannot_be_encoded_takes_nothing_along(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """Lone surrogates: in an operation, in an output, in an error. The neighbours and the link do not notice."""
+
+    def body(run: Run) -> str:
+        run.set("good", 1)
+        if run.id == "run_1":
+            # Of the own document it is refused at the call.
+            run.scope.buffer.add("run_parent", Set(key="bad", value="\ud800"))
+        run.set("later", 2)
+        return "\ud800" if run.id == "run_2" else "1"
+
+    host(body)
+    server.queue(*map(run_of, range(4)))
+    outcomes = server.until(lambda: len(server.outcomes()) == 4 and server.outcomes())
+    assert [run_id for run_id, outcome in sorted(outcomes.items()) if outcome.error] == ["run_2"]
+    for number in range(4):
+        keys = [
+            operation.key
+            for report in server.reports
+            for change in report.changes
+            if change.run == f"run_{number}"
+            for operation in change.operations
+        ]
+        assert keys == ["good", "later"]
+
+
+def test_an_error_that_the_server_does_not_take_is_told_in_short(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    server.accepts = lambda report: (
+        report.outcome is None or report.outcome.error is None or not report.outcome.error.stack_trace
+    )
+    error = RunError(name="ValueError", message="größer " * 1000, stack_trace="Traceback")
+
+    class FailingHost(ThreadHost):
+        def _run(self, held: HeldRun) -> None:
+            self.link.finished(held, Outcome(error=error, retry_after_ms=10))
+
+    worker = FailingHost(server, lambda run: None)
+    try:
+        server.queue(run_of(1))
+        [outcome] = server.until(lambda: list(server.outcomes().values()))
+        assert outcome.error.name == "ValueError"
+        assert outcome.error.message.startswith("gr\\xf6\\xdfer")
+        assert len(outcome.error.message) <= 1000
+        # It is still the error of an attempt that is tried again.
+        assert outcome.retry_after_ms == 10
+    finally:
+        worker.end()

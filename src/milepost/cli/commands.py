@@ -1,12 +1,16 @@
 """The commands: names, options, help. Each imports what it needs when it is called, so that `--help` is quick."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from milepost.cli import metadata_commands
 from milepost.cli.console import fail
+
+if TYPE_CHECKING:
+    from milepost.worker.settings import LogFormat, LogLevel
 
 app = typer.Typer(
     name="milepost",
@@ -37,6 +41,34 @@ Concurrency = Annotated[
         max=10_000,
     ),
 ]
+
+
+LogLevelOption = Annotated[
+    Literal["debug", "info", "warning", "error"],
+    typer.Option(
+        "--log-level",
+        help="Say this and what is graver on standard error: debug, info, warning or error. At debug, every run is told.",
+        envvar="MILEPOST_LOG_LEVEL",
+        case_sensitive=False,
+    ),
+]
+LogFormatOption = Annotated[
+    Literal["text", "json"],
+    typer.Option(
+        "--log-format",
+        help="How lines on standard error look: text, or json (one object each).",
+        envvar="MILEPOST_LOG_FORMAT",
+        case_sensitive=False,
+    ),
+]
+
+
+def _tell_with_time(level: "LogLevel", form: "LogFormat") -> None:
+    """The executors learn it by their environment."""
+    from milepost.cli.console import tell_with_time
+
+    os.environ["MILEPOST_LOG_LEVEL"], os.environ["MILEPOST_LOG_FORMAT"] = level, form
+    tell_with_time(level=level, form=form)
 
 
 def _show_version(asked: bool) -> None:
@@ -78,6 +110,8 @@ def dev(
             "--json", help="Print one line of JSON (url, secret_key, dashboard) once tasks can run."
         ),
     ] = False,
+    log_level: LogLevelOption = "info",
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Run server, dashboard and tasks on this machine, for development.
 
@@ -86,6 +120,7 @@ def dev(
     from milepost.cli import dev as command
     from milepost.cli.working import processes_default, run_worker_command
 
+    _tell_with_time(log_level, log_format)
     options = command.DevOptions(
         sources=tasks,
         host=host,
@@ -111,6 +146,8 @@ def worker(
     reload: Annotated[
         bool, typer.Option("--reload/--no-reload", help="Start anew when a file of the tasks changes.")
     ] = False,
+    log_level: LogLevelOption = "info",
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Run tasks for a server that runs elsewhere.
 
@@ -122,6 +159,7 @@ def worker(
     from milepost.worker.settings import load_settings
     from milepost.worker.supervisor import WorkerOptions
 
+    _tell_with_time(log_level, log_format)
     name_unknown_settings()
     # A wrong setting would stop every executor: it is told once, here.
     load_settings()
@@ -139,13 +177,20 @@ def worker(
 
 
 @app.command()
-def server(host: Host = "127.0.0.1", port: Port = 3030, data: Data = Path(".milepost")) -> None:
+def server(
+    host: Host = "127.0.0.1",
+    port: Port = 3030,
+    data: Data = Path(".milepost"),
+    log_level: LogLevelOption = "info",
+    log_format: LogFormatOption = "text",
+) -> None:
     """Run the server and its dashboard; workers connect to it.
 
     MILEPOST_SECRET_KEY must be set: clients and workers use the same key.
     """
     from milepost.cli import serving, stopping
 
+    _tell_with_time(log_level, log_format)
     stopping.run(lambda: serving.serve(host=host, port=port, data=data))
 
 

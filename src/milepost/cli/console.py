@@ -1,16 +1,21 @@
 """What the command line says, and how it fails: one clear line, never a traceback."""
 
+import atexit
 import io
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from milepost.cli.text import json_text, visible
+
+if TYPE_CHECKING:
+    from milepost.worker.settings import LogFormat, LogLevel
+    from milepost.worker.telling import Teller
 
 # A pipe has no width: nothing that goes into one is cut or wrapped.
 PIPE_COLUMNS = 1_000_000
@@ -54,6 +59,25 @@ def tolerate_narrow_encodings() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+_teller: "Teller | None" = None
+
+
+def tell_with_time(*, level: "LogLevel", form: "LogFormat") -> None:
+    """From now on what this command says, and what the server in this process logs, are lines with time and level. For commands that
+    run until somebody ends them."""
+    global _teller
+    from milepost.worker.telling import LineWriter, Teller, show_logging_of_server
+
+    _teller = Teller(LineWriter(), level=level, form=form)
+    show_logging_of_server(_teller)
+    atexit.register(_teller.writer.flush)
+
+
+def says_json() -> bool:
+    """True when each line on standard error is a JSON object."""
+    return _teller is not None and _teller.form == "json"
+
+
 def fail(message: str, *, code: int = 1) -> NoReturn:
     """End the command with one line that says what is wrong and what helps."""
     say_error(message)
@@ -62,14 +86,25 @@ def fail(message: str, *, code: int = 1) -> NoReturn:
 
 def say_error(message: str) -> None:
     """Say that something is wrong."""
+    if _teller is not None and says_json():
+        _teller.say("error", message)
+        _teller.writer.flush()
+        return
     err.print("[bold red]error:[/] ", end="")
     # Not markup: messages quote what users wrote.
     err.print(message, markup=False, soft_wrap=True)
 
 
-def note(message: str) -> None:
-    """Say something that needs no answer."""
-    err.print(message, markup=False, soft_wrap=True)
+def note(message: str, *, level: "LogLevel" = "info", **fields: Any) -> None:
+    """Say something that needs no answer.
+
+    Args:
+        fields: what it says, for programs that read JSON.
+    """
+    if _teller is not None:
+        _teller.say(level, message, **fields)
+    else:
+        err.print(message, style="yellow" if level == "warning" else None, markup=False, soft_wrap=True)
 
 
 def print_line(text: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import err, print_line
+from milepost.cli.console import err, note, print_line, says_json
 from milepost.cli.hosting import (
     DEV_FILE,
     HostedServer,
@@ -83,6 +83,9 @@ async def dev(options: DevOptions) -> None:
 
 
 def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOptions) -> None:
+    if says_json():
+        note("ready", event="dev.ready", url=server.url, tasks=list(tasks), data=str(options.data))
+        return
     processes = "1 process" if options.processes == 1 else f"each of {options.processes} processes"
     folder = options.data.resolve()
     # What opens the server is for the eyes of whoever sits here, and not for a file that collects what programs say.

@@ -31,7 +31,9 @@ async def serve(*, host: str, port: int, data: Path) -> None:
         )
     with StopSignals() as signals, bind(host, port) as listener, owned_folder(data):
         async with hosted(settings, listener) as server:
-            err.print(f"[bold]Milepost {version('milepost')}[/] serves at {server.url}", soft_wrap=True)
+            note(
+                f"Milepost {version('milepost')} serves at {server.url}", event="server.ready", url=server.url
+            )
             if server.network_url:
                 note(f"other machines reach it at {server.network_url}")
             # Whoever reads the log of a server must not be able to sign in with it.

@@ -10,20 +10,14 @@ from typing import Any
 
 import msgspec
 
-# Control characters but the line feed and the tab; what turns the direction of the text around; lone surrogates.
-_UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from milepost.model.text import UNSAFE, visible
 
-
-def visible(text: str) -> str:
-    r"""The text with each control character in a form to be seen, such as `\x1b`. Line feeds and tabs stay."""
-    return _UNSAFE.sub(lambda found: _escaped(found[0]), text)
+__all__ = ["can_be_written", "has_unsafe", "json_text", "visible"]
 
 
 def has_unsafe(text: str) -> bool:
     """Whether `visible` would change the text."""
-    return _UNSAFE.search(text) is not None
+    return UNSAFE.search(text) is not None
 
 
 def json_text(value: Any, *, encoding: str = "utf-8", indent: int = -1) -> str:
@@ -35,7 +29,7 @@ def json_text(value: Any, *, encoding: str = "utf-8", indent: int = -1) -> str:
     """
     text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
     # Everything but ASCII stands inside of texts, where it may be written in either way.
-    text = _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    text = UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)
     if can_be_written(text, encoding):
         return text
     return re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
@@ -48,7 +42,3 @@ def can_be_written(text: str, encoding: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 from milepost.cli import stopping
-from milepost.cli.console import err, fail, note, say_error
+from milepost.cli.console import fail, note, say_error
 from milepost.cli.stopping import StopSignals, first_of
 from milepost.worker.control import Order
 from milepost.worker.loader import TaskLoadError, check_sources
@@ -31,6 +32,7 @@ class Announcer:
 
     def __init__(self, on_ready: Callable[[Sequence[str]], None]) -> None:
         self._on_ready = on_ready
+        self._away_since: float | None = None
 
     def ready(self, tasks: Sequence[str], *, reloaded: bool) -> None:
         """See `Audience`."""
@@ -53,7 +55,28 @@ class Announcer:
 
     def notice(self, message: str) -> None:
         """See `Audience`."""
-        err.print(message, style="yellow", markup=False, soft_wrap=True)
+        note(message, level="warning")
+
+    def server_is_away(self, reason: str) -> None:
+        """See `Audience`: told once for all executors."""
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            note(
+                f"the server does not answer ({reason}); runs go on, and what they report is sent when it is back",
+                level="warning",
+                event="server.away",
+            )
+
+    def server_is_back(self, away_seconds: float) -> None:
+        """See `Audience`: told once for all executors."""
+        if self._away_since is not None:
+            seconds = max(away_seconds, time.monotonic() - self._away_since)
+            self._away_since = None
+            note(
+                f"the server answers again, after {seconds:.1f} s",
+                event="server.back",
+                away_seconds=round(seconds, 3),
+            )
 
 
 def run_worker_command(sources: Sequence[str], command: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from milepost.model.jsonvalue import JSONValue, json_size
+from milepost.model.jsonvalue import encode
 from milepost.model.operations import Operation
 from milepost.protocol.metadata import OPERATIONS_MAX
 from milepost.protocol.work import TargetOperations
@@ -27,7 +27,26 @@ def cut(waiting: list[TargetOperations]) -> tuple[list[TargetOperations], list[T
     return taken, []
 
 
+def halve(
+    changes: list[TargetOperations], count: int
+) -> tuple[list[TargetOperations], list[TargetOperations]]:
+    """The first `count` operations, and the rest. The order within each document is kept."""
+    taken: list[TargetOperations] = []
+    for position, change in enumerate(changes):
+        if count < len(change.operations):
+            if count:
+                taken.append(TargetOperations(change.run, change.operations[:count]))
+            rest = TargetOperations(change.run, change.operations[count:])
+            return taken, [rest, *changes[position + 1 :]]
+        taken.append(change)
+        count -= len(change.operations)
+    return taken, []
+
+
 def _size(operation: Operation) -> int:
-    key: str = getattr(operation, "key", "")
-    value: JSONValue = getattr(operation, "value", None)
-    return len(key) + (json_size(value) + 32 if isinstance(value, str | list | dict) else 64)
+    """Bytes of the operation as it travels, its key and its id included."""
+    try:
+        return len(encode(operation)) + 1
+    except ValueError:
+        # Some text in it cannot be JSON: whoever sends it finds that out.
+        return 64

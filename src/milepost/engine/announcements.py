@@ -24,7 +24,8 @@ class LoggedChange(msgspec.Struct, frozen=True, gc=False):
 class RunChanged(msgspec.Struct, gc=False):
     """A run has changed: its state (`state_changed`), its document (`changes`, without a gap), its log (`logged`), or all at once.
 
-    `row` is the run as committed; `output` and `error` (JSON texts) are there when this commit set them.
+    `row` is the run as committed; `output` and `error` (JSON texts) are there when this commit set them. `version` is that of the
+    document when the run has finished: by it a reader notices that an earlier announcement has not reached it (M38).
     """
 
     row: RunRow
@@ -33,6 +34,7 @@ class RunChanged(msgspec.Struct, gc=False):
     error: str | None = None
     changes: list[LoggedChange] = []
     logged: bool = False
+    version: int | None = None
 
 
 class BatchProgressed(msgspec.Struct, frozen=True):

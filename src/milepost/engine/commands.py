@@ -10,7 +10,7 @@ import msgspec
 
 from milepost.protocol.metadata import ChangeWriter
 from milepost.protocol.triggering import BatchLine, TriggerOptions
-from milepost.protocol.work import RunReport, WorkerTask
+from milepost.protocol.work import AttemptLines, RunReport, WorkerTask
 from milepost.store.documents import Snapshot
 
 
@@ -138,6 +138,13 @@ class ProbeWriting(msgspec.Struct, frozen=True):
     """Write something and commit it: can the database be written? Result: None."""
 
 
+class AppendLog(msgspec.Struct, frozen=True):
+    """Store what the attempts of a worker have logged. Result: None. Each (run, attempt, worker, sequence) is stored at most once."""
+
+    worker_id: str
+    runs: Sequence[AttemptLines]
+
+
 class ReleaseLostRuns(msgspec.Struct, frozen=True):
     """Give up the runs of workers that have been silent for longer than the lease. Result: how many."""
 
@@ -181,6 +188,7 @@ Command = (
     | WithdrawClaim
     | Report
     | ProbeWriting
+    | AppendLog
     | ReleaseLostRuns
     | IndexDocuments
     | PruneAnswers

@@ -15,6 +15,7 @@ from milepost.engine import history, indexing, metadata, triggering, working
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
     AddBatchItems,
+    AppendLog,
     Claim,
     Command,
     CreateBatch,
@@ -50,6 +51,7 @@ JUMP_MICROSECONDS = 1_000_000
 _ORDER: dict[type[Any], int] = {
     RegisterWorker: 0,
     Report: 1,
+    AppendLog: 1,
     UpdateMetadata: 2,
     CreateBatch: 3,
     # After all that writes: the rows in memory do not learn that their documents are indexed now.
@@ -209,11 +211,15 @@ class Engine:
     def _load(self, requests: Sequence[Request], transaction: Transaction) -> None:
         ids: set[str] = set()
         request_ids: list[str] = []
+        logged: set[str] = set()
         for request in requests:
             command = request.command
             match command:
                 case Report():
                     ids |= working.related_run_ids(command.runs)
+                case AppendLog():
+                    ids.update(part.id for part in command.runs)
+                    logged.update(part.id for part in command.runs)
                 case Trigger():
                     ids.update(filter(None, [command.item.options.parent_run_id]))
                 case TriggerBatch():
@@ -230,6 +236,7 @@ class Engine:
         transaction.load_runs(ids)
         transaction.load_runs(transaction.parents_of(ids))
         transaction.load_answers(request_ids)
+        transaction.load_log_marks(logged)
 
     def _decide(self, command: Command, transaction: Transaction) -> Any:
         state = self.state
@@ -237,6 +244,8 @@ class Engine:
             match command:
                 case Report():
                     return working.report(command, transaction, state)
+                case AppendLog():
+                    return working.append_log(command, transaction, state)
                 case Trigger():
                     return triggering.trigger(command, transaction, state)
                 case TriggerBatch():

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from milepost.engine import logs
 from milepost.engine.commands import UpdateMetadata
 from milepost.engine.documents import Writer
 from milepost.engine.state import EngineState
@@ -26,7 +27,6 @@ from milepost.model.typed import check_document
 from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 from milepost.protocol.metadata import Refused
 from milepost.protocol.work import RunReport, TargetOperations
-from milepost.store.records import LogRow
 from milepost.store.runs import RunRow
 
 # Refused operations of one report that get a line of their own in the run's log; the rest is counted.
@@ -104,7 +104,7 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
         bad += [_at(refusal, operations[refusal.index][0], raw) for refusal in written]
         refused += sorted(bad, key=lambda refusal: refusal.index)
     if command.writer is not None:
-        transaction.logs.extend(refused_lines(writing.id, command.writer.attempt, refused, transaction.now))
+        logs.tell(writing.id, command.writer.attempt, "warning", refused_lines(refused), transaction, state)
     if command.request_id is not None:
         answered = _Answered(_checksum(command), refused)
         transaction.keep_answer(command.request_id, msgspec.json.encode(answered))
@@ -148,7 +148,7 @@ def write(
     return [_refused(target, refusal) for refusal in refusals]
 
 
-def refused_lines(run_id: str, attempt: int, refused: Sequence[Refused], now: int) -> list[LogRow]:
+def refused_lines(refused: Sequence[Refused]) -> list[str]:
     """What the log of the writing run says of refused operations (M29, M85), in the transaction that refused them: also of the last
     report."""
     lines = [
@@ -157,7 +157,7 @@ def refused_lines(run_id: str, attempt: int, refused: Sequence[Refused], now: in
     ]
     if len(refused) > REFUSED_LINES_MAX:
         lines.append(f"{len(refused) - REFUSED_LINES_MAX:,} more operations of the same report were refused")
-    return [LogRow(run_id, attempt, now, "warning", "milepost.metadata", line) for line in lines]
+    return lines
 
 
 def _not_an_ancestor(target_id: str, writing: RunRow) -> str:

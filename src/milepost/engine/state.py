@@ -15,6 +15,7 @@ from milepost.protocol.work import ClaimedRun, WorkerTask
 from milepost.store.records import TaskRow
 
 METADATA_BYTES_MAX = 262_144
+LOG_BYTES_MAX = 4 * 1024 * 1024
 # Deadlines of claims that wait no longer, beside as many as there are claims.
 DEADLINES_GONE_MAX = 100
 
@@ -26,11 +27,13 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         metadata_size_max: bytes of a document as compact JSON (M84, M86).
         grace_seconds: how long a finished run's document accepts writes (M69).
         lease_seconds: after this much silence of a worker its runs are given up.
+        log_bytes_max: bytes of log lines that are kept of one attempt; see `protocol.work.log_line_size`.
     """
 
     metadata_size_max: int = METADATA_BYTES_MAX
     grace_seconds: float = 3600
     lease_seconds: float = 30
+    log_bytes_max: int = LOG_BYTES_MAX
 
 
 class KnownTask(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
-from milepost.store.records import LogRow
+from milepost.store.records import LogMark, LogRow
 from milepost.store.runs import NewRun, RunRow
 
 
@@ -41,6 +41,11 @@ class Transaction:
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
         self.logs: list[LogRow] = []
+        self._log_marks: dict[tuple[str, int, str], LogMark] = {}
+        self._marked_runs: set[str] = set()
+        self._dirty_log_marks: dict[tuple[str, int, str], LogMark] = {}
+        # Lines that tell what was left out of a log: the mark, and the line.
+        self._log_notices: list[tuple[LogMark, LogRow]] = []
         self._refusals: dict[tuple[str, int, int], bytes] = {}
         self._earlier_refusals: dict[tuple[str, int, int], bytes] = {}
         # What these claims would be given, nobody would hear of.
@@ -172,8 +177,10 @@ class Transaction:
         hot = self._documents.at_hand(row.id)
         if row.metadata_written and hot is None:
             hot = self.documents([row])[row.id]
-        if hot is not None and hot.snapshot_version < hot.document.version:
-            self._snapshots[row.id] = hot.fold()
+        if hot is not None:
+            self._announcement(row).version = hot.document.version
+            if hot.snapshot_version < hot.document.version:
+                self._snapshots[row.id] = hot.fold()
 
     def at_hand(self, run_id: str) -> HotDocument | None:
         """The document when it is in memory; what nobody has written to lately need not be looked at."""
@@ -203,6 +210,29 @@ class Transaction:
         """What was refused of a report that was applied before, also earlier in this group; None when nothing was."""
         found = self._earlier_refusals.get((run_id, attempt, sequence))
         return found or document_store.load_refusals(self.connection, run_id, attempt, sequence)
+
+    def load_log_marks(self, run_ids: Iterable[str]) -> None:
+        """Load how far the logs of these runs have come, in one go."""
+        missing = {run_id for run_id in run_ids if run_id not in self._marked_runs}
+        if missing:
+            self._marked_runs |= missing
+            for mark in records.load_log_marks(self.connection, missing):
+                self._log_marks[mark.run_id, mark.attempt, mark.writer_id] = mark
+
+    def log_mark(self, run_id: str, attempt: int, writer_id: str) -> LogMark:
+        """How far this writer has come with the log of an attempt. Whoever changes it calls `save_log_mark`."""
+        self.load_log_marks([run_id])
+        key = run_id, attempt, writer_id
+        mark = self._log_marks.get(key)
+        if mark is None:
+            mark = self._log_marks[key] = LogMark(*key)
+        return mark
+
+    def save_log_mark(self, mark: LogMark, notice: LogRow | None = None) -> None:
+        """The mark was changed. `notice`: the line that tells what was left out has to be written, or to say something else."""
+        self._dirty_log_marks[mark.run_id, mark.attempt, mark.writer_id] = mark
+        if notice is not None:
+            self._log_notices.append((mark, notice))
 
     def may_claim(self, worker_id: str, sequence: int) -> bool:
         """False when the worker has left, or given up this claim, in this group."""
@@ -264,14 +294,27 @@ class Transaction:
             self._refusals.clear()
         if self.logs:
             records.append_logs(connection, self.logs)
-            for run_id in {line.run_id for line in self.logs} & self._rows.keys():
-                self._announcement(self._rows[run_id]).logged = True
+            self._note_logged(line.run_id for line in self.logs)
             self.logs.clear()
+        if self._dirty_log_marks:
+            for mark, notice in self._log_notices:
+                if mark.notice_number is None:
+                    mark.notice_number = records.append_log(connection, notice)
+                    self._note_logged([mark.run_id])
+                else:
+                    records.change_log(connection, mark.notice_number, notice.message)
+            self._log_notices.clear()
+            records.save_log_marks(connection, self._dirty_log_marks.values())
+            self._dirty_log_marks.clear()
         if self._answers:
             records.save_answers(
                 connection, [(request_id, answer, self.now) for request_id, answer in self._answers.items()]
             )
             self._answers.clear()
+
+    def _note_logged(self, run_ids: Iterable[str]) -> None:
+        for run_id in set(run_ids) & self._rows.keys():
+            self._announcement(self._rows[run_id]).logged = True
 
     def announcement(self) -> Announcement:
         """What to tell the feed once this is committed."""

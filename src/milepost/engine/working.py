@@ -6,7 +6,8 @@ from collections.abc import Container, Iterable, Sequence
 
 import msgspec
 
-from milepost.engine.commands import Claim, RegisterWorker, Report
+from milepost.engine import logs
+from milepost.engine.commands import AppendLog, Claim, RegisterWorker, Report
 from milepost.engine.documents import Writer
 from milepost.engine.metadata import refused_lines, told, write_reported
 from milepost.engine.state import EngineState, Worker
@@ -16,14 +17,19 @@ from milepost.model import jsonvalue
 from milepost.model.counted import pack
 from milepost.model.run import Change, Outcome, RunError, RunStatus, claim, finish, holds, lose
 from milepost.protocol.metadata import MetadataDelta, Refused
+from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.protocol.work import ClaimedRun, RunReply, RunReport
 from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
-from milepost.store.records import LogRow, TaskRow
+from milepost.store.records import TaskRow
 from milepost.store.runs import RunRecord, RunRow
 
 SLOTS_MAX = 1000
+# Documents in the answer to one report, about; what has no room comes with the next one.
+REPLY_BYTES_MAX = 8 * 1024 * 1024
+# The texts of an error, in characters. Our own workers send less.
+ERROR_CHARACTERS_MAX = 100_000
 _ANY = msgspec.json.Decoder(msgspec.Raw)
 _REFUSED = msgspec.json.Decoder(list[Refused])
 
@@ -129,11 +135,18 @@ def report(command: Report, transaction: Transaction, state: EngineState) -> lis
         release(run_store.held_ids(transaction.connection, command.worker_id), transaction, state)
         return []
     worker = worker_of(command.worker_id, transaction, state)
-    replies = [_report_run(item, worker.id, transaction, state) for item in command.runs]
+    deltas = _Deltas(transaction)
+    replies = [_report_run(item, worker.id, transaction, state, deltas) for item in command.runs]
     if command.leaving:
         release(run_store.held_ids(transaction.connection, worker.id), transaction, state)
         transaction.gone_workers.add(worker.id)
     return replies
+
+
+def append_log(command: AppendLog, transaction: Transaction, state: EngineState) -> None:
+    """Store what a worker's runs have logged. Raises NotFoundError: the worker then registers anew."""
+    worker_of(command.worker_id, transaction, state)
+    logs.append(command, transaction, state)
 
 
 def release_lost(transaction: Transaction, state: EngineState) -> int:
@@ -174,7 +187,38 @@ def related_run_ids(reports: Iterable[RunReport]) -> set[str]:
     return ids
 
 
-def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state: EngineState) -> RunReply:
+class _Deltas:
+    """What the worker's copies of documents lack, for the answer to one report, within `REPLY_BYTES_MAX`."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self._room_bytes = REPLY_BYTES_MAX
+
+    def reply(self, item: RunReport, row: RunRow, refused: list[Refused]) -> RunReply:
+        """The answer for one run, with what is newer than its copy of the document."""
+        since = item.metadata_version
+        if since < 0 or not row.metadata_written:
+            return RunReply(id=item.id, refused=refused)
+        hot = self._transaction.documents([row])[row.id]
+        if self._room_bytes <= 0:
+            return RunReply(id=item.id, refused=refused, behind=since < hot.document.version)
+        reader = Writer(item.id, item.attempt)
+        delta = hot.delta(since, reader, lambda: self._transaction.known_ids(row.id))
+        if delta is not None:
+            self._room_bytes -= _size_of(delta)
+        return RunReply(id=item.id, refused=refused, delta=delta)
+
+
+def _size_of(delta: MetadataDelta) -> int:
+    if delta.metadata is not None:
+        return len(memoryview(delta.metadata))  # pyright: ignore[reportArgumentType] - it is Raw here
+    changes = delta.changes or []
+    return len(msgspec.json.encode(changes)) if any(change.operations for change in changes) else 0
+
+
+def _report_run(
+    item: RunReport, worker_id: str, transaction: Transaction, state: EngineState, deltas: _Deltas
+) -> RunReply:
     row = transaction.run(item.id)
     if row is None or row.attempt != item.attempt or row.worker_id not in (None, worker_id):
         return RunReply(id=item.id, lost=True)
@@ -185,13 +229,9 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
     checksum = _checksum(item) if item.sequence else None
     if 0 < item.sequence <= row.report_sequence:
         if item.sequence == row.report_sequence and checksum != row.report_checksum:
-            return RunReply(id=item.id, refused=_refuse_reused(item, transaction))
+            return RunReply(id=item.id, refused=_refuse_reused(item, transaction, state))
         earlier = transaction.earlier_refusals(row.id, item.attempt, item.sequence)
-        return RunReply(
-            id=item.id,
-            refused=_REFUSED.decode(earlier) if earlier else [],
-            delta=_delta(item, row, transaction),
-        )
+        return deltas.reply(item, row, _REFUSED.decode(earlier) if earlier else [])
     if not holds(row, worker_id, item.attempt):
         return RunReply(id=item.id, lost=True)
     refused: list[Refused] = []
@@ -200,12 +240,9 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
         transaction.save_report(row)
         if item.changes:
             refused = write_reported(item, row, transaction, state)
-        transaction.logs.extend(
-            LogRow(row.id, item.attempt, line.at, line.level, line.logger, line.message) for line in item.logs
-        )
         if refused:
             transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
-            transaction.logs.extend(refused_lines(item.id, item.attempt, refused, transaction.now))
+            logs.tell(row.id, item.attempt, "warning", refused_lines(refused), transaction, state)
     if item.outcome is not None:
         _finish(row, item.outcome, transaction, state)
         return RunReply(id=item.id, refused=refused)
@@ -213,21 +250,19 @@ def _report_run(item: RunReport, worker_id: str, transaction: Transaction, state
         status = RunStatus.WAITING if item.waiting else RunStatus.EXECUTING
         if status is not row.status:
             _apply(row, Change(status, row.attempt, row.worker_id), transaction)
-    return RunReply(id=item.id, refused=refused, delta=_delta(item, row, transaction))
+    return deltas.reply(item, row, refused)
 
 
 def _checksum(item: RunReport) -> int:
     """What a report says, in short: a repeat says the same. The version that the worker has may differ, it asks and does not tell."""
     # Always the same number of bytes in the row: SQLite writes a row anew, with the document in it, when its size changes.
-    return 1 << 40 | zlib.crc32(msgspec.json.encode((item.changes, item.logs, item.outcome)))
+    return 1 << 40 | zlib.crc32(msgspec.json.encode((item.changes, item.outcome)))
 
 
-def _refuse_reused(item: RunReport, transaction: Transaction) -> list[Refused]:
+def _refuse_reused(item: RunReport, transaction: Transaction, state: EngineState) -> list[Refused]:
     """A report under the number of another one is no repeat. Nothing of it is applied, and its writer and the run's log hear of it."""
     message = f"report {item.sequence} of attempt {item.attempt} was sent before with other content; each report needs its own number"
-    transaction.logs.append(
-        LogRow(item.id, item.attempt, transaction.now, "error", "milepost.metadata", message)
-    )
+    logs.tell(item.id, item.attempt, "error", [message], transaction, state)
     return [
         Refused(
             run=target.run, index=index, code="sequence_reused", message=message, operation=told(operation)
@@ -237,20 +272,8 @@ def _refuse_reused(item: RunReport, transaction: Transaction) -> list[Refused]:
     ]
 
 
-def _delta(item: RunReport, row: RunRow, transaction: Transaction) -> MetadataDelta | None:
-    """What the worker's copy of the run's own document lacks."""
-    if item.metadata_version < 0 or not row.metadata_written:
-        return None
-    hot = transaction.documents([row])[row.id]
-    reader = Writer(item.id, item.attempt)
-    return hot.delta(item.metadata_version, reader, lambda: transaction.known_ids(row.id))
-
-
 def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: EngineState) -> None:
-    if outcome.output is not None and not _is_json(outcome.output):
-        outcome = Outcome(
-            error=RunError(name="OutputError", message="the worker reported an output that is not JSON")
-        )
+    outcome = _storable(outcome)
     change = finish(row, outcome, transaction.now)
     _apply(row, change, transaction)
     error = msgspec.json.encode(outcome.error).decode() if outcome.error else None
@@ -260,6 +283,37 @@ def _finish(row: RunRow, outcome: Outcome, transaction: Transaction, state: Engi
     if change.status.is_final:
         transaction.fold(row)
         _tell_parent(row, transaction)
+
+
+def _storable(outcome: Outcome) -> Outcome:
+    """The outcome as it can be kept. What cannot be has its own attempt fail, for good: running again would end the same way."""
+    error = outcome.error
+    if error is not None:
+        if len(error.message) + len(error.stack_trace or "") + len(error.name or "") <= ERROR_CHARACTERS_MAX:
+            return outcome
+        shortened = RunError(
+            message=error.message[: ERROR_CHARACTERS_MAX // 4],
+            name=error.name and error.name[:1000],
+            stack_trace=error.stack_trace and error.stack_trace[-ERROR_CHARACTERS_MAX // 2 :],
+        )
+        return msgspec.structs.replace(outcome, error=shortened)
+    output = outcome.output
+    if output is None:
+        return outcome
+    if len(output) * 4 > OUTPUT_BYTES_MAX and _bytes(output) > OUTPUT_BYTES_MAX:
+        message = (
+            f"the output is {_bytes(output):,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
+            f"store it elsewhere and return where"
+        )
+    elif not _is_json(output):
+        message = "the worker reported an output that is not JSON"
+    else:
+        return outcome
+    return Outcome(error=RunError(name="OutputError", message=message))
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def _is_json(text: str) -> bool:

@@ -48,6 +48,9 @@ class RunNews:
             self.output = changed.output
             # While the next attempt runs, why the last one failed is still to be seen, also by who skipped that state.
             self.error = changed.error or (None if changed.row.status is RunStatus.COMPLETED else self.error)
+        if changed.version is not None:
+            # The run has ended at this version, whatever was heard of the steps before.
+            self.version = max(self.version, changed.version)
         if not changed.changes:
             return
         if leaves_gap(self._steps, changed.changes):
@@ -55,7 +58,7 @@ class RunNews:
         for change in changed.changes:
             self._steps.append(change)
             self.size += change.size
-        self.version = changed.changes[-1].version
+        self.version = max(self.version, changed.changes[-1].version)
         while self.size > RECENT_BYTES and len(self._steps) > 1:
             self.size -= self._steps.popleft().size
 
@@ -64,7 +67,8 @@ class RunNews:
         if self.version <= version:
             return []
         steps = [change for change in self._steps if change.version > version]
-        return steps if steps and steps[0].version == version + 1 else None
+        is_whole = bool(steps) and steps[0].version == version + 1 and steps[-1].version == self.version
+        return steps if is_whole else None
 
     def drop_steps(self) -> None:
         """Let the steps go: who needs them reads the document."""

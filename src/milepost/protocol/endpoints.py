@@ -232,6 +232,10 @@ REPORT = Endpoint(
     "report", "POST", "/api/v1/workers/{worker}/report", "What happened in the runs of a worker", KEY_ONLY,
     work.ReportRequest, work.ReportResponse, problems=(400, 404), tag="workers",
 )  # fmt: skip
+REPORT_LOG = Endpoint(
+    "report_log", "POST", "/api/v1/workers/{worker}/log", "What the runs of a worker have logged", KEY_ONLY,
+    work.LogRequest, work.LogResponse, problems=(400, 404), tag="workers",
+)  # fmt: skip
 INBOX = Endpoint(
     "inbox", "GET", "/api/v1/workers/{worker}/inbox", "What the runs of a worker should know", KEY_ONLY,
     response=work.InboxFrame, problems=(404,), stream=True, tag="workers",
@@ -247,7 +251,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
-    REGISTER_WORKER, CLAIM_RUNS, REPORT, INBOX,
+    REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, INBOX,
 )  # fmt: skip
 
 REQUEST_ID_HEADER = "x-trigger-request-idempotency-key"

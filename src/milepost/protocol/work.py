@@ -1,7 +1,8 @@
-"""The worker link on the wire: register, claim, report, inbox.
+"""The worker link on the wire: register, claim, report, log, inbox.
 
 Every request is safe to repeat: a claim carries a sequence number per worker and is answered again with the same runs; a report
-carries (run, attempt, sequence) for each run and is applied at most once (M44, M45).
+carries (run, attempt, sequence) for each run and is applied at most once (M44, M45), and so do log lines, which travel in requests of
+their own: no volume of them holds up or endangers operations and outcomes.
 """
 
 from typing import Any
@@ -16,6 +17,12 @@ from milepost.protocol.runs import LogLine
 
 NO_DECIMAL_POINT = "x-noDecimalPoint"
 """A keyword of metadata schemas beyond JSON Schema, whose integers may be written as `5.0`: with it they may not."""
+
+LOG_LINE_BYTES = 32
+"""What a line of a log counts beside its texts."""
+
+LOG_LINES_MAX = 20_000
+"""Lines that one request may hold. One group of commands must not hold up the others."""
 
 
 class WorkerTask(
@@ -57,11 +64,13 @@ class RegisterRequest(
 
 
 class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):
-    """What the worker has to know. After `leaseSeconds` of silence its runs are given up."""
+    """What the worker has to know. After `leaseSeconds` of silence its runs are given up. `logBytesMax` is what the server keeps of
+    the log of one attempt, each line counted as `log_line_size` says."""
 
     lease_seconds: float
     heartbeat_seconds: float
     metadata_size_max: int
+    log_bytes_max: int
 
 
 class ClaimRequest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +123,7 @@ class TargetOperations(msgspec.Struct, omit_defaults=True, gc=False):
 class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
     """What happened in one attempt since the last report.
 
-    `sequence` counts the reports of the attempt from 1; it is 0 when nothing has to be applied at most once (no operations, logs or
+    `sequence` counts the reports of the attempt from 1; it is 0 when nothing has to be applied at most once (no operations, no
     outcome). `metadataVersion` is the version of the own document that the worker has; the answer brings what is newer.
     `waiting` says whether the run waits from now on, when that changed. The outcome and the last operations are one
     transaction (M38).
@@ -126,7 +135,6 @@ class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     metadata_version: int = -1
     changes: list[TargetOperations] = []
     waiting: bool | None = None
-    logs: list[LogLine] = []
     outcome: Outcome | None = None
 
 
@@ -138,18 +146,53 @@ class ReportRequest(msgspec.Struct, omit_defaults=True):
 
 
 class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
-    """The answer for one run of the report. `lost`: the run is no longer this attempt's; stop it, its word does not count."""
+    """The answer for one run of the report. `lost`: the run is no longer this attempt's; stop it, its word does not count.
+
+    `behind`: the document has changed, and there was no room for it in this answer. Another report, even an empty one, brings it.
+    """
 
     id: str
     lost: bool = False
     refused: list[Refused] = []
     delta: MetadataDelta | None = None
+    behind: bool = False
 
 
 class ReportResponse(msgspec.Struct):
     """One reply per run, in the order of the request."""
 
     runs: list[RunReply]
+
+
+class AttemptLines(msgspec.Struct, rename="camel", kw_only=True, gc=False):
+    """Lines of one attempt's log, in order. `sequence` counts such parts of the attempt from 1: each is stored at most once.
+
+    They may come after the attempt has ended. The attempt of a line is this one, whatever the line says.
+    """
+
+    id: str
+    attempt: int
+    sequence: int
+    lines: list[LogLine]
+
+
+class LogRequest(msgspec.Struct):
+    """Lines of the logs of many attempts."""
+
+    runs: list[AttemptLines]
+
+
+class LogResponse(msgspec.Struct):
+    """What can be stored is stored: lines of attempts that do not exist are not, and those beyond `logBytesMax` are only counted."""
+
+
+def log_line_size(line: LogLine) -> int:
+    """What a line of a log counts, in bytes: its text and the name of its logger in UTF-8, and a fixed share for the rest."""
+    return _utf8_size(line.message) + _utf8_size(line.logger) + LOG_LINE_BYTES
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class InboxFrame(msgspec.Struct, omit_defaults=True):

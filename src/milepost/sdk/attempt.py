@@ -24,7 +24,6 @@ import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -47,10 +46,11 @@ from milepost.errors import (
 )
 from milepost.model.run import Outcome, RunError
 from milepost.model.typed import Misfit
-from milepost.protocol.triggering import PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
+from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
+from milepost.sdk.safe_text import name_of, text_of, traceback_of
 from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import describe_misfit
@@ -59,7 +59,6 @@ ResultT = TypeVar("ResultT")
 CallInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 Next = Callable[[], Coroutine[Any, Any, None]]
 
-OUTPUT_BYTES_MAX = PAYLOAD_BYTES_MAX
 MESSAGE_CHARACTERS_MAX = 10_000
 STACK_CHARACTERS_MAX = 20_000
 
@@ -533,11 +532,12 @@ def forget_frames(errors: Iterable[BaseException]) -> None:
         if id(error) in seen:
             continue
         seen.add(id(error))
-        frames += [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         # As the base classes have them: a subclass may do anything when it is asked.
+        trace, cause, context = (member.__get__(error) for member in _MEMBERS)
+        frames += [frame for frame, _ in traceback.walk_tb(trace)]
         BaseException.with_traceback(error, None)
-        left += [each for each in (error.__cause__, error.__context__) if each is not None]
-        if isinstance(error, BaseExceptionGroup):
+        left += [each for each in (cause, context) if each is not None]
+        if issubclass(type(error), BaseExceptionGroup):
             left += BaseExceptionGroup.exceptions.__get__(cast("BaseExceptionGroup[BaseException]", error))
     for frame in frames:
         # A coroutine that has caught the error, handed it on and waits for something else must not be cleared: that would end it.
@@ -547,29 +547,27 @@ def forget_frames(errors: Iterable[BaseException]) -> None:
                 frame.clear()
 
 
+_MEMBERS: tuple[Any, ...] = (
+    BaseException.__traceback__,
+    BaseException.__cause__,
+    BaseException.__context__,
+)
 _YIELD_VALUE = dis.opmap["YIELD_VALUE"]
 
 
 # --- errors as data ----------------------------------------------------------------------------------------
 
-_OURS = str(Path(__file__).parent.parent)
-# Every callback on the worker's event loop is called from there.
-_LOOPS = str(Path("milepost", "worker", "loops.py"))
-
 
 def describe_error(error: BaseException) -> RunError:
     """An error of the user's code as data. Never raises, whatever the error's own methods do."""
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else kind.__name__
-    try:
-        message = str(error)
-    except Exception as failure:  # a broken __str__ must not hide that the task has failed
-        message = f"(its text cannot be had: {type(failure).__name__})"
-    if isinstance(error, SystemExit):
-        message = f"the task called sys.exit({error.code!r}); return, or raise an error, to end a run"
-    elif isinstance(error, KeyboardInterrupt):
+    name = name_of(type(error))
+    message = text_of(error)
+    if issubclass(type(error), SystemExit):
+        code = text_of(getattr(error, "code", None), repr)
+        message = f"the task called sys.exit({code}); return, or raise an error, to end a run"
+    elif issubclass(type(error), KeyboardInterrupt):
         message = "the task raised KeyboardInterrupt"
-    elif isinstance(error, asyncio.CancelledError):
+    elif issubclass(type(error), asyncio.CancelledError):
         message = (
             message
             or "the task was cancelled from inside: it has cancelled itself, or something that it awaited had been cancelled"
@@ -579,31 +577,11 @@ def describe_error(error: BaseException) -> RunError:
     return RunError(
         message=_bounded(message, MESSAGE_CHARACTERS_MAX),
         name=name,
-        stack_trace=_bounded(_stack_of(error), STACK_CHARACTERS_MAX),
+        stack_trace=_bounded(traceback_of(error), STACK_CHARACTERS_MAX),
     )
 
 
-def _stack_of(error: BaseException) -> str:
-    try:
-        described = traceback.TracebackException.from_exception(error)
-    except Exception:  # as above
-        return ""
-    _keep_user_frames(described)
-    return "".join(described.format()).rstrip()
-
-
-def _keep_user_frames(described: traceback.TracebackException) -> None:
-    """Leave out the frames of this package at the outer end and below callbacks: the user did not write them."""
-    for part in (described, described.__cause__, described.__context__):
-        if part is not None:
-            frames = [frame for frame in part.stack if not frame.filename.endswith(_LOOPS)]
-            while frames and frames[0].filename.startswith(_OURS):
-                del frames[0]
-            part.stack = traceback.StackSummary.from_list(frames or list(part.stack))
-
-
 def _bounded(text: str, characters_max: int) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= characters_max:
         return text
     return f"{text[: characters_max // 2]}\n... ({len(text) - characters_max:,} characters left out)\n{text[-characters_max // 2 :]}"

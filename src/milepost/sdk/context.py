@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, MutableMapping
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
 from milepost.sdk.binding import bind_to
+from milepost.sdk.capture import level_name, uncaptured
+from milepost.sdk.safe_text import line_of, name_of, text_of, traceback_of, unformatted
 from milepost.sdk.scope import RunScope
 
 Parameters = ParamSpec("Parameters")
 ResultT = TypeVar("ResultT")
 
-LOG_CHARACTERS_MAX = 32_768
+LOGGER = "milepost.run"
+# What a record of Python's logging has of its own.
+_TAKEN = frozenset({*vars(logging.LogRecord("", 0, "", 0, "", (), None)), "message", "asctime"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -107,21 +111,36 @@ class RunLogger(logging.LoggerAdapter[logging.Logger]):
     """Writes each line to the run's log and to Python's own logger `milepost.run`, and so to wherever the program logs."""
 
     def __init__(self, scope: RunScope) -> None:
-        super().__init__(
-            logging.getLogger("milepost.run"), {"run_id": scope.run.id, "task_id": scope.run.task}
-        )
+        super().__init__(logging.getLogger(LOGGER), {"run_id": scope.run.id, "task_id": scope.run.task})
         self._scope = scope
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Write one line. The run's log takes every level, whatever Python's logging is set to."""
-        self._scope.link.log(self._scope, _level_name(level), _line(msg, args, kwargs), "milepost.run")
+        """Write one line. The run's log takes every level, whatever Python's logging is set to. Never raises, whatever is logged."""
+        text, is_right = _line(msg, args)
+        whole = text
+        if trace := _traceback(kwargs.get("exc_info")):
+            whole = f"{text}\n{trace}"
+        self._scope.link.log(self._scope, level_name(level), line_of(whole), LOGGER)
+        if not is_right or not _is_plain(msg) or not all(map(_is_plain, args)):
+            # Made text once and not again by each handler: it may take long, and may raise the next time.
+            msg, args = "%s", (text,)
         # One frame more than usual lies between the caller and the logger.
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-        super().log(level, msg, *args, **kwargs)
+        try:
+            with uncaptured():
+                super().log(level, msg, *args, **kwargs)
+        except Exception as failure:  # a handler, a filter or an odd argument
+            why = f"Python's logging did not take this line: {name_of(type(failure))}: {text_of(failure)}"
+            self._scope.link.log(self._scope, "warning", why[:1000], LOGGER)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        """Say which run a line is about, beside what the caller says."""
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        """Say which run a line is about, beside what the caller says. A name that a record has already gets an underscore."""
+        given = kwargs.get("extra")
+        extra: dict[str, Any] = {**(self.extra or {})}
+        if isinstance(given, Mapping):
+            for name, value in cast("Mapping[str, Any]", given).items():
+                extra[f"{name}_" if name in _TAKEN else name] = value
+        kwargs["extra"] = extra
         return msg, kwargs
 
 
@@ -172,33 +191,26 @@ class Context:
         return f"<Context of run {self.run.id}, attempt {self.attempt.number}>"
 
 
-def _level_name(level: int) -> str:
-    if level >= logging.ERROR:
-        return "error"
-    if level >= logging.WARNING:
-        return "warning"
-    return "info" if level >= logging.INFO else "debug"
-
-
-def _line(msg: object, args: tuple[Any, ...], kwargs: MutableMapping[str, Any]) -> str:
-    """The text of a log call, with the traceback that it asks for. Never raises: a bad format must not break the work."""
+def _line(msg: object, args: tuple[Any, ...]) -> tuple[str, bool]:
+    """The text of a log call, and whether it is the one that was asked for. Never raises: a line must not break the work."""
     try:
         # `logging` has the rules for placeholders.
-        text = logging.LogRecord("", 0, "", 0, str(msg), args, None).getMessage()
-        error = kwargs.get("exc_info")
-        if error:
-            text += "\n" + _traceback(error)
-    except Exception as failure:  # the user's __str__ may raise anything; the line then says so
-        text = f"{msg!r:.1000} (this line could not be formatted: {type(failure).__name__}: {failure!s:.200})"
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    if len(text) > LOG_CHARACTERS_MAX:
-        text = f"{text[:LOG_CHARACTERS_MAX]}... ({len(text) - LOG_CHARACTERS_MAX:,} more characters)"
-    return text
+        return str.__str__(logging.LogRecord("", 0, "", 0, msg, args, None).getMessage()), True
+    except BaseException as failure:  # the user's objects may raise anything when they are made text
+        return unformatted(msg, failure), False
 
 
 def _traceback(error: Any) -> str:
+    """The traceback that a log call asks for by `exc_info`."""
+    if error is None or error is False:
+        return ""
     if isinstance(error, tuple):
-        error = cast("tuple[Any, ...]", error)[1]
-    if isinstance(error, BaseException):
-        return "".join(traceback.format_exception(error)).rstrip()
-    return traceback.format_exc().rstrip()
+        error = cast("tuple[Any, ...]", error)[1] if len(cast("tuple[Any, ...]", error)) > 1 else None
+    elif not isinstance(error, BaseException):
+        error = sys.exc_info()[1]
+    return traceback_of(error) if isinstance(error, BaseException) else ""
+
+
+def _is_plain(value: object) -> bool:
+    """True for what can be formatted again and again, with no code of the user's in it."""
+    return value is None or type(value) in (str, int, float, bool)

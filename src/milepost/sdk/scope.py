@@ -55,6 +55,7 @@ class RunScope:
         schema: the task's metadata schema; own writes are checked against it (M76).
         attempt: the attempt under way, for the hooks around waits.
         is_lost: the worker has given this attempt up, and stops its code where it can; what it does does not count any more.
+        unended_lines: what was printed without a line feed yet, by stream and thread; see `capture`.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
         unbound_calls: counts how often unbound code was noticed that may be the run's; only the first is told.
     """
@@ -66,6 +67,7 @@ class RunScope:
     schema: MetadataSchema | None = None
     attempt: Attempt | None = None
     is_lost: bool = False
+    unended_lines: dict[tuple[str, int], str] | None = None
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)
 

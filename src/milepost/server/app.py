@@ -143,6 +143,7 @@ class Server:
                 metadata_size_max=settings.metadata_size_max,
                 grace_seconds=settings.metadata_grace_seconds,
                 lease_seconds=settings.lease_seconds,
+                log_bytes_max=settings.log_bytes_max,
             ),
             clock,
             steady,

@@ -39,8 +39,11 @@ from milepost.protocol.triggering import (
     TriggerResponse,
 )
 from milepost.protocol.work import (
+    LOG_LINES_MAX,
     ClaimRequest,
     ClaimResponse,
+    LogRequest,
+    LogResponse,
     RegisterRequest,
     RegisterResponse,
     ReportRequest,
@@ -103,6 +106,7 @@ class Handlers:
             endpoints.REGISTER_WORKER.name: self.register_worker,
             endpoints.CLAIM_RUNS.name: self.claim_runs,
             endpoints.REPORT.name: self.report,
+            endpoints.REPORT_LOG.name: self.report_log,
         }
         self.streams: dict[str, StreamHandler] = {
             endpoints.RUN_FEED.name: self.watch_run,
@@ -304,6 +308,7 @@ class Handlers:
             lease_seconds=self._settings.lease_seconds,
             heartbeat_seconds=self._settings.lease_seconds / 3,
             metadata_size_max=self._settings.metadata_size_max,
+            log_bytes_max=self._settings.log_bytes_max,
         )
 
     async def claim_runs(self, request: Request) -> Any:
@@ -333,6 +338,21 @@ class Handlers:
         return ReportResponse(
             await self._submit(commands.Report(request.path_params["worker"], runs, body.leaving))
         )
+
+    async def report_log(self, request: Request) -> Any:
+        """What a worker's runs have logged."""
+        body: LogRequest = await _body(request, LogRequest)
+        count = sum(len(part.lines) for part in body.runs)
+        if count > LOG_LINES_MAX:
+            raise TooLargeError(
+                f"the request holds {count:,} lines, the limit is {LOG_LINES_MAX:,}: send them in several parts, in their order",
+                field="lines",
+                limit=LOG_LINES_MAX,
+            )
+        for index, part in enumerate(body.runs):
+            doors.check_lines(part.lines, f"runs[{index}].lines")
+        await self._submit(commands.AppendLog(request.path_params["worker"], body.runs))
+        return LogResponse()
 
     async def _submit(self, command: commands.Command) -> Any:
         try:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from milepost.engine.state import METADATA_BYTES_MAX
+from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX
 from milepost.errors import ConfigurationError
 
 
@@ -26,6 +26,9 @@ class ServerSettings(BaseSettings):
         int,
         Field(gt=0, validation_alias=AliasChoices("TASK_RUN_METADATA_MAXIMUM_SIZE", "metadata_size_max")),
     ] = METADATA_BYTES_MAX
+
+    # Bytes of log lines that are kept of one attempt of a run; workers learn it from here.
+    log_bytes_max: Annotated[int, Field(ge=0, lt=2**53)] = LOG_BYTES_MAX
 
     @property
     def database_path(self) -> Path:

@@ -1,12 +1,12 @@
 """The small tables: logs of runs, tasks that workers have offered, answers of requests that may come twice."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from milepost.store.schema import answers, logs, tasks
+from milepost.store.schema import answers, log_marks, logs, tasks
 from milepost.store.statements import Lookup, Row, Statement
 
 
@@ -19,6 +19,22 @@ class LogRow(msgspec.Struct):
     level: str
     logger: str
     message: str
+
+
+class LogMark(msgspec.Struct, gc=False):
+    """How far one writer has come with the log of one attempt; "" is the server itself. Sizes are in bytes.
+
+    `notice_number` is the number of the line that tells what was left out.
+    """
+
+    run_id: str
+    attempt: int
+    writer_id: str
+    sequence: int = 0
+    size_bytes: int = 0
+    lines_left_out: int = 0
+    bytes_left_out: int = 0
+    notice_number: int | None = None
 
 
 class TaskRow(msgspec.Struct):
@@ -42,12 +58,49 @@ _SAVE_TASKS = _NEW_TASKS.on_conflict_do_update(
 
 _ANSWERS = Lookup(select(answers.c.request_id, answers.c.answer), answers.c.request_id)
 _INSERT_LOGS = Statement(insert(logs), LogRow.__struct_fields__)
+_INSERT_LOG = insert(logs)
+_CHANGE_LOG = update(logs).where(logs.c.number == bindparam("line")).values(message=bindparam("text"))
+_LOG_MARKS = Lookup(select(*(log_marks.c[name] for name in LogMark.__struct_fields__)), log_marks.c.run_id)
+_NEW_LOG_MARKS = upsert(log_marks)
+_SAVE_LOG_MARKS = Statement(
+    _NEW_LOG_MARKS.on_conflict_do_update(
+        index_elements=["run_id", "attempt", "writer_id"],
+        set_={
+            name: _NEW_LOG_MARKS.excluded[name]
+            for name in LogMark.__struct_fields__
+            if name not in ("run_id", "attempt", "writer_id")
+        },
+    ),
+    LogMark.__struct_fields__,
+)
 _INSERT_ANSWERS = Statement(insert(answers), ("request_id", "answer", "created_at"))
 
 
 def append_logs(connection: Connection, rows: Sequence[LogRow]) -> None:
     """Add lines to the logs of runs."""
     _INSERT_LOGS.write(connection, [msgspec.structs.astuple(row) for row in rows])
+
+
+def append_log(connection: Connection, row: LogRow) -> int:
+    """Add one line to the log of a run; its number."""
+    inserted = connection.execute(_INSERT_LOG, msgspec.structs.asdict(row)).inserted_primary_key
+    assert inserted is not None, "a line has a number"
+    return inserted[0]
+
+
+def change_log(connection: Connection, number: int, message: str) -> None:
+    """Let a line of a log say something else."""
+    connection.execute(_CHANGE_LOG, {"line": number, "text": message})
+
+
+def load_log_marks(connection: Connection, run_ids: Collection[str]) -> list[LogMark]:
+    """How far the logs of all attempts of these runs have come."""
+    return [LogMark(*values) for values in _LOG_MARKS.read(connection, run_ids)]
+
+
+def save_log_marks(connection: Connection, marks: Iterable[LogMark]) -> None:
+    """Keep how far logs have come."""
+    _SAVE_LOG_MARKS.write(connection, [msgspec.structs.astuple(mark) for mark in marks])
 
 
 def load_logs(connection: Connection, run_id: str, *, after: int, limit: int) -> list[tuple[int, LogRow]]:

@@ -200,6 +200,23 @@ logs = Table(
     Index("logs_run", "run_id", "number"),
 )
 
+# How far the log of an attempt has come, for each worker that writes to it; "" stands for the server itself.
+log_marks = Table(
+    "log_marks",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("writer_id", Text, primary_key=True),
+    # The newest part that was stored, and what is stored of this writer, in bytes.
+    Column("sequence", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # What there was no room for, and the line that says so.
+    Column("lines_left_out", BigInteger, nullable=False),
+    Column("bytes_left_out", BigInteger, nullable=False),
+    Column("notice_number", Integer),
+    sqlite_with_rowid=False,
+)
+
 tasks = Table(
     "tasks",
     tables,

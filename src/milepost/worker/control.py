@@ -45,6 +45,18 @@ class Finishing(msgspec.Struct, frozen=True, tag="finishing"):
     runs: int
 
 
+class ServerAway(msgspec.Struct, frozen=True, tag="server_away"):
+    """The server has not answered this executor for a while."""
+
+    reason: str
+
+
+class ServerBack(msgspec.Struct, frozen=True, tag="server_back"):
+    """The server answers this executor again."""
+
+    away_seconds: float
+
+
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
     """The user's tasks cannot be loaded; the executor ends. A change of one of these files may mend it."""
 
@@ -63,7 +75,7 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
 
 
 FinalWord = LoadFailed | Rejected | Drained
-Message = Ready | Notice | Finishing | FinalWord
+Message = Ready | Notice | Finishing | ServerAway | ServerBack | FinalWord
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Message).decode

@@ -33,19 +33,32 @@ from milepost.sdk.attempt import (
     run_attempt_in_thread,
 )
 from milepost.sdk.buffer import Buffer
+from milepost.sdk.capture import capture_output
 from milepost.sdk.child_process import EXECUTOR_VARIABLE
 from milepost.sdk.registry import registered_tasks
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
 from milepost.worker import control, loader
 from milepost.worker.channel import Refused
-from milepost.worker.control import Drained, Finishing, LoadFailed, Message, Notice, Order, Ready, Rejected
+from milepost.worker.control import (
+    Drained,
+    Finishing,
+    LoadFailed,
+    Message,
+    Notice,
+    Order,
+    Ready,
+    Rejected,
+    ServerAway,
+    ServerBack,
+)
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.loader import TaskLoadError
 from milepost.worker.loops import loop_factory, run_shared, shared_loop
 from milepost.worker.outbox import HeldRun
 from milepost.worker.output import keep_output_going
 from milepost.worker.settings import load_settings
+from milepost.worker.telling import LineWriter, RunTeller, Teller, show_logging_of_tasks
 from milepost.worker.threads import ThreadPool
 from milepost.worker.unbound import UnboundCalls
 
@@ -59,7 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     supervisor = _SupervisorLine(options.messages)
     keep_output_going()
     try:
+        settings = load_settings()
+        if settings.log_capture:
+            capture_output()
         loader.load(options.sources)
+        show_logging_of_tasks(settings.log_level, settings.log_format)
         tasks = registered_tasks()
         if not tasks:
             raise TaskLoadError(
@@ -109,6 +126,7 @@ class Executor:
             ),
             self,
             loop_factory(),
+            teller=RunTeller(Teller(LineWriter(), level=settings.log_level, form=settings.log_format)),
         )
         self._unbound = UnboundCalls(self._link.scopes)
 
@@ -192,6 +210,14 @@ class Executor:
     def finishing(self, runs: int) -> None:
         """See `Host`."""
         self._supervisor.tell(Finishing(runs))
+
+    def server_is_away(self, reason: str) -> None:
+        """See `Host`."""
+        self._supervisor.tell(ServerAway(reason))
+
+    def server_is_back(self, away_seconds: float) -> None:
+        """See `Host`."""
+        self._supervisor.tell(ServerBack(away_seconds))
 
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         """See `Host`."""

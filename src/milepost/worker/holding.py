@@ -11,13 +11,18 @@ from typing import Protocol
 
 from milepost.errors import UsageError
 from milepost.model.run import Outcome
-from milepost.protocol.runs import LogLine
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
+from milepost.worker.log_book import LogBook
 from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, release_flushes, resolve
 from milepost.worker.pace import Pace
 from milepost.worker.slots import Slots
+from milepost.worker.telling import RunTeller
 from milepost.worker.waits import Waits
+
+# How long an outcome waits for the last lines of its run's log. Who sees the end of a run then finds its log whole, but no log may
+# keep a run from ending.
+HOLD_BACK_SECONDS_MAX = 2.0
 
 
 class Host(Protocol):
@@ -47,6 +52,14 @@ class Host(Protocol):
         """Nothing more is claimed, and this many runs are left to finish without a limit of time."""
         ...
 
+    def server_is_away(self, reason: str) -> None:
+        """The server has not answered for a while; what is reported waits."""
+        ...
+
+    def server_is_back(self, away_seconds: float) -> None:
+        """The server answers again."""
+        ...
+
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         """The link has ended: the server has released this worker, or `error` says what went wrong. `abandoned` runs were left to
         the server's retry."""
@@ -58,6 +71,8 @@ class Holding:
 
     Args:
         call_later: puts a call in the line of the link's thread; for what may happen on other threads.
+        book: where the log lines of the runs wait; a new one when none is given.
+        teller: says which runs start and end.
     """
 
     def __init__(
@@ -68,6 +83,8 @@ class Holding:
         flush_interval_seconds: float,
         call_later: Callable[..., None],
         clock: Callable[[], float] = time.monotonic,
+        book: LogBook | None = None,
+        teller: RunTeller | None = None,
     ) -> None:
         self._host = host
         self._call_later = call_later
@@ -81,7 +98,11 @@ class Holding:
         self._pace = Pace()
         self._slots: Slots[HeldRun, tuple[HeldRun, Future[None]]] = Slots(concurrency)
         self.waits: Waits[HeldRun] = Waits()
-        self.outbox = Outbox(flush_interval_seconds)
+        self._teller = teller
+        self.book = LogBook(lambda: None) if book is None else book
+        self.outbox = Outbox(flush_interval_seconds, self.tell)
+        # Runs that have ended and whose outcome waits for their log, with the time until which it may; oldest first.
+        self._held_back: dict[HeldRun, float] = {}
         self._starts = True
 
     @property
@@ -122,12 +143,16 @@ class Holding:
         if held is not None:
             self.outbox.add(held)
 
-    def log(self, scope: RunScope, level: str, message: str, logger: str) -> bool:
-        """Add a line to the run's log; True when the run is held. Any thread may call it."""
+    def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
+        """Add a line to the run's log, if it is held. Any thread may call it; see `LogBook.add`."""
         held = self._by_scope.get(scope)
-        if held is not None:
-            _add_line(held, level, message, logger)
-        return held is not None
+        if held is not None and held.log is not None:
+            self.book.add(held.log, level, message, logger)
+
+    def tell(self, held: HeldRun, level: str, message: str) -> None:
+        """Add a line of our own to the run's log."""
+        if held.log is not None:
+            self.book.add(held.log, level, message, "milepost.metadata")
 
     def flush(self, scope: RunScope, mark: int, future: Future[None]) -> None:
         """Someone waits until the buffer has reached `mark`."""
@@ -176,14 +201,34 @@ class Holding:
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
         held.outcome = outcome
+        if self._teller is not None and not held.is_over:
+            self._teller.ended(held, outcome)
         self._pace.ended(self._clock())
         self._release(held)
         if held.open_waits:
             self._abandon_waits(held)
+        if held.log is not None:
+            self.book.end(held.log)
         if held.is_over:
             self._drop(held)
+            return
+        if held.log is not None and not self.book.is_clear(held.log):
+            held.is_held_back = True
+            self._held_back[held] = self._clock() + HOLD_BACK_SECONDS_MAX
         else:
             self.outbox.add(held, urgent=True)
+
+    def held_back_until(self) -> float | None:
+        """When the first outcome has waited long enough for its log; None when none waits."""
+        return next(iter(self._held_back.values()), None)
+
+    def let_go(self, now: float) -> None:
+        """Report the outcomes whose log is stored, and those that have waited long enough."""
+        for held, until in list(self._held_back.items()):
+            if until <= now or held.is_over or held.log is None or self.book.is_clear(held.log):
+                del self._held_back[held]
+                held.is_held_back = False
+                self.outbox.add(held, urgent=True)
 
     # --- what the server says ------------------------------------------------------------------------------
 
@@ -203,6 +248,7 @@ class Holding:
                 self.lose(earlier)
             held = self._host.admit(run, metadata_size_max)
             held.admitted_at = now
+            held.log = self.book.open(run.id, run.attempt)
             self._by_scope[held.scope] = self._by_run[run.id] = held
             self._slots.enter(held)
 
@@ -279,6 +325,12 @@ class Holding:
         for held in self._by_scope.values():
             self.outbox.forget(held)
 
+    def end_logs(self) -> None:
+        """Nothing more is waited for: what waits of any log may go."""
+        for held in self._by_scope.values():
+            if held.log is not None:
+                self.book.end(held.log)
+
     # --- slots ---------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
@@ -297,7 +349,11 @@ class Holding:
                 if held.is_over:
                     self._release(held)
                     self._drop(held)
-            self._host.start([held for held in claimed if not held.is_over])
+            starting = [held for held in claimed if not held.is_over]
+            if self._teller is not None:
+                for held in starting:
+                    self._teller.started(held)
+            self._host.start(starting)
 
     def _go_on(self, held: HeldRun, future: Future[None]) -> None:
         held.open_waits = max(0, held.open_waits - 1)
@@ -317,14 +373,9 @@ class Holding:
                 fail(future, UsageError("the run that waited has ended"))
 
     def _drop(self, held: HeldRun) -> None:
+        if held.log is not None and not held.log.has_ended:
+            self.book.end(held.log)
         self._by_scope.pop(held.scope, None)
         if self._by_run.get(held.scope.run.id) is held:
             del self._by_run[held.scope.run.id]
             self._given_again.pop(held.scope.run.id, None)
-
-
-def _add_line(held: HeldRun, level: str, message: str, logger: str) -> None:
-    attempt = held.scope.run.attempt
-    held.logs.append(
-        LogLine(at=time.time_ns() // 1000, level=level, message=message, attempt=attempt, logger=logger)
-    )

@@ -22,6 +22,7 @@ import msgspec
 from milepost.errors import UnavailableError, UsageError
 from milepost.model.run import Outcome
 from milepost.protocol import endpoints
+from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.work import (
     ClaimedRun,
     ClaimRequest,
@@ -32,11 +33,15 @@ from milepost.protocol.work import (
     ReportResponse,
     WorkerTask,
 )
+from milepost.sdk.capture import end_lines
 from milepost.sdk.scope import RunScope
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
 from milepost.worker.control import Order
 from milepost.worker.holding import Holding, Host
-from milepost.worker.outbox import Entry, HeldRun, fail, operations_refused, parcels, resolve, without_content
+from milepost.worker.log_book import LogBook, Part
+from milepost.worker.log_book import body_of as log_body_of
+from milepost.worker.outbox import Entry, HeldRun, body_of, fail, parcels, resolve, smaller
+from milepost.worker.telling import RunTeller
 
 CLAIM_WAIT_SECONDS = 20.0
 REQUEST_SECONDS_MAX = 30.0
@@ -49,6 +54,11 @@ CHECKS_AT_ONCE_MAX = 16
 LEAVE_SECONDS_MAX = 5.0
 LEAVE_SECONDS_MIN = 1.0
 LAST_REPORTS_MAX = 10
+LAST_LOG_SECONDS_MAX = 2.0
+# The server is told to be away after so long without an answer: a restart that nobody notices is no news.
+AWAY_SECONDS = 1.0
+# When to look again for log lines that another thread is just sorting.
+BUSY_SECONDS = 0.002
 # How long a worker that has to end tries to find out what it has claimed, and to give back what has not started.
 SETTLE_SECONDS_MAX = 2.0
 # A claimed run that has not started after this long is given back, so that others may run it.
@@ -88,6 +98,7 @@ class WorkerLink:
     Args:
         loop_factory: makes the event loop of the link's thread.
         open_channel: makes the connection to the server, of its address and the secret key.
+        teller: says which runs start and end.
     """
 
     def __init__(
@@ -97,6 +108,7 @@ class WorkerLink:
         loop_factory: Callable[[], asyncio.AbstractEventLoop],
         *,
         open_channel: Callable[[str, str], Channel] = Channel,
+        teller: RunTeller | None = None,
     ) -> None:
         self._options = options
         self._host = host
@@ -112,13 +124,17 @@ class WorkerLink:
         self._is_rung = False
         self._is_closed = False
 
+        self._book = LogBook(lambda: self._call(self._log_has_come))
         self._holding = Holding(
             host,
             concurrency=options.concurrency,
             flush_interval_seconds=options.flush_interval_seconds,
             call_later=self._call,
             clock=lambda: self._loop.time(),
+            book=self._book,
+            teller=teller,
         )
+        self._teller = teller
         self._registration: RegisterResponse
         self._registrations = 0
         self._registration_sequence = 0
@@ -128,6 +144,9 @@ class WorkerLink:
         # Runs were withdrawn, and the server may not know it yet.
         self._owes_runs = False
         self._is_leaving = False
+        # Since when no request was answered, and whether the host knows.
+        self._away_since: float | None = None
+        self._away_is_told = False
         self._waiting_runs_count = True
         # When the grace time is over, on the loop's clock; None while runs may take as long as they like.
         self._drain_until: float | None = None
@@ -171,8 +190,8 @@ class WorkerLink:
 
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         """See `milepost.sdk.scope.Link`."""
-        if self._holding.log(scope, level, message, logger):
-            self._call(self._holding.wake, scope)
+        if not self._is_closed:
+            self._holding.log(scope, level, message, logger)
 
     def scopes(self) -> list[RunScope]:
         """The runs that are held here."""
@@ -180,7 +199,8 @@ class WorkerLink:
 
     def finished(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
-        self._call(self._holding.finish, held, outcome)
+        end_lines(held.scope)
+        self._call(self._finish, held, outcome)
 
     def _call(self, call: Callable[..., None], *arguments: Any) -> None:
         if self._is_closed:
@@ -234,6 +254,8 @@ class WorkerLink:
         self._is_closed = True
         abandoned = len(self._holding)
         self._holding.abandon()
+        if self._teller is not None:
+            self._teller.flush()
         self._host.left(error, abandoned=abandoned)
 
     async def _run(self) -> None:
@@ -243,6 +265,10 @@ class WorkerLink:
         self._checks_due = asyncio.Event()
         self._report_due = asyncio.Event()
         self._report_timer: asyncio.TimerHandle | None = None
+        self._log_due = asyncio.Event()
+        self._log_is_urgent = asyncio.Event()
+        self._log_is_sent = asyncio.Event()
+        self._hold_back_timer: asyncio.TimerHandle | None = None
         self._inbox_is_heard = asyncio.Event()
         self._end_ordered = asyncio.Event()
         self._registering = asyncio.Lock()
@@ -254,6 +280,7 @@ class WorkerLink:
             async with asyncio.TaskGroup() as group:
                 hearing = [group.create_task(self._listen()), group.create_task(self._check_targets())]
                 reporting = group.create_task(self._send_reports())
+                logging = group.create_task(self._send_log())
                 claiming = group.create_task(self._claim_runs())
                 await self._end_ordered.wait()
                 self._holding.start_no_more()
@@ -269,11 +296,11 @@ class WorkerLink:
                 await self._drain()
                 self._is_leaving = True
                 self._report_due.set()
-                something_is_left = bool(self._holding or self._holding.outbox)
+                something_is_left = bool(self._holding or self._holding.outbox) or not self._book.is_empty
                 await asyncio.wait(
                     {reporting}, timeout=LEAVE_SECONDS_MAX if something_is_left else LEAVE_SECONDS_MIN
                 )
-                for task in (*hearing, reporting):
+                for task in (*hearing, reporting, logging):
                     task.cancel()
 
     async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -319,6 +346,26 @@ class WorkerLink:
             call(*arguments)
         self._advance()
 
+    def _finish(self, held: HeldRun, outcome: Outcome) -> None:
+        self._holding.finish(held, outcome)
+        if held.is_held_back:
+            self._log_is_urgent.set()
+            self._log_due.set()
+            if self._hold_back_timer is None:
+                self._look_for_outcomes()
+
+    def _look_for_outcomes(self) -> None:
+        """Let go the outcomes that have waited long enough for their logs, and look again when the next one has."""
+        self._hold_back_timer = None
+        self._holding.let_go(self._loop.time())
+        until = self._holding.held_back_until()
+        if until is not None:
+            self._hold_back_timer = self._loop.call_at(until, self._look_for_outcomes)
+        self._look_for_reports()
+
+    def _log_has_come(self) -> None:
+        self._log_due.set()
+
     def _wait(self, scope: RunScope, target_id: str, future: Future[None]) -> None:
         self._holding.wait(scope, target_id, future, now=self._loop.time(), heard_at=self._heard_at)
         self._checks_due.set()
@@ -330,6 +377,38 @@ class WorkerLink:
             self._slots_due.set()
         self._look_for_reports()
         self._changed.set()
+
+    # --- whether the server can be reached -------------------------------------------------------------------
+
+    async def _ask(self, endpoint: Endpoint, body: Any = None, *, timeout_seconds: float, **path: str) -> Any:
+        """One request; see `Channel.call`. The host hears when the server has been away for a moment, and when it is back."""
+        try:
+            answer = await self._channel.call(endpoint, body, timeout_seconds=timeout_seconds, **path)
+        except Unreachable as error:
+            self._not_answered(error)
+            raise
+        except Refused:
+            self._answered()
+            raise
+        self._answered()
+        return answer
+
+    def _answered(self) -> None:
+        if self._away_is_told:
+            self._away_is_told = False
+            self._host.server_is_back(self._loop.time() - (self._away_since or 0.0))
+        self._away_since = None
+
+    def _not_answered(self, error: Unreachable) -> None:
+        if not self._registrations:
+            # Not up yet: `_register` tells.
+            return
+        now = self._loop.time()
+        if self._away_since is None:
+            self._away_since = now
+        if now - self._away_since >= AWAY_SECONDS and not self._away_is_told:
+            self._away_is_told = True
+            self._host.server_is_away(str(error))
 
     # --- registering ---------------------------------------------------------------------------------------
 
@@ -354,7 +433,7 @@ class WorkerLink:
                 claims=self._claim_sequence,
             )
             try:
-                self._registration = await self._channel.call(
+                self._registration = await self._ask(
                     endpoints.REGISTER_WORKER, request, timeout_seconds=REQUEST_SECONDS_MAX
                 )
             except Unreachable as error:
@@ -364,6 +443,7 @@ class WorkerLink:
                 await asyncio.sleep(backoff.next())
             else:
                 self._registrations += 1
+                self._book.limit(self._registration.log_bytes_max)
                 return
 
     async def _register_again(self, registrations: int) -> None:
@@ -404,7 +484,7 @@ class WorkerLink:
             async with self._registering:
                 registrations = self._registrations
             try:
-                answer = await self._channel.call(
+                answer = await self._ask(
                     endpoints.CLAIM_RUNS,
                     body,
                     timeout_seconds=request.wait_seconds + REQUEST_SECONDS_MAX,
@@ -483,46 +563,62 @@ class WorkerLink:
             if not self._holding.outbox:
                 break
             await self._send_what_is_due()
+        self._holding.end_logs()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_LOG_SECONDS_MAX):
+                while not self._book.is_empty:
+                    self._log_is_sent.clear()
+                    self._log_is_urgent.set()
+                    self._log_due.set()
+                    await self._log_is_sent.wait()
         with contextlib.suppress(Refused):
             await self._report(_encode(ReportRequest(leaving=True)))
 
     async def _send_what_is_due(self) -> None:
         entries = self._holding.outbox.take(self._loop.time(), everything=self._is_leaving)
-        for some, body in parcels(entries):
-            await self._send(some, body)
+        for some in parcels(entries):
+            await self._send(some)
 
-    async def _send(self, entries: Sequence[Entry], body: bytes) -> None:
+    async def _send(self, entries: Sequence[Entry]) -> None:
         """Send one request until it is answered, and take in the answers."""
+        try:
+            body = body_of(entries)
+        except ValueError as error:
+            await self._send_smaller(entries, error)
+            return
         try:
             answer = await self._report(body)
         except Refused as refused:
-            await self._send_divided(entries, refused)
+            await self._send_smaller(entries, refused)
         else:
             for entry, reply in zip(entries, answer.runs, strict=True):
                 self._holding.answered(entry, reply)
 
-    async def _send_divided(self, entries: Sequence[Entry], refused: Refused) -> None:
-        """The server refuses the request as such: find the run that it is about, so that the others are not held up."""
+    async def _send_smaller(self, entries: Sequence[Entry], reason: Exception) -> None:
+        """The request as such cannot be sent, or is refused: find what it is about, so that nothing else is held up."""
         if len(entries) > 1:
             middle = len(entries) // 2
             for half in (entries[:middle], entries[middle:]):
-                for some, body in parcels(half):
-                    await self._send(some, body)
+                for some in parcels(half):
+                    await self._send(some)
             return
         [entry] = entries
-        self._host.notice(f"the server refuses the report of run {entry.report.id}: {refused}")
-        cut = without_content(entry, f"the server refuses what the run reports: {refused}")
-        for _, body in parcels([cut]):
-            try:
-                answer = await self._report(body)
-            except Refused:
-                self._holding.lose(entry.held)
-            else:
-                reply = msgspec.structs.replace(answer.runs[0], refused=operations_refused(entry, refused))
-                self._holding.answered(cut, reply)
+        less = smaller(entry, reason)
+        if less is None:
+            self._holding.lose(entry.held)
+            return
+        if what := _what_is_given_up(entry, less):
+            message = f"the server does not take {what} of run {entry.report.id}: {reason}"
+            self._host.notice(message)
+            self._holding.tell(entry.held, "error", message)
+        await self._send([less])
 
     async def _report(self, body: bytes) -> ReportResponse:
-        """One report, repeated unchanged until it is answered: the server applies it once.
+        """One report; see `_repeat`."""
+        return await self._repeat(endpoints.REPORT, body, "reports")
+
+    async def _repeat(self, endpoint: Endpoint, body: bytes, what: str) -> Any:
+        """One request, repeated unchanged until it is answered: the server carries it out once.
 
         Raises: Refused.
         """
@@ -531,11 +627,8 @@ class WorkerLink:
         while True:
             registrations = self._registrations
             try:
-                answer = await self._channel.call(
-                    endpoints.REPORT,
-                    body,
-                    timeout_seconds=REQUEST_SECONDS_MAX,
-                    worker=self._options.worker_id,
+                answer = await self._ask(
+                    endpoint, body, timeout_seconds=REQUEST_SECONDS_MAX, worker=self._options.worker_id
                 )
                 self._reported_at = self._loop.time()
                 return answer
@@ -545,10 +638,59 @@ class WorkerLink:
                 if refused.status == 404:
                     await self._register_again(registrations)
                 elif refused.status in (401, 403):
-                    self._host.notice(f"the server refuses this worker's reports: {refused}")
+                    self._host.notice(f"the server refuses this worker's {what}: {refused}")
                 else:
                     raise
             await asyncio.sleep(backoff.next())
+
+    # --- the log -------------------------------------------------------------------------------------------
+
+    async def _send_log(self) -> None:
+        """Send what the runs have logged, one request after the other.
+
+        The first lines after a quiet time and the last ones of a run go at once, others never more often than the flush interval.
+        """
+        while True:
+            await self._log_due.wait()
+            self._log_due.clear()
+            self._log_is_urgent.clear()
+            began_at = self._loop.time()
+            parts = self._book.take()
+            if parts is None:
+                # Another thread sorts lines at this moment.
+                await asyncio.sleep(BUSY_SECONDS)
+            elif parts:
+                await self._send_parts(list(parts))
+                self._holding.let_go(self._loop.time())
+                self._advance()
+            self._log_is_sent.set()
+            if not self._book.is_empty:
+                self._log_due.set()
+                if not self._book.has_urgent:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout_at(began_at + self._options.flush_interval_seconds):
+                            await self._log_is_urgent.wait()
+
+    async def _send_parts(self, parts: Sequence[Part]) -> None:
+        """Send parts of logs until the server has taken them, or will not take them ever."""
+        try:
+            await self._repeat(endpoints.REPORT_LOG, log_body_of(parts), "log")
+        except Refused as refused:
+            if len(parts) > 1:
+                middle = len(parts) // 2
+                await self._send_parts(parts[:middle])
+                await self._send_parts(parts[middle:])
+                return
+            [part] = parts
+            if self._book.divide(part):
+                await self._send_parts([part])
+            else:
+                self._host.notice(
+                    f"the server does not take a line of the log of run {part.log.run_id}: {refused}"
+                )
+        else:
+            for part in parts:
+                self._book.acknowledged(part)
 
     # --- hearing -------------------------------------------------------------------------------------------
 
@@ -600,16 +742,23 @@ class WorkerLink:
         """Ask for one target; what cannot be answered now is asked again later."""
         try:
             if target_id.startswith("batch_"):
-                batch = await self._channel.call(
+                batch = await self._ask(
                     endpoints.RETRIEVE_BATCH, timeout_seconds=REQUEST_SECONDS_MAX, batch=target_id
                 )
                 if batch.status != "COMPLETED":
                     return
             else:
-                await self._channel.call(
-                    endpoints.RUN_RESULT, timeout_seconds=REQUEST_SECONDS_MAX, run=target_id
-                )
+                await self._ask(endpoints.RUN_RESULT, timeout_seconds=REQUEST_SECONDS_MAX, run=target_id)
         except (Refused, Unreachable):
             return
         self._holding.target_ended(target_id)
         self._advance()
+
+
+def _what_is_given_up(entry: Entry, less: Entry) -> str:
+    """What the smaller report does without for good; "" when the rest only goes later."""
+    if len(less.given_up) > len(entry.given_up):
+        return f"an operation on the metadata of {less.given_up[-1].run}"
+    if less.report.outcome is not None and less.report.outcome is not entry.report.outcome:
+        return "the output" if entry.report.outcome and entry.report.outcome.error is None else "the error"
+    return ""

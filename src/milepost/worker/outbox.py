@@ -1,12 +1,14 @@
 """What this executor has to report, and when: bookkeeping without I/O, used on the link's thread only.
 
-Outcomes, flushes and waits leave at once. Metadata and log lines of runs that go on leave together, the first after a quiet time at
-once, later ones never more often than the flush interval (M35). One report is under way at a time; the next one gathers meanwhile.
+Outcomes, flushes and waits leave at once. Metadata of runs that go on leaves together, the first after a quiet time at once, later
+ones never more often than the flush interval (M35). One report is under way at a time; the next one gathers meanwhile.
+
+A report that the server does not take is made smaller step by step, until it is known which part of which run is at fault: only that
+part is given up, and whoever it belongs to is told. Log lines are no part of a report, see `log_book`.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,10 @@ import msgspec
 from milepost.errors import MetadataFlushError
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import Refused
-from milepost.protocol.runs import LogLine
 from milepost.protocol.work import RunReply, RunReport
 from milepost.sdk.buffer import Batch, BufferBusy
 from milepost.sdk.scope import RunScope
+from milepost.worker.log_book import AttemptLog
 
 if TYPE_CHECKING:
     from milepost.sdk.task import Task
@@ -27,16 +29,17 @@ if TYPE_CHECKING:
 # Bounds of one request. A single run's report may be larger: it cannot be divided.
 REPORT_RUNS_MAX = 1000
 REPORT_BYTES_MAX = 4 * 1024 * 1024
-LOG_LINES_MAX = 10_000
 # How long one look waits, in all, for buffers that other threads do not leave.
 BUSY_SECONDS_MAX = 0.1
+# The texts of an error that the server did not take in full.
+SHORT_TEXT_CHARACTERS_MAX = 1000
 
 _encode = msgspec.json.Encoder().encode
 
 
 @dataclass(eq=False, slots=True)
 class HeldRun:
-    """One attempt of one run in this executor. Only the link's thread changes it, except `logs`, which any thread extends.
+    """One attempt of one run in this executor. Only the link's thread changes it.
 
     Attributes:
         task: what is to be run; None when this executor has no such task.
@@ -45,7 +48,9 @@ class HeldRun:
         open_waits: how many things outside it waits for.
         said_waiting: what the server was last told, or will be told by the report under way.
         flushes: marks in the buffer, each with who waits until it is reached.
-        logs: lines for the run's log; when the server is away for long, the oldest give way.
+        log: the lines that have not been stored yet; None before the run is held.
+        started_at: when its code was started, on the monotonic clock; 0 where nobody tells.
+        is_held_back: the outcome waits for the last lines of the log, so that who sees the end finds them; not for long.
         is_over: nothing about it counts any more: it has been reported to its end, or the server gave it to someone else.
     """
 
@@ -56,9 +61,13 @@ class HeldRun:
     open_waits: int = 0
     said_waiting: bool = False
     flushes: list[tuple[int, Future[None]]] = field(default_factory=list[tuple[int, Future[None]]])
-    logs: deque[LogLine] = field(default_factory=lambda: deque[LogLine](maxlen=LOG_LINES_MAX))
+    log: AttemptLog | None = None
+    started_at: float = 0.0
     outcome: Outcome | None = None
+    is_held_back: bool = False
     is_over: bool = False
+    # The last answer had no room for what is new in the document.
+    is_behind: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -68,17 +77,32 @@ class Entry:
     held: HeldRun
     report: RunReport
     batch: Batch | None
+    # What had to be left out of it, to be told when the rest is answered.
+    given_up: list[Refused] = field(default_factory=list[Refused])
+    body: bytes | None = None
+
+    def encode(self) -> bytes:
+        """As the request carries it. Raises ValueError when some text in it cannot be JSON."""
+        if self.body is None:
+            self.body = _encode(self.report)
+        return self.body
 
 
 class Outbox:
     """Gathers what is to be reported.
 
     Args:
-        flush_interval_seconds: no two reports that only carry metadata or logs of running tasks are closer than this.
+        flush_interval_seconds: no two reports that only carry metadata of running tasks are closer than this.
+        tell: adds a line to the log of a run, with its level.
     """
 
-    def __init__(self, flush_interval_seconds: float) -> None:
+    def __init__(
+        self,
+        flush_interval_seconds: float,
+        tell: Callable[[HeldRun, str, str], None] = lambda held, level, message: None,
+    ) -> None:
         self._flush_interval_seconds = flush_interval_seconds
+        self._tell = tell
         self._urgent: dict[HeldRun, None] = {}
         self._changed: dict[HeldRun, None] = {}
         self._flushed_at = float("-inf")
@@ -119,7 +143,7 @@ class Outbox:
                 continue
             patience = 0.0 if held in self._stuck else max(0.0, patience_ends_at - time.monotonic())
             try:
-                entry = _entry(held, patience)
+                entry = self._entry(held, patience)
             except BufferBusy:
                 # A thread of the run was stopped in the middle of a call. The other runs do not wait for it.
                 self._stuck.add(held)
@@ -139,15 +163,50 @@ class Outbox:
         held, report = entry.held, entry.report
         buffer = held.scope.buffer
         sequence = entry.batch.sequence if entry.batch is not None else 0
-        buffer.acknowledged(sequence, refused=reply.refused, delta=reply.delta)
+        buffer.acknowledged(sequence, refused=[*reply.refused, *entry.given_up], delta=reply.delta)
         if report.outcome is not None:
             held.is_over = True
         if held.flushes:
             release_flushes(held)
-        if held.outcome is not None or held.flushes:
+        if (held.outcome is not None and not held.is_held_back) or held.flushes:
             self.add(held, urgent=True)
-        elif buffer.has_unacknowledged or buffer.needs_refresh or held.logs:
+        elif buffer.has_unacknowledged or buffer.needs_refresh or reply.behind:
+            held.is_behind = reply.behind
             self.add(held)
+
+    def _entry(self, held: HeldRun, patience_seconds: float) -> Entry | None:
+        """The report of one attempt as it stands; None when there is nothing to say after all. Raises BufferBusy."""
+        buffer = held.scope.buffer
+        run = held.scope.run
+        outcome = None if held.is_held_back else held.outcome
+        for remark in buffer.take_remarks():
+            self._tell(held, "error", remark)
+        batch = buffer.next_batch(anyway=outcome is not None, patience_seconds=patience_seconds)
+        waiting = held.open_waits > 0
+        change = waiting if waiting is not held.said_waiting and held.outcome is None else None
+        held.said_waiting = waiting
+        is_behind, held.is_behind = held.is_behind, False
+        if batch is None:
+            if change is None and not buffer.needs_refresh and not is_behind:
+                return None
+            return Entry(
+                held,
+                RunReport(id=run.id, attempt=run.attempt, metadata_version=buffer.version, waiting=change),
+                None,
+            )
+        if outcome is not None and not batch.is_last:
+            # The rest of the operations goes first (M38): the outcome leaves with the last of them.
+            outcome = None
+        report = RunReport(
+            id=run.id,
+            attempt=run.attempt,
+            sequence=batch.sequence,
+            metadata_version=-1 if outcome is not None else buffer.version,
+            changes=batch.changes,
+            waiting=change,
+            outcome=outcome,
+        )
+        return Entry(held, report, batch)
 
     def forget(self, held: HeldRun) -> None:
         """Nothing about this attempt is to be reported any more."""
@@ -189,100 +248,74 @@ def fail(future: Future[None], error: Exception) -> None:
         future.set_exception(error)
 
 
-def parcels(entries: Sequence[Entry]) -> Iterable[tuple[Sequence[Entry], bytes]]:
-    """Divide a report into requests of bounded size, each with its body; the order is kept."""
-    parts: list[bytes] = []
+def parcels(entries: Sequence[Entry]) -> Iterable[Sequence[Entry]]:
+    """Divide a report into requests of bounded size; the order is kept. What cannot be encoded is a request of its own."""
     start = size = 0
     for index, entry in enumerate(entries):
-        part = _encode(entry.report)
-        if parts and (size + len(part) > REPORT_BYTES_MAX or len(parts) >= REPORT_RUNS_MAX):
-            yield entries[start:index], _body(parts)
-            parts, start, size = [], index, 0
-        parts.append(part)
-        size += len(part) + 1
-    if parts:
-        yield entries[start:], _body(parts)
+        try:
+            part = len(entry.encode())
+        except ValueError:
+            part = REPORT_BYTES_MAX
+        if index > start and (size + part > REPORT_BYTES_MAX or index - start >= REPORT_RUNS_MAX):
+            yield entries[start:index]
+            start, size = index, 0
+        size += part + 1
+    if start < len(entries):
+        yield entries[start:]
 
 
-def without_content(entry: Entry, reason: str) -> Entry:
-    """The report of one run that the server cannot take (an output that is too large, for example), cut down to what it must take:
-    the same number, no operations, a line in the log and an outcome that say why."""
-    report = entry.report
-    count = sum(len(change.operations) for change in report.changes)
-    message = (
-        f"{reason}; {count:,} metadata operations and {len(report.logs):,} lines of the log went with it"
+def body_of(entries: Sequence[Entry]) -> bytes:
+    """The request that carries these reports. Raises ValueError when some text in it cannot be JSON."""
+    return b'{"runs":[' + b",".join(entry.encode() for entry in entries) + b"]}"
+
+
+def smaller(entry: Entry, reason: Exception) -> Entry | None:
+    """The report of one run with less in it, because the server did not take it as it was; None when nothing can be left out.
+
+    First the operations go without the outcome, then fewer and fewer of them, until one alone is refused. An outcome that is
+    refused alone is cut down to what has to be said.
+    """
+    report, batch = entry.report, entry.batch
+    if report.changes and report.outcome is not None:
+        return _changed(entry, outcome=None)
+    if len(report.changes) > 1 or (report.changes and len(report.changes[0].operations) > 1):
+        batch = entry.held.scope.buffer.divide()
+        assert batch is not None, "there were several operations"
+        return Entry(entry.held, msgspec.structs.replace(report, changes=batch.changes), batch)
+    if report.changes:
+        [change] = report.changes
+        refused = Refused(run=change.run, index=0, code="report_refused", message=str(reason))
+        return _changed(entry, changes=[], given_up=[refused])
+    if report.outcome is not None and (outcome := _smaller_outcome(report.outcome, reason)) is not None:
+        return _changed(entry, outcome=outcome)
+    return None
+
+
+def _changed(entry: Entry, *, given_up: Sequence[Refused] = (), **fields: Any) -> Entry:
+    report = msgspec.structs.replace(entry.report, **fields)
+    return Entry(entry.held, report, entry.batch, [*entry.given_up, *given_up])
+
+
+def _smaller_outcome(outcome: Outcome, reason: Exception) -> Outcome | None:
+    """What the server can be told instead of an outcome that it does not take; None when that is refused too."""
+    error = outcome.error
+    if error is None:
+        size = len((outcome.output or "").encode("utf-8", "backslashreplace"))
+        message = f"the server does not take the task's output of {size:,} bytes: {reason}; store it elsewhere and return where"
+        return Outcome(error=RunError(name="ReportRefusedError", message=_plain(message)))
+    if (
+        error.stack_trace is None
+        and error.message.isascii()
+        and len(error.message) <= SHORT_TEXT_CHARACTERS_MAX
+    ):
+        return None
+    short = RunError(
+        message=_plain(error.message)[:SHORT_TEXT_CHARACTERS_MAX],
+        name=_plain(error.name or "Error")[:SHORT_TEXT_CHARACTERS_MAX],
     )
-    outcome = report.outcome and Outcome(error=RunError(name="ReportRefusedError", message=reason))
-    cut = RunReport(
-        id=report.id,
-        attempt=report.attempt,
-        sequence=report.sequence,
-        waiting=report.waiting,
-        logs=[_error_line(message, report.attempt)],
-        outcome=outcome,
-    )
-    return Entry(entry.held, cut, entry.batch)
+    return msgspec.structs.replace(outcome, error=short)
 
 
-def operations_refused(entry: Entry, reason: Exception) -> list[Refused]:
-    """Every operation of a report that the server cannot take, as refused: who flushes them hears of it (M37)."""
-    return [
-        Refused(run=change.run, index=index, code="report_refused", message=str(reason))
-        for change in entry.report.changes
-        for index in range(len(change.operations))
-    ]
-
-
-def _body(parts: Sequence[bytes]) -> bytes:
-    return b'{"runs":[' + b",".join(parts) + b"]}"
-
-
-def _entry(held: HeldRun, patience_seconds: float) -> Entry | None:
-    """The report of one attempt as it stands; None when there is nothing to say after all. Raises BufferBusy."""
-    buffer = held.scope.buffer
-    run = held.scope.run
-    outcome = held.outcome
-    for remark in buffer.take_remarks():
-        held.logs.append(_error_line(remark, run.attempt))
-    anyway = outcome is not None or bool(held.logs)
-    batch = buffer.next_batch(anyway=anyway, patience_seconds=patience_seconds)
-    logs = _take_logs(held) if batch is not None and held.logs else []
-    waiting = held.open_waits > 0
-    change = waiting if waiting is not held.said_waiting and outcome is None else None
-    held.said_waiting = waiting
-    if batch is None:
-        if change is None and not buffer.needs_refresh:
-            return None
-        return Entry(
-            held,
-            RunReport(id=run.id, attempt=run.attempt, metadata_version=buffer.version, waiting=change),
-            None,
-        )
-    if outcome is not None and not batch.is_last:
-        # The rest of the operations goes first (M38): the outcome leaves with the last of them.
-        outcome = None
-    report = RunReport(
-        id=run.id,
-        attempt=run.attempt,
-        sequence=batch.sequence,
-        metadata_version=-1 if outcome is not None else buffer.version,
-        changes=batch.changes,
-        waiting=change,
-        logs=logs,
-        outcome=outcome,
-    )
-    return Entry(held, report, batch)
-
-
-def _error_line(message: str, attempt: int) -> LogLine:
-    return LogLine(
-        at=time.time_ns() // 1000, level="error", message=message, attempt=attempt, logger="milepost.metadata"
-    )
-
-
-def _take_logs(held: HeldRun) -> list[LogLine]:
-    lines: list[LogLine] = []
-    # Other threads add lines meanwhile; those that come now go with the next report.
-    for _ in range(len(held.logs)):
-        lines.append(held.logs.popleft())
-    return lines
+def _plain(text: str) -> str:
+    """Text that every server takes."""
+    return text.encode("ascii", "backslashreplace").decode()

@@ -1,11 +1,22 @@
-"""The worker's settings: how often the server is told what happens. Where the server is, the client half knows."""
+"""The worker's settings: how often the server is told what happens, and what is said about it here. Where the server is, the client
+half knows."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from milepost.errors import ConfigurationError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+_LOWER = BeforeValidator(_lower)
 
 
 class WorkerSettings(BaseSettings):
@@ -14,6 +25,11 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore")
 
     metadata_flush_interval_ms: Annotated[float, Field(ge=0, le=60_000)] = 50
+    # What is said on standard error: lines of this level and above, as text or as one JSON object each.
+    log_level: Annotated[LogLevel, _LOWER] = "info"
+    log_format: Annotated[LogFormat, _LOWER] = "text"
+    # Whether what a run prints and logs goes into the run's log as well.
+    log_capture: bool = True
 
 
 def load_settings() -> WorkerSettings:

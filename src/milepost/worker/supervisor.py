@@ -35,6 +35,8 @@ from milepost.worker.control import (
     Order,
     Ready,
     Rejected,
+    ServerAway,
+    ServerBack,
     UnreadableMessage,
 )
 from milepost.worker.loader import SKIPPED_FOLDERS
@@ -91,6 +93,14 @@ class Audience(Protocol):
 
     def notice(self, message: str) -> None:
         """Something else worth a line."""
+        ...
+
+    def server_is_away(self, reason: str) -> None:
+        """An executor does not reach the server; each tells for itself."""
+        ...
+
+    def server_is_back(self, away_seconds: float) -> None:
+        """An executor reaches the server again."""
         ...
 
 
@@ -193,6 +203,10 @@ class Supervisor:
                 self.stop()
             case Notice(message=text):
                 self._audience.notice(text)
+            case ServerAway(reason=reason):
+                self._audience.server_is_away(reason)
+            case ServerBack(away_seconds=seconds):
+                self._audience.server_is_back(seconds)
             case Drained() | Finishing():
                 pass
 
@@ -609,7 +623,7 @@ class _ExecutorProcess:
                 self.finishing_runs = runs
             case LoadFailed() | Rejected() | Drained():
                 self.word = message
-            case Notice():
+            case Notice() | ServerAway() | ServerBack():
                 pass
         self._hear(self, message)
 
