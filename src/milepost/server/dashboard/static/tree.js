@@ -20,7 +20,7 @@ const ITEMS_SHOWN = 50;
 /** Members of an object that are shown at first. */
 const MEMBERS_SHOWN = 200;
 /** Up to so many are shown at once when all are asked for; more come in steps of this size, so that a page never stands still. */
-const STEP = 1000;
+const STEP = 500;
 /** Characters of a text that are shown at first. */
 const CHARACTERS_SHOWN = 1000;
 /** Characters of what was there before. */
