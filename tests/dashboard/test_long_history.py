@@ -52,7 +52,7 @@ def fill(server: RunningServer, run_id: str, value: dict[str, Any], *, earliest:
         connection.execute(update(runs).where(runs.c.id == run_id).values(metadata_written=1))
         if earliest:
             kept = {**value, "step": earliest, "nested": {"twice": 2 * earliest}}
-            start = Snapshot(run_id, earliest, msgspec.json.encode(kept), None, now)
+            start = Snapshot(run_id, earliest, msgspec.json.encode(kept), changed_at=now)
             documents.save_snapshots(connection, [start])
             history.save_starts(connection, [start])
     store.close()
