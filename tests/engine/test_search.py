@@ -249,12 +249,12 @@ def test_one_step_of_indexing_is_bounded_by_what_it_writes(
         *(TriggerItem("work", None, TriggerOptions(metadata=many)) for _ in range(20))
     ).run_ids
     at_once = world.do(IndexDocuments(1000))
-    assert at_once == (20 if limits == "small limits" else 4)
+    assert at_once == (20 if limits == "small limits" else 1)
     index_all(world)
     assert find(world, {"k3": 3}) == ids[::-1]
     texts = {"t": "x" * 200_000}
     world.trigger_batch(*(TriggerItem("work", None, TriggerOptions(metadata=texts)) for _ in range(20)))
-    assert world.do(IndexDocuments(1000)) == 4
+    assert world.do(IndexDocuments(1000)) == 3
 
 
 def test_a_write_in_the_group_of_the_indexing_is_not_missed(world: World, worker: WorkerDouble) -> None:

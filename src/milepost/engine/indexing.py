@@ -8,8 +8,9 @@ from milepost.store import runs as run_store
 from milepost.store import search
 from milepost.store.metadata_values import IndexedValue, values_of
 
-# What one command does at most, so that it does not hold up commits: a document may have 250 KB, and 2,000 rows in the index.
-ROWS_PER_STEP = 2000
+# After so much one command leaves the rest to the next one, so that it does not hold up commits: a document may have 250 KB, and 2,000
+# rows in the index, which take some 30 µs each.
+ROWS_PER_STEP = 500
 BYTES_PER_STEP = 512 * 1024
 LOADED_AT_ONCE = 4
 
@@ -32,6 +33,8 @@ def index_documents(command: IndexDocuments, transaction: Transaction, state: En
         rows = run_store.load_rows(connection, [run_id for run_id in part if run_id not in hot])
         hot |= load_documents(connection, list(rows.values()), size_max=state.settings.metadata_size_max)
         for run_id in part:
+            if rows_left <= 0 or bytes_left <= 0:
+                break
             indexed[run_id] = values_of(hot[run_id].document.value)
             rows_left -= len(indexed[run_id])
             bytes_left -= hot[run_id].document.size

@@ -44,7 +44,7 @@ logger = logging.getLogger("milepost.server")
 
 PRUNE_SECONDS = 600
 # Answers that one command forgets: a few milliseconds of the committer's time.
-ANSWERS_PER_STEP = 500
+ANSWERS_PER_STEP = 100
 WATCH_SECONDS = 1.0
 # The same trouble is said again after so long.
 SAID_SECONDS = 60.0
