@@ -124,10 +124,14 @@ def check_registration(body: RegisterRequest) -> None:
                 field=f"{place}.retry.maxDelaySeconds",
                 limit=int(RETRY_SECONDS_MAX),
             )
-        try:
-            check_json(task.payload_schema, place=f"{place}.payloadSchema")
-        except MetadataValueError as error:
-            raise InvalidRequestError(error.message, field=f"{place}.payloadSchema") from None
+        for name, schema in (
+            ("payloadSchema", task.payload_schema),
+            ("metadataSchema", task.metadata_schema),
+        ):
+            try:
+                check_json(schema, place=f"{place}.{name}")
+            except MetadataValueError as error:
+                raise InvalidRequestError(error.message, field=f"{place}.{name}") from None
 
 
 async def _in_time(check: Callable[[], _Result], characters: int) -> _Result:
