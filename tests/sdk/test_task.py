@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from milepost import Context, Queue, Retry, Task, UsageError, task
 from milepost.sdk import registry
@@ -58,6 +58,17 @@ def test_what_a_worker_tells_the_server() -> None:
     def bare() -> None: ...
 
     assert (bare.describe().queue, bare.describe().payload_schema) == ("named", None)
+    assert bare.describe().metadata_schema is None
+
+    class Progress(BaseModel):
+        total: int = Field(ge=0)
+
+    @task(id="typed", metadata=Progress)
+    def typed() -> None: ...
+
+    schema = typed.describe().metadata_schema
+    assert schema is not None
+    assert (schema["properties"]["total"]["minimum"], schema["required"]) == (0, ["total"])
 
     @task(id="own")
     def own(value: Any) -> None: ...

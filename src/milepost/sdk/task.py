@@ -247,7 +247,9 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         Inside a run the new run becomes its child, and what the parent wrote to its metadata before is committed first.
 
         Args:
-            payload: checked against the annotation of the task's payload parameter.
+            payload: checked against the annotation of the task's payload parameter. What the task gets is equal to it, or it is
+                refused here: a subclass of the annotated model, NaN, or a field that is left out of its JSON. Secrets
+                (`SecretStr`) arrive as what they are, so they are stored where who may read the run can read them.
             options: `metadata`, `tags`, `max_attempts`, `queue`; see `RunOptions`.
         Raises:
             PayloadValidationError: `field` names the part of the payload that does not fit.
@@ -416,6 +418,10 @@ def task(
 
     The payload is the first parameter that is not annotated `Context`; it is validated by its annotation (a Pydantic model, dataclass,
     TypedDict, msgspec Struct or plain type). The parameter annotated `Context` gets the context. Both may be missing.
+
+    What goes through an annotation, as payload, output or typed metadata, comes out of it equal, or is refused where it is sent,
+    with the place. An output that cannot be stored fails the run at once, without a retry: the work would be done again for
+    nothing. Without an annotation, and for `Any`, a value becomes plain JSON: a tuple a list, a time text.
 
     Args:
         id: what the task is called on the server; the function's name when left out.
