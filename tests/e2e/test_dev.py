@@ -5,6 +5,7 @@ import signal
 import socket
 import sqlite3
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +192,123 @@ def test_a_run_under_way_ends_where_it_began_when_the_code_changes(
     run = dev.finished(run_id)
     assert (run.output, run.attempt_count) == ("old", 1)
     assert dev.run("slow").output == "new"
+
+
+GATED = """
+import asyncio, os, pathlib, time
+VERSION = 0
+@task
+async def gated(name: str) -> int:
+    metadata.set("began", VERSION)
+    while not pathlib.Path(name).exists():
+        await asyncio.sleep(0.01)
+    return VERSION
+@task
+def gated_plain(name: str) -> int:
+    metadata.set("began", VERSION)
+    while not pathlib.Path(name).exists():
+        time.sleep(0.01)
+    return VERSION
+@task
+async def parent(name: str) -> list[int]:
+    metadata.set("began", VERSION)
+    result = await gated.atrigger_and_wait(name)
+    again = await which.atrigger_and_wait()
+    return [VERSION, result.unwrap(), again.unwrap()]
+@task
+def which() -> int:
+    return VERSION
+"""
+
+
+def save(folder: Path, version: int) -> None:
+    write_tasks(folder / "jobs.py", GATED.replace("VERSION = 0", f"VERSION = {version}"))
+
+
+def test_many_saves_leave_few_processes_and_the_newest_code(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    dev = house(GATED, "--processes", "2")
+    wait_until(lambda: len(dev.executors()) == 2)
+    most, saves = 0, 30
+    for version in range(1, saves + 1):
+        save(tmp_path, version)
+        end = time.monotonic() + 0.15
+        while time.monotonic() < end:
+            most = max(most, len(dev.executors()))
+    last_save_at = time.monotonic()
+    while dev.run("which").output != saves:
+        most = max(most, len(dev.executors()))
+        assert time.monotonic() < last_save_at + 30
+    wait_until(lambda: len(dev.executors()) == 2)
+    # Two that work and one that starts; and while a new one takes over, its sibling and the two before.
+    assert most <= 6
+    assert dev.end() == 0
+    assert "Traceback" not in dev.errors
+
+
+@pytest.mark.parametrize("task_id", ["gated", "gated_plain", "parent"])
+def test_runs_end_in_the_code_in_which_they_began_however_long_it_takes(
+    house: Callable[..., House], tmp_path: Path, task_id: str
+) -> None:
+    dev = house(GATED, "--processes", "1", "--grace", "0.1")
+    run_id = dev.trigger(task_id, str(tmp_path / "gate"))
+    dev.until(run_id, lambda run: run.metadata.get("began") == 0)
+    if task_id == "parent":
+        [child] = wait_until(lambda: list(dev.client.runs.list(task="gated")))
+        dev.until(child.id, lambda run: run.metadata.get("began") == 0)
+    for version in (1, 2, 3):
+        save(tmp_path, version)
+        wait_until(lambda version=version: dev.errors.count("reloaded:") == version)
+    assert dev.run("which").output == 3
+    dev.says("with the code as it was" if task_id != "parent" else "2 runs go on with the code as it was")
+    # One that works, and one for the run: what has nothing to do is gone.
+    wait_until(lambda: len(dev.executors()) == 2)
+    (tmp_path / "gate").touch()
+    run = dev.finished(run_id)
+    assert run.output == ([0, 0, 3] if task_id == "parent" else 0)
+    assert run.attempt_count == 1
+    wait_until(lambda: len(dev.executors()) == 1)
+    assert dev.errors.count("with the code as it was") == 1
+    assert dev.end() == 0
+
+
+def test_runs_of_old_code_end_with_everything_else(house: Callable[..., House], tmp_path: Path) -> None:
+    dev = house(GATED, "--processes", "1", "--grace", "0.2")
+    for version in (1, 2):
+        run_id = dev.trigger("gated", str(tmp_path / "gate"))
+        dev.until(run_id, lambda run, version=version: run.metadata.get("began") == version - 1)
+        save(tmp_path, version)
+        wait_until(lambda version=version: dev.errors.count("reloaded:") == version)
+    assert len(dev.executors()) == 3
+    assert dev.end(signal.SIGINT, seconds=20) == 0
+    assert not dev.executors()
+
+
+def test_an_executor_of_old_code_that_dies_gives_its_runs_to_the_new(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    dev = house(GATED, "--processes", "1", env={"MILEPOST_LEASE_SECONDS": "600"})
+    run_id = dev.trigger("gated", str(tmp_path / "gate"))
+    dev.until(run_id, lambda run: run.metadata.get("began") == 0)
+    [old] = dev.executors()
+    save(tmp_path, 1)
+    dev.says("reloaded:")
+    old.kill()
+    dev.until(run_id, lambda run: run.metadata.get("began") == 1)
+    (tmp_path / "gate").touch()
+    assert dev.finished(run_id).output == 1
+    dev.says("executor-1 was killed by SIGKILL while it was ending; its runs are tried again")
+    assert dev.end() == 0
+
+
+def test_two_tasks_of_one_id_are_said_when_the_code_changes(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    dev = house(GATED, "--processes", "1")
+    factory = "\ndef make(region: str) -> object:\n    @task\n    def work() -> str:\n        return region\n    return work\n"
+    write_tasks(tmp_path / "jobs.py", GATED + factory + "eu = make('eu')\nus = make('us')\n")
+    dev.says("two tasks have the id 'work'")
+    dev.says("keep running")
+    assert dev.run("which").output == 0
+    assert dev.end() == 0

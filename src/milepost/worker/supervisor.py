@@ -50,6 +50,8 @@ LOADING_LEAVE_SECONDS_MAX = 1.0
 # After so many executors that ended while they loaded the code, one after the other, it is taken as code that cannot be loaded.
 CRASHES_WHILE_LOADING_MAX = 4
 WATCH_AGAIN_SECONDS = 1.0
+# How long old code may take to say that it claims nothing more, before the new code is announced nevertheless.
+TAKE_OVER_SECONDS_MAX = 3.0
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -146,9 +148,9 @@ class Supervisor:
         Raises: WorkerFailed when the tasks cannot be loaded (unless a change may mend that) or the server refuses the worker.
         """
         try:
-            async with asyncio.TaskGroup() as group:
-                self._begin(group)
-                watcher = group.create_task(self._watch(group)) if self._options.reload else None
+            async with asyncio.TaskGroup() as self._group:
+                self._begin()
+                watcher = self._group.create_task(self._watch()) if self._options.reload else None
                 await self._stopping.wait()
                 if watcher is not None:
                     watcher.cancel()
@@ -160,7 +162,7 @@ class Supervisor:
         if self._failure is not None:
             raise WorkerFailed(self._failure)
 
-    def _begin(self, group: asyncio.TaskGroup) -> None:
+    def _begin(self) -> None:
         self._latest = generation = _Generation(
             self._options, self._hear, tries_one_first=self._current is not None
         )
@@ -173,7 +175,7 @@ class Supervisor:
                 self._generations.discard(generation)
             self._look_after_end_of(generation)
 
-        group.create_task(live())
+        self._group.create_task(live())
 
     def _look_after_end_of(self, generation: "_Generation") -> None:
         """A supervisor without executors ends, unless a change of the code may bring new ones."""
@@ -190,9 +192,11 @@ class Supervisor:
                 self._watch_also(files, is_broken=False)
                 if not generation.is_ending and generation.is_first_ready():
                     before, self._current = self._current, generation
-                    self._audience.ready(tasks, reloaded=before is not None)
-                    if before is not None:
+                    if before is None:
+                        self._audience.ready(tasks, reloaded=False)
+                    else:
                         before.end(Order.FINISH)
+                        self._group.create_task(self._announce(tasks, before))
             case LoadFailed(message=text, files=files):
                 self._watch_also(files, is_broken=True)
                 is_worth_telling = self._options.reload or self._current is generation
@@ -210,7 +214,19 @@ class Supervisor:
             case Drained() | Finishing():
                 pass
 
-    async def _watch(self, group: asyncio.TaskGroup) -> None:
+    async def _announce(self, tasks: Sequence[str], before: "_Generation") -> None:
+        """Say that the new code is live, as soon as no run can start in the old code any more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TAKE_OVER_SECONDS_MAX):
+                await before.claims_no_more.wait()
+        if self._stopping.is_set():
+            return
+        self._audience.ready(tasks, reloaded=True)
+        if before.finishing_runs:
+            runs = "1 run goes" if before.finishing_runs == 1 else f"{before.finishing_runs} runs go"
+            self._audience.notice(f"{runs} on with the code as it was, until the end")
+
+    async def _watch(self) -> None:
         """Start a new generation whenever a file of the user's code changes.
 
         What changes while an outdated one is being ended is found together afterwards, so that no more than one is starting up.
@@ -236,7 +252,7 @@ class Supervisor:
                     if self._latest is not None and self._latest is not self._current:
                         self._latest.end(Order.STOP)
                         await self._latest.over.wait()
-                    self._begin(group)
+                    self._begin()
             except (OSError, RuntimeError) as error:
                 # A folder has gone, or the system's limit of watched folders is reached.
                 if not polls:
@@ -306,6 +322,7 @@ class _Generation:
     Attributes:
         failure: why the code cannot be loaded.
         over: `run` has ended.
+        claims_no_more: after the order to finish, all its executors have heard it or ended.
     """
 
     options: WorkerOptions
@@ -313,6 +330,7 @@ class _Generation:
     tries_one_first: bool = False
     failure: str | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    claims_no_more: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._processes: set[_ExecutorProcess] = set()
@@ -322,7 +340,6 @@ class _Generation:
         self._was_ready = False
         self._has_failed = False
         self._crashes_while_loading = 0
-        self._finishing_is_told = False
 
     @property
     def is_ending(self) -> bool:
@@ -346,6 +363,7 @@ class _Generation:
         self._is_ready_or_ending.set()
         for process in self._processes:
             process.order(order)
+        self._look_for_claims()
 
     def kill(self) -> None:
         """End the executors without grace."""
@@ -389,7 +407,7 @@ class _Generation:
                 code = await process.run()
             finally:
                 self._processes.discard(process)
-            self._tell_of_finishing()
+            self._look_for_claims()
             if process.word is None:
                 await _release(self.options, process.worker_id)
             if self._ending.is_set():
@@ -443,18 +461,16 @@ class _Generation:
         if isinstance(message, Ready):
             self._is_ready_or_ending.set()
         if isinstance(message, Finishing):
-            self._tell_of_finishing()
+            self._look_for_claims()
 
-    def _tell_of_finishing(self) -> None:
-        """Say once, for all the executors together, that runs go on in code that is not the newest."""
-        runs = [process.finishing_runs for process in self._processes]
-        if self._order is not Order.FINISH or self._finishing_is_told or None in runs:
-            return
-        count = sum(each or 0 for each in runs)
-        if count:
-            self._finishing_is_told = True
-            these = "1 run goes on" if count == 1 else f"{count} runs go on"
-            self._say(f"{these} with the code as it was, until the end")
+    @property
+    def finishing_runs(self) -> int:
+        """How many runs are left to finish, as far as its executors have said."""
+        return sum(process.finishing_runs or 0 for process in self._processes)
+
+    def _look_for_claims(self) -> None:
+        if self._order is not None and all(process.finishing_runs is not None for process in self._processes):
+            self.claims_no_more.set()
 
 
 class _ExecutorProcess:
