@@ -492,11 +492,56 @@ def test_a_system_that_cannot_watch_files_is_no_end(stage: Stage, monkeypatch: p
     async def play(supervisor: Supervisor) -> None:
         await stage.ears.hear("ready: work 1")
         await stage.ears.hear("they are looked at instead")
-        await asyncio.sleep(0.5)
         stage.save("2")
         await stage.ears.hear("reloaded: work 2")
 
     stage.run(play, reload=True)
+
+
+def test_a_change_that_the_system_does_not_tell_is_found(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def watch(*paths: Path, **options: Any) -> Any:
+        while True:
+            await asyncio.sleep(0.05)
+            yield set()
+
+    monkeypatch.setattr(module, "awatch", watch)
+    stage.script("ready()\ndrain()\n")
+
+    async def play(supervisor: Supervisor) -> None:
+        await stage.ears.hear("ready: work 1")
+        for version in ("2", "3"):
+            stage.save(version)
+            await stage.ears.hear(f"reloaded: work {version}")
+            await until(lambda: len(stage.alive()) == 1)
+
+    stage.run(play, reload=True)
+    assert len(stage.started) == 3
+
+
+def test_a_change_that_is_told_twice_is_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = 0
+
+    async def watch(*paths: Path, **options: Any) -> Any:
+        nonlocal told
+        while True:
+            await asyncio.sleep(0.05)
+            told += 1
+            yield {(module.Change.modified, str(stage.folder / "jobs.py"))}
+
+    monkeypatch.setattr(module, "awatch", watch)
+    stage.script("ready()\ndrain()\n")
+
+    async def play(supervisor: Supervisor) -> None:
+        await stage.ears.hear("ready: work 1")
+        stage.save("2")
+        await stage.ears.hear("reloaded: work 2")
+        before = told
+        await until(lambda: told > before + 5)
+
+    stage.run(play, reload=True)
+    assert len(stage.started) == 2
 
 
 def test_orders_only_become_more_urgent(stage: Stage) -> None:

@@ -50,9 +50,13 @@ LOADING_LEAVE_SECONDS_MAX = 1.0
 # After so many executors that ended while they loaded the code, one after the other, it is taken as code that cannot be loaded.
 CRASHES_WHILE_LOADING_MAX = 4
 WATCH_AGAIN_SECONDS = 1.0
+LOOK_AGAIN_MILLISECONDS = 1000
 # How long old code may take to say that it claims nothing more, before the new code is announced nevertheless.
 TAKE_OVER_SECONDS_MAX = 3.0
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+
+
+_FileState = tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,8 @@ class Supervisor:
         self._order = Order.DRAIN
         self._watched = _Watched.of(options.sources, ())
         self._watched_changed = asyncio.Event()
+        # The files of the user's code as they were when the latest generation began to load them.
+        self._loaded: dict[Path, _FileState] = {}
 
     @property
     def grace_seconds(self) -> float:
@@ -167,6 +173,7 @@ class Supervisor:
             self._options, self._hear, tries_one_first=self._current is not None
         )
         self._generations.add(generation)
+        self._loaded = {file: _state_of(file) for file in self._watched.files}
 
         async def live() -> None:
             try:
@@ -229,7 +236,9 @@ class Supervisor:
     async def _watch(self) -> None:
         """Start a new generation whenever a file of the user's code changes.
 
-        What changes while an outdated one is being ended is found together afterwards, so that no more than one is starting up.
+        What changes while an outdated one is being ended is found together afterwards, so that no more than one is starting up. The
+        files are looked at now and then as well: what changes before the system watches them would be missed, and some file systems
+        tell nothing.
         """
         polls = False
         while True:
@@ -245,14 +254,19 @@ class Supervisor:
                 debounce=200,
                 step=20,
                 force_polling=polls or None,
+                rust_timeout=LOOK_AGAIN_MILLISECONDS,
+                yield_on_timeout=True,
             )
             try:
                 async for change in changes:
-                    self._audience.changed(sorted({Path(path) for _, path in change}))
-                    if self._latest is not None and self._latest is not self._current:
-                        self._latest.end(Order.STOP)
-                        await self._latest.over.wait()
-                    self._begin()
+                    files = {Path(path) for _, path in change} or set(self._loaded)
+                    changed = sorted(file for file in files if self._loaded.get(file) != _state_of(file))
+                    if changed:
+                        self._audience.changed(changed)
+                        if self._latest is not None and self._latest is not self._current:
+                            self._latest.end(Order.STOP)
+                            await self._latest.over.wait()
+                        self._begin()
             except (OSError, RuntimeError) as error:
                 # A folder has gone, or the system's limit of watched folders is reached.
                 if not polls:
@@ -269,6 +283,8 @@ class Supervisor:
         self._watched = _Watched.of(
             self._options.sources, before.files | set(map(Path, files)), is_broken=is_broken
         )
+        for file in self._watched.files - before.files:
+            self._loaded[file] = _state_of(file)
         if self._watched.folders != before.folders:
             self._watched_changed.set()
 
@@ -307,6 +323,15 @@ class _Watched:
         may_be_loaded = _may_hold_tasks(file) and (file.suffix == ".py" or (is_new and file.is_dir()))
         is_below = any(tree in file.parents for tree in self.trees)
         return may_be_loaded and (is_below or (is_new and self.is_broken))
+
+
+def _state_of(file: Path) -> _FileState:
+    """What changes when the file is written or replaced; None when there is no such file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _may_hold_tasks(path: Path) -> bool:
