@@ -68,6 +68,8 @@ class ThreadHost:
         self.body = body
         self.notices: list[str] = []
         self.interrupted: list[str] = []
+        self.left_to_finish: list[int] = []
+        self.abandoned = 0
         self.error: BaseException | None = None
         self.has_left = threading.Event()
         self._threads = ThreadPoolExecutor(50)
@@ -111,8 +113,12 @@ class ThreadHost:
     def server_is_back(self, away_seconds: float) -> None:
         self.notices.append(f"back after {away_seconds:.1f} s")
 
+    def finishing(self, runs: int) -> None:
+        self.left_to_finish.append(runs)
+
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         self.error = error
+        self.abandoned = abandoned
         self.has_left.set()
 
     def end(self) -> None:
@@ -430,6 +436,35 @@ def test_the_end_finishes_what_runs_and_leaves(
     assert msgspec.json.decode(server.bodies("report")[-1], type=ReportRequest).leaving
     last, before = claims(server)[-1], claims(server)[-2]
     assert last.sequence == before.sequence, "what the claim under way has brought is not lost"
+
+
+def test_runs_may_finish_without_a_limit_of_time_until_a_later_order_sets_one(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    began, gates = threading.Semaphore(0), {"run_1": threading.Event(), "run_2": threading.Event()}
+
+    def body(run: Run) -> str:
+        began.release()
+        gates[run.id].wait(60)
+        return "1"
+
+    worker = host(body, grace_seconds=0.1)
+    server.queue(run_of(1), run_of(2))
+    for _ in range(2):
+        assert began.acquire(timeout=10)
+    worker.link.order(Order.FINISH)
+    server.until(lambda: bool(worker.left_to_finish))
+    claimed = len(claims(server))
+    assert not worker.has_left.wait(0.5), "the grace time does not count"
+    gates["run_1"].set()
+    server.until(lambda: "run_1" in server.outcomes())
+    assert not worker.has_left.is_set()
+    worker.link.order(Order.DRAIN)
+    assert worker.has_left.wait(20)
+    assert (worker.error, worker.abandoned, worker.left_to_finish) == (None, 1, [2])
+    assert list(server.outcomes()) == ["run_1"]
+    assert len(claims(server)) == claimed, "nothing more is claimed"
+    gates["run_2"].set()
 
 
 class Queue:

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import gc
 import os
+import random
 import signal
 import socket
 import sys
@@ -251,10 +252,9 @@ class Executor:
     async def _run_on_loop(self, task: Task[Any, Any], held: HeldRun) -> None:
         try:
             outcome = await run_attempt(task, held.scope.run, held.scope, call_in_thread=self._call_in_thread)
-        except asyncio.CancelledError as error:
-            forget_frames([error])
-            # The link has given the run up, or ends; nobody cares for the outcome.
-            outcome = Outcome(error=describe_error(error))
+        except BaseException as error:
+            # A CancelledError: the link has given the run up, or ends, and nobody cares for the outcome.
+            outcome = _stray_outcome(task, held, error)
         self._on_loop.pop(held, None)
         self._finished(held, outcome)
 
@@ -274,7 +274,11 @@ class Executor:
         return future
 
     def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None:
-        outcome = self._context.copy().run(run_attempt_in_thread, task, held.scope.run, held.scope)
+        try:
+            outcome = self._context.copy().run(run_attempt_in_thread, task, held.scope.run, held.scope)
+        except BaseException as error:
+            # User code may send an error into this thread (as some timeouts do), and it may come just after the attempt.
+            outcome = _stray_outcome(task, held, error)
         self._finished(held, outcome)
 
     def _finished(self, held: HeldRun, outcome: Outcome) -> None:
@@ -364,6 +368,15 @@ def _tell_of_stray(error: BaseException) -> None:
         file=sys.stderr,
     )
     traceback.print_exception(error)
+
+
+def _stray_outcome(task: Task[Any, Any], held: HeldRun, error: BaseException) -> Outcome:
+    """The outcome of an attempt that could not come to one by itself."""
+    run = held.scope.run
+    pause = task.retry.delay_ms(run.attempt, jitter=random.random(), max_attempts=run.max_attempts)
+    outcome = Outcome(error=describe_error(error), retry_after_ms=pause)
+    forget_frames([error])
+    return outcome
 
 
 def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: Any) -> None:
