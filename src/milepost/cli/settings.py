@@ -13,13 +13,14 @@ from pydantic_settings import BaseSettings
 
 from milepost.cli.console import err
 from milepost.client.settings import ClientSettings
+from milepost.sdk.child_process import ATTEMPT_VARIABLE, RUN_VARIABLE
 from milepost.server.settings import ServerSettings
 from milepost.worker.settings import WorkerSettings
 
 _PREFIX = "MILEPOST_"
 _SHARED_PREFIX = "TASK_RUN_METADATA_"
 # Read where they are needed, and by no class of settings.
-_OTHERS = frozenset({"MILEPOST_DEBUG"})
+_OTHERS = frozenset({"MILEPOST_DEBUG", RUN_VARIABLE, ATTEMPT_VARIABLE})
 
 
 def known_settings() -> frozenset[str]:
