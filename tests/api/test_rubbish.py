@@ -188,6 +188,16 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         },
         "register_worker": {"id": "odd", "name": "odd", "tasks": [task], "holding": ["run_x"], "attempts": [1]},
         "claim_runs": {"sequence": 1, "slots": 0, "waitSeconds": 0},
+        "report_log": {
+            "runs": [
+                {
+                    "id": "?",
+                    "attempt": 1,
+                    "sequence": 1,
+                    "lines": [{"at": 1, "level": "info", "message": "m", "attempt": 1, "logger": "l"}],
+                }
+            ]
+        },
         "report": {
             "runs": [
                 {
@@ -197,7 +207,6 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
                     "metadataVersion": 0,
                     "changes": [{"run": "?", "operations": operations}],
                     "waiting": False,
-                    "logs": [{"at": 1, "level": "info", "message": "m", "attempt": 1, "logger": "l"}],
                 }
             ],
             "leaving": False,
