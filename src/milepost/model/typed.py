@@ -26,7 +26,7 @@ import msgspec
 from milepost.errors import MetadataError, MetadataValueError
 from milepost.model.document import Document
 from milepost.model.jsonvalue import JSONValue, encode, kind_of
-from milepost.model.operations import Append, Delete, Operation, Remove, Set, Update
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
 from milepost.model.path import MISSING, Path, Segment, find, parse
 
 __all__ = [
@@ -319,8 +319,16 @@ def _demands_after(
 
 def _result(operation: Operation, path: Path, place: _Judged) -> JSONValue:
     """The value of the judged place after the operation; MISSING when the operation will not be applied."""
-    if type(operation) is Set and place.depth == len(path):
-        return operation.value
+    if place.depth == len(path):
+        if type(operation) is Set:
+            return operation.value
+        if type(operation) is Increment:
+            found: Any = 0 if place.found is MISSING else place.found
+            is_number = kind_of(found) is int or kind_of(found) is float
+            try:
+                return found + operation.value if is_number else MISSING
+            except OverflowError:
+                return MISSING
     inner: dict[str, JSONValue] = {} if place.found is MISSING else {"value": place.found}
     changed: Any = msgspec.structs.replace(
         cast("Any", operation), key=_path_text(("value", *path[place.depth :]))
