@@ -1,5 +1,7 @@
 """The store's snapshot and log always give the document, whatever the engine remembers of it."""
 
+from datetime import date
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -7,12 +9,13 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from milepost.engine.commands import UpdateMetadata
-from milepost.engine.documents import RECENT_BYTES
+from milepost.engine.documents import RECENT_BYTES, HotDocument, Writer, ids_of
 from milepost.errors import MetadataError
 from milepost.model.counted import ID_BYTES, KNOWN_MAX
 from milepost.model.document import Document
 from milepost.model.operations import Append, Increment, Operation, Set, check, decode_operations
 from milepost.store import documents, schema
+from support.chance import cases, hold
 from support.operations import DOCUMENTS, LARGE, OPERATIONS, exactly
 from support.properties import database_property
 from support.world import WorkerDouble, World, item, world_at
@@ -85,6 +88,31 @@ def test_snapshot_and_log_give_the_sequential_fold(
         worker.finish(run)
         assert saved_snapshot_version(world, run_id) == expected.version
         assert told(*world.document(run_id)) == told(expected.value, expected.version)
+
+
+def joined_steps_lead_where_the_steps_lead(value: dict[str, object], operations: list[Operation]) -> None:
+    """Whatever was applied step by step, floats of every kind among it: one joined step comes to the same, to the last digit."""
+    hot = HotDocument("run", Document(value, counted=None), snapshot_version=0, snapshot_bytes=0)
+    counted: set[bytes] = set()
+    for operation in operations:
+        hot.write([operation], Writer(), 1, ids=ids_of([operation]), counted=counted)
+    copied = Document(value, counted=None)
+    delta = hot.delta(0, Writer(), known_ids=list)
+    for change in delta.changes or () if delta else ():
+        copied.apply_all(change.operations)
+    assert exactly(copied.value) == exactly(hot.document.value)
+
+
+@pytest.mark.parametrize("seed", ["fixed", f"{date.today()}"], ids=["fixed", "today"])
+def test_joined_steps(seed: str) -> None:
+    hold(joined_steps_lead_where_the_steps_lead, cases(seed, quarters=False), 5_000)
+
+
+def test_joined_steps_sum_no_integers_over_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The law finds it where they do."""
+    monkeypatch.setattr(HotDocument, "_as_logged", lambda self, operation: operation)
+    with pytest.raises(AssertionError, match=r"^case "):
+        hold(joined_steps_lead_where_the_steps_lead, cases("planted", quarters=False), 20_000)
 
 
 def test_a_long_log_is_folded_on_the_way(world: World, worker: WorkerDouble) -> None:

@@ -87,6 +87,8 @@ class HotDocument:
         operations: Sequence[Operation],
         writer: Writer,
         now: int,
+        *,
+        ids: Sequence[tuple[bytes, ...]],
         counted: set[bytes],
         declared: Declared | None = None,
         type_name: str = "",
@@ -94,7 +96,8 @@ class HotDocument:
         """Apply what can be applied, in order, as one new version. Nothing applied, no new version (M29, M31).
 
         Args:
-            counted: which of `ids_of(operations)` were counted before; what is counted now is added.
+            ids: what `ids_of` gives for the operations.
+            counted: which of these ids were counted before; what is counted now is added.
             declared: the type that the document must have after each operation (M76); `type_name` is what messages call it.
         """
         refusals: list[Refusal] = []
@@ -103,8 +106,7 @@ class HotDocument:
         for index, operation in enumerate(operations):
             try:
                 check(operation)
-                ids = _ids_of(operation)
-                if not counted.isdisjoint(ids):
+                if ids[index] and not counted.isdisjoint(ids[index]):
                     # The log has what changes something, so whoever reads it need not know what was counted (M46).
                     left_out.append(index)
                     continue
@@ -114,7 +116,7 @@ class HotDocument:
             except MetadataError as error:
                 refusals.append(Refusal(index, error.code, error.message))
             else:
-                counted.update(ids[:1])
+                counted.update(ids[index][:1])
                 applied.append(self._as_logged(operation))
         if not applied and not left_out:
             return None, refusals
@@ -206,22 +208,20 @@ class HotDocument:
             self._recent_bytes -= self._recent.popleft().size
 
 
-def ids_of(operations: Iterable[Operation]) -> set[bytes]:
-    """What stands for the `once` ids of the operations, each by its key and as it would stand there if it counted for every key."""
-    found: set[bytes] = set()
-    for operation in operations:
-        try:
-            found.update(_ids_of(operation))
-        except MetadataError:
-            # It will be refused.
-            continue
-    return found
+def ids_of(operations: Sequence[Operation]) -> list[tuple[bytes, ...]]:
+    """For each operation with a `once` id what stands for it: by its key, and as if it counted for every key. Else nothing."""
+    return [_ids_of(operation) for operation in operations]
 
 
 def _ids_of(operation: Operation) -> tuple[bytes, ...]:
-    if isinstance(operation, Increment | Append) and operation.once is not None:
-        return id_of(operation.key, operation.once), id_over_all_keys(operation.once)
-    return ()
+    once = getattr(operation, "once", None)
+    if once is None or not isinstance(operation, Increment | Append):
+        return ()
+    try:
+        return id_of(operation.key, once), id_over_all_keys(once)
+    except (MetadataError, UnicodeEncodeError):
+        # It will be refused.
+        return ()
 
 
 def join_steps(steps: Iterable[LoggedChange], reader: Writer) -> list[MetadataChange]:

@@ -1,6 +1,7 @@
 """One group of commands as one unit: what they load, change and announce. Saved at once with one statement per table."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from sqlalchemy import Connection
 
@@ -145,11 +146,19 @@ class Transaction:
             declared: the type of the document, which every operation is held to (M76).
         """
         hot = self.documents([row])[row.id]
-        asked = ids_of(operations)
-        before = self._counted_before(row.id, asked) if asked else set[bytes]()
+        ids = ids_of(operations)
+        before = self._counted_before(row.id, ids) if any(ids) else set[bytes]()
         counted = set(before)
         type_name = f"the metadata of task {row.task!r}"
-        change, refusals = hot.write(operations, writer, self.now, counted, declared, type_name)
+        change, refusals = hot.write(
+            operations,
+            writer,
+            self.now,
+            ids=ids,
+            counted=counted,
+            declared=declared,
+            type_name=type_name,
+        )
         if len(counted) > len(before):
             self._counted.setdefault(row.id, set()).update(counted - before)
         if change is not None:
@@ -162,7 +171,8 @@ class Transaction:
             self.announce_change(row, hot.last_change())
         return refusals
 
-    def _counted_before(self, run_id: str, asked: set[bytes]) -> set[bytes]:
+    def _counted_before(self, run_id: str, ids: Sequence[tuple[bytes, ...]]) -> set[bytes]:
+        asked = set(chain.from_iterable(ids))
         counted = document_store.load_counted(self.connection, run_id, asked)
         return counted | (asked & self._counted.get(run_id, set()))
 
