@@ -26,6 +26,7 @@ from milepost.protocol.work import (
     RegisterRequest,
     ReportRequest,
     RunReply,
+    RunReport,
     WorkerTask,
 )
 from milepost.sdk.buffer import Buffer
@@ -830,8 +831,10 @@ def test_what_cannot_be_encoded_takes_nothing_along(
     def body(run: Run) -> str:
         run.set("good", 1)
         if run.id == "run_1":
-            # Of the own document it is refused at the call.
-            run.scope.buffer.add("run_parent", Set(key="bad", value="\ud800"))
+            # The call itself refuses it; so this gets in behind its back.
+            value: list[Any] = ["fine"]
+            run.scope.buffer.add("run_parent", Set(key="bad", value=value))
+            value[0] = "\ud800"
         run.set("later", 2)
         return "\ud800" if run.id == "run_2" else "1"
 
@@ -873,3 +876,47 @@ def test_an_error_that_the_server_does_not_take_is_told_in_short(
         assert outcome.retry_after_ms == 10
     finally:
         worker.end()
+
+
+def test_a_run_stopped_in_the_middle_of_a_call_does_not_hold_up_the_division_of_others(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """A thread of the run is stopped inside of its buffer just when its report turns out to be too large."""
+    is_refused, is_inside, others_have_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def accepts(report: RunReport) -> bool:
+        if report.id == "run_1" and sum(len(change.operations) for change in report.changes) > 1:
+            is_refused.set()
+            return is_inside.wait(30) and False
+        return True
+
+    server.accepts = accepts
+
+    def stand_still() -> None:
+        is_inside.set()
+        others_have_ended.wait(60)
+
+    def body(run: Run) -> str:
+        if run.id == "run_1":
+            for number in range(10):
+                run.set(f"key {number}", number)
+            assert is_refused.wait(30)
+            run.scope.buffer._do(stand_still, 10)
+        return "1"
+
+    host(body)
+    server.queue(run_of(1))
+    assert is_refused.wait(30)
+    server.queue(run_of(2), run_of(3))
+    server.until(lambda: {"run_2", "run_3"} <= server.outcomes().keys())
+    assert "run_1" not in server.outcomes()
+    others_have_ended.set()
+    server.until(lambda: "run_1" in server.outcomes())
+    keys = [
+        operation.key
+        for report in server.reports
+        for change in report.changes
+        if change.run == "run_1"
+        for operation in change.operations
+    ]
+    assert keys == [f"key {number}" for number in range(10)]

@@ -164,7 +164,7 @@ class ReportResponse(msgspec.Struct):
     runs: list[RunReply]
 
 
-class AttemptLines(msgspec.Struct, rename="camel", kw_only=True, gc=False):
+class AttemptLines(msgspec.Struct, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True):
     """Lines of one attempt's log, in order. `sequence` counts such parts of the attempt from 1: each is stored at most once.
 
     They may come after the attempt has ended. The attempt of a line is this one, whatever the line says.
@@ -176,7 +176,7 @@ class AttemptLines(msgspec.Struct, rename="camel", kw_only=True, gc=False):
     lines: list[LogLine]
 
 
-class LogRequest(msgspec.Struct):
+class LogRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Lines of the logs of many attempts."""
 
     runs: list[AttemptLines]

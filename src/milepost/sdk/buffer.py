@@ -410,32 +410,16 @@ class Buffer:
             raise BufferBusy
         return found[0]
 
-    def divide(self) -> Batch | None:
+    def divide(self, *, patience_seconds: float = PATIENCE_SECONDS) -> Batch | None:
         """The batch in flight with the first half of its operations, because the server does not take it as it is: it has applied
         nothing of it. The rest goes with the next batches. None when there is only one operation in it, or none.
+
+        Raises: BufferBusy when another thread has not ended its call in that time.
         """
         found: list[Batch | None] = []
-        while not self._do(lambda: found.append(self._divided()), PATIENCE_SECONDS):
-            # Another thread was stopped in the middle of a call; nothing can leave before it goes on.
-            pass
+        if not self._do(lambda: found.append(self._divide()), patience_seconds):
+            raise BufferBusy
         return found[0]
-
-    def _divided(self) -> Batch | None:
-        batch = self._in_flight
-        count = 0 if batch is None else sum(len(change.operations) for change in batch.changes)
-        if batch is None or count < 2:
-            return None
-        changes, rest = halve(batch.changes, count // 2)
-        for change in rest:
-            self._waiting_bytes.setdefault(change.run, 0)
-        self._waiting = [*rest, *self._waiting]
-        own = _operations_for(self._run_id, changes)
-        if batch.sequence in self._sent:
-            self._sent[batch.sequence] = list(own)
-        if not own:
-            self._sent.pop(batch.sequence, None)
-        self._in_flight = Batch(batch.sequence, changes, is_last=False)
-        return self._in_flight
 
     def acknowledged(
         self, sequence: int, *, refused: Sequence[Refused] = (), delta: MetadataDelta | None = None
@@ -764,6 +748,23 @@ class Buffer:
         self._in_flight = batch = Batch(self._sequence, changes, is_last)
         self._waiting = left
         return batch
+
+    def _divide(self) -> Batch | None:
+        batch = self._in_flight
+        count = 0 if batch is None else sum(len(change.operations) for change in batch.changes)
+        if batch is None or count < 2:
+            return None
+        changes, rest = halve(batch.changes, count // 2)
+        for change in rest:
+            self._waiting_bytes.setdefault(change.run, 0)
+        own = _operations_for(self._run_id, changes)
+        if own:
+            self._sent[batch.sequence] = list(own)
+        else:
+            self._sent.pop(batch.sequence, None)
+        self._in_flight = divided = Batch(batch.sequence, changes, is_last=False)
+        self._waiting = [*rest, *self._waiting]
+        return divided
 
     def _acknowledge(self, sequence: int, refused: Sequence[Refused], delta: MetadataDelta | None) -> None:
         batch = self._in_flight

@@ -18,7 +18,7 @@ from milepost.model.names import check_name
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import JSON_TYPE, PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE
-from milepost.protocol.work import RegisterRequest, RunReport
+from milepost.protocol.work import AttemptLines, RegisterRequest, RunReport
 
 # The last microsecond of the year 9999, up to which every reader has a calendar.
 AT_MAX = 253_402_300_799_999_999
@@ -59,14 +59,7 @@ async def check_reports(reports: Sequence[RunReport]) -> list[RunReport]:
 
     Raises: InvalidRequestError for a number that counts nothing.
     """
-    for index, report in enumerate(reports):
-        for name, number in (("attempt", report.attempt), ("sequence", report.sequence)):
-            if not -1 <= number <= COUNT_MAX:
-                raise InvalidRequestError(
-                    f"runs[{index}].{name} counts from 1, up to {COUNT_MAX}, and is {number:,}",
-                    field=f"runs[{index}].{name}",
-                    limit=COUNT_MAX,
-                )
+    _check_numbers(reports)
 
     def check() -> list[RunReport]:
         return list(map(_checked, reports))
@@ -75,6 +68,24 @@ async def check_reports(reports: Sequence[RunReport]) -> list[RunReport]:
     if not outputs:
         return list(reports)
     return await _in_time(check, sum(map(len, outputs)))
+
+
+def check_log(parts: Sequence[AttemptLines]) -> None:
+    """Make sure that parts of logs are counted, and that their lines have a time. Raises InvalidRequestError."""
+    _check_numbers(parts)
+    for index, part in enumerate(parts):
+        check_lines(part.lines, f"runs[{index}].lines")
+
+
+def _check_numbers(reports: Sequence[RunReport | AttemptLines]) -> None:
+    for index, report in enumerate(reports):
+        for name, number in (("attempt", report.attempt), ("sequence", report.sequence)):
+            if not -1 <= number <= COUNT_MAX:
+                raise InvalidRequestError(
+                    f"runs[{index}].{name} counts from 1, up to {COUNT_MAX}, and is {number:,}",
+                    field=f"runs[{index}].{name}",
+                    limit=COUNT_MAX,
+                )
 
 
 def _checked(report: RunReport) -> RunReport:

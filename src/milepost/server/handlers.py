@@ -349,8 +349,7 @@ class Handlers:
                 field="lines",
                 limit=LOG_LINES_MAX,
             )
-        for index, part in enumerate(body.runs):
-            doors.check_lines(part.lines, f"runs[{index}].lines")
+        doors.check_log(body.runs)
         await self._submit(commands.AppendLog(request.path_params["worker"], body.runs))
         return LogResponse()
 

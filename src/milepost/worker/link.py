@@ -33,6 +33,7 @@ from milepost.protocol.work import (
     ReportResponse,
     WorkerTask,
 )
+from milepost.sdk.buffer import BufferBusy
 from milepost.sdk.capture import end_lines
 from milepost.sdk.scope import RunScope
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
@@ -603,7 +604,12 @@ class WorkerLink:
                     await self._send(some)
             return
         [entry] = entries
-        less = smaller(entry, reason)
+        try:
+            less = smaller(entry, reason)
+        except BufferBusy:
+            # The other runs do not wait for a thread that was stopped: the same is tried again later.
+            self._holding.outbox.add(entry.held)
+            return
         if less is None:
             self._holding.lose(entry.held)
             return

@@ -274,12 +274,14 @@ def smaller(entry: Entry, reason: Exception) -> Entry | None:
 
     First the operations go without the outcome, then fewer and fewer of them, until one alone is refused. An outcome that is
     refused alone is cut down to what has to be said.
+
+    Raises: BufferBusy when a thread of the run was stopped in the middle of a call.
     """
     report, batch = entry.report, entry.batch
     if report.changes and report.outcome is not None:
         return _changed(entry, outcome=None)
     if len(report.changes) > 1 or (report.changes and len(report.changes[0].operations) > 1):
-        batch = entry.held.scope.buffer.divide()
+        batch = entry.held.scope.buffer.divide(patience_seconds=BUSY_SECONDS_MAX)
         assert batch is not None, "there were several operations"
         return Entry(entry.held, msgspec.structs.replace(report, changes=batch.changes), batch)
     if report.changes:
