@@ -310,7 +310,7 @@ def test_rubbish_as_payloads_and_outputs(rubbish: Rubbish, text: str) -> None:
     assert rubbish.served.get(f"/api/v3/runs/{run['id']}")["error"]["message"] == text
     run = rubbish.run()
     line = {"at": 1, "level": text, "message": text, "logger": text}
-    rubbish.reporter.report(run, logs=[line])
+    rubbish.reporter.log(run, line)
     assert (
         rubbish.served.get(f"/api/v1/runs/{run['id']}/logs")["data"]
         == [line | ({} if text else {"logger": ""})]
