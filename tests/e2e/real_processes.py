@@ -19,7 +19,7 @@ from milepost import Client, Run
 
 MILEPOST = [sys.executable, "-P", "-c", "from milepost.cli.main import main; main()"]
 READY_SECONDS = 60.0
-KEY = "a key for tests"
+KEY = "a-key-for-tests-only"
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "it") -> Any:

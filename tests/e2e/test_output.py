@@ -137,7 +137,7 @@ def test_a_server_that_is_away_is_told_once_by_all_executors_together(site: Call
 
 
 def test_lines_of_a_server_have_time_and_level(command: Callable[..., Command], tmp_path: Path) -> None:
-    env = {"MILEPOST_SECRET_KEY": "a key that is long enough"}
+    env = {"MILEPOST_SECRET_KEY": "a-key-that-is-long-enough"}
     server = command("server", "--port", "0", "--data", str(tmp_path / "text"), env=env)
     server.says("serves at ", 120)
     assert re.search(rf"^{TIME} INFO    Milepost \S+ serves at http://\S+$", server.errors, re.MULTILINE)

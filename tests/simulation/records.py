@@ -1,5 +1,6 @@
 """What the writers did, as it is noted where their calls enter the system; the oracle compares it with what was committed."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,8 +88,8 @@ class RecordingBuffer(Buffer):
             attempt.batches += [range(0)] * len(taken)
         return batch
 
-    def divide(self) -> Batch | None:
-        batch = super().divide()
+    def divide(self, **given: Any) -> Batch | None:
+        batch = super().divide(**given)
         if batch is not None:
             operations = {change.run: list(change.operations) for change in batch.changes}
             self.attempt.sent[batch.sequence] = Sent(operations, None)
@@ -135,6 +136,7 @@ class Records:
         wanted: the names of all runs that somebody has tried to trigger.
         runs: those whose trigger was acknowledged, by name.
         gone: worker processes that were killed, or have left.
+        told: how many lines workers themselves have added to the log of an attempt.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -143,6 +145,7 @@ class Records:
     wanted: set[str] = field(default_factory=set)
     runs: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
 
     def saw(self, reader: str, run_id: str, version: int, value: dict[str, Any], is_final: bool) -> None:
         self.seen.append(Seen(reader, run_id, version, value, is_final))

@@ -20,6 +20,7 @@ from milepost.errors import MilepostError, UnavailableError
 from milepost.feed.hub import Hub
 from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
 from milepost.server.app import problem_response
+from milepost.server.auth import Authenticator
 from milepost.server.handlers import Handlers
 from milepost.store.database import Store
 from simulation.network import Network, Stream
@@ -190,7 +191,9 @@ class ServerProcess:
         self.committer.process = self
         reader = Reader(machine.store, metadata_size_max=machine.settings.metadata_size_max)
         settings = cast(Any, machine.settings)
-        self.handlers = Handlers(settings, self.committer, reader, self.hub, machine.clock, "simulated")
+        self.handlers = Handlers(
+            settings, self.committer, reader, self.hub, Authenticator("key"), machine.clock, "simulated"
+        )
         self._spawn(self._upkeep())
 
     def die(self) -> None:

@@ -256,8 +256,6 @@ PLANTS: list[tuple[Plant, Callable[[Plan], None]]] = [
     (an_end_is_announced_to_nobody_and_nobody_asks, as_drawn),
     (planted.a_full_window_is_written_over_what_replaced_it, all_kinds_of_writes),
     (planted.a_name_of_digits_is_a_position_if_one_from_the_end_follows, all_kinds_of_writes),
-    (planted.a_position_from_the_end_is_a_place_of_its_own, all_kinds_of_writes),
-    (planted.what_lies_around_a_place_does_not_touch_it, all_kinds_of_writes),
     (an_id_is_counted_anew_in_each_group, only_additions),
     (an_id_is_counted_over_all_keys, only_additions),
     (a_repeated_part_of_a_log_is_stored_again, many_parts_come_twice),

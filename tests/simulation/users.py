@@ -85,12 +85,17 @@ class RecordingMetadata(OutsideMetadata):
     def _sink(self) -> Sink | None:
         sink = super()._sink()
         assert sink is not None
-        return _Witness(sink, self.group)
+        return cast(Sink, _Witness(sink, self.group))
 
 
 class _Witness:
+    """A sink, with a witness at the doors by which operations come in."""
+
     def __init__(self, sink: Sink, group: Group) -> None:
         self._real, self._group = sink, group
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
 
     def add(self, operation: Operation) -> None:
         self._real.add(operation)

@@ -23,6 +23,7 @@ from milepost.sdk.scope import RunScope, current_scope
 from milepost.worker.channel import Channel, Refused
 from milepost.worker.control import Order
 from milepost.worker.link import LinkOptions, WorkerLink
+from milepost.worker.log_book import AttemptLog
 from milepost.worker.outbox import HeldRun
 from simulation.network import URL, Peer, Session
 from simulation.records import Attempt, RecordingBuffer
@@ -86,7 +87,18 @@ class WorkerProcess:
             asyncio.new_event_loop,
             open_channel=self._open_channel,
         )
+        self._note_what_is_told()
         self._spawn(self._link.live())
+
+    def _note_what_is_told(self) -> None:
+        book, told = self._link._book, self._simulation.records.told
+        add = book.add
+
+        def noted(log: AttemptLog, level: str, message: str, logger: str) -> None:
+            told[log.run_id, log.attempt] += logger != LOGGER
+            add(log, level, message, logger)
+
+        book.add = noted  # type: ignore[method-assign]
 
     @property
     def has_lines_to_send(self) -> bool:

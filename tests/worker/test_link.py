@@ -920,3 +920,27 @@ def test_a_run_stopped_in_the_middle_of_a_call_does_not_hold_up_the_division_of_
         for operation in change.operations
     ]
     assert keys == [f"key {number}" for number in range(10)]
+
+
+def test_the_end_of_the_log_of_a_lost_run_is_sent_too(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """Nothing else is waited for, and what an attempt said before it was given up is worth reading."""
+    server.log_bytes_max = 4096
+    server.replies["run_1"].append(RunReply(id="run_1", lost=True))
+    is_lost = threading.Event()
+
+    def body(run: Run) -> str:
+        for number in range(100):
+            run.link.log(run.scope, "info", f"line {number} {'x' * 100}", "test")
+        run.set("a", 1)
+        assert is_lost.wait(30)
+        run.link.log(run.scope, "info", "the last line", "test")
+        return "1"
+
+    worker = host(body)
+    server.queue(run_of(1))
+    server.until(lambda: worker.interrupted)
+    is_lost.set()
+    lines = server.until(lambda: server.log["run_1"][-1:] == ["the last line"] and server.log["run_1"])
+    assert any("were left out here" in line for line in lines)

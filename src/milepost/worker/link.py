@@ -349,11 +349,8 @@ class WorkerLink:
 
     def _finish(self, held: HeldRun, outcome: Outcome) -> None:
         self._holding.finish(held, outcome)
-        if held.is_held_back:
-            self._log_is_urgent.set()
-            self._log_due.set()
-            if self._hold_back_timer is None:
-                self._look_for_outcomes()
+        if held.is_held_back and self._hold_back_timer is None:
+            self._look_for_outcomes()
 
     def _look_for_outcomes(self) -> None:
         """Let go the outcomes that have waited long enough for their logs, and look again when the next one has."""
@@ -374,6 +371,10 @@ class WorkerLink:
     def _advance(self) -> None:
         """Something has changed: start what may start, and wake the loops that have something to do."""
         self._holding.advance()
+        if self._book.has_urgent:
+            # Also of an attempt that was lost: the end of its log waits for nothing else.
+            self._log_is_urgent.set()
+            self._log_due.set()
         if self._holding.room:
             self._slots_due.set()
         self._look_for_reports()
