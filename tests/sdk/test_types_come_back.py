@@ -383,12 +383,12 @@ COMES_BACK: list[tuple[Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
 def _in_short(value: object) -> str:
     """The name of a case, the same in every process: sets have no order of their own."""
     return "a set" if isinstance(value, set | frozenset) else str(value)[:50]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("annotation", "value"), COMES_BACK, ids=_in_short)
 def test_it_comes_back(way: Callable[[Any, Any], Any], annotation: Any, value: Any) -> None:
     back = way(annotation, value)
@@ -447,7 +447,7 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (Annotated[int, PlainSerializer(lambda value: value + 1)], 1, "1 comes back as 2"),
     (WithPrivate, with_private(), "_count: is a private attribute"),
     (Model, assigned(), "numbers"),
-    (dict[tuple[int, int], int], {(1, 2): 3}, r"\(1, 2\): an instance of tuple cannot be a key"),
+    (dict[tuple[int, int], int], {(1, 2): 3}, r"1,2\S*: would not be read back"),
     (Path | str, "x", "comes back as"),
     (float, float("nan"), "JSON has no such number"),
     (list[float | None], [1.0, float("inf")], r"\[1\]: inf"),

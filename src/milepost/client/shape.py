@@ -53,10 +53,7 @@ class Shape(Generic[ValueT]):
         try:
             back = codec.read(text)
         except Misfit as misfit:
-            reason = unstorable(checked) or [
-                (place, f"would not be read back: {message}") for place, message in misfit.problems
-            ]
-            raise Unsendable(reason) from None
+            raise Unsendable(_why_not_back(checked, misfit)) from None
         found = difference(checked, back, is_untyped, lambda: codec.read(text))
         if found is not None:
             raise Unsendable([found])
@@ -72,6 +69,15 @@ class Shape(Generic[ValueT]):
             return self.codec.json_schema()
         except Exception:  # of the user's types; the schema only describes, so the task works without
             return None
+
+
+def _why_not_back(value: object, misfit: Misfit) -> list[tuple[str, str]]:
+    # Our own words say it better where they are about the same place: NaN is written as null.
+    known = unstorable(value)
+    places = {place for place, _ in misfit.problems}
+    if known is not None and all(place in places for place, _ in known):
+        return known
+    return [(place, f"would not be read back: {message}") for place, message in misfit.problems]
 
 
 def _check_integers(text: bytes) -> None:

@@ -494,7 +494,7 @@ def _from_attrs(value: Any, depth: int) -> JSONValue:
 def _from_pydantic(value: Any, depth: int) -> JSONValue:
     # Python mode, so that times, bytes and NaN follow the rules of this module; aliases, so that the model reads it back. What
     # a root model or a serializer of its own makes of it is any value.
-    dumped: object = value.model_dump(by_alias=True)
+    dumped: object = value.model_dump(by_alias=True, warnings=False)
     if dumped is value:
         raise _Refused(
             f"{_kind_name(type(value))} cannot be stored, because its serializer gives the model itself"
