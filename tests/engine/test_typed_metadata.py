@@ -13,6 +13,7 @@ from milepost.model.retry import NO_RETRY
 from milepost.protocol.metadata import Refused
 from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import TargetOperations, WorkerTask
+from milepost.sdk.buffer import Buffer
 from milepost.store import records
 from support.world import WorkerDouble, World, item
 
@@ -105,6 +106,30 @@ def test_each_writer_is_held_to_it_one_operation_at_a_time(
         assert place in message or place == "document"
         assert reason.replace(" ", "") in message.replace(" ", ""), message
     assert world.document(run_id)[0] == {"status": "y", "free": 2}
+
+
+def test_a_worker_knows_of_types_above_its_runs(world: World, worker: WorkerDouble) -> None:
+    """M30: what it writes to them must not be merged, since each operation is held to the type by itself."""
+    run_id = world.trigger(metadata={"status": "x"})
+    assert not worker.claim_one().has_typed_ancestor
+    child_id = world.trigger("plain", parent_run_id=run_id)
+    assert worker.claim_one().has_typed_ancestor
+    world.trigger("plain", parent_run_id=child_id)
+    grandchild = worker.claim_one()
+    assert grandchild.has_typed_ancestor
+    world.trigger("plain", parent_run_id=world.trigger("plain"))
+    assert [worker.claim_one().has_typed_ancestor for _ in range(2)] == [False, False]
+
+    buffer = Buffer.of(grandchild, limit=262_144)
+    for value in (5, "many"):
+        buffer.add(run_id, Set("total", value))
+    buffer.add(run_id, Increment("total", 1))
+    buffer.add(run_id, Increment("total", 0.5))
+    batch = buffer.next_batch()
+    assert batch is not None
+    refused = worker.report(grandchild, changes=batch.changes).refused
+    assert [index for index, _, _ in reasons(refused)] == [1, 3]
+    assert world.document(run_id)[0] == {"status": "x", "total": 6}
 
 
 def test_a_document_may_be_begun_without_what_its_type_requires(world: World, worker: WorkerDouble) -> None:

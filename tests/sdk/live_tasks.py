@@ -147,7 +147,7 @@ def returns_what_cannot_be_stored() -> dict[str, float]:
 
 @task
 def writes_to_its_parent() -> list[str]:
-    metadata.parent.set("done", 7).set("at", "soon").delete("status")
+    metadata.parent.set("done", 7).increment("done", 0.5).set("at", "soon").delete("status")
     try:
         metadata.flush()
     except MetadataFlushError as error:

@@ -29,7 +29,6 @@ from milepost.model.operations import (
     Delete,
     Increment,
     Operation,
-    Pending,
     Remove,
     Set,
     Update,
@@ -292,29 +291,31 @@ class OutsideMetadata(Updater):
 
 
 class _Collected(UntypedSink):
-    """A sink that keeps operations, collapsed, until they are taken, a portion at a time."""
+    """A sink that keeps operations until they are taken, a portion at a time."""
 
     def __init__(self) -> None:
-        self._pending = Pending()
+        # Not merged, because the document may have a declared type, which may refuse one operation and not the next.
+        self._pending: list[Operation] = []
         # Taken from `_pending`, but too much for the portion before.
         self._waiting: list[Operation] = []
 
     @property
     def has_operations(self) -> bool:
-        return bool(self._waiting) or len(self._pending) > 0
+        return bool(self._waiting or self._pending)
 
     def add(self, operation: Operation) -> None:
         check(operation)
-        self._pending.add(operation)
+        self._pending.append(operation)
 
     def add_all(self, operations: list[Operation]) -> None:
         for operation in operations:
             check(operation)
-        for operation in operations:
-            self._pending.add(operation)
+        self._pending += operations
 
     def take(self, run_id: str) -> list[Operation]:
-        operations = self._waiting or self._pending.take()
+        operations = self._waiting
+        if not operations:
+            operations, self._pending = self._pending, []
         taken, rest = cut([TargetOperations(run_id, operations)])
         self._waiting = rest[0].operations if rest else []
         return taken[0].operations

@@ -175,6 +175,18 @@ def _is_ancestor(target_id: str, writing: RunRow, transaction: Transaction) -> b
     return False
 
 
+def has_typed_ancestor(row: RunRow, transaction: Transaction, state: EngineState) -> bool:
+    """Whether the document of a run above has a declared type (M76)."""
+    if not state.has_types:
+        return False
+    above = transaction.run(row.parent_id) if row.parent_id is not None else None
+    while above is not None:
+        if state.declared_of(above.task) is not None:
+            return True
+        above = transaction.run(above.parent_id) if above.parent_id is not None else None
+    return False
+
+
 def _accepts_writes(row: RunRow, transaction: Transaction, state: EngineState) -> bool:
     return (
         row.finished_at is None

@@ -156,6 +156,8 @@ class EngineState:
         self.started_at = started_at
         self.identifiers = Identifiers()
         self.tasks: dict[str, KnownTask] = {}
+        # Whether the metadata of any task has a declared type.
+        self.has_types = False
         self._declared: dict[str, tuple[bytes, SchemaPlace | None]] = {}
         # How many runs of a queue may execute at once, for the queues that have a limit.
         self.queue_limits: dict[str, int] = {}
@@ -193,6 +195,7 @@ class EngineState:
 
     def _learn(self, tasks: Iterable[KnownTask]) -> None:
         self.tasks.update((task.id, task) for task in tasks)
+        self.has_types = any(known.metadata_schema is not None for known in self.tasks.values())
         self.queue_limits = {
             known.queue: known.queue_concurrency
             for known in self.tasks.values()

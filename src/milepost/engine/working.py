@@ -9,7 +9,7 @@ import msgspec
 from milepost.engine import logs
 from milepost.engine.commands import AppendLog, Claim, RegisterWorker, Report
 from milepost.engine.documents import Writer
-from milepost.engine.metadata import refused_lines, told, write_reported
+from milepost.engine.metadata import has_typed_ancestor, refused_lines, told, write_reported
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
@@ -122,7 +122,7 @@ def claim_runs(
     for record in records.values():
         transaction.adopt(record.row)
         _apply(record.row, claim(record.row, worker.id), transaction)
-    return _claimed([records[run_id] for run_id in ids], transaction)
+    return _claimed([records[run_id] for run_id in ids], transaction, state)
 
 
 def report(command: Report, transaction: Transaction, state: EngineState) -> list[RunReply]:
@@ -402,7 +402,9 @@ def _due_within_limits(
             return list(chosen)
 
 
-def _claimed(records: Sequence[RunRecord], transaction: Transaction) -> list[ClaimedRun]:
+def _claimed(
+    records: Sequence[RunRecord], transaction: Transaction, state: EngineState
+) -> list[ClaimedRun]:
     written = [record.row for record in records if record.row.metadata_written]
     documents = transaction.documents(written) if written else {}
     claimed: list[ClaimedRun] = []
@@ -419,6 +421,7 @@ def _claimed(records: Sequence[RunRecord], transaction: Transaction) -> list[Cla
             queue=row.queue,
             parent_id=row.parent_id,
             root_id=row.root_id,
+            has_typed_ancestor=has_typed_ancestor(row, transaction, state),
             batch_id=row.batch_id,
             depth=row.depth,
             created_at=row.created_at,

@@ -393,12 +393,14 @@ class Pending:
     *   of appends in a row only those stay, where they are, that the cap of the newest one leaves over;
     *   `update` takes the place of the last `update` and all after it, if nothing there could have been refused.
 
-    What counts an id (`once`) is never merged.
+    What counts an id (`once`) is never merged. And nothing is, where `merges` is False: the document may have a declared type
+    (M76), which can refuse one of two operations, but not what they come to together.
     """
 
     __slots__ = (
         "_entries",
         "_keys",
+        "_merges",
         "_next",
         "_open",
         "_replaceable",
@@ -408,9 +410,10 @@ class Pending:
         "_weights",
     )
 
-    def __init__(self, *, result: Mapping[str, JSONValue] | None = None) -> None:
+    def __init__(self, *, result: Mapping[str, JSONValue] | None = None, merges: bool = True) -> None:
         """Begin with nothing. `result` is for a list that was applied before; `collapse` tells what it does."""
         self._result = result
+        self._merges = merges
         self._reset()
 
     def _reset(self) -> None:
@@ -454,6 +457,10 @@ class Pending:
         """
         given: Any = operation
         kind = kind_of(given)
+        if not self._merges:
+            weight = 0 if kind is Increment or kind is Delete else _weight(given.value)
+            self._enter(given, weight + (0 if kind is Update else len(given.key)))
+            return
         if kind is Update:
             self._add_update(given)
             return
@@ -493,6 +500,8 @@ class Pending:
 
     def absorbs(self, operation: Operation) -> bool:
         """True when `add` would put the operation in the place of what is here, so that no more has to be held."""
+        if not self._merges:
+            return False
         given: Any = operation
         kind = kind_of(given)
         if kind is Update:

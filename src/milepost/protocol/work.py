@@ -87,6 +87,8 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     `counted` are up to 5,000 of the `once` ids that were counted in this run, so that the worker's own view need not count them
     again; the server counts right in any case. Each is 12 bytes, as `milepost.model.counted.id_of` makes them, one after the other,
     in base64.
+
+    `hasTypedAncestor`: a run above has a declared type of its metadata (M76), which holds for each operation that comes from here.
     """
 
     id: str
@@ -102,6 +104,7 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     queue: str = ""
     parent_id: str | None = None
     root_id: str = ""
+    has_typed_ancestor: bool = False
     batch_id: str | None = None
     depth: int = 0
     created_at: int = 0

@@ -119,6 +119,9 @@ class Buffer:
         document: the run's document as it was when the attempt was claimed.
         counted: what stands for the `once` ids that were counted by then, as far as they are known (`id_of`).
         backlog_bytes_max: what may wait to be sent for one document, about.
+        merges_others: whether operations on documents of other runs may be merged. Not where one of them has a declared type,
+            which is not known here: it may refuse one operation and not the next. Those on the own document are held to its type
+            before they come here.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Buffer:
         *,
         counted: Iterable[bytes] = (),
         backlog_bytes_max: int = BACKLOG_BYTES_MAX,
+        merges_others: bool = True,
     ) -> None:
         self._run_id = run_id
         self._attempt = attempt
@@ -156,6 +160,7 @@ class Buffer:
         # Own operations that were sent and are not in `_base` yet, by batch; None stands where the server refused one.
         self._sent: dict[int, list[Operation | None]] = {}
         self._pending: dict[str, Pending] = {}
+        self._merges_others = merges_others
         # Taken from `_pending`, but too much for the batch before.
         self._waiting: list[TargetOperations] = []
         self._view = self._copy_of_base()
@@ -182,7 +187,8 @@ class Buffer:
     def of(cls, run: ClaimedRun, *, limit: int) -> Buffer:
         """The buffer of a run that was just claimed; `limit` is the largest size of its document in bytes."""
         document = Document(run.metadata, version=run.metadata_version, limit=limit)
-        return cls(run.id, run.attempt, document, counted=unpack(run.counted))
+        counted = unpack(run.counted)
+        return cls(run.id, run.attempt, document, counted=counted, merges_others=not run.has_typed_ancestor)
 
     # --- the user's side -----------------------------------------------------------------------------------
 
@@ -662,7 +668,7 @@ class Buffer:
         self._in_hand = None
         unfinished = self._unfinished
         for run_id, torn in list(self._pending.items()):
-            mended = Pending()
+            mended = self._new_pending(run_id)
             try:
                 operations = torn.operations
                 if unfinished is not None and unfinished.run_id == run_id and len(unfinished.operations) > 1:
@@ -712,11 +718,14 @@ class Buffer:
             self._unfinished = None
             return False
         was_clean = not self._pending
-        pending = Pending()
+        pending = self._new_pending(run_id)
         for operation in operations:
             pending.add(operation)
         self._pending[run_id] = pending
         return was_clean
+
+    def _new_pending(self, run_id: str) -> Pending:
+        return Pending(merges=self._merges_others or run_id == self._run_id)
 
     def _refuse(self, run_id: str, operations: Sequence[Operation], code: str, message: str) -> None:
         """Refuse operations here, before the server sees them: flush tells each of them, the run's log how many there were."""
