@@ -17,7 +17,6 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── ForbiddenError                forbidden               403
     │   ├── NotFoundError                 not_found               404
     │   │   ├── RunNotFoundError          run_not_found           404
-    │   │   ├── TaskNotFoundError         task_not_found          404
     │   │   ├── BatchNotFoundError        batch_not_found         404
     │   │   └── VersionNotFoundError      version_not_found       404
     │   ├── HistoryPrunedError            history_pruned          410   .earliest_version
@@ -68,7 +67,6 @@ __all__ = [
     "RunFinishedError",
     "RunNotFoundError",
     "TaskFailedError",
-    "TaskNotFoundError",
     "TooLargeError",
     "UnauthorizedError",
     "UnavailableError",
@@ -304,12 +302,6 @@ class RunNotFoundError(NotFoundError):
     """There is no run with this id in this environment."""
 
     code: ClassVar[str] = "run_not_found"
-
-
-class TaskNotFoundError(NotFoundError):
-    """No task with this id is known."""
-
-    code: ClassVar[str] = "task_not_found"
 
 
 class BatchNotFoundError(NotFoundError):

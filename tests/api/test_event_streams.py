@@ -44,7 +44,7 @@ def test_watching_a_run_with_its_children(served: Served, worker: HttpWorker) ->
         child = served.trigger(parentRunId=run_id)
         frame = events.until(lambda event, data: event == "children-rows")
         assert frame["order"] == [child]
-        worker.report(run, logs=[{"at": 1, "level": "info", "message": "half"}])
+        worker.log(run, {"at": 1, "level": "info", "message": "half"})
         assert events.until(lambda event, data: event == "log") == {}
         worker.finish(run)
         worker.finish(worker.take(child))
@@ -220,9 +220,12 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     served.stop()
     served.start()
     try:
-        assert [served.get(path) for path in paths] == before
+        after = [served.get(path) for path in paths]
+        # The worker has yet to come back.
+        assert after[2].pop("queuedReason") == "no_worker_online"
+        assert after == before
         again = served.post("/api/v1/tasks/work/trigger", {}, headers=header)
-        assert again == {"id": queued, "isCached": True}
+        assert again == {"id": queued, "isCached": True, "queuedReason": "no_worker_online"}
         report = {
             "id": running,
             "attempt": 1,

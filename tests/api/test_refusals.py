@@ -102,7 +102,7 @@ def test_a_wrong_type_is_named_by_its_field(
 
 
 VALUES: list[tuple[str, Any, int, str, str | None, int | None]] = [
-    ("/api/v1/tasks/nobody/trigger", {}, 404, "task_not_found", "task", None),
+    ("/api/v1/tasks/a%01b/trigger", {}, 400, "bad_request", "path", None),
     ("/api/v1/tasks/work/trigger", {"payload": "{"}, 422, "invalid_request", "payload", None),
     ("/api/v1/tasks/work/trigger", {"payload": "[" * 100_000}, 422, "invalid_request", "payload", None),
     (
@@ -150,11 +150,11 @@ VALUES: list[tuple[str, Any, int, str, str | None, int | None]] = [
     ("/api/v2/tasks/batch", {"items": [{"task": "work"}] * 1001}, 422, "invalid_request", "items", 1000),
     (
         "/api/v2/tasks/batch",
-        {"items": [{"task": "work"}, {"task": "nobody"}]},
-        404,
-        "task_not_found",
+        {"items": [{"task": "work"}, {"task": "x" * 257}]},
+        422,
+        "invalid_request",
         "items[1].task",
-        None,
+        256,
     ),
     ("/api/v3/batches", {"runCount": 2**31}, 422, "invalid_request", "runCount", None),
     (

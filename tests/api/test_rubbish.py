@@ -341,7 +341,9 @@ def test_rubbish_in_paths(rubbish: Rubbish, endpoint: Any) -> None:
                 # Any id has an inbox, which stays open.
                 continue
             answer = rubbish.send(endpoint.method, path, body)
-            assert answer.status >= 400 or endpoint.name == "register_worker", path
+            # A task need not be known, and its id may look odd.
+            assert answer.status >= 400 or endpoint.name in ("register_worker", "trigger"), path
+            assert answer.status < 500, path
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from milepost.errors import (
     InvalidRequestError,
     MilepostError,
     RunNotFoundError,
-    TaskNotFoundError,
 )
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.triggering import BatchLine, TriggerOptions
@@ -129,7 +128,7 @@ def test_an_index_that_comes_twice_in_one_stream_is_one_run(world: World, worker
     [
         (lines(5), InvalidRequestError, "index"),
         (lines(-1), InvalidRequestError, "index"),
-        (lines(2, task="nobody"), TaskNotFoundError, "items[2].task"),
+        (lines(2, task=""), InvalidRequestError, "items[2].task"),
         ([BatchLine(2, "work", "{")], InvalidRequestError, "items[2].payload"),
     ],
 )

@@ -15,7 +15,7 @@ from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
-from milepost.errors import TaskNotFoundError
+from milepost.errors import InvalidRequestError
 from milepost.store.runs import RunFilter
 from support.world import item, new_store, offered
 
@@ -73,11 +73,11 @@ def test_a_refusal_is_raised_and_stands_alone(running: Running) -> None:
     async def work(running: Running) -> None:
         results = await asyncio.gather(
             running.committer.submit(Trigger(item())),
-            running.committer.submit(Trigger(item("nobody"))),
+            running.committer.submit(Trigger(item(""))),
             running.committer.submit(Trigger(item())),
             return_exceptions=True,
         )
-        assert isinstance(results[1], TaskNotFoundError)
+        assert isinstance(results[1], InvalidRequestError)
         assert results[0].run_ids < results[2].run_ids
 
     running.run(work)

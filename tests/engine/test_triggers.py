@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine.commands import PruneAnswers, Trigger, TriggerBatch
+from milepost.engine.commands import PruneAnswers, ReleaseLostRuns, Trigger, TriggerBatch
 from milepost.errors import (
     InvalidRequestError,
     MetadataError,
@@ -16,12 +16,13 @@ from milepost.errors import (
     MilepostError,
     RequestError,
     RunNotFoundError,
-    TaskNotFoundError,
     TooLargeError,
 )
 from milepost.model.operations import Set, Update
-from milepost.model.run import RunStatus
+from milepost.model.retry import NO_RETRY
+from milepost.model.run import QueuedReason, RunStatus
 from milepost.protocol.triggering import QueueOption
+from milepost.protocol.work import WorkerTask
 from milepost.store.runs import RunFilter, load_trigger_metadata
 from support.world import WorkerDouble, World, item, offered, result_of
 
@@ -65,14 +66,61 @@ def test_a_run_can_name_another_queue(world: World, worker: WorkerDouble) -> Non
     assert world.reader.run(run_id).queue == "slow lane"
 
 
-def test_an_unknown_task_is_named_together_with_the_known_ones(world: World, worker: WorkerDouble) -> None:
-    [ticket] = world.submit(Trigger(item("wrok")))
-    error = ticket.result
-    assert isinstance(error, TaskNotFoundError)
-    assert error.field == "task"
-    assert "'wrok'" in str(error)
-    assert "work" in str(error)
-    assert "start a worker" in str(error)
+def test_a_task_that_nobody_has_offered_is_accepted_and_found_later(world: World) -> None:
+    """Its queue is learnt with the task, also by runs whose payloads came in a batch."""
+    run_id = world.trigger("later")
+    named = world.trigger("later", queue=QueueOption("slow lane"))
+    world.trigger_batch(item("later"), item("other"))
+    assert world.reader.run(run_id).queued_reason is QueuedReason.NEVER_OFFERED
+    other = WorkerDouble(world, "worker_1", WorkerTask(id="other", queue="q", retry=NO_RETRY))
+    assert [run.task for run in other.claim(10)] == ["other"]
+
+    later = WorkerTask(id="later", queue="bounded", queue_concurrency=1, retry=NO_RETRY)
+    worker = WorkerDouble(world, "worker_2", later)
+    assert [world.reader.run(each).queue for each in (run_id, named)] == ["bounded", "slow lane"]
+    claimed = worker.claim(10)
+    # The limit of the queue that it learnt holds for it.
+    assert [run.id for run in claimed] == [run_id, named]
+    worker.finish(claimed[0])
+    assert len(worker.claim(10)) == 1
+
+
+def test_why_nobody_can_take_a_run(world: World) -> None:
+    run_id = world.trigger("work")
+
+    def reason() -> QueuedReason | None:
+        return world.reader.run(run_id).queued_reason
+
+    assert reason() is QueuedReason.NEVER_OFFERED
+    worker = WorkerDouble(world, "worker_1", WorkerTask(id="work", queue="q", retry=NO_RETRY))
+    WorkerDouble(world, "worker_2", WorkerTask(id="work", queue="q", retry=NO_RETRY))
+    assert reason() is None
+    worker.send(leaving=True)
+    assert reason() is None
+    # A worker that offers it no more, and one that falls silent.
+    WorkerDouble(world, "worker_2", WorkerTask(id="other", queue="q", retry=NO_RETRY))
+    assert reason() is QueuedReason.NO_WORKER_ONLINE
+    WorkerDouble(world, "worker_2", WorkerTask(id="work", queue="q", retry=NO_RETRY))
+    assert reason() is None
+    world.clock.advance(3600)
+    world.do(ReleaseLostRuns())
+    assert reason() is QueuedReason.NO_WORKER_ONLINE
+    world.restart()
+    assert reason() is QueuedReason.NO_WORKER_ONLINE
+    third = WorkerDouble(world, "worker_3", WorkerTask(id="work", queue="q", retry=NO_RETRY))
+    assert reason() is None
+    third.claim_one()
+    world.clock.advance(3600)
+    world.submit()
+    # Whatever becomes of its worker: it is not queued.
+    assert (world.reader.run(run_id).status, reason()) == (RunStatus.EXECUTING, None)
+
+
+@pytest.mark.parametrize("task", ["", "x" * 257, "a\nb", "\ud800"])
+def test_the_id_of_a_task_is_a_name(world: World, task: str) -> None:
+    [ticket] = world.submit(Trigger(item(task)))
+    assert isinstance(ticket.result, InvalidRequestError)
+    assert ticket.result.field == "task"
 
 
 def test_tasks_are_known_after_a_restart_without_a_worker(world: World, worker: WorkerDouble) -> None:
@@ -284,7 +332,7 @@ def test_a_batch_of_another_size_is_refused(world: World, worker: WorkerDouble, 
 
 
 BAD_ITEMS: dict[str, tuple[dict[str, Any], str]] = {
-    "task": ({"task": "nobody"}, "items[2].task"),
+    "task": ({"task": ""}, "items[2].task"),
     "payload": ({"payload": "{"}, "items[2].payload"),
     "large payload": ({"payload": "1" * (4 * MEGABYTE)}, "items[2].payload"),
     "payload type": ({"payload": "{}", "payload_type": "x"}, "items[2].options.payloadType"),
@@ -374,12 +422,12 @@ def test_a_refused_command_does_not_touch_its_neighbours(world: World, worker: W
     """M29 for whole commands."""
     tickets = world.submit(
         Trigger(item(payload="1")),
-        Trigger(item("nobody")),
+        Trigger(item("")),
         TriggerBatch([item(), item(payload="{")]),
         Trigger(item(payload="2")),
     )
     kinds = [type(ticket.result).__name__ for ticket in tickets]
-    assert kinds == ["Triggered", "TaskNotFoundError", "InvalidRequestError", "Triggered"]
+    assert kinds == ["Triggered", "InvalidRequestError", "InvalidRequestError", "Triggered"]
     payloads = [
         msgspec.json.decode(world.reader.run(ticket.result.run_ids[0]).payload) for ticket in tickets[::3]
     ]

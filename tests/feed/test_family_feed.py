@@ -64,7 +64,7 @@ def test_a_run_is_followed_until_its_last_child_has_finished(world: FeedWorld, w
         children = [world.trigger(parent_run_id=parent) for _ in range(2)]
         await watcher.until(lambda: watcher.order == children[::-1])
         at_work = [worker.claim_one() for _ in children]
-        worker.report(run, logs=[LINE])
+        worker.log(run, LINE)
         await watcher.until(lambda: watcher.logged == 1)
         worker.finish(run)
         await watcher.until(lambda: watcher.run["status"] == "COMPLETED")
@@ -151,9 +151,10 @@ def test_lines_of_a_log_wake_nobody_who_does_not_show_it(world: FeedWorld, worke
     watch = ListWatch(RunFilter())
     watch.shown = frozenset([run.id])
     world.hub.lists.add(watch)
-    worker.report(run, logs=[LINE])
+    worker.log(run, LINE)
     assert not watch.wake.is_set()
-    worker.report(run, Increment("n", 1), logs=[LINE])
+    worker.report(run, Increment("n", 1))
+    worker.log(run, LINE)
     assert watch.wake.is_set()
 
 

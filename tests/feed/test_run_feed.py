@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milepost.engine.commands import ReleaseLostRuns
 from milepost.engine.reading import Reader
 from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
@@ -18,7 +19,7 @@ from support.operations import OPERATIONS, exactly
 from support.properties import database_property
 from support.subscriber import FeedWorld, Subscriber, feed_world_at, run_async
 from support.work import work_of_readers
-from support.world import WorkerDouble, item
+from support.world import WorkerDouble, item, offered
 
 # What only a snapshot tells: it depends on other runs, or never changes, or is the document itself.
 _NOT_FOLLOWED = {"metadata", "metadataVersion", "relatedRuns"}
@@ -635,3 +636,37 @@ def test_whoever_reads_when_and_how_often_holds_a_committed_state_and_in_the_end
 
         run_async(follow)
         assert not world.hub.runs
+
+
+def test_a_queued_run_says_when_nobody_can_take_it(
+    world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "QUEUED_SECONDS", 0.01)
+    run_id = world.trigger()
+    never = world.trigger("never")
+
+    async def follow() -> None:
+        subscriber, other = watch(world, run_id), watch(world, never)
+        await subscriber.read()
+        await other.read()
+        assert "queuedReason" not in subscriber.run
+        assert other.run["queuedReason"] == "never_offered"
+        worker.send(leaving=True)
+        world.clock.advance(3600)
+        world.do(ReleaseLostRuns())
+        assert await subscriber.read() == "delta"
+        assert subscriber.run["queuedReason"] == "no_worker_online"
+        assert_same(subscriber, world, run_id)
+        # One is here again, and takes it before anybody has looked.
+        run = WorkerDouble(world).claim_one()
+        while subscriber.run["status"] == "QUEUED":
+            assert await subscriber.read() == "delta"
+        assert "queuedReason" not in subscriber.run
+        assert run.id == run_id
+        WorkerDouble(world, "worker_2", offered("never"))
+        assert await other.read() == "delta"
+        assert "queuedReason" not in other.run
+        await subscriber.close()
+        await other.close()
+
+    run_async(follow)

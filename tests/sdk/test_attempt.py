@@ -29,7 +29,6 @@ from milepost import (
     Retry,
     Task,
     TaskFailedError,
-    TaskNotFoundError,
     UnavailableError,
     UsageError,
     metadata,
@@ -340,7 +339,6 @@ def test_what_may_succeed_later_is_retried() -> None:
     for number, error in enumerate(
         (
             UnavailableError("away"),
-            TaskNotFoundError("not yet"),
             TaskFailedError(run_id="r"),
             MetadataFlushError("refused"),
         )

@@ -192,7 +192,14 @@ class ServerProcess:
         reader = Reader(machine.store, metadata_size_max=machine.settings.metadata_size_max)
         settings = cast(Any, machine.settings)
         self.handlers = Handlers(
-            settings, self.committer, reader, self.hub, Authenticator("key"), machine.clock, "simulated"
+            settings,
+            self.committer,
+            reader,
+            self.hub,
+            Authenticator("key"),
+            machine.clock,
+            "simulated",
+            queued_reason=self.engine.state.queued_reason,
         )
         self._spawn(self._upkeep())
 

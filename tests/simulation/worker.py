@@ -12,7 +12,6 @@ from milepost.errors import (
     MetadataError,
     MetadataFlushError,
     MilepostError,
-    TaskNotFoundError,
     UnavailableError,
 )
 from milepost.model.run import Outcome, RunError
@@ -344,8 +343,7 @@ async def trigger(transport: Transport, task: str, request: TriggerRequest, requ
     while True:
         try:
             return (await transport.send(call)).id
-        except (UnavailableError, TaskNotFoundError):
-            # Or no worker has come yet.
+        except UnavailableError:
             await asyncio.sleep(0.3)
 
 

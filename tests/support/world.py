@@ -106,7 +106,11 @@ class World:
         self.clock = clock or Clock()
         self.settings = EngineSettings(**settings)
         self.announcements: list[Announcement] = []
-        self.reader = Reader(store, metadata_size_max=self.settings.metadata_size_max)
+        self.reader = Reader(
+            store,
+            metadata_size_max=self.settings.metadata_size_max,
+            queued_reason=lambda task: self.engine.state.queued_reason(task),
+        )
         self.restart()
 
     def restart(self) -> None:

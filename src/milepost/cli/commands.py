@@ -44,10 +44,10 @@ Concurrency = Annotated[
 
 
 LogLevelOption = Annotated[
-    Literal["debug", "info", "warning", "error"],
+    Literal["debug", "info", "warning", "error", "critical"],
     typer.Option(
         "--log-level",
-        help="Say this and what is graver on standard error: debug, info, warning or error. At debug, every run is told.",
+        help="Say this and what is graver on standard error. At debug every run is told, at critical no run that fails.",
         envvar="MILEPOST_LOG_LEVEL",
         case_sensitive=False,
     ),

@@ -75,8 +75,8 @@ async def demo(options: DemoOptions) -> int:
             )
             stay = options.stay if options.stay is not None else err.is_terminal and sys.stdin.isatty()
             work = asyncio.create_task(_work(server, key, path.resolve(), ready, signals, stay=stay))
-            # What becomes of 10,000 runs is shown as a picture.
-            os.environ.setdefault("MILEPOST_LOG_LEVEL", "warning")
+            # What becomes of 10,000 runs, the broken rows too, is shown as a picture.
+            os.environ.setdefault("MILEPOST_LOG_LEVEL", "critical")
             supervisor = Supervisor(worker, Announcer(lambda tasks: ready.set()))
             try:
                 await supervise(supervisor, signals, ended=[server.ended, work], order=Order.STOP)

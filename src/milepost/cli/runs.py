@@ -23,7 +23,7 @@ from milepost.client import calls
 from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
-from milepost.model.run import RunError
+from milepost.model.run import QueuedReason, RunError
 
 FRAME_SECONDS = 0.1
 LAST_COLUMN_CHARACTERS_MIN = 30
@@ -40,6 +40,9 @@ def trigger(
     client = Client()
     handle = client.trigger(task_id, value, metadata=document, tags=list(tags))
     print_line(handle.id)
+    # That nobody has ever offered the task, the client has warned of.
+    if handle.queued_reason is QueuedReason.NO_WORKER_ONLINE and not watch:
+        err.print(_why_queued(task_id, handle.queued_reason), markup=False, soft_wrap=True)
     if watch:
         _watch(client, handle.id, as_json=False)
 
@@ -127,6 +130,8 @@ def get_run(run_id: str, *, as_json: bool) -> None:
     facts.add_row("created", run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
     facts.add_row("attempts", str(run.attempt_count))
     facts.add_row("metadata", f"version {run.metadata_version}")
+    if run.queued_reason is not None:
+        facts.add_row("queued", Text(run.queued_reason.describe(run.task_id)))
     if run.tags:
         facts.add_row("tags", Text(", ".join(run.tags)))
     if run.parent_id:
@@ -174,9 +179,11 @@ def _watch(client: Client, run_id: str, *, as_json: bool) -> None:
 def _follow_on_terminal(client: Client, run_id: str) -> Run:
     last: Run | None = None
     shown_at = 0.0
+    reasons = _Reasons()
     with Live(console=out, auto_refresh=False) as live:
         for run in client.runs.subscribe(run_id):
             last = run
+            reasons.tell(run)
             now = time.monotonic()
             if now - shown_at >= FRAME_SECONDS or run.is_completed:
                 shown_at = now
@@ -190,8 +197,10 @@ def _follow_on_terminal(client: Client, run_id: str) -> Run:
 def _follow_as_lines(client: Client, run_id: str) -> Run:
     last: Run | None = None
     shown = ""
+    reasons = _Reasons()
     for run in client.runs.subscribe(run_id):
         last = run
+        reasons.tell(run)
         line = describe(status=run.status, metadata=run.metadata)
         if line != shown:
             shown = line
@@ -205,6 +214,22 @@ def _follow_as_json(client: Client, run_id: str) -> Run:
         last = run
         print_json(run)
     return _ended(last)
+
+
+class _Reasons:
+    """Says why nobody can take a queued run, each time that it is another reason."""
+
+    def __init__(self) -> None:
+        self._told: QueuedReason | None = None
+
+    def tell(self, run: Run) -> None:
+        if run.queued_reason not in (None, self._told):
+            err.print(_why_queued(run.task_id, run.queued_reason), markup=False, soft_wrap=True)
+        self._told = run.queued_reason
+
+
+def _why_queued(task_id: str, reason: QueuedReason) -> str:
+    return visible(f"the run stays queued: {reason.describe(task_id)}")
 
 
 def _ended(run: Run | None) -> Run:

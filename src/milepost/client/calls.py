@@ -25,6 +25,7 @@ from milepost.model.filters import parse_filter
 from milepost.model.jsontext import find_fault
 from milepost.model.jsonvalue import describe, to_json
 from milepost.model.operations import Operation
+from milepost.model.run import QueuedReason
 from milepost.protocol import endpoints
 from milepost.protocol import metadata as wire
 from milepost.protocol.dashboard import SignInLink
@@ -100,15 +101,17 @@ class Triggered:
 
     id: str
     token: str | None
+    queued_reason: QueuedReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TriggeredBatch:
-    """A batch that was triggered: the ids of its runs, in the order of the items."""
+    """A batch that was triggered: the ids of its runs, in the order of the items, and why nobody can take them, by task."""
 
     id: str
     run_ids: list[str]
     token: str | None
+    queued_reasons: dict[str, QueuedReason] = field(default_factory=dict[str, QueuedReason])
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
     """Trigger one run."""
     return _call(
         "trigger", endpoints.TRIGGER,
-        lambda answer, headers: Triggered(answer.id, headers.get(TOKEN_HEADER)),
+        lambda answer, headers: Triggered(answer.id, headers.get(TOKEN_HEADER), answer.queued_reason),
         body=request, task=task_id,
     )  # fmt: skip
 
@@ -190,7 +193,9 @@ def trigger_batch(request: BatchRequest) -> Call[TriggeredBatch]:
     """Trigger up to 1,000 runs."""
     return _call(
         "batch_trigger", endpoints.TRIGGER_BATCH,
-        lambda answer, headers: TriggeredBatch(answer.id, answer.runs, headers.get(TOKEN_HEADER)),
+        lambda answer, headers: TriggeredBatch(
+            answer.id, answer.runs, headers.get(TOKEN_HEADER), answer.queued_reasons
+        ),
         body=request,
     )  # fmt: skip
 
@@ -204,14 +209,17 @@ def create_batch(*, parent_run_id: str | None, resume: bool) -> Call[TriggeredBa
     )  # fmt: skip
 
 
-def add_batch_items(batch_id: str, lines: Sequence[BatchLine], *, run_count: int | None) -> Call[list[str]]:
-    """Send items of an announced batch; the ids of their runs. A repeat changes nothing.
+def add_batch_items(
+    batch_id: str, lines: Sequence[BatchLine], *, run_count: int | None
+) -> Call[TriggeredBatch]:
+    """Send items of an announced batch; what was triggered of it. A repeat changes nothing.
 
     Args:
         run_count: how many items the batch has in all, once that is known.
     """
     return _call(
-        "batch_trigger", endpoints.ADD_BATCH_ITEMS, lambda answer, _: answer.runs,
+        "batch_trigger", endpoints.ADD_BATCH_ITEMS,
+        lambda answer, _: TriggeredBatch(answer.id, answer.runs, None, answer.queued_reasons),
         text=b"\n".join(map(_encode, lines)), query={} if run_count is None else {"runCount": run_count}, batch=batch_id,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -17,12 +18,18 @@ from milepost.client.subscription import BatchFollower, afollow, follow
 from milepost.client.transport import SyncTransport
 from milepost.errors import MetadataTooLargeError
 from milepost.model.document import SIZE_LIMIT
+from milepost.model.run import QueuedReason
 from milepost.protocol.runs import RunResult
 
 if TYPE_CHECKING:
     from milepost.client.async_transport import AsyncTransport
 
 ResultT = TypeVar("ResultT")
+
+WARNED_TASKS_MAX = 1000
+_warned_tasks: set[str] = set()
+
+logger = logging.getLogger("milepost.client")
 
 
 class Client:
@@ -184,4 +191,15 @@ def run_handle(
     client: Client, task_id: str, triggered: Triggered, shape: Shape[Any] | None = None
 ) -> RunHandle[Any]:
     """The handle of a run that was triggered; `shape` is that of its output."""
-    return RunHandle(triggered.id, task_id, triggered.token, client, shape)
+    if triggered.queued_reason is not None:
+        warn_never_offered({task_id: triggered.queued_reason})
+    return RunHandle(triggered.id, task_id, triggered.token, client, shape, triggered.queued_reason)
+
+
+def warn_never_offered(reasons: Mapping[str, QueuedReason]) -> None:
+    """Warn of a task that was triggered although no worker has ever offered it, once in this process: its id may be misspelt."""
+    for task_id, reason in reasons.items():
+        if reason is QueuedReason.NEVER_OFFERED and task_id not in _warned_tasks:
+            if len(_warned_tasks) < WARNED_TASKS_MAX:
+                _warned_tasks.add(task_id)
+            logger.warning("the run stays queued: %s", reason.describe(task_id))

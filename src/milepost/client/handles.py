@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from milepost.client.results import TaskResult, task_result
 from milepost.client.run import Run
 from milepost.client.shape import Shape
+from milepost.model.run import QueuedReason
 
 if TYPE_CHECKING:
     from milepost.client.client import Client
@@ -24,6 +25,7 @@ class RunHandle(Generic[OutputT]):
         id: the run's id.
         task_id: the task that it is of.
         public_access_token: lets others watch this run and nothing else; None when the server gives none.
+        queued_reason: why nobody could take the run when it was triggered, see `Run`; None when a worker is online that can.
     """
 
     id: str
@@ -31,6 +33,7 @@ class RunHandle(Generic[OutputT]):
     public_access_token: str | None
     _client: Client = field(repr=False)
     _shape: Shape[Any] | None = field(default=None, repr=False)
+    queued_reason: QueuedReason | None = None
 
     def retrieve(self) -> Run:
         """The run as it is now."""

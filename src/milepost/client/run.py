@@ -10,7 +10,7 @@ import msgspec
 
 from milepost.client.shape import read_document
 from milepost.errors import NotLoadedError
-from milepost.model.run import RunError, RunStatus
+from milepost.model.run import QueuedReason, RunError, RunStatus
 from milepost.protocol.runs import RunObject, RunSummary
 
 ShapeT = TypeVar("ShapeT")
@@ -48,6 +48,9 @@ class Run:
         finished_at: when it ended.
         duration_ms: how long it has been executing.
         depth: how many runs are above it.
+        queued_reason: why nobody could take it when it was read, while it is queued: `never_offered` when no worker has ever
+            offered its task, `no_worker_online` when none that does is online. None when one is, and in lists,
+            which do not look it up.
         child_counts: its children by status.
     """
 
@@ -71,6 +74,7 @@ class Run:
     finished_at: datetime | None = None
     duration_ms: int
     depth: int
+    queued_reason: QueuedReason | None = None
     child_counts: dict[str, int]
     is_queued: bool
     is_executing: bool
@@ -140,6 +144,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         finished_at=wire.finished_at,
         duration_ms=wire.duration_ms,
         depth=wire.depth,
+        queued_reason=wire.queued_reason if is_whole and wire.is_queued else None,
         child_counts=wire.child_counts if is_whole else {},
         is_queued=wire.is_queued,
         is_executing=wire.is_executing,

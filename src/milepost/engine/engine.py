@@ -196,8 +196,8 @@ class Engine:
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has handed out was handed to nobody.
-        for worker_id in transaction.gone_workers:
-            self.state.workers.pop(worker_id, None)
+        if transaction.gone_workers:
+            self.state.workers_gone(transaction.gone_workers)
         served.park(self.state.parked)
         self.state.next_due_at = served.next_due_at
         for worker_id, sequence in served.newest.items():

@@ -1,6 +1,6 @@
 """Reading what is committed: runs with their documents, lists, batches, logs. Runs in reader threads, never in the committer's."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from milepost.engine.history import History
 from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
 from milepost.model.counted import KNOWN_MAX
-from milepost.model.run import RunError, RunStatus
+from milepost.model.run import QueuedReason, RunError, RunStatus
 from milepost.protocol.runs import (
     LogLine,
     Pagination,
@@ -74,12 +74,23 @@ class RunMatch(msgspec.Struct, frozen=True):
 class Reader:
     """Reads for the server. Every method takes one consistent view of the store; thread-safe.
 
+    Args:
+        queued_reason: why nobody can take a run of a task, as the engine knows it.
+
     Attributes:
+        queued_reason: the same.
         history: what documents were before.
     """
 
-    def __init__(self, store: Store, *, metadata_size_max: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        metadata_size_max: int,
+        queued_reason: Callable[[str], QueuedReason | None] = lambda task: None,
+    ) -> None:
         self._store = store
+        self.queued_reason = queued_reason
         self.history = History(store)
         self._metadata_size_max = metadata_size_max
 
@@ -121,6 +132,7 @@ class Reader:
             payload=_decoded(record.payload, record.payload_type),
             output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
             child_counts=counts,
+            queued_reason=self.queued_reason(row.task) if row.status is RunStatus.QUEUED else None,
             attempts=[],
         )
 

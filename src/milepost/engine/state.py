@@ -10,7 +10,9 @@ import msgspec
 from milepost.engine.commands import Claim
 from milepost.engine.declared import SchemaPlace, declared_by
 from milepost.model.identifiers import Identifiers
+from milepost.model.names import default_queue
 from milepost.model.retry import NO_RETRY, Retry
+from milepost.model.run import QueuedReason
 from milepost.protocol.work import ClaimedRun, WorkerTask
 from milepost.store.records import TaskRow
 
@@ -162,6 +164,8 @@ class EngineState:
         # How many runs of a queue may execute at once, for the queues that have a limit.
         self.queue_limits: dict[str, int] = {}
         self.workers: dict[str, Worker] = {}
+        # What they offer. Replaced and never changed, because readers in other threads look into it.
+        self._online_tasks: frozenset[str] = frozenset()
         self.parked = ParkedClaims()
         self.accepts_parking = True
         # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
@@ -201,6 +205,31 @@ class EngineState:
             for known in self.tasks.values()
             if known.queue_concurrency is not None
         }
+
+    def worker_registered(self, worker: Worker) -> None:
+        """A worker is here, with these tasks from now on."""
+        self.workers[worker.id] = worker
+        self._count_tasks()
+
+    def workers_gone(self, worker_ids: Iterable[str]) -> None:
+        """These workers are here no longer."""
+        for worker_id in worker_ids:
+            self.workers.pop(worker_id, None)
+        self._count_tasks()
+
+    def _count_tasks(self) -> None:
+        self._online_tasks = frozenset(task for worker in self.workers.values() for task in worker.tasks)
+
+    def queued_reason(self, task: str) -> QueuedReason | None:
+        """Why nobody can take a run of this task; None when a worker is online that can. Thread-safe."""
+        if task in self._online_tasks:
+            return None
+        return QueuedReason.NO_WORKER_ONLINE if task in self.tasks else QueuedReason.NEVER_OFFERED
+
+    def queue_of(self, task: str) -> str:
+        """The queue that runs of a task go through unless they name one."""
+        known = self.tasks.get(task)
+        return known.queue if known else default_queue(task)
 
     def answered(self, claim: Claim, runs: list[ClaimedRun]) -> None:
         """The claim was answered with these runs; a repeat of it is answered alike."""

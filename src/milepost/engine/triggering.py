@@ -23,7 +23,6 @@ from milepost.errors import (
     MetadataError,
     MetadataTypeError,
     RunNotFoundError,
-    TaskNotFoundError,
     TooLargeError,
 )
 from milepost.model import jsonvalue
@@ -202,21 +201,14 @@ def _new_run(
     *,
     place: str,
 ) -> NewRun:
-    known = state.tasks.get(item.task)
-    if known is None:
-        offered = ", ".join(sorted(state.tasks)[:10]) or "none yet"
-        raise TaskNotFoundError(
-            f"no worker has ever offered a task {item.task!r:.100} (known tasks: {offered}): "
-            f"check the id, or start a worker that has it",
-            field=f"{place}task",
-        )
+    check_name(item.task, "the id of a task", field=f"{place}task")
     options = item.options
     now = transaction.now
     run_id = state.identifiers.make("run", now)
     return NewRun(
         id=run_id,
         task=item.task,
-        queue=_queue_name(options, known.queue, place),
+        queue=_queue_name(options, state.queue_of(item.task), place),
         max_attempts=_max_attempts(options, place),
         due_at=now,
         created_at=now,

@@ -15,6 +15,7 @@ from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
 from milepost.model import jsonvalue
 from milepost.model.counted import pack
+from milepost.model.names import default_queue
 from milepost.model.run import Change, Outcome, RunError, RunStatus, claim, finish, holds, lose
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
@@ -45,6 +46,11 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     limits = state.queue_limits
     new_tasks = [task.id for task in command.tasks if task.id not in state.tasks]
     state.learn_offered(command.tasks)
+    for task in new_tasks:
+        # Runs that were triggered before anybody had said which queue is theirs.
+        run_store.move_queued(
+            transaction.connection, task, from_queue=default_queue(task), to_queue=state.queue_of(task)
+        )
     transaction.registered_workers.add(command.worker_id)
     if state.queue_limits != limits:
         # One that was raised has free slots.
@@ -67,13 +73,15 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
             for task in command.tasks
         ],
     )
-    state.workers[command.worker_id] = Worker(
-        command.worker_id,
-        command.name,
-        tuple(dict.fromkeys(task.id for task in command.tasks)),
-        transaction.steady_now,
-        registration=command.sequence,
-        newest_claim=command.claims if command.sequence else -1,
+    state.worker_registered(
+        Worker(
+            command.worker_id,
+            command.name,
+            tuple(dict.fromkeys(task.id for task in command.tasks)),
+            transaction.steady_now,
+            registration=command.sequence,
+            newest_claim=command.claims if command.sequence else -1,
+        )
     )
     holding = set(command.holding)
     attempts = dict(zip(command.holding, command.attempts, strict=False))
@@ -402,9 +410,7 @@ def _due_within_limits(
             return list(chosen)
 
 
-def _claimed(
-    records: Sequence[RunRecord], transaction: Transaction, state: EngineState
-) -> list[ClaimedRun]:
+def _claimed(records: Sequence[RunRecord], transaction: Transaction, state: EngineState) -> list[ClaimedRun]:
     written = [record.row for record in records if record.row.metadata_written]
     documents = transaction.documents(written) if written else {}
     claimed: list[ClaimedRun] = []

@@ -8,12 +8,20 @@ from typing import Generic, NamedTuple, TypeVar
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
 from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
 from milepost.model.filters import MetadataFilter
+from milepost.model.run import QueuedReason
 from milepost.store.runs import RunFilter, RunRow
 
 # Steps of documents that wait for one watcher of several runs; beyond them it reads the documents.
 MAILBOX_BYTES = 1024 * 1024
 # Changed runs that may wait for one watcher of matching runs.
 CHANGED_MAX = 10_000
+
+
+class Queued(NamedTuple):
+    """A run that is queued, of this task, and why nobody could take it when that was last told."""
+
+    task: str
+    reason: QueuedReason | None
 
 
 class Snapshot(NamedTuple):
@@ -24,12 +32,14 @@ class Snapshot(NamedTuple):
         place: how far its readers are.
         reading: the number of the reading, by which it is known whether its counts of children are the newest.
         is_final: True when the run has ended.
+        queued: what a queued run waits for; None for one that is not queued.
     """
 
     frame: bytes
     place: Place
     reading: int
     is_final: bool
+    queued: Queued | None
 
 
 class RunTopic:

@@ -16,10 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from milepost.engine.documents import Writer, join_steps
 from milepost.engine.reading import Reader
 from milepost.errors import UnavailableError
-from milepost.feed.hub import Hub, Inbox, ListWatch, RunTopic, Snapshot
+from milepost.feed.hub import Hub, Inbox, ListWatch, Queued, RunTopic, Snapshot
 from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.model.counted import pack
+from milepost.model.run import RunStatus
 from milepost.protocol.feed import (
     PING,
     BatchFrame,
@@ -30,13 +31,16 @@ from milepost.protocol.feed import (
     encode_event,
 )
 from milepost.protocol.metadata import MetadataDelta
+from milepost.protocol.runs import RunObject
 from milepost.protocol.work import InboxFrame
-from milepost.store.runs import RunFilter
+from milepost.store.runs import RunFilter, RunRow
 
 # A list is read again at most this often; a person cannot follow faster.
 LIST_SECONDS = 0.25
 # What takes long to read is read more seldom: the reading takes one part in so many of the time.
 READING_SHARE = 10
+# So often it is looked up whether anybody can take a queued run.
+QUEUED_SECONDS = 2.0
 # Foreign writes to documents travel to a worker at most this often; ended children at once.
 INBOX_SECONDS = 0.02
 
@@ -49,7 +53,8 @@ async def watch_run(
 ) -> AsyncGenerator[bytes]:
     """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame.
 
-    How its children stand is told with the snapshot, and again when that has changed, a few times a second at most.
+    How its children stand is told with the snapshot, and again when that has changed, a few times a second at most. Of a queued run it
+    is told whether anybody can take it, with the snapshot and when that has changed, a few seconds later.
 
     Args:
         has_finished: is set before the frame that tells of the run's end. With it the stream goes on from there, because children
@@ -61,7 +66,7 @@ async def watch_run(
     is_lasting = has_finished is not None
     has_finished = has_finished or asyncio.Event()
     try:
-        frame, place, counted_by, is_final = await _snapshot(topic, reader)
+        frame, place, counted_by, is_final, queued = await _snapshot(topic, reader)
         if is_final:
             has_finished.set()
         yield frame
@@ -69,8 +74,9 @@ async def watch_run(
             if is_lasting and topic.log_count > log_count:
                 log_count = topic.log_count
                 yield encode_event("log", b"{}")
-            if not await woken(wake):
-                yield PING
+            if not await woken(wake, PING_SECONDS if queued is None else QUEUED_SECONDS):
+                told, queued = queued, _looked_up(queued, reader)
+                yield PING if queued == told else _queued_frame(place, queued)
                 continue
             if hub.is_closed:
                 return
@@ -78,11 +84,15 @@ async def watch_run(
             _count_children_soon(topic, reader)
             step = step_from(place, topic.news)
             if step is None:
-                frame, place, counted_by, is_final = await _snapshot(topic, reader)
+                frame, place, counted_by, is_final, queued = await _snapshot(topic, reader)
                 if is_final:
                     has_finished.set()
                 yield frame
                 continue
+            if step.news is not None and step.news.row is not None:
+                told, queued = queued, _queued(step.news.row)
+                if told is not None and told.reason is not None:
+                    yield _queued_frame(place, queued)
             if step.is_final:
                 has_finished.set()
                 if topic.children_changed and not is_lasting:
@@ -112,9 +122,10 @@ async def _snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
 
 async def _take_snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
     reading = topic.begin_reading()
-    frame, place, counts, is_final = await in_reader(lambda: _read_snapshot(topic.run_id, reader))
-    topic.take_in_counts(counts, reading)
-    return Snapshot(frame, place, reading, is_final)
+    frame, place, run = await in_reader(lambda: _read_snapshot(topic.run_id, reader))
+    topic.take_in_counts(run.child_counts, reading)
+    queued = Queued(run.task_identifier, run.queued_reason) if run.is_queued else None
+    return Snapshot(frame, place, reading, run.status.is_final, queued)
 
 
 def _look_at_failure(task: asyncio.Task[Any]) -> None:
@@ -123,10 +134,24 @@ def _look_at_failure(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _read_snapshot(run_id: str, reader: Reader) -> tuple[bytes, Place, dict[str, int], bool]:
+def _read_snapshot(run_id: str, reader: Reader) -> tuple[bytes, Place, RunObject]:
     run = reader.snapshot(run_id)
     frame = encode_event("snapshot", _encode(SnapshotFrame(run.metadata_version, run)))
-    return frame, place_of(run), run.child_counts, run.status.is_final
+    return frame, place_of(run), run
+
+
+def _queued(row: RunRow) -> Queued | None:
+    return Queued(row.task, None) if row.status is RunStatus.QUEUED else None
+
+
+def _looked_up(queued: Queued | None, reader: Reader) -> Queued | None:
+    """The same with the reason of this moment."""
+    return queued and Queued(queued.task, reader.queued_reason(queued.task))
+
+
+def _queued_frame(place: Place, queued: Queued | None) -> bytes:
+    run = {"queuedReason": queued and queued.reason}
+    return encode_event("delta", _encode(RunFrame(version=place.version, run=run)))
 
 
 def _count_children_soon(topic: RunTopic, reader: Reader) -> None:
@@ -198,7 +223,7 @@ async def watch_family(hub: Hub, reader: Reader, run_id: str, *, size: int) -> A
         # The server stops.
         return
     # Nothing changes any more: what is told now is the end of it, whatever was under way.
-    frame, place, _, _ = await in_reader(lambda: _read_snapshot(run_id, reader))
+    frame, place, _ = await in_reader(lambda: _read_snapshot(run_id, reader))
     yield frame
     rows = watch_list(hub, reader, children, size=size, urgent_first=True)
     async with aclosing(_renamed(rows, "children")) as frames:

@@ -4,13 +4,18 @@ import re
 
 from milepost.errors import InvalidRequestError
 
-__all__ = ["NAME_CHARACTERS_MAX", "check_name"]
+__all__ = ["NAME_CHARACTERS_MAX", "check_name", "default_queue"]
 
 NAME_CHARACTERS_MAX = 256
 """Characters of a name, where nothing else is said."""
 
 # Terminals, logs and addresses do odd things with them, and nobody who means well has them in a name.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+
+def default_queue(task: str) -> str:
+    """The queue of a task that names none: one of its own."""
+    return f"task/{task}"
 
 
 def check_name(

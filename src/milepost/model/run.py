@@ -26,6 +26,19 @@ class RunStatus(StrEnum):
         return self in FINAL_STATUSES
 
 
+class QueuedReason(StrEnum):
+    """Why nobody can take a queued run at the moment."""
+
+    NEVER_OFFERED = "never_offered"
+    NO_WORKER_ONLINE = "no_worker_online"
+
+    def describe(self, task: str) -> str:
+        """What a person is told, with the cure."""
+        if self is QueuedReason.NEVER_OFFERED:
+            return f"no worker has ever offered a task {task!r:.100}: check the id, or start a worker that has it"
+        return f"no worker that offers task {task!r:.100} is online: start one"
+
+
 FINAL_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
 # A year; whatever a worker asks for, the run comes back.
 RETRY_DELAY_MS_MAX = 365 * 24 * 3600 * 1000

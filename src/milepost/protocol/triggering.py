@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from milepost.model.run import QueuedReason
 from milepost.protocol.runs import RunResult
 
 BATCH_ITEMS_MAX = 1000
@@ -86,11 +87,12 @@ class TriggerRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=T
     options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
 
 
-class TriggerResponse(msgspec.Struct, rename="camel"):
-    """The id of the new run."""
+class TriggerResponse(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """The id of the new run. `queuedReason`: it is queued, and nobody can take it at the moment."""
 
     id: str
     is_cached: bool
+    queued_reason: QueuedReason | None = None
 
 
 class BatchItem(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
@@ -116,12 +118,13 @@ class BatchRequest(
     resume_parent_on_completion: bool = False
 
 
-class BatchResponse(msgspec.Struct, rename="camel"):
-    """The new batch and its runs, in the order of the items."""
+class BatchResponse(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """The new batch and its runs, in the order of the items. `queuedReasons`: of which tasks nobody can take runs at the moment."""
 
     id: str
     run_count: int
     runs: list[str]
+    queued_reasons: dict[str, QueuedReason] = {}
 
 
 class BatchCreateRequest(
@@ -171,6 +174,7 @@ class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_
     enqueued_count: int
     expected_count: int | None = None
     runs: list[str]
+    queued_reasons: dict[str, QueuedReason] = {}
 
 
 class BatchProcessing(msgspec.Struct):

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, Unpack, cast
 
 from milepost.client import calls
 from milepost.client.calls import Call, TriggeredBatch
-from milepost.client.client import Client
+from milepost.client.client import Client, warn_never_offered
 from milepost.client.default import default_client
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions
@@ -122,7 +122,9 @@ class Sending:
             BatchLine(first + offset, item.task, item.payload, item.options)
             for offset, item in enumerate(items)
         ]
-        self._batch.run_ids.extend((yield calls.add_batch_items(self._batch.id, lines, run_count=run_count)))
+        added = yield calls.add_batch_items(self._batch.id, lines, run_count=run_count)
+        self._batch.run_ids.extend(added.run_ids)
+        self._batch.queued_reasons.update(added.queued_reasons)
 
 
 def batch_trigger(task_id: str, items: Iterable[object], *, resume: bool = False) -> BatchHandle[Any]:
@@ -197,7 +199,9 @@ async def abatch_trigger_and_wait(
 
 def _handle(client: Client, task_id: str, batch: TriggeredBatch) -> BatchHandle[Any]:
     shape = output_shape(task_id)
-    runs = [RunHandle[Any](run_id, task_id, batch.token, client, shape) for run_id in batch.run_ids]
+    warn_never_offered(batch.queued_reasons)
+    reason = batch.queued_reasons.get(task_id)
+    runs = [RunHandle[Any](run_id, task_id, batch.token, client, shape, reason) for run_id in batch.run_ids]
     return BatchHandle(batch.id, runs, batch.token)
 
 

@@ -14,7 +14,7 @@ from milepost.client.requests import NO_PAYLOAD, RunOptions
 from milepost.client.results import TaskResult
 from milepost.client.shape import Shape, shape_of
 from milepost.errors import InvalidRequestError, UsageError
-from milepost.model.names import check_name
+from milepost.model.names import check_name, default_queue
 from milepost.model.retry import Retry
 from milepost.protocol.work import WorkerTask
 from milepost.sdk import batches, triggering
@@ -226,7 +226,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         shape = self.signature.payload_shape
         return WorkerTask(
             id=self.id,
-            queue=self.queue.name if self.queue else f"task/{self.id}",
+            queue=self.queue.name if self.queue else default_queue(self.id),
             queue_concurrency=self.queue.concurrency if self.queue else None,
             retry=self.retry,
             payload_schema=shape.json_schema() if shape else None,

@@ -149,9 +149,20 @@ class Server:
             steady,
         )
         self.committer = Committer(engine, steady, self._announce)
-        self.reader = Reader(self._store, metadata_size_max=settings.metadata_size_max)
+        self.reader = Reader(
+            self._store,
+            metadata_size_max=settings.metadata_size_max,
+            queued_reason=engine.state.queued_reason,
+        )
         handlers = Handlers(
-            settings, self.committer, self.reader, self.hub, self.authenticator, clock, version("milepost")
+            settings,
+            self.committer,
+            self.reader,
+            self.hub,
+            self.authenticator,
+            clock,
+            version("milepost"),
+            queued_reason=engine.state.queued_reason,
         )
         application = Starlette(
             routes=[

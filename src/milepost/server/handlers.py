@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
@@ -24,6 +24,7 @@ from milepost.errors import (
 from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
+from milepost.model.run import QueuedReason
 from milepost.protocol import endpoints
 from milepost.protocol.dashboard import SignInLink
 from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER, Endpoint
@@ -77,6 +78,8 @@ class Handlers:
         authenticator: Authenticator,
         clock: Callable[[], int],
         version: str,
+        *,
+        queued_reason: Callable[[str], QueuedReason | None],
     ) -> None:
         self._settings = settings
         self._committer = committer
@@ -86,6 +89,7 @@ class Handlers:
         self._health = Health(reader.check_place, lambda: committer.submit(commands.ProbeWriting()))
         self._clock = clock
         self._version = version
+        self._queued_reason = queued_reason
         self.handlers: dict[str, Handler] = {
             endpoints.HEALTH.name: self.health,
             endpoints.OPENAPI.name: self.openapi,
@@ -139,7 +143,7 @@ class Handlers:
         item = TriggerItem(request.path_params["task"], body.payload, body.options)
         await doors.check_payloads([item], place="")
         triggered = await self._submit(commands.Trigger(item, _request_id(request)))
-        return TriggerResponse(triggered.run_ids[0], triggered.cached)
+        return TriggerResponse(triggered.run_ids[0], triggered.cached, self._queued_reason(item.task))
 
     async def trigger_batch(self, request: Request) -> Any:
         """A whole batch."""
@@ -151,7 +155,13 @@ class Handlers:
                 items, body.parent_run_id, body.resume_parent_on_completion, _request_id(request)
             )
         )
-        return BatchResponse(triggered.batch_id, len(triggered.run_ids), triggered.run_ids)
+        return BatchResponse(
+            triggered.batch_id, len(triggered.run_ids), triggered.run_ids, self._queued_reasons(items)
+        )
+
+    def _queued_reasons(self, items: Sequence[TriggerItem]) -> dict[str, QueuedReason]:
+        tasks = dict.fromkeys(item.task for item in items)
+        return {task: reason for task in tasks if (reason := self._queued_reason(task)) is not None}
 
     async def create_batch(self, request: Request) -> Any:
         """First phase of a batch."""
@@ -190,6 +200,7 @@ class Handlers:
             enqueued_count=added.accepted_count,
             expected_count=added.run_count,
             runs=added.run_ids,
+            queued_reasons=self._queued_reasons(items),
         )
 
     async def batch_results(self, request: Request) -> Any:

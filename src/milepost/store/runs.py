@@ -418,6 +418,16 @@ def shift_due(connection: Connection, microseconds: int) -> None:
     )
 
 
+def move_queued(connection: Connection, task: str, *, from_queue: str, to_queue: str) -> None:
+    """Let the runs of a task that are queued in one queue wait in another."""
+    if from_queue != to_queue:
+        connection.execute(
+            update(runs)
+            .where(_QUEUED, runs.c.task == task, runs.c.queue == from_queue)
+            .values(queue=to_queue)
+        )
+
+
 def executing_counts(connection: Connection, queues: Iterable[str]) -> dict[str, int]:
     """How many runs of each queue are executing now; waiting ones have given their slot back."""
     wanted = padded(tuple(sorted(set(queues))))

@@ -183,7 +183,7 @@ class Executor:
             if held.task is None:
                 # The server hands out only what was registered, so this is a mistake somewhere; another worker may do better.
                 error = RunError(
-                    name="TaskNotFoundError", message=f"this worker has no task {held.scope.run.task!r}"
+                    name="NotFoundError", message=f"this worker has no task {held.scope.run.task!r}"
                 )
                 self._link.finished(held, Outcome(error=error, retry_after_ms=1000))
             elif needs_loop(held.task):

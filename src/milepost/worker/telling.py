@@ -39,6 +39,7 @@ LEVELS: dict[LogLevel, int] = {
     "info": logging.INFO,
     "warning": logging.WARNING,
     "error": logging.ERROR,
+    "critical": logging.CRITICAL,
 }
 _COLORS: dict[str, str] = {"warning": "33", "error": "31", "debug": "2"}
 

@@ -10,7 +10,7 @@ import { stringify } from "./json.js";
 import { RunLog } from "./log.js";
 import { ProgressBars, findProgress, percent } from "./progress.js";
 import { RunsTable, duration, tagLinks } from "./runs_table.js";
-import { STATUSES, StatusBadge, isFinal, showConnection, statusWord } from "./status.js";
+import { STATUSES, StatusBadge, isFinal, queuedWords, showConnection, statusWord } from "./status.js";
 import { Tree } from "./tree.js";
 
 /** @typedef {Map<string, any>} Run */
@@ -124,6 +124,9 @@ function drawRun(run) {
   badge.update(status);
   setText(byId("task"), run.get("taskIdentifier"));
   drawError(run.get("error"), status);
+  const reason = run.get("queuedReason");
+  byId("queued-reason").hidden = status !== "QUEUED" || !reason;
+  setText(byId("queued-reason"), reason ? queuedWords(reason, run.get("taskIdentifier")) : "");
   arrange(facts, factsOf(run));
   drawValue("payload", run);
   drawValue("output", run);

@@ -18,6 +18,18 @@ export function statusWord(status) {
   return status.charAt(0) + status.slice(1).toLowerCase();
 }
 
+/**
+ * Why nobody can take a queued run.
+ *
+ * @param {string} reason
+ * @param {string} task
+ */
+export function queuedWords(reason, task) {
+  return reason === "never_offered"
+    ? `Nobody can take this run: no worker has ever offered a task “${task}”. Check its id, or start a worker that has it.`
+    : `Nobody can take this run now: no worker that offers “${task}” is online. Start one.`;
+}
+
 /** A status with its mark. */
 export class StatusBadge {
   constructor() {
