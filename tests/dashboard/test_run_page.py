@@ -227,6 +227,20 @@ def test_a_page_holds_one_connection_and_asks_for_nothing_by_the_clock(
     assert len(asked) == 4
 
 
+def test_a_run_that_nobody_can_take_says_so(page: Page, worker: FakeWorker, server: RunningServer) -> None:
+    body = {"payload": "null"}
+    run_id = server.request("POST", "/api/v1/tasks/summarize/trigger", body)["id"]
+    open_run(page, run_id)
+    notice = page.get_by_role("status").filter(has_text="Nobody can take this run")
+    expect(notice).to_contain_text("no worker has ever offered a task “summarize”")
+    late = FakeWorker(server, "summarize", worker_id="worker_late")
+    expect(notice).to_be_hidden()
+    [claimed] = late.claim()
+    assert claimed == run_id
+    late.complete(run_id)
+    expect(page.locator("#status")).to_have_text("Completed")
+
+
 def test_the_title_says_how_far_it_is(page: Page, worker: FakeWorker) -> None:
     run_id = worker.trigger("handle-upload", metadata={"done": 0, "total": None})
     open_run(page, run_id)

@@ -263,7 +263,7 @@ def test_history_and_the_document_as_it_was(dev: House, run: Callable[..., tuple
         (["runs", "history", "run_nothing", "--version", "1"], "run_nothing"),
         (["runs", "history", "run_nothing", "--at", "soon"], "--at 'soon' is no time"),
         (["runs", "history", "run_nothing", "--at", "2026-01-31", "--version", "1"], "not both"),
-        (["trigger", "nothing", "1"], "nothing"),
+        (["trigger", "", "1"], "the id of a task has 1 to 256 characters"),
         (["trigger", "count", "{"], "the payload is not JSON"),
         (["trigger", "count", "hello"], "text needs quotes"),
         (["trigger", "count", "1", "--metadata", "[]"], "--metadata is not a JSON object"),
@@ -308,3 +308,23 @@ def test_upgrading_the_database(run: Callable[..., tuple[str, str]], tmp_path: P
 def test_every_command_explains_itself(run: Callable[..., tuple[str, str]], arguments: list[str]) -> None:
     output, _ = run(*arguments, "--help")
     assert "Usage: " in output
+
+
+def test_a_run_that_nobody_can_take_says_so(
+    dev: House, run: Callable[..., tuple[str, str]], command: Callable[..., Command], tmp_path: Path
+) -> None:
+    """Triggered before any worker has offered its task; then a worker comes, and goes again."""
+    out, told = run("trigger", "late")
+    run_id = out.strip()
+    assert "no worker has ever offered a task 'late': check the id" in told
+    assert "queued    no worker has ever offered a task 'late'" in run("runs", "get", run_id)[0]
+    watching = command("runs", "watch", run_id, folder=dev.folder)
+    watching.says("the run stays queued: no worker has ever offered a task 'late'")
+    write_tasks(tmp_path / "late.py", "@task\ndef late() -> str:\n    return 'here'\n")
+    worker = command("worker", str(tmp_path / "late.py"), "--processes", "1", folder=dev.folder)
+    assert watching.process.wait(60) == 0
+    assert "output: here" in watching.rest()
+    worker.end()
+    out, told = run("trigger", "late")
+    assert "no worker that offers task 'late' is online: start one" in told
+    assert "no worker that offers" in run("runs", "get", out.strip())[0]
