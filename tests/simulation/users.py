@@ -172,9 +172,7 @@ async def _send(updater: RecordingMetadata, unsent: list[Group], *, patient: boo
 
 def _flat(collected: Any) -> list[Any]:
     return [
-        operation
-        for operation in collected._pending
-        if isinstance(getattr(operation, "value", None), str)
+        operation for operation in collected._pending if isinstance(getattr(operation, "value", None), str)
     ]
 
 

@@ -24,6 +24,7 @@ from milepost.errors import (
 from milepost.model.filters import parse_filter
 from milepost.model.jsontext import find_fault
 from milepost.model.jsonvalue import describe, to_json
+from milepost.model.names import check_name
 from milepost.model.operations import Operation
 from milepost.model.run import QueuedReason
 from milepost.protocol import endpoints
@@ -181,7 +182,8 @@ def create_sign_in_link() -> Call[SignInLink]:
 
 
 def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
-    """Trigger one run."""
+    """Trigger one run. Raises InvalidRequestError for an id that is no name."""
+    check_name(task_id, "the id of a task", field="task")
     return _call(
         "trigger", endpoints.TRIGGER,
         lambda answer, headers: Triggered(answer.id, headers.get(TOKEN_HEADER), answer.queued_reason),
