@@ -179,9 +179,7 @@ def test_nothing_is_left_out_and_no_portion_is_too_large(sizes: list[int], most:
                     is_whole = "tasks" in call.target
                     lines = json.loads(call.body)["items"] if is_whole else _lines(call.body)
                     sent.append([len(json.loads(line["payload"])) for line in lines])
-                    answer = [""] * len(lines)
-                    if is_whole:
-                        answer = batches.TriggeredBatch("batch", answer, None)
+                    answer = batches.TriggeredBatch("batch", [""] * len(lines), None)
             except StopIteration:
                 pass
 
