@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from api.shapes import boolean, has, is_batch, is_result, is_run, is_summary, mapping, number, text
+from api.shapes import anything, boolean, has, is_batch, is_result, is_run, is_summary, mapping, number, text
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from support.served import Answer, HttpWorker, Served, set_to
 
@@ -197,6 +197,64 @@ class Calls:
         for _ in range(2):
             assert self.call(endpoint, f"/api/v1/workers/{self.worker.id}/log", {"runs": [part]}).json == {}
         assert len(self.served.get(f"/api/v1/runs/{run['id']}/logs")["data"]) == 1
+
+    def report_chunks(self, endpoint: Endpoint) -> None:
+        run = self.worker.take(self.served.trigger())
+        part = {"run": run["id"], "key": "k", "writer": "w", "chunks": [1, "x"]}
+        body = {"runs": [{"id": run["id"], "attempt": 1, "parts": [part]}]}
+        for _ in range(2):
+            answer = self.call(endpoint, f"/api/v1/workers/{self.worker.id}/chunks", body)
+            assert answer.json == {"runs": [{"id": run["id"], "parts": [{"next": 2}]}]}
+
+    def _written(self) -> str:
+        """A run that has finished, with one stream of one chunk."""
+        run = self.worker.take(self.served.trigger())
+        path = f"/realtime/v1/streams/{run['id']}/self/k/append"
+        assert self.served.call("POST", path, b"hello").status == 200
+        self.worker.finish(run)
+        return run["id"]
+
+    def list_streams(self, endpoint: Endpoint) -> None:
+        [stream] = self.call(endpoint, f"/api/v1/runs/{self._written()}/streams").json["data"]
+        fields = {"key": text, "chunkCount": number, "sizeBytes": number, "state": text, "createdAt": text}
+        assert has(stream, {**fields, "updatedAt": text}, {"error": text})
+
+    def read_stream(self, endpoint: Endpoint) -> None:
+        with self.served.events(f"/realtime/v1/streams/{self._written()}/k") as events:
+            event, data = events.next()
+            assert event == "batch"
+            [record] = data["records"]
+            assert has(
+                record, {"seq_num": number, "timestamp": number, "body": text, "headers": anything}, {}
+            )
+            assert events.next() == ("end", {"state": "ended", "next": 1})
+
+    def read_input(self, endpoint: Endpoint) -> None:
+        run_id = self._written()
+        with self.served.events(f"/realtime/v1/streams/{run_id}/input/k") as events:
+            assert events.next() == ("end", {"state": "ended", "next": 0})
+
+    def send_input(self, endpoint: Endpoint) -> None:
+        answer = self.call(
+            endpoint, f"/realtime/v1/streams/{self.served.trigger()}/input/k", {"data": {"a": 1}}
+        )
+        assert (answer.status, answer.json) == (endpoint.status, {"ok": True})
+
+    def stream_position(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k")
+        assert (answer.status, answer.headers["x-last-chunk-index"]) == (endpoint.status, "-1")
+
+    def create_stream(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k")
+        assert (answer.status, answer.json) == (endpoint.status, {"version": "v1"})
+
+    def append_chunk(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k/append", b"x")
+        assert (answer.status, answer.json) == (endpoint.status, {"ok": True})
+
+    def write_stream(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k", b"1\n2\n")
+        assert (answer.status, answer.json) == (endpoint.status, {"ok": True})
 
     def inbox(self, endpoint: Endpoint) -> None:
         with self.served.events("/api/v1/workers/worker_1/inbox") as events:

@@ -213,7 +213,9 @@ def test_a_filter_that_is_not_carried_out_is_refused(served: Served, endpoint: A
 def test_an_unknown_query_parameter_is_refused_everywhere(
     served: Served, worker: HttpWorker, endpoint: Any
 ) -> None:
-    path = endpoint.path.format(task="work", run=served.trigger(), batch="batch_x", worker="worker_1")
+    path = endpoint.path.format(
+        task="work", run=served.trigger(), batch="batch_x", worker="worker_1", target="self", key="k"
+    )
     refused(served.call("GET", path, query={"verbose": "1"}), "verbose")
 
 

@@ -68,6 +68,8 @@ def test_random_requests_are_answered_as_described(
         "batch": served.post("/api/v2/tasks/batch", {"items": [{"task": "work"}]})["id"],
         "task": "work",
         "worker": "worker_1",
+        "target": "self",
+        "key": "k",
     }
     operation = schemathesis.openapi.from_dict(document)[endpoint.path][endpoint.method]
     cases = operation.as_strategy()

@@ -125,6 +125,9 @@ class Rubbish:
         answer = self.served.call(method, path, body, **options)
         what = f"{method} {path[:200]} {(body or b'')[:200]!r} {options}"
         assert answer.status < 500, (what, answer)
+        if method == "HEAD":
+            # It has no body.
+            return answer
         self.read(answer, what)
         if answer.status >= 400:
             assert is_problem(answer.json), what
@@ -188,6 +191,25 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         },
         "register_worker": {"id": "odd", "name": "odd", "tasks": [task], "holding": ["run_x"], "attempts": [1]},
         "claim_runs": {"sequence": 1, "slots": 0, "waitSeconds": 0},
+        "send_input": {"data": {"a": 1}},
+        "report_chunks": {
+            "runs": [
+                {
+                    "id": "?",
+                    "attempt": 1,
+                    "parts": [
+                        {
+                            "run": "?",
+                            "key": "k",
+                            "writer": "w",
+                            "first": 0,
+                            "chunks": [1, {"a": "x"}],
+                            "end": {"error": "e"},
+                        }
+                    ],
+                }
+            ]
+        },
         "report_log": {
             "runs": [
                 {
@@ -232,7 +254,12 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     batch = served.post("/api/v3/batches", {"runCount": 1})["id"] if "{batch}" in endpoint.path else ""
     run = served.trigger("work", metadata={"d": 1}) if "{run}" in endpoint.path else ""
     return endpoint.path.format(
-        task="work", run=run, batch=batch, worker="reporter" if name == "report" else "worker_1"
+        task="work",
+        run=run,
+        batch=batch,
+        worker="reporter" if name == "report" else "worker_1",
+        target="self",
+        key="k",
     )
 
 
@@ -335,7 +362,7 @@ def test_rubbish_in_paths(rubbish: Rubbish, endpoint: Any) -> None:
         for safe in ("", "/"):
             encoded = quote_from_bytes(raw, safe=safe)
             path = endpoint.path
-            for name in ("task", "run", "batch", "worker"):
+            for name in ("task", "run", "batch", "worker", "target", "key"):
                 path = path.replace(f"{{{name}}}", encoded)
             if endpoint.name == "inbox":
                 # Any id has an inbox, which stays open.

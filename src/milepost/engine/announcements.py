@@ -6,6 +6,7 @@ import msgspec
 
 from milepost.model.operations import Operation
 from milepost.store.runs import RunRow
+from milepost.store.streams import ChunkRow
 
 
 class LoggedChange(msgspec.Struct, frozen=True, gc=False):
@@ -52,9 +53,20 @@ class ChildrenFinished(msgspec.Struct, frozen=True):
     ids: list[str]
 
 
+class StreamGrown(msgspec.Struct, gc=False):
+    """Chunks were added to a stream, or a writer has ended. `next_index` is that behind the last chunk."""
+
+    run_id: str
+    name: str
+    next_index: int
+    rows: list[ChunkRow] = []
+    has_ended: bool = False
+
+
 class Announcement(msgspec.Struct):
     """Everything that one commit changed."""
 
     runs: list[RunChanged]
     batches: list[BatchProgressed]
     children_finished: list[ChildrenFinished]
+    streams: list[StreamGrown] = []

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from milepost.protocol.metadata import ChangeWriter
+from milepost.protocol.streams import PartReply, WriterEnd
 from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import AttemptLines, RunReport, WorkerTask
 from milepost.store.documents import Snapshot
@@ -145,6 +146,49 @@ class AppendLog(msgspec.Struct, frozen=True):
     runs: Sequence[AttemptLines]
 
 
+class Written(msgspec.Struct, frozen=True):
+    """Chunks of one writer for one stream, as they can be stored; see `StreamPart`.
+
+    `name` is the stream's name in the store, `chunks` are JSON texts without line feeds. `fault` says why nothing of it can be stored.
+    """
+
+    run_id: str
+    name: str
+    writer: str
+    first: int = 0
+    chunks: Sequence[bytes] = ()
+    end: WriterEnd | None = None
+    fault: PartReply | None = None
+
+
+class AttemptWritten(msgspec.Struct, frozen=True):
+    """What one attempt adds to streams."""
+
+    run_id: str
+    attempt: int
+    parts: Sequence[Written]
+
+
+class AddChunks(msgspec.Struct, frozen=True):
+    """Store chunks that the attempts of a worker have written. Result: `list[AttemptReply]`. Each chunk of a writer is stored once."""
+
+    worker_id: str
+    runs: Sequence[AttemptWritten]
+
+
+class AddOutsideChunks(msgspec.Struct, frozen=True):
+    """Store chunks of a writer that is no part of a run. Result: `PartReply`. Each chunk of a writer is stored once."""
+
+    part: Written
+
+
+class PruneStreams(msgspec.Struct, frozen=True):
+    """Forget the streams of up to `limit` runs that have ended before a time. Result: how many runs; less than `limit`: all."""
+
+    before: int
+    limit: int
+
+
 class ReleaseLostRuns(msgspec.Struct, frozen=True):
     """Give up the runs of workers that have been silent for longer than the lease. Result: how many."""
 
@@ -189,6 +233,9 @@ Command = (
     | Report
     | ProbeWriting
     | AppendLog
+    | AddChunks
+    | AddOutsideChunks
+    | PruneStreams
     | ReleaseLostRuns
     | IndexDocuments
     | PruneAnswers

@@ -89,7 +89,7 @@ class Committer:
 
     def _carry_out(self, group: Sequence[Request]) -> None:
         answers, announcement = self._engine.execute(group)
-        if announcement is not None and (announcement.runs or announcement.batches):
+        if announcement is not None and (announcement.runs or announcement.batches or announcement.streams):
             self._announce(announcement)
         if not self._engine.state.accepts_parking:
             answers += self._engine.release_parked()

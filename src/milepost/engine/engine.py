@@ -11,10 +11,12 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import history, indexing, metadata, triggering, working
+from milepost.engine import history, indexing, metadata, streams, triggering, working
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
     AddBatchItems,
+    AddChunks,
+    AddOutsideChunks,
     AppendLog,
     Claim,
     Command,
@@ -23,6 +25,7 @@ from milepost.engine.commands import (
     ProbeWriting,
     PruneAnswers,
     PruneHistory,
+    PruneStreams,
     RegisterWorker,
     ReleaseLostRuns,
     Report,
@@ -52,6 +55,7 @@ _ORDER: dict[type[Any], int] = {
     RegisterWorker: 0,
     Report: 1,
     AppendLog: 1,
+    AddChunks: 1,
     UpdateMetadata: 2,
     CreateBatch: 3,
     # After all that writes: the rows in memory do not learn that their documents are indexed now.
@@ -120,7 +124,7 @@ class Engine:
                 logger.warning("parked claims cannot be served while the database is away: %s", error)
                 return self._without_database(), None
         answers: list[tuple[Answer, Any]] = []
-        announcement = Announcement([], [], [])
+        announcement = Announcement([], [], [], [])
         for request in requests:
             own_answers, own = self.execute([request])
             answers += own_answers
@@ -128,6 +132,7 @@ class Engine:
                 announcement.runs += own.runs
                 announcement.batches += own.batches
                 announcement.children_finished += own.children_finished
+                announcement.streams += own.streams
         return answers, announcement
 
     def _without_database(self) -> list[tuple[Answer, Any]]:
@@ -220,6 +225,11 @@ class Engine:
                 case AppendLog():
                     ids.update(part.id for part in command.runs)
                     logged.update(part.id for part in command.runs)
+                case AddChunks():
+                    for written in command.runs:
+                        ids.update((written.run_id, *(part.run_id for part in written.parts)))
+                case AddOutsideChunks():
+                    ids.add(command.part.run_id)
                 case Trigger():
                     ids.update(filter(None, [command.item.options.parent_run_id]))
                 case TriggerBatch():
@@ -244,6 +254,12 @@ class Engine:
             match command:
                 case Report():
                     return working.report(command, transaction, state)
+                case AddChunks():
+                    return streams.add_chunks(command, transaction, state)
+                case AddOutsideChunks():
+                    return streams.add_outside_chunks(command, transaction, state)
+                case PruneStreams():
+                    return streams.prune(command, transaction)
                 case AppendLog():
                     return working.append_log(command, transaction, state)
                 case Trigger():

@@ -88,8 +88,8 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
             )
     refused: list[Refused] = []
     if command.document is not None:
-        if not _is_ancestor(row.id, writing, transaction):
-            raise ForbiddenError(_not_an_ancestor(row.id, writing))
+        if not is_ancestor(row.id, writing, transaction):
+            raise ForbiddenError(not_an_ancestor(row.id, writing))
         # A whole document is accepted or refused as one: what is wrong with it is the request's error.
         Document.from_json(command.document, limit=state.settings.metadata_size_max)
         declared = state.declared_of(row.task)
@@ -139,9 +139,9 @@ def write(
     """Apply operations to one document as one version. The target must be the run itself or one of its ancestors."""
     if not target.operations:
         return []
-    row = transaction.run(target.run) if _is_ancestor(target.run, writing, transaction) else None
+    row = transaction.run(target.run) if is_ancestor(target.run, writing, transaction) else None
     if row is None:
-        return _refuse_all(target, "not_an_ancestor", _not_an_ancestor(target.run, writing))
+        return _refuse_all(target, "not_an_ancestor", not_an_ancestor(target.run, writing))
     if not _accepts_writes(row, transaction, state):
         return _refuse_all(target, RunFinishedError.code, _finished_message(row, state))
     refusals = transaction.write_document(row, target.operations, writer, state.declared_of(row.task))
@@ -160,11 +160,13 @@ def refused_lines(refused: Sequence[Refused]) -> list[str]:
     return lines
 
 
-def _not_an_ancestor(target_id: str, writing: RunRow) -> str:
+def not_an_ancestor(target_id: str, writing: RunRow) -> str:
+    """Why a run may not write to another one."""
     return f"run {target_id!r} is neither run {writing.id!r} itself nor one of its ancestors"
 
 
-def _is_ancestor(target_id: str, writing: RunRow, transaction: Transaction) -> bool:
+def is_ancestor(target_id: str, writing: RunRow, transaction: Transaction) -> bool:
+    """True when a run may write to another one: it is the same, or stands above it."""
     if target_id in (writing.id, writing.parent_id, writing.root_id):
         return True
     row: RunRow | None = writing

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from milepost.engine.documents import load_documents, read_documents
 from milepost.engine.history import History
+from milepost.engine.streams import OUTPUT, state_of
 from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
 from milepost.model.counted import KNOWN_MAX
@@ -24,6 +25,7 @@ from milepost.protocol.runs import (
     RunResult,
     RunSummary,
 )
+from milepost.protocol.streams import StreamState, StreamSummary
 from milepost.protocol.triggering import (
     JSON_TYPE,
     SUPER_JSON_TYPE,
@@ -36,12 +38,16 @@ from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import streams as stream_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter, RunRecord, RunRow
 from milepost.store.search import Search
+from milepost.store.streams import ChunkRow
 
 CHILDREN_SHOWN_MAX = 100
+STREAM_ROWS_FEW = 4
+STREAM_ROWS = 100
 LOG_PAGE = 500
 # Of one page of a batch's results, and how many runs of it are read at once: an output has up to 3 MB.
 RESULTS_MAX = 1000
@@ -69,6 +75,15 @@ class RunMatch(msgspec.Struct, frozen=True):
 
     run: RunSummary | None
     is_match: bool
+
+
+class StreamPage(msgspec.Struct, frozen=True):
+    """Chunks of a stream in order, how many it has in all, and how it stands."""
+
+    rows: list[ChunkRow]
+    next_index: int
+    state: StreamState
+    error: str | None
 
 
 class Reader:
@@ -248,6 +263,71 @@ class Reader:
             ],
             next=shown[-1][0] if len(lines) > LOG_PAGE else None,
         )
+
+    def stream_page(self, run_id: str, name: str, *, start: int, bytes_max: int) -> StreamPage:
+        """Chunks of a stream from an index on, and how it stands. A stream that nobody has written to yet is empty.
+
+        Args:
+            bytes_max: about; there is at least one row of chunks when there are any.
+        Raises: RunNotFoundError.
+        """
+        with self._store.read() as connection:
+            row = self._record(connection, run_id, values=False).row
+            stream = stream_store.load_stream(connection, run_id, name)
+            next_index = stream.next_index if stream is not None else 0
+            rows: list[ChunkRow] = []
+            size, at = 0, start
+            while at < next_index and size < bytes_max:
+                # Few at first: a row may be large.
+                page = stream_store.load_chunks(
+                    connection, run_id, name, start=at, rows=STREAM_ROWS_FEW if not rows else STREAM_ROWS
+                )
+                if not page:
+                    break
+                rows += page
+                size += sum(len(chunk.data) for chunk in page)
+                at = rows[-1].next_index
+            has_finished = row.status.is_final
+            writers = stream_store.writer_states(connection, run_id, name)
+        state, error = state_of(writers, run_has_finished=has_finished)
+        return StreamPage(rows, next_index, state, error)
+
+    def stream_position(self, run_id: str, name: str, writer: str) -> int:
+        """The number of the first chunk of a writer that is not stored. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            self._record(connection, run_id, values=False)
+            found = stream_store.load_writer(connection, run_id, name, writer)
+        return found.next_number if found is not None else 0
+
+    def streams(self, run_id: str, kind: str = OUTPUT) -> list[StreamSummary]:
+        """The streams of a run, in the order in which they were begun. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            row = self._record(connection, run_id, values=False).row
+            found = [
+                stream
+                for stream in stream_store.load_streams(connection, [run_id])
+                if stream.name.startswith(kind)
+            ]
+            states = [
+                state_of(
+                    stream_store.writer_states(connection, run_id, stream.name),
+                    run_has_finished=row.status.is_final,
+                )
+                for stream in found
+            ]
+        summaries = [
+            StreamSummary(
+                key=stream.name.removeprefix(kind),
+                chunk_count=stream.next_index,
+                size_bytes=stream.size_bytes,
+                state=state,
+                error=error,
+                created_at=_text(stream.created_at),
+                updated_at=_text(stream.updated_at),
+            )
+            for stream, (state, error) in zip(found, states, strict=True)
+        ]
+        return sorted(summaries, key=lambda summary: (summary.created_at, summary.key))
 
     def batch(self, batch_id: str) -> BatchObject:
         """A batch. Raises BatchNotFoundError."""

@@ -18,6 +18,7 @@ from milepost.store.records import TaskRow
 
 METADATA_BYTES_MAX = 262_144
 LOG_BYTES_MAX = 4 * 1024 * 1024
+STREAM_BYTES_MAX = 1024 * 1024 * 1024
 # Deadlines of claims that wait no longer, beside as many as there are claims.
 DEADLINES_GONE_MAX = 100
 
@@ -30,12 +31,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         grace_seconds: how long a finished run's document accepts writes (M69).
         lease_seconds: after this much silence of a worker its runs are given up.
         log_bytes_max: bytes of log lines that are kept of one attempt; see `protocol.work.log_line_size`.
+        stream_bytes_max: bytes of one stream as JSON.
     """
 
     metadata_size_max: int = METADATA_BYTES_MAX
     grace_seconds: float = 3600
     lease_seconds: float = 30
     log_bytes_max: int = LOG_BYTES_MAX
+    stream_bytes_max: int = STREAM_BYTES_MAX
 
 
 class KnownTask(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from milepost.engine.announcements import (
     ChildrenFinished,
     LoggedChange,
     RunChanged,
+    StreamGrown,
 )
 from milepost.engine.documents import DocumentCache, HotDocument, Writer, ids_of
 from milepost.model.counted import KNOWN_MAX
@@ -20,10 +21,12 @@ from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import streams as stream_store
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
 from milepost.store.records import LogMark, LogRow
 from milepost.store.runs import NewRun, RunRow
+from milepost.store.streams import ChunkRow, StreamRow, WriterRow
 
 
 class Transaction:
@@ -72,6 +75,13 @@ class Transaction:
         self._changed_runs: dict[str, RunChanged] = {}
         self._children_finished: dict[str, list[str]] = {}
         self._progressed: dict[str, BatchRow] = {}
+        self._streams: dict[tuple[str, str], StreamRow | None] = {}
+        self._writers: dict[tuple[str, str, str], WriterRow | None] = {}
+        self._stream_counts: dict[str, int] = {}
+        self._dirty_streams: dict[tuple[str, str], StreamRow] = {}
+        self._dirty_writers: dict[tuple[str, str, str], WriterRow] = {}
+        self._chunks: list[ChunkRow] = []
+        self._grown: dict[tuple[str, str], StreamGrown] = {}
 
     def load_runs(self, ids: Iterable[str]) -> None:
         """Load rows that are not here yet, in one go; ids that nobody has are remembered as absent."""
@@ -244,6 +254,51 @@ class Transaction:
         if notice is not None:
             self._log_notices.append((mark, notice))
 
+    def stream(self, run_id: str, name: str) -> StreamRow | None:
+        """A stream of a run; None when nobody has written to it."""
+        key = run_id, name
+        if key not in self._streams:
+            self._streams[key] = stream_store.load_stream(self.connection, run_id, name)
+        return self._streams[key]
+
+    def stream_writer(self, run_id: str, name: str, writer: str) -> WriterRow | None:
+        """A writer of a stream; None when it has written nothing."""
+        key = run_id, name, writer
+        if key not in self._writers:
+            self._writers[key] = stream_store.load_writer(self.connection, run_id, name, writer)
+        return self._writers[key]
+
+    def count_streams(self, run_id: str) -> int:
+        """How many streams a run has, new ones included."""
+        if run_id not in self._stream_counts:
+            self._stream_counts[run_id] = stream_store.count_streams(self.connection, run_id)
+        return self._stream_counts[run_id]
+
+    def save_stream(
+        self,
+        row: RunRow,
+        stream: StreamRow,
+        writer: WriterRow,
+        chunks: Sequence[ChunkRow],
+        *,
+        has_ended: bool,
+    ) -> None:
+        """A writer has added these chunks to a stream of a run. `has_ended`: it will add no more."""
+        key = stream.run_id, stream.name
+        if self._streams.get(key) is None:
+            self._streams[key] = stream
+            self._stream_counts[row.id] = self.count_streams(row.id) + 1
+        writer_key = (*key, writer.writer)
+        self._writers[writer_key] = self._dirty_writers[writer_key] = writer
+        self._dirty_streams[key] = stream
+        self._chunks.extend(chunks)
+        grown = self._grown.get(key)
+        if grown is None:
+            grown = self._grown[key] = StreamGrown(*key, next_index=0, rows=[])
+        grown.next_index = stream.next_index
+        grown.rows.extend(chunks)
+        grown.has_ended = grown.has_ended or has_ended
+
     def may_claim(self, worker_id: str, sequence: int) -> bool:
         """False when the worker has left, or given up this claim, in this group."""
         return worker_id not in self.gone_workers and (worker_id, sequence) not in self.withdrawn_claims
@@ -316,6 +371,13 @@ class Transaction:
             self._log_notices.clear()
             records.save_log_marks(connection, self._dirty_log_marks.values())
             self._dirty_log_marks.clear()
+        if self._dirty_streams:
+            stream_store.save_streams(connection, self._dirty_streams.values())
+            stream_store.save_writers(connection, self._dirty_writers.values())
+            stream_store.append_chunks(connection, self._chunks)
+            self._dirty_streams.clear()
+            self._dirty_writers.clear()
+            self._chunks.clear()
         if self._answers:
             records.save_answers(
                 connection, [(request_id, answer, self.now) for request_id, answer in self._answers.items()]
@@ -337,6 +399,7 @@ class Transaction:
             children_finished=[
                 ChildrenFinished(holder, ids) for holder, ids in self._children_finished.items()
             ],
+            streams=list(self._grown.values()),
         )
 
     def _announcement(self, row: RunRow) -> RunChanged:

@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
 from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
+from milepost.feed.stream_topic import StreamTopic
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import QueuedReason
 from milepost.store.runs import RunFilter, RunRow
@@ -308,13 +309,15 @@ class Hub:
         self.lists: Watches[ListWatch] = Watches()
         self.matches: Watches[MatchWatch] = Watches()
         self.inboxes: dict[str, Inbox] = {}
+        # By run, then by name.
+        self.streams: dict[str, dict[str, StreamTopic]] = {}
         # Set when the server stops: every stream ends at its next waking.
         self.is_closed = False
 
     @property
     def is_watched(self) -> bool:
         """True while anybody is connected. Any thread may ask: who connects at this very moment reads the store afterwards."""
-        return bool(self.runs or self.lists or self.matches or self.inboxes or self.batches)
+        return bool(self.runs or self.lists or self.matches or self.inboxes or self.batches or self.streams)
 
     def close(self) -> None:
         """End every event stream: readers see a clean end and come back later. May be called twice."""
@@ -326,12 +329,18 @@ class Hub:
             watch.wake.set()
         for inbox in self.inboxes.values():
             inbox.wake.set()
+        for topics in self.streams.values():
+            for topic in topics.values():
+                for watcher in topic.watchers:
+                    watcher.set()
 
     def announce(self, announcement: Announcement) -> None:
         """A commit has been made: tell those who watch what it changed."""
         if self.runs or self.lists or self.matches or self.inboxes:
             for changed in announcement.runs:
                 self._announce_run(changed)
+        if self.streams:
+            self._announce_streams(announcement)
         for progressed in announcement.batches:
             batch = self.batches.get(progressed.batch_id)
             if batch is not None:
@@ -360,6 +369,34 @@ class Hub:
             for task in (topic.snapshot, topic.counting):
                 if task is not None:
                     task.cancel()
+
+    def watch_stream(self, run_id: str, name: str, watcher: asyncio.Event) -> StreamTopic:
+        """Be woken when the stream has grown or may have ended, until `leave_stream`."""
+        topics = self.streams.setdefault(run_id, {})
+        topic = topics.get(name)
+        if topic is None:
+            topic = topics[name] = StreamTopic(run_id, name)
+        topic.watchers.add(watcher)
+        return topic
+
+    def leave_stream(self, topic: StreamTopic, watcher: asyncio.Event) -> None:
+        """Stop reading; the topic goes with its last reader."""
+        topic.watchers.discard(watcher)
+        topics = self.streams.get(topic.run_id, {})
+        if not topic.watchers and topics.get(topic.name) is topic:
+            del topics[topic.name]
+            if not topics:
+                del self.streams[topic.run_id]
+
+    def _announce_streams(self, announcement: Announcement) -> None:
+        for grown in announcement.streams:
+            topic = self.streams.get(grown.run_id, {}).get(grown.name)
+            if topic is not None:
+                topic.take_in(grown)
+        for changed in announcement.runs:
+            if changed.state_changed:
+                for topic in self.streams.get(changed.row.id, {}).values():
+                    topic.may_have_changed()
 
     def watch_batch(self, batch_id: str, watcher: asyncio.Event) -> BatchTopic:
         """Be woken when runs of the batch end, until `leave_batch`."""

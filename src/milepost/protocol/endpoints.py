@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from milepost.protocol import dashboard, feed, metadata, runs, triggering, work
+from milepost.protocol import dashboard, feed, metadata, runs, streams, triggering, work
 from milepost.protocol.triggering import NotSupported
 
 
@@ -40,7 +40,8 @@ class Endpoint:
 
     `access` has no default: whoever adds an endpoint says who may call it. `problems` are the status codes that it may answer with
     beside those that follow from the rest (see `statuses_of_refusals`). `stream` marks server-sent events, whose `response` is the
-    shape of one frame. `lines` marks a body of one JSON object per line.
+    shape of one frame, and which come with `stream_headers`. `lines` marks a body of one JSON object
+    per line. A parameter `{key}` of the path may have slashes.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Endpoint:
     parameters: tuple[Parameter, ...] = ()
     problems: tuple[int, ...] = ()
     stream: bool = False
+    stream_headers: tuple[tuple[str, str], ...] = ()
     lines: bool = False
     tag: str = field(default="runs")
 
@@ -241,6 +243,55 @@ INBOX = Endpoint(
     response=work.InboxFrame, problems=(404,), stream=True, tag="workers",
 )  # fmt: skip
 
+REPORT_CHUNKS = Endpoint(
+    "report_chunks", "POST", "/api/v1/workers/{worker}/chunks", "What the runs of a worker add to streams", KEY_ONLY,
+    streams.ChunksRequest, streams.ChunksResponse, problems=(400, 404, 413, 422), tag="workers",
+)  # fmt: skip
+
+_START = (
+    Parameter(
+        "start",
+        "the index of the first chunk; the header last-event-id, which names the one before it, wins",
+        "integer",
+    ),
+)
+_EVENTS = (("x-stream-version", "v2"),)
+LIST_STREAMS = Endpoint(
+    "list_streams", "GET", "/api/v1/runs/{run}/streams", "The streams of a run", READERS, response=streams.StreamList,
+    problems=(404,), tag="streams",
+)  # fmt: skip
+READ_INPUT = Endpoint(
+    "read_input", "GET", "/realtime/v1/streams/{run}/input/{key}",
+    "Read what was sent to a run: `batch` events until the run has finished", KEY_ONLY,
+    response=streams.StreamBatch, parameters=_START, problems=(400, 404), stream=True, stream_headers=_EVENTS, tag="streams",
+)  # fmt: skip
+SEND_INPUT = Endpoint(
+    "send_input", "POST", "/realtime/v1/streams/{run}/input/{key}", "Send something to a run", KEY_ONLY,
+    streams.InputRequest, streams.InputResponse, problems=(400, 404, 413, 422), tag="streams",
+)  # fmt: skip
+STREAM_POSITION = Endpoint(
+    "stream_position", "HEAD", "/realtime/v1/streams/{run}/{target}/{key}",
+    "How far a writer has come: the header x-last-chunk-index", KEY_ONLY, problems=(400, 404), tag="streams",
+)  # fmt: skip
+READ_STREAM = Endpoint(
+    "read_stream", "GET", "/realtime/v1/streams/{run}/{key}",
+    "Read a stream: `batch` events, and `end` when it has ended", READERS,
+    response=streams.StreamBatch, parameters=_START, problems=(400, 404), stream=True, stream_headers=_EVENTS, tag="streams",
+)  # fmt: skip
+CREATE_STREAM = Endpoint(
+    "create_stream", "PUT", "/realtime/v1/streams/{run}/{target}/{key}", "Make a stream known before its first chunk", KEY_ONLY,
+    response=streams.StreamCreated, status=202, problems=(400, 404, 422), tag="streams",
+)  # fmt: skip
+APPEND_CHUNK = Endpoint(
+    "append_chunk", "POST", "/realtime/v1/streams/{run}/{target}/{key}/append", "Add one chunk of text, as it is", KEY_ONLY,
+    response=streams.InputResponse, problems=(400, 404, 413, 422), tag="streams",
+)  # fmt: skip
+WRITE_STREAM = Endpoint(
+    "write_stream", "POST", "/realtime/v1/streams/{run}/{target}/{key}",
+    "Add chunks, one JSON value per line, while they come", KEY_ONLY,
+    response=streams.InputResponse, problems=(400, 404, 409, 413, 422), tag="streams",
+)  # fmt: skip
+
 CREATE_SIGN_IN_LINK = Endpoint(
     "create_sign_in_link", "POST", "/api/v1/sign-in-links", "A link that signs a browser in to the dashboard, once and soon", KEY_ONLY,
     response=dashboard.SignInLink, tag="server",
@@ -251,7 +302,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
-    REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, INBOX,
+    REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
+    # The first that fits is taken: a key may have slashes.
+    LIST_STREAMS, READ_INPUT, SEND_INPUT, STREAM_POSITION, READ_STREAM, CREATE_STREAM, APPEND_CHUNK, WRITE_STREAM,
 )  # fmt: skip
 
 REQUEST_ID_HEADER = "x-trigger-request-idempotency-key"

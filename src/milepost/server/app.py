@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from typing import Any, cast
@@ -24,7 +24,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import IndexDocuments, PruneAnswers, PruneHistory, ReleaseLostRuns
+from milepost.engine.commands import (
+    IndexDocuments,
+    PruneAnswers,
+    PruneHistory,
+    PruneStreams,
+    ReleaseLostRuns,
+)
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.reading import Reader
@@ -45,6 +51,7 @@ logger = logging.getLogger("milepost.server")
 PRUNE_SECONDS = 600
 # Answers that one command forgets: a few milliseconds of the committer's time.
 ANSWERS_PER_STEP = 100
+STREAMS_PER_STEP = 100
 WATCH_SECONDS = 1.0
 # The same trouble is said again after so long.
 SAID_SECONDS = 60.0
@@ -91,7 +98,7 @@ class StrictPaths:
                 message = "the path is not UTF-8, or it has control characters"
                 await problem_response(BadRequestError(message, field="path"))(scope, receive, send)
                 return
-            if b"%2f" in raw.lower() and path.startswith("/api/"):
+            if b"%2f" in raw.lower() and path.startswith(("/api/", "/realtime/")):
                 segments = (unquote_to_bytes(segment).decode() for segment in raw.split(b"/"))
                 scope["path"] = "/".join(segment.replace("/", _SLASH) for segment in segments)
         await self._app(scope, receive, send)
@@ -144,6 +151,7 @@ class Server:
                 grace_seconds=settings.metadata_grace_seconds,
                 lease_seconds=settings.lease_seconds,
                 log_bytes_max=settings.log_bytes_max,
+                stream_bytes_max=settings.stream_bytes_max,
             ),
             clock,
             steady,
@@ -226,10 +234,15 @@ class Server:
                     logger.warning("%d runs were held by workers that stopped answering", lost)
 
     async def _prune(self) -> None:
-        """Forget old answers, and changes of documents that are older than the setting, in steps that do not hold up commits."""
+        """Forget old answers, and changes of documents and streams that are older than the settings, in steps that do not hold up
+        commits."""
+        settings = self.settings
         while True:
             with self._waiting("pruning"):
                 await self.prune_history()
+                before = self._clock() - int(settings.stream_days * 86_400_000_000)
+                while await self.committer.submit(PruneStreams(before, STREAMS_PER_STEP)) == STREAMS_PER_STEP:
+                    pass
                 while await self.committer.submit(PruneAnswers(ANSWERS_PER_STEP)) == ANSWERS_PER_STEP:
                     pass
             await asyncio.sleep(PRUNE_SECONDS)
@@ -291,14 +304,15 @@ class Server:
         answering = (
             _answering(handlers.handlers[endpoint.name], endpoint.status)
             if stream is None
-            else self._streaming(stream)
+            else self._streaming(stream, endpoint.stream_headers)
         )
 
         application = _Guarded(endpoint, answering, self.authenticator)
-        return Route(endpoint.path, application, methods=[endpoint.method], name=endpoint.name)
+        path = endpoint.path.replace("{key}", "{key:path}")
+        return Route(path, application, methods=[endpoint.method], name=endpoint.name)
 
     def _streaming(
-        self, handler: Callable[[Request], AsyncIterator[bytes]]
+        self, handler: Callable[[Request], AsyncIterator[bytes]], stream_headers: Iterable[tuple[str, str]]
     ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             if self.hub.is_closed:
@@ -312,7 +326,7 @@ class Server:
             return StreamingResponse(
                 _with_first(first, events),
                 media_type="text/event-stream",
-                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+                headers={"cache-control": "no-store", "x-accel-buffering": "no", **dict(stream_headers)},
             )
 
         return answer
@@ -362,7 +376,10 @@ def _answering(
     handler: Callable[[Request], Awaitable[Any]], status: int
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        return Response(msgspec.json.encode(await handler(request)), status, media_type=JSON)
+        answer = await handler(request)
+        if isinstance(answer, Response):
+            return answer
+        return Response(msgspec.json.encode(answer), status, media_type=JSON)
 
     return answer
 

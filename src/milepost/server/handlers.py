@@ -55,6 +55,7 @@ from milepost.server.auth import CODE_SECONDS, Authenticator
 from milepost.server.health import Health
 from milepost.server.openapi import describe
 from milepost.server.settings import ServerSettings
+from milepost.server.streaming import Streaming
 
 CLAIM_WAIT_SECONDS_MAX = 30.0
 REQUEST_ID_CHARACTERS_MAX = 200
@@ -90,6 +91,7 @@ class Handlers:
         self._clock = clock
         self._version = version
         self._queued_reason = queued_reason
+        streaming = Streaming(self._submit, reader, hub)
         self.handlers: dict[str, Handler] = {
             endpoints.HEALTH.name: self.health,
             endpoints.OPENAPI.name: self.openapi,
@@ -111,9 +113,18 @@ class Handlers:
             endpoints.CLAIM_RUNS.name: self.claim_runs,
             endpoints.REPORT.name: self.report,
             endpoints.REPORT_LOG.name: self.report_log,
+            endpoints.REPORT_CHUNKS.name: streaming.report_chunks,
+            endpoints.LIST_STREAMS.name: streaming.list_streams,
+            endpoints.SEND_INPUT.name: streaming.send_input,
+            endpoints.CREATE_STREAM.name: streaming.create_stream,
+            endpoints.APPEND_CHUNK.name: streaming.append_chunk,
+            endpoints.WRITE_STREAM.name: streaming.write_stream,
+            endpoints.STREAM_POSITION.name: streaming.stream_position,
         }
         self.streams: dict[str, StreamHandler] = {
             endpoints.RUN_FEED.name: self.watch_run,
+            endpoints.READ_STREAM.name: streaming.read_stream,
+            endpoints.READ_INPUT.name: streaming.read_input,
             endpoints.BATCH_FEED.name: lambda request: streams.watch_batch(
                 hub, reader, request.path_params["batch"]
             ),

@@ -73,12 +73,9 @@ def _operation(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
 
 def _responses(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
     kind = "text/event-stream" if endpoint.stream else "application/json"
-    responses: dict[str, Any] = {
-        str(endpoint.status): {
-            "description": HTTPStatus(endpoint.status).phrase,
-            "content": {kind: {"schema": schemas[id(endpoint.response)]}},
-        }
-    }
+    responses: dict[str, Any] = {str(endpoint.status): {"description": HTTPStatus(endpoint.status).phrase}}
+    if endpoint.response is not None:
+        responses[str(endpoint.status)]["content"] = {kind: {"schema": schemas[id(endpoint.response)]}}
     problem = {"application/json": {"schema": schemas[id(Problem)]}}
     for status in endpoint.statuses_of_refusals:
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": problem}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX
+from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX, STREAM_BYTES_MAX
 from milepost.errors import ConfigurationError
 
 
@@ -29,6 +29,10 @@ class ServerSettings(BaseSettings):
 
     # Bytes of log lines that are kept of one attempt of a run; workers learn it from here.
     log_bytes_max: Annotated[int, Field(ge=0, lt=2**53)] = LOG_BYTES_MAX
+
+    # Bytes of one stream as JSON, and days for which the streams of a finished run are kept.
+    stream_bytes_max: Annotated[int, Field(gt=0, lt=2**53)] = STREAM_BYTES_MAX
+    stream_days: Annotated[float, Field(ge=0, le=36_500)] = 30
 
     @property
     def database_path(self) -> Path:

@@ -217,6 +217,51 @@ log_marks = Table(
     sqlite_with_rowid=False,
 )
 
+# A stream is named by what it is and its key: `out/` is written by the run, `in/` is sent to it from outside.
+streams = Table(
+    "streams",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    # How many chunks it has, and their bytes as JSON.
+    Column("next_index", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# How far each writer of a stream has come: by it a chunk that is sent twice is stored once.
+stream_writers = Table(
+    "stream_writers",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("writer", Text, primary_key=True),
+    # The run whose attempt it is part of; nothing for a writer from outside.
+    Column("source_id", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("next_number", BigInteger, nullable=False),
+    Column("has_ended", Integer, nullable=False),
+    # Why its source has failed.
+    Column("error", Text),
+    Column("updated_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Chunks as they were committed, many in a row: JSON texts without line feeds, joined by line feeds.
+chunks = Table(
+    "chunks",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("first_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("chunk_count", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
 tasks = Table(
     "tasks",
     tables,
