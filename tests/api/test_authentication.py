@@ -66,8 +66,9 @@ def path_of(endpoint: Endpoint) -> str:
 def test_nothing_is_open_without_the_key(served: Served, endpoint: Endpoint, headers: dict[str, str]) -> None:
     answer = served.call(endpoint.method, path_of(endpoint), {}, key=None, headers=headers)
     assert answer.status == 401
-    assert is_problem(answer.json)
-    assert answer.json["code"] == "unauthorized"
+    if endpoint.method != "HEAD":
+        assert is_problem(answer.json)
+        assert answer.json["code"] == "unauthorized"
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["x-should-retry"] == "false"
     assert KEY not in answer.body.decode()
@@ -117,7 +118,7 @@ def test_a_session_is_not_enough_where_the_key_is_needed(
     body = None if endpoint.method == "GET" else {}
     answer = served.call(endpoint.method, path, body, key=None, headers=cookie)
     assert answer.status == 403
-    assert answer.json["code"] == "forbidden"
+    assert endpoint.method == "HEAD" or answer.json["code"] == "forbidden"
 
 
 def test_the_table_says_of_every_endpoint_who_may_call_it() -> None:
