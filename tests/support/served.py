@@ -80,14 +80,15 @@ class Served:
         self.pool = urllib3.PoolManager(retries=False, maxsize=20)
         self.start()
 
-    def start(self) -> None:
-        """Serve on a new port."""
+    def start(self, port: int = 0) -> None:
+        """Serve on a new port, or on this one."""
         settings = load_settings(data_folder=self._folder, secret_key=KEY, **self._settings)
         # Setting the clock forward stands for time that goes by, so waiting is measured by it too.
         self.server = Server(settings, clock=self.clock, steady=self.clock)
         # Of a socket made without a protocol, asyncio does not turn Nagle's delay off: forty milliseconds per request.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         started = threading.Event()

@@ -330,6 +330,26 @@ def get_run(run_id: RunId, json: AsJson = False) -> None:
     command.get_run(run_id, as_json=json)
 
 
+@runs.command("stream")
+def read_stream(
+    run_id: RunId,
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            help="The stream; without it the run's only one, or a list of them.", show_default=False
+        ),
+    ] = None,
+    start: Annotated[int, typer.Option(min=0, help="The index of the first value.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more until the stream has ended.")
+    ] = False,
+) -> None:
+    """Print the values of a run's stream: text as it is, everything else as one line of JSON each."""
+    from milepost.cli import runs as command
+
+    command.read_stream(run_id, key, start=start, follow=follow)
+
+
 @runs.command("watch")
 def watch_run(run_id: RunId, json: AsJson = False) -> None:
     """Show one run live until it has finished. Ends with exit code 1 if the run failed."""

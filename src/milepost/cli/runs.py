@@ -1,5 +1,6 @@
 """`milepost trigger` and `milepost runs ...`: the client half on the command line."""
 
+import base64
 import json
 import re
 import sys
@@ -18,17 +19,19 @@ from rich.text import Text
 
 from milepost.cli.console import err, fail, note, out, print_json, print_line
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
-from milepost.cli.text import visible
+from milepost.cli.text import json_text, visible
 from milepost.client import calls
 from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
+from milepost.client.streams import reader
 from milepost.model.run import QueuedReason, RunError
 
 FRAME_SECONDS = 0.1
 LAST_COLUMN_CHARACTERS_MIN = 30
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 EXIT_INTERRUPTED = 130
+DEFAULT_KEY = "default"
 
 
 def trigger(
@@ -155,6 +158,56 @@ def get_run(run_id: str, *, as_json: bool) -> None:
 def watch_run(run_id: str, *, as_json: bool) -> None:
     """Show one run until it has finished; exit code 1 when it failed."""
     _watch(Client(), run_id, as_json=as_json)
+
+
+def read_stream(run_id: str, key: str | None, *, start: int, follow: bool) -> None:
+    """Print the values of a stream: text as it is, everything else as one line of JSON each."""
+    client = Client()
+    run = client.runs.retrieve(run_id)
+    known = {stream.key: stream for stream in run.streams}
+    if key is None:
+        if len(known) != 1 and not (follow and not known):
+            _list_streams(run)
+            return
+        key = next(iter(known), DEFAULT_KEY)
+    written = known[key].chunk_count if key in known else 0
+    if not follow and start >= written:
+        note(f"stream {key!r} has {written:,} values so far; add -f to wait for more")
+        return
+    reading = reader(client, run_id, key, start, None, False)
+    is_inside_line = False
+    try:
+        for value in reading:
+            if isinstance(value, str):
+                out.file.write(visible(value))
+                is_inside_line = not value.endswith("\n")
+            else:
+                text = base64.b64encode(value).decode() if isinstance(value, bytes) else json_text(value)
+                out.file.write(("\n" if is_inside_line else "") + text + "\n")
+                is_inside_line = False
+            out.file.flush()
+            if not follow and reading.index + 1 >= written:
+                break
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        if is_inside_line:
+            out.file.write("\n")
+            out.file.flush()
+    if reading.error is not None:
+        err.print(visible(f"the source of the stream has failed: {reading.error}"), style="red", markup=False)
+        raise typer.Exit(1)
+
+
+def _list_streams(run: Run) -> None:
+    if not run.streams:
+        err.print("the run has no streams")
+        return
+    rows = [("stream", "state", "values", "bytes", "error")]
+    for stream in run.streams:
+        error = _first_line(stream.error or "")
+        rows.append((stream.key, stream.state, f"{stream.chunk_count:,}", f"{stream.size_bytes:,}", error))
+    _print_table(rows)
 
 
 def _watch(client: Client, run_id: str, *, as_json: bool) -> None:

@@ -333,6 +333,12 @@ def metadata_at(run_id: str, *, version: int | None, at: datetime | None) -> Cal
     return _call("runs.metadata_at", endpoints.GET_METADATA, _read_document, query=query, run=run_id)
 
 
+def read_stream(run_id: str, key: str, *, start: int | None) -> Feed:
+    """Read a stream from an index on; without one, what is written from now on."""
+    query = {"start": "latest" if start is None else start}
+    return Feed("streams.read", _target(endpoints.READ_STREAM, query, {"run": run_id, "key": key}))
+
+
 def watch_run(run_id: str) -> Feed:
     """The feed of one run."""
     return Feed("runs.subscribe", _target(endpoints.RUN_FEED, {}, {"run": run_id}))

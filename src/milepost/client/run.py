@@ -12,10 +12,11 @@ from milepost.client.shape import read_document
 from milepost.errors import NotLoadedError
 from milepost.model.run import QueuedReason, RunError, RunStatus
 from milepost.protocol.runs import RunObject, RunSummary
+from milepost.protocol.streams import StreamSummary
 
 ShapeT = TypeVar("ShapeT")
 
-NOT_IN_LISTS: Final = ("payload", "output", "child_counts")
+NOT_IN_LISTS: Final = ("payload", "output", "child_counts", "streams")
 """What lists leave out, because it may be large or takes a look at other runs."""
 
 
@@ -23,7 +24,8 @@ NOT_IN_LISTS: Final = ("payload", "output", "child_counts")
 class Run:
     """A run at one moment. Times are aware UTC.
 
-    Runs out of a list, and those of `runs.subscribe_where`, come without `payload`, `output` and `child_counts`. Asked for one
+    Runs out of a list, and those of `runs.subscribe_where`, come without `payload`, `output`, `child_counts` and `streams`. Asked for
+    one
     of them, such a run raises NotLoadedError and does not pretend that there is none. `is_whole` tells which kind it is, and
     `runs.retrieve(run.id)` reads everything.
 
@@ -52,6 +54,8 @@ class Run:
             offered its task, `no_worker_online` when none that does is online. None when one is, and in lists,
             which do not look it up.
         child_counts: its children by status.
+        streams: its streams in the order in which they were begun: `key`, `chunk_count`, `size_bytes`, `state`, `error`. Later states
+            of a subscription have those of its beginning.
     """
 
     id: str
@@ -76,6 +80,7 @@ class Run:
     depth: int
     queued_reason: QueuedReason | None = None
     child_counts: dict[str, int]
+    streams: list[StreamSummary]
     is_queued: bool
     is_executing: bool
     is_waiting: bool
@@ -146,6 +151,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         depth=wire.depth,
         queued_reason=wire.queued_reason if is_whole and wire.is_queued else None,
         child_counts=wire.child_counts if is_whole else {},
+        streams=wire.streams if is_whole else [],
         is_queued=wire.is_queued,
         is_executing=wire.is_executing,
         is_waiting=wire.is_waiting,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -351,29 +351,39 @@ def _states(follower: Follower[StateT_co], feed: Feed) -> Iterator[StateT_co]:
         yield state
 
 
+def _opened(feed: Feed | Callable[[], Feed]) -> Feed:
+    return feed() if callable(feed) else feed
+
+
 def follow(
-    transport: SyncTransport, feed: Feed, follower: Follower[StateT_co], *, until: float | None = None
+    transport: SyncTransport,
+    feed: Feed | Callable[[], Feed],
+    follower: Follower[StateT_co],
+    *,
+    until: float | None = None,
 ) -> Iterator[StateT_co]:
     """The states of a feed until it ends, over as many connections as it takes.
 
     Args:
+        feed: or what gives the feed to be opened next, where that depends on how far the follower is.
         until: on the monotonic clock; past it TimeoutError is raised.
     Raises: UnavailableError when the server stays away, the error of a refusal otherwise.
     """
-    check_blocking(feed.form)
+    check_blocking(_opened(feed).form)
     retries = Retries()
     pause = 0.0
     while True:
+        opened = _opened(feed)
         try:
-            with transport.open(feed, until=until) as chunks:
+            with transport.open(opened, until=until) as chunks:
                 reader = EventReader()
                 for chunk in chunks:
                     # A server that was there is waited for longer than one that never was.
                     retries = patient()
                     for event, data in reader.feed(chunk):
-                        _take(follower, feed, event, data)
+                        _take(follower, opened, event, data)
                     # A reader that was busy finds several events: it gets the newest state only (M82).
-                    yield from _states(follower, feed)
+                    yield from _states(follower, opened)
                     if follower.has_ended:
                         return
         except (Gap, UnavailableError) as error:
@@ -384,22 +394,23 @@ def follow(
 
 
 async def afollow(
-    transport: AsyncTransport, feed: Feed, follower: Follower[StateT_co]
+    transport: AsyncTransport, feed: Feed | Callable[[], Feed], follower: Follower[StateT_co]
 ) -> AsyncIterator[StateT_co]:
     """As `follow`, without blocking."""
     retries = Retries()
     pause = 0.0
     while True:
+        opened = _opened(feed)
         try:
-            async with transport.open(feed) as chunks:
+            async with transport.open(opened) as chunks:
                 reader = EventReader()
                 async for chunk in chunks:
                     # A server that was there is waited for longer than one that never was.
                     retries = patient()
                     for event, data in reader.feed(chunk):
-                        _take(follower, feed, event, data)
+                        _take(follower, opened, event, data)
                     # A reader that was busy finds several events: it gets the newest state only (M82).
-                    for state in _states(follower, feed):
+                    for state in _states(follower, opened):
                         yield state
                     if follower.has_ended:
                         return

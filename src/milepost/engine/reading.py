@@ -136,6 +136,7 @@ class Reader:
             related = self._related(connection, ancestors, children, with_documents=with_family)
             counts = run_store.count_by_status(connection, family)
             metadata, version = _documents(connection, [run_id])[run_id]
+            streams = _streams(connection, row, OUTPUT)
         fields = _summary_fields(record, metadata, version)
         fields["related_runs"] = RelatedRuns(
             root=related.get(row.root_id) if row.parent_id else None,
@@ -147,6 +148,7 @@ class Reader:
             payload=_decoded(record.payload, record.payload_type),
             output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
             child_counts=counts,
+            streams=streams,
             queued_reason=self.queued_reason(row.task) if row.status is RunStatus.QUEUED else None,
             attempts=[],
         )
@@ -303,31 +305,7 @@ class Reader:
         """The streams of a run, in the order in which they were begun. Raises RunNotFoundError."""
         with self._store.read() as connection:
             row = self._record(connection, run_id, values=False).row
-            found = [
-                stream
-                for stream in stream_store.load_streams(connection, [run_id])
-                if stream.name.startswith(kind)
-            ]
-            states = [
-                state_of(
-                    stream_store.writer_states(connection, run_id, stream.name),
-                    run_has_finished=row.status.is_final,
-                )
-                for stream in found
-            ]
-        summaries = [
-            StreamSummary(
-                key=stream.name.removeprefix(kind),
-                chunk_count=stream.next_index,
-                size_bytes=stream.size_bytes,
-                state=state,
-                error=error,
-                created_at=_text(stream.created_at),
-                updated_at=_text(stream.updated_at),
-            )
-            for stream, (state, error) in zip(found, states, strict=True)
-        ]
-        return sorted(summaries, key=lambda summary: (summary.created_at, summary.key))
+            return _streams(connection, row, kind)
 
     def batch(self, batch_id: str) -> BatchObject:
         """A batch. Raises BatchNotFoundError."""
@@ -439,6 +417,29 @@ def _documents(connection: Connection, ids: Sequence[str]) -> "_Documents":
         run_id: (msgspec.Raw(value), version)
         for run_id, (value, version) in read_documents(connection, ids).items()
     }
+
+
+def _streams(connection: Connection, row: RunRow, kind: str) -> list[StreamSummary]:
+    """The streams of a run, in the order in which they were begun."""
+    found = [
+        stream for stream in stream_store.load_streams(connection, [row.id]) if stream.name.startswith(kind)
+    ]
+    summaries: list[StreamSummary] = []
+    for stream in sorted(found, key=lambda stream: (stream.created_at, stream.name)):
+        writers = stream_store.writer_states(connection, row.id, stream.name)
+        state, error = state_of(writers, run_has_finished=row.status.is_final)
+        summaries.append(
+            StreamSummary(
+                key=stream.name.removeprefix(kind),
+                chunk_count=stream.next_index,
+                size_bytes=stream.size_bytes,
+                state=state,
+                error=error,
+                created_at=_text(stream.created_at),
+                updated_at=_text(stream.updated_at),
+            )
+        )
+    return summaries
 
 
 def _urgent(connection: Connection, filter: RunFilter, size: int) -> list[str]:

@@ -17,12 +17,11 @@ from milepost.feed.hub import Hub
 from milepost.feed.stream_topic import StreamTopic, frame_of
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.protocol.feed import PING, encode_event
-from milepost.protocol.streams import StreamEnded, StreamState
+from milepost.protocol.streams import StreamBegun, StreamEnded, StreamState
 
 # What is read of a stream at once, about.
 PAGE_BYTES = 256 * 1024
 _COME_BACK = encode_event("error", b'{"error":"the server cannot go on; connect again"}')
-CONNECTED = b": connected\n\n"
 _encode = msgspec.json.Encoder().encode
 
 logger = logging.getLogger("milepost.feed")
@@ -51,8 +50,8 @@ async def watch_stream(
         )
         topic.learn(page, is_newest=False)
         position = page.next_index if start is None else start
-        # Headers at once, whenever the first chunk comes.
-        yield CONNECTED
+        # At once, whenever the first chunk comes; and a reader of what is new learns where it has begun.
+        yield encode_event("begin", _encode(StreamBegun(position)))
         if start is not None and page.rows:
             yield frame_of(page.rows, position)
             position = page.rows[-1].next_index

@@ -15,6 +15,7 @@ from milepost.store.streams import ChunkRow
 
 # Frames that are kept for readers who are a little behind.
 RECENT_BYTES = 1024 * 1024
+EVENT_BYTES = 16 * 1024
 _encode = msgspec.json.Encoder().encode
 
 
@@ -95,16 +96,30 @@ class StreamTopic:
 
 
 def frame_of(rows: Sequence[ChunkRow], start: int) -> bytes:
-    """A `batch` event with the chunks of these rows from an index on."""
+    """`batch` events with the chunks of these rows from an index on.
+
+    Several of bounded size: a reader whose connection breaks in the middle has what came before, and comes back for the rest only.
+    """
+    events: list[bytes] = []
     records: list[bytes] = []
+    size = 0
     index = start
     for row in rows:
-        texts = row.texts(start)
         index = max(start, row.first_index)
         tail = b',"headers":[],"timestamp":%d}' % (row.at // 1000)
         attempt = b',"attempt":%d}' % row.attempt
-        for text in texts:
+        for text in row.texts(start):
+            if size > EVENT_BYTES:
+                events.append(_event(records, index - 1))
+                records, size = [], 0
             body = b'{"data":%b,"id":"%d"%b' % (text, index, attempt)
-            records.append(b'{"seq_num":%d,"body":%b%b' % (index, _encode(body.decode()), tail))
+            record = b'{"seq_num":%d,"body":%b%b' % (index, _encode(body.decode()), tail)
+            records.append(record)
+            size += len(record)
             index += 1
-    return b"id: %d\n" % (index - 1) + encode_event("batch", b'{"records":[%b]}' % b",".join(records))
+    events.append(_event(records, index - 1))
+    return b"".join(events)
+
+
+def _event(records: Sequence[bytes], last_index: int) -> bytes:
+    return b"id: %d\n" % last_index + encode_event("batch", b'{"records":[%b]}' % b",".join(records))

@@ -251,8 +251,8 @@ REPORT_CHUNKS = Endpoint(
 _START = (
     Parameter(
         "start",
-        "the index of the first chunk; the header last-event-id, which names the one before it, wins",
-        "integer",
+        "the index of the first chunk, or `latest` for what is written from now on; the header last-event-id, which names the chunk "
+        "before it, wins",
     ),
 )
 _EVENTS = (("x-stream-version", "v2"),)

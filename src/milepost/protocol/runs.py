@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from milepost.model.run import QueuedReason, RunError, RunStatus
+from milepost.protocol.streams import StreamSummary
 
 
 class RunFields(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
@@ -72,6 +73,7 @@ class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     related_runs: RelatedRuns
     # How the children stand, by status; the list above may be cut, this never is.
     child_counts: dict[str, int]
+    streams: list[StreamSummary] = []
     # Why a run that is queued cannot be taken by anybody at this moment.
     queued_reason: QueuedReason | None = None
     attempts: list[Any]

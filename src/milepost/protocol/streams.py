@@ -160,6 +160,12 @@ class StreamBatch(msgspec.Struct):
     records: list[StreamRecord]
 
 
+class StreamBegun(msgspec.Struct):
+    """The `begin` event, which the official clients pass over: the index of the first chunk that will follow."""
+
+    next: int
+
+
 class StreamEnded(msgspec.Struct, omit_defaults=True):
     """The `end` event, which the official clients pass over: nothing follows. The connection closes cleanly behind it and only then,
     or after the time that `timeout-seconds` gives; a server that stops cuts it off, so that readers come back."""

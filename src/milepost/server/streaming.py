@@ -282,6 +282,8 @@ def _start(request: Request) -> int | None:
                 field="last-event-id",
             )
         return int(last) + 1
+    if request.query_params.get("start") == "latest":
+        return None
     if "start" in request.query_params:
         start = requests.whole_number(request, "start", default=0)
         if start < 0:

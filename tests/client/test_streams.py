@@ -1,0 +1,261 @@
+"""Reading streams: from any index, live or later, over connections that break anywhere: nothing missing, nothing twice (M58)."""
+
+import asyncio
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from milepost import Client, MetadataValueError, RunNotFoundError, UsageError
+from milepost.client.retries import Retries
+from milepost.client.streams import StreamReader, reader, value_of
+from support.served import KEY, HttpWorker, Served
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("streams"))
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def worker(served: Served) -> HttpWorker:
+    return HttpWorker(served)
+
+
+@pytest.fixture
+def client(served: Served) -> Client:
+    return Client(served.url, KEY)
+
+
+class Source:
+    """A run's writer of one stream."""
+
+    def __init__(self, worker: HttpWorker, key: str = "tokens") -> None:
+        self.worker = worker
+        self.run = worker.take(worker.served.trigger())
+        self.id: str = self.run["id"]
+        self.key = key
+        self.written = 0
+
+    def write(self, *values: Any, end: dict[str, Any] | None = None) -> None:
+        part = {"run": self.id, "key": self.key, "writer": "w", "first": self.written, "chunks": list(values)}
+        if end is not None:
+            part["end"] = end
+        body = {"runs": [{"id": self.id, "attempt": self.run["attempt"], "parts": [part]}]}
+        [reply] = self.worker.served.post(f"/api/v1/workers/{self.worker.id}/chunks", body)["runs"]
+        self.written += len(values)
+        assert reply["parts"] == [{"next": self.written}]
+
+
+def read(client: Client, source: Source, start: int = 0, kind: Any = None) -> StreamReader[Any]:
+    return reader(client, source.id, source.key, start, kind, False)
+
+
+async def aread(reading: StreamReader[Any]) -> list[Any]:
+    return [value async for value in reading]
+
+
+VALUES = [1, "two", {"a": [None, 2.5]}, "é\n", {"$bytes": "AP8="}]
+
+
+def test_values_in_order_from_any_index(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker)
+    source.write(*VALUES)
+    source.write(end={})
+    expected = [*VALUES[:-1], b"\x00\xff"]
+    for start in range(7):
+        reading = read(client, source, start)
+        assert list(reading) == expected[start:]
+        assert (reading.state, reading.error) == ("ended", None)
+        assert asyncio.run(aread(read(client, source, start))) == expected[start:]
+    assert (reading.index, reading.attempt) == (5, 0)
+    reading = read(client, source, 3)
+    assert reading.index == 2
+    assert next(iter(reading)) == "é\n"
+    assert (reading.index, reading.attempt) == (3, 1)
+
+
+def test_a_failed_source_is_told_and_not_raised(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker)
+    source.write(1, end={"error": "no ink"})
+    reading = read(client, source)
+    assert list(reading) == [1]
+    assert (reading.state, reading.error) == ("failed", "no ink")
+
+
+def test_live_before_the_first_value_to_the_end_of_the_run(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker)
+    seen: list[Any] = []
+    came = threading.Condition()
+
+    def follow() -> None:
+        for value in read(client, source):
+            with came:
+                seen.append(value)
+                came.notify()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    for number in range(5):
+        source.write(number)
+        with came:
+            assert came.wait_for(lambda number=number: len(seen) > number, 20)
+    worker.finish(source.run)
+    thread.join(20)
+    assert seen == list(range(5))
+
+
+def test_only_what_is_new(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker)
+    source.write(1, 2)
+
+    async def follow() -> list[Any]:
+        reading = reader(client, source.id, source.key, 0, None, True)
+        values = aiter(reading)
+        first = asyncio.ensure_future(anext(values))
+        # Until it knows where it begins, nobody does.
+        while reading.index < 0:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(source.write, 3, end={})
+        return [await first, *[value async for value in values]]
+
+    assert asyncio.run(follow()) == [3]
+
+
+class Token(BaseModel):
+    text: str
+
+
+def test_typed_values(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker)
+    source.write({"text": "a"}, {"text": "b"}, {"txt": "c"}, end={})
+    values = iter(read(client, source, kind=Token))
+    assert [next(values), next(values)] == [Token(text="a"), Token(text="b")]
+    with pytest.raises(MetadataValueError, match=r"chunk 2 of stream 'tokens' does not fit its type: text"):
+        next(values)
+
+
+def test_bytes_are_only_what_was_marked_as_such() -> None:
+    assert value_of({"$bytes": "AP8="}) == b"\x00\xff"
+    for value in ({"$bytes": "?"}, {"$bytes": 1}, {"$bytes": "", "a": 1}, ["$bytes"], None):
+        assert value_of(value) == value
+
+
+@pytest.mark.parametrize(
+    ("start", "latest"), [(-1, False), ("1", False), (True, False), (1.0, False), (3, True)]
+)
+def test_indexes_that_are_none(client: Client, start: Any, latest: bool) -> None:
+    with pytest.raises(UsageError, match="start"):
+        reader(client, "run_1", "k", start, None, latest)
+
+
+def test_unknown_runs(client: Client) -> None:
+    with pytest.raises(RunNotFoundError):
+        list(reader(client, "run_unknown", "k", 0, None, False))
+
+
+def test_what_a_run_says_of_its_streams(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker, "a/b")
+    source.write("x", "yz", end={})
+    [stream] = client.runs.retrieve(source.id).streams
+    assert (stream.key, stream.chunk_count, stream.size_bytes, stream.state) == ("a/b", 2, 7, "ended")
+    # A key with a slash is read like any other.
+    assert list(read(client, source)) == ["x", "yz"]
+
+
+class Cutter:
+    """A way to the server that breaks after a few bytes, again and again."""
+
+    def __init__(self, port: int, chance: random.Random) -> None:
+        self._target, self._chance = port, chance
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.count = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self.count += 1
+            with near, socket.create_connection(("127.0.0.1", self._target)) as far:
+                near.settimeout(20)
+                request = near.recv(65536)
+                far.sendall(request)
+                left = self._chance.randrange(1, 40_000)
+                try:
+                    while left > 0 and (answer := far.recv(min(left, 4096))):
+                        near.sendall(answer)
+                        left -= len(answer)
+                except OSError:
+                    continue
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Retries, "pause", lambda self, error: 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("colour", ["blocking", "async"])
+def test_connections_that_break_anywhere(served: Served, worker: HttpWorker, colour: str) -> None:
+    """Fault 16: a thousand reconnects, and the same sequence."""
+    source = Source(worker)
+    count = 4000
+    for start in range(0, count, 40):
+        source.write(*[f"value {number}" for number in range(start, start + 40)])
+    source.write(end={})
+    cutter = Cutter(served.port, random.Random(colour))
+    try:
+        reading = read(Client(cutter.url, KEY), source)
+        seen = list(reading) if colour == "blocking" else asyncio.run(aread(reading))
+    finally:
+        cutter.close()
+    assert seen == [f"value {number}" for number in range(count)]
+    assert cutter.count > 10
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_server_that_restarts(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    worker = HttpWorker(served)
+    source = Source(worker)
+    source.write(1, 2)
+    client = Client(served.url, KEY)
+    seen: list[Any] = []
+    came = threading.Condition()
+
+    def follow() -> None:
+        for value in read(client, source):
+            with came:
+                seen.append(value)
+                came.notify()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        with came:
+            assert came.wait_for(lambda: len(seen) == 2, 20)
+        served.stop()
+        # The same address: a reader comes back to where it was.
+        served.start(served.port)
+        worker.register(holding=(source.id,))
+        source.write(3, end={})
+        thread.join(30)
+        assert not thread.is_alive()
+    finally:
+        served.stop()
+    assert seen == [1, 2, 3]
