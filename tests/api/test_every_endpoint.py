@@ -221,6 +221,7 @@ class Calls:
 
     def read_stream(self, endpoint: Endpoint) -> None:
         with self.served.events(f"/realtime/v1/streams/{self._written()}/k") as events:
+            assert events.next() == ("begin", {"next": 0})
             event, data = events.next()
             assert event == "batch"
             [record] = data["records"]
@@ -232,6 +233,7 @@ class Calls:
     def read_input(self, endpoint: Endpoint) -> None:
         run_id = self._written()
         with self.served.events(f"/realtime/v1/streams/{run_id}/input/k") as events:
+            assert events.next() == ("begin", {"next": 0})
             assert events.next() == ("end", {"state": "ended", "next": 0})
 
     def send_input(self, endpoint: Endpoint) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from api.shapes import is_problem
 from milepost.engine.commands import ReleaseLostRuns
@@ -105,9 +106,18 @@ def test_a_full_disk_is_not_healthy(served: Served) -> None:
     store = served.server._store
 
     def limit(pages: int | None) -> None:
-        with store.write() as connection:
-            used = connection.exec_driver_sql("PRAGMA page_count").scalar()
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages or used}").scalar()
+        # The connection is the server's own: between two of its commits.
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                with store.write() as connection:
+                    used = connection.exec_driver_sql("PRAGMA page_count").scalar()
+                    connection.exec_driver_sql(f"PRAGMA max_page_count = {pages or used}").scalar()
+            except OperationalError:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            else:
+                return
 
     limit(None)
     assert "full" in unavailable(served.call("GET", "/api/v1/health", key=None))
