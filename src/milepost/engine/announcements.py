@@ -54,13 +54,15 @@ class ChildrenFinished(msgspec.Struct, frozen=True):
 
 
 class StreamGrown(msgspec.Struct, gc=False):
-    """Chunks were added to a stream, or a writer has ended. `next_index` is that behind the last chunk."""
+    """Chunks were added to a stream, or a writer has ended. `next_index` is that behind the last chunk; `is_new`: there was no such
+    stream before."""
 
     run_id: str
     name: str
     next_index: int
     rows: list[ChunkRow] = []
     has_ended: bool = False
+    is_new: bool = False
 
 
 class Announcement(msgspec.Struct):

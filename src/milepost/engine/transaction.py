@@ -285,7 +285,8 @@ class Transaction:
     ) -> None:
         """A writer has added these chunks to a stream of a run. `has_ended`: it will add no more."""
         key = stream.run_id, stream.name
-        if self._streams.get(key) is None:
+        is_new = self._streams.get(key) is None
+        if is_new:
             self._streams[key] = stream
             self._stream_counts[row.id] = self.count_streams(row.id) + 1
         writer_key = (*key, writer.writer)
@@ -298,6 +299,7 @@ class Transaction:
         grown.next_index = stream.next_index
         grown.rows.extend(chunks)
         grown.has_ended = grown.has_ended or has_ended
+        grown.is_new = grown.is_new or is_new
 
     def may_claim(self, worker_id: str, sequence: int) -> bool:
         """False when the worker has left, or given up this claim, in this group."""

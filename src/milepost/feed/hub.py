@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
+from milepost.engine.streams import OUTPUT
 from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
 from milepost.feed.stream_topic import StreamTopic
 from milepost.model.filters import MetadataFilter
@@ -60,6 +61,8 @@ class RunTopic:
         self.snapshot: asyncio.Task[Snapshot] | None = None
         # How often the run's log has grown.
         self.log_count = 0
+        # How often streams have begun or writers of them ended.
+        self.stream_count = 0
         self.child_counts: dict[str, int] = {}
         self.counted_by = 0
         self.children_changed = False
@@ -73,6 +76,11 @@ class RunTopic:
         """A commit has changed the run."""
         self.log_count += changed.logged
         self.news.take_in(changed)
+        self._tell()
+
+    def stream_changed(self) -> None:
+        """The run has a new stream, or a writer of one has ended."""
+        self.stream_count += 1
         self._tell()
 
     def child_changed(self) -> None:
@@ -339,7 +347,7 @@ class Hub:
         if self.runs or self.lists or self.matches or self.inboxes:
             for changed in announcement.runs:
                 self._announce_run(changed)
-        if self.streams:
+        if announcement.streams or self.streams:
             self._announce_streams(announcement)
         for progressed in announcement.batches:
             batch = self.batches.get(progressed.batch_id)
@@ -390,6 +398,9 @@ class Hub:
 
     def _announce_streams(self, announcement: Announcement) -> None:
         for grown in announcement.streams:
+            run = self.runs.get(grown.run_id) if grown.is_new or grown.has_ended else None
+            if run is not None and grown.name.startswith(OUTPUT):
+                run.stream_changed()
             topic = self.streams.get(grown.run_id, {}).get(grown.name)
             if topic is not None:
                 topic.take_in(grown)

@@ -58,11 +58,12 @@ async def watch_run(
 
     Args:
         has_finished: is set before the frame that tells of the run's end. With it the stream goes on from there, because children
-            may still write to the document; and it says `log` when the run's log has grown.
+            may still write to the document; and it says `log` when the run's log has grown, and `streams` when a stream
+            of it has begun or ended.
     """
     wake = asyncio.Event()
     topic = hub.watch_run(run_id, wake)
-    log_count = topic.log_count
+    log_count, stream_count = topic.log_count, topic.stream_count
     is_lasting = has_finished is not None
     has_finished = has_finished or asyncio.Event()
     try:
@@ -74,6 +75,9 @@ async def watch_run(
             if is_lasting and topic.log_count > log_count:
                 log_count = topic.log_count
                 yield encode_event("log", b"{}")
+            if is_lasting and topic.stream_count > stream_count:
+                stream_count = topic.stream_count
+                yield encode_event("streams", b"{}")
             if not await woken(wake, PING_SECONDS if queued is None else QUEUED_SECONDS):
                 told, queued = queued, _looked_up(queued, reader)
                 yield PING if queued == told else _queued_frame(place, queued)

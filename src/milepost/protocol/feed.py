@@ -17,7 +17,8 @@ class RunFrame(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True)
     snapshot: `run` is the whole run with its document. delta: `operations` lead from `fromVersion` to `version`; `run` has the
     changed fields of the run (never payload or metadata). end: the run has finished and everything has been sent.
 
-    A feed that follows the run's children too has further events: `log`, an empty object, when the run's log has grown, and
+    A feed that follows the run's children too has further events: `log`, an empty object, when the run's log has grown, `streams`
+    likewise when a stream has begun or a writer of it ended, and
     `children-snapshot` and `children-rows`, which are `RunListFrame`s. Its `end` comes when the children have finished as well.
     """
 

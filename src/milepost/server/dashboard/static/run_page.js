@@ -10,6 +10,7 @@ import { stringify } from "./json.js";
 import { RunLog } from "./log.js";
 import { ProgressBars, findProgress, percent } from "./progress.js";
 import { RunsTable, duration, tagLinks } from "./runs_table.js";
+import { RunStreams } from "./streams.js";
 import { STATUSES, StatusBadge, isFinal, queuedWords, showConnection, statusWord } from "./status.js";
 import { Tree } from "./tree.js";
 
@@ -44,6 +45,15 @@ const log = new RunLog(
   byId("log-section"),
   /** @type {HTMLButtonElement} */ (byId("log-earlier")),
 );
+const streams = new RunStreams(runId, {
+  section: byId("streams-section"),
+  tabs: byId("stream-tabs"),
+  view: byId("stream"),
+  about: byId("stream-about"),
+  earlier: byId("stream-earlier"),
+  copy: byId("stream-copy"),
+  download: byId("stream-download"),
+});
 const past = new History(runId, {
   showPast: (document, marks) => {
     drawPlace();
@@ -84,6 +94,9 @@ function receive(event, frame) {
     case "log":
       log.refresh();
       return true;
+    case "streams":
+      streams.refresh();
+      return true;
     case "children-snapshot":
     case "children-rows":
       return receiveChildren(event, frame);
@@ -92,6 +105,7 @@ function receive(event, frame) {
       known.document = new FollowedDocument(known.run.get("metadata"), Number(frame.get("version")));
       runChanged = true;
       log.refresh();
+      if (known.run.has("streams")) for (const stream of known.run.get("streams")) streams.take(stream);
       break;
     default:
       if (!receiveDelta(frame)) return false;
@@ -252,7 +266,7 @@ function countOf(status, number) {
 new Feed({
   url: `${runUrl(runId)}/feed?${new URLSearchParams({ children: String(CHILDREN_SHOWN) })}`,
   probe: `${runUrl(runId)}/metadata`,
-  events: ["snapshot", "delta", "log", "children-snapshot", "children-rows"],
+  events: ["snapshot", "delta", "log", "streams", "children-snapshot", "children-rows"],
   onEvent: receive,
   onState: (state) => {
     showConnection(byId("connection"), state);
