@@ -23,6 +23,10 @@ from milepost.errors import (
     RequestError,
     RunFinishedError,
     RunNotFoundError,
+    StreamChunkTooLargeError,
+    StreamError,
+    StreamStoppedError,
+    StreamValueError,
     TaskFailedError,
     TooLargeError,
     UnauthorizedError,
@@ -39,6 +43,7 @@ from milepost.sdk.context import Context
 from milepost.sdk.hooks import hooks
 from milepost.sdk.metadata import metadata
 from milepost.sdk.runs import runs
+from milepost.sdk.streams import streams
 from milepost.sdk.task import Task, task
 from milepost.sdk.tasks import tasks
 
@@ -69,6 +74,10 @@ __all__ = [
     "RunHandle",
     "RunNotFoundError",
     "RunStatus",
+    "StreamChunkTooLargeError",
+    "StreamError",
+    "StreamStoppedError",
+    "StreamValueError",
     "Task",
     "TaskFailedError",
     "TaskResult",
@@ -83,6 +92,7 @@ __all__ = [
     "hooks",
     "metadata",
     "runs",
+    "streams",
     "task",
     "tasks",
 ]

@@ -11,6 +11,10 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── MetadataPathError             invalid_metadata_path   422   also ValueError  .segment
     │   ├── MetadataTooLargeError         metadata_too_large      413   .size .limit .largest_keys
     │   └── MetadataFlushError            metadata_flush_refused  422   .refused
+    ├── StreamError                       stream_error            422   .key
+    │   ├── StreamValueError              invalid_stream_value    422   also ValueError
+    │   ├── StreamChunkTooLargeError      chunk_too_large         413   .size .limit
+    │   └── StreamStoppedError            stream_stopped          409   .reason
     ├── RequestError                      request_failed          400   .field .limit
     │   ├── BadRequestError               bad_request             400
     │   ├── UnauthorizedError             unauthorized            401
@@ -66,6 +70,10 @@ __all__ = [
     "RequestTimeoutError",
     "RunFinishedError",
     "RunNotFoundError",
+    "StreamChunkTooLargeError",
+    "StreamError",
+    "StreamStoppedError",
+    "StreamValueError",
     "TaskFailedError",
     "TooLargeError",
     "UnauthorizedError",
@@ -249,6 +257,77 @@ def _flush_message(refused: Sequence[RefusedOperation]) -> str:
     if len(refused) > 3:
         listed.append(f"and {len(refused) - 3} more")
     return f"The server refused {len(refused)} metadata operation(s). " + "; ".join(listed)
+
+
+# --- streams -----------------------------------------------------------------------------------------------
+
+
+class StreamError(MilepostError):
+    """Something was not added to a stream.
+
+    Attributes:
+        key: the stream's key.
+    """
+
+    code: ClassVar[str] = "stream_error"
+    status: ClassVar[int] = 422
+
+    def __init__(self, message: str = "", *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+    def details(self) -> dict[str, Any] | None:
+        return {"key": self.key}
+
+
+class StreamValueError(StreamError, ValueError):
+    """The value has no JSON form, or is none of the stream's type; the message names the place inside the value."""
+
+    code: ClassVar[str] = "invalid_stream_value"
+
+
+class StreamChunkTooLargeError(StreamError):
+    """One chunk is larger than a chunk may be.
+
+    Attributes:
+        size: bytes of compact JSON that it has.
+        limit: bytes that it may have.
+    """
+
+    code: ClassVar[str] = "chunk_too_large"
+    status: ClassVar[int] = 413
+
+    def __init__(self, size: int = 0, limit: int = 0, *, key: str | None = None, message: str = "") -> None:
+        super().__init__(
+            message
+            or f"stream {_shortened(key or '')}: a chunk of {size:,} bytes of JSON is larger than a chunk may be ({limit:,}); send it "
+            f"in smaller pieces, or store it elsewhere and send where",
+            key=key,
+        )
+        self.size = size
+        self.limit = limit
+
+    def details(self) -> dict[str, Any] | None:
+        return {"key": self.key, "size": self.size, "limit": self.limit}
+
+
+class StreamStoppedError(StreamError):
+    """Nothing more of this writer will be stored: the server does not take it, or the attempt that writes was given up.
+
+    Attributes:
+        reason: `lost` when the server has given up the attempt (its worker was silent for longer than the lease), `worker_ended`, or
+            the server's code, such as `stream_too_large`, `too_many_streams`, `run_finished`, `not_an_ancestor`.
+    """
+
+    code: ClassVar[str] = "stream_stopped"
+    status: ClassVar[int] = 409
+
+    def __init__(self, message: str = "", *, key: str | None = None, reason: str = "") -> None:
+        super().__init__(message, key=key)
+        self.reason = reason
+
+    def details(self) -> dict[str, Any] | None:
+        return {"key": self.key, "reason": self.reason}
 
 
 # --- requests ----------------------------------------------------------------------------------------------
@@ -552,6 +631,19 @@ def error_for(
     if issubclass(kind, MetadataPathError):
         return kind(message, key=_text_or_none(given.get("key")), segment=_text_or_none(given.get("segment")))
     if issubclass(kind, MetadataError):
+        return kind(message, key=_text_or_none(given.get("key")))
+    if issubclass(kind, StreamChunkTooLargeError):
+        return kind(
+            _whole_number(given.get("size")),
+            _whole_number(given.get("limit", limit)),
+            key=_text_or_none(given.get("key")),
+            message=message,
+        )
+    if issubclass(kind, StreamStoppedError):
+        return kind(
+            message, key=_text_or_none(given.get("key")), reason=_text_or_none(given.get("reason")) or ""
+        )
+    if issubclass(kind, StreamError):
         return kind(message, key=_text_or_none(given.get("key")))
     if issubclass(kind, VersionConflictError):
         version = given.get("version")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +11,7 @@ from milepost.model.jsonvalue import encode
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope, current_scope
+from milepost.sdk.streams_outlet import Outlet
 from sdk.model_server import ATTEMPT, RUN, ModelServer, deliver
 
 
@@ -46,6 +47,15 @@ class HereLink:
 
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         self.lines.append((level, message, logger))
+
+    def open_stream(self, outlet: Outlet) -> None:
+        raise AssertionError("no stream is written here")
+
+    def send_chunks(self, outlet: Outlet) -> None:
+        raise AssertionError("no stream is written here")
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        raise AssertionError("no stream is written here")
 
 
 def claimed(payload: object = None, **fields: Any) -> ClaimedRun:

@@ -15,6 +15,14 @@ from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import encode_event
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
+from milepost.protocol.streams import (
+    AttemptParts,
+    AttemptReply,
+    ChunksRequest,
+    ChunksResponse,
+    PartReply,
+    StreamPart,
+)
 from milepost.protocol.work import (
     AttemptLines,
     ClaimedRun,
@@ -55,6 +63,62 @@ class Seen:
 
 
 @dataclass
+class StreamStore:
+    """Takes parts of streams as the server does: by the numbers of each writer, each chunk once.
+
+    Attributes:
+        chunks: what was stored, by run and key, each with its writer, in the order of the commits.
+        ends: how each writer has ended.
+        known: the streams that there are, in the order in which they were begun.
+        answers: for a key, what its next parts are answered instead.
+        lost: runs that are no longer the attempt's that writes.
+    """
+
+    chunks: dict[tuple[str, str], list[tuple[str, Any]]] = field(
+        default_factory=lambda: defaultdict(list[tuple[str, Any]])
+    )
+    next: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    ends: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
+    known: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
+    answers: dict[str, PartReply] = field(default_factory=dict[str, PartReply])
+    lost: set[str] = field(default_factory=set[str])
+
+    def take(self, request: ChunksRequest) -> ChunksResponse:
+        return ChunksResponse([self._take_attempt(attempt) for attempt in request.runs])
+
+    def _take_attempt(self, attempt: AttemptParts) -> AttemptReply:
+        if attempt.id in self.lost:
+            return AttemptReply(id=attempt.id, lost=True)
+        writers = [part.writer for part in attempt.parts]
+        assert len(set(writers)) == len(writers), "two parts of one writer"
+        return AttemptReply(id=attempt.id, parts=[self._take_part(part) for part in attempt.parts])
+
+    def _take_part(self, part: StreamPart) -> PartReply:
+        if part.key in self.answers:
+            return self.answers[part.key]
+        self.known[part.run, part.key] = None
+        behind = self.next[part.writer] - part.first
+        if behind < 0:
+            return PartReply(code="chunk_gap", message="there is a gap")
+        new = part.chunks[behind:]
+        assert not (new and part.writer in self.ends), "chunks behind the end"
+        self.chunks[part.run, part.key] += [(part.writer, msgspec.json.decode(chunk)) for chunk in new]
+        self.next[part.writer] += len(new)
+        if part.end is not None:
+            self.ends[part.writer] = part.end.error
+        return PartReply(next=self.next[part.writer])
+
+    def values(self, run: str, key: str) -> list[Any]:
+        """What a stream holds."""
+        return [value for _, value in self.chunks[run, key]]
+
+    def end_of(self, run: str, key: str) -> list[str | None]:
+        """How the writers of a stream have ended that have written something."""
+        writers = dict.fromkeys(writer for writer, _ in self.chunks[run, key])
+        return [self.ends[writer] for writer in writers if writer in self.ends]
+
+
+@dataclass
 class FakeServer:
     """Runs in a thread. Everything below `start` may be used from the test's thread.
 
@@ -65,6 +129,8 @@ class FakeServer:
         ended: runs and batches that have ended, for those who ask.
         accepts, accepts_lines: whether a report, or a part of a log, is taken at all.
         body_bytes_max: larger reports are not taken.
+        streams: what was written into streams.
+        accepts_chunks: whether a request with chunks is taken at all.
         log: what was logged, for each run.
         is_away: every request is answered with 503.
     """
@@ -81,6 +147,8 @@ class FakeServer:
     accepts_lines: Callable[[AttemptLines], bool] = lambda part: True
     body_bytes_max: int | None = None
     log_bytes_max: int = 4 * 1024 * 1024
+    streams: StreamStore = field(default_factory=StreamStore)
+    accepts_chunks: Callable[[ChunksRequest], bool] = lambda request: True
     log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list[str]))
     is_away: bool = False
     has_left: bool = False
@@ -177,6 +245,7 @@ class FakeServer:
             (endpoints.CLAIM_RUNS, self._claim),
             (endpoints.REPORT, self._report),
             (endpoints.REPORT_LOG, self._log),
+            (endpoints.REPORT_CHUNKS, self._chunks),
             (endpoints.RUN_RESULT, self._result),
         ):
             app.router.add_route(endpoint.method, endpoint.path, self._route(endpoint, handler))
@@ -264,6 +333,13 @@ class FakeServer:
                 self._logged[key] = part.sequence
                 self.log[part.id] += [line.message for line in part.lines]
         return LogResponse()
+
+    async def _chunks(self, request: ChunksRequest) -> Any:
+        if not self._knows_worker:
+            return 404
+        if not self.accepts_chunks(request):
+            return 413
+        return self.streams.take(request)
 
     async def _report(self, request: ReportRequest) -> Any:
         if not self._knows_worker:

@@ -41,6 +41,8 @@ from milepost.errors import (
     MetadataValueError,
     MilepostError,
     PayloadValidationError,
+    StreamChunkTooLargeError,
+    StreamValueError,
     TooLargeError,
     UsageError,
 )
@@ -52,6 +54,7 @@ from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
 from milepost.sdk.safe_text import name_of, text_of, traceback_of
 from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop
+from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import describe_misfit
 
@@ -78,6 +81,8 @@ _FINAL = (
     MetadataTypeError,
     MetadataPathError,
     MetadataTooLargeError,
+    StreamValueError,
+    StreamChunkTooLargeError,
 )
 
 
@@ -190,6 +195,8 @@ class Attempt:
                 # It came from outside of what `_run_inside` looks after: the payload, a middleware, a cancelled task.
                 await self._fail(error)
         finally:
+            if scope.streams is not None:
+                await self._end_streams(scope.streams)
             scope.is_over = True
             scope.attempt = None
             current_scope.reset(token)
@@ -199,6 +206,25 @@ class Attempt:
             self._aborted_by = None
         assert self._outcome is not None, "an attempt ends with an outcome"
         return self._outcome
+
+    async def _end_streams(self, streams: AttemptStreams) -> None:
+        """End what the attempt writes into streams; on success that waits for their sources. Raises nothing but the cancellation of an
+        attempt that was given up."""
+        error = self._outcome.error if self._outcome is not None else None
+        reason = None if error is None else ": ".join(filter(None, (error.name, error.message)))
+        if self._outcome is None and reason is None:
+            reason = "the attempt was given up"
+        if not is_in_event_loop():
+            streams.end(reason)
+            return
+        while True:
+            try:
+                await streams.end_on_loop(reason)
+            except asyncio.CancelledError as cancelled:
+                self._raise_if_lost(cancelled)
+                self._take_back_cancel()
+            else:
+                return
 
     def cancel(self) -> None:
         """Cancel what runs of it on the event loop. On the loop's thread."""

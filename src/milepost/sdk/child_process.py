@@ -16,11 +16,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -32,6 +33,9 @@ from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Batch, Buffer, BufferBusy
 from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop, live_scope, surroundings
+
+if TYPE_CHECKING:
+    from milepost.sdk.streams_outlet import Outlet
 
 RUN_VARIABLE = "MILEPOST_RUN_ID"
 ATTEMPT_VARIABLE = "MILEPOST_ATTEMPT"
@@ -267,6 +271,22 @@ class ChildLink:
             UsageError("a child process of a run cannot wait for other runs; do it in the task itself")
         )
         return future
+
+    def open_stream(self, outlet: Outlet) -> None:
+        """See `Link`. Only the worker writes streams."""
+        raise UsageError(
+            f"stream {outlet.key!r:.100}: a child process or a program of a run cannot write streams; hand the values to the task "
+            f"itself, as by a queue, a pipe or the program's standard output, and write them there"
+        )
+
+    def send_chunks(self, outlet: Outlet) -> None:
+        """See `Link`. No writer is ever opened here."""
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """See `Link`."""
+        timer = threading.Timer(seconds, call)
+        timer.daemon = True
+        timer.start()
 
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         """See `Link`. Only the worker writes to the run's log; Python's logging has the line as well."""

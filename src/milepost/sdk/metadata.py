@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from abc import abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, Self, TypeVar, cast, overload
 
@@ -22,6 +23,7 @@ from milepost.model.path import read
 from milepost.sdk import child_process
 from milepost.sdk.binding import bind_to
 from milepost.sdk.scope import RunScope, current_scope, scope_of_call
+from milepost.sdk.streams import capture
 
 Parameters = ParamSpec("Parameters")
 ItemT = TypeVar("ItemT")
@@ -110,7 +112,25 @@ def sink_to(scope: RunScope, run_id: str) -> Sink:
     return OwnSink(scope) if run_id == scope.run.id else RemoteSink(scope, run_id)
 
 
-class RunMetadata(Updater):
+class _Streaming(Updater):
+    """A document beside which streams can be written."""
+
+    @abstractmethod
+    def _run_of(self, scope: RunScope) -> str:
+        """Whose document it is."""
+
+    @overload
+    def stream(self, key: str, source: AsyncIterable[ItemT]) -> AsyncIterator[ItemT]: ...
+    @overload
+    def stream(self, key: str, source: Iterable[ItemT]) -> Iterator[ItemT]: ...
+    def stream(self, key: str, source: Any) -> Any:
+        """Capture what a source gives as a stream of the run, and give back an iterable of the same values and kind (M50-M59); see
+        `streams.pipe`, which is the same under its other name."""
+        scope = scope_of_call()
+        return source if scope is None else capture(key, source, self._run_of(scope), None, scope)
+
+
+class RunMetadata(_Streaming):
     """The document of another run, addressed anew at each call (M60-M65). Write-only, except for `get`, which asks the server."""
 
     def __init__(self, name: str, address: Callable[[RunScope], str]) -> None:
@@ -120,6 +140,9 @@ class RunMetadata(Updater):
     def _sink(self) -> Sink | None:
         scope = scope_of_call()
         return None if scope is None else sink_to(scope, self._address(scope))
+
+    def _run_of(self, scope: RunScope) -> str:
+        return self._address(scope)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Ask the server what the key or path holds, after what was written here before; the default outside a run.
@@ -150,7 +173,7 @@ class RunMetadata(Updater):
         return read((await default_client().aget_metadata(run_id)).value, key, default)
 
 
-class Metadata(Updater):
+class Metadata(_Streaming):
     """The document of the run that the calling code belongs to.
 
     Attributes:
@@ -168,6 +191,9 @@ class Metadata(Updater):
             scope = scope_of_call()
             return None if scope is None else OwnSink(scope)
         return None if scope.is_over else OwnSink(scope)
+
+    def _run_of(self, scope: RunScope) -> str:
+        return scope.run.id
 
     def run(self, run_id: str) -> RunMetadata:
         """The document of any ancestor by its id. The server refuses runs that are no ancestors."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from milepost.sdk.attempt import Attempt
     from milepost.sdk.buffer import Buffer
     from milepost.sdk.schema import MetadataSchema
+    from milepost.sdk.streams_attempt import AttemptStreams
+    from milepost.sdk.streams_outlet import Outlet
 
 
 class Link(Protocol):
@@ -44,6 +46,18 @@ class Link(Protocol):
         """Add a line to the run's log."""
         ...
 
+    def open_stream(self, outlet: Outlet) -> None:
+        """A writer of a stream begins, in the run that it names. Raises UsageError where none can."""
+        ...
+
+    def send_chunks(self, outlet: Outlet) -> None:
+        """The outlet has something to send and had nothing before (called as `wake` is)."""
+        ...
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call something after a while, on another thread. It must not block, and not raise."""
+        ...
+
 
 @dataclass(eq=False)
 class RunScope:
@@ -57,6 +71,7 @@ class RunScope:
         is_lost: the worker has given this attempt up, and stops its code where it can; what it does does not count any more.
         unended_lines: what was printed without a line feed yet, by stream and thread; see `capture`.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
+        streams: the streams that the attempt writes; None as long as there are none.
         unbound_calls: counts how often unbound code was noticed that may be the run's; only the first is told.
     """
 
@@ -70,6 +85,7 @@ class RunScope:
     unended_lines: dict[tuple[str, int], str] | None = None
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)
+    streams: AttemptStreams | None = None
 
     @property
     def parent_id(self) -> str:

@@ -13,6 +13,8 @@ from milepost.errors import UsageError
 from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
+from milepost.sdk.streams_outlet import Outlet
+from milepost.worker.chunk_book import ChunkBook
 from milepost.worker.log_book import LogBook
 from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, release_flushes, resolve
 from milepost.worker.pace import Pace
@@ -72,6 +74,7 @@ class Holding:
     Args:
         call_later: puts a call in the line of the link's thread; for what may happen on other threads.
         book: where the log lines of the runs wait; a new one when none is given.
+        chunks: where the chunks of their streams are gathered; a new one when none is given.
         teller: says which runs start and end.
     """
 
@@ -84,6 +87,7 @@ class Holding:
         call_later: Callable[..., None],
         clock: Callable[[], float] = time.monotonic,
         book: LogBook | None = None,
+        chunks: ChunkBook | None = None,
         teller: RunTeller | None = None,
     ) -> None:
         self._host = host
@@ -100,7 +104,10 @@ class Holding:
         self.waits: Waits[HeldRun] = Waits()
         self._teller = teller
         self.book = LogBook(lambda: None) if book is None else book
+        self.chunks = ChunkBook() if chunks is None else chunks
         self.outbox = Outbox(flush_interval_seconds, self.tell)
+        # Runs whose code has ended and whose streams are still being stored.
+        self._streaming: dict[HeldRun, None] = {}
         # Runs that have ended and whose outcome waits for their log, with the time until which it may; oldest first.
         self._held_back: dict[HeldRun, float] = {}
         self._starts = True
@@ -153,6 +160,14 @@ class Holding:
         """Add a line of our own to the run's log."""
         if held.log is not None:
             self.book.add(held.log, level, message, "milepost.metadata")
+
+    def open_stream(self, outlet: Outlet) -> None:
+        """The run begins to write a stream."""
+        held = self._by_scope.get(outlet.scope)
+        if held is None or held.is_over or held.outcome is not None:
+            outlet.stop(_given_up(outlet.scope), "lost")
+        else:
+            self.chunks.open(outlet)
 
     def flush(self, scope: RunScope, mark: int, future: Future[None]) -> None:
         """Someone waits until the buffer has reached `mark`."""
@@ -212,6 +227,24 @@ class Holding:
         if held.is_over:
             self._drop(held)
             return
+        self.chunks.end(held.scope)
+        if self.chunks.is_clear(held.scope):
+            self._report_outcome(held)
+        else:
+            # The end of a run waits for its streams, however long that takes (M57).
+            held.is_held_back = True
+            self._streaming[held] = None
+
+    def let_go_of_streams(self) -> None:
+        """Report the outcomes whose streams are stored."""
+        for held in list(self._streaming):
+            if held.is_over or self.chunks.is_clear(held.scope):
+                del self._streaming[held]
+                if not held.is_over:
+                    held.is_held_back = False
+                    self._report_outcome(held)
+
+    def _report_outcome(self, held: HeldRun) -> None:
         if held.log is not None and not self.book.is_clear(held.log):
             held.is_held_back = True
             self._held_back[held] = self._clock() + HOLD_BACK_SECONDS_MAX
@@ -299,6 +332,8 @@ class Holding:
             f"{unsent:,} metadata operations of the attempt are not confirmed and will not be sent"
         )
         self.outbox.forget(held)
+        self._streaming.pop(held, None)
+        self.chunks.stop(held.scope, _given_up(held.scope), "lost")
         self._abandon_waits(held)
         given_again = self._given_again.pop(held.scope.run.id, None)
         if held.outcome is not None:
@@ -324,6 +359,13 @@ class Holding:
         """The link ends: nobody hears any more of what is held."""
         for held in self._by_scope.values():
             self.outbox.forget(held)
+        self.chunks.stop_all("the worker has ended, and nothing more can be sent from here", "worker_ended")
+
+    def lost_stream(self, scope: RunScope) -> None:
+        """The server says that a run that adds to a stream is not this attempt's any more."""
+        held = self._by_scope.get(scope)
+        if held is not None and not held.is_over:
+            self.lose(held)
 
     def end_logs(self) -> None:
         """Nothing more is waited for: what waits of any log may go."""
@@ -373,9 +415,19 @@ class Holding:
                 fail(future, UsageError("the run that waited has ended"))
 
     def _drop(self, held: HeldRun) -> None:
+        if not self.chunks.is_clear(held.scope):
+            self.chunks.stop(held.scope, _given_up(held.scope), "lost")
         if held.log is not None and not held.log.has_ended:
             self.book.end(held.log)
         self._by_scope.pop(held.scope, None)
         if self._by_run.get(held.scope.run.id) is held:
             del self._by_run[held.scope.run.id]
             self._given_again.pop(held.scope.run.id, None)
+
+
+def _given_up(scope: RunScope) -> str:
+    run = scope.run
+    return (
+        f"attempt {run.attempt} of run {run.id} was given up by the server (its worker was silent for longer than the lease), so "
+        f"nothing more that it adds to a stream is stored; the run's retry rule decides what follows"
+    )

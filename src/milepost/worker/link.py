@@ -23,6 +23,7 @@ from milepost.errors import UnavailableError, UsageError
 from milepost.model.run import Outcome
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
+from milepost.protocol.streams import ChunksResponse
 from milepost.protocol.work import (
     ClaimedRun,
     ClaimRequest,
@@ -36,7 +37,10 @@ from milepost.protocol.work import (
 from milepost.sdk.buffer import BufferBusy
 from milepost.sdk.capture import end_lines
 from milepost.sdk.scope import RunScope
+from milepost.sdk.streams_outlet import Outlet
+from milepost.worker import chunk_book
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
+from milepost.worker.chunk_book import ChunkBook
 from milepost.worker.control import Order
 from milepost.worker.holding import Holding, Host
 from milepost.worker.log_book import LogBook, Part
@@ -126,6 +130,7 @@ class WorkerLink:
         self._is_closed = False
 
         self._book = LogBook(lambda: self._call(self._log_has_come))
+        self._chunks = ChunkBook()
         self._holding = Holding(
             host,
             concurrency=options.concurrency,
@@ -133,6 +138,7 @@ class WorkerLink:
             call_later=self._call,
             clock=lambda: self._loop.time(),
             book=self._book,
+            chunks=self._chunks,
             teller=teller,
         )
         self._teller = teller
@@ -193,6 +199,20 @@ class WorkerLink:
         """See `milepost.sdk.scope.Link`."""
         if not self._is_closed:
             self._holding.log(scope, level, message, logger)
+
+    def open_stream(self, outlet: Outlet) -> None:
+        """See `milepost.sdk.scope.Link`."""
+        if self._is_closed:
+            outlet.stop("this process has no connection to the server (any more)", "worker_ended")
+        self._call(self._open_stream, outlet)
+
+    def send_chunks(self, outlet: Outlet) -> None:
+        """See `milepost.sdk.scope.Link`."""
+        self._call(self._chunks_have_come, outlet)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """See `milepost.sdk.scope.Link`."""
+        self._call(self._call_later, seconds, call)
 
     def scopes(self) -> list[RunScope]:
         """The runs that are held here."""
@@ -270,6 +290,7 @@ class WorkerLink:
         self._log_is_urgent = asyncio.Event()
         self._log_is_sent = asyncio.Event()
         self._hold_back_timer: asyncio.TimerHandle | None = None
+        self._chunks_due = asyncio.Event()
         self._inbox_is_heard = asyncio.Event()
         self._end_ordered = asyncio.Event()
         self._registering = asyncio.Lock()
@@ -282,6 +303,7 @@ class WorkerLink:
                 hearing = [group.create_task(self._listen()), group.create_task(self._check_targets())]
                 reporting = group.create_task(self._send_reports())
                 logging = group.create_task(self._send_log())
+                streaming = group.create_task(self._send_chunks())
                 claiming = group.create_task(self._claim_runs())
                 await self._end_ordered.wait()
                 self._holding.start_no_more()
@@ -301,7 +323,7 @@ class WorkerLink:
                 await asyncio.wait(
                     {reporting}, timeout=LEAVE_SECONDS_MAX if something_is_left else LEAVE_SECONDS_MIN
                 )
-                for task in (*hearing, reporting, logging):
+                for task in (*hearing, reporting, logging, streaming):
                     task.cancel()
 
     async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -349,7 +371,10 @@ class WorkerLink:
 
     def _finish(self, held: HeldRun, outcome: Outcome) -> None:
         self._holding.finish(held, outcome)
-        if held.is_held_back and self._hold_back_timer is None:
+        self._look_for_held_back()
+
+    def _look_for_held_back(self) -> None:
+        if self._hold_back_timer is None and self._holding.held_back_until() is not None:
             self._look_for_outcomes()
 
     def _look_for_outcomes(self) -> None:
@@ -363,6 +388,20 @@ class WorkerLink:
 
     def _log_has_come(self) -> None:
         self._log_due.set()
+
+    def _open_stream(self, outlet: Outlet) -> None:
+        self._holding.open_stream(outlet)
+        self._chunks_due.set()
+
+    def _chunks_have_come(self, outlet: Outlet) -> None:
+        self._chunks.add(outlet)
+        self._chunks_due.set()
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        if seconds > 0:
+            self._loop.call_later(seconds, call)
+        else:
+            call()
 
     def _wait(self, scope: RunScope, target_id: str, future: Future[None]) -> None:
         self._holding.wait(scope, target_id, future, now=self._loop.time(), heard_at=self._heard_at)
@@ -698,6 +737,48 @@ class WorkerLink:
         else:
             for part in parts:
                 self._book.acknowledged(part)
+
+    # --- streams -------------------------------------------------------------------------------------------
+
+    async def _send_chunks(self) -> None:
+        """Send what the runs add to streams: the first chunk after a quiet time at once, and then one request after the other, each
+        with what has come while the one before was under way."""
+        while True:
+            await self._chunks_due.wait()
+            self._chunks_due.clear()
+            if parts := self._chunks.take():
+                await self._send_chunk_parts(list(parts))
+                self._holding.let_go_of_streams()
+                self._look_for_held_back()
+                self._advance()
+            if not self._chunks.is_idle:
+                self._chunks_due.set()
+
+    async def _send_chunk_parts(self, parts: Sequence[chunk_book.Part]) -> None:
+        """Send parts of streams until the server has answered for them, or will not take them ever."""
+        try:
+            body = chunk_book.body_of(parts)
+            answer: ChunksResponse = await self._repeat(endpoints.REPORT_CHUNKS, body, "chunks of streams")
+        except Refused as refused:
+            if len(parts) > 1:
+                middle = len(parts) // 2
+                await self._send_chunk_parts(parts[:middle])
+                await self._send_chunk_parts(parts[middle:])
+                return
+            [part] = parts
+            if self._chunks.divide(part):
+                await self._send_chunk_parts([part])
+            else:
+                self._chunks.refuse(part, f"the server does not take a chunk: {refused}", refused.error.code)
+            return
+        for attempt, reply in zip(chunk_book.attempts_of(parts), answer.runs, strict=True):
+            if reply.lost:
+                for part in attempt:
+                    self._chunks.lost(part)
+                self._holding.lost_stream(attempt[0].writer.outlet.scope)
+            else:
+                for part, own in zip(attempt, reply.parts, strict=True):
+                    self._chunks.answered(part, own)
 
     # --- hearing -------------------------------------------------------------------------------------------
 
