@@ -15,14 +15,7 @@ from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import encode_event
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
-from milepost.protocol.streams import (
-    AttemptParts,
-    AttemptReply,
-    ChunksRequest,
-    ChunksResponse,
-    PartReply,
-    StreamPart,
-)
+from milepost.protocol.streams import ChunksRequest
 from milepost.protocol.work import (
     AttemptLines,
     ClaimedRun,
@@ -38,6 +31,7 @@ from milepost.protocol.work import (
     RunReply,
     RunReport,
 )
+from support.streams import StreamStore
 
 
 @dataclass(frozen=True)
@@ -60,62 +54,6 @@ class Seen:
     name: str
     body: bytes
     at: float
-
-
-@dataclass
-class StreamStore:
-    """Takes parts of streams as the server does: by the numbers of each writer, each chunk once.
-
-    Attributes:
-        chunks: what was stored, by run and key, each with its writer, in the order of the commits.
-        ends: how each writer has ended.
-        known: the streams that there are, in the order in which they were begun.
-        answers: for a key, what its next parts are answered instead.
-        lost: runs that are no longer the attempt's that writes.
-    """
-
-    chunks: dict[tuple[str, str], list[tuple[str, Any]]] = field(
-        default_factory=lambda: defaultdict(list[tuple[str, Any]])
-    )
-    next: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    ends: dict[str, str | None] = field(default_factory=dict[str, "str | None"])
-    known: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
-    answers: dict[str, PartReply] = field(default_factory=dict[str, PartReply])
-    lost: set[str] = field(default_factory=set[str])
-
-    def take(self, request: ChunksRequest) -> ChunksResponse:
-        return ChunksResponse([self._take_attempt(attempt) for attempt in request.runs])
-
-    def _take_attempt(self, attempt: AttemptParts) -> AttemptReply:
-        if attempt.id in self.lost:
-            return AttemptReply(id=attempt.id, lost=True)
-        writers = [part.writer for part in attempt.parts]
-        assert len(set(writers)) == len(writers), "two parts of one writer"
-        return AttemptReply(id=attempt.id, parts=[self._take_part(part) for part in attempt.parts])
-
-    def _take_part(self, part: StreamPart) -> PartReply:
-        if part.key in self.answers:
-            return self.answers[part.key]
-        self.known[part.run, part.key] = None
-        behind = self.next[part.writer] - part.first
-        if behind < 0:
-            return PartReply(code="chunk_gap", message="there is a gap")
-        new = part.chunks[behind:]
-        assert not (new and part.writer in self.ends), "chunks behind the end"
-        self.chunks[part.run, part.key] += [(part.writer, msgspec.json.decode(chunk)) for chunk in new]
-        self.next[part.writer] += len(new)
-        if part.end is not None:
-            self.ends[part.writer] = part.end.error
-        return PartReply(next=self.next[part.writer])
-
-    def values(self, run: str, key: str) -> list[Any]:
-        """What a stream holds."""
-        return [value for _, value in self.chunks[run, key]]
-
-    def end_of(self, run: str, key: str) -> list[str | None]:
-        """How the writers of a stream have ended that have written something."""
-        writers = dict.fromkeys(writer for writer, _ in self.chunks[run, key])
-        return [self.ends[writer] for writer in writers if writer in self.ends]
 
 
 @dataclass

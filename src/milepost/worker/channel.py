@@ -3,6 +3,7 @@
 Every call here is safe to repeat, so what fails is told apart by one question only: may the next try succeed?
 """
 
+import io
 import random
 from collections.abc import AsyncGenerator
 from typing import Any, Self
@@ -16,6 +17,7 @@ from milepost.protocol.feed import EventReader
 from milepost.protocol.problems import from_problem
 
 CONNECT_SECONDS_MAX = 5.0
+PIECE_BYTES_MAX = 512 * 1024
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
 
 _encode = msgspec.json.Encoder().encode
@@ -87,7 +89,8 @@ class Channel:
             async with self._session.request(
                 endpoint.method,
                 self._api_url + endpoint.path.format(**path),
-                data=data,
+                # A large body is sent piece by piece, so that the loop has its turn in between.
+                data=io.BytesIO(data) if data is not None and len(data) > PIECE_BYTES_MAX else data,
                 headers={"Content-Type": "application/json"} if data is not None else None,
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS_MAX),
                 allow_redirects=False,
