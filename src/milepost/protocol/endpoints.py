@@ -238,10 +238,6 @@ REPORT_LOG = Endpoint(
     "report_log", "POST", "/api/v1/workers/{worker}/log", "What the runs of a worker have logged", KEY_ONLY,
     work.LogRequest, work.LogResponse, problems=(400, 404), tag="workers",
 )  # fmt: skip
-REPORT_CHUNKS = Endpoint(
-    "report_chunks", "POST", "/api/v1/workers/{worker}/chunks", "What the runs of a worker add to streams", KEY_ONLY,
-    streams.ChunksRequest, streams.ChunksResponse, problems=(400, 404), tag="workers",
-)  # fmt: skip
 INBOX = Endpoint(
     "inbox", "GET", "/api/v1/workers/{worker}/inbox", "What the runs of a worker should know", KEY_ONLY,
     response=work.InboxFrame, problems=(404,), stream=True, tag="workers",
