@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Generator, Iterable, Iterator
 from typing import Any, Generic, Self, TypeVar, cast, overload
 
+from milepost.client.default import default_client
 from milepost.client.shape import Shape, shape_of
+from milepost.client.streams import StreamReader, reader
 from milepost.errors import InvalidRequestError, UsageError
 from milepost.model.names import check_name
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
@@ -157,12 +159,20 @@ class TypedStream(Generic[ValueT]):
         """As `streams.writer`."""
         return _writer(self.key, target, self._shape)
 
+    def read(self, run_id: str, start: int = 0, *, from_latest: bool = False) -> StreamReader[ValueT]:
+        """As `streams.read`, with values of this type."""
+        return reader(default_client(), run_id, self.key, start, self.type, from_latest)
+
+    def aread(self, run_id: str, start: int = 0, *, from_latest: bool = False) -> StreamReader[ValueT]:
+        """As `read`, for `async for`."""
+        return reader(default_client(), run_id, self.key, start, self.type, from_latest)
+
     def __repr__(self) -> str:
         return f"<stream {self.key!r} of {self.type!r}>"
 
 
 class Streams:
-    """The streams of the run that the calling code belongs to, and of the runs above it.
+    """The streams of runs: writing to that of the calling code and to those above it, reading any.
 
     `target` says whose stream it is: `self` (the run itself, also when it is left out), `parent`, `root`, or the id of an ancestor.
     """
@@ -209,6 +219,46 @@ class Streams:
         Raises: UsageError outside of a run; InvalidRequestError.
         """
         return _writer(key, target, None)
+
+    @overload
+    def read(
+        self, run_id: str, key: str, start: int = 0, *, type: type[ValueT], from_latest: bool = False
+    ) -> StreamReader[ValueT]: ...
+    @overload
+    def read(
+        self, run_id: str, key: str, start: int = 0, *, type: None = None, from_latest: bool = False
+    ) -> StreamReader[Any]: ...
+    def read(
+        self, run_id: str, key: str, start: int = 0, *, type: Any = None, from_latest: bool = False
+    ) -> StreamReader[Any]:
+        """The values of a stream in order, live or later, until it has ended: `for value in streams.read(run.id, "tokens")` (M58).
+
+        A stream has ended when every writer that has begun has ended, and with its run at the latest. One may come before the first
+        value, before the run starts, or a week later. A lost connection is taken up again with the next value: none is missing, none
+        comes twice. A slow reader misses nothing. An error of the source is not raised here: `reader.state` and `reader.error` tell.
+
+        Args:
+            start: the index of the first value.
+            type: what values are read as; plain JSON without it, and bytes where bytes were written.
+            from_latest: begin with what is written from now on.
+        Raises: UsageError for an index that is none. While reading: RunNotFoundError; MetadataValueError for a value that does not
+            fit the type; UnavailableError when the server stays away for longer than a minute.
+        """
+        return reader(default_client(), run_id, key, start, type, from_latest)
+
+    @overload
+    def aread(
+        self, run_id: str, key: str, start: int = 0, *, type: type[ValueT], from_latest: bool = False
+    ) -> StreamReader[ValueT]: ...
+    @overload
+    def aread(
+        self, run_id: str, key: str, start: int = 0, *, type: None = None, from_latest: bool = False
+    ) -> StreamReader[Any]: ...
+    def aread(
+        self, run_id: str, key: str, start: int = 0, *, type: Any = None, from_latest: bool = False
+    ) -> StreamReader[Any]:
+        """As `read`, for `async for`."""
+        return reader(default_client(), run_id, key, start, type, from_latest)
 
     def define(self, id: str, type: type[ValueT]) -> TypedStream[ValueT]:
         """A stream whose values have a type; to be kept in a module that writers and readers share."""
