@@ -5,12 +5,13 @@ import os
 import time
 from dataclasses import dataclass
 
-from milepost import metadata, task
+from milepost import metadata, streams, task
 
 BATCH_RUNS = 1000
 BATCHES_AT_ONCE = 10
 TICKS_SHOWN = 64
 LARGE_BYTES = 240_000
+READERS_SECONDS = 2.0
 
 
 @dataclass
@@ -167,3 +168,25 @@ async def soak(wanted: Steady) -> int:
         metadata.set("t", now).increment("count").append("ticks", now, max_items=TICKS_SHOWN)
     metadata.set("process", os.getpid())
     return count
+
+
+@task
+def write_chunks(count: int) -> None:
+    """`count` chunks of 100 bytes, as fast as they are taken."""
+    with streams.writer("chunks") as write:
+        for _ in range(count):
+            write("x" * 98)
+
+
+@task
+async def stamp_chunks(wanted: Updates) -> None:
+    """Chunks that carry the moment at which they were written, in nanoseconds of the clock that all processes share.
+
+    They begin when their readers have had the time to connect.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time() + READERS_SECONDS
+    async with streams.writer("chunks") as write:
+        for number in range(wanted.count):
+            await asyncio.sleep(started + number / wanted.per_second - loop.time())
+            await write(time.monotonic_ns())

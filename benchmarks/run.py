@@ -26,6 +26,7 @@ BENCHMARKS = {
     "search": "search.py",
     "throughput": "throughput.py",
     "feed": "feed.py",
+    "streams": "streams.py",
     "memory": "memory.py",
 }
 # Each limits itself below this.

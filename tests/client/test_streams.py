@@ -259,3 +259,20 @@ def test_a_server_that_restarts(tmp_path: Path) -> None:
     finally:
         served.stop()
     assert seen == [1, 2, 3]
+
+
+def test_many_readers_of_one_program_and_its_calls(worker: HttpWorker, client: Client) -> None:
+    """A reader holds a connection for as long as it reads; nobody else waits for that."""
+    source = Source(worker)
+    source.write(0)
+
+    async def follow() -> list[list[Any]]:
+        readers = [asyncio.ensure_future(aread(read(client, source))) for _ in range(150)]
+        topics = worker.served.server.hub.streams
+        while not topics or sum(len(topic.watchers) for topic in topics[source.id].values()) < 150:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert (await client.runs.aretrieve(source.id)).id == source.id
+        await asyncio.to_thread(source.write, 1, end={})
+        return await asyncio.gather(*readers)
+
+    assert asyncio.run(follow()) == [[0, 1]] * 150

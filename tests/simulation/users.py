@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 from milepost.client import calls
-from milepost.client.async_transport import AsyncTransport
+from milepost.client.async_transport import AsyncTransport, _Sessions
 from milepost.client.subscription import RunFollower, afollow
 from milepost.client.updater import OutsideMetadata, Sink, Updater
 from milepost.errors import MetadataError, MetadataFlushError, MilepostError, UnavailableError
@@ -24,10 +24,10 @@ class Transport(AsyncTransport):
 
     def __init__(self, session: Session) -> None:
         super().__init__(URL, "key")
-        self._only_session = session
+        self._only_sessions = _Sessions(cast(Any, session), cast(Any, session))
 
-    async def _session(self) -> Any:
-        return self._only_session
+    async def _session(self) -> _Sessions:
+        return self._only_sessions
 
 
 def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -28,8 +28,12 @@ from milepost.protocol.problems import from_problem
 
 ResultT = TypeVar("ResultT")
 
-# A session, and the generator that closes it.
-_Session = tuple[aiohttp.ClientSession, AsyncGenerator[aiohttp.ClientSession]]
+
+class _Sessions(NamedTuple):
+    """The connections of one event loop. An event stream has its own for as long as it is read: calls must not wait for it."""
+
+    calls: aiohttp.ClientSession
+    feeds: aiohttp.ClientSession
 
 
 class AsyncTransport:
@@ -38,34 +42,38 @@ class AsyncTransport:
     def __init__(self, api_url: str, secret_key: str) -> None:
         self._api_url = checked_address(api_url)
         self._headers = common_headers(secret_key)
-        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
+        # With each the generator that closes it.
+        self._sessions: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[_Sessions, AsyncGenerator[_Sessions]]
+        ] = WeakKeyDictionary()
 
-    async def _session(self) -> aiohttp.ClientSession:
+    async def _session(self) -> _Sessions:
         loop = asyncio.get_running_loop()
         known = self._sessions.get(loop)
-        if known is not None and not known[0].closed:
+        if known is not None and not known[0].calls.closed:
             return known[0]
-        # The loop closes every async generator that was begun on it before it ends, and with this one the session.
-        holder = self._hold_session()
-        session = await anext(holder)
-        self._sessions[loop] = session, holder
-        return session
+        # The loop closes every async generator that was begun on it before it ends, and with this one the sessions.
+        holder = self._hold_sessions()
+        sessions = await anext(holder)
+        self._sessions[loop] = sessions, holder
+        return sessions
 
-    async def _hold_session(self) -> AsyncGenerator[aiohttp.ClientSession]:
-        session = aiohttp.ClientSession(
+    async def _hold_sessions(self) -> AsyncGenerator[_Sessions]:
+        # As many feeds as are wanted; zero is no limit.
+        async with self._new_session(CONNECTIONS_MAX) as calls, self._new_session(0) as feeds:
+            yield _Sessions(calls, feeds)
+
+    def _new_session(self, connections_max: int) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+            connector=aiohttp.TCPConnector(limit=connections_max),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("accept", "accept-encoding", "user-agent"),
         )
-        try:
-            yield session
-        finally:
-            await session.close()
 
     async def send(self, call: Call[ResultT]) -> ResultT:
         """As `SyncTransport.send`, without blocking."""
-        session = await self._session()
+        session = (await self._session()).calls
         headers: dict[str, str] = {}
         if call.body is not None:
             headers["content-type"] = "application/json"
@@ -97,7 +105,7 @@ class AsyncTransport:
     @asynccontextmanager
     async def open(self, feed: Feed) -> AsyncGenerator[AsyncIterator[bytes]]:
         """As `SyncTransport.open`, without blocking."""
-        session = await self._session()
+        session = (await self._session()).feeds
         try:
             response = await session.get(
                 self._api_url + feed.target,

@@ -21,6 +21,10 @@ from milepost.protocol.streams import StreamBegun, StreamEnded, StreamState
 
 # What is read of a stream at once, about.
 PAGE_BYTES = 256 * 1024
+# A stream that many read is told to each of them less often: so long for each reader, between these bounds.
+SECONDS_EACH = 0.0001
+PAUSE_SECONDS_MIN = 0.002
+PAUSE_SECONDS_MAX = 0.25
 _COME_BACK = encode_event("error", b'{"error":"the server cannot go on; connect again"}')
 _encode = msgspec.json.Encoder().encode
 
@@ -43,12 +47,7 @@ async def watch_stream(
     loop = asyncio.get_running_loop()
     position: int | None = None
     try:
-        page = await in_reader(
-            lambda: reader.stream_page(
-                run_id, name, start=start or 0, bytes_max=PAGE_BYTES if start is not None else 0
-            )
-        )
-        topic.learn(page, is_newest=False)
+        page = await _read(topic, reader, start or 0, bytes_max=PAGE_BYTES if start is not None else 0)
         position = page.next_index if start is None else start
         # At once, whenever the first chunk comes; and a reader of what is new learns where it has begun.
         yield encode_event("begin", _encode(StreamBegun(position)))
@@ -65,6 +64,10 @@ async def watch_stream(
                 frame, position = found
                 quiet_since = loop.time()
                 yield frame
+                pause = len(topic.watchers) * SECONDS_EACH
+                if pause >= PAUSE_SECONDS_MIN:
+                    # What is written meanwhile goes to each of the many at once.
+                    await asyncio.sleep(min(pause, PAUSE_SECONDS_MAX))
                 continue
             if position >= topic.next_index and await _has_ended(topic, reader):
                 if position < topic.next_index:
