@@ -27,7 +27,7 @@ def milepost(*arguments: str) -> list[str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the README's tasks.py and `milepost dev tasks.py` running in it, ready."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "tasks.py").write_text(PYTHON[0])
+    (folder / "tasks.py").write_text(f"{PYTHON[0]}\n{PYTHON[3]}")
     command = next(text for text in SHELL if text.startswith("milepost dev"))
     server = subprocess.Popen(
         [*milepost(*command.split()[1:]), "--port", "0", "--json"],
@@ -56,7 +56,7 @@ def run(command: list[str], folder: Path, seconds: float = 60) -> str:
 
 def test_there_are_the_snippets_that_are_tested_here() -> None:
     """A new snippet needs a test of its own."""
-    assert len(PYTHON) == 3
+    assert len(PYTHON) == 5
     assert [text.split()[:2] for text in SHELL] == [
         ["make", "demo"],
         ["make", "test"],
@@ -84,6 +84,12 @@ def test_find_runs_and_read_their_history(project: Path) -> None:
     found = [line for line in lines if re.match(r"run_\w+ COMPLETED \['\w+', '\w+', '\w+'\]$", line)]
     assert found
     assert any(line.startswith("1 20") and "Set(key='total', value=3)" in line for line in lines)
+
+
+def test_a_stream_is_read(project: Path) -> None:
+    begin = "from tasks import answer\nhandle = answer.trigger()\n"
+    shown = run([sys.executable, "-c", f"{begin}{PYTHON[4]}\nprint(handle.result(30).unwrap())"], project)
+    assert shown == "The moon is far.The moon is far.\n"
 
 
 def test_delivery_as_it_is_written_down(project: Path) -> None:
