@@ -297,7 +297,7 @@ class StreamChunkTooLargeError(StreamError):
     code: ClassVar[str] = "chunk_too_large"
     status: ClassVar[int] = 413
 
-    def __init__(self, size: int = 0, limit: int = 0, *, key: str | None = None, message: str = "") -> None:
+    def __init__(self, message: str = "", *, key: str | None = None, size: int = 0, limit: int = 0) -> None:
         super().__init__(
             message
             or f"stream {_shortened(key or '')}: a chunk of {size:,} bytes of JSON is larger than a chunk may be ({limit:,}); send it "
@@ -634,10 +634,10 @@ def error_for(
         return kind(message, key=_text_or_none(given.get("key")))
     if issubclass(kind, StreamChunkTooLargeError):
         return kind(
-            _whole_number(given.get("size")),
-            _whole_number(given.get("limit", limit)),
+            message,
             key=_text_or_none(given.get("key")),
-            message=message,
+            size=_whole_number(given.get("size")),
+            limit=_whole_number(given.get("limit", limit)),
         )
     if issubclass(kind, StreamStoppedError):
         return kind(

@@ -516,6 +516,17 @@ def endless() -> Iterator[int]:
         time.sleep(0.001)
 
 
+def test_an_attempt_that_fails_before_its_source_has_begun_ends_at_once(here: Here) -> None:
+    async def body() -> None:
+        metadata.stream("a", acount(5))
+        raise ValueError("no more")
+
+    began = time.monotonic()
+    assert here.run(body)[0] == "ValueError"
+    assert time.monotonic() - began < 4
+    assert list(here.link.store.ends.values()) == ["ValueError: no more"]
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 def test_an_attempt_that_fails_closes_its_sources_and_tells_readers_why(here: Here, keeps: bool) -> None:
     closed: list[str] = []
@@ -557,7 +568,7 @@ def test_an_attempt_that_fails_closes_its_sources_and_tells_readers_why(here: He
         raise ValueError("no more")
 
     assert here.run(body)[0] == here.run(abody)[0] == "ValueError"
-    wait_until(lambda: len(closed) == 2)
+    wait_until(lambda: sorted(closed) == ["async", "plain"])
     for key in ("n", "a", "appended", "written"):
         assert here.ends(key) == ["ValueError: no more"], key
 
@@ -873,18 +884,21 @@ def test_outside_of_a_run_the_source_comes_back_as_it_is_M59() -> None:
 
 def test_a_finalizer_that_appends_in_the_middle_of_anything_does_no_harm(here: Here) -> None:
     class Cycle:
-        def __init__(self) -> None:
+        def __init__(self, append: Callable[[], Any]) -> None:
             self.itself = self
+            self.append = append
 
         def __del__(self) -> None:
-            streams.append("n", "finalizer")
+            self.append()
 
     def body() -> None:
+        # The collector runs finalizers in whichever thread is at hand.
+        append = metadata.bind(lambda: streams.append("n", "finalizer"))
         before = gc.get_threshold()
         gc.set_threshold(7)
         try:
             for number in range(2000):
-                Cycle()
+                Cycle(append)
                 streams.append("n", number)
             gc.collect()
         finally:

@@ -310,6 +310,7 @@ class AsyncPipe(_Pipe):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._begun: dict[str, object] = {}
         self._is_closing = False
+        self._is_cleaning_up = False
         super().__init__(scope, source, outlet, encoder)
         try:
             loop = asyncio.get_running_loop()
@@ -355,6 +356,8 @@ class AsyncPipe(_Pipe):
         if self._begun.setdefault(_PULLING, ticket) is ticket:
             self._loop = loop
             self._pump_task = loop.create_task(self._pump(), context=self._context.copy())
+            # A task that is cancelled before its first step has done nothing, not even ended.
+            self._pump_task.add_done_callback(lambda _: self._finish(asyncio.CancelledError()))
 
     def _pump_in_thread(self) -> None:
         """On the link's thread: no reader has come, and no event loop runs where the source was made."""
@@ -399,6 +402,7 @@ class AsyncPipe(_Pipe):
         except BaseException as raised:
             # Told to the local reader, or to the log: this task has nobody who looks at it.
             error = raised
+            self._is_cleaning_up = True
             await self._close_source()
         self._finish(error)
         self._is_closing = False
@@ -434,7 +438,8 @@ class AsyncPipe(_Pipe):
             self._finish(None)
 
     def _cancel(self) -> None:
-        if self._pump_task is not None:
+        # It may have seen already that it is to end: its source then cleans up, and is not disturbed.
+        if self._pump_task is not None and not self._is_cleaning_up:
             self._pump_task.cancel()
 
     async def _close_source(self) -> None:

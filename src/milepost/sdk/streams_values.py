@@ -60,7 +60,7 @@ class ChunkEncoder:
 
     def _bounded(self, chunk: bytes) -> bytes:
         if len(chunk) > CHUNK_BYTES_MAX:
-            raise StreamChunkTooLargeError(len(chunk), CHUNK_BYTES_MAX, key=self._key)
+            raise StreamChunkTooLargeError(key=self._key, size=len(chunk), limit=CHUNK_BYTES_MAX)
         return chunk
 
     def rest(self) -> list[bytes]:
