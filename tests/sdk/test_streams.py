@@ -883,6 +883,8 @@ def test_outside_of_a_run_the_source_comes_back_as_it_is_M59() -> None:
 
 
 def test_a_finalizer_that_appends_in_the_middle_of_anything_does_no_harm(here: Here) -> None:
+    finalized: list[int] = []
+
     class Cycle:
         def __init__(self, append: Callable[[], Any]) -> None:
             self.itself = self
@@ -890,6 +892,7 @@ def test_a_finalizer_that_appends_in_the_middle_of_anything_does_no_harm(here: H
 
         def __del__(self) -> None:
             self.append()
+            finalized.append(1)
 
     def body() -> None:
         # The collector runs finalizers in whichever thread is at hand.
@@ -900,9 +903,10 @@ def test_a_finalizer_that_appends_in_the_middle_of_anything_does_no_harm(here: H
             for number in range(2000):
                 Cycle(append)
                 streams.append("n", number)
-            gc.collect()
         finally:
             gc.set_threshold(*before)
+        # While another thread collects, this does nothing.
+        wait_until(lambda: gc.collect() >= 0 and len(finalized) == 2000)
 
     here.run(body)
     assert [value for value in here.values("n") if value != "finalizer"] == list(range(2000))
