@@ -25,10 +25,10 @@ from milepost import (
 )
 from milepost.errors import InvalidRequestError
 from milepost.protocol.streams import CHUNK_BYTES_MAX, PartReply
-from milepost.sdk import streams_outlet, streams_pipes
+from milepost.sdk import child_process, streams_outlet, streams_pipes
 from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
 from milepost.sdk.buffer import Buffer
-from milepost.sdk.scope import RunScope
+from milepost.sdk.scope import RunScope, current_scope
 from sdk.here import claimed
 from sdk.model_server import RUN
 from support.streams import StreamLink
@@ -877,6 +877,36 @@ def test_outside_of_a_run_the_source_comes_back_as_it_is_M59() -> None:
     for call in (lambda: streams.append("n", 1), lambda: streams.writer("n")):
         with pytest.raises(UsageError, match=r"metadata\.bind"):
             call()
+
+
+def test_a_child_process_is_told_that_it_cannot_write(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body() -> list[str]:
+        write = streams.writer("n")
+        write(1)
+        monkeypatch.setattr(child_process, "_process", child_process.Process())
+        messages: list[str] = []
+        scope = current_scope.get()
+        assert scope is not None
+        calls: list[Callable[[], Any]] = [lambda: write(2)]
+        child, _ = child_process.scope_of(child_process.carry(scope, is_copy=False))
+        token = current_scope.set(child)
+        calls += [
+            lambda: streams.append("n", 1),
+            lambda: streams.writer("n"),
+            lambda: metadata.stream("n", [1]),
+        ]
+        for call in calls:
+            with pytest.raises(UsageError) as caught:
+                call()
+            messages.append(str(caught.value))
+        current_scope.reset(token)
+        monkeypatch.undo()
+        return messages
+
+    forked, *others = here.run(body)
+    assert "was forked from" in forked
+    assert all("hand the values to the task itself" in message for message in others)
+    assert here.values("n") == [1]
 
 
 # --- interruptions -------------------------------------------------------------------------------------------

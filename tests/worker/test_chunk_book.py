@@ -176,8 +176,11 @@ def test_nobody_waits_for_a_writer_that_has_much(monkeypatch: pytest.MonkeyPatch
         outlet.add(b"1")
     world.send()
     assert all(values(world, outlet.run_id, outlet) == [1] for outlet in small)
-    assert 1 <= len(values(world, "run_1", large)) < 20
+    stored = len(values(world, "run_1", large))
+    assert 1 <= stored < 20
+    assert large.waiting_bytes == (200 - stored) * 1002
     assert world.send_everything() <= 3
+    assert len(values(world, "run_1", large)) == 200
 
 
 def test_many_writers_have_less_room_each() -> None:
