@@ -350,6 +350,21 @@ def read_stream(
     command.read_stream(run_id, key, start=start, follow=follow)
 
 
+@runs.command("send")
+def send_input(
+    run_id: RunId,
+    stream: Annotated[str, typer.Argument(help="The key that the task waits for: streams.input(KEY).")],
+    value: Annotated[str, typer.Argument(help="A JSON value, @FILE, or - for standard input.")],
+) -> None:
+    """Send a value to a run that waits for it, or will.
+
+    Example:  milepost runs send run_1234 approvals '{"approved": true}'
+    """
+    from milepost.cli import runs as command
+
+    command.send_input(run_id, stream, value)
+
+
 @runs.command("watch")
 def watch_run(run_id: RunId, json: AsJson = False) -> None:
     """Show one run live until it has finished. Ends with exit code 1 if the run failed."""

@@ -199,6 +199,12 @@ def read_stream(run_id: str, key: str | None, *, start: int, follow: bool) -> No
         raise typer.Exit(1)
 
 
+def send_input(run_id: str, key: str, given: str) -> None:
+    """Send a value to a run."""
+    client = Client()
+    client.send(calls.send_input(run_id, key, json.dumps(_payload_of(given)).encode()))
+
+
 def _list_streams(run: Run) -> None:
     if not run.streams:
         err.print("the run has no streams")

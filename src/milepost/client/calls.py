@@ -34,6 +34,7 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import RunObject, RunResult
+from milepost.protocol.streams import KEY_CHARACTERS_MAX
 from milepost.protocol.triggering import (
     BatchCreateRequest,
     BatchLine,
@@ -337,6 +338,24 @@ def read_stream(run_id: str, key: str, *, start: int | None) -> Feed:
     """Read a stream from an index on; without one, what is written from now on."""
     query = {"start": "latest" if start is None else start}
     return Feed("streams.read", _target(endpoints.READ_STREAM, query, {"run": run_id, "key": key}))
+
+
+def read_input(run_id: str, key: str, *, start: int | None) -> Feed:
+    """Read what was sent to a run, from an index on."""
+    return Feed("streams.input", _target(endpoints.READ_INPUT, {"start": start}, {"run": run_id, "key": key}))
+
+
+def send_input(run_id: str, key: str, value: bytes) -> Call[None]:
+    """Send something to a run; `value` is JSON."""
+    check_name(key, "the key of a stream", field="key", characters_max=KEY_CHARACTERS_MAX)
+    return _call(
+        "streams.input",
+        endpoints.SEND_INPUT,
+        lambda _, __: None,
+        text=b'{"data":%b}' % value,
+        run=run_id,
+        key=key,
+    )
 
 
 def watch_run(run_id: str) -> Feed:

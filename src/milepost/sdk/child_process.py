@@ -272,6 +272,10 @@ class ChildLink:
         )
         return future
 
+    def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
+        """See `Link`."""
+        raise UsageError("a child process of a run cannot wait for its input; do it in the task itself")
+
     def open_stream(self, outlet: Outlet) -> None:
         """See `Link`. Only the worker writes streams."""
         raise UsageError(

@@ -19,6 +19,7 @@ from milepost.errors import UsageError
 from milepost.protocol.work import ClaimedRun
 
 if TYPE_CHECKING:
+    from milepost.client.streams import ChunkFollower
     from milepost.sdk.attempt import Attempt
     from milepost.sdk.buffer import Buffer
     from milepost.sdk.schema import MetadataSchema
@@ -40,6 +41,13 @@ class Link(Protocol):
     def wait_for(self, scope: RunScope, target_id: str) -> Future[None]:
         """Done when the run or batch `target_id` has ended. The run gives its slot back meanwhile and is WAITING (M39: it is flushed
         first)."""
+        ...
+
+    def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
+        """The run waits for something that its own code looks for; it gives its slot back and is WAITING.
+
+        Returns: what is to be called when it goes on. Done when it has a slot again; with True it is given one at once, free or not.
+        """
         ...
 
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
@@ -72,6 +80,7 @@ class RunScope:
         unended_lines: what was printed without a line feed yet, by stream and thread; see `capture`.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
         streams: the streams that the attempt writes; None as long as there are none.
+        inputs: how far the attempt has read what was sent to the run, by key.
         unbound_calls: counts how often unbound code was noticed that may be the run's; only the first is told.
     """
 
@@ -86,6 +95,7 @@ class RunScope:
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)
     streams: AttemptStreams | None = None
+    inputs: dict[str, ChunkFollower] = field(default_factory=dict[str, "ChunkFollower"])
 
     @property
     def parent_id(self) -> str:

@@ -14,6 +14,7 @@ from milepost.client.streams import StreamReader, reader
 from milepost.errors import InvalidRequestError, UsageError
 from milepost.model.names import check_name
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
+from milepost.sdk.inputs import InputStream
 from milepost.sdk.scope import RunScope, is_in_event_loop, scope_of_call
 from milepost.sdk.streams_attempt import AttemptStreams, message_of
 from milepost.sdk.streams_outlet import Outlet
@@ -259,6 +260,15 @@ class Streams:
     ) -> StreamReader[Any]:
         """As `read`, for `async for`."""
         return reader(default_client(), run_id, key, start, type, from_latest)
+
+    @overload
+    def input(self, key: str, type: type[ValueT]) -> InputStream[ValueT]: ...
+    @overload
+    def input(self, key: str, type: None = None) -> InputStream[Any]: ...
+    def input(self, key: str, type: Any = None) -> InputStream[Any]:
+        """Values that are sent to a run from outside; see `InputStream`. Raises InvalidRequestError for a key that cannot be."""
+        check_key(key)
+        return InputStream[Any](key, type)
 
     def define(self, id: str, type: type[ValueT]) -> TypedStream[ValueT]:
         """A stream whose values have a type; to be kept in a module that writers and readers share."""

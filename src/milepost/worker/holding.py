@@ -207,11 +207,35 @@ class Holding:
         """Only of interest when user code gave up waiting: it goes on already, so it is given a slot, free or not."""
         if not future.cancelled() or held.is_over or not self.waits.cancel(target_id, future):
             return
+        self._resume(held)
+
+    def _resume(self, held: HeldRun) -> None:
         held.open_waits -= 1
         if held.open_waits == 0 and held.outcome is None:
             self._slots.seize()
             held.holds_slot = True
             self.outbox.add(held, urgent=True)
+
+    def step_aside(self, scope: RunScope) -> None:
+        """The run waits for something that its own code looks for: it gives its slot back."""
+        held = self._by_scope.get(scope)
+        if held is not None and not held.is_over:
+            held.open_waits += 1
+            if held.open_waits == 1:
+                self._release(held)
+                self.outbox.add(held, urgent=True)
+
+    def come_back(self, scope: RunScope, future: Future[None], *, at_once: bool) -> None:
+        """The run goes on, when it has a slot again. `at_once`: it does so already, and is given a slot, free or not."""
+        held = self._by_scope.get(scope)
+        if held is None or held.is_over or held.outcome is not None or not held.open_waits:
+            # What ended it has settled its slot.
+            resolve(future)
+        elif at_once:
+            self._resume(held)
+            resolve(future)
+        else:
+            self._slots.enter_again((held, future))
 
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""

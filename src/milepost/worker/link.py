@@ -195,6 +195,17 @@ class WorkerLink:
         self._call(self._wait, scope, target_id, future)
         return self._unless_in_vain(future)
 
+    def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
+        """See `milepost.sdk.scope.Link`."""
+        self._call(self._step_aside, scope)
+
+        def come_back(at_once: bool) -> Future[None]:
+            future: Future[None] = Future()
+            self._call(self._come_back, scope, future, at_once)
+            return self._unless_in_vain(future)
+
+        return come_back
+
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         """See `milepost.sdk.scope.Link`."""
         if not self._is_closed:
@@ -406,6 +417,12 @@ class WorkerLink:
     def _wait(self, scope: RunScope, target_id: str, future: Future[None]) -> None:
         self._holding.wait(scope, target_id, future, now=self._loop.time(), heard_at=self._heard_at)
         self._checks_due.set()
+
+    def _step_aside(self, scope: RunScope) -> None:
+        self._holding.step_aside(scope)
+
+    def _come_back(self, scope: RunScope, future: Future[None], at_once: bool) -> None:
+        self._holding.come_back(scope, future, at_once=at_once)
 
     def _advance(self) -> None:
         """Something has changed: start what may start, and wake the loops that have something to do."""

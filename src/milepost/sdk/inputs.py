@@ -1,0 +1,187 @@
+"""Into a run: values that are sent to it from outside, and that its code waits for (an approval, a correction, a word to stop)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import aclosing, closing
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from milepost.client import calls
+from milepost.client.default import default_client
+from milepost.client.shape import shape_of
+from milepost.client.streams import ChunkFollower
+from milepost.client.subscription import afollow, follow
+from milepost.errors import MetadataValueError, UsageError
+from milepost.model.jsonvalue import to_json
+from milepost.model.typed import Misfit
+from milepost.sdk.scope import RunScope, live_scope
+from milepost.sdk.triggering import blocking_scope
+
+ValueT = TypeVar("ValueT")
+
+QUICK_SECONDS = 0.05
+"""What is there within this time is taken without giving the slot back."""
+
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+class InputStream(Generic[ValueT]):
+    """Values that are sent to a run under a key, in the order in which they were stored.
+
+    In a task, `receive()` waits for the next one, and so does iterating over it; the run gives its slot back meanwhile. What was sent
+    before the task listens is not lost. Each attempt reads from the first value on.
+
+        approvals = streams.input("approvals", Approval)
+
+        @task
+        async def publish() -> None:
+            approval = await approvals.areceive(timeout=3600)
+
+    From outside, `approvals.send(run.id, Approval(...))`.
+    """
+
+    def __init__(self, key: str, kind: Any) -> None:
+        self.key = key
+        self.type = kind
+        self._shape = None if kind is None else shape_of(kind)
+
+    # --- from outside ----------------------------------------------------------------------------------------
+
+    def send(self, run_id: str, value: ValueT) -> None:
+        """Store a value for a run, once, however often the request has to be sent.
+
+        Raises: MetadataValueError for a value that does not fit or cannot be JSON; RunNotFoundError; BadRequestError when the run has
+            finished; TooLargeError above 1 MiB.
+        """
+        default_client().send(calls.send_input(run_id, self.key, self._written(value)))
+
+    async def asend(self, run_id: str, value: ValueT) -> None:
+        """As `send`, without blocking."""
+        await default_client().asend(calls.send_input(run_id, self.key, self._written(value)))
+
+    def _written(self, value: object) -> bytes:
+        if self._shape is None:
+            return msgspec.json.encode(to_json(value))
+        try:
+            return self._shape.write(value)
+        except Misfit as misfit:
+            raise MetadataValueError(f"input {self.key!r}: {misfit.describe('value')}") from None
+
+    # --- in a run --------------------------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> ValueT:
+        """The next value that was sent to this run. Waits for it, without holding the run's slot.
+
+        Args:
+            timeout: seconds to wait at most.
+        Raises: TimeoutError; UsageError outside of a run; MetadataValueError for a value that does not fit the type.
+        """
+        scope = self._needed(blocking_scope(f"streams.input({self.key!r}).receive"))
+        until = None if timeout is None else time.monotonic() + timeout
+        follower = self._follower(scope)
+        try:
+            return self._next(scope, follower, time.monotonic() + QUICK_SECONDS)
+        except TimeoutError:
+            if until is not None and time.monotonic() >= until:
+                raise self._late(timeout) from None
+        back = scope.link.step_aside(scope)
+        try:
+            return self._next(scope, follower, until)
+        except TimeoutError:
+            raise self._late(timeout) from None
+        finally:
+            back(False).result()
+
+    async def areceive(self, timeout: float | None = None) -> ValueT:  # noqa: ASYNC109 - the twin of `receive`
+        """As `receive`, without blocking."""
+        scope = self._needed(live_scope())
+        follower = self._follower(scope)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(QUICK_SECONDS):
+                return await self._anext(scope, follower)
+        except TimeoutError:
+            pass
+        left = None if timeout is None else began + timeout - time.monotonic()
+        back = scope.link.step_aside(scope)
+        try:
+            async with asyncio.timeout(left):
+                value = await self._anext(scope, follower)
+        except TimeoutError:
+            await asyncio.wrap_future(back(False))
+            raise self._late(timeout) from None
+        except BaseException:
+            # The code goes on at once, with a slot or without.
+            back(True)
+            raise
+        await asyncio.wrap_future(back(False))
+        return value
+
+    def __iter__(self) -> Iterator[ValueT]:
+        while True:
+            yield self.receive()
+
+    async def __aiter__(self) -> AsyncIterator[ValueT]:
+        while True:
+            yield await self.areceive()
+
+    def _needed(self, scope: RunScope | None) -> RunScope:
+        if scope is None:
+            raise UsageError(
+                f"streams.input({self.key!r:.100}).receive() reads what was sent to the run that the code belongs to, and this code "
+                f"belongs to none: call it in a task"
+            )
+        return scope
+
+    def _follower(self, scope: RunScope) -> ChunkFollower:
+        """How far this attempt has read."""
+        return scope.inputs.setdefault(self.key, ChunkFollower(0))
+
+    def _next(self, scope: RunScope, follower: ChunkFollower, until: float | None) -> ValueT:
+        found = follower.newest()
+        if found is None:
+            transport = default_client().transport
+            states = follow(
+                transport,
+                lambda: calls.read_input(scope.run.id, self.key, start=follower.position),
+                follower,
+                until=until,
+            )
+            with closing(cast("Generator[Any]", states)):
+                found = next(states, None)
+        return self._value(None if found is None else found.text)
+
+    async def _anext(self, scope: RunScope, follower: ChunkFollower) -> ValueT:
+        found = follower.newest()
+        if found is None:
+            states = afollow(
+                default_client().async_transport,
+                lambda: calls.read_input(scope.run.id, self.key, start=follower.position),
+                follower,
+            )
+            async with aclosing(cast("AsyncGenerator[Any]", states)):
+                found = await anext(states, None)
+        return self._value(None if found is None else found.text)
+
+    def _value(self, text: bytes | None) -> ValueT:
+        if text is None:
+            raise UsageError(f"the run has ended, and nothing more is sent to its input {self.key!r}")
+        inner = _decode_text(text)
+        if self._shape is None:
+            return cast("ValueT", msgspec.json.decode(inner))
+        try:
+            return cast("ValueT", self._shape.read(inner))
+        except Misfit as misfit:
+            raise MetadataValueError(
+                f"what was sent to input {self.key!r} does not fit its type: {misfit.describe('value')}"
+            ) from None
+
+    def _late(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"nothing was sent to input {self.key!r} within {timeout} s")
+
+    def __repr__(self) -> str:
+        return f"<input {self.key!r}>"
