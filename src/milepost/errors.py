@@ -19,6 +19,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── BadRequestError               bad_request             400
     │   ├── UnauthorizedError             unauthorized            401
     │   ├── ForbiddenError                forbidden               403
+    │   │   └── InsufficientScopeError    insufficient_scope      403
     │   ├── NotFoundError                 not_found               404
     │   │   ├── RunNotFoundError          run_not_found           404
     │   │   ├── BatchNotFoundError        batch_not_found         404
@@ -29,7 +30,8 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── TooLargeError                 too_large               413
     │   ├── UnsupportedMediaTypeError     unsupported_media_type  415
     │   ├── InvalidRequestError           invalid_request         422
-    │   │   └── PayloadValidationError    invalid_payload         422
+    │   │   ├── PayloadValidationError    invalid_payload         422
+    │   │   └── TokenUsedError            token_used              422
     │   ├── RunFinishedError              run_finished            422
     │   └── RequestTimeoutError           request_timeout         408
     ├── UnavailableError                  unavailable             503   safe to retry
@@ -54,6 +56,7 @@ __all__ = [
     "ConflictError",
     "ForbiddenError",
     "HistoryPrunedError",
+    "InsufficientScopeError",
     "InvalidRequestError",
     "MetadataError",
     "MetadataFlushError",
@@ -75,6 +78,7 @@ __all__ = [
     "StreamStoppedError",
     "StreamValueError",
     "TaskFailedError",
+    "TokenUsedError",
     "TooLargeError",
     "UnauthorizedError",
     "UnavailableError",
@@ -370,6 +374,12 @@ class ForbiddenError(RequestError):
     status: ClassVar[int] = 403
 
 
+class InsufficientScopeError(ForbiddenError):
+    """The public token is valid, and none of its scopes grants this; the message says which would."""
+
+    code: ClassVar[str] = "insufficient_scope"
+
+
 class NotFoundError(RequestError):
     """There is no such thing in this environment."""
 
@@ -469,6 +479,12 @@ class PayloadValidationError(InvalidRequestError):
     """The payload does not fit the task's payload type; `field` names the part that does not."""
 
     code: ClassVar[str] = "invalid_payload"
+
+
+class TokenUsedError(InvalidRequestError):
+    """The public token works once, and has been used."""
+
+    code: ClassVar[str] = "token_used"
 
 
 class UnsupportedMediaTypeError(RequestError):

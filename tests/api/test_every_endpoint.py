@@ -34,6 +34,14 @@ class Calls:
         answer = self.call(endpoint, endpoint.path)
         assert has(answer.json, {"path": text, "expiresInSeconds": number}, {})
 
+    def token_claims(self, endpoint: Endpoint) -> None:
+        assert self.call(endpoint, endpoint.path).json == {"sub": "env_default", "pub": True}
+
+    def create_public_token(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        answer = self.call(endpoint, endpoint.path, {"scopes": [f"read:runs:{run_id}"]})
+        assert self.served.call("GET", f"/api/v3/runs/{run_id}", key=answer.json["token"]).status == 200
+
     def trigger(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, "/api/v1/tasks/work/trigger", {"payload": "1"})
         assert answer.status == endpoint.status

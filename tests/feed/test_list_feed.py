@@ -146,8 +146,8 @@ class InterruptedReader(Reader):
         self._interrupt("page")
         return found
 
-    def summaries(self, run_ids: Any) -> list[RunSummary]:
-        found = super().summaries(run_ids)
+    def summaries(self, run_ids: Any, keys: Any = None) -> list[RunSummary]:
+        found = super().summaries(run_ids, keys)
         self._interrupt("rows")
         return found
 

@@ -210,9 +210,9 @@ class CountingReader(Reader):
         super().__init__(world.store, metadata_size_max=262_144)
         self.read: list[str] = []
 
-    def matching(self, filter: RunFilter, run_ids: Any, among: Any) -> dict[str, RunMatch]:
+    def matching(self, filter: RunFilter, run_ids: Any, among: Any, keys: Any = None) -> dict[str, RunMatch]:
         self.read += run_ids
-        return super().matching(filter, run_ids, among)
+        return super().matching(filter, run_ids, among, keys)
 
 
 def test_what_a_change_costs_follows_the_change(world: FeedWorld, worker: WorkerDouble) -> None:
@@ -367,8 +367,10 @@ def test_what_is_committed_while_a_run_is_read_is_not_lost(
     run_id = world.trigger(metadata={"n": int(matches_before)})
 
     class Interrupted(CountingReader):
-        def matching(self, filter: RunFilter, run_ids: Any, among: Any) -> dict[str, RunMatch]:
-            found = super().matching(filter, run_ids, among)
+        def matching(
+            self, filter: RunFilter, run_ids: Any, among: Any, keys: Any = None
+        ) -> dict[str, RunMatch]:
+            found = super().matching(filter, run_ids, among, keys)
             if len(self.read) == 1:
 
                 async def write() -> None:

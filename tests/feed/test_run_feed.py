@@ -14,6 +14,7 @@ from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
+from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.protocol.runs import RunObject, RunSummary
 from support.operations import OPERATIONS, exactly
 from support.properties import database_property
@@ -283,9 +284,9 @@ def test_children_are_counted_seldom_and_at_the_end(
     counted: list[str] = []
 
     class Counting(Reader):
-        def child_counts(self, run_id: str) -> dict[str, int]:
+        def child_counts(self, run_id: str, view: View = WHOLE_VIEW) -> dict[str, int]:
             counted.append(run_id)
-            return super().child_counts(run_id)
+            return super().child_counts(run_id, view)
 
     reader = Counting(world.store, metadata_size_max=262_144)
     monkeypatch.setattr(streams, "LIST_SECONDS", 60)
@@ -324,11 +325,11 @@ def test_children_that_cannot_be_counted_are_counted_later(
     class Failing(Reader):
         fails = True
 
-        def child_counts(self, run_id: str) -> dict[str, int]:
+        def child_counts(self, run_id: str, view: View = WHOLE_VIEW) -> dict[str, int]:
             if self.fails:
                 self.fails = False
                 raise UnavailableError("disk I/O error")
-            return super().child_counts(run_id)
+            return super().child_counts(run_id, view)
 
     async def follow() -> None:
         subscriber = watch(world, parent, Failing(world.store, metadata_size_max=262_144))
@@ -389,8 +390,8 @@ class InterruptedReader(Reader):
     def interrupt(self, loop: asyncio.AbstractEventLoop, change: Any) -> None:
         self._interruption: Any = (loop, change)
 
-    def snapshot(self, run_id: str) -> RunObject:
-        run = super().snapshot(run_id)
+    def snapshot(self, run_id: str, view: View = WHOLE_VIEW) -> RunObject:
+        run = super().snapshot(run_id, view)
         (loop, change), self._interruption = self._interruption or (None, None), None
         if change is not None:
             asyncio.run_coroutine_threadsafe(_call(change), loop).result()

@@ -23,11 +23,22 @@ class TriggerItem(msgspec.Struct, frozen=True, gc=False):
     options: TriggerOptions
 
 
+class OneTimeToken(msgspec.Struct, frozen=True, gc=False):
+    """A public token that works once: what tells it apart, and when it expires, microseconds since 1970.
+
+    The command that it comes with uses it up, unless that is refused or repeats an earlier request.
+    """
+
+    id: str
+    expires_at: int
+
+
 class Trigger(msgspec.Struct, frozen=True):
     """Queue one run. Result: `Triggered`. A repeated `request_id` is answered as the first was."""
 
     item: TriggerItem
     request_id: str | None = None
+    token: OneTimeToken | None = None
 
 
 class TriggerBatch(msgspec.Struct, frozen=True):
@@ -37,6 +48,7 @@ class TriggerBatch(msgspec.Struct, frozen=True):
     parent_id: str | None = None
     resume_parent: bool = False
     request_id: str | None = None
+    token: OneTimeToken | None = None
 
 
 class Triggered(msgspec.Struct, frozen=True):
@@ -55,15 +67,17 @@ class CreateBatch(msgspec.Struct, frozen=True):
     parent_id: str | None = None
     resume_parent: bool = False
     request_id: str | None = None
+    token: OneTimeToken | None = None
 
 
 class AddBatchItems(msgspec.Struct, frozen=True):
     """Add items to an announced batch; indexes that it has already are passed over. `run_count`, where it was not known before, is how
-    many there are in all. Result: `ItemsAdded`."""
+    many there are in all. With a `token`, the batch must be the one that was announced with it. Result: `ItemsAdded`."""
 
     batch_id: str
     lines: Sequence[BatchLine]
     run_count: int | None = None
+    token: OneTimeToken | None = None
 
 
 class ItemsAdded(msgspec.Struct, frozen=True):
@@ -205,6 +219,12 @@ class PruneAnswers(msgspec.Struct, frozen=True):
     limit: int
 
 
+class PruneUsedTokens(msgspec.Struct, frozen=True):
+    """Forget up to `limit` used tokens that have expired. Result: how many; less than `limit`: all."""
+
+    limit: int
+
+
 class PrunableLog(msgspec.Struct, frozen=True):
     """The changes of a run up to a version go. `start` is the document at that version; without one the run is settled, and its
     snapshot is all that is needed from now on: these of its `once` ids go too."""
@@ -239,5 +259,6 @@ Command = (
     | ReleaseLostRuns
     | IndexDocuments
     | PruneAnswers
+    | PruneUsedTokens
     | PruneHistory
 )

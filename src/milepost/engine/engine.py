@@ -26,6 +26,7 @@ from milepost.engine.commands import (
     PruneAnswers,
     PruneHistory,
     PruneStreams,
+    PruneUsedTokens,
     RegisterWorker,
     ReleaseLostRuns,
     Report,
@@ -46,6 +47,8 @@ from milepost.store.database import Store
 logger = logging.getLogger("milepost.engine")
 
 ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
+# Beyond their expiry, by a clock that may be set back.
+USED_TOKENS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
 # How long to wait before looking for due runs again when the database could not be reached.
 AWAY_MICROSECONDS = 1_000_000
 # Between two groups the wall clock may move against the steady one by this much; more means that somebody has set it.
@@ -285,6 +288,12 @@ class Engine:
                     return records.prune_answers(
                         transaction.connection,
                         before=transaction.now - ANSWERS_KEPT_MICROSECONDS,
+                        limit=command.limit,
+                    )
+                case PruneUsedTokens():
+                    return records.prune_used_tokens(
+                        transaction.connection,
+                        before=transaction.now - USED_TOKENS_KEPT_MICROSECONDS,
                         limit=command.limit,
                     )
                 case PruneHistory():

@@ -5,6 +5,7 @@ logs begin too; the committer's thread only puts them in the place of the change
 """
 
 import sys
+from collections.abc import Container
 
 import msgspec
 from sqlalchemy import Connection
@@ -15,6 +16,8 @@ from milepost.errors import HistoryPrunedError, RunNotFoundError, VersionNotFoun
 from milepost.model.document import Document
 from milepost.model.identifiers import lowest_id
 from milepost.model.operations import decode_operations
+from milepost.model.scopes import WHOLE_VIEW, View
+from milepost.model.shown_keys import Keys, shown_document, shown_operations
 from milepost.protocol.metadata import ChangeWriter, CommittedChange, MetadataHistory
 from milepost.store import documents as document_store
 from milepost.store import history as store
@@ -22,7 +25,7 @@ from milepost.store import runs as run_store
 from milepost.store.database import Store
 from milepost.store.documents import ChangeRow, Snapshot
 from milepost.store.history import LogSpan, Mark
-from milepost.store.runs import RunRow
+from milepost.store.runs import RunFilter, RunRow
 
 # A page ends early when its operations are more than this: each change may be as large as a document.
 PAGE_BYTES = 4 * 1024 * 1024
@@ -46,8 +49,11 @@ class History:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def page(self, run_id: str, *, size: int, after: int = 0) -> MetadataHistory:
-        """Up to `size` changes above a version, oldest first; those that were pruned are left out. Raises RunNotFoundError."""
+    def page(self, run_id: str, *, size: int, after: int = 0, view: View = WHOLE_VIEW) -> MetadataHistory:
+        """Up to `size` changes above a version, oldest first; those that were pruned are left out. Raises RunNotFoundError.
+
+        Of each change what is shown is told, and nothing of one that is hidden. A writer that is not shown is told as none.
+        """
         with self._store.read() as connection:
             row = _row(connection, run_id)
             earliest = _earliest(connection, row)
@@ -62,13 +68,18 @@ class History:
                     break
                 room -= len(change.operations)
                 shown.append(change)
+            writers = {change.writer_id for change in shown if change.writer_id is not None} - {run_id}
+            if view.runs is not None and writers:
+                only = RunFilter(shown=view.runs)
+                writers &= run_store.matching_ids(connection, only, sorted(writers))
+        changes = [_committed(change, {run_id, *writers}, view.keys) for change in shown]
         return MetadataHistory(
-            data=[_committed(change) for change in shown],
+            data=[change for change in changes if view.keys is None or change.operations],
             earliest_version=earliest.version,
             next=shown[-1].version if more else None,
         )
 
-    def at_version(self, run_id: str, version: int) -> tuple[bytes, int]:
+    def at_version(self, run_id: str, version: int, keys: Keys = None) -> tuple[bytes, int]:
         """The document as it was at a version, as JSON, and the version.
 
         Raises: RunNotFoundError; VersionNotFoundError for a version that there has not been; HistoryPrunedError for one that is not
@@ -86,9 +97,9 @@ class History:
             if version < earliest.version:
                 raise _pruned(f"version {version}", run_id, earliest.version, field="version")
             document = _document(connection, row, version, earliest)
-        return document.encode(), version
+        return shown_document(document.encode(), keys), version
 
-    def at_time(self, run_id: str, at: int) -> tuple[bytes, int]:
+    def at_time(self, run_id: str, at: int, keys: Keys = None) -> tuple[bytes, int]:
         """The document as it was at a time (microseconds since 1970), as JSON, and its version then.
 
         That is the highest version that was reached at or before the time, also where the server's clock has jumped.
@@ -111,7 +122,7 @@ class History:
                 else:
                     raise _pruned(f"what held at {at}", run_id, earliest.version, field="at")
             document = _document(connection, row, version, earliest)
-        return document.encode(), version
+        return shown_document(document.encode(), keys), version
 
     def prunable(self, *, cutoff: int, settled_before: int, after: str = "") -> PruneStep:
         """What one command may prune of the logs of the runs behind `after`.
@@ -292,13 +303,13 @@ def _pruned(what: str, run_id: str, earliest_version: int, *, field: str) -> His
     )
 
 
-def _committed(change: ChangeRow) -> CommittedChange:
+def _committed(change: ChangeRow, writers: Container[str], keys: Keys) -> CommittedChange:
     writer = None
-    if change.writer_id is not None:
+    if change.writer_id is not None and change.writer_id in writers:
         writer = ChangeWriter(run=change.writer_id, attempt=change.writer_attempt or 0)
     return CommittedChange(
         version=change.version,
         at=change.created_at,
-        operations=decode_operations(change.operations),
+        operations=list(shown_operations(decode_operations(change.operations), keys)),
         writer=writer,
     )

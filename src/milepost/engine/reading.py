@@ -14,6 +14,8 @@ from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
 from milepost.model.counted import KNOWN_MAX
 from milepost.model.run import QueuedReason, RunError, RunStatus
+from milepost.model.scopes import WHOLE_VIEW, RunScope, View
+from milepost.model.shown_keys import Keys, shown_document
 from milepost.protocol.runs import (
     LogLine,
     Pagination,
@@ -87,7 +89,9 @@ class StreamPage(msgspec.Struct, frozen=True):
 
 
 class Reader:
-    """Reads for the server. Every method takes one consistent view of the store; thread-safe.
+    """Reads for the server. Every method takes one consistent look at the store; thread-safe.
+
+    Who is shown a part only says so by a `View`, or by `RunFilter.shown` and the `keys` of documents.
 
     Args:
         queued_reason: why nobody can take a run of a task, as the engine knows it.
@@ -113,29 +117,37 @@ class Reader:
         """Raise UnavailableError when the database is no longer where it was opened."""
         self._store.check_place()
 
-    def run(self, run_id: str) -> RunObject:
-        """A whole run. Raises RunNotFoundError."""
-        return self._run(run_id, with_family=True)
+    def shows(self, shown: RunScope, run_id: str) -> bool:
+        """Whether a run is among those that a token shows; one that does not exist is not."""
+        with self._store.read() as connection:
+            return bool(run_store.matching_ids(connection, RunFilter(shown=shown), [run_id]))
 
-    def snapshot(self, run_id: str) -> RunObject:
+    def run(self, run_id: str, view: View = WHOLE_VIEW) -> RunObject:
+        """A whole run. Of its relatives those that are shown. Raises RunNotFoundError."""
+        return self._run(run_id, view, with_family=True)
+
+    def snapshot(self, run_id: str, view: View = WHOLE_VIEW) -> RunObject:
         """A whole run as its feed begins with it: parent and root without their documents, no children. Raises RunNotFoundError."""
-        return self._run(run_id, with_family=False)
+        return self._run(run_id, view, with_family=False)
 
-    def child_counts(self, run_id: str) -> dict[str, int]:
+    def child_counts(self, run_id: str, view: View = WHOLE_VIEW) -> dict[str, int]:
         """How many children of a run have each status."""
         with self._store.read() as connection:
-            return run_store.count_by_status(connection, RunFilter(parent_id=run_id))
+            return run_store.count_by_status(connection, RunFilter(parent_id=run_id, shown=view.runs))
 
-    def _run(self, run_id: str, *, with_family: bool) -> RunObject:
+    def _run(self, run_id: str, view: View, *, with_family: bool) -> RunObject:
         with self._store.read() as connection:
             record = self._record(connection, run_id)
             row = record.row
-            family = RunFilter(parent_id=run_id)
+            family = RunFilter(parent_id=run_id, shown=view.runs)
             children = run_store.list_ids(connection, family, limit=CHILDREN_SHOWN_MAX) if with_family else []
             ancestors = [row.parent_id, row.root_id] if row.parent_id else []
-            related = self._related(connection, ancestors, children, with_documents=with_family)
+            if view.runs is not None and ancestors:
+                shown = run_store.matching_ids(connection, RunFilter(shown=view.runs), ancestors)
+                ancestors = [ancestor for ancestor in ancestors if ancestor in shown]
+            related = self._related(connection, ancestors, children, view.keys, with_documents=with_family)
             counts = run_store.count_by_status(connection, family)
-            metadata, version = _documents(connection, [run_id])[run_id]
+            metadata, version = _documents(connection, [run_id], view.keys)[run_id]
             streams = _streams(connection, row, OUTPUT)
         fields = _summary_fields(record, metadata, version)
         fields["related_runs"] = RelatedRuns(
@@ -153,14 +165,20 @@ class Reader:
             attempts=[],
         )
 
-    def summaries(self, run_ids: Sequence[str]) -> list[RunSummary]:
+    def summaries(self, run_ids: Sequence[str], keys: Keys = None) -> list[RunSummary]:
         """The runs that exist, in the order asked for."""
         with self._store.read() as connection:
-            found = self._summaries(connection, run_ids)
+            found = self._summaries(connection, run_ids, keys)
         return [found[run_id] for run_id in run_ids if run_id in found]
 
     def page(
-        self, filter: RunFilter, *, size: int, after: str | None = None, before: str | None = None
+        self,
+        filter: RunFilter,
+        *,
+        size: int,
+        after: str | None = None,
+        before: str | None = None,
+        keys: Keys = None,
     ) -> RunPage:
         """One page of matching runs, newest first; `before` wins over `after` (protocol, section 5.3)."""
         with self._store.read() as connection:
@@ -168,7 +186,7 @@ class Reader:
             ids, documents = self._list(connection, filter, limit=size + 1, after=after, before=before)
             more = len(ids) > size
             ids = ids[-size:] if before is not None else ids[:size]
-            found = self._summaries(connection, ids, documents)
+            found = self._summaries(connection, ids, keys, documents)
         # What the way back leads to is not looked at: there was a run where the cursor came from.
         has_next = more if before is None else True
         has_previous = more if before is not None else after is not None
@@ -196,15 +214,15 @@ class Reader:
             counts = run_store.count_by_status(connection, filter) if filter.metadata is None else {}
             return ids, counts
 
-    def is_settled(self, run_id: str) -> bool:
-        """True when the run and all its children have finished. Raises RunNotFoundError."""
+    def is_settled(self, run_id: str, view: View = WHOLE_VIEW) -> bool:
+        """True when the run and all its children that are shown have finished. Raises RunNotFoundError."""
         with self._store.read() as connection:
             finished = self._record(connection, run_id, values=False).row.status.is_final
-            working = RunFilter(parent_id=run_id, statuses=_UNFINISHED)
+            working = RunFilter(parent_id=run_id, statuses=_UNFINISHED, shown=view.runs)
             return finished and not run_store.list_ids(connection, working, limit=1)
 
     def matching(
-        self, filter: RunFilter, run_ids: Sequence[str], among: Container[str]
+        self, filter: RunFilter, run_ids: Sequence[str], among: Container[str], keys: Keys = None
     ) -> dict[str, RunMatch]:
         """Which of these runs match. Runs that cannot match by what they are, whatever is in their documents, are read only where
         they are `among` others that are of interest."""
@@ -212,7 +230,7 @@ class Reader:
             fitting = run_store.matching_ids(connection, filter, run_ids)
             wanted = [run_id for run_id in run_ids if run_id in fitting or run_id in among]
             records = run_store.load_records(connection, wanted, values=False)
-            documents = _documents(connection, list(records))
+            documents = _documents(connection, list(records), keys)
         matches = {run_id: RunMatch(None, False) for run_id in run_ids}
         for run_id, record in records.items():
             is_match = run_id in fitting and _is_meant(documents[run_id][0], filter)
@@ -226,13 +244,14 @@ class Reader:
             record = self._record(connection, run_id)
         return _result(record) if record.row.status.is_final else None
 
-    def metadata(self, run_id: str) -> tuple[bytes, int]:
+    def metadata(self, run_id: str, keys: Keys = None) -> tuple[bytes, int]:
         """The document of a run as JSON, and its version. Raises RunNotFoundError."""
         with self._store.read() as connection:
             documents = read_documents(connection, [run_id])
         if run_id not in documents:
             raise RunNotFoundError(f"there is no run {run_id!r}")
-        return documents[run_id]
+        value, version = documents[run_id]
+        return shown_document(value, keys), version
 
     def document(self, run_id: str) -> tuple[bytes, int, list[bytes]]:
         """The document of a run as JSON, its version, and some of the `once` ids that it has counted. Raises RunNotFoundError."""
@@ -383,12 +402,16 @@ class Reader:
         return list(found) if before is None else list(found)[::-1], found
 
     def _summaries(
-        self, connection: Connection, run_ids: Sequence[str], known: "_Documents | None" = None
+        self,
+        connection: Connection,
+        run_ids: Sequence[str],
+        keys: Keys = None,
+        known: "_Documents | None" = None,
     ) -> dict[str, RunSummary]:
         if not run_ids:
             return {}
         found = run_store.load_records(connection, run_ids, values=False)
-        documents = known or _documents(connection, list(found))
+        documents = _only(known, keys) if known else _documents(connection, list(found), keys)
         return {
             run_id: RunSummary(**_summary_fields(record, *documents[run_id]))
             for run_id, record in found.items()
@@ -399,12 +422,13 @@ class Reader:
         connection: Connection,
         ancestors: Sequence[str],
         children: Sequence[str],
+        keys: Keys,
         *,
         with_documents: bool,
     ) -> dict[str, RelatedRun]:
         """Relatives of a run; only ancestors, of which there are two at most, with their documents."""
         found = run_store.load_records(connection, list({*ancestors, *children}), values=False)
-        documents = _documents(connection, list(dict.fromkeys(ancestors))) if with_documents else {}
+        documents = _documents(connection, list(dict.fromkeys(ancestors)), keys) if with_documents else {}
         related: dict[str, RelatedRun] = {}
         for run_id, record in found.items():
             metadata, version = documents.get(run_id, (None, None))
@@ -412,9 +436,9 @@ class Reader:
         return related
 
 
-def _documents(connection: Connection, ids: Sequence[str]) -> "_Documents":
+def _documents(connection: Connection, ids: Sequence[str], keys: Keys = None) -> "_Documents":
     return {
-        run_id: (msgspec.Raw(value), version)
+        run_id: (msgspec.Raw(shown_document(value, keys)), version)
         for run_id, (value, version) in read_documents(connection, ids).items()
     }
 
@@ -440,6 +464,16 @@ def _streams(connection: Connection, row: RunRow, kind: str) -> list[StreamSumma
             )
         )
     return summaries
+
+
+def _only(documents: "_Documents", keys: Keys) -> "_Documents":
+    """The documents with these keys only."""
+    if keys is None:
+        return documents
+    return {
+        run_id: (msgspec.Raw(shown_document(bytes(value), keys)), version)
+        for run_id, (value, version) in documents.items()
+    }
 
 
 def _urgent(connection: Connection, filter: RunFilter, size: int) -> list[str]:

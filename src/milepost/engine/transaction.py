@@ -24,7 +24,7 @@ from milepost.store import runs as run_store
 from milepost.store import streams as stream_store
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
-from milepost.store.records import LogMark, LogRow
+from milepost.store.records import LogMark, LogRow, UsedToken
 from milepost.store.runs import NewRun, RunRow
 from milepost.store.streams import ChunkRow, StreamRow, WriterRow
 
@@ -59,6 +59,9 @@ class Transaction:
         self.withdrawn_claims: set[tuple[str, int]] = set()
         self._answers: dict[str, bytes] = {}
         self._known_answers: dict[str, bytes] = {}
+        # Tokens that work once, used by this group; those that are not saved yet are in the second.
+        self._used_tokens: dict[str, UsedToken] = {}
+        self._new_used_tokens: list[UsedToken] = []
         self._documents = documents
         self._rows: dict[str, RunRow] = {}
         self._absent: set[str] = set()
@@ -301,6 +304,15 @@ class Transaction:
         grown.has_ended = grown.has_ended or has_ended
         grown.is_new = grown.is_new or is_new
 
+    def used_token(self, token_id: str) -> UsedToken | None:
+        """What a token that works once was used for; None when it was not."""
+        return self._used_tokens.get(token_id) or records.load_used_token(self.connection, token_id)
+
+    def use_token(self, token: UsedToken) -> None:
+        """The token is used up. Whoever says so has looked before."""
+        self._used_tokens[token.id] = token
+        self._new_used_tokens.append(token)
+
     def may_claim(self, worker_id: str, sequence: int) -> bool:
         """False when the worker has left, or given up this claim, in this group."""
         return worker_id not in self.gone_workers and (worker_id, sequence) not in self.withdrawn_claims
@@ -380,6 +392,9 @@ class Transaction:
             self._dirty_streams.clear()
             self._dirty_writers.clear()
             self._chunks.clear()
+        if self._new_used_tokens:
+            records.save_used_tokens(connection, self._new_used_tokens)
+            self._new_used_tokens.clear()
         if self._answers:
             records.save_answers(
                 connection, [(request_id, answer, self.now) for request_id, answer in self._answers.items()]

@@ -10,6 +10,7 @@ from milepost.engine.commands import (
     AddBatchItems,
     CreateBatch,
     ItemsAdded,
+    OneTimeToken,
     Trigger,
     TriggerBatch,
     Triggered,
@@ -19,10 +20,12 @@ from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.errors import (
     BatchNotFoundError,
+    InsufficientScopeError,
     InvalidRequestError,
     MetadataError,
     MetadataTypeError,
     RunNotFoundError,
+    TokenUsedError,
     TooLargeError,
 )
 from milepost.model import jsonvalue
@@ -42,6 +45,7 @@ from milepost.protocol.triggering import (
 )
 from milepost.store import runs as run_store
 from milepost.store.batches import OPEN_COUNT, BatchRow
+from milepost.store.records import UsedToken
 from milepost.store.runs import NewRun, RunRow
 
 # Looked at only as far as needed to know that every reader will be able to read it.
@@ -57,11 +61,13 @@ def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> T
     """Queue one run."""
     if (earlier := _earlier(command.request_id, transaction)) is not None:
         return earlier
+    _check_unused(command.token, transaction)
     options = command.item.options
     parent = _parent(options.parent_run_id, transaction)
     function = "triggerAndWait" if options.resume_parent_on_completion else "trigger"
     run = _new_run(command.item, parent, function, transaction, state, place="")
     _queue([run], transaction)
+    _use(command.token, None, transaction)
     return _answer(Triggered([run.id]), command.request_id, transaction)
 
 
@@ -69,6 +75,7 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
     """Queue a whole batch."""
     if (earlier := _earlier(command.request_id, transaction)) is not None:
         return earlier
+    _check_unused(command.token, transaction)
     items = command.items
     _check_count(len(items), "items")
     batch = _new_batch(len(items), command.parent_id, command.resume_parent, transaction, state)
@@ -76,6 +83,7 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
     batch.accepted_count = len(runs)
     transaction.new_batches.append(batch)
     _queue(runs, transaction)
+    _use(command.token, batch.id, transaction)
     return _answer(Triggered([run.id for run in runs], batch.id), command.request_id, transaction)
 
 
@@ -83,6 +91,7 @@ def create_batch(command: CreateBatch, transaction: Transaction, state: EngineSt
     """Announce a batch; its items come by `add_batch_items`."""
     if (earlier := _earlier(command.request_id, transaction)) is not None and earlier.batch_id is not None:
         return earlier.batch_id
+    _check_unused(command.token, transaction)
     if command.run_count is not None and not 1 <= command.run_count < OPEN_COUNT:
         raise InvalidRequestError(
             f"a batch has 1 to {OPEN_COUNT - 1:,} items, not {command.run_count:,}", field="runCount"
@@ -90,6 +99,7 @@ def create_batch(command: CreateBatch, transaction: Transaction, state: EngineSt
     count = OPEN_COUNT if command.run_count is None else command.run_count
     batch = _new_batch(count, command.parent_id, command.resume_parent, transaction, state)
     transaction.new_batches.append(batch)
+    _use(command.token, batch.id, transaction)
     _answer(Triggered([], batch.id), command.request_id, transaction)
     return batch.id
 
@@ -99,6 +109,12 @@ def add_batch_items(command: AddBatchItems, transaction: Transaction, state: Eng
     batch = transaction.batch(command.batch_id)
     if batch is None:
         raise BatchNotFoundError(f"there is no batch {command.batch_id!r}")
+    if command.token is not None:
+        used = transaction.used_token(command.token.id)
+        if used is None or used.batch_id != batch.id:
+            raise InsufficientScopeError(
+                f"this public token works once, and batch {batch.id!r} was not announced with it"
+            )
     _check_count(len(command.lines), "items", least=0)
     indexes = [line.index for line in command.lines] or [0]
     present = run_store.batch_runs(transaction.connection, batch.id, after=min(indexes) - 1, to=max(indexes))
@@ -334,6 +350,18 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 large=None,
             )
         )
+
+
+def _check_unused(token: OneTimeToken | None, transaction: Transaction) -> None:
+    if token is not None and transaction.used_token(token.id) is not None:
+        # The words of the protocol, section 2.2.
+        raise TokenUsedError("Cannot trigger with a one-time use token as it has already been used.")
+
+
+def _use(token: OneTimeToken | None, batch_id: str | None, transaction: Transaction) -> None:
+    """The token is used up: nothing can be refused any more."""
+    if token is not None:
+        transaction.use_token(UsedToken(token.id, batch_id, token.expires_at))
 
 
 def _earlier(request_id: str | None, transaction: Transaction) -> Triggered | None:

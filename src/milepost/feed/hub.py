@@ -11,6 +11,7 @@ from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
 from milepost.feed.stream_topic import StreamTopic
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import QueuedReason
+from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.store.runs import RunFilter, RunRow
 
 # Steps of documents that wait for one watcher of several runs; beyond them it reads the documents.
@@ -45,17 +46,22 @@ class Snapshot(NamedTuple):
 
 
 class RunTopic:
-    """A run that is being watched: its news, bounded, for watchers who are at different places, and how its children stand.
+    """A run that is being watched, for all who are shown the same of it: its news, bounded, for watchers who are at different places,
+    and how its children stand.
+
+    Args:
+        news: of the run, taken in by the hub; those who are shown something else read the same.
 
     Attributes:
         child_counts: the children by status, as the reading of number `counted_by` has found them.
         children_changed: a child has changed since the children were counted.
     """
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, view: View, news: RunNews) -> None:
         self.run_id = run_id
+        self.view = view
         self.watchers: set[asyncio.Event] = set()
-        self.news = RunNews()
+        self.news = news
         # Frames that one watcher has encoded and others, at the same place, can send too.
         self.frames: dict[tuple[int, ...], bytes] = {}
         self.snapshot: asyncio.Task[Snapshot] | None = None
@@ -73,9 +79,8 @@ class RunTopic:
         self._newest_reading = 0
 
     def take_in(self, changed: RunChanged) -> None:
-        """A commit has changed the run."""
+        """A commit has changed the run; its news are taken in already."""
         self.log_count += changed.logged
-        self.news.take_in(changed)
         self._tell()
 
     def stream_changed(self) -> None:
@@ -108,6 +113,30 @@ class RunTopic:
         self.snapshot = None
         for watcher in self.watchers:
             watcher.set()
+
+
+class WatchedRun:
+    """The news of a run that is being watched, and its topics: one for each view that its watchers have."""
+
+    def __init__(self) -> None:
+        self.news = RunNews()
+        self.topics: dict[View, RunTopic] = {}
+
+    def take_in(self, changed: RunChanged) -> None:
+        """A commit has changed the run."""
+        self.news.take_in(changed)
+        for topic in self.topics.values():
+            topic.take_in(changed)
+
+    def stream_changed(self) -> None:
+        """The run has a new stream, or a writer of one has ended."""
+        for topic in self.topics.values():
+            topic.stream_changed()
+
+    def child_changed(self) -> None:
+        """A child has been triggered, or its status has changed."""
+        for topic in self.topics.values():
+            topic.child_changed()
 
 
 class BatchTopic:
@@ -223,7 +252,13 @@ def may_match(filter: RunFilter, row: RunRow) -> bool:
         and filter.top_level in (None, row.parent_id is None)
         and (filter.created_from is None or row.created_at >= filter.created_from)
         and (filter.created_to is None or row.created_at <= filter.created_to)
+        and (filter.shown is None or _may_be_shown(filter.shown, row))
     )
+
+
+def _may_be_shown(shown: RunScope, row: RunRow) -> bool:
+    """Whether a token may show the run, whatever its tags are."""
+    return bool(shown.tags) or shown.any_tag or shown.shows(row.id, row.task, (), row.batch_id)
 
 
 def decides(filter: MetadataFilter, steps: Sequence[LoggedChange]) -> bool:
@@ -312,7 +347,7 @@ class Hub:
     """Who watches what. Belongs to one event loop; `announce` is called in it."""
 
     def __init__(self) -> None:
-        self.runs: dict[str, RunTopic] = {}
+        self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
         self.lists: Watches[ListWatch] = Watches()
         self.matches: Watches[MatchWatch] = Watches()
@@ -330,8 +365,9 @@ class Hub:
     def close(self) -> None:
         """End every event stream: readers see a clean end and come back later. May be called twice."""
         self.is_closed = True
-        for watchers in [topic.watchers for topic in (*self.runs.values(), *self.batches.values())]:
-            for watcher in watchers:
+        run_topics = [topic for watched in self.runs.values() for topic in watched.topics.values()]
+        for topic in (*run_topics, *self.batches.values()):
+            for watcher in topic.watchers:
                 watcher.set()
         for watch in (*self.lists, *self.matches):
             watch.wake.set()
@@ -361,19 +397,23 @@ class Hub:
                 inbox.finished.extend(ended.ids)
                 inbox.wake.set()
 
-    def watch_run(self, run_id: str, watcher: asyncio.Event) -> RunTopic:
+    def watch_run(self, run_id: str, watcher: asyncio.Event, view: View = WHOLE_VIEW) -> RunTopic:
         """Be woken when the run changes, until `leave_run`."""
-        topic = self.runs.get(run_id)
+        watched = self.runs.setdefault(run_id, WatchedRun())
+        topic = watched.topics.get(view)
         if topic is None:
-            topic = self.runs[run_id] = RunTopic(run_id)
+            topic = watched.topics[view] = RunTopic(run_id, view, watched.news)
         topic.watchers.add(watcher)
         return topic
 
     def leave_run(self, topic: RunTopic, watcher: asyncio.Event) -> None:
         """Stop watching; the topic goes with its last watcher."""
         topic.watchers.discard(watcher)
-        if not topic.watchers and self.runs.get(topic.run_id) is topic:
-            del self.runs[topic.run_id]
+        watched = self.runs.get(topic.run_id)
+        if not topic.watchers and watched is not None and watched.topics.get(topic.view) is topic:
+            del watched.topics[topic.view]
+            if not watched.topics:
+                del self.runs[topic.run_id]
             for task in (topic.snapshot, topic.counting):
                 if task is not None:
                     task.cancel()
@@ -425,9 +465,9 @@ class Hub:
 
     def _announce_run(self, changed: RunChanged) -> None:
         row = changed.row
-        topic = self.runs.get(row.id)
-        if topic is not None:
-            topic.take_in(changed)
+        watched = self.runs.get(row.id)
+        if watched is not None:
+            watched.take_in(changed)
         if not (changed.state_changed or changed.changes):
             # Only its log has grown, which no list shows.
             return

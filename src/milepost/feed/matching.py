@@ -12,8 +12,18 @@ import msgspec
 from milepost.engine.announcements import LoggedChange
 from milepost.engine.reading import STATE_FIELDS, Reader, RunMatch
 from milepost.feed.hub import Hub, MatchWatch, decides
-from milepost.feed.steps import Place, RunNews, Step, camel, place_of, run_delta, step_from
+from milepost.feed.steps import (
+    Place,
+    RunNews,
+    Step,
+    camel,
+    place_of,
+    run_delta,
+    shown_changes,
+    step_from,
+)
 from milepost.feed.waiting import in_reader, woken
+from milepost.model.shown_keys import Keys
 from milepost.protocol.feed import PING, MatchingRunFrame, RunDelta, encode_event
 from milepost.protocol.runs import RunSummary
 from milepost.store.runs import RunFilter
@@ -29,14 +39,19 @@ HELD_BYTES_MAX = 64 * 1024 * 1024
 _encode = msgspec.json.Encoder().encode
 
 
-async def watch_matching(hub: Hub, reader: Reader, filter: RunFilter) -> AsyncGenerator[bytes]:
+async def watch_matching(
+    hub: Hub, reader: Reader, filter: RunFilter, keys: Keys = None
+) -> AsyncGenerator[bytes]:
     """All runs that match: each as it is now, newest first, then each that changes and matches, and once each that matches no more.
 
     A run is told as a whole first and by deltas then; see `MatchingRunFrame`. What is known of runs is bounded, see `Told`. The stream
     ends only when the reader is so slow that too many changed runs wait: then it connects anew and gets the present state.
+
+    Args:
+        keys: the top-level keys of documents that the reader is shown; the filter looks at no others.
     """
     watch = MatchWatch(filter)
-    told = Told(filter)
+    told = Told(filter, keys)
     hub.matches.add(watch)
     try:
         yield encode_event("begin", _encode(MatchingRunFrame()))
@@ -48,7 +63,9 @@ async def watch_matching(hub: Hub, reader: Reader, filter: RunFilter) -> AsyncGe
                     yield PING
             else:
                 watch.unread_below = None
-                page = await in_reader(partial(reader.page, filter, size=MATCHES_READ, after=after))
+                page = await in_reader(
+                    partial(reader.page, filter, size=MATCHES_READ, after=after, keys=keys)
+                )
                 after = page.pagination.next
                 watch.leave_unread(after)
                 for run in page.data:
@@ -63,7 +80,7 @@ async def watch_matching(hub: Hub, reader: Reader, filter: RunFilter) -> AsyncGe
                 unclear = [run_id for run_id in ids if told.must_read(run_id, watch.changed[run_id])]
                 found: dict[str, RunMatch] = {}
                 if unclear:
-                    found = await in_reader(partial(reader.matching, filter, unclear, told.matching))
+                    found = await in_reader(partial(reader.matching, filter, unclear, told.matching, keys))
                 if hub.is_closed or watch.has_overflown:
                     return
                 for frame in [told.tell(watch, run_id, found.get(run_id)) for run_id in ids]:
@@ -90,8 +107,9 @@ class Told:
     `RULED_OUT_MAX` are remembered, so that their documents need not be read again for changes that do not matter to the filter.
     """
 
-    def __init__(self, filter: RunFilter) -> None:
+    def __init__(self, filter: RunFilter, keys: Keys = None) -> None:
         self._filter = filter
+        self._keys = keys
         # In the order in which they were told last.
         self.matching: dict[str, Place] = {}
         # The runs of which the reader keeps the document, with its bytes, about.
@@ -105,7 +123,7 @@ class Told:
         """Whether what to tell of these news can only be known from the store."""
         place = self.matching.get(run_id)
         if place is not None:
-            step = step_from(place, news)
+            step = step_from(place, news, self._keys)
             if step is None:
                 return True
             return not step.is_empty and (run_id not in self._held or self._is_decisive(step.changes))
@@ -133,8 +151,12 @@ class Told:
                 self._rule_out(run_id, None)
             elif self._ruled_out.get(run_id) is not None:
                 self._rule_out(run_id, news.version)
-            step = None if place is None else step_from(place, news)
-            if step is None or step.is_empty:
+            step = None if place is None else step_from(place, news, self._keys)
+            if step is None:
+                return None
+            if step.is_empty:
+                # Past what is hidden.
+                self.matching[run_id] = step.place
                 return None
             matches = (
                 news.row is None or not self._filter.statuses or news.row.status in self._filter.statuses
@@ -148,12 +170,14 @@ class Told:
         if place is None and not found.is_match:
             self._rule_out(run_id, reached.version)
             return None
-        if place == reached:
+        if place is not None and place.is_at(reached):
             return None
         changes = None if place is None or run_id not in self._held else _up_to(reached.version, place, news)
         if place is None or changes is None:
             return self.tell_whole(run, is_match=found.is_match)
-        step = Step(place.version, reached, changes, None)
+        changes = shown_changes(changes, self._keys)
+        reached = reached._replace(told=reached.version if changes else place.told)
+        step = Step(place.told, reached, changes, None)
         delta = run_delta(run_id, step, matches=found.is_match)
         if news.row is not None:
             delta.run = {camel(name): getattr(run, name) for name in STATE_FIELDS}

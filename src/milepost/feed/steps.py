@@ -14,6 +14,7 @@ from milepost.engine.announcements import LoggedChange, RunChanged
 from milepost.engine.reading import state_fields
 from milepost.model.operations import Operation, collapse
 from milepost.model.run import RunStatus
+from milepost.model.shown_keys import Keys, shown_operations
 from milepost.protocol.feed import RunDelta
 from milepost.protocol.runs import RunSummary
 from milepost.store.runs import RunRow
@@ -82,19 +83,25 @@ def leaves_gap(steps: Sequence[LoggedChange], further: Sequence[LoggedChange]) -
 
 
 class Place(NamedTuple):
-    """How far a reader of a run is: the version of the document that it has, and from when the state is that it has (microseconds)."""
+    """How far a reader of a run is: up to which version of the document it has been told what it is shown, and from when the state is
+    that it has (microseconds). `told` is the version that it has heard of; what came between that and `version` is hidden from it."""
 
     version: int
     seen_at: int
+    told: int
+
+    def is_at(self, other: "Place") -> bool:
+        """Whether nothing is between two places."""
+        return (self.version, self.seen_at) == (other.version, other.seen_at)
 
 
 class Step(NamedTuple):
     """What leads a reader of a run on: the operations from its version to another one, the newest state if that is new to it.
 
     Attributes:
-        begins_at: the version that the reader has.
+        begins_at: the version that the reader has heard of.
         place: where it is afterwards.
-        changes: the steps of the document, in order.
+        changes: the steps of the document, in order, as far as they are shown.
         news: where the new state is; None when the reader has it.
     """
 
@@ -136,22 +143,43 @@ class Step(NamedTuple):
         return fields
 
 
-def step_from(place: Place, news: RunNews) -> Step | None:
-    """What leads from a place to the newest; None when the steps between are not at hand, so that only the whole run helps."""
+def step_from(place: Place, news: RunNews, keys: Keys = None) -> Step | None:
+    """What leads from a place to the newest; None when the steps between are not at hand, so that only the whole run helps.
+
+    A step may be empty and still lead on: past what is hidden.
+
+    Args:
+        keys: the top-level keys of the document that the reader is shown; None for all.
+    """
     changes = news.newer_than(place.version)
     if changes is None:
         return None
+    version = changes[-1].version if changes else place.version
+    changes = shown_changes(changes, keys)
     row = news.row if news.row is not None and news.row.updated_at > place.seen_at else None
     reached = Place(
-        changes[-1].version if changes else place.version,
+        version,
         row.updated_at if row is not None else place.seen_at,
+        version if changes else place.told,
     )
-    return Step(place.version, reached, changes, news if row is not None else None)
+    return Step(place.told, reached, changes, news if row is not None else None)
+
+
+def shown_changes(changes: list[LoggedChange], keys: Keys) -> list[LoggedChange]:
+    """The steps as far as they are about these keys."""
+    if keys is None:
+        return changes
+    shown = [
+        msgspec.structs.replace(change, operations=shown_operations(change.operations, keys))
+        for change in changes
+    ]
+    return [change for change in shown if change.operations]
 
 
 def place_of(run: RunSummary) -> Place:
     """Where a reader is who was given this."""
-    return Place(run.metadata_version, round(run.updated_at.timestamp() * 1_000_000))
+    version = run.metadata_version
+    return Place(version, round(run.updated_at.timestamp() * 1_000_000), version)
 
 
 def run_delta(run_id: str, step: Step, *, matches: bool = True) -> RunDelta:
@@ -159,7 +187,7 @@ def run_delta(run_id: str, step: Step, *, matches: bool = True) -> RunDelta:
     return RunDelta(
         id=run_id,
         from_version=step.from_version,
-        version=step.place.version,
+        version=step.place.told,
         operations=step.operations,
         run=step.state(with_output=False),
         matches=matches,

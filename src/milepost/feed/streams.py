@@ -21,6 +21,8 @@ from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.model.counted import pack
 from milepost.model.run import RunStatus
+from milepost.model.scopes import WHOLE_VIEW, View
+from milepost.model.shown_keys import Keys
 from milepost.protocol.feed import (
     PING,
     BatchFrame,
@@ -49,7 +51,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def watch_run(
-    hub: Hub, reader: Reader, run_id: str, *, has_finished: asyncio.Event | None = None
+    hub: Hub,
+    reader: Reader,
+    run_id: str,
+    *,
+    view: View = WHOLE_VIEW,
+    has_finished: asyncio.Event | None = None,
 ) -> AsyncGenerator[bytes]:
     """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame.
 
@@ -62,7 +69,7 @@ async def watch_run(
             of it has begun or ended.
     """
     wake = asyncio.Event()
-    topic = hub.watch_run(run_id, wake)
+    topic = hub.watch_run(run_id, wake, view)
     log_count, stream_count = topic.log_count, topic.stream_count
     is_lasting = has_finished is not None
     has_finished = has_finished or asyncio.Event()
@@ -86,7 +93,7 @@ async def watch_run(
                 return
             wake.clear()
             _count_children_soon(topic, reader)
-            step = step_from(place, topic.news)
+            step = step_from(place, topic.news, view.keys)
             if step is None:
                 frame, place, counted_by, is_final, queued = await _snapshot(topic, reader)
                 if is_final:
@@ -104,6 +111,7 @@ async def watch_run(
                     await _count_children(topic, reader)
             counts = topic.child_counts if topic.counted_by > counted_by else None
             if step.is_empty and counts is None:
+                place = step.place
                 continue
             key = (*place, *step.place, topic.counted_by if counts is not None else 0)
             frame = topic.frames.get(key)
@@ -111,7 +119,7 @@ async def watch_run(
                 frame = topic.frames[key] = _run_frame(step, counts)
             place, counted_by = step.place, max(counted_by, topic.counted_by)
             yield frame
-        yield encode_event("end", _encode(RunFrame(version=place.version)))
+        yield encode_event("end", _encode(RunFrame(version=place.told)))
     finally:
         hub.leave_run(topic, wake)
 
@@ -126,7 +134,7 @@ async def _snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
 
 async def _take_snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
     reading = topic.begin_reading()
-    frame, place, run = await in_reader(lambda: _read_snapshot(topic.run_id, reader))
+    frame, place, run = await in_reader(lambda: _read_snapshot(topic.run_id, reader, topic.view))
     topic.take_in_counts(run.child_counts, reading)
     queued = Queued(run.task_identifier, run.queued_reason) if run.is_queued else None
     return Snapshot(frame, place, reading, run.status.is_final, queued)
@@ -138,8 +146,8 @@ def _look_at_failure(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def _read_snapshot(run_id: str, reader: Reader) -> tuple[bytes, Place, RunObject]:
-    run = reader.snapshot(run_id)
+def _read_snapshot(run_id: str, reader: Reader, view: View) -> tuple[bytes, Place, RunObject]:
+    run = reader.snapshot(run_id, view)
     frame = encode_event("snapshot", _encode(SnapshotFrame(run.metadata_version, run)))
     return frame, place_of(run), run
 
@@ -155,7 +163,7 @@ def _looked_up(queued: Queued | None, reader: Reader) -> Queued | None:
 
 def _queued_frame(place: Place, queued: Queued | None) -> bytes:
     run = {"queuedReason": queued and queued.reason}
-    return encode_event("delta", _encode(RunFrame(version=place.version, run=run)))
+    return encode_event("delta", _encode(RunFrame(version=place.told, run=run)))
 
 
 def _count_children_soon(topic: RunTopic, reader: Reader) -> None:
@@ -183,7 +191,7 @@ async def _keep_counting(topic: RunTopic, reader: Reader) -> None:
 async def _count_children(topic: RunTopic, reader: Reader) -> None:
     topic.children_changed = False
     reading = topic.begin_reading()
-    counts = await in_reader(lambda: reader.child_counts(topic.run_id))
+    counts = await in_reader(lambda: reader.child_counts(topic.run_id, topic.view))
     topic.take_in_counts(counts, reading)
 
 
@@ -197,42 +205,44 @@ def _run_frame(step: Step, counts: dict[str, int] | None) -> bytes:
     if counts is not None:
         run = {**(run or {}), "childCounts": counts}
     frame = RunFrame(
-        from_version=step.from_version, version=step.place.version, operations=step.operations, run=run
+        from_version=step.from_version, version=step.place.told, operations=step.operations, run=run
     )
     return encode_event("delta", _encode(frame))
 
 
-async def watch_family(hub: Hub, reader: Reader, run_id: str, *, size: int) -> AsyncGenerator[bytes]:
+async def watch_family(
+    hub: Hub, reader: Reader, run_id: str, *, size: int, view: View = WHOLE_VIEW
+) -> AsyncGenerator[bytes]:
     """One run with its children, until all of them have finished; one connection, because a browser has only six.
 
     The run is told as by `watch_run`, with `log` when its log has grown. Of the children, `size` are told as by `watch_list`, those
     first that a person wants to see first (`Reader.first_page`); these events are `children-snapshot` and `children-rows`.
     Raises RunNotFoundError before the first frame.
     """
-    children = RunFilter(parent_id=run_id)
-    is_settled = await in_reader(lambda: reader.is_settled(run_id))
+    children = RunFilter(parent_id=run_id, shown=view.runs)
+    is_settled = await in_reader(lambda: reader.is_settled(run_id, view))
     if not is_settled:
         has_finished = asyncio.Event()
-        run = watch_run(hub, reader, run_id, has_finished=has_finished)
-        rows = watch_list(hub, reader, children, size=size, urgent_first=True)
+        run = watch_run(hub, reader, run_id, view=view, has_finished=has_finished)
+        rows = watch_list(hub, reader, children, size=size, urgent_first=True, keys=view.keys)
         async with aclosing(_merged(run, _renamed(rows, "children"))) as frames:
             async for frame in frames:
                 yield frame
                 # Each event from the run's end on may tell of the last child.
                 if has_finished.is_set() and frame is not PING:
-                    is_settled = await in_reader(lambda: reader.is_settled(run_id))
+                    is_settled = await in_reader(lambda: reader.is_settled(run_id, view))
                     if is_settled:
                         break
     if not is_settled:
         # The server stops.
         return
     # Nothing changes any more: what is told now is the end of it, whatever was under way.
-    frame, place, _ = await in_reader(lambda: _read_snapshot(run_id, reader))
+    frame, place, _ = await in_reader(lambda: _read_snapshot(run_id, reader, view))
     yield frame
-    rows = watch_list(hub, reader, children, size=size, urgent_first=True)
+    rows = watch_list(hub, reader, children, size=size, urgent_first=True, keys=view.keys)
     async with aclosing(_renamed(rows, "children")) as frames:
         yield await anext(frames)
-    yield encode_event("end", _encode(RunFrame(version=place.version)))
+    yield encode_event("end", _encode(RunFrame(version=place.told)))
 
 
 async def _renamed(frames: AsyncGenerator[bytes], prefix: str) -> AsyncGenerator[bytes]:
@@ -297,7 +307,13 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
 
 
 async def watch_list(
-    hub: Hub, reader: Reader, filter: RunFilter, *, size: int, urgent_first: bool = False
+    hub: Hub,
+    reader: Reader,
+    filter: RunFilter,
+    *,
+    size: int,
+    urgent_first: bool = False,
+    keys: Keys = None,
 ) -> AsyncGenerator[bytes]:
     """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself.
 
@@ -327,9 +343,9 @@ async def watch_list(
                 # From here on what changes of them is kept, and read below.
                 watch.shown = frozenset(order)
                 places = {run_id: place for run_id, place in places.items() if run_id in watch.shown}
-            deltas, whole = _list_deltas(watch, places)
+            deltas, whole = _list_deltas(watch, places, keys)
             whole += [run_id for run_id in order if run_id not in places]
-            rows = await in_reader(lambda ids=whole: reader.summaries(ids)) if whole else []
+            rows = await in_reader(lambda ids=whole: reader.summaries(ids, keys)) if whole else []
             places |= {run.id: place_of(run) for run in rows}
             frame = RunListFrame(
                 rows=rows,
@@ -350,7 +366,7 @@ async def watch_list(
         hub.lists.discard(watch)
 
 
-def _list_deltas(watch: ListWatch, places: dict[str, Place]) -> tuple[list[RunDelta], list[str]]:
+def _list_deltas(watch: ListWatch, places: dict[str, Place], keys: Keys) -> tuple[list[RunDelta], list[str]]:
     """What has changed of the runs shown, and the ones that have to be told as a whole. Takes all news of the watch."""
     deltas: list[RunDelta] = []
     whole: list[str] = []
@@ -360,11 +376,12 @@ def _list_deltas(watch: ListWatch, places: dict[str, Place]) -> tuple[list[RunDe
         if place is None:
             # It is not shown any more, or is told as a whole anyway.
             continue
-        step = step_from(place, news)
+        step = step_from(place, news, keys)
         if step is None:
             whole.append(run_id)
-        elif not step.is_empty:
-            places[run_id] = step.place
+            continue
+        places[run_id] = step.place
+        if not step.is_empty:
             deltas.append(run_delta(run_id, step))
     return deltas, whole
 

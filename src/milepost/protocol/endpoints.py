@@ -1,10 +1,26 @@
 """The table of endpoints: the server routes by it, the client calls by it, the OpenAPI document is printed from it."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, cast
 
-from milepost.protocol import dashboard, feed, metadata, runs, streams, triggering, work
+from milepost.protocol import dashboard, feed, metadata, runs, streams, tokens, triggering, work
 from milepost.protocol.triggering import NotSupported
+
+
+class ScopeRule(Enum):
+    """Which scopes of a public token open an endpoint (`milepost.model.scopes`). The server looks before the endpoint is reached; what
+    depends on the body, the endpoint looks at."""
+
+    NONE = "no token, whatever its scopes"
+    READ_RUN = "read on runs:{run}, on its task, on any of its tags or on its batch"
+    READ_RUNS = "read on runs, tasks, tags or batch; only the runs that these show are there"
+    READ_BATCH = "read on batch:{batch}, or on all runs"
+    TRIGGER = "trigger on tasks:{task}"
+    BATCH_TRIGGER = "batchTrigger on each task of the batch"
+    ADD_BATCH_ITEMS = "write on batch:{batch}, or batchTrigger on the task of each item"
+    WRITE_METADATA = "write on metadata:{run}, or on metadata:{run}:<key> for each key that is written"
+    SEND_INPUT = "write on inputStreams:{run}"
 
 
 @dataclass(frozen=True)
@@ -12,17 +28,27 @@ class Access:
     """Who may call an endpoint, beside whoever has the secret key: that opens everything.
 
     Attributes:
+        scopes: which scopes of a public token open it.
         anyone: no credentials are needed.
         session: a browser that has signed in to the dashboard may call it.
     """
 
+    scopes: ScopeRule
     anyone: bool = False
     session: bool = False
 
 
-OPEN = Access(anyone=True, session=True)
-READERS = Access(session=True)
-KEY_ONLY = Access()
+OPEN = Access(ScopeRule.NONE, anyone=True, session=True)
+KEY_ONLY = Access(ScopeRule.NONE)
+READERS = Access(ScopeRule.NONE, session=True)
+RUN_READERS = Access(ScopeRule.READ_RUN, session=True)
+RUNS_READERS = Access(ScopeRule.READ_RUNS, session=True)
+BATCH_READERS = Access(ScopeRule.READ_BATCH, session=True)
+TRIGGERERS = Access(ScopeRule.TRIGGER)
+BATCH_TRIGGERERS = Access(ScopeRule.BATCH_TRIGGER)
+BATCH_FILLERS = Access(ScopeRule.ADD_BATCH_ITEMS)
+METADATA_WRITERS = Access(ScopeRule.WRITE_METADATA)
+INPUT_SENDERS = Access(ScopeRule.SEND_INPUT)
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class Endpoint:
         found = {400, 422, 503, *self.problems}
         if not self.access.anyone:
             found |= {401}
-        if not self.access.session:
+        if not self.access.session or self.access.scopes is not ScopeRule.NONE:
             found |= {403}
         if self.request is not None:
             found |= {408, 413, 415}
@@ -116,20 +142,20 @@ OPENAPI = Endpoint(
 )
 
 TRIGGER = Endpoint(
-    "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run", KEY_ONLY,
+    "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run", TRIGGERERS,
     triggering.TriggerRequest, triggering.TriggerResponse, problems=(400, 404, 422), tag="triggering",
 )  # fmt: skip
 TRIGGER_BATCH = Endpoint(
-    "trigger_batch", "POST", "/api/v2/tasks/batch", "Trigger up to 1,000 runs at once", KEY_ONLY,
+    "trigger_batch", "POST", "/api/v2/tasks/batch", "Trigger up to 1,000 runs at once", BATCH_TRIGGERERS,
     triggering.BatchRequest, triggering.BatchResponse, status=202, problems=(400, 404, 422), tag="triggering",
 )  # fmt: skip
 CREATE_BATCH = Endpoint(
-    "create_batch", "POST", "/api/v3/batches", "Announce a batch whose items follow", KEY_ONLY,
+    "create_batch", "POST", "/api/v3/batches", "Announce a batch whose items follow", BATCH_TRIGGERERS,
     triggering.BatchCreateRequest, triggering.BatchCreateResponse, status=202, problems=(400, 404, 422), tag="triggering",
 )  # fmt: skip
 ADD_BATCH_ITEMS = Endpoint(
     "add_batch_items", "POST", "/api/v3/batches/{batch}/items", "Send the items of an announced batch, one JSON object per line",
-    KEY_ONLY,
+    BATCH_FILLERS,
     triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 415, 422), tag="triggering",
     parameters=(Parameter("runCount", "how many items the batch has in all, where that was not said before", "integer"),),
 )  # fmt: skip
@@ -138,26 +164,32 @@ RETRIEVE_BATCH = Endpoint(
     "GET",
     "/api/v2/batches/{batch}",
     "A batch",
-    READERS,
+    BATCH_READERS,
     response=triggering.BatchObject,
     problems=(404,),
     tag="triggering",
 )
 BATCH_RESULTS = Endpoint(
-    "batch_results", "GET", "/api/v1/batches/{batch}/results", "The results of the runs of a batch that have ended", READERS,
+    "batch_results", "GET", "/api/v1/batches/{batch}/results", "The results of the runs of a batch that have ended", BATCH_READERS,
     response=triggering.BatchResults, problems=(400, 404), tag="triggering",
     parameters=(Parameter("page[after]", "only the results behind this index", "integer"),),
 )  # fmt: skip
 BATCH_FEED = Endpoint(
-    "batch_feed", "GET", "/api/v1/batches/{batch}/feed", "Watch a batch until all its runs have ended", READERS,
+    "batch_feed", "GET", "/api/v1/batches/{batch}/feed", "Watch a batch until all its runs have ended", BATCH_READERS,
     response=feed.BatchFrame, problems=(404,), stream=True, tag="feed",
 )  # fmt: skip
 
 RETRIEVE_RUN = Endpoint(
-    "retrieve_run", "GET", "/api/v3/runs/{run}", "A run", READERS, response=runs.RunObject, problems=(404,)
+    "retrieve_run",
+    "GET",
+    "/api/v3/runs/{run}",
+    "A run",
+    RUN_READERS,
+    response=runs.RunObject,
+    problems=(404,),
 )
 LIST_RUNS = Endpoint(
-    "list_runs", "GET", "/api/v1/runs", "Runs, newest first", READERS, response=runs.RunPage,
+    "list_runs", "GET", "/api/v1/runs", "Runs, newest first", RUNS_READERS, response=runs.RunPage,
     parameters=(
         PAGE_SIZE,
         Parameter("page[after]", "a cursor: the page after it"),
@@ -167,7 +199,7 @@ LIST_RUNS = Endpoint(
     problems=(400, 422),
 )  # fmt: skip
 RUN_RESULT = Endpoint(
-    "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none", READERS,
+    "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none", RUN_READERS,
     response=runs.RunResult, problems=(404,),
 )  # fmt: skip
 RUN_LOG = Endpoint(
@@ -175,7 +207,7 @@ RUN_LOG = Endpoint(
     parameters=(Parameter("page[after]", "the cursor of the page before", "integer"),), problems=(400, 404),
 )  # fmt: skip
 RUN_FEED = Endpoint(
-    "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas", READERS,
+    "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas", RUN_READERS,
     response=feed.RunFrame,
     parameters=(
         Parameter(
@@ -188,17 +220,17 @@ RUN_FEED = Endpoint(
     problems=(400, 404), stream=True, tag="feed",
 )  # fmt: skip
 RUNS_FEED = Endpoint(
-    "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", READERS, response=feed.RunListFrame,
+    "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", RUNS_READERS, response=feed.RunListFrame,
     parameters=(PAGE_SIZE, *RUN_FILTERS), problems=(400, 422), stream=True, tag="feed",
 )  # fmt: skip
 MATCHING_RUNS_FEED = Endpoint(
     "matching_runs_feed", "GET", "/api/v1/feed/matching-runs",
-    "Watch all runs that match: each as it is now, `present`, then each newer state", READERS,
+    "Watch all runs that match: each as it is now, `present`, then each newer state", RUNS_READERS,
     response=feed.MatchingRunFrame, parameters=RUN_FILTERS, problems=(400, 422), stream=True, tag="feed",
 )  # fmt: skip
 
 GET_METADATA = Endpoint(
-    "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run, as it is or as it was", READERS,
+    "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run, as it is or as it was", RUN_READERS,
     response=metadata.MetadataResponse,
     parameters=(
         Parameter("version", "the document as it was at this version", "integer"),
@@ -208,7 +240,7 @@ GET_METADATA = Endpoint(
 )  # fmt: skip
 METADATA_HISTORY = Endpoint(
     "metadata_history", "GET", "/api/v1/runs/{run}/metadata/history", "What was changed in the document of a run, oldest first",
-    READERS,
+    RUN_READERS,
     response=metadata.MetadataHistory,
     parameters=(
         Parameter("page[size]", "changes on a page, 1 to 1,000, default 25; large changes make a page end earlier", "integer"),
@@ -218,7 +250,7 @@ METADATA_HISTORY = Endpoint(
 )  # fmt: skip
 PUT_METADATA = Endpoint(
     "put_metadata", "PUT", "/api/v1/runs/{run}/metadata", "Apply operations to the documents of a run, its parent and its root",
-    KEY_ONLY,
+    METADATA_WRITERS,
     metadata.MetadataRequest, metadata.MetadataResponse, problems=(400, 403, 404, 409, 422), tag="metadata",
 )  # fmt: skip
 
@@ -257,7 +289,7 @@ _START = (
 )
 _EVENTS = (("x-stream-version", "v2"),)
 LIST_STREAMS = Endpoint(
-    "list_streams", "GET", "/api/v1/runs/{run}/streams", "The streams of a run", READERS, response=streams.StreamList,
+    "list_streams", "GET", "/api/v1/runs/{run}/streams", "The streams of a run", RUN_READERS, response=streams.StreamList,
     problems=(404,), tag="streams",
 )  # fmt: skip
 READ_INPUT = Endpoint(
@@ -266,7 +298,7 @@ READ_INPUT = Endpoint(
     response=streams.StreamBatch, parameters=_START, problems=(400, 404), stream=True, stream_headers=_EVENTS, tag="streams",
 )  # fmt: skip
 SEND_INPUT = Endpoint(
-    "send_input", "POST", "/realtime/v1/streams/{run}/input/{key}", "Send something to a run", KEY_ONLY,
+    "send_input", "POST", "/realtime/v1/streams/{run}/input/{key}", "Send something to a run", INPUT_SENDERS,
     streams.InputRequest, streams.InputResponse, problems=(400, 404, 413, 422), tag="streams",
 )  # fmt: skip
 STREAM_POSITION = Endpoint(
@@ -275,7 +307,7 @@ STREAM_POSITION = Endpoint(
 )  # fmt: skip
 READ_STREAM = Endpoint(
     "read_stream", "GET", "/realtime/v1/streams/{run}/{key}",
-    "Read a stream: `batch` events, and `end` when it has ended", READERS,
+    "Read a stream: `batch` events, and `end` when it has ended", RUN_READERS,
     response=streams.StreamBatch, parameters=_START, problems=(400, 404), stream=True, stream_headers=_EVENTS, tag="streams",
 )  # fmt: skip
 CREATE_STREAM = Endpoint(
@@ -297,8 +329,17 @@ CREATE_SIGN_IN_LINK = Endpoint(
     response=dashboard.SignInLink, tag="server",
 )  # fmt: skip
 
+TOKEN_CLAIMS = Endpoint(
+    "token_claims", "POST", "/api/v1/auth/jwt/claims", "What a client that signs public tokens itself puts into each", KEY_ONLY,
+    response=tokens.CommonClaims, tag="server",
+)  # fmt: skip
+CREATE_PUBLIC_TOKEN = Endpoint(
+    "create_public_token", "POST", "/api/v1/auth/public-tokens", "A public token, signed by the server", KEY_ONLY,
+    tokens.PublicTokenRequest, tokens.PublicTokenResponse, problems=(400, 422), tag="server",
+)  # fmt: skip
+
 ENDPOINTS: tuple[Endpoint, ...] = (
-    HEALTH, OPENAPI, CREATE_SIGN_IN_LINK,
+    HEALTH, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,

@@ -29,6 +29,7 @@ from milepost.engine.commands import (
     PruneAnswers,
     PruneHistory,
     PruneStreams,
+    PruneUsedTokens,
     ReleaseLostRuns,
 )
 from milepost.engine.committer import Committer
@@ -39,9 +40,11 @@ from milepost.errors import BadRequestError, MilepostError, UnavailableError
 from milepost.feed.hub import Hub
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from milepost.protocol.problems import Problem, to_problem
+from milepost.protocol.tokens import TOKEN_HEADER
+from milepost.server.access import admit
 from milepost.server.auth import Authenticator
 from milepost.server.dashboard.routes import dashboard_routes
-from milepost.server.handlers import Handlers, sign_in_path
+from milepost.server.handlers import Handlers, WithToken, sign_in_path
 from milepost.server.requests import check_query
 from milepost.server.settings import ServerSettings
 from milepost.store.database import Store
@@ -49,7 +52,7 @@ from milepost.store.database import Store
 logger = logging.getLogger("milepost.server")
 
 PRUNE_SECONDS = 600
-# Answers that one command forgets: a few milliseconds of the committer's time.
+# Answers, or used tokens, that one command forgets: a few milliseconds of the committer's time.
 ANSWERS_PER_STEP = 100
 STREAMS_PER_STEP = 100
 WATCH_SECONDS = 1.0
@@ -138,7 +141,7 @@ class Server:
     ) -> None:
         self.settings = settings
         self.hub = Hub()
-        self.authenticator = Authenticator(settings.secret_key)
+        self.authenticator = Authenticator(settings.secret_key, lambda: clock() / 1_000_000)
         self._loop: asyncio.AbstractEventLoop | None = None
         # What each loop has said last about why it has to wait, and when.
         self._said: dict[str, tuple[str, float]] = {}
@@ -243,8 +246,9 @@ class Server:
                 before = self._clock() - int(settings.stream_days * 86_400_000_000)
                 while await self.committer.submit(PruneStreams(before, STREAMS_PER_STEP)) == STREAMS_PER_STEP:
                     pass
-                while await self.committer.submit(PruneAnswers(ANSWERS_PER_STEP)) == ANSWERS_PER_STEP:
-                    pass
+                for forget in (PruneAnswers(ANSWERS_PER_STEP), PruneUsedTokens(ANSWERS_PER_STEP)):
+                    while await self.committer.submit(forget) == ANSWERS_PER_STEP:
+                        pass
             await asyncio.sleep(PRUNE_SECONDS)
 
     @contextmanager
@@ -307,7 +311,7 @@ class Server:
             else self._streaming(stream, endpoint.stream_headers)
         )
 
-        application = _Guarded(endpoint, answering, self.authenticator)
+        application = _Guarded(endpoint, answering, self.authenticator, self.reader)
         path = endpoint.path.replace("{key}", "{key:path}")
         return Route(path, application, methods=[endpoint.method], name=endpoint.name)
 
@@ -340,10 +344,12 @@ class _Guarded:
         endpoint: Endpoint,
         answering: Callable[[Request], Awaitable[Response]],
         authenticator: Authenticator,
+        reader: Reader,
     ) -> None:
         self._endpoint = endpoint
         self._answering = answering
         self._authenticator = authenticator
+        self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -351,7 +357,8 @@ class _Guarded:
         for name, value in request.path_params.items():
             request.path_params[name] = value.replace(_SLASH, "/")
         try:
-            self._authenticator.check(request, self._endpoint.access, scope["method"])
+            caller = self._authenticator.check(request, self._endpoint.access)
+            await admit(caller, self._endpoint, request.path_params, self._reader)
             check_query(request, self._endpoint)
             response = await self._answering(request)
         except MilepostError as error:
@@ -376,10 +383,13 @@ def _answering(
     handler: Callable[[Request], Awaitable[Any]], status: int
 ) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        answer = await handler(request)
-        if isinstance(answer, Response):
-            return answer
-        return Response(msgspec.json.encode(answer), status, media_type=JSON)
+        answered = await handler(request)
+        if isinstance(answered, Response):
+            return answered
+        headers: dict[str, str] | None = None
+        if type(answered) is WithToken:
+            answered, headers = answered.message, {TOKEN_HEADER: answered.token}
+        return Response(msgspec.json.encode(answered), status, headers, JSON)
 
     return answer
 

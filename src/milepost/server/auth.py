@@ -1,22 +1,30 @@
-"""Who may ask: the secret key, or a browser that was signed in by a link or by the key.
+"""Who may ask: the secret key, a public token that was signed with it, or a browser that was signed in by a link or by the key.
+
+A public token says in its scopes what it opens; the table of endpoints names the rule, and `access.py` carries it out. It is looked
+for in the `authorization` header only, and a session in its cookie only; they are signed with different keys, so that neither passes
+for the other.
 
 A link carries a code that works once and soon expires; the browser gets a signed cookie for it. So the key itself never stands in a
 URL. What a session may call, the table of endpoints says. A page of another site could not send the cookie (`SameSite=Strict`); one
-that another server of the same host has served could, so a request that changes something has to come from this server's own pages.
+that another server of the same host has served could, so a session counts only in requests that come from this server's own pages.
 """
 
 import hmac
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import jwt
+import msgspec
 from starlette.requests import HTTPConnection
 
 from milepost.errors import ForbiddenError, UnauthorizedError
+from milepost.model.scopes import WHOLE_VIEW, Scopes, View
+from milepost.protocol import tokens
 from milepost.protocol.endpoints import Access
+from milepost.protocol.tokens import TokenError
 
 SESSION_SECONDS = 30 * 24 * 3600
 CODE_SECONDS = 15 * 60
@@ -25,7 +33,55 @@ CODES_MAX = 1000
 SIGNED_OUT_MAX = 10_000
 _ALGORITHM = "HS256"
 _AUDIENCE = "milepost-dashboard"
-_READING = ("GET", "HEAD")
+# Whom the guard has let in, for the endpoint, in the scope of the request.
+_CALLER = "milepost.caller"
+
+
+class _Claims(msgspec.Struct, rename="camel"):
+    """What is looked at of a token's claims, beside what every token is checked for. A restriction that cannot be read is an error:
+    passed over, it would show too much."""
+
+    exp: float
+    scopes: list[str] = []
+    otu: bool = False
+    metadata_keys: list[str] | None = None
+
+
+class PublicToken(msgspec.Struct, frozen=True):
+    """A token that is valid.
+
+    Attributes:
+        id: tells it apart from every other one.
+        expires_at: seconds since 1970.
+        scopes: what it opens.
+        view: what its bearer is shown.
+        is_one_time: it triggers once.
+    """
+
+    id: str
+    expires_at: float
+    scopes: Scopes
+    view: View
+    is_one_time: bool
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Whoever sends a request: with a public token, or with the key or a session (`token` is None), which see everything."""
+
+    token: PublicToken | None = None
+
+    @property
+    def view(self) -> View:
+        """What the caller is shown."""
+        return WHOLE_VIEW if self.token is None else self.token.view
+
+
+_ANYONE = Caller()
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Whom the guard has let in with this request."""
+    return connection.scope[_CALLER]
 
 
 class Authenticator:
@@ -41,6 +97,7 @@ class Authenticator:
 
     def __init__(self, secret_key: str, clock: Callable[[], float] = time.time) -> None:
         self._key_digest = _digest(secret_key)
+        self._token_key = secret_key.encode("utf-8", "surrogateescape")
         # Not the key itself: a cookie must never pass where a token signed with the key is expected.
         self._session_key = hmac.digest(secret_key.encode(), b"milepost dashboard session", "sha256")
         self.cookie = f"milepost_session_{hmac.digest(self._session_key, b'cookie', 'sha256').hex()[:8]}"
@@ -79,18 +136,26 @@ class Authenticator:
             kept[claims["jti"]] = claims["exp"]
             self._signed_out = kept
 
-    def check(self, connection: HTTPConnection, access: Access, method: str) -> None:
-        """Make sure that whoever sends this request may do so.
+    def check(self, connection: HTTPConnection, access: Access) -> Caller:
+        """Find out who sends this request, and make sure that such a caller may come here; what a token's scopes say is not looked at.
 
         Raises: UnauthorizedError without credentials or with wrong ones, ForbiddenError when a session is not enough.
         """
+        caller = self._caller(connection, access)
+        connection.scope[_CALLER] = caller
+        return caller
+
+    def _caller(self, connection: HTTPConnection, access: Access) -> Caller:
         if access.anyone:
-            return
+            return _ANYONE
         header = connection.headers.get("authorization", "")
-        scheme, _, token = header.partition(" ")
+        scheme, _, credentials = header.partition(" ")
         if scheme.lower() == "bearer":
-            if self._is_key(token.strip()):
-                return
+            credentials = credentials.strip()
+            if self._is_key(credentials):
+                return _ANYONE
+            if tokens.looks_like_token(credentials):
+                return Caller(self.read_token(credentials))
             raise UnauthorizedError(
                 "the secret key is wrong: it must be the one the server was started with (MILEPOST_SECRET_KEY)"
             )
@@ -98,10 +163,49 @@ class Authenticator:
             raise UnauthorizedError(
                 "this needs the secret key: send it as 'Authorization: Bearer <key>'; `milepost dev` prints it (MILEPOST_SECRET_KEY)"
             )
+        if not is_from_own_page(connection):
+            raise ForbiddenError("a request with a session has to come from the dashboard's own pages")
         if not access.session:
             raise ForbiddenError("a session of the dashboard may not do this, it needs the secret key")
-        if method not in _READING and not is_from_own_page(connection):
-            raise ForbiddenError("a request with a session has to come from the dashboard's own pages")
+        return _ANYONE
+
+    def read_token(self, token: str) -> PublicToken:
+        """A public token, checked. Raises UnauthorizedError that says what is wrong with it."""
+        try:
+            found, token_id = tokens.verify(token, self._token_key, now=self._clock())
+            claims = msgspec.convert(found, _Claims)
+        except TokenError as error:
+            raise UnauthorizedError(f"Public Access Token is invalid: {error}") from None
+        except msgspec.ValidationError as error:
+            raise UnauthorizedError(
+                f"Public Access Token is invalid: its claims cannot be read: {error}"
+            ) from None
+        scopes = Scopes(tuple(claims.scopes))
+        keys = None if claims.metadata_keys is None else frozenset(claims.metadata_keys)
+        return PublicToken(token_id, claims.exp, scopes, View(scopes.readable, keys), claims.otu)
+
+    def sign_token(
+        self,
+        scopes: Sequence[str],
+        *,
+        expires_at: int | None = None,
+        one_time: bool | None = None,
+        metadata_keys: Sequence[str] | None = None,
+        realtime: dict[str, Any] | None = None,
+    ) -> str:
+        """A public token; without `expires_at` (seconds since 1970) it lives for an hour."""
+        now = int(self._clock())
+        claims = tokens.claims_of(
+            scopes,
+            now=now,
+            expires_at=now + tokens.HANDED_OUT_SECONDS if expires_at is None else expires_at,
+            one_time=one_time,
+            metadata_keys=metadata_keys,
+            realtime=realtime,
+            # Two of them that say the same in the same second are still two.
+            token_id=secrets.token_urlsafe(12) if one_time else None,
+        )
+        return tokens.sign(claims, self._token_key)
 
     def has_session(self, connection: HTTPConnection) -> bool:
         """True when the browser has signed in."""

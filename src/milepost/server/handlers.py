@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +15,7 @@ from milepost.engine.committer import Committer
 from milepost.engine.reading import Reader
 from milepost.errors import (
     BadRequestError,
+    InvalidRequestError,
     MetadataTypeError,
     NotFoundError,
     TooLargeError,
@@ -25,10 +26,20 @@ from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
 from milepost.model import jsonvalue
 from milepost.model.run import QueuedReason
+from milepost.model.scopes import parse_scope
+from milepost.model.shown_keys import shown_document
 from milepost.protocol import endpoints
 from milepost.protocol.dashboard import SignInLink
 from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER, Endpoint
 from milepost.protocol.metadata import OPERATIONS_MAX, ChangeWriter, MetadataRequest, MetadataResponse
+from milepost.protocol.tokens import (
+    ENVIRONMENT_ID,
+    LIFE_SECONDS,
+    CommonClaims,
+    PublicTokenRequest,
+    PublicTokenResponse,
+    expiry_of,
+)
 from milepost.protocol.triggering import (
     BatchCreateRequest,
     BatchCreateResponse,
@@ -50,8 +61,8 @@ from milepost.protocol.work import (
     ReportRequest,
     ReportResponse,
 )
-from milepost.server import doors, requests
-from milepost.server.auth import CODE_SECONDS, Authenticator
+from milepost.server import access, doors, requests
+from milepost.server.auth import CODE_SECONDS, Authenticator, Caller, caller_of
 from milepost.server.health import Health
 from milepost.server.openapi import describe
 from milepost.server.settings import ServerSettings
@@ -59,12 +70,20 @@ from milepost.server.streaming import Streaming
 
 CLAIM_WAIT_SECONDS_MAX = 30.0
 REQUEST_ID_CHARACTERS_MAX = 200
+SERVER_LIFE_SECONDS_MAX = 30 * 24 * 3600
 # Changes are small; `engine/history.py` ends a page early where they are not.
 HISTORY_PAGE_SIZE_MAX = 1000
 _Result = TypeVar("_Result")
 
 Handler = Callable[[Request], Awaitable[Any]]
 StreamHandler = Callable[[Request], AsyncIterator[bytes]]
+
+
+class WithToken(NamedTuple):
+    """An answer with a token in its header."""
+
+    message: Any
+    token: str
 
 
 class Handlers:
@@ -96,13 +115,15 @@ class Handlers:
             endpoints.HEALTH.name: self.health,
             endpoints.OPENAPI.name: self.openapi,
             endpoints.CREATE_SIGN_IN_LINK.name: self.create_sign_in_link,
+            endpoints.TOKEN_CLAIMS.name: self.token_claims,
+            endpoints.CREATE_PUBLIC_TOKEN.name: self.create_public_token,
             endpoints.TRIGGER.name: self.trigger,
             endpoints.TRIGGER_BATCH.name: self.trigger_batch,
             endpoints.CREATE_BATCH.name: self.create_batch,
             endpoints.ADD_BATCH_ITEMS.name: self.add_batch_items,
             endpoints.RETRIEVE_BATCH.name: self._reading(endpoints.RETRIEVE_BATCH, "batch", reader.batch),
             endpoints.BATCH_RESULTS.name: self.batch_results,
-            endpoints.RETRIEVE_RUN.name: self._reading(endpoints.RETRIEVE_RUN, "run", reader.run),
+            endpoints.RETRIEVE_RUN.name: self.retrieve_run,
             endpoints.LIST_RUNS.name: self.list_runs,
             endpoints.RUN_RESULT.name: self.run_result,
             endpoints.RUN_LOG.name: self.run_log,
@@ -148,27 +169,92 @@ class Handlers:
         """A link that signs a browser in."""
         return SignInLink(sign_in_path(self._authenticator), CODE_SECONDS)
 
+    async def token_claims(self, request: Request) -> Any:
+        """What clients put into the tokens that they sign."""
+        return CommonClaims(ENVIRONMENT_ID, True)
+
+    async def create_public_token(self, request: Request) -> Any:
+        """A token for whoever cannot sign it."""
+        body: PublicTokenRequest = await _body(request, PublicTokenRequest)
+        now = self._clock() // 1_000_000
+        try:
+            expires_at = expiry_of(
+                LIFE_SECONDS if body.expiration_time is None else body.expiration_time, now
+            )
+        except ValueError as error:
+            raise InvalidRequestError(f"expirationTime: {error}", field="expirationTime") from None
+        if expires_at - now > SERVER_LIFE_SECONDS_MAX:
+            raise InvalidRequestError(
+                "expirationTime: a token that the server signs lives for at most 30 days",
+                field="expirationTime",
+                limit=SERVER_LIFE_SECONDS_MAX,
+            )
+        for index, scope in enumerate(body.scopes):
+            if parse_scope(scope) is None:
+                raise InvalidRequestError(
+                    f"scopes[{index}]: {scope!r:.100} is no scope; write action:resource or action:resource:id",
+                    field=f"scopes[{index}]",
+                )
+        token = self._authenticator.sign_token(
+            body.scopes,
+            expires_at=expires_at,
+            one_time=body.one_time_use or None,
+            metadata_keys=body.metadata_keys,
+            realtime=body.realtime,
+        )
+        return PublicTokenResponse(token)
+
     async def trigger(self, request: Request) -> Any:
         """One run."""
         body: TriggerRequest = await _body(request, TriggerRequest)
         item = TriggerItem(request.path_params["task"], body.payload, body.options)
+        caller = caller_of(request)
+        access.check_no_parent(
+            caller, [item.options.parent_run_id], [item.options.resume_parent_on_completion]
+        )
         await doors.check_payloads([item], place="")
-        triggered = await self._submit(commands.Trigger(item, _request_id(request)))
-        return TriggerResponse(triggered.run_ids[0], triggered.cached, self._queued_reason(item.task))
+        triggered = await self._submit(
+            commands.Trigger(item, _request_id(request), access.one_time_token(caller))
+        )
+        run_id = triggered.run_ids[0]
+        return WithToken(
+            TriggerResponse(run_id, triggered.cached, self._queued_reason(item.task)),
+            self._handed_out([f"read:runs:{run_id}", f"write:inputStreams:{run_id}"], caller),
+        )
+
+    def _handed_out(self, scopes: Sequence[str], caller: Caller) -> str:
+        """A token for what was made. It shows no more of documents than the caller's own."""
+        keys = caller.view.keys
+        return self._authenticator.sign_token(scopes, metadata_keys=None if keys is None else sorted(keys))
+
+    def _with_batch_token(self, message: Any, batch_id: str, caller: Caller) -> WithToken:
+        scopes = [f"read:batch:{batch_id}"]
+        if caller.token is not None:
+            # Its own token may work once: the items come with this one.
+            scopes.append(f"write:batch:{batch_id}")
+        return WithToken(message, self._handed_out(scopes, caller))
 
     async def trigger_batch(self, request: Request) -> Any:
         """A whole batch."""
         body: BatchRequest = await _body(request, BatchRequest)
         items = [TriggerItem(item.task, item.payload, item.options) for item in body.items]
+        caller = caller_of(request)
+        access.check_batch_tasks(caller, (item.task for item in items))
+        _check_parents(caller, body, items)
         await doors.check_payloads(items, place="items[{}].")
         triggered = await self._submit(
             commands.TriggerBatch(
-                items, body.parent_run_id, body.resume_parent_on_completion, _request_id(request)
+                items,
+                body.parent_run_id,
+                body.resume_parent_on_completion,
+                _request_id(request),
+                access.one_time_token(caller),
             )
         )
-        return BatchResponse(
+        answer = BatchResponse(
             triggered.batch_id, len(triggered.run_ids), triggered.run_ids, self._queued_reasons(items)
         )
+        return self._with_batch_token(answer, triggered.batch_id, caller)
 
     def _queued_reasons(self, items: Sequence[TriggerItem]) -> dict[str, QueuedReason]:
         tasks = dict.fromkeys(item.task for item in items)
@@ -177,13 +263,21 @@ class Handlers:
     async def create_batch(self, request: Request) -> Any:
         """First phase of a batch."""
         body: BatchCreateRequest = await _body(request, BatchCreateRequest)
+        caller = caller_of(request)
+        access.check_batch_tasks(caller, body.task_identifiers)
+        _check_parents(caller, body, ())
         batch_id = await self._submit(
             commands.CreateBatch(
-                body.run_count, body.parent_run_id, body.resume_parent_on_completion, _request_id(request)
+                body.run_count,
+                body.parent_run_id,
+                body.resume_parent_on_completion,
+                _request_id(request),
+                access.one_time_token(caller),
             )
         )
         # Never "cached": then the clients would not send the items.
-        return BatchCreateResponse(id=batch_id, run_count=body.run_count, is_cached=False)
+        answer = BatchCreateResponse(id=batch_id, run_count=body.run_count, is_cached=False)
+        return self._with_batch_token(answer, batch_id, caller)
 
     async def add_batch_items(self, request: Request) -> Any:
         """Second phase of a batch."""
@@ -197,12 +291,21 @@ class Handlers:
             requests.decode(line, BatchLine, place=f"items[{number}]") for number, line in enumerate(texts)
         ]
         items = [TriggerItem(line.task, line.payload, line.options) for line in lines]
+        batch_id, caller = request.path_params["batch"], caller_of(request)
+        one_time: commands.OneTimeToken | None = None
+        if caller.token is not None and not access.may_fill(caller.token, batch_id):
+            access.check_batch_tasks(caller, (item.task for item in items))
+            one_time = access.one_time_token(caller)
+        access.check_no_parent(
+            caller,
+            (item.options.parent_run_id for item in items),
+            (item.options.resume_parent_on_completion for item in items),
+        )
         await doors.check_payloads(items, place="items[{}].")
-        batch_id = request.path_params["batch"]
         run_count = None
         if "runCount" in request.query_params:
             run_count = requests.whole_number(request, "runCount", default=0)
-        added = await self._submit(commands.AddBatchItems(batch_id, lines, run_count))
+        added = await self._submit(commands.AddBatchItems(batch_id, lines, run_count, one_time))
         return BatchItemsResponse(
             id=batch_id,
             items_accepted=added.accepted,
@@ -221,29 +324,40 @@ class Handlers:
 
     async def list_runs(self, request: Request) -> Any:
         """One page of runs."""
-        filter, size = requests.run_filter(request, self._clock()), requests.page_size(request)
+        view = caller_of(request).view
+        filter, size = requests.run_filter(request, self._clock(), view), requests.page_size(request)
         after, before = request.query_params.get("page[after]"), request.query_params.get("page[before]")
-        return await asyncio.to_thread(self._reader.page, filter, size=size, after=after, before=before)
+        return await asyncio.to_thread(
+            self._reader.page, filter, size=size, after=after, before=before, keys=view.keys
+        )
+
+    async def retrieve_run(self, request: Request) -> Any:
+        """One run."""
+        return await asyncio.to_thread(self._reader.run, request.path_params["run"], caller_of(request).view)
 
     def watch_run(self, request: Request) -> AsyncIterator[bytes]:
         """One run, live, with its children where they are asked for."""
-        run_id = request.path_params["run"]
+        run_id, view = request.path_params["run"], caller_of(request).view
         if "children" not in request.query_params:
-            return streams.watch_run(self._hub, self._reader, run_id)
+            return streams.watch_run(self._hub, self._reader, run_id, view=view)
         size = requests.page_size(request, "children")
-        return streams.watch_family(self._hub, self._reader, run_id, size=size)
+        return streams.watch_family(self._hub, self._reader, run_id, size=size, view=view)
 
     async def watch_list(self, request: Request) -> AsyncGenerator[bytes]:
         """The first page of a list, live."""
-        filter, size = requests.run_filter(request, self._clock()), requests.page_size(request)
-        async with aclosing(streams.watch_list(self._hub, self._reader, filter, size=size)) as frames:
+        view = caller_of(request).view
+        filter, size = requests.run_filter(request, self._clock(), view), requests.page_size(request)
+        rows = streams.watch_list(self._hub, self._reader, filter, size=size, keys=view.keys)
+        async with aclosing(rows) as frames:
             async for frame in frames:
                 yield frame
 
     async def watch_matching(self, request: Request) -> AsyncGenerator[bytes]:
         """All runs that match, live."""
-        filter = requests.run_filter(request, self._clock())
-        async with aclosing(matching.watch_matching(self._hub, self._reader, filter)) as frames:
+        view = caller_of(request).view
+        filter = requests.run_filter(request, self._clock(), view)
+        runs = matching.watch_matching(self._hub, self._reader, filter, view.keys)
+        async with aclosing(runs) as frames:
             async for frame in frames:
                 yield frame
 
@@ -263,18 +377,19 @@ class Handlers:
     async def get_metadata(self, request: Request) -> Any:
         """The run's document, as it is or as it was."""
         run_id, history = request.path_params["run"], self._reader.history
+        keys = caller_of(request).view.keys
         if "version" in request.query_params and "at" in request.query_params:
             raise BadRequestError("give either `version` or `at`, not both", field="at")
         if "version" in request.query_params:
             version = requests.whole_number(request, "version", default=0)
             if version < 0:
                 raise BadRequestError(f"version is 0 or more, not {version}", field="version")
-            value, version = await asyncio.to_thread(history.at_version, run_id, version)
+            value, version = await asyncio.to_thread(history.at_version, run_id, version, keys)
         elif "at" in request.query_params:
             at = requests.whole_number(request, "at", default=0)
-            value, version = await asyncio.to_thread(history.at_time, run_id, at)
+            value, version = await asyncio.to_thread(history.at_time, run_id, at, keys)
         else:
-            value, version = await asyncio.to_thread(self._reader.metadata, run_id)
+            value, version = await asyncio.to_thread(self._reader.metadata, run_id, keys)
         return MetadataResponse(metadata=msgspec.Raw(value), version=version)
 
     async def metadata_history(self, request: Request) -> Any:
@@ -282,7 +397,11 @@ class Handlers:
         size = requests.page_size(request, most=HISTORY_PAGE_SIZE_MAX)
         after = requests.whole_number(request, "page[after]", default=0)
         return await asyncio.to_thread(
-            self._reader.history.page, request.path_params["run"], size=size, after=after
+            self._reader.history.page,
+            request.path_params["run"],
+            size=size,
+            after=after,
+            view=caller_of(request).view,
         )
 
     async def put_metadata(self, request: Request) -> Any:
@@ -303,19 +422,27 @@ class Handlers:
         if document is None and not targets:
             raise BadRequestError("send `operations` (a list) or `metadata` (an object)", field="operations")
         whole = cast("dict[str, Any] | None", document)
+        run_id, caller, attempt = request.path_params["run"], caller_of(request), _attempt(request)
+        access.check_written(caller, body, run_id, as_attempt=attempt is not None)
         updated = await self._submit(
             commands.UpdateMetadata(
-                request.path_params["run"],
+                run_id,
                 targets,
                 whole,
                 body.if_version,
                 _request_id(request),
-                _attempt(request),
+                attempt,
             )
         )
-        return MetadataResponse(
-            metadata=msgspec.Raw(updated.value), version=updated.version, refused=updated.refused or None
-        )
+        value, refused = updated.value, updated.refused
+        if caller.token is not None:
+            # Whoever may write to a document need not be shown it.
+            view = caller.token.view
+            is_shown = await access.shows(view.runs, run_id, self._reader)
+            value = shown_document(value, view.keys) if is_shown else b"{}"
+            if not is_shown or view.keys is not None:
+                refused = [access.without_other_keys(one) for one in refused]
+        return MetadataResponse(metadata=msgspec.Raw(value), version=updated.version, refused=refused or None)
 
     async def register_worker(self, request: Request) -> Any:
         """A worker presents itself."""
@@ -414,6 +541,19 @@ async def _body(request: Request, kind: Any) -> Any:
     return requests.decode(await requests.read_body(request), kind)
 
 
+def _check_parents(
+    caller: Caller, body: BatchRequest | BatchCreateRequest, items: Sequence[TriggerItem]
+) -> None:
+    access.check_no_parent(
+        caller,
+        [body.parent_run_id, *(item.options.parent_run_id for item in items)],
+        [
+            body.resume_parent_on_completion,
+            *(item.options.resume_parent_on_completion for item in items),
+        ],
+    )
+
+
 def _attempt(request: Request) -> ChangeWriter | None:
     """The attempt that makes the request; None for a caller that is no part of a run."""
     text = request.headers.get(ATTEMPT_HEADER)
@@ -442,5 +582,8 @@ def _request_id(request: Request) -> str | None:
             field=REQUEST_ID_HEADER,
             limit=REQUEST_ID_CHARACTERS_MAX,
         )
-    # The same id on another path is another request (protocol, section 1.4).
-    return f"{request.method} {request.scope['path']} {request_id}"
+    # The same id on another path is another request (protocol, section 1.4), and so is that of another token: nobody is answered what
+    # somebody else was.
+    token = caller_of(request).token
+    whose = "" if token is None else f" {token.id}"
+    return f"{request.method} {request.scope['path']} {request_id}{whose}"

@@ -29,6 +29,8 @@ from milepost.model import jsonvalue
 from milepost.model.filters import MetadataFilter, parse_filter
 from milepost.model.jsontext import find_fault
 from milepost.model.run import RunStatus
+from milepost.model.scopes import WHOLE_VIEW, View
+from milepost.model.shown_keys import shown_filter
 from milepost.protocol.endpoints import FILTERS_NOT_SUPPORTED, Endpoint
 from milepost.protocol.triggering import BODY_BYTES_MAX
 from milepost.store.runs import RunFilter
@@ -279,8 +281,9 @@ def whole_number(request: Request, name: str, *, default: int) -> int:
     return number
 
 
-def run_filter(request: Request, now: int) -> RunFilter:
-    """The filters of a list of runs (protocol, section 5.3). `now` is microseconds since 1970."""
+def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter:
+    """The filters of a list of runs (protocol, section 5.3), within what the caller is shown. `now` is microseconds since 1970."""
+    metadata = _metadata_filter(request, "filter[metadata]")
     created_from = _milliseconds(request, "filter[createdAt][from]")
     if period := request.query_params.get("filter[createdAt][period]"):
         created_from = max(0, now - _period_seconds(period) * 1_000_000)
@@ -294,7 +297,8 @@ def run_filter(request: Request, now: int) -> RunFilter:
         top_level=_truth(request, "filter[topLevel]"),
         created_from=created_from,
         created_to=_milliseconds(request, "filter[createdAt][to]"),
-        metadata=_metadata_filter(request, "filter[metadata]"),
+        metadata=None if metadata is None else shown_filter(metadata, view.keys),
+        shown=view.runs,
     )
 
 

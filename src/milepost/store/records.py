@@ -6,7 +6,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from milepost.store.schema import answers, log_marks, logs, tasks
+from milepost.store.schema import answers, log_marks, logs, tasks, used_tokens
 from milepost.store.statements import Lookup, Row, Statement
 
 
@@ -35,6 +35,14 @@ class LogMark(msgspec.Struct, gc=False):
     lines_left_out: int = 0
     bytes_left_out: int = 0
     notice_number: int | None = None
+
+
+class UsedToken(msgspec.Struct, frozen=True):
+    """A token that works once and has been used; `batch_id`: for this batch. `expires_at` is microseconds since 1970."""
+
+    id: str
+    batch_id: str | None
+    expires_at: int
 
 
 class TaskRow(msgspec.Struct):
@@ -73,6 +81,8 @@ _SAVE_LOG_MARKS = Statement(
     ),
     LogMark.__struct_fields__,
 )
+_USED_TOKEN = Lookup(select(*(used_tokens.c[name] for name in UsedToken.__struct_fields__)), used_tokens.c.id)
+_INSERT_USED_TOKENS = Statement(insert(used_tokens), UsedToken.__struct_fields__)
 _INSERT_ANSWERS = Statement(insert(answers), ("request_id", "answer", "created_at"))
 
 
@@ -135,6 +145,22 @@ def load_answers(connection: Connection, request_ids: Sequence[str]) -> dict[str
 def save_answers(connection: Connection, rows: Sequence[Row]) -> None:
     """Keep answers: (request_id, answer as JSON, created_at)."""
     _INSERT_ANSWERS.write(connection, rows)
+
+
+def load_used_token(connection: Connection, token_id: str) -> UsedToken | None:
+    """What a token was used for; None for one that was not."""
+    return next((UsedToken(*values) for values in _USED_TOKEN.read(connection, [token_id])), None)
+
+
+def save_used_tokens(connection: Connection, used: Iterable[UsedToken]) -> None:
+    """Remember that tokens have been used."""
+    _INSERT_USED_TOKENS.write(connection, [msgspec.structs.astuple(token) for token in used])
+
+
+def prune_used_tokens(connection: Connection, *, before: int, limit: int) -> int:
+    """Forget up to `limit` tokens that have expired before a time; how many they were."""
+    expired = select(used_tokens.c.id).where(used_tokens.c.expires_at < before).limit(limit)
+    return connection.execute(delete(used_tokens).where(used_tokens.c.id.in_(expired))).rowcount
 
 
 _PROBE = "probe of writing"

@@ -18,6 +18,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union,
     union_all,
     update,
 )
@@ -25,6 +26,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
+from milepost.model.scopes import RunScope
 from milepost.store.schema import large_values, run_tags, runs
 from milepost.store.statements import Lookup, Row, Statement, padded, parameters
 
@@ -107,7 +109,7 @@ class GivenDocument(msgspec.Struct, frozen=True, gc=False):
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which runs a list holds; everything given must match, within one field any.
 
-    `top_level`: only runs without a parent (True), or only children (False).
+    `top_level`: only runs without a parent (True), or only children (False). `shown`: only runs that a token shows.
     """
 
     statuses: tuple[RunStatus, ...] = ()
@@ -120,6 +122,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     created_from: int | None = None
     created_to: int | None = None
     metadata: MetadataFilter | None = None
+    shown: RunScope | None = None
 
 
 _ROW = [runs.c[name] for name in RunRow.__struct_fields__]
@@ -592,7 +595,32 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
         found.append(runs.c.created_at >= filter.created_from)
     if filter.created_to is not None:
         found.append(runs.c.created_at <= filter.created_to)
+    if filter.shown is not None:
+        found.append(_is_shown(filter.shown))
     return found
+
+
+def _is_shown(shown: RunScope) -> ColumnElement[bool]:
+    """The runs that a token shows. They are few, and are gathered; of tasks there may be many, which are read in their order."""
+    if shown == RunScope(tasks=shown.tasks):
+        return runs.c.task.in_(shown.tasks)
+    selects = [
+        select(run_tags.c.run_id)
+        if shown.any_tag
+        else select(run_tags.c.run_id).where(run_tags.c.tag.in_(shown.tags)),
+        select(runs.c.id).where(runs.c.batch_id.is_not(None))
+        if shown.any_batch
+        else select(runs.c.id).where(runs.c.batch_id.in_(shown.batches)),
+        select(runs.c.id).where(runs.c.task.in_(shown.tasks)),
+        select(runs.c.id).where(runs.c.id.in_(shown.runs)),
+    ]
+    asked = (
+        shown.any_tag or shown.tags,
+        shown.any_batch or shown.batches,
+        shown.tasks,
+        shown.runs,
+    )
+    return runs.c.id.in_(union(*(part for part, is_asked in zip(selects, asked, strict=True) if is_asked)))
 
 
 def matching_ids(connection: Connection, filter: RunFilter, ids: Sequence[str]) -> set[str]:

@@ -283,3 +283,14 @@ answers = Table(
     Column("created_at", BigInteger, nullable=False),
     Index("answers_created_at", "created_at"),
 )
+
+# Tokens that work once and have been used, by what tells them apart; kept until they expire. Times are microseconds since 1970.
+used_tokens = Table(
+    "used_tokens",
+    tables,
+    Column("id", Text, primary_key=True),
+    # The batch that was announced with it, whose items may follow with the same token.
+    Column("batch_id", Text),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("used_tokens_expires_at", "expires_at"),
+)
