@@ -1,5 +1,6 @@
 """Background tasks for Python whose runs carry live metadata."""
 
+from milepost import auth
 from milepost.client.client import Client
 from milepost.client.default import configure
 from milepost.client.handles import BatchHandle, RunHandle
@@ -9,7 +10,9 @@ from milepost.client.run import Run
 from milepost.errors import (
     AbortTaskRun,
     ConfigurationError,
+    ForbiddenError,
     HistoryPrunedError,
+    InsufficientScopeError,
     MetadataError,
     MetadataFlushError,
     MetadataPathError,
@@ -28,6 +31,7 @@ from milepost.errors import (
     StreamStoppedError,
     StreamValueError,
     TaskFailedError,
+    TokenUsedError,
     TooLargeError,
     UnauthorizedError,
     UnavailableError,
@@ -54,7 +58,9 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "Context",
+    "ForbiddenError",
     "HistoryPrunedError",
+    "InsufficientScopeError",
     "MetadataError",
     "MetadataFlushError",
     "MetadataPathError",
@@ -81,6 +87,7 @@ __all__ = [
     "Task",
     "TaskFailedError",
     "TaskResult",
+    "TokenUsedError",
     "TooLargeError",
     "UnauthorizedError",
     "UnavailableError",
@@ -88,6 +95,7 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "VersionNotFoundError",
+    "auth",
     "configure",
     "hooks",
     "metadata",

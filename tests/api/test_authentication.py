@@ -13,6 +13,7 @@ from milepost.errors import ForbiddenError, UnauthorizedError
 from milepost.protocol.endpoints import ENDPOINTS, KEY_ONLY, OPEN, READERS, Access, Endpoint
 from milepost.server.app import SafeAnswers
 from milepost.server.auth import CODE_SECONDS, Authenticator
+from milepost.server.cors import Cors
 from support.served import KEY, HttpWorker, Served
 
 _PROTECTED = [endpoint for endpoint in ENDPOINTS if not endpoint.access.anyone]
@@ -141,7 +142,7 @@ def test_an_endpoint_without_a_rule_cannot_be_made() -> None:
 
 def test_every_route_is_an_endpoint_of_the_table_or_a_page(served: Served) -> None:
     """No way in beside the table."""
-    application = cast("Starlette", cast("SafeAnswers", served.server.app).inner)
+    application = cast("Starlette", cast("Cors", cast("SafeAnswers", served.server.app).inner).inner)
     routes = {
         route.path.replace("{key:path}", "{key}")
         for route in application.routes

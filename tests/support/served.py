@@ -175,7 +175,7 @@ class Served:
         return self.post(f"/api/v1/tasks/{task}/trigger", body)["id"]
 
     @contextmanager
-    def events(self, path: str, **query: Any) -> Iterator["Events"]:
+    def events(self, path: str, *, key: str = KEY, **query: Any) -> Iterator["Events"]:
         """Read an event stream."""
         url = (
             self.url
@@ -185,7 +185,7 @@ class Served:
         response = self.pool.request(
             "GET",
             url,
-            headers={"authorization": f"Bearer {KEY}"},
+            headers={"authorization": f"Bearer {key}"},
             preload_content=False,
             timeout=urllib3.Timeout(PATIENCE_SECONDS),
         )

@@ -35,6 +35,7 @@ from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refuse
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import RunObject, RunResult
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
+from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.protocol.triggering import (
     BatchCreateRequest,
     BatchLine,
@@ -45,8 +46,6 @@ from milepost.protocol.triggering import (
 
 ResultT = TypeVar("ResultT")
 Headers = Mapping[str, str]
-
-TOKEN_HEADER = "x-trigger-jwt"
 
 # Beyond this the place of what cannot be read is not looked for.
 EXPLAINED_BYTES_MAX = 4 * 1024 * 1024

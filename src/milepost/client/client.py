@@ -37,7 +37,8 @@ class Client:
 
     Args:
         api_url: the server's address; from the environment or the development server when left out.
-        secret_key: its key, likewise.
+        secret_key: its key, likewise; or a public token (`milepost.auth`), with which the client does what the token allows. What it
+            does not allow raises InsufficientScopeError.
     Raises: ConfigurationError when either is not to be found.
     """
 
@@ -63,6 +64,11 @@ class Client:
 
             self._async_transport = AsyncTransport(self.api_url, self._secret_key)
         return self._async_transport
+
+    @property
+    def secret_key(self) -> str:
+        """The key, or the token, that is sent with every call."""
+        return self._secret_key
 
     def __repr__(self) -> str:
         return f"<Milepost client of {self.api_url}>"

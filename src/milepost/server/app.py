@@ -43,6 +43,7 @@ from milepost.protocol.problems import Problem, to_problem
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.server.access import admit
 from milepost.server.auth import Authenticator
+from milepost.server.cors import Cors
 from milepost.server.dashboard.routes import dashboard_routes
 from milepost.server.handlers import Handlers, WithToken, sign_in_path
 from milepost.server.requests import check_query
@@ -186,7 +187,7 @@ class Server:
         )
         # A redirection would name the host that the request named, which anyone can choose.
         application.router.redirect_slashes = False
-        self.app: ASGIApp = SafeAnswers(application)
+        self.app: ASGIApp = SafeAnswers(Cors(application, settings.origins))
 
     def sign_in_path(self) -> str:
         """The path of a link that signs a browser in, once and soon."""

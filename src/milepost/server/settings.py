@@ -1,13 +1,16 @@
 """The server's settings, from the environment (`MILEPOST_*`) or from whoever starts it."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX, STREAM_BYTES_MAX
 from milepost.errors import ConfigurationError
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]*[a-z0-9\]]")
 
 
 class ServerSettings(BaseSettings):
@@ -33,6 +36,25 @@ class ServerSettings(BaseSettings):
     # Bytes of one stream as JSON, and days for which the streams of a finished run are kept.
     stream_bytes_max: Annotated[int, Field(gt=0, lt=2**53)] = STREAM_BYTES_MAX
     stream_days: Annotated[float, Field(ge=0, le=36_500)] = 30
+
+    # Origins of pages that may use the API with a token, joined with commas; `*` for every one.
+    cors_origins: str = ""
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins one by one."""
+        return tuple(dict.fromkeys(part for part in self.cors_origins.replace(",", " ").split() if part))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str) -> str:
+        for origin in value.replace(",", " ").split():
+            if origin not in ("*", "null") and _ORIGIN.fullmatch(origin) is None:
+                raise ValueError(
+                    f"{origin!r:.100} is no origin as browsers send it: scheme and host in small letters, a port if it is not the "
+                    "usual one, no path, such as https://app.example or http://localhost:5173"
+                )
+        return value
 
     @property
     def database_path(self) -> Path:
