@@ -90,5 +90,13 @@ def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
         fresh = compact(connection)
     engine.dispose()
     with store.read() as connection:
-        expected = {"changes", "counted_ids", "log_marks", "metadata_values", "run_tags"}
+        expected = {
+            "changes",
+            "counted_ids",
+            "log_marks",
+            "metadata_values",
+            "run_tags",
+            "stream_writers",
+            "streams",
+        }
         assert compact(connection) == fresh == expected

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from milepost.protocol.endpoints import ENDPOINTS, Endpoint
+from milepost.protocol.endpoints import ENDPOINTS, KEY_ONLY, Access, Endpoint, ScopeRule
 from milepost.protocol.problems import Problem
 
 
@@ -60,8 +60,8 @@ def _operation(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
     }
     if endpoint.access.anyone:
         operation["security"] = []
-    elif endpoint.access.session:
-        operation["description"] = "A browser that has signed in to the dashboard may call it too."
+    elif endpoint.access != KEY_ONLY:
+        operation["description"] = _callers(endpoint.access)
     if endpoint.request is not None:
         kind = "application/x-ndjson" if endpoint.lines else "application/json"
         operation["requestBody"] = {
@@ -69,6 +69,16 @@ def _operation(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
             "content": {kind: {"schema": schemas[id(endpoint.request)]}},
         }
     return operation
+
+
+def _callers(access: Access) -> str:
+    """Who may call it beside whoever has the secret key."""
+    lines: list[str] = []
+    if access.session:
+        lines.append("A browser that has signed in to the dashboard may call it too.")
+    if access.scopes is not ScopeRule.NONE:
+        lines.append(f"A public token may with the scope {access.scopes.value}.")
+    return " ".join(lines)
 
 
 def _responses(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
