@@ -105,7 +105,7 @@ def test_until_when_it_lives() -> None:
     ids=str,
 )  # fmt: skip
 def test_a_time_that_is_none_or_over_is_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match="span|future|time zone"):
+    with pytest.raises(ValueError, match=r"span|future|time zone"):
         auth.create_public_token({"read": {"runs": "x"}}, expires_in=given, client=CLIENT)
 
 
