@@ -104,8 +104,9 @@ def test_a_reader_before_the_first_chunk_and_to_the_end(served: Served, run: dic
         assert records.ended == {"state": "ended", "next": 3}
 
 
-def test_readers_begin_where_they_say(served: Served, run: dict[str, Any]) -> None:
+def test_readers_begin_where_they_say(served: Served, worker: HttpWorker, run: dict[str, Any]) -> None:
     add(served, run, *range(10), end={"error": "no ink"})
+    worker.finish(run)
     path = f"/realtime/v1/streams/{run['id']}/tokens"
 
     def read(query: str = "", **headers: str) -> list[Any]:

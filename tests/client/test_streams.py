@@ -85,6 +85,9 @@ def test_values_in_order_from_any_index(worker: HttpWorker, client: Client) -> N
 def test_a_failed_source_is_told_and_not_raised(worker: HttpWorker, client: Client) -> None:
     source = Source(worker)
     source.write(1, end={"error": "no ink"})
+    # The run goes on, and may try again: only its end is that of the stream.
+    assert client.runs.retrieve(source.id).streams[0].state == "open"
+    worker.finish(source.run)
     reading = read(client, source)
     assert list(reading) == [1]
     assert (reading.state, reading.error) == ("failed", "no ink")

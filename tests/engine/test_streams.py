@@ -108,7 +108,8 @@ def test_a_stream_ends_with_its_writers(world: World, worker: WorkerDouble, run:
     assert add(worker, run, part(run.id, 2, first=1, writer="b", end=WriterEnd("no\x00 ink"))).parts == [
         PartReply(next=2)
     ]
-    assert state(world, run.id) == (StreamState.FAILED, "no\ufffd ink")
+    # It failed, but the run goes on, and may try again.
+    assert state(world, run.id) == (StreamState.OPEN, "no\ufffd ink")
     # The end may be sent twice; what comes behind it is refused.
     assert add(worker, run, part(run.id, 2, first=1, writer="b", end=WriterEnd("other"))).parts == [
         PartReply(next=2)
@@ -119,8 +120,11 @@ def test_a_stream_ends_with_its_writers(world: World, worker: WorkerDouble, run:
     # Another writer opens it again.
     add(worker, run, part(run.id, 9, writer="c"))
     assert state(world, run.id) == (StreamState.OPEN, None)
-    worker.finish(run)
+    add(worker, run, part(run.id, first=1, writer="c", end=WriterEnd()))
     assert state(world, run.id) == (StreamState.ENDED, None)
+    add(worker, run, part(run.id, 10, writer="d", end=WriterEnd("no paper")))
+    worker.finish(run)
+    assert state(world, run.id) == (StreamState.FAILED, "no paper")
 
 
 def test_an_attempt_that_died_leaves_the_stream_to_the_next_one(world: World) -> None:

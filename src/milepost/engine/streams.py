@@ -50,17 +50,19 @@ def prune(command: PruneStreams, transaction: Transaction) -> int:
 
 
 def state_of(writers: Sequence[WriterState], *, run_has_finished: bool) -> tuple[StreamState, str | None]:
-    """Where a stream stands, and why its source has failed, if it has.
+    """Where a stream stands, and why the source of its newest writer has failed, if it has.
 
-    An attempt that has died with its writer open does not end the stream: another one may come. The end of the run does.
+    A stream ends when every writer that has begun has come to its end, and with its run. A failure and an attempt that has died do not
+    end it while the run goes on: another attempt may come, or the task itself tries again.
     """
-    if any(writer.is_alive and not writer.has_ended for writer in writers) and not run_has_finished:
-        return StreamState.OPEN, None
-    ended = [writer for writer in writers if writer.has_ended]
-    if not ended and not run_has_finished:
-        return StreamState.OPEN, None
-    error = writers[-1].error if writers else None
-    return (StreamState.ENDED if error is None else StreamState.FAILED), error
+    newest = writers[-1] if writers else None
+    error = newest.error if newest is not None else None
+    if run_has_finished:
+        return (StreamState.ENDED if error is None else StreamState.FAILED), error
+    is_at_work = any(writer.is_alive and not writer.has_ended for writer in writers)
+    if is_at_work or newest is None or not newest.has_ended or error is not None:
+        return StreamState.OPEN, error
+    return StreamState.ENDED, None
 
 
 def _add_of_attempt(

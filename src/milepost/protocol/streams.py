@@ -113,9 +113,9 @@ class StreamCreated(msgspec.Struct):
 class StreamState(StrEnum):
     """Where a stream stands.
 
-    open: a writer is at work, or the run may go on and none has come to an end.
+    open: a writer is at work, or the newest one has failed or died and the run goes on: another attempt may come.
     ended: every writer that has begun has come to its end, or the run has finished.
-    failed: as ended, and the source of the newest writer has failed.
+    failed: the run has finished, and the source of the newest writer had failed.
     """
 
     OPEN = "open"
