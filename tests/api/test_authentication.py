@@ -136,6 +136,8 @@ def test_the_table_says_of_every_endpoint_who_may_call_it() -> None:
 def test_an_endpoint_without_a_rule_cannot_be_made() -> None:
     with pytest.raises(TypeError):
         Endpoint("new", "GET", "/new", "New")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="scopes"):
+        Access(session=True)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="does not say who may call it"):
         Endpoint("new", "GET", "/new", "New", dict)  # type: ignore[arg-type]
 

@@ -191,8 +191,14 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         },
         "register_worker": {"id": "odd", "name": "odd", "tasks": [task], "holding": ["run_x"], "attempts": [1]},
         "claim_runs": {"sequence": 1, "slots": 0, "waitSeconds": 0},
+        "create_public_token": {
+            "scopes": ["read:runs:x"],
+            "expirationTime": "1h",
+            "oneTimeUse": True,
+            "realtime": {"skipColumns": ["payload"]},
+            "metadataKeys": ["progress"],
+        },
         "send_input": {"data": {"a": 1}},
-        "create_public_token": {"scopes": ["read:runs:run_x"], "expirationTime": "1h", "oneTimeUse": False},
         "report_chunks": {
             "runs": [
                 {

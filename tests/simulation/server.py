@@ -18,10 +18,10 @@ from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError, UnavailableError
 from milepost.feed.hub import Hub
-from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
+from milepost.protocol.endpoints import OPEN, REQUEST_ID_HEADER, Endpoint
 from milepost.server.app import problem_response
 from milepost.server.auth import Authenticator
-from milepost.server.handlers import Handlers
+from milepost.server.handlers import Handlers, WithToken
 from milepost.store.database import Store
 from simulation.network import Network, Stream
 from support.faults import faults
@@ -191,12 +191,13 @@ class ServerProcess:
         self.committer.process = self
         reader = Reader(machine.store, metadata_size_max=machine.settings.metadata_size_max)
         settings = cast(Any, machine.settings)
+        self._authenticator = Authenticator("key", lambda: machine.clock() / 1_000_000)
         self.handlers = Handlers(
             settings,
             self.committer,
             reader,
             self.hub,
-            Authenticator("key"),
+            self._authenticator,
             machine.clock,
             "simulated",
             queued_reason=self.engine.state.queued_reason,
@@ -229,6 +230,7 @@ class ServerProcess:
         opened: asyncio.Future[tuple[int, bytes]] = self.loop.create_future()
         self._streams[stream] = None
         request = _http_request(endpoint, parameters, headers, None, asyncio.Event())
+        self._authenticator.check(request, OPEN)
         task = self._spawn(self._send(endpoint, request, stream, opened))
         stream.abandoned = task.cancel
         return opened
@@ -247,9 +249,12 @@ class ServerProcess:
         data: bytes | None,
     ) -> None:
         request = _http_request(endpoint, parameters, headers, data, handling.gone)
+        self._authenticator.check(request, OPEN)
         try:
             try:
                 answer = await self.handlers.handlers[endpoint.name](request)
+                if isinstance(answer, WithToken):
+                    answer = answer.message
                 status, body = endpoint.status, msgspec.json.encode(answer)
             except MilepostError as error:
                 response = problem_response(error)
