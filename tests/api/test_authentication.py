@@ -22,7 +22,8 @@ _READING = [endpoint for endpoint in _FOR_SESSIONS if not endpoint.stream]
 _KEY_ONLY = [endpoint for endpoint in _PROTECTED if not endpoint.access.session]
 _COOKIE = Authenticator(KEY).cookie
 # Routes that are pages for people, and not endpoints of the API: who is not signed in is led to the sign-in page.
-_PAGES = {"/", "/runs/{run}", "/sign-in", "/sign-out", "/static"}
+_FILES = {"/client/milepost.js", "/client/milepost.d.ts"}
+_PAGES = {"/", "/runs/{run}", "/sign-in", "/sign-out", "/static", *_FILES}
 
 
 def name(endpoint: Endpoint) -> str:
@@ -126,7 +127,8 @@ def test_the_table_says_of_every_endpoint_who_may_call_it() -> None:
     """What changes something, and what is for workers, takes the key. Whoever adds an endpoint has to think of it."""
     for endpoint in ENDPOINTS:
         assert isinstance(endpoint.access, Access)
-        if endpoint.method != "GET" or endpoint.tag == "workers":
+        # An event stream changes nothing, also where what is watched is said in a body.
+        if (endpoint.method != "GET" and not endpoint.stream) or endpoint.tag == "workers":
             assert not endpoint.access.session, endpoint.name
         if endpoint.tag == "workers":
             assert endpoint.access == KEY_ONLY, endpoint.name

@@ -146,6 +146,14 @@ class Calls:
             assert frame["run"]["id"] == run_id
             assert events.next() == ("present", {})
 
+    def watch_feed(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        self.worker.finish(self.worker.take(run_id))
+        answer = self.call(endpoint, endpoint.path, {"watches": [{"run": run_id}]})
+        assert answer.status == endpoint.status
+        names = [line for line in answer.body.splitlines() if line.startswith(b"event: ")]
+        assert names == [b"event: begin", b"event: 0-snapshot", b"event: 0-end"]
+
     def get_metadata(self, endpoint: Endpoint) -> None:
         run_id = self.served.trigger(metadata={"a": 1})
         assert self.call(endpoint, f"/api/v1/runs/{run_id}/metadata").json == {

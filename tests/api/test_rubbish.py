@@ -198,6 +198,8 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
             "realtime": {"skipColumns": ["payload"]},
             "metadataKeys": ["progress"],
         },
+        # Of a run that is not there, so that it ends.
+        "watch_feed": {"watches": [{"run": "run_nobody", "stream": "s", "start": 1, "latest": False, "token": 0}], "tokens": ["ey.e30.x"]},
         "send_input": {"data": {"a": 1}},
         "report_chunks": {
             "runs": [

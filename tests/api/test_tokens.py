@@ -244,7 +244,7 @@ def test_a_token_opens_nothing_by_itself(place: Place, endpoint: Endpoint) -> No
             assert answer.json["details"]["message"]
 
 
-_READING = (ScopeRule.READ_RUN, ScopeRule.READ_RUNS, ScopeRule.READ_BATCH)
+_READING = (ScopeRule.READ_RUN, ScopeRule.READ_RUNS, ScopeRule.READ_WATCHED, ScopeRule.READ_BATCH)
 
 
 @pytest.mark.parametrize("endpoint", _PROTECTED, ids=named)

@@ -17,10 +17,10 @@ STOP_SECONDS = 20
 
 
 class RunningServer:
-    """A server in a thread. It can be stopped and started again on the same port and data."""
+    """A server in a thread, with further settings. It can be stopped and started again on the same port and data."""
 
-    def __init__(self, data_folder: Path) -> None:
-        self._data_folder = data_folder
+    def __init__(self, data_folder: Path, **settings: Any) -> None:
+        self._settings = {"data_folder": data_folder, "secret_key": SECRET_KEY, **settings}
         self.port = 0
         self._http = urllib3.PoolManager(headers={"authorization": f"Bearer {SECRET_KEY}"}, retries=False)
         self.start()
@@ -36,7 +36,7 @@ class RunningServer:
         # From here on requests wait in the queue of the socket, so nobody has to wait for the server to be up.
         listening.listen(128)
         self.port = listening.getsockname()[1]
-        self.app = Server(load_settings(data_folder=self._data_folder, secret_key=SECRET_KEY))
+        self.app = Server(load_settings(**self._settings))
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(self.app.app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
         )

@@ -15,6 +15,7 @@ class ScopeRule(Enum):
     NONE = "no token, whatever its scopes"
     READ_RUN = "read on runs:{run}, on its task, on any of its tags or on its batch"
     READ_RUNS = "read on runs, tasks, tags or batch; only the runs that these show are there"
+    READ_WATCHED = "read on runs, tasks, tags or batch; each thing that is watched is looked at by itself, with its own token"
     READ_BATCH = "read on batch:{batch}, or on all runs"
     TRIGGER = "trigger on tasks:{task}"
     BATCH_TRIGGER = "batchTrigger on each task of the batch"
@@ -43,6 +44,7 @@ KEY_ONLY = Access(ScopeRule.NONE)
 READERS = Access(ScopeRule.NONE, session=True)
 RUN_READERS = Access(ScopeRule.READ_RUN, session=True)
 RUNS_READERS = Access(ScopeRule.READ_RUNS, session=True)
+WATCHERS = Access(ScopeRule.READ_WATCHED, session=True)
 BATCH_READERS = Access(ScopeRule.READ_BATCH, session=True)
 TRIGGERERS = Access(ScopeRule.TRIGGER)
 BATCH_TRIGGERERS = Access(ScopeRule.BATCH_TRIGGER)
@@ -228,6 +230,11 @@ MATCHING_RUNS_FEED = Endpoint(
     "Watch all runs that match: each as it is now, `present`, then each newer state", RUNS_READERS,
     response=feed.MatchingRunFrame, parameters=RUN_FILTERS, problems=(400, 422), stream=True, tag="feed",
 )  # fmt: skip
+WATCH_FEED = Endpoint(
+    "watch_feed", "POST", "/api/v1/feed/watch",
+    "Watch many runs, streams and tags on one connection, because a browser has only six", WATCHERS,
+    feed.WatchRequest, feed.RunFrame, problems=(400, 413, 422), stream=True, tag="feed",
+)  # fmt: skip
 
 GET_METADATA = Endpoint(
     "get_metadata", "GET", "/api/v1/runs/{run}/metadata", "The document of a run, as it is or as it was", RUN_READERS,
@@ -341,7 +348,7 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
-    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED,
+    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
     # The first that fits is taken: a key may have slashes.

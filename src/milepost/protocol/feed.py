@@ -89,6 +89,44 @@ class BatchFrame(msgspec.Struct, rename="camel"):
     finished_count: int
 
 
+WATCHES_MAX = 1000
+"""Things that one connection watches."""
+
+
+class Watched(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
+):
+    """One thing that a page watches: a run, one of its streams, or all runs with a tag.
+
+    run: as `GET /api/v1/runs/{run}/feed` tells of it. run and stream: as `GET /realtime/v1/streams/{run}/{key}`, from the chunk
+    with the index `start` on, or with `latest` what is written from now on. tag: as `GET /api/v1/feed/matching-runs`, of the runs
+    that are not older than `period`, such as `1d`.
+
+    `token` is the place of its public token in the list of the request; without it the credentials of the request count.
+    """
+
+    run: str | None = None
+    stream: str | None = None
+    start: int | None = None
+    latest: bool = False
+    tag: str | None = None
+    period: str | None = None
+    token: int | None = None
+
+
+class WatchRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """What a page watches on one connection, each thing with a token of its own where it needs one.
+
+    The events are those of each thing's own feed, with the number of the thing (its place in `watches`) and a hyphen before their
+    names: `3-snapshot`. An event `begin` comes first. `3-refused` has a problem as every refusal has, with its `status`. Behind that,
+    and behind `3-end`, nothing follows of that thing. When all are at their end, the connection ends; when it ends before, the page
+    connects again.
+    """
+
+    watches: list[Watched]
+    tokens: list[str] = []
+
+
 def encode_event(event: str, data: bytes) -> bytes:
     """One server-sent event. `data` is JSON without line breaks."""
     return b"event: " + event.encode() + b"\ndata: " + data + b"\n\n"

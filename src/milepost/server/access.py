@@ -33,7 +33,7 @@ async def admit(caller: Caller, endpoint: Endpoint, path: Mapping[str, str], rea
     match rule:
         case ScopeRule.READ_RUN:
             admitted = await shows(token.view.runs, path["run"], reader)
-        case ScopeRule.READ_RUNS:
+        case ScopeRule.READ_RUNS | ScopeRule.READ_WATCHED:
             admitted = token.view.runs != RunScope()
         case ScopeRule.READ_BATCH:
             admitted = scopes.allows(words.READ, words.BATCH, path["batch"]) or token.view.runs is None

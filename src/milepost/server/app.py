@@ -43,6 +43,7 @@ from milepost.protocol.problems import Problem, to_problem
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.server.access import admit
 from milepost.server.auth import Authenticator
+from milepost.server.client.routes import client_routes
 from milepost.server.cors import Cors
 from milepost.server.dashboard.routes import dashboard_routes
 from milepost.server.handlers import Handlers, WithToken, sign_in_path
@@ -179,6 +180,7 @@ class Server:
         application = Starlette(
             routes=[
                 *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),
+                *client_routes(),
                 *dashboard_routes(self.authenticator),
             ],
             middleware=[Middleware(StrictPaths)],

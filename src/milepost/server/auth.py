@@ -151,14 +151,7 @@ class Authenticator:
         header = connection.headers.get("authorization", "")
         scheme, _, credentials = header.partition(" ")
         if scheme.lower() == "bearer":
-            credentials = credentials.strip()
-            if self._is_key(credentials):
-                return _ANYONE
-            if tokens.looks_like_token(credentials):
-                return Caller(self.read_token(credentials))
-            raise UnauthorizedError(
-                "the secret key is wrong: it must be the one the server was started with (MILEPOST_SECRET_KEY)"
-            )
+            return self.bearer(credentials.strip())
         if not self.has_session(connection):
             raise UnauthorizedError(
                 "this needs the secret key: send it as 'Authorization: Bearer <key>'; `milepost dev` prints it (MILEPOST_SECRET_KEY)"
@@ -168,6 +161,16 @@ class Authenticator:
         if not access.session:
             raise ForbiddenError("a session of the dashboard may not do this, it needs the secret key")
         return _ANYONE
+
+    def bearer(self, credentials: str) -> Caller:
+        """Who has these credentials, the key or a public token. Raises UnauthorizedError that says what is wrong with them."""
+        if self._is_key(credentials):
+            return _ANYONE
+        if tokens.looks_like_token(credentials):
+            return Caller(self.read_token(credentials))
+        raise UnauthorizedError(
+            "the secret key is wrong: it must be the one the server was started with (MILEPOST_SECRET_KEY)"
+        )
 
     def read_token(self, token: str) -> PublicToken:
         """A public token, checked. Raises UnauthorizedError that says what is wrong with it."""

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ANY_ORIGIN = "*"
-# A path of one of these is for programs; the dashboard's own pages are for no other origin.
-_OPEN_PATHS = ("/api/", "/realtime/", "/client/")
+# A path of one of these is for programs; the dashboard's own pages are for no other origin. The browser client is for every origin,
+# and says so itself.
+_OPEN_PATHS = ("/api/", "/realtime/")
 _METHODS = b"GET,HEAD,PUT,PATCH,POST,DELETE"
 _PREFLIGHT_SECONDS = b"300"
 # Names of headers, joined with commas (RFC 9110, 5.6.2).

@@ -67,6 +67,7 @@ from milepost.server.health import Health
 from milepost.server.openapi import describe
 from milepost.server.settings import ServerSettings
 from milepost.server.streaming import Streaming
+from milepost.server.watching import Watching
 
 CLAIM_WAIT_SECONDS_MAX = 30.0
 REQUEST_ID_CHARACTERS_MAX = 200
@@ -151,6 +152,7 @@ class Handlers:
             ),
             endpoints.RUNS_FEED.name: self.watch_list,
             endpoints.MATCHING_RUNS_FEED.name: self.watch_matching,
+            endpoints.WATCH_FEED.name: Watching(hub, reader, authenticator, clock).watch,
             endpoints.INBOX.name: lambda request: streams.watch_inbox(
                 hub, reader, request.path_params["worker"]
             ),

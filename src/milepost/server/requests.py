@@ -286,7 +286,7 @@ def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter
     metadata = _metadata_filter(request, "filter[metadata]")
     created_from = _milliseconds(request, "filter[createdAt][from]")
     if period := request.query_params.get("filter[createdAt][period]"):
-        created_from = max(0, now - _period_seconds(period) * 1_000_000)
+        created_from = max(0, now - period_seconds(period) * 1_000_000)
     return RunFilter(
         statuses=tuple(_status(name) for name in _names(request, "filter[status]")),
         tasks=_names(request, "filter[taskIdentifier]"),
@@ -352,11 +352,12 @@ def _milliseconds(request: Request, name: str) -> int | None:
     return number * 1000
 
 
-def _period_seconds(text: str) -> int:
+def period_seconds(text: str, field: str = "filter[createdAt][period]") -> int:
+    """The seconds of a span such as `1d`. Raises BadRequestError that names the field."""
     found = _PERIOD.fullmatch(text)
     if found is None or len(text) > 10:
         raise BadRequestError(
             f"{text[:40]!r} is no span; write a number and s, m, h, d or w, such as 1d",
-            field="filter[createdAt][period]",
+            field=field,
         )
     return int(found[1]) * _UNIT_SECONDS[found[2]]

@@ -1,0 +1,99 @@
+"""What a page watches on one connection: each thing is checked by itself, with its own token, and told by its own feed."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+from starlette.requests import Request
+
+from milepost.engine.reading import Reader
+from milepost.engine.streams import OUTPUT
+from milepost.errors import BadRequestError, InvalidRequestError, TooLargeError
+from milepost.feed.chunks import watch_stream
+from milepost.feed.hub import Hub
+from milepost.feed.many import watch_many
+from milepost.feed.matching import watch_matching
+from milepost.feed.streams import watch_run
+from milepost.protocol import endpoints
+from milepost.protocol.feed import WATCHES_MAX, Watched, WatchRequest
+from milepost.server import requests
+from milepost.server.access import admit
+from milepost.server.auth import Authenticator, Caller, caller_of
+from milepost.server.streaming import check_key
+from milepost.store.runs import RunFilter
+
+_INDEX_MAX = 10**18
+
+
+class Watching:
+    """The feed for many things at once.
+
+    Args:
+        clock: microseconds since 1970.
+    """
+
+    def __init__(
+        self, hub: Hub, reader: Reader, authenticator: Authenticator, clock: Callable[[], int]
+    ) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._authenticator = authenticator
+        self._clock = clock
+
+    async def watch(self, request: Request) -> AsyncGenerator[bytes]:
+        """Everything that the request names, live."""
+        body: WatchRequest = requests.decode(await requests.read_body(request), WatchRequest)
+        if len(body.watches) > WATCHES_MAX:
+            raise TooLargeError(
+                f"the request watches {len(body.watches):,} things, the limit is {WATCHES_MAX:,}: watch a tag instead",
+                field="watches",
+                limit=WATCHES_MAX,
+            )
+        caller = caller_of(request)
+        feeds = [
+            self._feed(watched, f"watches[{number}]", caller, body.tokens)
+            for number, watched in enumerate(body.watches)
+        ]
+        async with aclosing(watch_many(feeds)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def _feed(
+        self, watched: Watched, place: str, caller: Caller, tokens: Sequence[str]
+    ) -> AsyncGenerator[bytes]:
+        """The events of one thing. What is wrong with it is raised before the first."""
+        if watched.token is not None:
+            if not 0 <= watched.token < len(tokens):
+                raise BadRequestError(
+                    f"{place}.token is the place of a token in `tokens`, which has {len(tokens):,}",
+                    field=f"{place}.token",
+                )
+            caller = self._authenticator.bearer(tokens[watched.token])
+        async with aclosing(await self._admitted(watched, place, caller)) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def _admitted(self, watched: Watched, place: str, caller: Caller) -> AsyncGenerator[bytes]:
+        run_id, key, tag = watched.run, watched.stream, watched.tag
+        if (run_id is None) == (tag is None) or (key is not None and run_id is None):
+            raise BadRequestError(f"{place} names a run, a run and a stream of it, or a tag", field=place)
+        if tag is not None:
+            await admit(caller, endpoints.MATCHING_RUNS_FEED, {}, self._reader)
+            created_from = None
+            if watched.period is not None:
+                seconds = requests.period_seconds(watched.period, f"{place}.period")
+                created_from = max(0, self._clock() - seconds * 1_000_000)
+            filter = RunFilter(tags=(tag,), created_from=created_from, shown=caller.view.runs)
+            return watch_matching(self._hub, self._reader, filter, caller.view.keys)
+        assert run_id is not None, "it was looked at above"
+        if key is None:
+            await admit(caller, endpoints.RUN_FEED, {"run": run_id}, self._reader)
+            return watch_run(self._hub, self._reader, run_id, view=caller.view)
+        check_key(key)
+        start = watched.start or 0
+        if not 0 <= start <= _INDEX_MAX:
+            raise InvalidRequestError(
+                f"{place}.start is the index of a chunk, 0 or more, not {start}", field=f"{place}.start"
+            )
+        await admit(caller, endpoints.READ_STREAM, {"run": run_id, "key": key}, self._reader)
+        name = OUTPUT + key
+        return watch_stream(self._hub, self._reader, run_id, name, start=None if watched.latest else start)
