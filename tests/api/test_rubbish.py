@@ -199,7 +199,10 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
             "metadataKeys": ["progress"],
         },
         # Of a run that is not there, so that it ends.
-        "watch_feed": {"watches": [{"run": "run_nobody", "stream": "s", "start": 1, "latest": False, "token": 0}], "tokens": ["ey.e30.x"]},
+        "watch_feed": {
+            "watches": [{"run": "run_nobody", "stream": "s", "start": 1, "latest": False, "token": 0}],
+            "tokens": ["ey.e30.x"],
+        },
         "send_input": {"data": {"a": 1}},
         "report_chunks": {
             "runs": [
