@@ -128,6 +128,11 @@ class Rubbish:
         if method == "HEAD" or answer.headers.get("content-type", "").startswith("text/event-stream"):
             # It has no body, or events.
             return answer
+        if answer.headers.get("content-type") == "text/event-stream; charset=utf-8":
+            for line in answer.body.splitlines():
+                if line.startswith(b"data: "):
+                    self.read(Answer(answer.status, answer.headers, line[len(b"data: ") :]), what)
+            return answer
         self.read(answer, what)
         if answer.status >= 400:
             assert is_problem(answer.json), what

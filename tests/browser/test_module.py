@@ -11,7 +11,7 @@ import urllib3
 from playwright.sync_api import BrowserContext, Page
 
 import milepost.server.client
-from browser.conftest import Tokens
+from browser.conftest import Tokens, until_unwatched
 from browser.writing import StreamWriter
 from dashboard.served import FakeWorker, RunningServer, append, increment, set_
 
@@ -90,7 +90,7 @@ def test_the_callback_form_stops(
     )
     client.wait_for_function("seen.length === 1")
     client.evaluate("stop()")
-    _until_unwatched(server)
+    until_unwatched(server)
     worker.report(run_id, set_("progress", 1))
     assert client.evaluate("seen.length") == 1
 
@@ -109,7 +109,7 @@ def test_a_signal_ends_an_iteration(
         [run_id, tokens.run(run_id)],
     )
     assert found == "AbortError"
-    _until_unwatched(server)
+    until_unwatched(server)
 
 
 def test_a_loop_that_is_left_gives_the_connection_back(
@@ -120,7 +120,7 @@ def test_a_loop_that_is_left_gives_the_connection_back(
         "async ([id, token]) => { for await (const run of milepost.watch(id, { token })) break; }",
         [run_id, tokens.run(run_id)],
     )
-    _until_unwatched(server)
+    until_unwatched(server)
 
 
 @pytest.mark.parametrize("kind", ["expired", "foreign", "rubbish", "unknown run", "none"])
@@ -372,11 +372,3 @@ def test_the_server_restarts_and_the_network_goes(
     writer.write(7, end=True)
     client.wait_for_function("done === 'ended'")
     assert client.evaluate("seen") == list(range(8))
-
-
-def _until_unwatched(server: RunningServer) -> None:
-    """The page's connection has gone: nobody is told of the run any more."""
-    deadline = time.monotonic() + 20
-    while server.app.hub.is_watched:
-        assert time.monotonic() < deadline, "the page still holds its connection"
-        time.sleep(0.02)
