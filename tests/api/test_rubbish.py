@@ -125,8 +125,8 @@ class Rubbish:
         answer = self.served.call(method, path, body, **options)
         what = f"{method} {path[:200]} {(body or b'')[:200]!r} {options}"
         assert answer.status < 500, (what, answer)
-        if method == "HEAD" or answer.headers.get("content-type", "").startswith("text/event-stream"):
-            # It has no body, or events.
+        if method == "HEAD":
+            # It has no body.
             return answer
         if answer.headers.get("content-type") == "text/event-stream; charset=utf-8":
             for line in answer.body.splitlines():
