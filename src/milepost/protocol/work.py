@@ -123,7 +123,9 @@ class TargetOperations(msgspec.Struct, omit_defaults=True, gc=False):
     operations: list[Operation]
 
 
-class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
+class RunReport(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
+):
     """What happened in one attempt since the last report.
 
     `sequence` counts the reports of the attempt from 1; it is 0 when nothing has to be applied at most once (no operations, no
@@ -141,7 +143,7 @@ class RunReport(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     outcome: Outcome | None = None
 
 
-class ReportRequest(msgspec.Struct, omit_defaults=True):
+class ReportRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """Many runs at once; an empty list is a bare heartbeat. `leaving` ends the worker's lease: it holds nothing any more."""
 
     runs: list[RunReport] = []
