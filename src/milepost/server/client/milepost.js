@@ -1002,6 +1002,7 @@ const STREAM_STYLE = `
     border: 1px solid var(--milepost-border-color, #c3c9d2); border-radius: var(--milepost-radius, .4em);
     background: var(--milepost-background, transparent);
   }
+  :host([state="refused"]) [part="log"]:empty { display: none; }
   [part="text"] { white-space: pre-wrap; overflow-wrap: anywhere; }
   [part="line"] { font-family: ui-monospace, monospace; font-size: .875em; white-space: pre-wrap; overflow-wrap: anywhere; }
   [part="status"] { font-size: .875em; }
