@@ -1,6 +1,7 @@
 """Reading streams: from any index, live or later, over connections that break anywhere: nothing missing, nothing twice (M58)."""
 
 import asyncio
+import json
 import random
 import socket
 import threading
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from milepost import Client, MetadataValueError, RunNotFoundError, UsageError
 from milepost.client.retries import Retries
-from milepost.client.streams import StreamReader, reader, value_of
+from milepost.client.streams import ChunkFollower, StreamReader, reader, value_of
 from support.served import KEY, HttpWorker, Served
 
 
@@ -279,3 +280,16 @@ def test_many_readers_of_one_program_and_its_calls(worker: HttpWorker, client: C
         return await asyncio.gather(*readers)
 
     assert asyncio.run(follow()) == [[0, 1]] * 150
+
+
+def test_what_could_not_be_handed_on_comes_again() -> None:
+    follower = ChunkFollower(0)
+    records = [{"seq_num": number, "body": json.dumps({"data": number})} for number in range(2)]
+    follower.take("batch", json.dumps({"records": records}).encode())
+    first = follower.newest()
+    assert first is not None
+    follower.give_back(first)
+    assert follower.given_index == -1
+    assert [follower.newest(), follower.given_index] == [first, 0]
+    assert follower.newest() is not None
+    assert follower.newest() is None

@@ -55,7 +55,9 @@ _decode_end = msgspec.json.Decoder(_End).decode
 _decode_value = msgspec.json.Decoder().decode
 
 
-class _Chunk(msgspec.Struct):
+class StreamChunk(msgspec.Struct):
+    """A chunk as it came: its JSON, and where it stands."""
+
     index: int
     attempt: int
     text: bytes
@@ -74,7 +76,7 @@ class ChunkFollower:
         self.has_ended = False
         self.state: StreamState | None = None
         self.error: str | None = None
-        self._waiting: deque[_Chunk] = deque()
+        self._waiting: deque[StreamChunk] = deque()
 
     def take(self, event: str, data: bytes) -> None:
         """Take an event. Raises Gap; UnavailableError when the server says that it cannot go on."""
@@ -86,7 +88,7 @@ class ChunkFollower:
                     raise Gap
                 if record.seq_num == self.position:
                     body = _decode_body(record.body)
-                    self._waiting.append(_Chunk(record.seq_num, body.attempt, bytes(body.data)))
+                    self._waiting.append(StreamChunk(record.seq_num, body.attempt, bytes(body.data)))
                     self.position += 1
         elif event == "begin":
             if self.position is None:
@@ -103,7 +105,11 @@ class ChunkFollower:
         """The index of the last chunk that was given."""
         return -1 if self.position is None else self.position - len(self._waiting) - 1
 
-    def newest(self) -> _Chunk | None:
+    def give_back(self, chunk: StreamChunk) -> None:
+        """The chunk that was given last could not be handed on: it comes again."""
+        self._waiting.appendleft(chunk)
+
+    def newest(self) -> StreamChunk | None:
         """The next chunk; None when it has not come."""
         return self._waiting.popleft() if self._waiting else None
 
@@ -152,7 +158,7 @@ class StreamReader(Generic[ValueT]):
     def _feed(self) -> Feed:
         return calls.read_stream(self.run_id, self.key, start=self._follower.position)
 
-    def _value(self, chunk: _Chunk) -> ValueT:
+    def _value(self, chunk: StreamChunk) -> ValueT:
         self.attempt = chunk.attempt
         shape = self._shape
         if shape is None:

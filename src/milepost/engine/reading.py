@@ -309,7 +309,7 @@ class Reader:
                 size += sum(len(chunk.data) for chunk in page)
                 at = rows[-1].next_index
             has_finished = row.status.is_final
-            writers = stream_store.writer_states(connection, run_id, name)
+            writers = stream_store.writer_states(connection, run_id, name).get(name, [])
         state, error = state_of(writers, run_has_finished=has_finished)
         return StreamPage(rows, next_index, state, error)
 
@@ -448,10 +448,10 @@ def _streams(connection: Connection, row: RunRow, kind: str) -> list[StreamSumma
     found = [
         stream for stream in stream_store.load_streams(connection, [row.id]) if stream.name.startswith(kind)
     ]
+    writers = stream_store.writer_states(connection, row.id) if found else {}
     summaries: list[StreamSummary] = []
     for stream in sorted(found, key=lambda stream: (stream.created_at, stream.name)):
-        writers = stream_store.writer_states(connection, row.id, stream.name)
-        state, error = state_of(writers, run_has_finished=row.status.is_final)
+        state, error = state_of(writers.get(stream.name, []), run_has_finished=row.status.is_final)
         summaries.append(
             StreamSummary(
                 key=stream.name.removeprefix(kind),

@@ -13,7 +13,7 @@ import msgspec
 from milepost.client import calls
 from milepost.client.default import default_client
 from milepost.client.shape import shape_of
-from milepost.client.streams import ChunkFollower
+from milepost.client.streams import ChunkFollower, StreamChunk
 from milepost.client.subscription import afollow, follow
 from milepost.errors import MetadataValueError, UsageError
 from milepost.model.jsonvalue import to_json
@@ -103,14 +103,14 @@ class InputStream(Generic[ValueT]):
         began = time.monotonic()
         try:
             async with asyncio.timeout(QUICK_SECONDS):
-                return await self._anext(scope, follower)
+                return self._value(await self._anext(scope, follower))
         except TimeoutError:
             pass
         left = None if timeout is None else began + timeout - time.monotonic()
         back = scope.link.step_aside(scope)
         try:
             async with asyncio.timeout(left):
-                value = await self._anext(scope, follower)
+                found = await self._anext(scope, follower)
         except TimeoutError:
             await asyncio.wrap_future(back(False))
             raise self._late(timeout) from None
@@ -118,8 +118,14 @@ class InputStream(Generic[ValueT]):
             # The code goes on at once, with a slot or without.
             back(True)
             raise
-        await asyncio.wrap_future(back(False))
-        return value
+        try:
+            await asyncio.wrap_future(back(False))
+        except BaseException:
+            # Given up at the last moment: the next one who asks gets it.
+            if found is not None:
+                follower.give_back(found)
+            raise
+        return self._value(found)
 
     def __iter__(self) -> Iterator[ValueT]:
         while True:
@@ -153,9 +159,9 @@ class InputStream(Generic[ValueT]):
             )
             with closing(cast("Generator[Any]", states)):
                 found = next(states, None)
-        return self._value(None if found is None else found.text)
+        return self._value(found)
 
-    async def _anext(self, scope: RunScope, follower: ChunkFollower) -> ValueT:
+    async def _anext(self, scope: RunScope, follower: ChunkFollower) -> StreamChunk | None:
         found = follower.newest()
         if found is None:
             states = afollow(
@@ -163,14 +169,20 @@ class InputStream(Generic[ValueT]):
                 lambda: calls.read_input(scope.run.id, self.key, start=follower.position),
                 follower,
             )
-            async with aclosing(cast("AsyncGenerator[Any]", states)):
-                found = await anext(states, None)
-        return self._value(None if found is None else found.text)
+            try:
+                async with aclosing(cast("AsyncGenerator[StreamChunk]", states)):
+                    found = await anext(states, None)
+            except BaseException:
+                # The time was over while the connection was being closed.
+                if found is not None:
+                    follower.give_back(found)
+                raise
+        return found
 
-    def _value(self, text: bytes | None) -> ValueT:
-        if text is None:
+    def _value(self, found: StreamChunk | None) -> ValueT:
+        if found is None:
             raise UsageError(f"the run has ended, and nothing more is sent to its input {self.key!r}")
-        inner = _decode_text(text)
+        inner = _decode_text(found.text)
         if self._shape is None:
             return cast("ValueT", msgspec.json.decode(inner))
         try:

@@ -172,23 +172,27 @@ class WriterState(msgspec.Struct, frozen=True):
     error: str | None
 
 
-def writer_states(connection: Connection, run_id: str, name: str) -> list[WriterState]:
-    """Every writer of a stream, the one that wrote last at the end."""
+def writer_states(
+    connection: Connection, run_id: str, name: str | None = None
+) -> dict[str, list[WriterState]]:
+    """Every writer of a run's streams, or of one of them, by the stream's name; the one that wrote last is at the end."""
     # Nobody knows of a writer from outside whether it is still there.
     is_alive = or_(
         stream_writers.c.source_id.is_(None),
         and_(runs.c.attempt == stream_writers.c.attempt, runs.c.status.in_(("EXECUTING", "WAITING"))),
     )
     statement = (
-        select(stream_writers.c.has_ended, is_alive, stream_writers.c.error)
+        select(stream_writers.c.name, stream_writers.c.has_ended, is_alive, stream_writers.c.error)
         .join_from(stream_writers, runs, runs.c.id == stream_writers.c.source_id, isouter=True)
-        .where(stream_writers.c.run_id == run_id, stream_writers.c.name == name)
+        .where(stream_writers.c.run_id == run_id)
         .order_by(stream_writers.c.updated_at, stream_writers.c.writer)
     )
-    return [
-        WriterState(bool(has_ended), bool(alive), error)
-        for has_ended, alive, error in connection.execute(statement)
-    ]
+    if name is not None:
+        statement = statement.where(stream_writers.c.name == name)
+    found: dict[str, list[WriterState]] = {}
+    for stream, has_ended, alive, error in connection.execute(statement):
+        found.setdefault(stream, []).append(WriterState(bool(has_ended), bool(alive), error))
+    return found
 
 
 def prunable_runs(connection: Connection, *, before: int, limit: int) -> list[str]:
