@@ -39,6 +39,24 @@ class QueuedReason(StrEnum):
         return f"no worker that offers task {task!r:.100} is online: start one"
 
 
+class AttemptEnd(StrEnum):
+    """How an attempt has ended."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    CRASHED = "crashed"
+    BESIDE = "beside"
+    LOST = "lost"
+    HANDED_BACK = "handed_back"
+    NEVER_BEGUN = "never_begun"
+
+    @property
+    def is_charged(self) -> bool:
+        """True when the attempt counts against the rule of retries: its own code has failed, or may be why it did not go on."""
+        return self in CHARGED_ENDS
+
+
+CHARGED_ENDS = frozenset({AttemptEnd.RAISED, AttemptEnd.CRASHED, AttemptEnd.LOST})
 FINAL_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
 # A year; whatever a worker asks for, the run comes back.
 RETRY_DELAY_MS_MAX = 365 * 24 * 3600 * 1000

@@ -89,12 +89,21 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     in base64.
 
     `hasTypedAncestor`: a run above has a declared type of its metadata (M76), which holds for each operation that comes from here.
+
+    `attempt` is a number that no other attempt of the run has. `charged` says how many attempts before this one count against the
+    rule of retries. `hasBegun`: the code of an earlier attempt has begun. `isApart`: a process has died in which this run and others
+    executed, so nothing else may execute beside it, and its code begins only when a report with `begun` was answered.
+    `hasQueueLimit`: after a wait the run goes on when the server says so, because its queue may be full.
     """
 
     id: str
     task: str
     attempt: int
     max_attempts: int | None = None
+    charged: int = 0
+    has_begun: bool = False
+    is_apart: bool = False
+    has_queue_limit: bool = False
     payload: str | None = None
     payload_type: str | None = None
     metadata: dict[str, Any] = {}
@@ -130,8 +139,9 @@ class RunReport(
 
     `sequence` counts the reports of the attempt from 1; it is 0 when nothing has to be applied at most once (no operations, no
     outcome). `metadataVersion` is the version of the own document that the worker has; the answer brings what is newer.
-    `waiting` says whether the run waits from now on, when that changed. The outcome and the last operations are one
-    transaction (M38).
+    `begun` says that the code of the attempt has begun, for an attempt of which nothing else was reported yet. `waiting` says
+    whether the run waits from now on, when that changed; false asks to go on, and `RunReply.resumed` is the answer. The outcome and
+    the last operations are one transaction (M38).
     """
 
     id: str
@@ -139,25 +149,57 @@ class RunReport(
     sequence: int = 0
     metadata_version: int = -1
     changes: list[TargetOperations] = []
+    begun: bool = False
     waiting: bool | None = None
     outcome: Outcome | None = None
 
 
+class BegunRun(
+    msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
+    """An attempt whose code had begun in a process that died. `waiting`: it waited for other runs and executed nothing."""
+
+    id: str
+    attempt: int
+    waiting: bool = False
+
+
+class Death(
+    msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
+    """The process of a worker has died. `how` says so in words that go on "the process of this attempt ...": `was killed by SIGKILL`.
+
+    `begun` are the attempts whose code had begun and not ended. One of them that executed alone is charged with the death. Several
+    are tried again apart, at no cost, so that the one that kills is found.
+    """
+
+    how: str
+    begun: list[BegunRun] = []
+
+
 class ReportRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """Many runs at once; an empty list is a bare heartbeat. `leaving` ends the worker's lease: it holds nothing any more."""
+    """Many runs at once; an empty list is a bare heartbeat.
+
+    `leaving` ends the worker's lease: it holds nothing any more, and what it held is handed back, which costs a run nothing. `death`
+    does so too, in the word of whoever has watched the worker's process.
+    """
 
     runs: list[RunReport] = []
     leaving: bool = False
+    death: Death | None = None
 
 
 class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False):
     """The answer for one run of the report. `lost`: the run is no longer this attempt's; stop it, its word does not count.
 
     `behind`: the document has changed, and there was no room for it in this answer. Another report, even an empty one, brings it.
+    `resumed` answers a report with `waiting` false: the run goes on, or it stays WAITING because its queue is full. Then it has a
+    place in the line, ahead of queued runs; the inbox says when it may go on, and the same report may be sent again at any time.
     """
 
     id: str
     lost: bool = False
+    resumed: bool | None = None
     refused: list[Refused] = []
     delta: MetadataDelta | None = None
     behind: bool = False
@@ -204,10 +246,12 @@ class InboxFrame(msgspec.Struct, omit_defaults=True):
     """One message of a worker's inbox (server-sent events).
 
     `deltas`: documents of held runs that others have written to. `finished`: ids of runs and batches that ended and whose
-    parent may be waiting for them. The first frame after connecting has `hello` set: what came before may have been missed, so
-    the worker asks for the state of whatever it waits for.
+    parent may be waiting for them. `resumed`: held runs that may go on after a wait, because their queue has room now. The first
+    frame after connecting has `hello` set: what came before may have been missed, so the worker asks for the state of whatever it
+    waits for.
     """
 
     hello: bool = False
     deltas: list[MetadataDelta] = []
     finished: list[str] = []
+    resumed: list[str] = []
