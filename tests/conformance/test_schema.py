@@ -91,6 +91,7 @@ def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
     engine.dispose()
     with store.read() as connection:
         expected = {
+            "attempts",
             "changes",
             "counted_ids",
             "log_marks",

@@ -356,7 +356,7 @@ def test_runs_of_a_batch_are_in_index_order_and_an_index_is_taken_once(store: St
         {"worker_id": "worker_1"},
         {"status": "COMPLETED"},
         {"finished_at": NOW},
-        {"status": "FAILED", "finished_at": NOW, "worker_id": "worker_1"},
+        {"status": "WAITING", "worker_id": None},
     ],
 )
 def test_the_database_itself_refuses_states_that_cannot_be(store: Store, values: dict[str, Any]) -> None:

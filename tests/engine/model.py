@@ -31,7 +31,7 @@ from milepost.model.retry import Retry
 from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta
 from milepost.protocol.triggering import TriggerOptions
-from milepost.protocol.work import ClaimedRun, RunReport, WorkerTask
+from milepost.protocol.work import ClaimedRun, Death, RunReport, WorkerTask
 from support.operations import exactly
 
 HELD = ("EXECUTING", "WAITING")
@@ -54,6 +54,13 @@ class Run:
     max_attempts: int | None
     status: str = "QUEUED"
     attempt: int = 0
+    charged: int = 0
+    has_begun: bool = False
+    # Of an earlier attempt.
+    has_ever_begun: bool = False
+    is_apart: bool = False
+    # Of every attempt that has ended, but the one that has completed the run.
+    ends: list[tuple[int, str]] = field(default_factory=list)
     worker: str | None = None
     sequence: int = 0
     said: Any = None
@@ -84,9 +91,13 @@ class Worker:
 
     tasks: list[str]
     seen_at: int
+    # What the registration said of claims, and whether the server has started anew since.
+    claims: int = -1
+    is_recalled: bool = False
     newest: int = -1
     sequence: int = -1
-    answer: list[str] = field(default_factory=list)
+    # What the claims have brought.
+    answers: dict[int, list[str]] = field(default_factory=dict)
 
 
 ORDER: dict[type[Any], int] = {
@@ -113,7 +124,7 @@ class Model:
         self.lease = round(lease_seconds * 1_000_000)
         self.grace = round(grace_seconds * 1_000_000)
         self.log_bytes_max = log_bytes_max
-        self.started_at = started_at
+        self.leases_from = self.looked_at = started_at
         self.runs: dict[str, Run] = {}
         self.batches: dict[str, Batch] = {}
         self.workers: dict[str, Worker] = {}
@@ -122,9 +133,11 @@ class Model:
         self.updated: dict[str, tuple[Any, list[Refusal]]] = {}
 
     def restart(self, now: int) -> None:
-        """The engine starts anew: it has forgotten the workers."""
-        self.workers.clear()
-        self.started_at = now
+        """The engine starts anew: the leases of all workers begin again."""
+        self.leases_from = self.looked_at = now
+        for worker in self.workers.values():
+            worker.seen_at = now
+            worker.newest, worker.sequence, worker.is_recalled = worker.claims, -1, True
 
     def apply(self, commands: Sequence[Command], answers: Sequence[Any], now: int) -> None:
         """Carry out a group in the order that groups have: what ends or frees first, claims last."""
@@ -220,11 +233,7 @@ class Model:
         self.workers[command.worker_id] = Worker([task.id for task in tasks], now)
         for run in self._held_by(command.worker_id):
             if run.id not in command.holding:
-                if run.sequence:
-                    self._lose(run, now)
-                else:
-                    # An attempt of which nothing was ever heard never began.
-                    run.status, run.worker, run.attempt = "QUEUED", None, run.attempt - 1
+                self._lose(run, now)
 
     def _hear_of(self, claims: Sequence[Claim]) -> None:
         for claim in claims:
@@ -242,19 +251,31 @@ class Model:
             return
         worker.seen_at = now
         ids = [run.id for run in answer]
-        if command.sequence == worker.sequence:
-            assert ids == worker.answer
-            return
+        if command.sequence <= worker.sequence or worker.sequence < 0:
+            given = worker.answers.get(command.sequence, [])
+            still = [run_id for run_id in given if self.runs[run_id].worker == command.worker_id]
+            if command.sequence <= worker.sequence or still:
+                assert sorted(ids) == sorted(still)
+                worker.sequence = max(worker.sequence, command.sequence)
+                return
         due = [run for run in self.runs.values() if run.status == "QUEUED" and run.due_at <= now]
         due = sorted((run for run in due if run.task in worker.tasks), key=lambda run: (run.due_at, run.id))
-        assert ids == [run.id for run in due[: command.slots]]
+        expected = [run.id for run in due if not run.is_apart][: command.slots]
+        apart = [run for run in due if run.is_apart]
+        if apart and not self._held_by(command.worker_id) and command.slots:
+            expected = [apart[0].id]
+        elif patient := [run for run in apart if run.due_at <= now - 10_000_000]:
+            expected = [*expected[: max(0, command.slots - 1)], patient[0].id][: command.slots]
+        assert ids == expected
         for claimed in answer:
             self._start(self.runs[claimed.id], command.worker_id, claimed)
-        worker.sequence, worker.answer = command.sequence, ids
+        worker.sequence, worker.answers[command.sequence] = command.sequence, ids
 
     def _start(self, run: Run, worker_id: str, claimed: ClaimedRun) -> None:
         run.status, run.worker, run.attempt, run.sequence = "EXECUTING", worker_id, run.attempt + 1, 0
-        assert claimed.attempt == run.attempt
+        run.has_begun = False
+        assert (claimed.attempt, claimed.charged) == (run.attempt, run.charged)
+        assert (claimed.has_begun, claimed.is_apart) == (run.has_ever_begun, run.is_apart)
         assert exactly(plain(claimed.metadata)) == exactly(run.document.value)
         assert claimed.metadata_version == run.document.version
         assert set(unpack(claimed.counted)) == run.document.counted
@@ -262,16 +283,11 @@ class Model:
 
     def _report(self, command: Report, answer: Any, now: int) -> None:
         worker = self.workers.get(command.worker_id)
-        if worker is None:
-            if command.leaving and not command.runs:
-                # Its word counts all the same: it may have registered with the server before this one.
-                assert answer == [], answer
-                for run in self._held_by(command.worker_id):
-                    self._lose(run, now)
-            else:
+        if command.runs or not (command.leaving or command.death):
+            if worker is None:
                 assert type(answer).__name__ == "NotFoundError", answer
-            return
-        worker.seen_at = now
+                return
+            worker.seen_at = now
         for item, reply in zip(command.runs, answer, strict=True):
             expected = self._report_run(item, command.worker_id, now)
             found = (
@@ -282,18 +298,35 @@ class Model:
             assert found == expected, (item, reply)
             if reply.delta is not None:
                 self._check_delta(self.runs[item.id], item, reply.delta)
+        if command.death is not None:
+            self._die(command.worker_id, command.death, now)
         if command.leaving:
-            del self.workers[command.worker_id]
             for run in self._held_by(command.worker_id):
+                run.has_begun = True
+                self._release(run, "handed_back")
+        if command.death or command.leaving:
+            self.workers.pop(command.worker_id, None)
+
+    def _die(self, worker_id: str, death: Death, now: int) -> None:
+        told = {(begun.id, begun.attempt): begun.waiting for begun in death.begun}
+        held = self._held_by(worker_id)
+        begun = [run for run in held if run.has_begun or (run.id, run.attempt) in told]
+        suspects = [run for run in begun if told.get((run.id, run.attempt)) is False] or begun
+        for run in held:
+            if run not in begun:
                 self._lose(run, now)
+                continue
+            run.has_begun = True
+            if suspects == [run]:
+                self._charge(run, "crashed", "ProcessDiedError", now)
+                continue
+            run.is_apart = run.is_apart or run in suspects
+            self._release(run, "beside")
 
     def _report_run(self, item: RunReport, worker_id: str, now: int) -> list[Refusal] | None:
         """What is refused; None when the run is lost to this worker."""
         run = self.runs[item.id]
         if run.attempt != item.attempt or run.worker not in (None, worker_id):
-            # An attempt of which nothing was heard may be handed to another worker under its number.
-            return None
-        if 0 < item.sequence < run.sequence and run.worker is None:
             return None
         said = item.changes, item.outcome
         if item.sequence == run.sequence > 0 and said != run.said:
@@ -308,6 +341,9 @@ class Model:
             return run.refusals.get((item.attempt, item.sequence), [])
         if run.status not in HELD or run.worker != worker_id:
             return None
+        run.has_begun = run.has_begun or item.begun or item.sequence > 0 or item.waiting is not None
+        if not item.sequence:
+            return []
         run.sequence, run.said = item.sequence, said
         refused: list[Refusal] = []
         for target in item.changes:
@@ -347,37 +383,62 @@ class Model:
             run.logged[key] = part.sequence, size, is_full
 
     def _end(self, run: Run, outcome: Outcome, now: int) -> None:
-        run.worker = None
-        run.error = outcome.error.name if outcome.error else None
+        run.is_apart = False
         if outcome.error is None:
-            run.status, run.output = "COMPLETED", outcome.output
-        elif outcome.retry_after_ms is None:
-            run.status = "FAILED"
-        else:
-            run.status, run.due_at = "QUEUED", now + outcome.retry_after_ms * 1000
-        run.finished_at = now if run.status in FINAL else None
+            run.status, run.output, run.error, run.finished_at = "COMPLETED", outcome.output, None, now
+            return
+        delay_ms = outcome.retry_after_ms
+        self._over(run, "raised", outcome.error.name or "", now, charge=True, delay_ms=delay_ms)
 
-    def _lose(self, run: Run, now: int) -> None:
-        delay_ms = self.retries[run.task].delay_ms(run.attempt, jitter=0, max_attempts=run.max_attempts)
-        run.worker, run.error = None, "WorkerLostError"
+    def _charge(self, run: Run, end: str, error: str, now: int) -> None:
+        """The task's own rule says what follows."""
+        rule = self.retries[run.task]
+        delay_ms = rule.delay_ms(run.charged + 1, jitter=0, max_attempts=run.max_attempts)
+        self._over(run, end, error, now, charge=True, delay_ms=delay_ms)
+
+    def _over(self, run: Run, end: str, error: str, now: int, *, charge: bool, delay_ms: int | None) -> None:
+        run.ends.append((run.attempt, end))
+        run.charged += charge
+        run.has_ever_begun = run.has_ever_begun or run.has_begun
+        run.error = error
         if delay_ms is None:
             run.status, run.finished_at = "FAILED", now
         else:
-            run.status, run.due_at = "QUEUED", now + delay_ms * 1000
+            run.status, run.worker, run.due_at = "QUEUED", None, now + delay_ms * 1000
+
+    def _release(self, run: Run, end: str) -> None:
+        """It costs nothing, and the run keeps its place in the line."""
+        run.ends.append((run.attempt, end))
+        run.has_ever_begun = run.has_ever_begun or run.has_begun
+        run.status, run.worker = "QUEUED", None
+
+    def _lose(self, run: Run, now: int) -> None:
+        if run.has_begun:
+            self._charge(run, "lost", "WorkerLostError", now)
+            return
+        self._release(run, "never_begun")
 
     def _release_lost(self, answer: Any, now: int) -> None:
-        for worker_id, worker in list(self.workers.items()):
-            if worker.seen_at < now - self.lease:
-                del self.workers[worker_id]
+        if now - self.looked_at > self.lease // 2:
+            # Nobody could have been heard.
+            self.leases_from = now
+        self.looked_at = now
         lost: list[Run] = []
-        if self.started_at <= now - self.lease:
-            lost = [run for run in self.runs.values() if run.worker and run.worker not in self.workers]
+        if self.leases_from < now - self.lease:
+            for worker_id, worker in list(self.workers.items()):
+                if worker.seen_at < now - self.lease:
+                    del self.workers[worker_id]
+            lost = [
+                run for run in self.runs.values() if run.status in HELD and run.worker not in self.workers
+            ]
         assert answer == len(lost)
         for run in lost:
+            run.is_apart = run.is_apart or run.attempt - run.charged >= 3
             self._lose(run, now)
 
     def _held_by(self, worker_id: str) -> list[Run]:
-        return [run for run in self.runs.values() if run.worker == worker_id]
+        held = [run for run in self.runs.values() if run.status in HELD and run.worker == worker_id]
+        return sorted(held, key=lambda run: (run.due_at, run.id))
 
     # --- documents ---------------------------------------------------------------------------------------------
 

@@ -34,7 +34,9 @@ from milepost.model.retry import NO_RETRY, Retry
 from milepost.model.run import Outcome
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import BatchLine
-from milepost.protocol.work import AttemptLines, RunReport, TargetOperations
+from milepost.protocol.work import AttemptLines, BegunRun, Death, RunReport, TargetOperations
+from milepost.store.attempts import load_attempts
+from milepost.store.runs import load_rows
 from support.faults import faults
 from support.operations import DOCUMENTS, OPERATIONS, RELATED, exactly
 from support.properties import database_property
@@ -249,6 +251,24 @@ class EngineMachine(RuleBasedStateMachine):
     def heartbeat(self, worker: str, leaving: bool, at_once: bool) -> None:
         self.add(Report(worker, [], leaving), at_once)
 
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), at_once=st.booleans())
+    def begin_attempt(self, data: st.DataObject, at_once: bool) -> None:
+        attempt = data.draw(st.sampled_from(self.attempts[-6:]))
+        report = RunReport(id=attempt.run, attempt=attempt.number, begun=True)
+        self.add(Report(attempt.worker, [report]), at_once)
+
+    @rule(worker=st.sampled_from(WORKERS), data=st.data(), at_once=st.booleans())
+    def die(self, worker: str, data: st.DataObject, at_once: bool) -> None:
+        """What the supervisor tells need not be all that the server knows."""
+        held = [attempt for attempt in self.attempts if attempt.worker == worker][-6:]
+        some = data.draw(st.lists(st.sampled_from(held), unique_by=id)) if held else []
+        begun = [
+            BegunRun(id=attempt.run, attempt=attempt.number, waiting=data.draw(st.booleans()))
+            for attempt in some
+        ]
+        self.add(Report(worker, [], death=Death(how="was killed by SIGKILL", begun=begun)), at_once)
+
     @rule(worker=st.sampled_from(WORKERS), forgets=st.booleans(), at_once=st.booleans())
     def register(self, worker: str, forgets: bool, at_once: bool) -> None:
         holding = [] if forgets else sorted(self.known_by[worker])
@@ -288,6 +308,15 @@ class EngineMachine(RuleBasedStateMachine):
     def release_lost_runs(self) -> None:
         self.add(ReleaseLostRuns(), at_once=True)
 
+    @rule(data=st.data())
+    def a_lease_goes_by(self, data: st.DataObject) -> None:
+        """The upkeep looks all the time, and some workers are heard."""
+        heard = data.draw(st.sets(st.sampled_from(WORKERS)))
+        for _ in range(6):
+            self.world.clock.advance(LEASE_SECONDS / 5)
+            self.carry_out([Report(worker, []) for worker in sorted(heard)])
+            self.carry_out([ReleaseLostRuns()])
+
     @rule()
     def restart(self) -> None:
         self.world.restart()
@@ -321,6 +350,11 @@ class EngineMachine(RuleBasedStateMachine):
             shown = reader.run(run_id)
             assert (shown.parent_id, shown.root_id, shown.batch_id) == (run.parent, run.root, run.batch)
             assert (shown.output is None) == (run.output is None)
+            with self.world.store.read() as connection:
+                row = load_rows(connection, [run_id])[run_id]
+                ended = [(one.number, one.end) for one in load_attempts(connection, run_id)]
+            assert row.charged == run.charged
+            assert ended == run.ends
             lines = reader.log(run_id, after=0).data
             assert [line.message for line in lines if not line.logger] == run.logs
             # A refusal says why behind a colon. What the server itself says is bounded too.

@@ -383,7 +383,7 @@ def test_no_claim_waits_for_what_it_could_have(
                     assert claim is not None
                     full = [
                         queue
-                        for queue, most in world.engine.state.queue_limits.items()
+                        for queue, most in world.engine.state.catalog.queue_limits.items()
                         if runs.executing_counts(connection, [queue]).get(queue, 0) >= most
                     ]
                     due = runs.due_ids(

@@ -199,7 +199,7 @@ def registering(world: World) -> tuple[list[Command], Check]:
 
     def check(results: list[Any]) -> None:
         [run] = results[1]
-        assert (run.id, run.attempt) == (run_id, 1)
+        assert (run.id, run.attempt, run.charged) == (run_id, 2, 0)
         other.finish(run)
 
     new_task = offered(f"task of {world.clock()}")
@@ -247,7 +247,10 @@ def losses(world: World) -> tuple[list[Command], Check]:
     worker = fresh_worker(world)
     run_id = world.trigger()
     worker.report(worker.claim_one(), Set("a", 1))
-    world.clock.advance(31)
+    for _ in range(5):
+        world.clock.advance(5.9)
+        world.do(ReleaseLostRuns())
+    world.clock.advance(1)
     other = WorkerDouble(world, "worker_2", *worker.tasks)
 
     def check(results: list[Any]) -> None:

@@ -101,7 +101,7 @@ def test_another_worker_under_the_same_attempt_is_not_heard(
 def test_a_worker_that_is_not_registered_is_told_so(
     world: World, worker: WorkerDouble, run: ClaimedRun
 ) -> None:
-    world.restart()
+    worker.send(leaving=True)
     [ticket] = world.submit(AppendLog(worker.id, [worker.next_lines(run, "one")]))
     with pytest.raises(NotFoundError):
         result_of(ticket)

@@ -28,10 +28,11 @@ def test_a_silent_worker_loses_its_runs_after_the_lease(world: World, worker: Wo
     run_id = world.trigger()
     run = worker.claim_one()
     worker.report(run, Set("a", 1))
-    world.clock.advance(29.9)
-    assert world.do(ReleaseLostRuns()) == 0
+    for _ in range(5):
+        world.clock.advance(5.9)
+        assert world.do(ReleaseLostRuns()) == 0
     assert status(world, run_id) == (RunStatus.EXECUTING, 1)
-    world.clock.advance(0.2)
+    world.clock.advance(0.6)
     assert world.do(ReleaseLostRuns()) == 1
     assert status(world, run_id) == (RunStatus.QUEUED, 1)
     assert world.reader.run(run_id).error.name == "WorkerLostError"
@@ -42,16 +43,16 @@ def test_a_silent_worker_loses_its_runs_after_the_lease(world: World, worker: Wo
 def test_the_tasks_own_rule_decides_what_follows(world: World, worker: WorkerDouble) -> None:
     """The second loss is the last attempt's; a run's own limit wins over the task's."""
     twice, once = world.trigger(), world.trigger(max_attempts=1)
-    worker.claim(2)
-    world.clock.advance(31)
-    world.do(ReleaseLostRuns())
+    worker.begin(*worker.claim(2))
+    assert world.pass_lease() == 2
     assert status(world, once) == (RunStatus.FAILED, 1)
     assert status(world, twice) == (RunStatus.QUEUED, 1)
     worker.register()
     world.clock.advance(1)
-    assert worker.claim_one().attempt == 2
-    world.clock.advance(31)
-    world.do(ReleaseLostRuns())
+    run = worker.claim_one()
+    assert (run.attempt, run.charged) == (2, 1)
+    worker.begin(run)
+    world.pass_lease()
     assert status(world, twice) == (RunStatus.FAILED, 2)
     assert world.reader.result(twice).error.name == "WorkerLostError"
 
@@ -59,8 +60,7 @@ def test_the_tasks_own_rule_decides_what_follows(world: World, worker: WorkerDou
 def test_a_run_of_a_lost_worker_that_waits_is_given_up_too(world: World, worker: WorkerDouble) -> None:
     run_id = world.trigger()
     worker.report(worker.claim_one(), waiting=True)
-    world.clock.advance(31)
-    assert world.do(ReleaseLostRuns()) == 1
+    assert world.pass_lease() == 1
     assert status(world, run_id) == (RunStatus.QUEUED, 1)
 
 
@@ -82,8 +82,7 @@ def test_a_worker_that_comes_back_too_late_hears_that_its_run_is_lost(
 ) -> None:
     run_id = world.trigger()
     run = worker.claim_one()
-    world.clock.advance(31)
-    world.do(ReleaseLostRuns())
+    world.pass_lease()
     late = worker.next_report(run, Set("late", 1), outcome=Outcome(output="1"))
     worker.register(holding=[run_id])
     [reply] = worker.send(late)
@@ -99,8 +98,7 @@ def test_a_lost_report_that_had_arrived_is_answered_like_the_original(
     run_id = world.trigger()
     report = worker.next_report(worker.claim_one(), Append("list", 1))
     worker.send(report)
-    world.clock.advance(31)
-    world.do(ReleaseLostRuns())
+    world.pass_lease()
     worker.register(holding=[run_id])
     worker.send(report)
     assert world.document(run_id) == ({"list": [1]}, 1)
@@ -127,8 +125,7 @@ def test_after_a_restart_the_runs_of_workers_that_stay_away_are_given_up(
     run_id = world.trigger()
     worker.claim_one()
     world.restart()
-    world.clock.advance(31)
-    assert world.do(ReleaseLostRuns()) == 1
+    assert world.pass_lease() == 1
     assert status(world, run_id) == (RunStatus.QUEUED, 1)
 
 
@@ -187,27 +184,28 @@ def test_nothing_counts_that_comes_behind_the_last_word_of_a_worker(
 def test_registering_again_queues_what_the_worker_does_not_know_of(
     world: World, worker: WorkerDouble
 ) -> None:
-    """The answer of a claim got lost: its attempt never began and does not count; another worker may have the run."""
+    """The answer of a claim got lost: its attempt never began and costs nothing; another worker may have the run."""
     kept, unknown = world.trigger_batch(item(), item()).run_ids
     run, lost = worker.claim(2)
     assert (run.id, lost.id) == (kept, unknown)
     worker.register(holding=[kept])
     assert status(world, kept) == (RunStatus.EXECUTING, 1)
-    assert status(world, unknown) == (RunStatus.QUEUED, 0)
+    assert status(world, unknown) == (RunStatus.QUEUED, 1)
     other = WorkerDouble(world, "worker_2", *worker.tasks)
     again = other.claim_one()
-    assert (again.id, again.attempt) == (unknown, 1)
+    assert (again.id, again.attempt, again.charged, again.has_begun) == (unknown, 2, 0, False)
     assert not other.finish(again, output="1").lost
     assert not worker.finish(run, output="1").lost
 
 
-def test_registering_twice_in_one_group_takes_back_one_attempt(world: World, worker: WorkerDouble) -> None:
+def test_registering_twice_in_one_group_takes_back_each_run_once(world: World, worker: WorkerDouble) -> None:
     run_id = world.trigger()
     worker.claim_one()
     again = RegisterWorker(worker.id, worker.id, worker.tasks, [])
     world.submit(again, again)
-    assert status(world, run_id) == (RunStatus.QUEUED, 0)
-    assert worker.claim_one().attempt == 1
+    assert status(world, run_id) == (RunStatus.QUEUED, 1)
+    again = worker.claim_one()
+    assert (again.attempt, again.charged) == (2, 0)
 
 
 def test_an_attempt_that_has_reported_is_not_handed_out_under_the_same_number(
@@ -259,9 +257,10 @@ def test_a_lost_child_tells_the_holder_of_its_parent(world: World, worker: Worke
     worker.claim_one()
     other = WorkerDouble(world, "worker_2", offered("child"))
     child = world.trigger("child", parent_run_id=parent)
-    other.claim_one()
-    world.clock.advance(31)
-    world.submit(Report(worker.id, []), ReleaseLostRuns())
+    other.begin(other.claim_one())
+    for _ in range(5):
+        world.clock.advance(6.1)
+        world.submit(Report(worker.id, []), ReleaseLostRuns())
     told = [(told.holder, told.ids) for told in world.announcements[-1].children_finished]
     assert told == [(worker.id, [child])]
     assert status(world, child) == (RunStatus.FAILED, 1)
@@ -271,7 +270,10 @@ def test_a_report_and_the_loss_of_its_worker_in_one_group(world: World, worker: 
     """The report comes first: the worker has been seen, and nothing is given up."""
     run_id = world.trigger()
     run = worker.claim_one()
-    world.clock.advance(31)
+    for _ in range(5):
+        world.clock.advance(5.9)
+        world.do(ReleaseLostRuns())
+    world.clock.advance(1)
     report = worker.next_report(run, outcome=Outcome(output="1"))
     lost, reported = world.submit(ReleaseLostRuns(), Report(worker.id, [report]))
     assert result_of(lost) == 0
@@ -331,4 +333,5 @@ def test_the_next_attempt_of_a_run_that_a_worker_believes_to_hold_is_queued_agai
     assert worker.claim_one().attempt == 2
     world.restart()
     world.do(RegisterWorker(worker.id, "w", worker.tasks, [run_id], [1], sequence=2, claims=2))
-    assert worker.claim_one().attempt == 2
+    again = worker.claim_one()
+    assert (again.attempt, again.charged, again.has_begun) == (3, 1, True)

@@ -226,8 +226,9 @@ def test_a_lost_run_does_not_touch_its_neighbours_in_the_report(
 def test_a_worker_that_is_not_registered_is_told_so_and_nothing_is_applied(
     world: World, worker: WorkerDouble, run: ClaimedRun
 ) -> None:
-    world.restart()
-    [ticket] = world.submit(Report(worker.id, [worker.next_report(run, Set("a", 1))]))
+    report = worker.next_report(run, Set("a", 1))
+    worker.send(leaving=True)
+    [ticket] = world.submit(Report(worker.id, [report]))
     assert isinstance(ticket.result, NotFoundError)
     assert world.document(run.id) == ({}, 0)
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine.commands import PruneAnswers, ReleaseLostRuns, Trigger, TriggerBatch
+from milepost.engine.commands import PruneAnswers, Trigger, TriggerBatch
 from milepost.errors import (
     InvalidRequestError,
     MetadataError,
@@ -102,8 +102,7 @@ def test_why_nobody_can_take_a_run(world: World) -> None:
     assert reason() is QueuedReason.NO_WORKER_ONLINE
     WorkerDouble(world, "worker_2", WorkerTask(id="work", queue="q", retry=NO_RETRY))
     assert reason() is None
-    world.clock.advance(3600)
-    world.do(ReleaseLostRuns())
+    world.pass_lease()
     assert reason() is QueuedReason.NO_WORKER_ONLINE
     world.restart()
     assert reason() is QueuedReason.NO_WORKER_ONLINE

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine import documents, working
+from milepost.engine import documents, reporting
 from milepost.engine.transaction import Transaction
 from milepost.feed.steps import RunNews
 from milepost.model.operations import Operation, Pending, Set
@@ -30,7 +30,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def a_repeated_report_is_applied_again(patch: pytest.MonkeyPatch) -> None:
-    applied = working._report_run
+    applied = reporting._report_run
 
     def report_run(item: Any, worker_id: str, transaction: Transaction, *more: Any) -> RunReply:
         row = transaction.run(item.id)
@@ -38,7 +38,7 @@ def a_repeated_report_is_applied_again(patch: pytest.MonkeyPatch) -> None:
             row.report_sequence = 0
         return applied(item, worker_id, transaction, *more)
 
-    patch.setattr(working, "_report_run", report_run)
+    patch.setattr(reporting, "_report_run", report_run)
 
 
 def a_repeated_request_is_applied_again(patch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def an_id_is_counted_over_all_keys(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_word_of_a_lost_attempt_counts(patch: pytest.MonkeyPatch) -> None:
-    applied = working._report_run
+    applied = reporting._report_run
 
     def report_run(item: Any, worker_id: str, transaction: Transaction, *more: Any) -> RunReply:
         row = transaction.run(item.id)
@@ -123,7 +123,7 @@ def the_word_of_a_lost_attempt_counts(patch: pytest.MonkeyPatch) -> None:
             worker_id = row.worker_id
         return applied(item, worker_id, transaction, *more)
 
-    patch.setattr(working, "_report_run", report_run)
+    patch.setattr(reporting, "_report_run", report_run)
 
 
 def an_end_is_announced_to_nobody_and_nobody_asks(patch: pytest.MonkeyPatch) -> None:

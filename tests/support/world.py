@@ -17,6 +17,7 @@ from milepost.engine.commands import (
     Claim,
     Command,
     RegisterWorker,
+    ReleaseLostRuns,
     Report,
     Trigger,
     TriggerBatch,
@@ -35,7 +36,9 @@ from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import (
     AttemptLines,
+    BegunRun,
     ClaimedRun,
+    Death,
     RunReply,
     RunReport,
     TargetOperations,
@@ -117,6 +120,14 @@ class World:
         """A new engine on the same store: nothing but the store is left of what was before."""
         self.clock.advance(0.001)
         self.engine = Engine(self.store, self.settings, self.clock)
+
+    def pass_lease(self) -> int:
+        """Let the lease of whoever is silent go by, and a second more, with the upkeep looking in between; how many runs were lost."""
+        lost, until = 0, self.clock() + round((self.settings.lease_seconds + 1) * 1_000_000)
+        while self.clock() < until:
+            self.clock.advance(self.settings.lease_seconds / 5)
+            lost += self.do(ReleaseLostRuns())
+        return lost
 
     def submit(self, *commands: Command) -> list[Ticket]:
         """Carry out commands as one group; none is like the committer waking up by the clock."""
@@ -276,6 +287,18 @@ class WorkerDouble:
     def send(self, *reports: RunReport, leaving: bool = False) -> list[RunReply]:
         """Send reports as one request."""
         return self.world.do(Report(self.id, reports, leaving))
+
+    def begin(self, *runs: ClaimedRun) -> list[RunReply]:
+        """Tell that the code of these attempts has begun."""
+        return self.send(*(RunReport(id=run.id, attempt=run.attempt, begun=True) for run in runs))
+
+    def die(
+        self, *begun: ClaimedRun, how: str = "was killed by SIGKILL", waiting: Sequence[ClaimedRun] = ()
+    ) -> None:
+        """The process is dead, and its supervisor says so. `begun` executed in it, `waiting` waited."""
+        runs = [BegunRun(id=run.id, attempt=run.attempt) for run in begun]
+        runs += [BegunRun(id=run.id, attempt=run.attempt, waiting=True) for run in waiting]
+        self.world.do(Report(self.id, [], death=Death(how=how, begun=runs)))
 
     def report(self, run: ClaimedRun, *operations: Operation, **fields: Any) -> RunReply:
         """Report on one run."""

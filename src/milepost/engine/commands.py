@@ -11,7 +11,7 @@ import msgspec
 from milepost.protocol.metadata import ChangeWriter
 from milepost.protocol.streams import PartReply, WriterEnd
 from milepost.protocol.triggering import BatchLine, TriggerOptions
-from milepost.protocol.work import AttemptLines, RunReport, WorkerTask
+from milepost.protocol.work import AttemptLines, Death, RunReport, WorkerTask
 from milepost.store.documents import Snapshot
 
 
@@ -147,6 +147,7 @@ class Report(msgspec.Struct, frozen=True):
     worker_id: str
     runs: Sequence[RunReport]
     leaving: bool = False
+    death: Death | None = None
 
 
 class ProbeWriting(msgspec.Struct, frozen=True):

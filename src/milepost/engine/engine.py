@@ -9,10 +9,21 @@ import logging
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import history, indexing, metadata, streams, triggering, working
+from milepost.engine import (
+    claiming,
+    history,
+    indexing,
+    metadata,
+    reporting,
+    streams,
+    triggering,
+    workers,
+)
 from milepost.engine.announcements import Announcement
+from milepost.engine.catalog import Catalog
 from milepost.engine.commands import (
     AddBatchItems,
     AddChunks,
@@ -36,13 +47,15 @@ from milepost.engine.commands import (
     WithdrawClaim,
 )
 from milepost.engine.documents import DocumentCache
-from milepost.engine.state import EngineSettings, EngineState, ParkedClaim, ParkedClaims
+from milepost.engine.state import EngineSettings, EngineState, ParkedClaim, ParkedClaims, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
 from milepost.protocol.work import ClaimedRun
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import workers as worker_store
 from milepost.store.database import Store
+from milepost.store.workers import WorkerRow
 
 logger = logging.getLogger("milepost.engine")
 
@@ -104,8 +117,11 @@ class Engine:
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         self.state = EngineState(settings, started_at=self._steady())
         with store.read() as connection:
-            self.state.learn_tasks(records.load_tasks(connection))
-            self.state.next_due_at = run_store.next_due_at_after(connection, clock(), list(self.state.tasks))
+            catalog = self.state.catalog = Catalog.of_rows(records.load_tasks(connection))
+            self.state.next_due_at = run_store.next_due_at_after(connection, clock(), list(catalog.tasks))
+            self.state.change_workers(
+                [_known(row, self.state.leases_from) for row in worker_store.load_workers(connection)], []
+            )
 
     def execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement | None]:
         """Carry out a group; what to answer to whom, and what to announce. Nothing is answered here: the caller does, in this order.
@@ -144,7 +160,7 @@ class Engine:
         over = list(self.state.parked.over(self._steady()))
         for parked in over:
             self.state.parked.remove(parked)
-            self.state.answered(parked.claim, [])
+            self.state.answered(parked.claim)
         if self.state.next_due_at is not None:
             self.state.next_due_at = max(self.state.next_due_at, now + AWAY_MICROSECONDS)
         return [(answer, []) for parked in over for answer in parked.answers]
@@ -173,7 +189,9 @@ class Engine:
         transaction: Transaction | None = None
         try:
             with self._store.write() as connection:
-                transaction = Transaction(connection, self._documents, self._clock(), self._steady())
+                transaction = Transaction(
+                    connection, self._documents, self.state, self._clock(), self._steady()
+                )
                 jump = self._jump(transaction)
                 self._load(others, transaction)
                 for request in others:
@@ -203,18 +221,19 @@ class Engine:
         return jump
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
-        # Only now: what a failed transaction has handed out was handed to nobody.
-        if transaction.gone_workers:
-            self.state.workers_gone(transaction.gone_workers)
+        # Only now: what a failed transaction has learnt or handed out is not so.
+        self.state.catalog = transaction.catalog
+        if transaction.gone_workers or transaction.registered_workers:
+            self.state.change_workers(transaction.registered_workers.values(), transaction.gone_workers)
         served.park(self.state.parked)
         self.state.next_due_at = served.next_due_at
         for worker_id, sequence in served.newest.items():
             if worker_id in self.state.workers:
                 self.state.workers[worker_id].newest_claim = sequence
         for claim in served.in_vain:
-            self.state.answered(claim, [])
-        for claim, runs in served.granted.values():
-            self.state.answered(claim, runs)
+            self.state.answered(claim)
+        for claim, _ in served.granted.values():
+            self.state.answered(claim)
 
     def _load(self, requests: Sequence[Request], transaction: Transaction) -> None:
         ids: set[str] = set()
@@ -224,7 +243,7 @@ class Engine:
             command = request.command
             match command:
                 case Report():
-                    ids |= working.related_run_ids(command.runs)
+                    ids |= reporting.related_run_ids(command.runs)
                 case AppendLog():
                     ids.update(part.id for part in command.runs)
                     logged.update(part.id for part in command.runs)
@@ -256,7 +275,7 @@ class Engine:
         try:
             match command:
                 case Report():
-                    return working.report(command, transaction, state)
+                    return reporting.report(command, transaction, state)
                 case AddChunks():
                     return streams.add_chunks(command, transaction, state)
                 case AddOutsideChunks():
@@ -264,7 +283,7 @@ class Engine:
                 case PruneStreams():
                     return streams.prune(command, transaction)
                 case AppendLog():
-                    return working.append_log(command, transaction, state)
+                    return reporting.append_log(command, transaction, state)
                 case Trigger():
                     return triggering.trigger(command, transaction, state)
                 case TriggerBatch():
@@ -272,7 +291,7 @@ class Engine:
                 case UpdateMetadata():
                     return metadata.update_metadata(command, transaction, state)
                 case RegisterWorker():
-                    return working.register(command, transaction, state)
+                    return workers.register(command, transaction, state)
                 case CreateBatch():
                     return triggering.create_batch(command, transaction, state)
                 case AddBatchItems():
@@ -281,7 +300,7 @@ class Engine:
                     records.probe_writing(transaction.connection, now=transaction.now)
                     return None
                 case ReleaseLostRuns():
-                    return working.release_lost(transaction, state)
+                    return workers.release_lost(transaction, state)
                 case IndexDocuments():
                     return indexing.index_documents(command, transaction, state)
                 case PruneAnswers():
@@ -312,7 +331,7 @@ class Engine:
         served = _Served(state.parked, None if state.next_due_at is None else state.next_due_at + jump)
         for request in claims:
             assert isinstance(request.command, Claim)
-            served.hear_of(request.command, state)
+            served.hear_of(request.command, transaction)
         for worker_id in {
             *transaction.gone_workers,
             *(worker_id for worker_id, _ in transaction.withdrawn_claims),
@@ -322,7 +341,9 @@ class Engine:
                 served.answer(parked, [])
         if served.next_due_at is not None and served.next_due_at <= now:
             transaction.everything_offered = True
-            served.next_due_at = run_store.next_due_at_after(transaction.connection, now, list(state.tasks))
+            served.next_due_at = run_store.next_due_at_after(
+                transaction.connection, now, list(transaction.catalog.tasks)
+            )
         self._hand_on(transaction, served)
         for request in claims:
             command = request.command
@@ -339,11 +360,13 @@ class Engine:
         Of no other task there is a run that a parked claim could have: it would have been handed on when it was offered.
         """
         for worker_id in transaction.registered_workers:
-            parked, worker = served.parked_of(worker_id), self.state.workers.get(worker_id)
+            parked, worker = served.parked_of(worker_id), transaction.worker(worker_id)
             if parked is not None and worker is not None:
                 served.wait(parked, worker.tasks)
         offered = transaction.offered_tasks
-        if transaction.everything_offered or not transaction.freed_queues.isdisjoint(self.state.queue_limits):
+        if transaction.everything_offered or not transaction.freed_queues.isdisjoint(
+            transaction.catalog.queue_limits
+        ):
             offered = set(self.state.parked.tasks)
         for task in sorted(offered):
             for parked in self.state.parked.waiting_for(task):
@@ -378,14 +401,16 @@ class Engine:
                 # A worker has one claim at a time; the newer one knows better how many slots are free.
                 served.answer(older, [])
         try:
-            runs = served.granted_to(claim.claim) or working.claim_runs(
+            runs = served.granted_to(claim.claim) or claiming.claim_runs(
                 claim.claim, transaction, self.state, among
             )
         except MilepostError as refusal:
             served.answer(claim, refusal)
             return 0
-        if not runs and not self.state.has_answered(claim.claim):
-            served.wait(claim, self.state.workers[worker_id].tasks)
+        worker = transaction.worker(worker_id)
+        assert worker is not None, "a claim of an unknown worker is refused"
+        if not runs and claim.claim.sequence > worker.answered_claim:
+            served.wait(claim, worker.tasks)
             return 0
         if not runs:
             served.answer(claim, [])
@@ -444,9 +469,9 @@ class _Served:
         for claim in self._new.values():
             parked.add(claim)
 
-    def hear_of(self, claim: Claim, state: EngineState) -> None:
+    def hear_of(self, claim: Claim, transaction: Transaction) -> None:
         """This claim is one of the group's."""
-        worker = state.workers.get(claim.worker_id)
+        worker = transaction.worker(claim.worker_id)
         if worker is not None:
             known = self.newest.get(worker.id, worker.newest_claim)
             self.newest[worker.id] = max(known, claim.sequence)
@@ -466,6 +491,12 @@ class _Served:
         if result == []:
             self.in_vain.append(claim.claim)
         self.answers.extend((answer, result) for answer in claim.answers)
+
+
+def _known(row: WorkerRow, seen_at: int) -> Worker:
+    """A worker that held a lease before the server started: it begins anew."""
+    tasks = msgspec.json.decode(row.tasks, type=tuple[str, ...])
+    return Worker(row.id, row.name, tasks, seen_at, registration=row.registration, newest_claim=row.claims)
 
 
 def _failure(error: Exception, command: Command) -> Exception:

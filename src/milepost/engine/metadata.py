@@ -92,7 +92,7 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
             raise ForbiddenError(not_an_ancestor(row.id, writing))
         # A whole document is accepted or refused as one: what is wrong with it is the request's error.
         Document.from_json(command.document, limit=state.settings.metadata_size_max)
-        declared = state.declared_of(row.task)
+        declared = transaction.catalog.declared_of(row.task)
         if declared is not None:
             check_document(command.document, declared, f"the metadata of task {row.task!r}")
         write(TargetOperations(row.id, [Update(command.document)]), writing, writer, transaction, state)
@@ -144,7 +144,9 @@ def write(
         return _refuse_all(target, "not_an_ancestor", not_an_ancestor(target.run, writing))
     if not _accepts_writes(row, transaction, state):
         return _refuse_all(target, RunFinishedError.code, _finished_message(row, state))
-    refusals = transaction.write_document(row, target.operations, writer, state.declared_of(row.task))
+    refusals = transaction.write_document(
+        row, target.operations, writer, transaction.catalog.declared_of(row.task)
+    )
     return [_refused(target, refusal) for refusal in refusals]
 
 
@@ -177,13 +179,13 @@ def is_ancestor(target_id: str, writing: RunRow, transaction: Transaction) -> bo
     return False
 
 
-def has_typed_ancestor(row: RunRow, transaction: Transaction, state: EngineState) -> bool:
+def has_typed_ancestor(row: RunRow, transaction: Transaction) -> bool:
     """Whether the document of a run above has a declared type (M76)."""
-    if not state.has_types:
+    if not transaction.catalog.has_types:
         return False
     above = transaction.run(row.parent_id) if row.parent_id is not None else None
     while above is not None:
-        if state.declared_of(above.task) is not None:
+        if transaction.catalog.declared_of(above.task) is not None:
             return True
         above = transaction.run(above.parent_id) if above.parent_id is not None else None
     return False

@@ -1,4 +1,4 @@
-"""What the engine remembers between groups of commands. All of it can be rebuilt: from the store, or by workers registering anew."""
+"""What the engine remembers between groups of commands: copies of rows, and hints. The store has all that decides."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, KeysView
 from heapq import heapify, heappop, heappush
@@ -7,14 +7,10 @@ from typing import Any
 
 import msgspec
 
+from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim
-from milepost.engine.declared import SchemaPlace, declared_by
 from milepost.model.identifiers import Identifiers
-from milepost.model.names import default_queue
-from milepost.model.retry import NO_RETRY, Retry
 from milepost.model.run import QueuedReason
-from milepost.protocol.work import ClaimedRun, WorkerTask
-from milepost.store.records import TaskRow
 
 METADATA_BYTES_MAX = 262_144
 LOG_BYTES_MAX = 4 * 1024 * 1024
@@ -41,19 +37,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     stream_bytes_max: int = STREAM_BYTES_MAX
 
 
-class KnownTask(msgspec.Struct, frozen=True):
-    """A task that some worker has offered."""
-
-    id: str
-    queue: str
-    queue_concurrency: int | None
-    retry: Retry
-    metadata_schema: bytes | None = None
-
-
 class Worker(msgspec.Struct):
-    """A worker that has registered with this server. `seen_at` is on the steady clock; `registration` and `newest_claim` are the
-    highest numbers that it has used."""
+    """A worker that holds a lease. `seen_at` is on the steady clock; `registration` and `newest_claim` are the highest numbers that
+    it has used, `answered_claim` that of its last claim that was answered."""
 
     id: str
     name: str
@@ -61,8 +47,7 @@ class Worker(msgspec.Struct):
     seen_at: int
     registration: int = 0
     newest_claim: int = -1
-    answered_sequence: int = -1
-    answer: list[ClaimedRun] = []
+    answered_claim: int = -1
 
 
 class ParkedClaim(msgspec.Struct, eq=False):
@@ -154,18 +139,19 @@ class ParkedClaims:
 
 
 class EngineState:
-    """Tasks, workers, parked claims, and when the next run is due."""
+    """What the engine knows of tasks and workers, which claims are parked, and when the next run is due.
+
+    Attributes:
+        catalog: the tasks that were ever offered, as of the newest commit.
+        leases_from: no lease counts from before this time on the steady clock: the server was not there to hear anybody.
+        looked_at: when the leases were last looked at.
+    """
 
     def __init__(self, settings: EngineSettings, *, started_at: int) -> None:
         self.settings = settings
-        self.started_at = started_at
+        self.leases_from = self.looked_at = started_at
         self.identifiers = Identifiers()
-        self.tasks: dict[str, KnownTask] = {}
-        # Whether the metadata of any task has a declared type.
-        self.has_types = False
-        self._declared: dict[str, tuple[bytes, SchemaPlace | None]] = {}
-        # How many runs of a queue may execute at once, for the queues that have a limit.
-        self.queue_limits: dict[str, int] = {}
+        self.catalog = Catalog({})
         self.workers: dict[str, Worker] = {}
         # What they offer. Replaced and never changed, because readers in other threads look into it.
         self._online_tasks: frozenset[str] = frozenset()
@@ -173,95 +159,27 @@ class EngineState:
         self.accepts_parking = True
         # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
         self.next_due_at: int | None = None
+        # False when it is known that no queued run has to execute apart.
+        self.may_have_apart = True
 
-    def learn_tasks(self, rows: dict[str, TaskRow]) -> None:
-        """Tasks that workers offered before this server started."""
-        self._learn(
-            KnownTask(
-                row.id,
-                row.queue,
-                row.queue_concurrency,
-                msgspec.json.decode(row.retry, type=Retry),
-                row.metadata_schema,
-            )
-            for row in rows.values()
-        )
-
-    def learn_offered(self, tasks: Iterable[WorkerTask]) -> None:
-        """A worker offers tasks: its word replaces what was known."""
-        self._learn(
-            KnownTask(
-                task.id,
-                task.queue,
-                task.queue_concurrency,
-                task.retry,
-                msgspec.json.encode(task.metadata_schema) if task.metadata_schema else None,
-            )
-            for task in tasks
-        )
-
-    def _learn(self, tasks: Iterable[KnownTask]) -> None:
-        self.tasks.update((task.id, task) for task in tasks)
-        self.has_types = any(known.metadata_schema is not None for known in self.tasks.values())
-        self.queue_limits = {
-            known.queue: known.queue_concurrency
-            for known in self.tasks.values()
-            if known.queue_concurrency is not None
-        }
-
-    def worker_registered(self, worker: Worker) -> None:
-        """A worker is here, with these tasks from now on."""
-        self.workers[worker.id] = worker
-        self._count_tasks()
-
-    def workers_gone(self, worker_ids: Iterable[str]) -> None:
-        """These workers are here no longer."""
-        for worker_id in worker_ids:
+    def change_workers(self, come: Iterable[Worker], gone: Iterable[str]) -> None:
+        """These workers are here, with what they offer from now on, and those are not any more."""
+        self.workers.update((worker.id, worker) for worker in come)
+        for worker_id in gone:
             self.workers.pop(worker_id, None)
-        self._count_tasks()
-
-    def _count_tasks(self) -> None:
         self._online_tasks = frozenset(task for worker in self.workers.values() for task in worker.tasks)
 
     def queued_reason(self, task: str) -> QueuedReason | None:
         """Why nobody can take a run of this task; None when a worker is online that can. Thread-safe."""
         if task in self._online_tasks:
             return None
-        return QueuedReason.NO_WORKER_ONLINE if task in self.tasks else QueuedReason.NEVER_OFFERED
+        return QueuedReason.NO_WORKER_ONLINE if task in self.catalog.tasks else QueuedReason.NEVER_OFFERED
 
-    def queue_of(self, task: str) -> str:
-        """The queue that runs of a task go through unless they name one."""
-        known = self.tasks.get(task)
-        return known.queue if known else default_queue(task)
-
-    def answered(self, claim: Claim, runs: list[ClaimedRun]) -> None:
-        """The claim was answered with these runs; a repeat of it is answered alike."""
+    def answered(self, claim: Claim) -> None:
+        """The claim was answered. A repeat of it brings nothing new."""
         worker = self.workers.get(claim.worker_id)
-        if worker is None or claim.sequence < worker.answered_sequence:
-            return
-        if runs or claim.sequence > worker.answered_sequence:
-            worker.answered_sequence, worker.answer = claim.sequence, runs
-
-    def has_answered(self, claim: Claim) -> bool:
-        """True when this claim, arriving again, is to be answered as before, be it with nothing."""
-        worker = self.workers.get(claim.worker_id)
-        return worker is not None and worker.answered_sequence == claim.sequence
-
-    def retry_of(self, task: str) -> Retry:
-        """The retry rule of a task; a task that nobody has offered is not retried."""
-        known = self.tasks.get(task)
-        return known.retry if known else NO_RETRY
-
-    def declared_of(self, task: str) -> SchemaPlace | None:
-        """The declared type of the metadata of a task's runs; None when it has none."""
-        known = self.tasks.get(task)
-        if known is None or known.metadata_schema is None:
-            return None
-        made = self._declared.get(task)
-        if made is None or made[0] != known.metadata_schema:
-            # Made when a document of the task is first written to, and once for each version of the schema.
-            made = self._declared[task] = known.metadata_schema, declared_by(known.metadata_schema, task)
-        return made[1]
+        if worker is not None:
+            worker.answered_claim = max(worker.answered_claim, claim.sequence)
 
     def due_later(self, due_at: int) -> None:
         """A run was queued for a later time."""

@@ -10,9 +10,9 @@ from milepost.engine.commands import AddChunks, AddOutsideChunks, AttemptWritten
 from milepost.engine.metadata import is_ancestor, not_an_ancestor
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
-from milepost.engine.working import worker_of
+from milepost.engine.workers import worker_of
 from milepost.errors import RunNotFoundError
-from milepost.model.run import holds
+from milepost.model.lifecycle import holds
 from milepost.protocol.streams import STREAMS_MAX, AttemptReply, PartReply, StreamState
 from milepost.store import streams as stream_store
 from milepost.store.runs import RunRow
@@ -29,7 +29,7 @@ ROW_BYTES_MAX = 256 * 1024
 
 def add_chunks(command: AddChunks, transaction: Transaction, state: EngineState) -> list[AttemptReply]:
     """Store what the attempts of a worker have written. Raises NotFoundError: the worker then registers anew."""
-    worker_of(command.worker_id, transaction, state)
+    worker_of(command.worker_id, transaction)
     return [_add_of_attempt(written, command.worker_id, transaction, state) for written in command.runs]
 
 

@@ -1,8 +1,9 @@
 """One group of commands as one unit: what they load, change and announce. Saved at once with one statement per table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 
+import msgspec
 from sqlalchemy import Connection
 
 from milepost.engine.announcements import (
@@ -14,26 +15,37 @@ from milepost.engine.announcements import (
     StreamGrown,
 )
 from milepost.engine.documents import DocumentCache, HotDocument, Writer, ids_of
+from milepost.engine.state import EngineState, Worker
 from milepost.model.counted import KNOWN_MAX
 from milepost.model.operations import Operation, Refusal
 from milepost.model.typed import Declared
+from milepost.store import attempts as attempt_store
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
 from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store import streams as stream_store
+from milepost.store import workers as worker_store
+from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
 from milepost.store.records import LogMark, LogRow, UsedToken
 from milepost.store.runs import NewRun, RunRow
 from milepost.store.streams import ChunkRow, StreamRow, WriterRow
+from milepost.store.workers import WorkerRow
 
 
 class Transaction:
     """What a group of commands works on. Decisions change the rows here; `save` writes them, the caller commits."""
 
-    def __init__(self, connection: Connection, documents: DocumentCache, now: int, steady_now: int) -> None:
+    def __init__(
+        self, connection: Connection, documents: DocumentCache, state: EngineState, now: int, steady_now: int
+    ) -> None:
         self.connection = connection
+        # As this group leaves them. The engine's memory learns of it after the commit.
+        self.catalog = state.catalog
+        self.registered_workers: dict[str, Worker] = {}
+        self._known_workers = state.workers
         # What is written down is by the wall clock; what is waited for, by the one that nobody sets.
         self.now = now
         self.steady_now = steady_now
@@ -44,6 +56,7 @@ class Transaction:
         self.everything_offered = False
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
+        self.ended_attempts: list[AttemptRow] = []
         self.logs: list[LogRow] = []
         self._log_marks: dict[tuple[str, int, str], LogMark] = {}
         self._marked_runs: set[str] = set()
@@ -54,8 +67,6 @@ class Transaction:
         self._earlier_refusals: dict[tuple[str, int, int], bytes] = {}
         # What these claims would be given, nobody would hear of.
         self.gone_workers: set[str] = set()
-        # They may offer other tasks than when they made the claim that is parked. Who presents itself claims anew.
-        self.registered_workers: set[str] = set()
         self.withdrawn_claims: set[tuple[str, int]] = set()
         self._answers: dict[str, bytes] = {}
         self._known_answers: dict[str, bytes] = {}
@@ -313,6 +324,36 @@ class Transaction:
         self._used_tokens[token.id] = token
         self._new_used_tokens.append(token)
 
+    def worker(self, worker_id: str) -> Worker | None:
+        """A worker that holds a lease, as things stand in this group."""
+        if worker_id in self.gone_workers:
+            return None
+        return self.registered_workers.get(worker_id) or self._known_workers.get(worker_id)
+
+    def register_worker(self, worker: Worker) -> None:
+        """A worker presents itself."""
+        self.gone_workers.discard(worker.id)
+        self.registered_workers[worker.id] = worker
+        worker_store.save_workers(
+            self.connection,
+            [
+                WorkerRow(
+                    worker.id,
+                    worker.name,
+                    msgspec.json.encode(worker.tasks).decode(),
+                    worker.registration,
+                    worker.newest_claim,
+                    self.now,
+                )
+            ],
+        )
+
+    def remove_workers(self, worker_ids: Collection[str]) -> None:
+        """These workers hold no lease any more."""
+        if worker_ids:
+            self.gone_workers.update(worker_ids)
+            worker_store.delete_workers(self.connection, worker_ids)
+
     def may_claim(self, worker_id: str, sequence: int) -> bool:
         """False when the worker has left, or given up this claim, in this group."""
         return worker_id not in self.gone_workers and (worker_id, sequence) not in self.withdrawn_claims
@@ -339,6 +380,9 @@ class Transaction:
         if self.new_batches:
             batch_store.insert_batches(connection, self.new_batches)
             self.new_batches.clear()
+        if self.ended_attempts:
+            attempt_store.insert_attempts(connection, self.ended_attempts)
+            self.ended_attempts.clear()
         if self._results:
             run_store.save_results(connection, self._results.values())
         if self._dirty_rows:

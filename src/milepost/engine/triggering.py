@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import msgspec
 
-from milepost.engine import working
 from milepost.engine.commands import (
     AddBatchItems,
     CreateBatch,
@@ -16,6 +15,7 @@ from milepost.engine.commands import (
     Triggered,
     TriggerItem,
 )
+from milepost.engine.ending import tell_batch
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.errors import (
@@ -153,7 +153,7 @@ def _learn_count(batch: BatchRow, run_count: int, transaction: Transaction) -> N
             field="runCount",
         )
     batch.run_count = run_count
-    working.tell_batch(batch, transaction)
+    tell_batch(batch, transaction)
 
 
 def _check_count(count: int, field: str, *, least: int = 1) -> None:
@@ -224,7 +224,7 @@ def _new_run(
     return NewRun(
         id=run_id,
         task=item.task,
-        queue=_queue_name(options, state.queue_of(item.task), place),
+        queue=_queue_name(options, transaction.catalog.queue_of(item.task), place),
         max_attempts=_max_attempts(options, place),
         due_at=now,
         created_at=now,
@@ -235,7 +235,7 @@ def _new_run(
         tags=_tags(options, place),
         payload=item.payload,
         payload_type=_payload_type(item, place),
-        trigger_metadata=_metadata(item.task, options, state, place),
+        trigger_metadata=_metadata(item.task, options, transaction, state, place),
     )
 
 
@@ -269,7 +269,9 @@ def _payload_type(item: TriggerItem, place: str) -> str | None:
     return kind
 
 
-def _metadata(task: str, options: TriggerOptions, state: EngineState, place: str) -> bytes | None:
+def _metadata(
+    task: str, options: TriggerOptions, transaction: Transaction, state: EngineState, place: str
+) -> bytes | None:
     metadata = options.metadata
     if metadata is None:
         return None
@@ -280,7 +282,7 @@ def _metadata(task: str, options: TriggerOptions, state: EngineState, place: str
         )
     try:
         document = Document.from_json(cast("object", metadata), limit=state.settings.metadata_size_max)
-        declared = state.declared_of(task)
+        declared = transaction.catalog.declared_of(task)
         if declared is not None:
             check_document(document.value, declared, f"the metadata of task {task!r}")
         return document.encode()
@@ -331,8 +333,14 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 queue=run.queue,
                 status=RunStatus.QUEUED,
                 attempt=0,
+                charged=0,
                 max_attempts=run.max_attempts,
                 worker_id=None,
+                claim_sequence=None,
+                claimed_at=None,
+                begun_at=None,
+                is_apart=0,
+                resuming_at=None,
                 report_sequence=0,
                 report_checksum=None,
                 due_at=run.due_at,

@@ -477,7 +477,7 @@ class Hub:
                 parent.child_changed()
         self.lists.take_in(changed)
         self.matches.take_in(changed)
-        if changed.changes and row.worker_id is not None:
+        if changed.changes and row.is_held and row.worker_id is not None:
             inbox = self.inboxes.get(row.worker_id)
             if inbox is not None and (
                 # Without a number it was a child process of the run, and not what the worker itself has reported.

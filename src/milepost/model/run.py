@@ -1,14 +1,8 @@
-"""A run's life as pure rules: which command is allowed in which state, and what it changes.
-
-No I/O and no clock: the engine loads the state, asks here, and stores what comes back. Times are microseconds since 1970, UTC.
-"""
+"""The words for where runs and attempts stand, and how attempts end. What follows from what is in `model/lifecycle.py`."""
 
 from enum import StrEnum
-from typing import Protocol
 
 import msgspec
-
-from milepost.model.retry import Retry
 
 
 class RunStatus(StrEnum):
@@ -58,8 +52,6 @@ class AttemptEnd(StrEnum):
 
 CHARGED_ENDS = frozenset({AttemptEnd.RAISED, AttemptEnd.CRASHED, AttemptEnd.LOST})
 FINAL_STATUSES = frozenset({RunStatus.COMPLETED, RunStatus.FAILED})
-# A year; whatever a worker asks for, the run comes back.
-RETRY_DELAY_MS_MAX = 365 * 24 * 3600 * 1000
 HELD_STATUSES = frozenset({RunStatus.EXECUTING, RunStatus.WAITING})
 
 
@@ -69,26 +61,6 @@ class RunError(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", 
     message: str
     name: str | None = None
     stack_trace: str | None = None
-
-
-class RunState(Protocol):
-    """The part of a run that the lifecycle looks at."""
-
-    @property
-    def status(self) -> RunStatus: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def worker_id(self) -> str | None: ...
-
-
-class Change(msgspec.Struct, frozen=True, gc=False):
-    """What a command changes: the new status, who holds the run, and when it is due."""
-
-    status: RunStatus
-    attempt: int
-    worker_id: str | None
-    due_at: int | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
@@ -101,34 +73,3 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", g
     output: str | None = None
     error: RunError | None = None
     retry_after_ms: int | None = None
-
-
-def holds(run: RunState, worker_id: str, attempt: int) -> bool:
-    """True while this worker's word about this attempt counts: it holds the run and no later attempt has begun."""
-    return run.status in HELD_STATUSES and run.worker_id == worker_id and run.attempt == attempt
-
-
-def claim(run: RunState, worker_id: str) -> Change:
-    """A queued run goes to a worker, one attempt further."""
-    return Change(RunStatus.EXECUTING, run.attempt + 1, worker_id)
-
-
-def finish(run: RunState, outcome: Outcome, now: int) -> Change:
-    """The attempt has ended: completed, failed for good, or queued for the next attempt."""
-    if outcome.error is None:
-        return Change(RunStatus.COMPLETED, run.attempt, None)
-    if outcome.retry_after_ms is None:
-        return Change(RunStatus.FAILED, run.attempt, None)
-    delay_ms = min(max(outcome.retry_after_ms, 0), RETRY_DELAY_MS_MAX)
-    return Change(RunStatus.QUEUED, run.attempt, None, due_at=now + delay_ms * 1000)
-
-
-def lose(run: RunState, retry: Retry, max_attempts: int | None, jitter: float) -> Outcome:
-    """The worker that held the run has gone: the attempt failed, and the task's own retry rule decides what follows."""
-    return Outcome(
-        error=RunError(
-            name="WorkerLostError",
-            message=f"the worker that ran attempt {run.attempt} stopped answering; it was killed or lost its connection",
-        ),
-        retry_after_ms=retry.delay_ms(run.attempt, jitter=jitter, max_attempts=max_attempts),
-    )

@@ -487,7 +487,7 @@ class Handlers:
             _check_operation_count(sum(len(target.operations) for target in run.changes), run.id)
         runs = await doors.check_reports(body.runs)
         return ReportResponse(
-            await self._submit(commands.Report(request.path_params["worker"], runs, body.leaving))
+            await self._submit(commands.Report(request.path_params["worker"], runs, body.leaving, body.death))
         )
 
     async def report_log(self, request: Request) -> Any:

@@ -1,6 +1,6 @@
 """Runs: insert, load, save, find the due ones, list, count."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -46,8 +46,14 @@ class RunRow(msgspec.Struct, gc=False):
     queue: str
     status: RunStatus
     attempt: int
+    charged: int
     max_attempts: int | None
     worker_id: str | None
+    claim_sequence: int | None
+    claimed_at: int | None
+    begun_at: int | None
+    is_apart: int
+    resuming_at: int | None
     report_sequence: int
     report_checksum: int | None
     due_at: int
@@ -63,6 +69,11 @@ class RunRow(msgspec.Struct, gc=False):
     metadata_written: int
     metadata_unindexed: int
     large: str | None
+
+    @property
+    def is_held(self) -> bool:
+        """True while a worker holds the run."""
+        return self.status in HELD_STATUSES
 
 
 class NewRun(msgspec.Struct, kw_only=True, gc=False):
@@ -154,6 +165,8 @@ def _literal(status: RunStatus) -> ColumnElement[str]:
 _HELD = runs.c.status.in_([_literal(status) for status in sorted(HELD_STATUSES)])
 _EXECUTING = runs.c.status == _literal(RunStatus.EXECUTING)
 _QUEUED = runs.c.status == _literal(RunStatus.QUEUED)
+_DUE = and_(_QUEUED, runs.c.is_apart == literal_column("0"))
+_APART = and_(_QUEUED, runs.c.is_apart == literal_column("1"))
 
 _INSERT_NAMES = (
     "id",
@@ -183,7 +196,13 @@ _INSERT_NAMES = (
 _STATE_NAMES = (
     "status",
     "attempt",
+    "charged",
     "worker_id",
+    "claim_sequence",
+    "claimed_at",
+    "begun_at",
+    "is_apart",
+    "resuming_at",
     "report_sequence",
     "report_checksum",
     "due_at",
@@ -195,7 +214,7 @@ _STATE_NAMES = (
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 # No index has one of these, so that most reports write one page of the table and no other.
-_REPORT_NAMES = ("report_sequence", "report_checksum", "updated_at")
+_REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "updated_at")
 
 
 def _update(names: Sequence[str]) -> Statement:
@@ -304,7 +323,8 @@ def save_rows(connection: Connection, rows: Iterable[RunRow]) -> None:
 def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back which report was applied last, for rows of which nothing else has changed."""
     _SAVE_REPORT.write(
-        connection, [(row.report_sequence, row.report_checksum, row.updated_at, row.id) for row in rows]
+        connection,
+        [(row.begun_at, row.report_sequence, row.report_checksum, row.updated_at, row.id) for row in rows],
     )
 
 
@@ -327,7 +347,13 @@ def _state(row: RunRow) -> Row:
     return (
         _STATUS_TEXT[row.status],
         row.attempt,
+        row.charged,
         row.worker_id,
+        row.claim_sequence,
+        row.claimed_at,
+        row.begun_at,
+        row.is_apart,
+        row.resuming_at,
         row.report_sequence,
         row.report_checksum,
         row.due_at,
@@ -372,7 +398,7 @@ def _due_statement(task_count: int, left_out_count: int) -> Statement:
     leave_out = [runs.c.queue.not_in(parameters(queues))] if queues else []
     parts = [
         select(runs.c.id, runs.c.queue, runs.c.due_at)
-        .where(_QUEUED, runs.c.task == bindparam(task), runs.c.due_at <= bindparam("now"), *leave_out)
+        .where(_DUE, runs.c.task == bindparam(task), runs.c.due_at <= bindparam("now"), *leave_out)
         .order_by(runs.c.due_at, runs.c.id)
         .limit(bindparam("count", type_=Integer))
         .subquery()
@@ -387,12 +413,28 @@ def _due_statement(task_count: int, left_out_count: int) -> Statement:
     return Statement(statement, ["now", "count", *tasks, *queues])
 
 
+def apart_due(connection: Connection, tasks: Collection[str], *, now: int) -> list[tuple[str, str, int]]:
+    """(id, queue, due_at) of the due runs of these tasks that have to execute apart, oldest first. They are few."""
+    found = connection.execute(
+        select(runs.c.id, runs.c.queue, runs.c.due_at, runs.c.task)
+        .where(_APART, runs.c.due_at <= now)
+        .order_by(runs.c.due_at, runs.c.id)
+    )
+    return [(run_id, queue, due_at) for run_id, queue, due_at, task in found if task in tasks]
+
+
+def has_apart(connection: Connection) -> bool:
+    """Whether any queued run has to execute apart."""
+    return bool(connection.execute(select(exists().where(_APART))).scalar())
+
+
 def next_due_at_after(connection: Connection, after: int, tasks: Sequence[str]) -> int | None:
     """When the next queued run of these tasks becomes due that is not due at `after` yet; None when there is none.
 
     One look into the index per task, however many runs are queued.
     """
-    found: list[int] = []
+    apart = select(func.min(runs.c.due_at)).where(_APART, runs.c.due_at > after)
+    found: list[int] = [due_at for due_at in connection.execute(apart).scalars() if due_at is not None]
     for start in range(0, len(tasks), NEXT_DUE_TASKS):
         chunk = padded(tuple(tasks[start : start + NEXT_DUE_TASKS]))
         found += [due_at for (due_at,) in _next_due_statement(len(chunk)).read(connection, (after, *chunk))]
@@ -404,7 +446,7 @@ def _next_due_statement(task_count: int) -> Statement:
     tasks = [f"task_{number}" for number in range(task_count)]
     parts = [
         select(runs.c.due_at)
-        .where(_QUEUED, runs.c.task == bindparam(task), runs.c.due_at > bindparam("after"))
+        .where(_DUE, runs.c.task == bindparam(task), runs.c.due_at > bindparam("after"))
         .order_by(runs.c.due_at)
         .limit(literal_column("1"))
         .subquery()
@@ -416,19 +458,19 @@ def _next_due_statement(task_count: int) -> Statement:
 
 def shift_due(connection: Connection, microseconds: int) -> None:
     """Move the time at which each queued run becomes due: the clock was set by that much."""
-    connection.execute(
-        update(runs).where(runs.c.status == "QUEUED").values(due_at=runs.c.due_at + microseconds)
-    )
+    for queued in (_DUE, _APART):
+        connection.execute(update(runs).where(queued).values(due_at=runs.c.due_at + microseconds))
 
 
 def move_queued(connection: Connection, task: str, *, from_queue: str, to_queue: str) -> None:
     """Let the runs of a task that are queued in one queue wait in another."""
     if from_queue != to_queue:
-        connection.execute(
-            update(runs)
-            .where(_QUEUED, runs.c.task == task, runs.c.queue == from_queue)
-            .values(queue=to_queue)
-        )
+        for queued in (_DUE, _APART):
+            connection.execute(
+                update(runs)
+                .where(queued, runs.c.task == task, runs.c.queue == from_queue)
+                .values(queue=to_queue)
+            )
 
 
 def executing_counts(connection: Connection, queues: Iterable[str]) -> dict[str, int]:
@@ -448,9 +490,17 @@ def _executing_statement(queue_count: int) -> Statement:
     return Statement(statement, queues)
 
 
-def held_ids(connection: Connection, worker_id: str) -> list[str]:
-    """The runs that a worker holds."""
-    return list(connection.execute(select(runs.c.id).where(_HELD, runs.c.worker_id == worker_id)).scalars())
+def held_ids(connection: Connection, worker_id: str, *, claim: int | None = None) -> list[str]:
+    """The runs that a worker holds; `claim`: those that this claim of it has brought."""
+    statement = select(runs.c.id).where(_HELD, runs.c.worker_id == worker_id)
+    if claim is not None:
+        statement = statement.where(runs.c.claim_sequence == claim)
+    return list(connection.execute(statement.order_by(runs.c.due_at, runs.c.id)).scalars())
+
+
+def holds_any(connection: Connection, worker_id: str) -> bool:
+    """Whether a worker holds a run."""
+    return bool(connection.execute(select(exists().where(_HELD, runs.c.worker_id == worker_id))).scalar())
 
 
 def holders(connection: Connection) -> list[str]:
@@ -566,7 +616,7 @@ def _count_all_by_status(connection: Connection) -> dict[str, int]:
         return connection.execute(statement).scalar_one()
 
     counts = {
-        RunStatus.QUEUED.value: count(_QUEUED),
+        RunStatus.QUEUED.value: count(_DUE) + count(_APART),
         RunStatus.EXECUTING.value: count(_HELD, _EXECUTING),
         RunStatus.WAITING.value: count(_HELD, runs.c.status == _literal(RunStatus.WAITING)),
         RunStatus.FAILED.value: count(runs.c.status == _literal(RunStatus.FAILED)),

@@ -27,6 +27,8 @@ tables = MetaData()
 
 _STATUSES = ", ".join(f"'{status}'" for status in RunStatus)
 
+_HELD = "(worker_id IS NOT NULL OR status NOT IN ('EXECUTING', 'WAITING')) AND (worker_id IS NULL OR status <> 'QUEUED')"
+
 
 def _where(condition: str) -> dict[str, Any]:
     """A partial index: the same condition for both databases."""
@@ -40,10 +42,22 @@ runs = Table(
     Column("task", Text, nullable=False),
     Column("queue", Text, nullable=False),
     Column("status", Text, nullable=False),
+    # The number of the newest attempt. It grows with each claim, so none is ever used twice.
     Column("attempt", Integer, nullable=False),
+    # How many attempts that have ended count against the rule of retries.
+    Column("charged", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer),
-    # The worker that holds the run; set exactly while it is EXECUTING or WAITING.
+    # The worker of the newest attempt. It holds the run while that is EXECUTING or WAITING; nobody's once it is QUEUED again.
     Column("worker_id", Text),
+    # Which claim of the worker has brought the run, so that a repeat of the claim is answered alike.
+    Column("claim_sequence", BigInteger),
+    Column("claimed_at", BigInteger),
+    # When the server first heard that the code of the newest attempt has begun.
+    Column("begun_at", BigInteger),
+    # 1 for a suspect of a crash: it executes alone in its process.
+    Column("is_apart", Integer, nullable=False, server_default=text("0")),
+    # Since when a waiting run would go on, if its queue had room.
+    Column("resuming_at", BigInteger),
     # The newest report of the present attempt that was applied (M44: each at most once).
     Column("report_sequence", Integer, nullable=False),
     # What that report said, as a checksum: another one under the same number is no repeat.
@@ -73,10 +87,11 @@ runs = Table(
     # Names of columns whose value is in `large_values` instead, joined with commas.
     Column("large", Text),
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
-    CheckConstraint("(worker_id IS NOT NULL) = (status IN ('EXECUTING', 'WAITING'))", name="runs_held"),
+    CheckConstraint(_HELD, name="runs_held"),
     CheckConstraint("(finished_at IS NOT NULL) = (status IN ('COMPLETED', 'FAILED'))", name="runs_finished"),
     # `queue` is there so that runs of a full queue are passed over without looking at their rows.
-    Index("runs_due", "task", "due_at", "id", "queue", **_where("status = 'QUEUED'")),
+    Index("runs_due", "task", "due_at", "id", "queue", **_where("status = 'QUEUED' AND is_apart = 0")),
+    Index("runs_apart", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 1")),
     Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
     # Also of the runs without a parent: a list of those must not read past their children.
     Index("runs_parent", "parent_id", "id"),
@@ -86,6 +101,37 @@ runs = Table(
     Index("runs_failed", "id", **_where("status = 'FAILED'")),
     Index("runs_unindexed", "id", **_where("metadata_unindexed = 1")),
 )  # fmt: skip
+
+# Attempts that have ended, but for the last one of a completed run: that, and the newest one of any other, stands in the run's row.
+attempts = Table(
+    "attempts",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("worker_id", Text),
+    Column("claimed_at", BigInteger),
+    Column("begun_at", BigInteger),
+    Column("ended_at", BigInteger, nullable=False),
+    # How it ended, a word of `AttemptEnd`.
+    Column("end", Text, nullable=False),
+    # What it raised, or why it is over, as JSON.
+    Column("error", Text),
+    sqlite_with_rowid=False,
+)
+
+# The workers that hold a lease.
+workers = Table(
+    "workers",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    # The ids of the tasks that it offers, a JSON list.
+    Column("tasks", Text, nullable=False),
+    # The number of the newest registration that was heard, and that of the worker's last claim by then.
+    Column("registration", BigInteger, nullable=False),
+    Column("claims", BigInteger, nullable=False),
+    Column("registered_at", BigInteger, nullable=False),
+)
 
 run_tags = Table(
     "run_tags",

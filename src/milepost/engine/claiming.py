@@ -1,0 +1,175 @@
+"""Deciding on claims: which due runs a worker is given. Queue limits hold over all workers."""
+
+from collections.abc import Container, Sequence
+
+import msgspec
+
+from milepost.engine import ending
+from milepost.engine.commands import Claim
+from milepost.engine.metadata import has_typed_ancestor
+from milepost.engine.state import EngineState
+from milepost.engine.transaction import Transaction
+from milepost.engine.workers import worker_of
+from milepost.model import jsonvalue
+from milepost.model.counted import pack
+from milepost.model.lifecycle import Move
+from milepost.protocol.work import ClaimedRun
+from milepost.store import runs as run_store
+from milepost.store.runs import RunRecord, RunRow
+
+SLOTS_MAX = 1000
+# A run that has to execute apart goes to a worker that has nothing else to do. After so long any worker is given it, which then
+# lets its other runs end first.
+APART_WAIT_MICROSECONDS = 10_000_000
+
+
+def claim_runs(
+    command: Claim, transaction: Transaction, state: EngineState, among: Container[str] | None = None
+) -> list[ClaimedRun]:
+    """Lease due runs to the worker, oldest first; none when none is due. A claim that comes again is answered with the same runs.
+
+    Args:
+        among: where it is known that of other tasks than these no run is due.
+    """
+    worker = worker_of(command.worker_id, transaction)
+    if command.sequence <= worker.answered_claim:
+        return _claimed_before(command, transaction)
+    if worker.answered_claim < 0 and (before := _claimed_before(command, transaction)):
+        # It was answered before the server has started anew.
+        return before
+    tasks = worker.tasks if among is None else tuple(task for task in worker.tasks if task in among)
+    if not tasks or command.slots < 1:
+        return []
+    slots = min(command.slots, SLOTS_MAX)
+    ids = _due_apart(worker.id, tasks, transaction, state) if state.may_have_apart else []
+    if not ids or run_store.holds_any(transaction.connection, worker.id):
+        ids = [*_due_within_limits(tasks, slots - len(ids), transaction), *ids]
+    if not ids:
+        return []
+    records = run_store.load_records(transaction.connection, ids, values=True)
+    has_begun: set[str] = set()
+    for record in records.values():
+        transaction.adopt(record.row)
+        if record.row.started_at is not None:
+            has_begun.add(record.row.id)
+        _lease(record.row, worker.id, command.sequence, transaction)
+    return _claimed([records[run_id] for run_id in ids], has_begun, transaction)
+
+
+def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction) -> None:
+    ending.change_status(row, Move.CLAIM, transaction)
+    row.attempt += 1
+    row.worker_id, row.claim_sequence = worker_id, sequence
+    # The reports of each attempt are counted from 1.
+    row.report_sequence, row.begun_at = 0, None
+    # By these two one sees whether an earlier attempt has begun, also where a clock stands still.
+    row.claimed_at = max(transaction.now, (row.started_at or 0) + 1)
+    if row.started_at is None:
+        row.started_at = row.claimed_at
+
+
+def _claimed_before(command: Claim, transaction: Transaction) -> list[ClaimedRun]:
+    """What the same claim has brought, as far as the worker still holds it."""
+    ids = run_store.held_ids(transaction.connection, command.worker_id, claim=command.sequence)
+    records = run_store.load_records(transaction.connection, ids, values=True)
+    for record in records.values():
+        # As this group leaves it, where it has been loaded.
+        record.row = transaction.run(record.row.id) or record.row
+    held = [records[run_id] for run_id in ids if records[run_id].row.is_held]
+    # Any but the first attempt may have begun: the marks of the earlier ones are as the claim has found them.
+    has_begun = {record.row.id for record in held if record.row.started_at != record.row.claimed_at}
+    return _claimed(held, has_begun, transaction)
+
+
+def _due_apart(
+    worker_id: str, tasks: Sequence[str], transaction: Transaction, state: EngineState
+) -> list[str]:
+    """The run that this worker is to execute apart, if any."""
+    due = run_store.apart_due(transaction.connection, tasks, now=transaction.now)
+    if not due:
+        state.may_have_apart = run_store.has_apart(transaction.connection)
+        return []
+    limits = transaction.catalog.queue_limits
+    executing = run_store.executing_counts(transaction.connection, limits) if limits else {}
+    is_idle = not run_store.holds_any(transaction.connection, worker_id)
+    for run_id, queue, due_at in due:
+        has_room = queue not in limits or executing.get(queue, 0) < limits[queue]
+        if has_room and (is_idle or due_at <= transaction.now - APART_WAIT_MICROSECONDS):
+            return [run_id]
+    return []
+
+
+def _due_within_limits(tasks: Sequence[str], limit: int, transaction: Transaction) -> list[str]:
+    """Ids of due runs that may execute now, oldest first. A queue that is full does not hold up the others."""
+    if limit < 1:
+        return []
+    limits = transaction.catalog.queue_limits
+    chosen: dict[str, str] = {}
+    if not limits:
+        due = run_store.due_ids(transaction.connection, tasks, limit=limit, now=transaction.now)
+        return [run_id for run_id, _ in due]
+    executing = run_store.executing_counts(transaction.connection, limits)
+    while True:
+        full = [queue for queue, most in limits.items() if executing.get(queue, 0) >= most]
+        # Those chosen before are found again: they are still queued.
+        due = run_store.due_ids(
+            transaction.connection,
+            tasks,
+            limit=limit,
+            now=transaction.now,
+            without_queues=full,
+            besides=len(chosen),
+        )
+        found_full = False
+        for run_id, queue in due:
+            if run_id in chosen or len(chosen) == limit:
+                continue
+            if queue in limits:
+                if executing.get(queue, 0) >= limits[queue]:
+                    found_full = True
+                    continue
+                executing[queue] = executing.get(queue, 0) + 1
+            chosen[run_id] = queue
+        if not found_full or len(chosen) == limit:
+            return list(chosen)
+
+
+def _claimed(
+    records: Sequence[RunRecord], has_begun: Container[str], transaction: Transaction
+) -> list[ClaimedRun]:
+    limits = transaction.catalog.queue_limits
+    written = [record.row for record in records if record.row.metadata_written]
+    documents = transaction.documents(written) if written else {}
+    claimed: list[ClaimedRun] = []
+    for record in records:
+        row = record.row
+        run = ClaimedRun(
+            id=row.id,
+            task=row.task,
+            attempt=row.attempt,
+            max_attempts=row.max_attempts,
+            charged=row.charged,
+            has_begun=row.id in has_begun,
+            is_apart=bool(row.is_apart),
+            has_queue_limit=row.queue in limits,
+            payload=record.payload,
+            payload_type=record.payload_type,
+            tags=record.tags,
+            queue=row.queue,
+            parent_id=row.parent_id,
+            root_id=row.root_id,
+            has_typed_ancestor=has_typed_ancestor(row, transaction),
+            batch_id=row.batch_id,
+            depth=row.depth,
+            created_at=row.created_at,
+        )
+        hot = documents.get(row.id)
+        # Raw, because another thread sends it while this one may write on.
+        if hot is not None:
+            run.metadata = msgspec.Raw(jsonvalue.encode(hot.document.value))  # pyright: ignore[reportAttributeAccessIssue]
+            run.metadata_version = hot.document.version
+            run.counted = pack(transaction.known_ids(row.id))
+        elif record.trigger_metadata:
+            run.metadata = msgspec.Raw(record.trigger_metadata)  # pyright: ignore[reportAttributeAccessIssue]
+        claimed.append(run)
+    return claimed

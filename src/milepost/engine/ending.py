@@ -1,0 +1,161 @@
+"""How attempts end, and what follows: the run is over, or queued again, and whoever waits for it is told."""
+
+import random
+
+import msgspec
+
+from milepost.engine.state import EngineState
+from milepost.engine.transaction import Transaction
+from milepost.model.lifecycle import Ending, Move, crashed, lost, next_status, released
+from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
+from milepost.protocol.triggering import OUTPUT_BYTES_MAX
+from milepost.store.attempts import AttemptRow
+from milepost.store.batches import BatchRow
+from milepost.store.runs import RunRow
+
+# The texts of an error, in characters. Our own workers send less.
+ERROR_CHARACTERS_MAX = 100_000
+_ANY = msgspec.json.Decoder(msgspec.Raw)
+
+
+def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
+    """The newest attempt of a run that is held has ended like this."""
+    now = transaction.now
+    error = msgspec.json.encode(ending.error).decode() if ending.error else None
+    if ending.move is not Move.COMPLETE:
+        transaction.ended_attempts.append(
+            AttemptRow(
+                row.id,
+                row.attempt,
+                row.worker_id,
+                row.claimed_at,
+                row.begun_at,
+                now,
+                ending.end.value,
+                error,
+            )
+        )
+    if ending.end.is_charged:
+        row.charged += 1
+    if ending.end in (AttemptEnd.RETURNED, AttemptEnd.RAISED):
+        row.is_apart = 0
+    change_status(row, ending.move, transaction)
+    row.resuming_at = None
+    match ending.move:
+        case Move.RETRY:
+            row.worker_id = None
+            row.due_at = now + ending.delay_ms * 1000
+            if row.due_at > now:
+                state.due_later(row.due_at)
+            else:
+                transaction.offered_tasks.add(row.task)
+        case Move.RELEASE:
+            row.worker_id = None
+            if ending.end is AttemptEnd.NEVER_BEGUN and row.started_at == row.claimed_at:
+                # No earlier attempt has begun either.
+                row.started_at = None
+            # It keeps its place in the line.
+            transaction.offered_tasks.add(row.task)
+        case _:
+            row.finished_at = now
+    if row.is_apart:
+        state.may_have_apart = True
+    if ending.move is not Move.RELEASE:
+        transaction.save_result(row, ending.output, error)
+    if row.status.is_final:
+        transaction.fold(row)
+        _tell_parent(row, transaction)
+
+
+def change_status(row: RunRow, move: Move, transaction: Transaction) -> None:
+    """The run goes where this move leads."""
+    was_executing = row.status is RunStatus.EXECUTING
+    row.status = next_status(row.status, move)
+    if was_executing and row.status is not RunStatus.EXECUTING:
+        transaction.freed_queues.add(row.queue)
+    transaction.save_run(row)
+    transaction.announce_state(row)
+
+
+def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:
+    """The worker that holds the run has fallen silent, or says that it does not have it."""
+    if row.begun_at is None:
+        never_begun(row, transaction, state)
+    else:
+        retry = transaction.catalog.retry_of(row.task)
+        end_attempt(row, lost(row, retry, random.random()), transaction, state)
+
+
+def crash(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:
+    """The process of the run's attempt has died, and no other run is suspected."""
+    retry = transaction.catalog.retry_of(row.task)
+    end_attempt(row, crashed(row, how, retry, random.random()), transaction, state)
+
+
+def never_begun(row: RunRow, transaction: Transaction, state: EngineState) -> None:
+    """The attempt is over, and as far as anybody knows its code has not begun."""
+    end_attempt(row, released(row, AttemptEnd.NEVER_BEGUN), transaction, state)
+
+
+def storable(outcome: Outcome) -> Outcome:
+    """The outcome as it can be kept. What cannot be has its own attempt fail, for good: running again would end the same way."""
+    error = outcome.error
+    if error is not None:
+        if len(error.message) + len(error.stack_trace or "") + len(error.name or "") <= ERROR_CHARACTERS_MAX:
+            return outcome
+        shortened = RunError(
+            message=error.message[: ERROR_CHARACTERS_MAX // 4],
+            name=error.name and error.name[:1000],
+            stack_trace=error.stack_trace and error.stack_trace[-ERROR_CHARACTERS_MAX // 2 :],
+        )
+        return msgspec.structs.replace(outcome, error=shortened)
+    output = outcome.output
+    if output is None:
+        return outcome
+    if len(output) * 4 > OUTPUT_BYTES_MAX and _bytes(output) > OUTPUT_BYTES_MAX:
+        message = (
+            f"the output is {_bytes(output):,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
+            f"store it elsewhere and return where"
+        )
+    elif not _is_json(output):
+        message = "the worker reported an output that is not JSON"
+    else:
+        return outcome
+    return Outcome(error=RunError(name="OutputError", message=message))
+
+
+def tell_batch(batch: BatchRow, transaction: Transaction) -> None:
+    """Announce how far a batch is; to the run that has triggered it, that it has ended."""
+    transaction.announce_batch(batch)
+    if batch.finished_count >= batch.run_count:
+        _tell_end(batch.id, batch.parent_id, transaction)
+
+
+def _tell_parent(row: RunRow, transaction: Transaction) -> None:
+    if row.batch_id is not None:
+        batch = transaction.batch(row.batch_id)
+        assert batch is not None, "a run's batch is never deleted before the run"
+        batch.finished_count += 1
+        transaction.save_batch(batch)
+        tell_batch(batch, transaction)
+    else:
+        _tell_end(row.id, row.parent_id, transaction)
+
+
+def _tell_end(ended_id: str, parent_id: str | None, transaction: Transaction) -> None:
+    parent = transaction.run(parent_id) if parent_id else None
+    if parent is not None and parent.is_held:
+        assert parent.worker_id is not None, "a held run has a worker"
+        transaction.announce_finished_child(parent.worker_id, ended_id)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def _is_json(text: str) -> bool:
+    try:
+        _ANY.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

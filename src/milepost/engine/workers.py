@@ -1,0 +1,159 @@
+"""Deciding on workers: registering, leaving, dying, and leases that are over."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from milepost.engine import ending
+from milepost.engine.commands import RegisterWorker
+from milepost.engine.state import EngineState, Worker
+from milepost.engine.transaction import Transaction
+from milepost.errors import NotFoundError
+from milepost.model.lifecycle import UNCHARGED_MAX, released
+from milepost.model.names import default_queue
+from milepost.model.run import AttemptEnd
+from milepost.protocol.work import Death
+from milepost.store import records
+from milepost.store import runs as run_store
+from milepost.store.records import TaskRow
+from milepost.store.runs import RunRow
+
+# The words of a supervisor, in characters.
+HOW_CHARACTERS_MAX = 500
+
+
+def register(command: RegisterWorker, transaction: Transaction, state: EngineState) -> None:
+    """Learn a worker and its tasks. Runs that it should hold and does not know of are queued again: their claim got lost.
+
+    What the worker said before it said something newer, and what arrives late, changes nothing.
+    """
+    known = transaction.worker(command.worker_id)
+    if known is not None and 0 < command.sequence <= known.registration:
+        return
+    before = transaction.catalog
+    catalog = transaction.catalog = before.with_offered(command.tasks)
+    new_tasks = [task.id for task in command.tasks if task.id not in before.tasks]
+    for task in new_tasks:
+        # Runs that were triggered before anybody had said which queue is theirs.
+        run_store.move_queued(
+            transaction.connection, task, from_queue=default_queue(task), to_queue=catalog.queue_of(task)
+        )
+    if catalog.queue_limits != before.queue_limits:
+        # One that was raised has free slots.
+        transaction.everything_offered = True
+    due_at = run_store.next_due_at_after(transaction.connection, transaction.now, new_tasks)
+    if due_at is not None:
+        state.due_later(due_at)
+    records.save_tasks(
+        transaction.connection,
+        [
+            TaskRow(
+                id=task.id,
+                queue=task.queue,
+                queue_concurrency=task.queue_concurrency,
+                retry=msgspec.json.encode(task.retry),
+                payload_schema=msgspec.json.encode(task.payload_schema) if task.payload_schema else None,
+                updated_at=transaction.now,
+                metadata_schema=msgspec.json.encode(task.metadata_schema) if task.metadata_schema else None,
+            )
+            for task in command.tasks
+        ],
+    )
+    transaction.register_worker(
+        Worker(
+            command.worker_id,
+            command.name,
+            tuple(dict.fromkeys(task.id for task in command.tasks)),
+            transaction.steady_now,
+            registration=command.sequence,
+            newest_claim=command.claims if command.sequence else -1,
+        )
+    )
+    holding = set(command.holding)
+    attempts = dict(zip(command.holding, command.attempts, strict=False))
+    for row in _held_by(command.worker_id, transaction):
+        if row.id not in holding or attempts.get(row.id, row.attempt) != row.attempt:
+            ending.lose(row, transaction, state)
+
+
+def worker_of(worker_id: str, transaction: Transaction) -> Worker:
+    """The registered worker, seen now. Raises NotFoundError: the worker then registers anew."""
+    worker = transaction.worker(worker_id)
+    if worker is None:
+        raise NotFoundError(f"worker {worker_id!r} is not registered with this server: register it first")
+    worker.seen_at = transaction.steady_now
+    return worker
+
+
+def leave(worker_id: str, transaction: Transaction, state: EngineState) -> None:
+    """The worker holds nothing any more. What it held is handed back."""
+    for row in _held_by(worker_id, transaction):
+        # What a worker has not begun it gives back before it leaves.
+        if row.begun_at is None:
+            row.begun_at = transaction.now
+        handed_back = released(
+            row, AttemptEnd.HANDED_BACK, f"the worker of attempt {row.attempt} has ended in order"
+        )
+        ending.end_attempt(row, handed_back, transaction, state)
+    transaction.remove_workers([worker_id])
+
+
+def die(worker_id: str, death: Death, transaction: Transaction, state: EngineState) -> None:
+    """The process of the worker has died; see `Death` for who is charged."""
+    told = {(begun.id, begun.attempt): begun for begun in death.begun}
+    held = _held_by(worker_id, transaction)
+    begun = [row for row in held if (row.id, row.attempt) in told or row.begun_at is not None]
+    executing = [
+        row for row in begun if (row.id, row.attempt) in told and not told[row.id, row.attempt].waiting
+    ]
+    suspects = {row.id for row in executing or begun}
+    how = death.how[:HOW_CHARACTERS_MAX]
+    for row in held:
+        if row not in begun:
+            ending.never_begun(row, transaction, state)
+            continue
+        if row.begun_at is None:
+            row.begun_at = transaction.now
+        if row.id in suspects and len(suspects) == 1:
+            ending.crash(row, how, transaction, state)
+            continue
+        if row.id in suspects:
+            row.is_apart = 1
+        why = f"the process of attempt {row.attempt} {how}, and {len(begun) - 1:,} other runs were in it"
+        ending.end_attempt(row, released(row, AttemptEnd.BESIDE, why), transaction, state)
+    transaction.remove_workers([worker_id])
+
+
+def release_lost(transaction: Transaction, state: EngineState) -> int:
+    """Give up the runs of workers that have been silent for longer than the lease; how many runs.
+
+    Where the server itself was away for half a lease or longer, because it was frozen or its machine slept, all leases begin anew:
+    nobody could have been heard.
+    """
+    lease = int(state.settings.lease_seconds * 1_000_000)
+    now = transaction.steady_now
+    if now - state.looked_at > lease // 2:
+        state.leases_from = now
+    state.looked_at = now
+    if state.leases_from >= now - lease:
+        return 0
+    silent = [worker.id for worker in state.workers.values() if worker.seen_at < now - lease]
+    transaction.remove_workers([worker_id for worker_id in silent if transaction.worker(worker_id)])
+    lost = 0
+    for worker_id in run_store.holders(transaction.connection):
+        if transaction.worker(worker_id) is None:
+            for row in _held_by(worker_id, transaction):
+                if row.attempt - row.charged >= UNCHARGED_MAX:
+                    # Perhaps it is the run that takes its machine along, before anything is heard of it.
+                    row.is_apart = 1
+                ending.lose(row, transaction, state)
+                lost += 1
+    return lost
+
+
+def _held_by(worker_id: str, transaction: Transaction) -> Sequence[RunRow]:
+    """What a worker holds, as this group leaves it."""
+    ids = run_store.held_ids(transaction.connection, worker_id)
+    transaction.load_runs(ids)
+    rows = (transaction.run(run_id) for run_id in ids)
+    return [row for row in rows if row is not None and row.is_held and row.worker_id == worker_id]

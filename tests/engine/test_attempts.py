@@ -1,0 +1,293 @@
+"""Attempts are true: each has a number of its own, and one that is charged has a cause."""
+
+import msgspec
+import pytest
+
+from milepost.engine.commands import ReleaseLostRuns
+from milepost.errors import ConflictError
+from milepost.model.lifecycle import LIFECYCLE, UNCHARGED_MAX, Move, next_status
+from milepost.model.retry import Retry
+from milepost.model.run import RunError, RunStatus
+from milepost.protocol.work import ClaimedRun
+from milepost.store.attempts import AttemptRow, load_attempts
+from milepost.store.runs import load_rows
+from support.world import WorkerDouble, World, item, offered
+
+TWICE = Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
+
+
+def attempts(world: World, run_id: str) -> list[AttemptRow]:
+    with world.store.read() as connection:
+        return load_attempts(connection, run_id)
+
+
+def ends(world: World, run_id: str) -> list[str]:
+    return [attempt.end for attempt in attempts(world, run_id)]
+
+
+def error_of(attempt: AttemptRow) -> RunError:
+    assert attempt.error is not None
+    return msgspec.json.decode(attempt.error, type=RunError)
+
+
+def status(world: World, run_id: str) -> RunStatus:
+    return world.reader.run(run_id).status
+
+
+def next_worker(world: World, name: str) -> WorkerDouble:
+    return WorkerDouble(world, name, offered("work", retry=TWICE))
+
+
+@pytest.fixture
+def worker(world: World) -> WorkerDouble:
+    return next_worker(world, "worker_1")
+
+
+@pytest.fixture
+def run(world: World, worker: WorkerDouble) -> ClaimedRun:
+    """The only attempt that its rule allows."""
+    world.trigger(max_attempts=1)
+    return worker.claim_one()
+
+
+def test_the_errors_of_earlier_attempts_stay(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger(max_attempts=3)
+    worker.fail(worker.claim_one(), retry_after_ms=0)
+    worker.finish(worker.claim_one())
+    [first] = attempts(world, run_id)
+    assert (first.number, first.end, first.worker_id) == (1, "raised", worker.id)
+    assert error_of(first).message == "out of ink"
+    assert first.claimed_at is not None
+    assert first.begun_at is not None
+    assert first.claimed_at < first.begun_at <= first.ended_at
+    assert status(world, run_id) is RunStatus.COMPLETED
+
+
+def test_a_run_that_never_began_is_not_charged(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
+    assert world.pass_lease() == 1
+    assert ends(world, run.id) == ["never_begun"]
+    again = next_worker(world, "worker_2").claim_one()
+    assert (again.attempt, again.charged, again.has_begun) == (2, 0, False)
+
+
+def test_a_run_that_is_handed_back_is_not_charged(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    worker.send(leaving=True)
+    assert ends(world, run.id) == ["handed_back"]
+    again = next_worker(world, "worker_2").claim_one()
+    assert (again.attempt, again.charged, again.has_begun) == (2, 0, True)
+
+
+def test_a_run_that_was_lost_after_it_had_begun_is_charged(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    worker.begin(run)
+    world.pass_lease()
+    assert status(world, run.id) is RunStatus.FAILED
+    [ended] = attempts(world, run.id)
+    assert (ended.end, error_of(ended).name) == ("lost", "WorkerLostError")
+
+
+def test_a_run_alone_in_a_process_that_dies_is_charged_and_told_how(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    worker.die(run, how="ended with exit code 4")
+    assert status(world, run.id) is RunStatus.FAILED
+    error = world.reader.run(run.id).error
+    assert error.name == "ProcessDiedError"
+    assert error.message == "the process of attempt 1 ended with exit code 4 while its code ran"
+
+
+def test_who_only_waited_in_a_process_that_dies_is_not_suspected(world: World, worker: WorkerDouble) -> None:
+    waiting, killer, unborn = world.trigger_batch(*[item(max_attempts=1)] * 3).run_ids
+    runs = worker.claim(3)
+    worker.report(runs[0], waiting=True)
+    worker.die(runs[1], waiting=[runs[0]])
+    assert [ends(world, run_id) for run_id in (waiting, killer, unborn)] == [
+        ["beside"],
+        ["crashed"],
+        ["never_begun"],
+    ]
+    assert [status(world, run_id).value for run_id in (waiting, killer, unborn)] == [
+        "QUEUED",
+        "FAILED",
+        "QUEUED",
+    ]
+    assert not any(run.is_apart for run in next_worker(world, "worker_2").claim(5))
+
+
+def test_suspects_are_tried_again_apart_and_the_one_that_kills_is_found(
+    world: World, worker: WorkerDouble
+) -> None:
+    """Six runs with one attempt each: five complete, and the one that kills fails with its cause."""
+    run_ids = world.trigger_batch(*[item(max_attempts=1)] * 6).run_ids
+    killer = run_ids[3]
+    worker.die(*worker.claim(6))
+    assert {end for run_id in run_ids for end in ends(world, run_id)} == {"beside"}
+    normal = world.trigger()
+    for number in range(20):
+        following = next_worker(world, f"worker_{number + 2}")
+        while runs := following.claim(5):
+            if runs[0].is_apart:
+                assert [run.is_apart for run in runs] == [True], "nothing comes with it"
+            following.begin(*runs)
+            if runs[0].id == killer:
+                following.die(*runs)
+                break
+            for run in runs:
+                following.finish(run)
+        else:
+            break
+    assert status(world, killer) is RunStatus.FAILED
+    assert ends(world, killer) == ["beside", "crashed"]
+    for run_id in (*run_ids, normal):
+        if run_id != killer:
+            assert status(world, run_id) is RunStatus.COMPLETED
+
+
+def test_a_busy_worker_gets_a_suspect_only_when_nobody_is_idle_for_long(
+    world: World, worker: WorkerDouble
+) -> None:
+    first, second = world.trigger_batch(item(), item()).run_ids
+    worker.die(*worker.claim(2))
+    busy = next_worker(world, "worker_2")
+    [apart] = busy.claim(5)
+    assert apart.id == first
+    assert busy.claim(5) == []
+    world.trigger()
+    assert [run.is_apart for run in busy.claim(5)] == [False]
+    world.clock.advance(11)
+    assert [(run.id, run.is_apart) for run in busy.claim(5)] == [(second, True)]
+
+
+def test_a_run_whose_machine_vanishes_before_anything_is_heard_is_found_in_the_end(world: World) -> None:
+    """It takes its worker and the supervisor along before the first report."""
+    run_id = world.trigger(max_attempts=1)
+    for number in range(UNCHARGED_MAX):
+        worker = next_worker(world, f"worker_{number}")
+        assert not worker.claim_one().is_apart
+        world.pass_lease()
+    worker = next_worker(world, "worker_last")
+    run = worker.claim_one()
+    assert run.is_apart
+    # A worker begins with a run that is apart only when this was answered.
+    worker.begin(run)
+    world.pass_lease()
+    assert status(world, run_id) is RunStatus.FAILED
+    assert ends(world, run_id) == [*["never_begun"] * UNCHARGED_MAX, "lost"]
+
+
+def test_the_word_of_a_supervisor_may_come_twice_and_late(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger()
+    run = worker.claim_one()
+    worker.die(run)
+    worker.die(run)
+    following = next_worker(world, "worker_2")
+    again = following.claim_one()
+    worker.die(run)
+    assert (again.attempt, again.charged) == (2, 1)
+    assert not following.finish(again).lost
+    assert ends(world, run_id) == ["crashed"]
+
+
+def test_a_supervisor_that_speaks_of_attempts_that_never_were_changes_nothing(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    other = next_worker(world, "worker_2")
+    other.die(run)
+    later = msgspec.structs.replace(run, attempt=7)
+    [reply] = worker.begin(later)
+    assert reply.lost
+    assert status(world, run.id) is RunStatus.EXECUTING
+    assert not worker.finish(run).lost
+
+
+def test_a_server_that_was_frozen_gives_nobody_up(world: World, worker: WorkerDouble) -> None:
+    """Nobody could have been heard meanwhile, so all leases begin anew."""
+    runs = [worker.claim_one() for _ in range(5) if world.trigger()]
+    worker.begin(*runs)
+    world.do(ReleaseLostRuns())
+    world.clock.advance(3600)
+    assert world.do(ReleaseLostRuns()) == 0
+    world.clock.advance(5)
+    assert world.do(ReleaseLostRuns()) == 0
+    assert not any(worker.finish(run).lost for run in runs)
+
+
+def test_a_restarted_server_knows_its_workers_and_answers_a_claim_as_before(
+    world: World, worker: WorkerDouble
+) -> None:
+    world.trigger()
+    claim = worker.next_claim(5)
+    [run] = world.do(claim)
+    world.trigger()
+    world.restart()
+    assert [(again.id, again.attempt) for again in world.do(claim)] == [(run.id, 1)]
+    assert not worker.finish(run).lost
+    assert len(worker.claim(5)) == 1
+
+
+def test_a_worker_that_has_gone_is_gone_after_a_restart_too(world: World, worker: WorkerDouble) -> None:
+    worker.send(leaving=True)
+    world.restart()
+    assert worker.id not in world.engine.state.workers
+
+
+def test_what_a_failed_registration_has_learnt_is_forgotten(world: World) -> None:
+    """It is sent again, and is then no repeat."""
+    with world.store.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER no_workers BEFORE INSERT ON workers BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    with pytest.raises(Exception, match="no"):
+        WorkerDouble(world, "worker_1", offered("work", concurrency=1))
+    assert not world.engine.state.workers
+    assert not world.engine.state.catalog.tasks
+    with world.store.write() as connection:
+        connection.exec_driver_sql("DROP TRIGGER no_workers")
+    WorkerDouble(world, "worker_1", offered("work", concurrency=1))
+    assert world.engine.state.catalog.queue_limits == {"task/work": 1}
+
+
+@pytest.mark.parametrize("status", RunStatus)
+@pytest.mark.parametrize("move", Move)
+def test_every_move_in_every_status_is_answered(status: RunStatus, move: Move) -> None:
+    following = LIFECYCLE[status][move]
+    if isinstance(following, RunStatus):
+        assert next_status(status, move) is following
+    else:
+        with pytest.raises(ConflictError, match=following):
+            next_status(status, move)
+
+
+def test_nothing_moves_a_run_that_has_ended() -> None:
+    for status in RunStatus:
+        moves = [following for following in LIFECYCLE[status].values() if isinstance(following, RunStatus)]
+        assert bool(moves) is not status.is_final
+
+
+def test_number_and_count_of_attempts_over_all_ends(world: World, worker: WorkerDouble) -> None:
+    """Handed back, lost beside, raised, completed: the number grows with each claim, the count only when it is charged."""
+    run_id = world.trigger(max_attempts=2)
+    other = world.trigger()
+    worker.die(*worker.claim(2))
+    second = next_worker(world, "worker_2")
+    [run] = second.claim()
+    second.fail(run, retry_after_ms=0)
+    third = next_worker(world, "worker_3")
+    while run := third.claim_one():
+        if run.id == run_id:
+            break
+        third.finish(run)
+    assert (run.attempt, run.charged) == (3, 1)
+    third.send(leaving=True)
+    fourth = next_worker(world, "worker_4")
+    run = fourth.claim_one()
+    assert (run.attempt, run.charged) == (4, 1)
+    fourth.finish(run)
+    with world.store.read() as connection:
+        row = load_rows(connection, [run_id])[run_id]
+    assert (row.attempt, row.charged, row.worker_id) == (4, 1, "worker_4")
+    assert ends(world, run_id) == ["beside", "raised", "handed_back"]
+    assert status(world, other) is RunStatus.COMPLETED
