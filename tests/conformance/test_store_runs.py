@@ -10,6 +10,7 @@ from conformance.rows import NOW, insert, new_run, put, row_of, run_name
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.store import runs
 from milepost.store.database import Store
+from milepost.store.queues import QueueRow, all_queues, load_queues, save_queues
 from milepost.store.runs import INLINE_CHARACTERS, RunFilter
 from milepost.store.schema import runs as table
 from support.work import work_of_readers
@@ -164,26 +165,36 @@ def test_due_runs_are_found_oldest_first_over_all_tasks(store: Store) -> None:
     put(store, 7, RunStatus.EXECUTING, worker="worker_1")
     with store.read() as connection:
 
-        def due(*tasks: str, limit: int = 10) -> list[tuple[str, str]]:
-            return runs.due_ids(connection, tasks, limit=limit, now=NOW + 30)
+        def due(*places: tuple[str, str], limit: int = 10) -> list[tuple[str, str]]:
+            found = runs.due_ids(connection, places, limit=limit, now=NOW + 30)
+            return [(run_id, queue) for _, run_id, queue in found]
 
-        assert due("a", "b") == [
+        assert due(("a", "task/work"), ("b", "other"), ("b", "task/work")) == [
             (run_name(2), "other"),
             (run_name(4), "task/work"),
             (run_name(3), "task/work"),
             (run_name(1), "task/work"),
         ]
-        assert [found[0] for found in due("a", "b", limit=2)] == names(2, 4)
-        assert [found[0] for found in due("c")] == names(5)
-        assert due("nobody") == []
+        # Up to so many of each place.
+        both = due(("a", "task/work"), ("b", "other"), limit=1)
+        assert [found[0] for found in both] == names(2, 4)
+        assert [found[0] for found in due(("c", "task/work"))] == names(5)
+        assert due(("a", "other")) == due(("nobody", "task/work")) == []
+        assert sorted(runs.queued_places(connection)) == [
+            ("a", "task/work"),
+            ("b", "other"),
+            ("c", "task/work"),
+        ]
+        assert runs.has_queued(connection, "b", "other")
+        assert not runs.has_queued(connection, "b", "task/work")
 
 
 def test_due_runs_are_found_for_a_worker_with_very_many_tasks(store: Store) -> None:
     insert(store, new_run(1, task="task_0"), new_run(2, task="task_799"))
     with store.read() as connection:
-        tasks = [f"task_{number}" for number in range(800)]
-        found = runs.due_ids(connection, tasks, limit=10, now=NOW + 10)
-    assert [due[0] for due in found] == names(1, 2)
+        places = [(f"task_{number}", "task/work") for number in range(800)]
+        found = runs.due_ids(connection, places, limit=10, now=NOW + 10)
+    assert [run_id for _, run_id, _ in found] == names(1, 2)
 
 
 def test_the_next_due_time_is_that_of_a_queued_run_after_the_given_one(store: Store) -> None:
@@ -193,7 +204,7 @@ def test_the_next_due_time_is_that_of_a_queued_run_after_the_given_one(store: St
     with store.read() as connection:
 
         def next_due(after: int, *tasks: str) -> int | None:
-            return runs.next_due_at_after(connection, after, tasks)
+            return runs.next_due_at_after(connection, after, [(task, "task/work") for task in tasks])
 
         assert next_due(NOW, "work") == NOW + 5
         assert next_due(NOW + 5, "work") == NOW + 7
@@ -219,7 +230,8 @@ def test_the_next_due_time_is_found_without_passing_by_what_is_queued(store: Sto
     insert(store, *(new_run(number, task="ab"[number % 2], due_at=NOW) for number in range(2000)))
     insert(store, new_run(2000, task="b", due_at=NOW + 9))
     with work_of_readers(store) as work, store.read() as connection:
-        assert runs.next_due_at_after(connection, NOW, ["a", "b"]) == NOW + 9
+        places = [("a", "task/work"), ("b", "task/work")]
+        assert runs.next_due_at_after(connection, NOW, places) == NOW + 9
     assert work.steps < 200
 
 
@@ -230,9 +242,42 @@ def test_executing_runs_are_counted_by_queue_and_waiting_ones_are_not(store: Sto
     put(store, 4, RunStatus.WAITING, worker="worker_1")
     put(store, 5, RunStatus.COMPLETED)
     with store.read() as connection:
-        assert runs.executing_counts(connection, ["left", "right"]) == {"left": 2, "right": 2}
-        assert runs.executing_counts(connection, ["left", "nobody"]) == {"left": 2}
-        assert runs.executing_counts(connection, []) == {}
+        counts = [runs.count_executing(connection, queue) for queue in ("left", "right", "nobody")]
+    assert counts == [2, 2, 0]
+
+
+def test_a_long_line_in_one_queue_is_not_passed_by_when_another_one_is_looked_at(store: Store) -> None:
+    insert(store, *(new_run(number, queue="full", due_at=NOW) for number in range(3000)))
+    insert(store, new_run(3000, queue="free", due_at=NOW + 1))
+    with work_of_readers(store) as work, store.read() as connection:
+        found = runs.due_ids(connection, [("work", "free")], limit=5, now=NOW + 5)
+    assert [run_id for _, run_id, _ in found] == names(3000)
+    assert work.steps < 200
+
+
+def test_who_waits_to_go_on_is_found_in_the_order_of_wanting(store: Store) -> None:
+    insert(store, *(new_run(number, queue="left" if number < 4 else "right") for number in range(6)))
+    for number in range(6):
+        put(store, number, RunStatus.WAITING, worker="worker_1")
+    with store.write() as connection:
+        for number, wanted_at in ((0, NOW + 2), (1, NOW + 1), (2, NOW + 1), (4, NOW)):
+            connection.execute(
+                update(table).where(table.c.id == run_name(number)).values(resuming_at=wanted_at)
+            )
+    with store.read() as connection:
+        assert runs.resuming_ids(connection, "left", limit=2) == names(1, 2)
+        assert runs.resuming_ids(connection, "left", limit=None) == names(1, 2, 0)
+
+
+def test_queues_are_kept_with_their_counts(store: Store) -> None:
+    with store.write() as connection:
+        save_queues(connection, [QueueRow("a", 2), QueueRow("b", None, is_paused=1)])
+        save_queues(connection, [QueueRow("a", 3, executing=1, resuming=1)])
+    with store.read() as connection:
+        assert load_queues(connection, ["a", "nobody"]) == {"a": QueueRow("a", 3, 0, 1, 1)}
+        assert {queue.name: queue.room for queue in all_queues(connection)} == {"a": 1, "b": 0}
+    assert QueueRow("a", 3, executing=1, resuming=1).room_to_resume == 2
+    assert (QueueRow("a", None).room, QueueRow("a", 1, executing=5).room) == (None, 0)
 
 
 def test_held_runs_and_their_holders(store: Store) -> None:

@@ -53,6 +53,13 @@ class ChildrenFinished(msgspec.Struct, frozen=True):
     ids: list[str]
 
 
+class RunsResumed(msgspec.Struct, frozen=True):
+    """Runs that this worker holds may go on after a wait: their queues have room."""
+
+    holder: str
+    ids: list[str]
+
+
 class StreamGrown(msgspec.Struct, gc=False):
     """Chunks were added to a stream, or a writer has ended. `next_index` is that behind the last chunk; `is_new`: there was no such
     stream before."""
@@ -72,3 +79,4 @@ class Announcement(msgspec.Struct):
     batches: list[BatchProgressed]
     children_finished: list[ChildrenFinished]
     streams: list[StreamGrown] = []
+    resumed: list[RunsResumed] = []

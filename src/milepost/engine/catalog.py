@@ -1,4 +1,5 @@
-"""The tasks that workers have offered, with their rules. A catalog never changes: what is learnt makes a new one."""
+"""The tasks that workers have offered, with their rules, and which queues have one. A catalog never changes: what is learnt makes a
+new one."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,6 +9,7 @@ from milepost.engine.declared import SchemaPlace, declared_by
 from milepost.model.names import default_queue
 from milepost.model.retry import NO_RETRY, Retry
 from milepost.protocol.work import WorkerTask
+from milepost.store.queues import QueueRow
 from milepost.store.records import TaskRow
 
 
@@ -26,13 +28,15 @@ class Catalog:
 
     Attributes:
         tasks: by id.
-        queue_limits: how many runs of a queue may execute at once, for the queues that have a limit.
+        queue_limits: how many runs of a queue may execute at once, as the tasks say it, for the queues that have a limit.
+        ruled_queues: the queues that have a row, because they have a limit, had one, or are paused.
         has_types: whether the metadata of any task has a declared type.
     """
 
     def __init__(
         self,
         tasks: Mapping[str, KnownTask],
+        ruled_queues: Iterable[str] = (),
         declared: dict[tuple[str, bytes], SchemaPlace | None] | None = None,
     ) -> None:
         self.tasks = tasks
@@ -41,12 +45,13 @@ class Catalog:
             for known in tasks.values()
             if known.queue_concurrency is not None
         }
+        self.ruled_queues = frozenset((*ruled_queues, *self.queue_limits))
         self.has_types = any(known.metadata_schema is not None for known in tasks.values())
         # Made when a document of the task is first written to, and once for each version of the schema.
         self._declared = {} if declared is None else declared
 
     @classmethod
-    def of_rows(cls, rows: Mapping[str, TaskRow]) -> "Catalog":
+    def of_rows(cls, rows: Mapping[str, TaskRow], queues: Iterable[QueueRow]) -> "Catalog":
         """The catalog as it is stored."""
         return cls(
             {
@@ -58,7 +63,8 @@ class Catalog:
                     row.metadata_schema,
                 )
                 for row in rows.values()
-            }
+            },
+            (queue.name for queue in queues),
         )
 
     def with_offered(self, tasks: Iterable[WorkerTask]) -> "Catalog":
@@ -73,7 +79,7 @@ class Catalog:
             )
             for task in tasks
         }
-        return Catalog({**self.tasks, **offered}, self._declared)
+        return Catalog({**self.tasks, **offered}, self.ruled_queues, self._declared)
 
     def queue_of(self, task: str) -> str:
         """The queue that runs of a task go through unless they name one."""

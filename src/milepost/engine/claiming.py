@@ -1,12 +1,14 @@
 """Deciding on claims: which due runs a worker is given. Queue limits hold over all workers."""
 
+import random
 from collections.abc import Container, Sequence
 
 import msgspec
 
-from milepost.engine import ending
+from milepost.engine import queues
 from milepost.engine.commands import Claim
 from milepost.engine.metadata import has_typed_ancestor
+from milepost.engine.queues import Room
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.engine.workers import worker_of
@@ -21,6 +23,9 @@ SLOTS_MAX = 1000
 # A run that has to execute apart goes to a worker that has nothing else to do. After so long any worker is given it, which then
 # lets its other runs end first.
 APART_WAIT_MICROSECONDS = 10_000_000
+# Tasks and queues that are looked at together; of more, the oldest run of all need not come first.
+PLACES_MAX = run_store.DUE_PLACES
+EMPTY_LOOKS = 8
 
 
 def claim_runs(
@@ -41,9 +46,12 @@ def claim_runs(
     if not tasks or command.slots < 1:
         return []
     slots = min(command.slots, SLOTS_MAX)
-    ids = _due_apart(worker.id, tasks, transaction, state) if state.may_have_apart else []
-    if not ids or run_store.holds_any(transaction.connection, worker.id):
-        ids = [*_due_within_limits(tasks, slots - len(ids), transaction), *ids]
+    ids: list[str] = []
+    is_idle = state.may_have_apart and not run_store.holds_any(transaction.connection, worker.id)
+    if state.may_have_apart:
+        ids = _due_apart(worker.id, tasks, is_idle, transaction, state)
+    if not (ids and is_idle):
+        ids = [*_due_within_limits(tasks, slots - len(ids), transaction, state), *ids]
     if not ids:
         return []
     records = run_store.load_records(transaction.connection, ids, values=True)
@@ -57,7 +65,7 @@ def claim_runs(
 
 
 def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction) -> None:
-    ending.change_status(row, Move.CLAIM, transaction)
+    queues.change_status(row, Move.CLAIM, transaction)
     row.attempt += 1
     row.worker_id, row.claim_sequence = worker_id, sequence
     # The reports of each attempt are counted from 1.
@@ -82,62 +90,61 @@ def _claimed_before(command: Claim, transaction: Transaction) -> list[ClaimedRun
 
 
 def _due_apart(
-    worker_id: str, tasks: Sequence[str], transaction: Transaction, state: EngineState
+    worker_id: str, tasks: Sequence[str], is_idle: bool, transaction: Transaction, state: EngineState
 ) -> list[str]:
     """The run that this worker is to execute apart, if any."""
     due = run_store.apart_due(transaction.connection, tasks, now=transaction.now)
     if not due:
         state.may_have_apart = run_store.has_apart(transaction.connection)
         return []
-    limits = transaction.catalog.queue_limits
-    executing = run_store.executing_counts(transaction.connection, limits) if limits else {}
-    is_idle = not run_store.holds_any(transaction.connection, worker_id)
+    room = Room((queue for _, queue, _ in due), transaction)
     for run_id, queue, due_at in due:
-        has_room = queue not in limits or executing.get(queue, 0) < limits[queue]
-        if has_room and (is_idle or due_at <= transaction.now - APART_WAIT_MICROSECONDS):
+        if room.has(queue) and (is_idle or due_at <= transaction.now - APART_WAIT_MICROSECONDS):
             return [run_id]
     return []
 
 
-def _due_within_limits(tasks: Sequence[str], limit: int, transaction: Transaction) -> list[str]:
-    """Ids of due runs that may execute now, oldest first. A queue that is full does not hold up the others."""
+def _due_within_limits(
+    tasks: Sequence[str], limit: int, transaction: Transaction, state: EngineState
+) -> list[str]:
+    """Ids of due runs that may execute now, oldest first. Runs in full queues are not looked at."""
     if limit < 1:
         return []
-    limits = transaction.catalog.queue_limits
-    chosen: dict[str, str] = {}
-    if not limits:
-        due = run_store.due_ids(transaction.connection, tasks, limit=limit, now=transaction.now)
-        return [run_id for run_id, _ in due]
-    executing = run_store.executing_counts(transaction.connection, limits)
-    while True:
-        full = [queue for queue, most in limits.items() if executing.get(queue, 0) >= most]
-        # Those chosen before are found again: they are still queued.
-        due = run_store.due_ids(
-            transaction.connection,
-            tasks,
-            limit=limit,
-            now=transaction.now,
-            without_queues=full,
-            besides=len(chosen),
-        )
-        found_full = False
-        for run_id, queue in due:
-            if run_id in chosen or len(chosen) == limit:
-                continue
-            if queue in limits:
-                if executing.get(queue, 0) >= limits[queue]:
-                    found_full = True
-                    continue
-                executing[queue] = executing.get(queue, 0) + 1
-            chosen[run_id] = queue
-        if not found_full or len(chosen) == limit:
-            return list(chosen)
+    places = dict.fromkeys(state.places.of(tasks))
+    places.update(dict.fromkeys(place for place in transaction.places if place[0] in tasks))
+    room = Room({queue for _, queue in places}, transaction)
+    open_places = [place for place in places if room.has(place[1])]
+    if len(open_places) > PLACES_MAX:
+        _look_for_empty(open_places, transaction)
+        # Each claim begins somewhere else, so that none of very many queues has to wait for the others.
+        start = random.randrange(len(open_places))
+        open_places = [*open_places[start:], *open_places[:start]]
+    chosen: list[str] = []
+    for start in range(0, len(open_places), PLACES_MAX):
+        some = open_places[start : start + PLACES_MAX]
+        for _, run_id, queue in run_store.due_ids(
+            transaction.connection, some, limit=limit - len(chosen), now=transaction.now
+        ):
+            if len(chosen) < limit and room.has(queue):
+                room.take(queue)
+                chosen.append(run_id)
+        if len(chosen) == limit:
+            break
+    return chosen
+
+
+def _look_for_empty(places: Sequence[tuple[str, str]], transaction: Transaction) -> None:
+    """Of very many places a few are looked at, and forgotten where nothing is queued."""
+    for task, queue in random.sample(places, EMPTY_LOOKS):
+        if (task, queue) not in transaction.places and not run_store.has_queued(
+            transaction.connection, task, queue
+        ):
+            transaction.empty_places.add((task, queue))
 
 
 def _claimed(
     records: Sequence[RunRecord], has_begun: Container[str], transaction: Transaction
 ) -> list[ClaimedRun]:
-    limits = transaction.catalog.queue_limits
     written = [record.row for record in records if record.row.metadata_written]
     documents = transaction.documents(written) if written else {}
     claimed: list[ClaimedRun] = []
@@ -151,7 +158,7 @@ def _claimed(
             charged=row.charged,
             has_begun=row.id in has_begun,
             is_apart=bool(row.is_apart),
-            has_queue_limit=row.queue in limits,
+            has_queue_limit=row.queue in transaction.catalog.queue_limits,
             payload=record.payload,
             payload_type=record.payload_type,
             tags=record.tags,

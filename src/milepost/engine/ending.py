@@ -4,10 +4,11 @@ import random
 
 import msgspec
 
+from milepost.engine import queues
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
-from milepost.model.lifecycle import Ending, Move, crashed, lost, next_status, released
-from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
+from milepost.model.lifecycle import Ending, Move, crashed, lost, released
+from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
@@ -37,25 +38,24 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
         )
     if ending.end.is_charged:
         row.charged += 1
+    queues.give_up_resuming(row, transaction)
     if ending.end in (AttemptEnd.RETURNED, AttemptEnd.RAISED):
         row.is_apart = 0
-    change_status(row, ending.move, transaction)
-    row.resuming_at = None
+    queues.change_status(row, ending.move, transaction)
     match ending.move:
         case Move.RETRY:
             row.worker_id = None
             row.due_at = now + ending.delay_ms * 1000
+            transaction.offer(row.task, row.queue, later=row.due_at > now)
             if row.due_at > now:
                 state.due_later(row.due_at)
-            else:
-                transaction.offered_tasks.add(row.task)
         case Move.RELEASE:
             row.worker_id = None
             if ending.end is AttemptEnd.NEVER_BEGUN and row.started_at == row.claimed_at:
                 # No earlier attempt has begun either.
                 row.started_at = None
             # It keeps its place in the line.
-            transaction.offered_tasks.add(row.task)
+            transaction.offer(row.task, row.queue)
         case _:
             row.finished_at = now
     if row.is_apart:
@@ -65,16 +65,6 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
     if row.status.is_final:
         transaction.fold(row)
         _tell_parent(row, transaction)
-
-
-def change_status(row: RunRow, move: Move, transaction: Transaction) -> None:
-    """The run goes where this move leads."""
-    was_executing = row.status is RunStatus.EXECUTING
-    row.status = next_status(row.status, move)
-    if was_executing and row.status is not RunStatus.EXECUTING:
-        transaction.freed_queues.add(row.queue)
-    transaction.save_run(row)
-    transaction.announce_state(row)
 
 
 def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:

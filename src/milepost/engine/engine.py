@@ -17,6 +17,7 @@ from milepost.engine import (
     history,
     indexing,
     metadata,
+    queues,
     reporting,
     streams,
     triggering,
@@ -51,6 +52,7 @@ from milepost.engine.state import EngineSettings, EngineState, ParkedClaim, Park
 from milepost.engine.transaction import Transaction
 from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
 from milepost.protocol.work import ClaimedRun
+from milepost.store import queues as queue_store
 from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store import workers as worker_store
@@ -117,8 +119,11 @@ class Engine:
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         self.state = EngineState(settings, started_at=self._steady())
         with store.read() as connection:
-            catalog = self.state.catalog = Catalog.of_rows(records.load_tasks(connection))
-            self.state.next_due_at = run_store.next_due_at_after(connection, clock(), list(catalog.tasks))
+            self.state.catalog = Catalog.of_rows(
+                records.load_tasks(connection), queue_store.all_queues(connection)
+            )
+            self.state.places.add(run_store.queued_places(connection))
+            self.state.next_due_at = run_store.next_due_at_after(connection, clock(), self.state.places.all())
             self.state.change_workers(
                 [_known(row, self.state.leases_from) for row in worker_store.load_workers(connection)], []
             )
@@ -152,6 +157,7 @@ class Engine:
                 announcement.batches += own.batches
                 announcement.children_finished += own.children_finished
                 announcement.streams += own.streams
+                announcement.resumed += own.resumed
         return answers, announcement
 
     def _without_database(self) -> list[tuple[Answer, Any]]:
@@ -197,6 +203,9 @@ class Engine:
                 for request in others:
                     request.result = self._decide(request.command, transaction)
                 transaction.save()
+                if transaction.freed_queues:
+                    queues.resume_waiting(transaction)
+                    transaction.save()
                 served = self._claim(claims, transaction, jump)
         except BaseException:
             if transaction is not None:
@@ -223,6 +232,8 @@ class Engine:
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has learnt or handed out is not so.
         self.state.catalog = transaction.catalog
+        self.state.places.add(transaction.places)
+        self.state.places.remove(transaction.empty_places)
         if transaction.gone_workers or transaction.registered_workers:
             self.state.change_workers(transaction.registered_workers.values(), transaction.gone_workers)
         served.park(self.state.parked)
@@ -342,7 +353,7 @@ class Engine:
         if served.next_due_at is not None and served.next_due_at <= now:
             transaction.everything_offered = True
             served.next_due_at = run_store.next_due_at_after(
-                transaction.connection, now, list(transaction.catalog.tasks)
+                transaction.connection, now, [*self.state.places.all(), *transaction.places]
             )
         self._hand_on(transaction, served)
         for request in claims:
@@ -364,9 +375,7 @@ class Engine:
             if parked is not None and worker is not None:
                 served.wait(parked, worker.tasks)
         offered = transaction.offered_tasks
-        if transaction.everything_offered or not transaction.freed_queues.isdisjoint(
-            transaction.catalog.queue_limits
-        ):
+        if transaction.everything_offered or transaction.freed_queues:
             offered = set(self.state.parked.tasks)
         for task in sorted(offered):
             for parked in self.state.parked.waiting_for(task):
@@ -375,7 +384,7 @@ class Engine:
                 if served.parked_of(parked.claim.worker_id) is not parked:
                     continue
                 granted = self._serve(parked, transaction, served, among=offered)
-                if granted < parked.claim.slots:
+                if granted < parked.claim.slots and not self.state.may_have_apart:
                     # It has looked for all of these, and what there was it has taken.
                     offered = offered.difference(parked.tasks)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from milepost.engine import ending, logs, workers
+from milepost.engine import ending, logs, queues, workers
 from milepost.engine.commands import AppendLog, Report
 from milepost.engine.documents import Writer
 from milepost.engine.metadata import refused_lines, told, write_reported
@@ -125,9 +125,12 @@ def _begin(item: RunReport, row: RunRow, transaction: Transaction) -> None:
 
 
 def _wait_or_go_on(row: RunRow, waits: bool, transaction: Transaction) -> None:
-    status = RunStatus.WAITING if waits else RunStatus.EXECUTING
-    if row.status is not status:
-        ending.change_status(row, Move.WAIT if waits else Move.RESUME, transaction)
+    if not waits:
+        queues.go_on(row, transaction)
+        return
+    queues.give_up_resuming(row, transaction)
+    if row.status is not RunStatus.WAITING:
+        queues.change_status(row, Move.WAIT, transaction)
 
 
 def _checksum(item: RunReport) -> int:

@@ -138,6 +138,31 @@ class ParkedClaims:
         return self._by_worker.get(parked.claim.worker_id) is parked
 
 
+class Places:
+    """Tasks and queues where runs may be queued. A claim looks at these and at no others."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, dict[str, None]] = {}
+
+    def add(self, places: Iterable[tuple[str, str]]) -> None:
+        """Runs of these tasks were queued in these queues."""
+        for task, queue in places:
+            self._queues.setdefault(task, {})[queue] = None
+
+    def remove(self, places: Iterable[tuple[str, str]]) -> None:
+        """No runs of these tasks are queued in these queues."""
+        for task, queue in places:
+            self._queues.get(task, {}).pop(queue, None)
+
+    def of(self, tasks: Iterable[str]) -> list[tuple[str, str]]:
+        """The places of some tasks."""
+        return [(task, queue) for task in tasks for queue in self._queues.get(task, ())]
+
+    def all(self) -> list[tuple[str, str]]:
+        """Every place."""
+        return self.of(self._queues)
+
+
 class EngineState:
     """What the engine knows of tasks and workers, which claims are parked, and when the next run is due.
 
@@ -161,6 +186,8 @@ class EngineState:
         self.next_due_at: int | None = None
         # False when it is known that no queued run has to execute apart.
         self.may_have_apart = True
+        # Where runs may be queued: a hint, no place is missing.
+        self.places = Places()
 
     def change_workers(self, come: Iterable[Worker], gone: Iterable[str]) -> None:
         """These workers are here, with what they offer from now on, and those are not any more."""

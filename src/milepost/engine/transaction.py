@@ -12,6 +12,7 @@ from milepost.engine.announcements import (
     ChildrenFinished,
     LoggedChange,
     RunChanged,
+    RunsResumed,
     StreamGrown,
 )
 from milepost.engine.documents import DocumentCache, HotDocument, Writer, ids_of
@@ -22,6 +23,7 @@ from milepost.model.typed import Declared
 from milepost.store import attempts as attempt_store
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
+from milepost.store import queues as queue_store
 from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store import streams as stream_store
@@ -29,6 +31,7 @@ from milepost.store import workers as worker_store
 from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
+from milepost.store.queues import QueueRow
 from milepost.store.records import LogMark, LogRow, UsedToken
 from milepost.store.runs import NewRun, RunRow
 from milepost.store.streams import ChunkRow, StreamRow, WriterRow
@@ -52,6 +55,8 @@ class Transaction:
         self.touched: set[str] = set()
         # Where parked claims may have work now: due runs of these tasks were queued, these queues have a free slot, or anything.
         self.offered_tasks: set[str] = set()
+        self.places: set[tuple[str, str]] = set()
+        self.empty_places: set[tuple[str, str]] = set()
         self.freed_queues: set[str] = set()
         self.everything_offered = False
         self.new_runs: list[NewRun] = []
@@ -80,6 +85,9 @@ class Transaction:
         # Rows of which only the newest report changed.
         self._reported_rows: dict[str, RunRow] = {}
         self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
+        self._queues: dict[str, QueueRow | None] = {}
+        self._dirty_queues: dict[str, QueueRow] = {}
+        self._resumed: dict[str, list[str]] = {}
         self._batches: dict[str, BatchRow] = {}
         self._dirty_batches: dict[str, BatchRow] = {}
         self._changes: list[ChangeRow] = []
@@ -140,6 +148,32 @@ class Transaction:
         self._results[row.id] = (row, output, error)
         changed = self._announcement(row)
         changed.output, changed.error = output, error
+
+    def offer(self, task: str, queue: str, *, later: bool = False) -> None:
+        """A run of a task was queued in a queue; it is due, or will be later."""
+        self.places.add((task, queue))
+        self.empty_places.discard((task, queue))
+        if not later:
+            self.offered_tasks.add(task)
+
+    def queue(self, name: str) -> QueueRow | None:
+        """A queue that has a rule, with how many of its runs execute; None for any other."""
+        if name not in self.catalog.ruled_queues:
+            return None
+        if name not in self._queues:
+            self._queues[name] = queue_store.load_queues(self.connection, [name]).get(name)
+        return self._queues[name]
+
+    def load_queues(self, names: Iterable[str]) -> None:
+        """Load queues that are not here yet, in one go."""
+        missing = {name for name in names if name in self.catalog.ruled_queues and name not in self._queues}
+        if missing:
+            found = queue_store.load_queues(self.connection, sorted(missing))
+            self._queues.update((name, found.get(name)) for name in missing)
+
+    def save_queue(self, row: QueueRow) -> None:
+        """The queue was changed."""
+        self._queues[row.name] = self._dirty_queues[row.name] = row
 
     def batch(self, batch_id: str) -> BatchRow | None:
         """A batch, or None when there is no such batch."""
@@ -370,6 +404,10 @@ class Transaction:
         """The worker that holds the parent should know that a child run or a whole batch has ended."""
         self._children_finished.setdefault(holder, []).append(ended_id)
 
+    def announce_resumed(self, holder: str, run_id: str) -> None:
+        """The worker that holds the run should know that it may go on."""
+        self._resumed.setdefault(holder, []).append(run_id)
+
     def save(self) -> None:
         """Write everything that was changed, once. May be called again for what was changed since."""
         # Most groups are one command and have little to save, so nothing is done for what is empty.
@@ -397,6 +435,9 @@ class Transaction:
             self._reported_rows.clear()
         self._dirty_rows.clear()
         self._results.clear()
+        if self._dirty_queues:
+            queue_store.save_queues(connection, self._dirty_queues.values())
+            self._dirty_queues.clear()
         if self._dirty_batches:
             batch_store.save_batches(connection, list(self._dirty_batches.values()))
             self._dirty_batches.clear()
@@ -461,6 +502,7 @@ class Transaction:
                 ChildrenFinished(holder, ids) for holder, ids in self._children_finished.items()
             ],
             streams=list(self._grown.values()),
+            resumed=[RunsResumed(holder, ids) for holder, ids in self._resumed.items()],
         )
 
     def _announcement(self, row: RunRow) -> RunChanged:

@@ -325,7 +325,7 @@ def _max_attempts(options: TriggerOptions, place: str) -> int | None:
 def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
     transaction.new_runs.extend(runs)
     for run in runs:
-        transaction.offered_tasks.add(run.task)
+        transaction.offer(run.task, run.queue)
         transaction.announce_state(
             RunRow(
                 id=run.id,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from milepost.engine import ending
+from milepost.engine import ending, queues
 from milepost.engine.commands import RegisterWorker
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
@@ -35,15 +35,12 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     new_tasks = [task.id for task in command.tasks if task.id not in before.tasks]
     for task in new_tasks:
         # Runs that were triggered before anybody had said which queue is theirs.
-        run_store.move_queued(
+        if run_store.move_queued(
             transaction.connection, task, from_queue=default_queue(task), to_queue=catalog.queue_of(task)
-        )
+        ):
+            transaction.offer(task, catalog.queue_of(task))
     if catalog.queue_limits != before.queue_limits:
-        # One that was raised has free slots.
-        transaction.everything_offered = True
-    due_at = run_store.next_due_at_after(transaction.connection, transaction.now, new_tasks)
-    if due_at is not None:
-        state.due_later(due_at)
+        queues.learn_limits(before.queue_limits, catalog.queue_limits, transaction)
     records.save_tasks(
         transaction.connection,
         [

@@ -309,6 +309,7 @@ class Inbox:
     def __init__(self) -> None:
         self.wake = asyncio.Event()
         self.finished: list[str] = []
+        self.resumed: list[str] = []
         self.changes: dict[str, list[LoggedChange]] = {}
         self._attempts: dict[str, int] = {}
         self.overflown: set[str] = set()
@@ -332,11 +333,11 @@ class Inbox:
         """True when steps of this run wait to be sent: then its own steps belong between them, so that there is no gap."""
         return run_id in self.changes
 
-    def take(self) -> tuple[list[str], list[tuple[str, int, list[LoggedChange]]], set[str]]:
-        """Empty the inbox: ended children; run, attempt and steps; runs whose document has to be sent as a whole."""
+    def take(self) -> tuple[list[str], list[str], list[tuple[str, int, list[LoggedChange]]], set[str]]:
+        """Empty the inbox: ended children; runs that go on; run, attempt and steps; runs whose document has to be sent as a whole."""
         steps = [(run_id, self._attempts[run_id], changes) for run_id, changes in self.changes.items()]
-        taken = self.finished, steps, self.overflown
-        self.finished, self.changes, self.overflown = [], {}, set()
+        taken = self.finished, self.resumed, steps, self.overflown
+        self.finished, self.resumed, self.changes, self.overflown = [], [], {}, set()
         self._attempts.clear()
         self._bytes.clear()
         self.wake.clear()
@@ -391,6 +392,11 @@ class Hub:
                 batch.newest = progressed
                 for watcher in batch.watchers:
                     watcher.set()
+        for gone_on in announcement.resumed:
+            inbox = self.inboxes.get(gone_on.holder)
+            if inbox is not None:
+                inbox.resumed += gone_on.ids
+                inbox.wake.set()
         for ended in announcement.children_finished:
             inbox = self.inboxes.get(ended.holder)
             if inbox is not None:

@@ -401,12 +401,12 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 yield PING
                 continue
             quiet = last_deltas_at + INBOX_SECONDS - loop.time()
-            if quiet > 0 and not inbox.finished and not hub.is_closed:
+            if quiet > 0 and not (inbox.finished or inbox.resumed or hub.is_closed):
                 await asyncio.sleep(quiet)
             # Looked at after the rest, because the wake-up for it may have come meanwhile, and is cleared now.
             if hub.is_closed or hub.inboxes.get(worker_id) is not inbox:
                 return
-            finished, changes, overflown = inbox.take()
+            finished, resumed, changes, overflown = inbox.take()
             deltas = [
                 MetadataDelta(
                     run=run_id,
@@ -420,7 +420,9 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 deltas.append(await in_reader(lambda run_id=run_id: _whole(reader, run_id)))
             if deltas:
                 last_deltas_at = loop.time()
-            yield encode_event("inbox", _encode(InboxFrame(deltas=deltas, finished=finished)))
+            yield encode_event(
+                "inbox", _encode(InboxFrame(deltas=deltas, finished=finished, resumed=resumed))
+            )
     finally:
         if hub.inboxes.get(worker_id) is inbox:
             del hub.inboxes[worker_id]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -28,14 +29,12 @@ from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
 from milepost.store.schema import large_values, run_tags, runs
-from milepost.store.statements import Lookup, Row, Statement, padded, parameters
+from milepost.store.statements import Lookup, Row, Statement, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
 INLINE_CHARACTERS = 8192
-# SQLite joins at most 500 selects into one.
-DUE_TASKS = 400
-# The same for what is padded; a power of two.
-NEXT_DUE_TASKS = 256
+# Tasks and queues in one statement; a power of two. SQLite joins at most 500 selects into one.
+DUE_PLACES = 256
 
 
 class RunRow(msgspec.Struct, gc=False):
@@ -366,51 +365,60 @@ def _state(row: RunRow) -> Row:
 
 
 def due_ids(
-    connection: Connection,
-    tasks: Sequence[str],
-    *,
-    limit: int,
-    now: int,
-    without_queues: Sequence[str] = (),
-    besides: int = 0,
-) -> list[tuple[str, str]]:
-    """(id, queue) of up to `limit` due runs of these tasks, oldest first, and of `besides` more.
+    connection: Connection, places: Sequence[tuple[str, str]], *, limit: int, now: int
+) -> list[tuple[int, str, str]]:
+    """(due_at, id, queue) of due runs, oldest first: up to `limit` of each place, which is a task and a queue.
 
-    One look into the index per task, so that a long queue of a task that nobody asks for costs nothing.
+    One look into the index per place, however many runs are queued there or elsewhere.
     """
-    count = limit + besides
-    left_out = padded(tuple(without_queues))
     found: list[tuple[int, str, str]] = []
-    for start in range(0, len(tasks), DUE_TASKS):
-        chunk = tasks[start : start + DUE_TASKS]
-        statement = _due_statement(len(chunk), len(left_out))
-        rows = statement.read(connection, (now, count, *chunk, *left_out))
-        found.extend((due_at, run_id, queue) for run_id, queue, due_at in rows)
-    if len(tasks) > DUE_TASKS:
-        found.sort()
-    return [(run_id, queue) for _, run_id, queue in found[:count]]
+    for start in range(0, len(places), DUE_PLACES):
+        chunk = padded(tuple(places[start : start + DUE_PLACES]), ("", ""))
+        statement = _due_statement(len(chunk))
+        found += statement.read(connection, (now, limit, *chain.from_iterable(chunk)))  # pyright: ignore[reportArgumentType]
+    found.sort()
+    return found
 
 
 @cache
-def _due_statement(task_count: int, left_out_count: int) -> Statement:
-    tasks = [f"task_{number}" for number in range(task_count)]
-    queues = [f"queue_{number}" for number in range(left_out_count)]
-    leave_out = [runs.c.queue.not_in(parameters(queues))] if queues else []
+def _due_statement(place_count: int) -> Statement:
+    names = [(f"task_{number}", f"queue_{number}") for number in range(place_count)]
     parts = [
-        select(runs.c.id, runs.c.queue, runs.c.due_at)
-        .where(_DUE, runs.c.task == bindparam(task), runs.c.due_at <= bindparam("now"), *leave_out)
+        select(runs.c.due_at, runs.c.id, runs.c.queue)
+        .where(
+            _DUE,
+            runs.c.task == bindparam(task),
+            runs.c.queue == bindparam(queue),
+            runs.c.due_at <= bindparam("now"),
+        )
         .order_by(runs.c.due_at, runs.c.id)
         .limit(bindparam("count", type_=Integer))
         .subquery()
-        for task in tasks
+        for task, queue in names
     ]
     rows = union_all(*(select(part) for part in parts)).subquery()
-    statement = (
-        select(rows.c.id, rows.c.queue, rows.c.due_at)
-        .order_by(rows.c.due_at, rows.c.id)
-        .limit(bindparam("count", type_=Integer))
+    return Statement(
+        select(rows.c.due_at, rows.c.id, rows.c.queue), ["now", "count", *chain.from_iterable(names)]
     )
-    return Statement(statement, ["now", "count", *tasks, *queues])
+
+
+def queued_places(connection: Connection) -> list[tuple[str, str]]:
+    """Each task and queue with a queued run that need not execute apart."""
+    found = connection.execute(select(runs.c.task, runs.c.queue).where(_DUE).distinct())
+    return [(task, queue) for task, queue in found]
+
+
+def has_queued(connection: Connection, task: str, queue: str) -> bool:
+    """Whether a run of this task is queued in this queue that need not execute apart."""
+    return bool(_HAS_QUEUED.read(connection, (task, queue)))
+
+
+_HAS_QUEUED = Statement(
+    select(runs.c.id)
+    .where(_DUE, runs.c.task == bindparam("of_task"), runs.c.queue == bindparam("in_queue"))
+    .limit(literal_column("1")),
+    ["of_task", "in_queue"],
+)
 
 
 def apart_due(connection: Connection, tasks: Collection[str], *, now: int) -> list[tuple[str, str, int]]:
@@ -428,32 +436,38 @@ def has_apart(connection: Connection) -> bool:
     return bool(connection.execute(select(exists().where(_APART))).scalar())
 
 
-def next_due_at_after(connection: Connection, after: int, tasks: Sequence[str]) -> int | None:
-    """When the next queued run of these tasks becomes due that is not due at `after` yet; None when there is none.
+def next_due_at_after(connection: Connection, after: int, places: Sequence[tuple[str, str]]) -> int | None:
+    """When the next queued run becomes due that is not due at `after` yet, of these tasks and queues; None when there is none.
 
-    One look into the index per task, however many runs are queued.
+    One look into the index per place, however many runs are queued.
     """
     apart = select(func.min(runs.c.due_at)).where(_APART, runs.c.due_at > after)
     found: list[int] = [due_at for due_at in connection.execute(apart).scalars() if due_at is not None]
-    for start in range(0, len(tasks), NEXT_DUE_TASKS):
-        chunk = padded(tuple(tasks[start : start + NEXT_DUE_TASKS]))
-        found += [due_at for (due_at,) in _next_due_statement(len(chunk)).read(connection, (after, *chunk))]
+    for start in range(0, len(places), DUE_PLACES):
+        chunk = padded(tuple(places[start : start + DUE_PLACES]), ("", ""))
+        rows = _next_due_statement(len(chunk)).read(connection, (after, *chain.from_iterable(chunk)))
+        found += [due_at for (due_at,) in rows]
     return min(found, default=None)
 
 
 @cache
-def _next_due_statement(task_count: int) -> Statement:
-    tasks = [f"task_{number}" for number in range(task_count)]
+def _next_due_statement(place_count: int) -> Statement:
+    names = [(f"task_{number}", f"queue_{number}") for number in range(place_count)]
     parts = [
         select(runs.c.due_at)
-        .where(_DUE, runs.c.task == bindparam(task), runs.c.due_at > bindparam("after"))
+        .where(
+            _DUE,
+            runs.c.task == bindparam(task),
+            runs.c.queue == bindparam(queue),
+            runs.c.due_at > bindparam("after"),
+        )
         .order_by(runs.c.due_at)
         .limit(literal_column("1"))
         .subquery()
-        for task in tasks
+        for task, queue in names
     ]
     rows = union_all(*(select(part) for part in parts)).subquery()
-    return Statement(select(rows.c.due_at), ["after", *tasks])
+    return Statement(select(rows.c.due_at), ["after", *chain.from_iterable(names)])
 
 
 def shift_due(connection: Connection, microseconds: int) -> None:
@@ -462,32 +476,32 @@ def shift_due(connection: Connection, microseconds: int) -> None:
         connection.execute(update(runs).where(queued).values(due_at=runs.c.due_at + microseconds))
 
 
-def move_queued(connection: Connection, task: str, *, from_queue: str, to_queue: str) -> None:
-    """Let the runs of a task that are queued in one queue wait in another."""
-    if from_queue != to_queue:
-        for queued in (_DUE, _APART):
-            connection.execute(
-                update(runs)
-                .where(queued, runs.c.task == task, runs.c.queue == from_queue)
-                .values(queue=to_queue)
-            )
+def move_queued(connection: Connection, task: str, *, from_queue: str, to_queue: str) -> int:
+    """Let the runs of a task that are queued in one queue wait in another; how many were moved."""
+    if from_queue == to_queue:
+        return 0
+    moved = 0
+    for queued in (_DUE, _APART):
+        statement = update(runs).where(queued, runs.c.task == task, runs.c.queue == from_queue)
+        moved += connection.execute(statement.values(queue=to_queue)).rowcount
+    return moved
 
 
-def executing_counts(connection: Connection, queues: Iterable[str]) -> dict[str, int]:
-    """How many runs of each queue are executing now; waiting ones have given their slot back."""
-    wanted = padded(tuple(sorted(set(queues))))
-    return dict(_executing_statement(len(wanted)).read(connection, wanted)) if wanted else {}
+def count_executing(connection: Connection, queue: str) -> int:
+    """How many runs of a queue execute now; waiting ones have given their slot back."""
+    counted = select(func.count()).select_from(runs).where(_HELD, _EXECUTING, runs.c.queue == queue)
+    return connection.execute(counted).scalar_one()
 
 
-@cache
-def _executing_statement(queue_count: int) -> Statement:
-    queues = [f"queue_{number}" for number in range(queue_count)]
+def resuming_ids(connection: Connection, queue: str, *, limit: int | None) -> list[str]:
+    """The waiting runs of a queue that would go on, those first that have wanted it longest."""
     statement = (
-        select(runs.c.queue, func.count())
-        .where(_HELD, _EXECUTING, runs.c.queue.in_(parameters(queues)))
-        .group_by(runs.c.queue)
+        select(runs.c.id)
+        .where(runs.c.resuming_at.is_not(None), runs.c.queue == queue)
+        .order_by(runs.c.resuming_at, runs.c.id)
+        .limit(limit)
     )
-    return Statement(statement, queues)
+    return list(connection.execute(statement).scalars())
 
 
 def held_ids(connection: Connection, worker_id: str, *, claim: int | None = None) -> list[str]:

@@ -89,9 +89,10 @@ runs = Table(
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
     CheckConstraint(_HELD, name="runs_held"),
     CheckConstraint("(finished_at IS NOT NULL) = (status IN ('COMPLETED', 'FAILED'))", name="runs_finished"),
-    # `queue` is there so that runs of a full queue are passed over without looking at their rows.
-    Index("runs_due", "task", "due_at", "id", "queue", **_where("status = 'QUEUED' AND is_apart = 0")),
+    # By queue, so that runs of one that is full are not even passed over.
+    Index("runs_due", "task", "queue", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 0")),
     Index("runs_apart", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 1")),
+    Index("runs_resuming", "queue", "resuming_at", "id", **_where("resuming_at IS NOT NULL")),
     Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
     # Also of the runs without a parent: a list of those must not read past their children.
     Index("runs_parent", "parent_id", "id"),
@@ -117,6 +118,19 @@ attempts = Table(
     # What it raised, or why it is over, as JSON.
     Column("error", Text),
     sqlite_with_rowid=False,
+)
+
+# Queues that have a limit or are paused. Of any other nothing need be known.
+queues = Table(
+    "queues",
+    tables,
+    Column("name", Text, primary_key=True),
+    # How many of its runs may execute at once; nothing: any number.
+    Column("concurrency", Integer),
+    Column("is_paused", Integer, nullable=False),
+    # How many execute now, and how many waiting ones would go on if there was room.
+    Column("executing", Integer, nullable=False),
+    Column("resuming", Integer, nullable=False),
 )
 
 # The workers that hold a lease.

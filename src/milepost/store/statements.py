@@ -109,12 +109,16 @@ class Lookup:
         return statement.read(connection, keys)
 
 
-def padded(values: Row) -> Row:
-    """The values with the last one repeated up to a power of two, so that lists of all lengths share few texts."""
+def padded(values: Row, filler: Any = None) -> Row:
+    """The values up to a power of two, so that lists of all lengths share few texts.
+
+    Args:
+        filler: what they are filled up with; without it the last one is repeated.
+    """
     if not values:
         return values
     missing = (1 << (len(values) - 1).bit_length()) - len(values)
-    return values + values[-1:] * missing if missing else values
+    return values + (values[-1] if filler is None else filler,) * missing if missing else values
 
 
 def parameters(names: Iterable[str]) -> list[BindParameter[Any]]:

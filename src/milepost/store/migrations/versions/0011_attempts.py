@@ -1,4 +1,4 @@
-"""Attempts that are rows, workers that are rows, and which runs execute apart."""
+"""Attempts, workers and queues that are rows, and which runs execute apart."""
 
 from collections.abc import Sequence
 
@@ -36,7 +36,7 @@ def upgrade() -> None:
     op.create_index(
         "runs_due",
         "runs",
-        ["task", "due_at", "id", "queue"],
+        ["task", "queue", "due_at", "id"],
         sqlite_where=sa.text(queued.format(0)),
         postgresql_where=sa.text(queued.format(0)),
     )
@@ -59,6 +59,31 @@ def upgrade() -> None:
         sa.Column("error", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("run_id", "number"),
         sqlite_with_rowid=False,
+    )
+    op.create_index(
+        "runs_resuming",
+        "runs",
+        ["queue", "resuming_at", "id"],
+        sqlite_where=sa.text("resuming_at IS NOT NULL"),
+        postgresql_where=sa.text("resuming_at IS NOT NULL"),
+    )
+    op.create_table(
+        "queues",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("concurrency", sa.Integer(), nullable=True),
+        sa.Column("is_paused", sa.Integer(), nullable=False),
+        sa.Column("executing", sa.Integer(), nullable=False),
+        sa.Column("resuming", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    # The limits that tasks have named so far.
+    op.execute(
+        """
+        INSERT INTO queues (name, concurrency, is_paused, executing, resuming)
+        SELECT queue, min(queue_concurrency), 0,
+            (SELECT count(*) FROM runs WHERE runs.queue = tasks.queue AND runs.status = 'EXECUTING'), 0
+        FROM tasks WHERE queue_concurrency IS NOT NULL GROUP BY queue
+        """
     )
     op.create_table(
         "workers",
