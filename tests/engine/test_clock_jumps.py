@@ -122,6 +122,76 @@ def test_a_clock_that_drifts_is_no_clock_that_was_set(
     ]
 
 
+@pytest.mark.parametrize("retries", [False, True])
+def test_what_was_queued_by_a_clock_ahead_is_due_when_it_was_set_right_across_a_restart(
+    world: SteadyWorld, retries: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = WorkerDouble(world)
+    world.jump(HOUR)
+    old = world.trigger()
+    if retries:
+        # Nothing is newer than this pause.
+        worker.fail(worker.claim_one(), retry_after_ms=5_000)
+    world.jump(-HOUR)
+    world.steady.now = 0
+    world.restart()
+    assert "set back since" in caplog.text
+    new = world.trigger()
+    worker.register()
+    if retries:
+        assert [run.id for run in worker.claim(5)] == [new]
+        world.pass_time(5.1)
+        assert [run.id for run in worker.claim(5)] == [old]
+    else:
+        assert [run.id for run in worker.claim(5)] == [old, new]
+
+
+def test_a_pause_of_a_retry_goes_on_across_a_restart(
+    world: SteadyWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = WorkerDouble(world)
+    world.trigger()
+    worker.fail(worker.claim_one(), retry_after_ms=60_000)
+    world.pass_time(30)
+    world.restart()
+    worker.register()
+    assert worker.claim() == []
+    world.pass_time(31)
+    assert worker.claim_one().attempt == 2
+    assert not caplog.records
+
+
+def test_a_clock_far_ahead_is_not_trusted_for_a_day(
+    world: SteadyWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not world.engine.doubts_clock
+    world.trigger()
+    world.jump(40 * 24 * HOUR)
+    world.restart()
+    assert "40.0 days old" in caplog.text
+    assert world.engine.doubts_clock
+    world.trigger()
+    world.pass_time(23 * HOUR)
+    assert world.engine.doubts_clock
+    world.pass_time(1.1 * HOUR)
+    assert not world.engine.doubts_clock
+    world.jump(2 * 24 * HOUR)
+    world.trigger()
+    assert world.engine.doubts_clock, "set while the server runs"
+
+
+def test_a_machine_that_sleeps_sets_no_clock(world: SteadyWorld, caplog: pytest.LogCaptureFixture) -> None:
+    """The steady clock goes on while it sleeps."""
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    worker.fail(worker.claim_one(), retry_after_ms=60_000)
+    due_at = world.reader.row(run_id).due_at
+    world.pass_time(8 * HOUR)
+    assert worker.claim_one().attempt == 2
+    assert world.reader.row(run_id).due_at == due_at
+    assert not caplog.records
+
+
 @settings(max_examples=25)
 @given(jumps=st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=8))
 def test_versions_and_states_only_grow_whatever_the_clock_does(

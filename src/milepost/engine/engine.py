@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from milepost.engine import (
@@ -68,6 +69,9 @@ USED_TOKENS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
 AWAY_MICROSECONDS = 1_000_000
 # Between two groups the wall clock may move against the steady one by this much; more means that somebody has set it.
 JUMP_MICROSECONDS = 1_000_000
+# A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
+FAR_MICROSECONDS = 24 * 3600 * 1_000_000
+DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
 # The order within a group: what ends or frees comes before what asks for work, so that one commit can hand it on.
 _ORDER: dict[type[Any], int] = {
     RegisterWorker: 0,
@@ -118,6 +122,8 @@ class Engine:
         self._ahead = self._clock() - self._steady()
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         self.state = EngineState(settings, started_at=self._steady())
+        with store.write() as connection:
+            self._doubts_clock_until = self._settle_clock(connection)
         with store.read() as connection:
             self.state.catalog = Catalog.of_rows(
                 records.load_tasks(connection), queue_store.all_queues(connection)
@@ -127,6 +133,32 @@ class Engine:
             self.state.change_workers(
                 [_known(row, self.state.leases_from) for row in worker_store.load_workers(connection)], []
             )
+
+    @property
+    def doubts_clock(self) -> bool:
+        """True while the wall clock may be far wrong: it was far ahead of everything in the database, or was set far ahead, and has
+        not gone on for a day since. Nothing may be forgotten for its age then."""
+        return self._steady() < self._doubts_clock_until
+
+    def _settle_clock(self, connection: Connection) -> int:
+        """Make the best of a wall clock that another one was before; until when, on the steady clock, it is not to be trusted."""
+        now, steady_now = self._clock(), self._steady()
+        newest = run_store.newest_of_delayed(connection, now)
+        if newest is not None and newest > now + JUMP_MICROSECONDS:
+            run_store.shift_due(connection, now - newest)
+            logger.warning(
+                "the clock is %.1f s behind the newest queued run: it was set back since; queued runs have moved along",
+                (newest - now) / 1_000_000,
+            )
+        newest = run_store.newest_time(connection)
+        if newest is None or now - newest <= FAR_MICROSECONDS:
+            return steady_now
+        logger.warning(
+            "the newest run is %.1f days old: either nothing was triggered for so long, or the clock is wrong; for a day nothing is "
+            "deleted for its age",
+            (now - newest) / 86_400_000_000,
+        )
+        return steady_now + DOUBT_MICROSECONDS
 
     def execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement | None]:
         """Carry out a group; what to answer to whom, and what to announce. Nothing is answered here: the caller does, in this order.
@@ -212,6 +244,8 @@ class Engine:
                 self._documents.forget(transaction.touched)
             raise
         self._ahead = transaction.now - transaction.steady_now
+        if jump > FAR_MICROSECONDS:
+            self._doubts_clock_until = transaction.steady_now + DOUBT_MICROSECONDS
         if jump:
             logger.warning("the clock was set by %.1f s; queued runs have moved along", jump / 1_000_000)
         self._documents.settle(transaction.touched)

@@ -72,9 +72,13 @@ def now_microseconds() -> int:
     return time.time_ns() // 1000
 
 
+# Where there is one, a clock that goes on while the machine sleeps: sleep is no setting of the wall clock.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 def steady_microseconds() -> int:
     """The clock by which a server waits: nobody sets it."""
-    return time.monotonic_ns() // 1000
+    return time.clock_gettime_ns(_STEADY) // 1000
 
 
 # Stands for an encoded slash while a path is routed; a path that holds it is refused before.
@@ -161,6 +165,7 @@ class Server:
             clock,
             steady,
         )
+        self._doubts_clock = lambda: engine.doubts_clock
         self.committer = Committer(engine, steady, self._announce)
         self.reader = Reader(
             self._store,
@@ -245,6 +250,9 @@ class Server:
         settings = self.settings
         while True:
             with self._waiting("pruning"):
+                if self._doubts_clock():
+                    await asyncio.sleep(PRUNE_SECONDS)
+                    continue
                 await self.prune_history()
                 before = self._clock() - int(settings.stream_days * 86_400_000_000)
                 while await self.committer.submit(PruneStreams(before, STREAMS_PER_STEP)) == STREAMS_PER_STEP:

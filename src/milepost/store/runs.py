@@ -476,6 +476,21 @@ def shift_due(connection: Connection, microseconds: int) -> None:
         connection.execute(update(runs).where(queued).values(due_at=runs.c.due_at + microseconds))
 
 
+def newest_of_delayed(connection: Connection, now: int) -> int | None:
+    """When the newest of the queued runs that are not due yet was queued; None when there is none."""
+    newest = [
+        connection.execute(select(func.max(runs.c.updated_at)).where(queued, runs.c.due_at > now)).scalar()
+        for queued in (_DUE, _APART)
+    ]
+    return max((at for at in newest if at is not None), default=None)
+
+
+def newest_time(connection: Connection) -> int | None:
+    """When the newest run was triggered; None when there is none."""
+    newest = select(runs.c.created_at).order_by(runs.c.id.desc()).limit(1)
+    return connection.execute(newest).scalar()
+
+
 def move_queued(connection: Connection, task: str, *, from_queue: str, to_queue: str) -> int:
     """Let the runs of a task that are queued in one queue wait in another; how many were moved."""
     if from_queue == to_queue:
