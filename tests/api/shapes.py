@@ -110,7 +110,7 @@ def is_run(value: Any) -> bool:
         **COMMON,
         "relatedRuns": _are_relatives,
         "childCounts": mapping,
-        "attempts": lambda attempts: attempts == [],
+        "attempts": lambda attempts: all(attempt["number"] >= 1 for attempt in attempts),
     }
     has(value, required, {**OPTIONAL, "payload": anything, "output": anything})
     assert value["isSuccess"] or "output" not in value

@@ -58,6 +58,12 @@ def test_failure_and_retry(served: Served, worker: HttpWorker) -> None:
     run = checked(served, run_id)
     assert (run["status"], run["attemptCount"]) == ("FAILED", 2)
     assert run["error"] == {"message": "still out of ink", "name": "ValueError"}
+    first, second = run["attempts"]
+    assert (first["number"], first["end"], first["isCharged"]) == (1, "raised", True)
+    assert first["error"]["message"] == "out of ink"
+    assert first["claimedAt"] < first["begunAt"] <= first["endedAt"] < second["claimedAt"]
+    assert (second["number"], second["error"]["message"]) == (2, "still out of ink")
+
     assert "output" not in run
     result = served.get(f"/api/v1/runs/{run_id}/result")
     assert (result["ok"], result["error"]["name"]) == (False, "ValueError")
@@ -136,3 +142,15 @@ def test_times_are_utc_and_in_order(served: Served, worker: HttpWorker) -> None:
     assert all(time.endswith("Z") for time in times)
     assert times == sorted(times)
     assert run["durationMs"] >= 0
+
+
+def test_attempts_under_way_and_with_success(served: Served, worker: HttpWorker) -> None:
+    run_id = served.trigger()
+    assert checked(served, run_id)["attempts"] == []
+    [claimed] = worker.claim()
+    [attempt] = checked(served, run_id)["attempts"]
+    assert attempt.keys() == {"number", "workerId", "claimedAt"}
+    worker.finish(claimed)
+    [attempt] = checked(served, run_id)["attempts"]
+    assert (attempt["number"], attempt["workerId"], attempt["end"]) == (1, "worker_1", "returned")
+    assert "isCharged" not in attempt

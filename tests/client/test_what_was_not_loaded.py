@@ -29,7 +29,7 @@ def listed(server: ScriptedServer, client: Client) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", ["payload", "output", "child_counts", "streams"])
+@pytest.mark.parametrize("name", ["payload", "output", "child_counts", "streams", "attempts"])
 def test_a_field_that_lists_leave_out_says_so(listed: Run, name: str) -> None:
     with pytest.raises(
         NotLoadedError, match=rf"{name} of run run_1 was not loaded.*runs.retrieve\('run_1'\)"

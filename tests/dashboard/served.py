@@ -142,6 +142,10 @@ class FakeWorker:
     def complete(self, run_id: str, output: str = "null") -> None:
         self.report(run_id, outcome={"output": output})
 
+    def leave(self) -> None:
+        """End in order, and hand back what is held."""
+        self._server.request("POST", "/api/v1/workers/worker_1/report", {"leaving": True})
+
     def fail(
         self, run_id: str, message: str, *, name: str = "ValueError", trace: str = "", **outcome: Any
     ) -> None:

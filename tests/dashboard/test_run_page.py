@@ -124,10 +124,24 @@ def test_a_failed_attempt_and_the_failed_run(page: Page, worker: FakeWorker) -> 
     expect(page.locator("#error-trace-text")).to_be_visible()
     expect(page.locator("#error-trace-text")).to_have_text("Traceback: line 12")
     expect(page.locator("#output-section")).to_be_hidden()
+    expect(page.locator("#attempts li")).to_have_count(2)
+    expect(page.locator("#attempts li").first).to_contain_text("Attempt 1 failed")
+    expect(page.locator("#attempts li").first).to_contain_text("OSError: the file is locked")
+    expect(page.locator("#attempts li").last).to_contain_text("FileNotFoundError: the file is gone")
     # The same for who comes later.
     open_run(page, run_id)
     expect(page.locator("#error")).to_contain_text("FileNotFoundError: the file is gone")
+    expect(page.locator("#attempts li")).to_have_count(2)
     expect(connection(page)).to_have_text("Finished")
+
+
+def test_an_attempt_that_cost_nothing_is_told_as_such(page: Page, worker: FakeWorker) -> None:
+    run_id = worker.start("handle-upload")
+    open_run(page, run_id)
+    expect(page.locator("#attempts-section")).to_be_hidden()
+    worker.leave()
+    expect(page.locator("#attempts li").first).to_contain_text("Attempt 1 was handed back, at no cost")
+    expect(page.locator("#error")).to_be_hidden()
 
 
 def test_children(page: Page, worker: FakeWorker, server: RunningServer) -> None:

@@ -25,13 +25,23 @@ from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
 from milepost.client.streams import reader
-from milepost.model.run import QueuedReason, RunError
+from milepost.model.run import AttemptEnd, QueuedReason, RunError
+from milepost.protocol.runs import RunAttempt
 
 FRAME_SECONDS = 0.1
 LAST_COLUMN_CHARACTERS_MIN = 30
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 EXIT_INTERRUPTED = 130
 DEFAULT_KEY = "default"
+ATTEMPT_ENDS = {
+    AttemptEnd.RETURNED: "returned",
+    AttemptEnd.RAISED: "raised",
+    AttemptEnd.CRASHED: "crashed",
+    AttemptEnd.BESIDE: "was lost beside others",
+    AttemptEnd.LOST: "was lost",
+    AttemptEnd.HANDED_BACK: "was handed back",
+    AttemptEnd.NEVER_BEGUN: "never began",
+}
 
 
 def trigger(
@@ -149,6 +159,12 @@ def get_run(run_id: str, *, as_json: bool) -> None:
         facts.add_row("output", Text(show(run.output)))
     out.print()
     out.print(facts)
+    if any(attempt.end not in (None, AttemptEnd.RETURNED) for attempt in run.attempts):
+        out.print()
+        for attempt in run.attempts:
+            out.print(
+                Text(_told_attempt(attempt), style="dim" if attempt.error is None else ""), soft_wrap=True
+            )
     if run.error is not None and run.error.stack_trace:
         out.print()
         out.print(Text(run.error.stack_trace.rstrip(), style="dim"), soft_wrap=True)
@@ -295,6 +311,16 @@ def _ended(run: Run | None) -> Run:
     if run is None or not run.is_completed:
         fail("the server ended the feed before the run had finished")
     return run
+
+
+def _told_attempt(attempt: RunAttempt) -> str:
+    """One line: how it ended, what it cost, and why."""
+    at = attempt.ended_at or attempt.begun_at or attempt.claimed_at
+    when = f" {at.astimezone():%H:%M:%S}" if at is not None else ""
+    what = "under way" if attempt.end is None else ATTEMPT_ENDS[attempt.end]
+    cost = "" if attempt.end in (None, AttemptEnd.RETURNED) or attempt.is_charged else ", not charged"
+    error = f": {_first_line(_error_text(attempt.error))}" if attempt.error is not None else ""
+    return visible(f"attempt {attempt.number}{when} {what}{cost}{error}")
 
 
 def _tell_error(run: Run) -> None:

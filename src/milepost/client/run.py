@@ -11,12 +11,12 @@ import msgspec
 from milepost.client.shape import read_document
 from milepost.errors import NotLoadedError
 from milepost.model.run import QueuedReason, RunError, RunStatus
-from milepost.protocol.runs import RunObject, RunSummary
+from milepost.protocol.runs import RunAttempt, RunObject, RunSummary
 from milepost.protocol.streams import StreamSummary
 
 ShapeT = TypeVar("ShapeT")
 
-NOT_IN_LISTS: Final = ("payload", "output", "child_counts", "streams")
+NOT_IN_LISTS: Final = ("payload", "output", "child_counts", "streams", "attempts")
 """What lists leave out, because it may be large or takes a look at other runs."""
 
 
@@ -43,7 +43,9 @@ class Run:
         root_id: the run at the top of the tree, itself when it has no parent.
         batch_id: the batch that it was triggered with.
         queue: the queue that it goes through.
-        attempt_count: attempts begun so far.
+        attempt_count: attempts so far.
+        attempts: what became of each: `number`, `worker_id`, `claimed_at`, `begun_at`, `ended_at`, `end`, `is_charged`, `error`. Later
+            states of a subscription have those of its beginning.
         created_at: when it was triggered.
         updated_at: when anything about it changed last.
         started_at: when its first attempt began.
@@ -81,6 +83,7 @@ class Run:
     queued_reason: QueuedReason | None = None
     child_counts: dict[str, int]
     streams: list[StreamSummary]
+    attempts: list[RunAttempt]
     is_queued: bool
     is_executing: bool
     is_waiting: bool
@@ -152,6 +155,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         queued_reason=wire.queued_reason if is_whole and wire.is_queued else None,
         child_counts=wire.child_counts if is_whole else {},
         streams=wire.streams if is_whole else [],
+        attempts=wire.attempts if is_whole else [],
         is_queued=wire.is_queued,
         is_executing=wire.is_executing,
         is_waiting=wire.is_waiting,

@@ -13,7 +13,7 @@ from milepost.engine.streams import OUTPUT, state_of
 from milepost.errors import BatchNotFoundError, RunNotFoundError
 from milepost.model import jsonvalue
 from milepost.model.counted import KNOWN_MAX
-from milepost.model.run import QueuedReason, RunError, RunStatus
+from milepost.model.run import AttemptEnd, QueuedReason, RunError, RunStatus
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.model.shown_keys import Keys, shown_document
 from milepost.protocol.runs import (
@@ -21,6 +21,7 @@ from milepost.protocol.runs import (
     Pagination,
     RelatedRun,
     RelatedRuns,
+    RunAttempt,
     RunLog,
     RunObject,
     RunPage,
@@ -36,6 +37,7 @@ from milepost.protocol.triggering import (
     BatchProcessing,
     BatchResults,
 )
+from milepost.store import attempts as attempt_store
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
 from milepost.store import records
@@ -48,6 +50,7 @@ from milepost.store.search import Search
 from milepost.store.streams import ChunkRow
 
 CHILDREN_SHOWN_MAX = 100
+ATTEMPTS_SHOWN_MAX = 100
 STREAM_ROWS_FEW = 4
 STREAM_ROWS = 100
 LOG_PAGE = 500
@@ -149,6 +152,7 @@ class Reader:
             counts = run_store.count_by_status(connection, family)
             metadata, version = _documents(connection, [run_id], view.keys)[run_id]
             streams = _streams(connection, row, OUTPUT)
+            attempts = _attempts(connection, row)
         fields = _summary_fields(record, metadata, version)
         fields["related_runs"] = RelatedRuns(
             root=related.get(row.root_id) if row.parent_id else None,
@@ -162,7 +166,7 @@ class Reader:
             child_counts=counts,
             streams=streams,
             queued_reason=self.queued_reason(row.task) if row.status is RunStatus.QUEUED else None,
-            attempts=[],
+            attempts=attempts,
         )
 
     def summaries(self, run_ids: Sequence[str], keys: Keys = None) -> list[RunSummary]:
@@ -541,6 +545,36 @@ def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
     }
 
 
+def _attempts(connection: Connection, row: RunRow) -> list[RunAttempt]:
+    """The attempts of a run, the newest ones if they are very many."""
+    attempts = [
+        RunAttempt(
+            number=ended.number,
+            worker_id=ended.worker_id,
+            claimed_at=_time_or_none(ended.claimed_at),
+            begun_at=_time_or_none(ended.begun_at),
+            ended_at=_time(ended.ended_at),
+            end=AttemptEnd(ended.end),
+            is_charged=AttemptEnd(ended.end).is_charged,
+            error=_ERROR.decode(ended.error) if ended.error else None,
+        )
+        for ended in attempt_store.load_attempts(connection, row.id)[-ATTEMPTS_SHOWN_MAX:]
+    ]
+    if row.status in (RunStatus.EXECUTING, RunStatus.WAITING, RunStatus.COMPLETED):
+        # The newest one stands in the run's own row.
+        attempts.append(
+            RunAttempt(
+                number=row.attempt,
+                worker_id=row.worker_id,
+                claimed_at=_time_or_none(row.claimed_at),
+                begun_at=_time_or_none(row.begun_at),
+                ended_at=_time_or_none(row.finished_at),
+                end=AttemptEnd.RETURNED if row.status.is_final else None,
+            )
+        )
+    return attempts
+
+
 def _summary_fields(record: RunRecord, metadata: msgspec.Raw, version: int) -> dict[str, Any]:
     return {**_fields(record), "metadata": metadata, "metadata_version": version}
 
@@ -605,6 +639,10 @@ def _batch_status(batch: BatchRow) -> str:
 
 def _time(microseconds: int) -> datetime:
     return datetime.fromtimestamp(microseconds / 1_000_000, UTC)
+
+
+def _time_or_none(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else _time(microseconds)
 
 
 def _text(microseconds: int) -> str:

@@ -1,11 +1,10 @@
 """Runs on the wire, as the official clients read them (protocol, section 5), with `metadataVersion` and a few fields more."""
 
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
-from milepost.model.run import QueuedReason, RunError, RunStatus
+from milepost.model.run import AttemptEnd, QueuedReason, RunError, RunStatus
 from milepost.protocol.streams import StreamSummary
 
 
@@ -65,6 +64,23 @@ class RelatedRuns(msgspec.Struct, omit_defaults=True):
     children: list[RelatedRun] | None = None
 
 
+class RunAttempt(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+    """An attempt of a run. `number` is no other attempt's; there is a gap where one was not kept.
+
+    `claimedAt` is when a worker was given the run, `begunAt` when the server first heard that its code has begun. `end` is how it
+    ended, absent while it is under way; `isCharged`: it counts against the rule of retries, and `error` says why.
+    """
+
+    number: int
+    worker_id: str | None = None
+    claimed_at: datetime | None = None
+    begun_at: datetime | None = None
+    ended_at: datetime | None = None
+    end: AttemptEnd | None = None
+    is_charged: bool = False
+    error: RunError | None = None
+
+
 class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     """A whole run. `payload` and `output` are decoded JSON; `output` is there only after success."""
 
@@ -76,7 +92,7 @@ class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     streams: list[StreamSummary] = []
     # Why a run that is queued cannot be taken by anybody at this moment.
     queued_reason: QueuedReason | None = None
-    attempts: list[Any]
+    attempts: list[RunAttempt]
 
 
 class Pagination(msgspec.Struct, omit_defaults=True):

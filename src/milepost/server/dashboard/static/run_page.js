@@ -1,6 +1,7 @@
 // One run: its state, its metadata with their history, its children and its log, live over one connection.
 
 import { runPage, runUrl } from "./api.js";
+import { Attempts } from "./attempts.js";
 import { copyOnClick } from "./copy.js";
 import { arrange, byId, element, oncePerFrame, setText } from "./dom.js";
 import { Feed, FollowedDocument, FollowedRuns } from "./feed.js";
@@ -45,6 +46,7 @@ const log = new RunLog(
   byId("log-section"),
   /** @type {HTMLButtonElement} */ (byId("log-earlier")),
 );
+const attempts = new Attempts(runId, byId("attempts"), byId("attempts-section"));
 const streams = new RunStreams(runId, {
   section: byId("streams-section"),
   tabs: byId("stream-tabs"),
@@ -105,6 +107,7 @@ function receive(event, frame) {
       known.document = new FollowedDocument(known.run.get("metadata"), Number(frame.get("version")));
       runChanged = true;
       log.refresh();
+      attempts.draw(known.run.get("attempts") ?? []);
       if (known.run.has("streams")) for (const stream of known.run.get("streams")) streams.take(stream);
       break;
     default:
@@ -118,6 +121,7 @@ function receive(event, frame) {
 function receiveDelta(frame) {
   if (!known.document.take(frame)) return false;
   for (const [name, value] of frame.get("run") ?? []) {
+    if (name === "attemptCount" || name === "status") attempts.refresh();
     if (value === null) known.run.delete(name);
     else known.run.set(name, value);
     runChanged = true;
