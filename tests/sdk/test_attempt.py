@@ -273,12 +273,22 @@ def test_retries_follow_the_rule_and_the_runs_own_limit() -> None:
     def work() -> None:
         raise ValueError
 
-    assert attempt(work, attempt=1).retry_after_ms == 1000
-    assert attempt(work, attempt=2).retry_after_ms == 2000
-    assert attempt(work, attempt=3).retry_after_ms is None
-    assert attempt(work, attempt=1, max_attempts=1).retry_after_ms is None
-    assert attempt(work, attempt=3, max_attempts=5).retry_after_ms == 4000
+    assert attempt(work, charged=0).retry_after_ms == 1000
+    assert attempt(work, charged=1).retry_after_ms == 2000
+    assert attempt(work, charged=2).retry_after_ms is None
+    assert attempt(work, charged=0, max_attempts=1).retry_after_ms is None
+    assert attempt(work, charged=2, max_attempts=5).retry_after_ms == 4000
     assert error_of(attempt(work)) == ("ValueError", "ValueError")
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_attempts_that_cost_nothing_do_not_count_for_the_retry_rule(on_loop: bool) -> None:
+    @task(retry=Retry(max_attempts=2, min_delay_seconds=1, factor=2, jitter=False))
+    def work() -> None:
+        raise ValueError
+
+    assert attempt(work, attempt=9, charged=0, on_loop=on_loop).retry_after_ms == 1000
+    assert attempt(work, attempt=9, charged=1, on_loop=on_loop).retry_after_ms is None
 
 
 def test_abort_means_no_retry() -> None:

@@ -110,9 +110,19 @@ def test_failure_hooks_run_when_the_run_has_failed_for_good(colour: str, hook_co
     assert outcome.retry_after_ms == 1000
     assert seen == ["start"]
     seen.clear()
-    outcome, _ = attempt(work, attempt=2)
+    outcome, _ = attempt(work, attempt=2, charged=1, has_begun=True)
     assert outcome.retry_after_ms is None
     assert seen == [("ValueError('bad')", False, "ValueError"), False]
+
+
+@pytest.mark.parametrize(("has_begun", "expected"), [(False, ["attempt", "start"]), (True, ["attempt"])])
+def test_on_start_runs_once_whatever_the_number_of_the_attempt(has_begun: bool, expected: list[str]) -> None:
+    seen: list[str] = []
+    work = task(id="work")(lambda: None)
+    work.on_start_attempt(lambda: seen.append("attempt"))
+    work.on_start(lambda: seen.append("start"))
+    attempt(work, attempt=5, has_begun=has_begun)
+    assert seen == expected
 
 
 def test_a_bad_payload_reaches_the_failure_hooks_as_it_arrived() -> None:

@@ -288,7 +288,7 @@ class Attempt:
         try:
             if self._has_hooks:
                 await self.run_hooks("on_start_attempt")
-                if self._run.attempt == 1:
+                if not self._run.has_begun:
                     await self.run_hooks("on_start")
             output = await self._call_task(payload)
             if self._aborted_by is not None:
@@ -398,7 +398,7 @@ class Attempt:
         retry_after_ms = None
         if not is_final(error):
             retry_after_ms = self._task.retry.delay_ms(
-                self._run.attempt, jitter=random.random(), max_attempts=self._run.max_attempts
+                self._run.charged + 1, jitter=random.random(), max_attempts=self._run.max_attempts
             )
         run_error = describe_error(error)
         self._outcome = Outcome(error=run_error, retry_after_ms=retry_after_ms)

@@ -10,7 +10,7 @@ A hook is a `def` or an `async def` and names as parameters what it wants, in an
     run       the same as `ctx.run`
     next      middleware only: runs what the middleware wraps
 
-When they run: `middleware` around everything else; `on_start_attempt` before each attempt and after it `on_start` before the first;
+When they run: `middleware` around everything else; `on_start_attempt` before each attempt, and after it `on_start` once per run;
 `catch_error` after an attempt has failed; `on_success`, or `on_failure` after the last attempt has failed, and then `on_complete`;
 `on_wait` and `on_resume` around each wait for other runs. Global hooks come before the task's own, each in the order of registration.
 
@@ -91,7 +91,7 @@ class Hooks:
         return self._add("on_start_attempt", function)
 
     def on_start(self, function: HookFunction) -> HookFunction:
-        """Run once, before the first attempt."""
+        """Run once per run: in the first attempt whose code begins, whatever number it has."""
         return self._add("on_start", function)
 
     def on_success(self, function: HookFunction) -> HookFunction:

@@ -373,7 +373,7 @@ def _tell_of_stray(error: BaseException) -> None:
 def _stray_outcome(task: Task[Any, Any], held: HeldRun, error: BaseException) -> Outcome:
     """The outcome of an attempt that could not come to one by itself."""
     run = held.scope.run
-    pause = task.retry.delay_ms(run.attempt, jitter=random.random(), max_attempts=run.max_attempts)
+    pause = task.retry.delay_ms(run.charged + 1, jitter=random.random(), max_attempts=run.max_attempts)
     outcome = Outcome(error=describe_error(error), retry_after_ms=pause)
     forget_frames([error])
     return outcome
