@@ -21,6 +21,7 @@ from milepost.protocol.work import (
     ClaimedRun,
     ClaimRequest,
     ClaimResponse,
+    Death,
     InboxFrame,
     LogRequest,
     LogResponse,
@@ -70,6 +71,9 @@ class FakeServer:
         streams: what was written into streams.
         accepts_chunks: whether a request with chunks is taken at all.
         log: what was logged, for each run.
+        full: runs whose queue is full, so that they do not go on after a wait.
+        taken: runs that were given to somebody else.
+        deaths: the workers that have died, with how.
         is_away: every request is answered with 503.
     """
 
@@ -88,6 +92,9 @@ class FakeServer:
     streams: StreamStore = field(default_factory=StreamStore)
     accepts_chunks: Callable[[ChunksRequest], bool] = lambda request: True
     log: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list[str]))
+    full: set[str] = field(default_factory=set[str])
+    taken: set[str] = field(default_factory=set[str])
+    deaths: list[tuple[str, Death]] = field(default_factory=list[tuple[str, Death]])
     is_away: bool = False
     has_left: bool = False
     url: str = ""
@@ -121,9 +128,15 @@ class FakeServer:
     def forget_worker(self) -> None:
         self._knows_worker = False
 
-    def say(self, *, finished: list[str] | None = None, deltas: list[MetadataDelta] | None = None) -> None:
+    def say(
+        self,
+        *,
+        finished: list[str] | None = None,
+        deltas: list[MetadataDelta] | None = None,
+        resumed: list[str] | None = None,
+    ) -> None:
         """Say something in the inbox."""
-        frame = InboxFrame(finished=finished or [], deltas=deltas or [])
+        frame = InboxFrame(finished=finished or [], deltas=deltas or [], resumed=resumed or [])
 
         async def write() -> None:
             assert self._inbox is not None, "nobody listens to the inbox"
@@ -210,6 +223,11 @@ class FakeServer:
                     return self._problem(fault.status)
                 if endpoint is endpoints.RUN_RESULT:
                     answer = await handler(request.match_info["run"])
+                elif endpoint is endpoints.REPORT:
+                    report = msgspec.json.decode(body, type=ReportRequest)
+                    if report.death is not None and self._knows_worker:
+                        self.deaths.append((request.match_info["worker"], report.death))
+                    answer = await handler(report)
                 else:
                     answer = await handler(msgspec.json.decode(body, type=endpoint.request))
                 if isinstance(answer, int):
@@ -291,6 +309,8 @@ class FakeServer:
         return ReportResponse(replies)
 
     def _apply(self, report: RunReport) -> RunReply:
+        if report.id in self.taken:
+            return RunReply(id=report.id, lost=True)
         key = (report.id, report.attempt)
         if report.sequence == 0 or report.sequence > self._applied.get(key, 0):
             self._applied[key] = max(report.sequence, self._applied.get(key, 0))
@@ -298,7 +318,11 @@ class FakeServer:
             if report.outcome is not None:
                 self._handed_out.pop(report.id, None)
         replies = self.replies[report.id]
-        return replies.popleft() if replies else RunReply(id=report.id, delta=self._delta(report))
+        return replies.popleft() if replies else self._reply(report)
+
+    def _reply(self, report: RunReport) -> RunReply:
+        resumed = report.id not in self.full if report.waiting is False else None
+        return RunReply(id=report.id, delta=self._delta(report), resumed=resumed)
 
     def _delta(self, report: RunReport) -> MetadataDelta | None:
         """The steps that the worker lacks. All of them are its own, each under the number that it was reported with."""

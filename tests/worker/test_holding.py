@@ -1,5 +1,6 @@
 """What an executor holds: slots given back by waits, reports in the right order, nothing said for runs that are lost."""
 
+import random
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,7 +20,9 @@ from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
 from milepost.worker import outbox
-from milepost.worker.holding import Holding
+from milepost.worker.black_box import BlackBox
+from milepost.worker.holding import ASK_AGAIN_SECONDS, Holding
+from milepost.worker.lease import Lease
 from milepost.worker.outbox import Entry, HeldRun
 
 INTERVAL = 0.05
@@ -63,6 +66,9 @@ class Desk:
     def __init__(self, concurrency: int) -> None:
         self.host = FakeHost()
         self.now = 100.0
+        self.lease_time = 1000.0
+        self.lease = Lease(lambda: self.lease_time)
+        self.box = BlackBox()
         self.holding = Holding(
             self.host,
             concurrency=concurrency,
@@ -70,11 +76,13 @@ class Desk:
             call_later=lambda call, *arguments: call(*arguments),
             # An end of a run lies long ago at the next look: nothing is claimed ahead.
             clock=count(0, 1.0).__next__,
+            lease=self.lease,
+            black_box=self.box,
         )
 
-    def admit(self, *ids: str, attempt: int = 1) -> list[HeldRun]:
+    def admit(self, *ids: str, attempt: int = 1, **fields: Any) -> list[HeldRun]:
         before = len(self.host.started)
-        runs = [ClaimedRun(id=run_id, task="t", attempt=attempt) for run_id in ids]
+        runs = [ClaimedRun(id=run_id, task="t", attempt=attempt, **fields) for run_id in ids]
         self.holding.admit(runs, metadata_size_max=262_144, now=self.now)
         self.holding.advance()
         return self.host.started[before:]
@@ -108,6 +116,22 @@ class Desk:
         for entry in entries:
             self.holding.answered(entry, RunReply(id=entry.report.id, **reply))
         self.holding.advance()
+
+    def hear(self, **frame: Any) -> None:
+        self.holding.hear(InboxFrame(**frame))
+        self.holding.advance()
+
+    def pulse(self, now: float) -> None:
+        self.holding.pulse(now)
+        self.holding.advance()
+
+    def asks(self) -> bool:
+        """Whether some run is not let go on, for which will be asked again."""
+        return bool(self.holding._not_let)
+
+    def noted(self) -> dict[str, bool]:
+        """The runs in the black box, each with whether it executes."""
+        return {run.id: not run.waiting for run in self.box.begun()}
 
     def exchange(self) -> list[Entry]:
         entries = self.report()
@@ -450,3 +474,503 @@ def test_only_waiting_is_seen() -> None:
     assert not desk.holding.has_only_waiting(), "an outcome has to be reported"
     desk.exchange()
     assert desk.holding.has_only_waiting()
+
+
+# --- what is noted in the black box --------------------------------------------------------------------------
+
+
+def test_the_black_box_has_what_was_begun_and_is_not_over() -> None:
+    desk = Desk(2)
+    one, two = desk.admit("run_1", "run_2", "run_in_line")
+    assert desk.noted() == {"run_1": True, "run_2": True}
+    future = desk.wait(one, "run_child")
+    assert desk.noted() == {"run_1": False, "run_2": True, "run_in_line": True}
+    desk.finish(two)
+    assert desk.noted()["run_2"] is False, "its code is over, and the server has not been told"
+    desk.exchange()
+    assert "run_2" not in desk.noted()
+    desk.hear(finished=["run_child"])
+    assert future.done()
+    assert desk.noted() == {"run_1": True, "run_in_line": True}
+
+
+def test_a_lost_run_is_noted_until_its_code_has_ended() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1")
+    desk.set(held, "key", 1)
+    desk.answer(desk.report(), lost=True)
+    assert desk.noted() == {"run_1": True}
+    desk.finish(held)
+    assert desk.noted() == {}
+
+
+def test_a_run_that_gave_up_waiting_executes() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1")
+    future = desk.wait(held, "run_child")
+    assert desk.noted() == {"run_1": False}
+    future.cancel()
+    assert desk.noted() == {"run_1": True}
+
+
+# --- what has begun ------------------------------------------------------------------------------------------
+
+
+def begun(entries: Sequence[Entry]) -> list[str]:
+    return [entry.report.id for entry in entries if entry.report.begun]
+
+
+def test_runs_that_say_nothing_are_reported_as_begun_together_and_once() -> None:
+    desk = Desk(10)
+    one, two, three, four = desk.admit("run_1", "run_2", "run_3", "run_4")
+    desk.set(two, "key", 1)
+    desk.wait(three, "run_child")
+    desk.exchange()
+    desk.finish(four)
+    desk.exchange()
+    assert desk.holding.needs_pulse
+    desk.pulse(0.1)
+    assert desk.report() == [], "not yet"
+    desk.pulse(1000.0)
+    entries = desk.exchange()
+    assert begun(entries) == ["run_1"]
+    assert not desk.holding.needs_pulse
+    desk.pulse(2000.0)
+    assert desk.report() == []
+    desk.set(one, "key", 2)
+    assert begun(desk.exchange()) == []
+
+
+def test_a_run_that_is_lost_is_not_said_to_have_begun() -> None:
+    desk = Desk(10)
+    [held] = desk.admit("run_1")
+    desk.holding.lose(held)
+    assert not desk.holding.needs_pulse
+
+
+# --- runs that are apart -------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_apart_starts_alone_and_when_the_server_has_heard_so() -> None:
+    desk = Desk(5)
+    [other] = desk.admit("run_1")
+    assert desk.admit("run_apart", is_apart=True) == []
+    assert desk.holding.room == 0
+    assert desk.report() == [], "another one executes"
+    assert desk.admit("run_2") == []
+    desk.finish(other)
+    assert [held.scope.run.id for held in desk.host.started] == ["run_1"]
+    entries = desk.report()
+    assert begun(entries) == ["run_apart"]
+    assert "run_apart" not in desk.noted()
+    desk.answer(entries)
+    assert [held.scope.run.id for held in desk.host.started] == ["run_1", "run_apart"]
+    assert desk.noted() == {"run_apart": True}
+    assert desk.holding.room == 0
+    desk.pulse(1000.0)
+    assert desk.report() == [], "the server knows it"
+    desk.finish(desk.host.started[-1])
+    assert desk.host.started[-1].scope.run.id == "run_2"
+    assert desk.holding.room > 0
+
+
+def test_a_run_that_is_apart_and_was_taken_away_does_not_start() -> None:
+    desk = Desk(5)
+    assert desk.admit("run_apart", is_apart=True) == []
+    assert desk.admit("run_2") == []
+    desk.answer(desk.report(), lost=True)
+    assert [held.scope.run.id for held in desk.host.started] == ["run_2"]
+    assert "run_apart" not in desk.holding.attempts()
+    assert desk.holding.room == 4
+
+
+def test_a_run_that_is_apart_is_given_back_while_the_server_is_asked() -> None:
+    desk = Desk(5)
+    desk.admit("run_apart", is_apart=True)
+    entries = desk.report()
+    desk.holding.start_no_more()
+    assert desk.holding.withdraw()
+    desk.answer(entries)
+    assert desk.host.started == []
+    assert len(desk.holding) == 0
+
+
+def test_what_a_run_that_is_apart_waits_for_may_run_and_it_comes_back_alone() -> None:
+    desk = Desk(5)
+    desk.admit("run_apart", is_apart=True)
+    desk.exchange()
+    [apart] = desk.host.started
+    future = desk.wait(apart, "run_child")
+    assert desk.holding.room == 5
+    [child, other] = desk.admit("run_child", "run_other")
+    desk.finish(child)
+    desk.hear(finished=["run_child"])
+    assert not future.done(), "another one executes"
+    assert desk.admit("run_more") == []
+    desk.finish(other)
+    assert future.done()
+    assert desk.host.started[-1] is other, "nothing is started beside it"
+
+
+# --- queues with a limit -------------------------------------------------------------------------------------
+
+
+def waiting_in_full_queue(desk: Desk, run_id: str = "run_1") -> tuple[HeldRun, Future[None]]:
+    """A run whose wait has ended and that the server has not let go on."""
+    [held] = desk.admit(run_id, has_queue_limit=True)
+    future = desk.wait(held, f"{run_id}_child")
+    desk.exchange()
+    desk.hear(finished=[f"{run_id}_child"])
+    entries = desk.report()
+    assert [entry.report.waiting for entry in entries] == [False]
+    assert not future.done()
+    desk.answer(entries, resumed=False)
+    assert not future.done()
+    return held, future
+
+
+def test_a_run_of_a_limited_queue_goes_on_when_the_server_says_so() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", has_queue_limit=True)
+    future = desk.wait(held, "run_child")
+    desk.exchange()
+    desk.hear(finished=["run_child"])
+    assert not future.done()
+    assert desk.noted() == {"run_1": False}
+    assert desk.holding.room == 0, "it has a slot while it asks"
+    desk.answer(desk.report(), resumed=True)
+    assert future.done()
+    assert desk.noted() == {"run_1": True}
+    assert desk.report() == []
+
+
+def test_a_run_that_may_not_go_on_gives_its_slot_back_and_asks_again_when_it_is_called() -> None:
+    desk = Desk(1)
+    _, future = waiting_in_full_queue(desk)
+    assert desk.report() == [], "it keeps its place without a word"
+    [other] = desk.admit("run_2")
+    desk.hear(resumed=["run_1"])
+    assert desk.report() == [], "there is no slot"
+    desk.finish(other)
+    entries = [entry for entry in desk.report() if entry.report.id == "run_1"]
+    assert [entry.report.waiting for entry in entries] == [False]
+    desk.answer(entries, resumed=True)
+    assert future.done()
+
+
+@pytest.mark.parametrize("how", ["hello", "time"])
+def test_a_run_that_may_not_go_on_asks_again(how: str) -> None:
+    desk = Desk(1)
+    _, future = waiting_in_full_queue(desk)
+    assert desk.asks()
+    if how == "hello":
+        desk.hear(hello=True)
+    else:
+        desk.pulse(1.0)
+        assert desk.report() == []
+        desk.pulse(1000.0 + ASK_AGAIN_SECONDS)
+    entries = desk.report()
+    assert [entry.report.waiting for entry in entries] == [False]
+    desk.answer(entries, resumed=False)
+    assert not future.done()
+    desk.hear(resumed=["run_1"])
+    desk.answer(desk.report(), resumed=True)
+    assert future.done()
+    assert not desk.asks()
+
+
+def test_a_call_that_comes_before_the_answer_counts() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", has_queue_limit=True)
+    future = desk.wait(held, "run_child")
+    desk.exchange()
+    desk.hear(finished=["run_child"])
+    entries = desk.report()
+    desk.hear(resumed=["run_1"])
+    desk.answer(entries, resumed=False)
+    entries = desk.report()
+    assert [entry.report.waiting for entry in entries] == [False]
+    desk.answer(entries, resumed=True)
+    assert future.done()
+
+
+def test_an_answer_without_a_word_is_asked_for_again() -> None:
+    """The report has come twice, and the second answer does not say whether the run goes on."""
+    desk = Desk(1)
+    [held] = desk.admit("run_1", has_queue_limit=True)
+    future = desk.wait(held, "run_child")
+    desk.exchange()
+    desk.set(held, "key", 1)
+    desk.hear(finished=["run_child"])
+    entries = desk.report()
+    assert [(entry.report.waiting, entry.report.sequence) for entry in entries] == [(False, 1)]
+    desk.answer(entries)
+    assert not future.done()
+    entries = desk.report()
+    assert [(entry.report.waiting, entry.report.sequence) for entry in entries] == [(False, 0)]
+    desk.answer(entries, resumed=True)
+    assert future.done()
+
+
+def test_a_run_that_gives_up_waiting_for_its_queue_goes_on_and_asks_until_it_may() -> None:
+    desk = Desk(1)
+    held, future = waiting_in_full_queue(desk)
+    [other] = desk.admit("run_2")
+    future.cancel()
+    desk.holding.advance()
+    assert desk.noted() == {"run_1": True, "run_2": True}
+    assert desk.holding.room == 0
+    desk.pulse(1000.0)
+    entries = [entry for entry in desk.report() if entry.report.waiting is not None]
+    assert [entry.report.waiting for entry in entries] == [False]
+    desk.answer(entries, resumed=True)
+    assert desk.report() == []
+    desk.pulse(2000.0)
+    assert desk.report() == []
+    desk.finish(held)
+    desk.finish(other)
+    assert desk.holding.room == 1
+
+
+def test_a_run_that_gives_up_waiting_while_the_server_is_asked_goes_on() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", has_queue_limit=True)
+    future = desk.wait(held, "run_child")
+    desk.exchange()
+    desk.hear(finished=["run_child"])
+    entries = desk.report()
+    future.cancel()
+    assert desk.noted() == {"run_1": True}
+    desk.answer(entries, resumed=False)
+    assert desk.noted() == {"run_1": True}
+    again = desk.wait(held, "run_other_child")
+    entries = desk.exchange()
+    assert [entry.report.waiting for entry in entries] == [True], "it is in nobody's line any more"
+    assert not desk.asks()
+    desk.hear(finished=["run_other_child"])
+    desk.answer(desk.report(), resumed=True)
+    assert again.done()
+    desk.finish(held)
+    assert desk.holding.room == 1
+
+
+@pytest.mark.parametrize("when", ["asked", "not let"])
+def test_another_wait_of_the_same_run_ends_its_asking(when: str) -> None:
+    desk = Desk(1)
+    if when == "asked":
+        [held] = desk.admit("run_1", has_queue_limit=True)
+        first = desk.wait(held, "run_1_child")
+        desk.exchange()
+        desk.hear(finished=["run_1_child"])
+        entries = desk.report()
+        second = desk.wait(held, "run_child")
+        assert not first.done()
+        desk.answer(entries, resumed=True)
+    else:
+        held, first = waiting_in_full_queue(desk)
+        second = desk.wait(held, "run_child")
+    assert first.done(), "one task of it goes on while another one waits, which takes no slot"
+    assert not second.done()
+    assert desk.holding.room == 1
+    assert [entry.report.waiting for entry in desk.exchange()] == [True]
+    desk.hear(finished=["run_child"])
+    desk.answer(desk.report(), resumed=True)
+    assert second.done()
+    assert desk.holding.room == 0
+
+
+def test_a_run_that_is_lost_or_ends_asks_no_more() -> None:
+    desk = Desk(2)
+    held, future = waiting_in_full_queue(desk)
+    desk.holding.lose(held)
+    assert isinstance(future.exception(0), UsageError)
+    assert not desk.asks()
+    desk.hear(resumed=["run_1"], hello=True)
+    assert desk.report() == []
+    other, _ = waiting_in_full_queue(desk, "run_2")
+    desk.finish(other)
+    assert not desk.asks()
+    assert desk.holding.room == 2
+
+
+def test_input_that_is_waited_for_goes_the_same_way() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", has_queue_limit=True)
+    desk.holding.step_aside(held.scope)
+    desk.exchange()
+    future: Future[None] = Future()
+    desk.holding.come_back(held.scope, future, at_once=False)
+    desk.holding.advance()
+    desk.answer(desk.report(), resumed=False)
+    assert not future.done()
+    future.cancel()
+    desk.holding.advance()
+    assert desk.noted() == {"run_1": True}
+    desk.hear(resumed=["run_1"])
+    desk.answer(desk.report(), resumed=True)
+    assert desk.holding.room == 0
+    desk.finish(held)
+    assert desk.holding.room == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_many_runs_of_limited_queues_keep_the_slots(seed: int) -> None:
+    """Whatever happens in whatever order: no slot is lost, and no code goes on that neither gave up nor was let go on."""
+    chance = random.Random(seed)
+    desk = Desk(3)
+    number = 0
+    live: dict[HeldRun, Future[None] | None] = {}
+    let: set[str] = set()
+    waits_for: dict[HeldRun, str] = {}
+    for _ in range(2000):
+        match chance.randrange(8):
+            case 0 if desk.holding.room and len(live) < 12:
+                number += 1
+                desk.admit(
+                    f"run_{number}", has_queue_limit=chance.random() < 0.7, is_apart=chance.random() < 0.1
+                )
+            case 1 | 2 if free := [held for held, future in live.items() if future is None]:
+                held = chance.choice(free)
+                number += 1
+                waits_for[held] = f"child_{number}"
+                live[held] = desk.wait(held, waits_for[held])
+                let.discard(held.scope.run.id)
+            case 3 if free := [held for held, future in live.items() if future is None]:
+                held = chance.choice(free)
+                del live[held]
+                desk.finish(held)
+            case 4 if waits_for:
+                desk.hear(finished=[waits_for.pop(chance.choice(list(waits_for)))])
+            case 5 if asleep := [held for held, future in live.items() if future is not None]:
+                held = chance.choice(asleep)
+                future = live[held]
+                assert future is not None
+                if chance.random() < 0.3 and future.cancel():
+                    waits_for.pop(held, None)
+                    let.add(held.scope.run.id)
+                else:
+                    desk.hear(resumed=[held.scope.run.id])
+            case 6:
+                desk.pulse(chance.random() * 100_000)
+            case 7:
+                for entry in desk.report():
+                    is_let = entry.report.waiting is False and chance.random() < 0.5
+                    if is_let:
+                        let.add(entry.report.id)
+                    desk.answer([entry], **({"resumed": is_let} if entry.report.waiting is False else {}))
+            case _:
+                pass
+        desk.holding.advance()
+        for held in desk.host.started:
+            live.setdefault(held, None)
+        desk.host.started.clear()
+        for held, future in live.items():
+            if future is not None and future.done():
+                assert held.scope.run.id in let or not held.scope.run.has_queue_limit
+                live[held] = None
+        executing = [held for held in live if held.holds_slot and held.comes_back is None]
+        assert desk.holding._slots.held == sum(held.holds_slot for held in live) + (
+            desk.holding._confirming is not None
+        )
+        assert len(executing) <= 3 + sum(held.scope.run.id in let for held in live)
+    for held in list(live):
+        desk.finish(held)
+    while entries := desk.report():
+        desk.answer(entries, resumed=True)
+        for held in desk.host.started:
+            desk.finish(held)
+        desk.host.started.clear()
+    assert desk.holding.room == 3
+    assert desk.noted() == {}
+    assert number > 150
+
+
+# --- after the lease was over --------------------------------------------------------------------------------
+
+
+def expired(desk: Desk) -> None:
+    desk.lease_time += 1000
+
+
+def confirmed(desk: Desk) -> None:
+    """A request was answered."""
+    if desk.lease.confirm(desk.lease_time):
+        desk.holding.doubt()
+
+
+def test_nothing_begins_after_the_lease_until_the_server_has_said_what_it_has_taken() -> None:
+    desk = Desk(1)
+    desk.lease.seconds = 10.0
+    [running] = desk.admit("run_1", "run_2", "run_3")
+    expired(desk)
+    desk.finish(running)
+    assert desk.host.started == [running]
+    entries = desk.report()
+    assert sorted(entry.report.id for entry in entries) == ["run_1", "run_2", "run_3"]
+    confirmed(desk)
+    for entry in entries:
+        desk.answer([entry], lost=entry.report.id == "run_2")
+    desk.exchange()
+    assert [held.scope.run.id for held in desk.host.started] == ["run_1", "run_3"]
+    assert "run_2" not in desk.holding.attempts()
+
+
+def test_an_answer_after_the_lease_is_no_leave_for_what_was_claimed_before() -> None:
+    """Something else was answered first: the lease is good again, and the runs in line may be gone nevertheless."""
+    desk = Desk(1)
+    desk.lease.seconds = 10.0
+    [running] = desk.admit("run_1", "run_2")
+    expired(desk)
+    confirmed(desk)
+    desk.finish(running)
+    assert desk.host.started == [running]
+    entries = desk.report()
+    desk.answer(entries, lost=True)
+    assert desk.host.started == [running]
+    assert desk.admit("run_3") != []
+
+
+def test_an_answer_from_before_the_lease_was_over_settles_no_doubt() -> None:
+    desk = Desk(1)
+    desk.lease.seconds = 10.0
+    [running] = desk.admit("run_1", "run_2")
+    expired(desk)
+    confirmed(desk)
+    old = desk.report()
+    expired(desk)
+    confirmed(desk)
+    desk.answer([entry for entry in old if entry.report.id == "run_2"])
+    desk.finish(running)
+    assert desk.host.started == [running]
+    desk.exchange()
+    assert len(desk.host.started) == 2
+
+
+def test_a_claim_that_is_older_than_the_lease_is_asked_after() -> None:
+    desk = Desk(1)
+    desk.lease.seconds = 10.0
+    confirmed(desk)
+    run = ClaimedRun(id="run_1", task="t", attempt=1)
+    desk.holding.admit([run], metadata_size_max=1000, now=desk.now, is_doubtful=True)
+    desk.holding.advance()
+    assert desk.host.started == []
+    entries = desk.report()
+    assert [(entry.report.id, entry.report.begun) for entry in entries] == [("run_1", False)]
+    desk.answer(entries)
+    assert len(desk.host.started) == 1
+
+
+def test_a_run_that_is_apart_does_not_begin_by_an_answer_from_before_the_lease_was_over() -> None:
+    desk = Desk(1)
+    desk.lease.seconds = 10.0
+    desk.admit("run_apart", is_apart=True)
+    entries = desk.report()
+    expired(desk)
+    desk.answer(entries)
+    assert desk.host.started == []
+    confirmed(desk)
+    entries = desk.report()
+    assert begun(entries) == ["run_apart"]
+    desk.answer(entries)
+    desk.exchange()
+    assert len(desk.host.started) == 1

@@ -4,6 +4,7 @@ import asyncio
 import re
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from milepost.model.retry import Retry
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.protocol.work import (
+    BegunRun,
     ClaimedRun,
     ClaimRequest,
     RegisterRequest,
@@ -31,7 +33,9 @@ from milepost.protocol.work import (
 )
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
-from milepost.worker.channel import Refused
+from milepost.worker import holding
+from milepost.worker.black_box import BlackBox
+from milepost.worker.channel import Refused, Unreachable
 from milepost.worker.control import Order
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.outbox import HeldRun
@@ -80,6 +84,7 @@ class ThreadHost:
             "grace_seconds": 10.0,
             **options,
         }
+        parts = {name: given.pop(name) for name in ("clock", "black_box") if name in given}
         task = WorkerTask(id="t", queue="t", retry=Retry())
         self.link = WorkerLink(
             LinkOptions(
@@ -87,6 +92,7 @@ class ThreadHost:
             ),
             self,
             asyncio.new_event_loop,
+            **parts,
         )
         self.link.start()
 
@@ -944,3 +950,292 @@ def test_the_end_of_the_log_of_a_lost_run_is_sent_too(
     is_lost.set()
     lines = server.until(lambda: server.log["run_1"][-1:] == ["the last line"] and server.log["run_1"])
     assert any("were left out here" in line for line in lines)
+
+
+# --- what has begun, and for how long the lease is good -------------------------------------------------------
+
+
+def reports_in(server: FakeServer) -> list[ReportRequest]:
+    return [msgspec.json.decode(body, type=ReportRequest) for body in server.bodies("report")]
+
+
+def test_runs_that_say_nothing_for_a_second_are_reported_as_begun_in_one_report(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        if run.id == "run_3":
+            run.set("a", 1)
+        if run.id != "run_4":
+            assert gate.wait(30)
+        return "1"
+
+    host(body)
+    server.queue(*map(run_of, (1, 2, 3, 4)))
+    server.until(lambda: any(report.begun for report in server.reports))
+    begun = [[run.id for run in request.runs if run.begun] for request in reports_in(server)]
+    assert list(filter(None, begun)) == [["run_1", "run_2"]]
+    gate.set()
+    server.until(lambda: len(server.outcomes()) == 4)
+    assert sum(report.begun for report in server.reports) == 2
+
+
+def test_short_runs_cause_no_report_beside_their_outcomes(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    host()
+    for number in range(20):
+        server.queue(run_of(number))
+        server.until(lambda number=number: len(server.outcomes()) == number + 1)
+    assert server.names().count("report") == 20
+    assert not any(report.begun for report in server.reports)
+
+
+class LeaseTime:
+    """The clock of leases, which a test moves."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.slept
+
+
+def test_a_run_in_line_does_not_start_after_the_lease_when_the_server_has_taken_it(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    """The machine was asleep while one run was under way and others stood in line behind it."""
+    clock, gate, started = LeaseTime(), threading.Event(), list[str]()
+
+    def body(run: Run) -> str:
+        started.append(run.id)
+        if len(started) == 200:
+            blocked.set()
+            assert gate.wait(30)
+        return "1"
+
+    blocked = threading.Event()
+    host(body, concurrency=1, clock=clock)
+    server.queue(*map(run_of, range(1000)))
+    assert blocked.wait(30)
+    clock.slept += 3600
+    # All that has been claimed and not begun.
+    server.taken |= set(server._handed_out) - set(started)
+    assert server.taken
+    gate.set()
+    server.until(lambda: len(server.outcomes()) == 1000 - len(server.taken))
+    assert [run_id for run_id in started if run_id in server.taken] == []
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_the_answer_to_a_claim_that_comes_after_the_lease_is_asked_after(
+    server: FakeServer, host: Callable[..., ThreadHost], is_taken: bool
+) -> None:
+    """The answer lay there while the machine was asleep."""
+    clock, started = LeaseTime(), list[str]()
+    worker = host(lambda run: started.append(run.id), clock=clock)
+    server.until(lambda: "claim_runs" in server.names())
+    clock.slept += 3600
+    if is_taken:
+        server.taken.add("run_1")
+    server.queue(run_of(1))
+    server.until(lambda: "report" in server.names())
+    if is_taken:
+        server.until(lambda: "run_1" in worker.interrupted)
+        assert started == []
+    else:
+        server.until(lambda: "run_1" in server.outcomes())
+        first = reports_in(server)[0].runs[0]
+        assert (first.id, first.begun, first.outcome) == ("run_1", False, None), "asked before it began"
+
+
+def test_nothing_begins_after_the_lease_while_the_server_is_away(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    clock, gate, started = LeaseTime(), threading.Event(), list[str]()
+    blocked = threading.Event()
+
+    def body(run: Run) -> str:
+        started.append(run.id)
+        if len(started) == 200:
+            blocked.set()
+            assert gate.wait(30)
+        return "1"
+
+    host(body, concurrency=1, clock=clock)
+    server.queue(*map(run_of, range(1000)))
+    assert blocked.wait(30)
+    server.is_away = True
+    clock.slept += 3600
+    gate.set()
+    failed = server.names().count("report")
+    server.until(lambda: server.names().count("report") > failed + 3)
+    assert len(started) == 200
+    server.is_away = False
+    server.until(lambda: len(server.outcomes()) == 1000)
+    assert len(started) == len(set(started)) == 1000
+
+
+def test_the_black_box_shows_what_has_begun_and_when_the_server_has_answered(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    box, gate = BlackBox(), threading.Event()
+    began = time.monotonic()
+
+    def body(run: Run) -> str:
+        if run.id == "run_2":
+            run.wait_for("run_x").result(30)
+        assert gate.wait(30)
+        return "1"
+
+    server.lease_seconds, server.heartbeat_seconds = 6.0, 0.1
+    host(body, black_box=box, clock=time.monotonic)
+    server.until(lambda: box.lease_seconds == 6.0)
+    first = box.answered_at
+    assert began <= first <= time.monotonic()
+    server.until(lambda: box.answered_at > first)
+    server.queue(run_of(1), run_of(2))
+    expected = [BegunRun(id="run_1", attempt=1), BegunRun(id="run_2", attempt=1, waiting=True)]
+    server.until(lambda: box.begun() == expected)
+    gate.set()
+    server.say(finished=["run_x"])
+    server.until(lambda: not box.begun())
+
+
+# --- runs that are apart, and queues that are full -----------------------------------------------------------
+
+
+def test_a_run_that_is_apart_runs_alone_and_begins_when_the_server_has_heard_so(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    lock, now, beside = threading.Lock(), set[str](), list[set[str]]()
+    heard: dict[str, int] = {}
+
+    def body(run: Run) -> str:
+        with lock:
+            now.add(run.id)
+            if run.id.startswith("run_apart"):
+                heard[run.id] = sum(report.begun and report.id == run.id for report in server.reports)
+        time.sleep(0.05)
+        with lock:
+            if any(run_id.startswith("run_apart") for run_id in now):
+                beside.append(set(now))
+            now.discard(run.id)
+        return "1"
+
+    server.faults["report"] = deque([Fault(status=503), Fault(loses_reply=True)] * 5)
+    host(body, concurrency=4)
+    for number in range(30):
+        server.queue(run_of(number))
+        if number % 10 == 5:
+            server.queue(ClaimedRun(id=f"run_apart_{number}", task="t", attempt=3, is_apart=True))
+    server.until(lambda: len(server.outcomes()) == 33)
+    assert sorted(map(sorted, beside)) == [["run_apart_15"], ["run_apart_25"], ["run_apart_5"]]
+    assert set(heard.values()) == {1}
+
+
+def test_a_run_that_is_apart_may_wait_for_a_run_of_the_same_executor(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    def body(run: Run) -> str:
+        if run.id == "run_apart":
+            server.queue(ClaimedRun(id="run_child", task="t", attempt=1))
+            run.wait_for("run_child").result(30)
+        else:
+            threading.Timer(0.1, lambda: server.say(finished=["run_child"])).start()
+        return "1"
+
+    host(body, concurrency=1)
+    server.queue(ClaimedRun(id="run_apart", task="t", attempt=2, is_apart=True))
+    server.until(lambda: len(server.outcomes()) == 2)
+
+
+@pytest.mark.parametrize("how", ["called", "inbox breaks"])
+def test_a_run_whose_queue_is_full_goes_on_when_it_is_let(
+    server: FakeServer, host: Callable[..., ThreadHost], how: str
+) -> None:
+    has_gone_on = threading.Event()
+
+    def body(run: Run) -> str:
+        run.wait_for("run_x").result(30)
+        has_gone_on.set()
+        return "1"
+
+    host(body, concurrency=1)
+    server.full.add("run_1")
+    server.queue(ClaimedRun(id="run_1", task="t", attempt=1, has_queue_limit=True))
+    server.until(lambda: any(report.waiting for report in server.reports))
+    server.say(finished=["run_x"])
+    server.until(lambda: any(report.waiting is False for report in server.reports))
+    server.queue(ClaimedRun(id="run_other", task="t", attempt=1))
+    server.until(lambda: [report.id for report in server.reports if report.waiting] == ["run_1", "run_other"])
+    assert not has_gone_on.is_set()
+    server.full.clear()
+    if how == "called":
+        server.say(resumed=["run_1"])
+    else:
+        server.break_inbox()
+    assert has_gone_on.wait(4), "earlier than it would have asked by itself"
+    server.until(lambda: "run_1" in server.outcomes())
+    server.say(finished=["run_x"])
+
+
+def test_a_run_whose_queue_is_full_asks_again_by_itself(
+    server: FakeServer, host: Callable[..., ThreadHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "ASK_AGAIN_SECONDS", 0.3)
+
+    def body(run: Run) -> str:
+        run.wait_for("run_x").result(30)
+        return "1"
+
+    host(body)
+    server.full.add("run_1")
+    server.queue(ClaimedRun(id="run_1", task="t", attempt=1, has_queue_limit=True))
+    server.until(lambda: any(report.waiting for report in server.reports))
+    server.say(finished=["run_x"])
+    server.until(lambda: sum(report.waiting is False for report in server.reports) == 2)
+    server.full.clear()
+    server.until(lambda: "run_1" in server.outcomes())
+
+
+# --- the end -------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_whose_goodbye_was_not_answered_says_so(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate, began = threading.Event(), threading.Event()
+
+    def body(run: Run) -> str:
+        began.set()
+        gate.wait(30)
+        return "1"
+
+    worker = host(body, grace_seconds=0.1)
+    server.queue(run_of(1))
+    assert began.wait(10)
+    server.is_away = True
+    worker.link.order(Order.DRAIN)
+    assert worker.has_left.wait(20)
+    gate.set()
+    assert isinstance(worker.error, Unreachable)
+    assert worker.abandoned == 1
+
+
+def test_what_has_not_begun_is_given_back_when_the_server_returns_after_the_order_to_finish(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    queue = Queue(server, host)
+    assert queue.began.wait(10)
+    server.is_away = True
+    queue.host.link.order(Order.FINISH)
+    [left] = server.until(lambda: queue.host.left_to_finish)
+    assert left < 50, "what stood in line is not waited for"
+    server.is_away = False
+    server.until(lambda: any(holds_none_after("run_150", request) for request in server.registered))
+    queue.gate.set()
+    assert queue.host.has_left.wait(30)
+    assert queue.host.error is None
+    assert len(queue.started) == len(server.outcomes()) == 151

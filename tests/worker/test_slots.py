@@ -41,29 +41,80 @@ def test_free_leaves_out_who_stands_in_line() -> None:
     assert slots.room(0) == 0
 
 
+def test_a_run_that_is_apart_starts_alone_and_before_others() -> None:
+    slots: Slots[str, str] = Slots(3)
+    slots.enter("a")
+    assert slots.take_claimed() == ["a"]
+    slots.enter("b")
+    slots.enter("apart", apart=True)
+    assert slots.room(10) == 0
+    assert not slots.has_free
+    assert slots.take_claimed() == [], "another one executes"
+    slots.enter_again("resumed")
+    assert slots.take_resumed() is None
+    slots.leave()
+    assert slots.take_resumed() is None
+    assert slots.take_claimed() == ["apart"]
+    assert slots.take_claimed() == []
+    assert slots.take_resumed() is None
+    assert slots.room(10) == 0
+    slots.leave(apart=True)
+    assert slots.take_resumed() == "resumed"
+    assert slots.take_claimed() == ["b"]
+    assert slots.room(0) == 1
+
+
+def test_a_run_that_is_apart_comes_back_alone() -> None:
+    slots: Slots[str, str] = Slots(3)
+    slots.enter("apart", apart=True)
+    assert slots.take_claimed() == ["apart"]
+    slots.leave(apart=True)
+    slots.enter("child")
+    assert slots.take_claimed() == ["child"], "what it waits for must be able to run"
+    slots.enter_again("apart", apart=True)
+    slots.enter("other")
+    assert slots.take_resumed() is None
+    assert slots.take_claimed() == []
+    slots.leave()
+    assert slots.take_resumed() == "apart"
+    assert slots.take_claimed() == []
+
+
+def test_what_is_apart_is_withdrawn_too() -> None:
+    slots: Slots[str, str] = Slots(1)
+    slots.enter("a")
+    slots.enter("apart", apart=True)
+    assert sorted(slots.withdraw()) == ["a", "apart"]
+    assert slots.room(0) == 1
+
+
 def test_any_order_of_events_keeps_the_limit() -> None:
     chance = random.Random(4)
-    slots: Slots[int, int] = Slots(3)
-    running, waiting, number = 0, 0, 0
-    for _ in range(5000):
+    slots: Slots[tuple[int, bool], tuple[int, bool]] = Slots(3)
+    running: list[tuple[int, bool]] = []
+    waiting: list[tuple[int, bool]] = []
+    started = 0
+    for number in range(5000):
         match chance.randrange(4):
             case 0 if slots.room(0):
-                slots.enter(number)
-                number += 1
+                run = number, chance.random() < 0.2
+                slots.enter(run, apart=run[1])
             case 1 if running:
-                running -= 1
-                slots.leave()
+                slots.leave(apart=running.pop(chance.randrange(len(running)))[1])
             case 2 if running:
-                running -= 1
-                waiting += 1
-                slots.leave()
+                waiting.append(running.pop(chance.randrange(len(running))))
+                slots.leave(apart=waiting[-1][1])
             case 3 if waiting:
-                waiting -= 1
-                slots.enter_again(number)
+                run = waiting.pop(chance.randrange(len(waiting)))
+                slots.enter_again(run, apart=run[1])
             case _:
                 pass
-        while slots.take_resumed() is not None:
-            running += 1
-        running += len(slots.take_claimed())
-        assert running == slots.held <= 3
-        assert 0 <= slots.room(0) <= 3 - running
+        while (resumed := slots.take_resumed()) is not None:
+            running.append(resumed)
+        claimed = slots.take_claimed()
+        started += len(claimed)
+        running += claimed
+        assert len(running) == slots.held <= 3
+        assert not any(apart for _, apart in running) or len(running) == 1
+        assert 0 <= slots.room(0) <= 3 - len(running)
+    assert started > 500

@@ -14,7 +14,9 @@ from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
 from milepost.sdk.streams_outlet import Outlet
+from milepost.worker.black_box import NOT_NOTED, BlackBox
 from milepost.worker.chunk_book import ChunkBook
+from milepost.worker.lease import Lease
 from milepost.worker.log_book import LogBook
 from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, release_flushes, resolve
 from milepost.worker.pace import Pace
@@ -25,6 +27,10 @@ from milepost.worker.waits import Waits
 # How long an outcome waits for the last lines of its run's log. Who sees the end of a run then finds its log whole, but no log may
 # keep a run from ending.
 HOLD_BACK_SECONDS_MAX = 2.0
+# The server is told that code has begun when it has run for this long and has said nothing: runs that are short need not say so.
+BEGUN_SECONDS = 1.0
+# How often to ask whether a run may go on whose queue was full; the inbox says it sooner.
+ASK_AGAIN_SECONDS = 5.0
 
 
 class Host(Protocol):
@@ -63,8 +69,8 @@ class Host(Protocol):
         ...
 
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
-        """The link has ended: the server has released this worker, or `error` says what went wrong. `abandoned` runs were left to
-        the server's retry."""
+        """The link has ended: the server has released this worker, or `error` says what went wrong; `Unreachable` that the server has
+        not heard it. `abandoned` runs had not ended."""
         ...
 
 
@@ -76,6 +82,8 @@ class Holding:
         book: where the log lines of the runs wait; a new one when none is given.
         chunks: where the chunks of their streams are gathered; a new one when none is given.
         teller: says which runs start and end.
+        black_box: where it is noted which code has begun; one that nobody reads when none is given.
+        lease: this worker's; one without an end when none is given.
     """
 
     def __init__(
@@ -89,6 +97,8 @@ class Holding:
         book: LogBook | None = None,
         chunks: ChunkBook | None = None,
         teller: RunTeller | None = None,
+        black_box: BlackBox | None = None,
+        lease: Lease | None = None,
     ) -> None:
         self._host = host
         self._call_later = call_later
@@ -111,6 +121,19 @@ class Holding:
         # Runs that have ended and whose outcome waits for their log, with the time until which it may; oldest first.
         self._held_back: dict[HeldRun, float] = {}
         self._starts = True
+        self._black_box = BlackBox() if black_box is None else black_box
+        self._lease = Lease() if lease is None else lease
+        # Counts the times that the lease was over; and the runs that have not begun and may have been taken away by the server.
+        self._doubts = 0
+        self._doubtful: set[HeldRun] = set()
+        # The run that is apart and has a slot, and whose code starts when the server has heard so.
+        self._confirming: HeldRun | None = None
+        # Runs whose code has begun and of which the server has not heard it, with when that was.
+        self._unsaid: dict[HeldRun, float] = {}
+        # What those wait for that stand in line for a slot after a wait.
+        self._in_line: set[Future[None]] = set()
+        # Runs that the server does not let go on yet, with when to ask again; and those that go on nevertheless.
+        self._not_let: dict[HeldRun, float] = {}
 
     @property
     def room(self) -> int:
@@ -198,32 +221,60 @@ class Holding:
             resolve(future)
             return
         future.add_done_callback(lambda done: self._call_later(self._wait_is_done, held, target_id, done))
+        self._begin_wait(held)
+
+    def _begin_wait(self, held: HeldRun) -> None:
         held.open_waits += 1
+        is_not_let = self._not_let.pop(held, None) is not None
         if held.open_waits == 1:
             self._release(held)
+            self._black_box.wait(held.record)
+            self.outbox.add(held, urgent=True)
+        elif is_not_let and held.comes_back is not None:
+            # Another task of it was about to go on. The run waits, so that one needs neither a slot nor the server's leave.
+            self._go_on(held, held.comes_back)
             self.outbox.add(held, urgent=True)
 
     def _wait_is_done(self, held: HeldRun, target_id: str, future: Future[None]) -> None:
-        """Only of interest when user code gave up waiting: it goes on already, so it is given a slot, free or not."""
-        if not future.cancelled() or held.is_over or not self.waits.cancel(target_id, future):
+        """Only of interest when user code gave up waiting."""
+        if not future.cancelled() or held.is_over:
             return
-        self._resume(held)
+        if future in self._in_line:
+            self._in_line.discard(future)
+        elif held.comes_back is not future and not self.waits.cancel(target_id, future):
+            return
+        self._go_on_anyway(held, future)
 
-    def _resume(self, held: HeldRun) -> None:
-        held.open_waits -= 1
-        if held.open_waits == 0 and held.outcome is None:
-            self._slots.seize()
+    def _go_on_anyway(self, held: HeldRun, future: Future[None]) -> None:
+        """User code has given up waiting, whatever the wait had come to. It goes on already, so it is given a slot, free or not."""
+        was_not_let = False
+        if held.comes_back is future:
+            was_not_let = not held.holds_slot
+            held.comes_back = None
+            self._not_let.pop(held, None)
+        held.open_waits = max(0, held.open_waits - 1)
+        if held.outcome is not None:
+            return
+        if held.open_waits:
+            # Another task of it waits.
+            self._release(held)
+            self.outbox.add(held, urgent=True)
+            return
+        if not held.holds_slot:
+            self._slots.seize(apart=held.scope.run.is_apart)
             held.holds_slot = True
+        self._black_box.go_on(held.record)
+        if was_not_let:
+            # The server knows that it wants to go on, and lets it when it can.
+            self._not_let[held] = self._clock() + ASK_AGAIN_SECONDS
+        else:
             self.outbox.add(held, urgent=True)
 
     def step_aside(self, scope: RunScope) -> None:
         """The run waits for something that its own code looks for: it gives its slot back."""
         held = self._by_scope.get(scope)
         if held is not None and not held.is_over:
-            held.open_waits += 1
-            if held.open_waits == 1:
-                self._release(held)
-                self.outbox.add(held, urgent=True)
+            self._begin_wait(held)
 
     def come_back(self, scope: RunScope, future: Future[None], *, at_once: bool) -> None:
         """The run goes on, when it has a slot again. `at_once`: it does so already, and is given a slot, free or not."""
@@ -232,10 +283,15 @@ class Holding:
             # What ended it has settled its slot.
             resolve(future)
         elif at_once:
-            self._resume(held)
+            self._go_on_anyway(held, future)
             resolve(future)
         else:
-            self._slots.enter_again((held, future))
+            future.add_done_callback(lambda done: self._call_later(self._wait_is_done, held, "", done))
+            self._enter_again(held, future)
+
+    def _enter_again(self, held: HeldRun, future: Future[None]) -> None:
+        self._in_line.add(future)
+        self._slots.enter_again((held, future), apart=held.scope.run.is_apart)
 
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
@@ -244,6 +300,9 @@ class Holding:
             self._teller.ended(held, outcome)
         self._pace.ended(self._clock())
         self._release(held)
+        self._black_box.wait(held.record)
+        self._unsaid.pop(held, None)
+        self._stop_asking(held)
         if held.open_waits:
             self._abandon_waits(held)
         if held.log is not None:
@@ -289,10 +348,15 @@ class Holding:
 
     # --- what the server says ------------------------------------------------------------------------------
 
-    def admit(self, runs: Iterable[ClaimedRun], *, metadata_size_max: int, now: float) -> None:
+    def admit(
+        self, runs: Iterable[ClaimedRun], *, metadata_size_max: int, now: float, is_doubtful: bool = False
+    ) -> None:
         """Take claimed runs; those that are held already (an answer that came twice) stay as they are.
 
         An attempt that was lost and whose code still goes on is held no more: the run may come back even under the same number.
+
+        Args:
+            is_doubtful: the claim is older than a lease, so the server may have taken these runs away again.
         """
         for run in runs:
             earlier = self._by_run.get(run.id)
@@ -307,7 +371,9 @@ class Holding:
             held.admitted_at = now
             held.log = self.book.open(run.id, run.attempt)
             self._by_scope[held.scope] = self._by_run[run.id] = held
-            self._slots.enter(held)
+            self._slots.enter(held, apart=run.is_apart)
+            if is_doubtful:
+                self._ask_after([held])
 
     def answered(self, entry: Entry, reply: RunReply) -> None:
         """The server has answered what was reported of one run."""
@@ -323,6 +389,19 @@ class Holding:
         self.outbox.answered(entry, reply)
         if held.is_over:
             self._drop(held)
+            return
+        if entry.doubt == held.doubt:
+            held.doubt = 0
+            self._doubtful.discard(held)
+        if entry.report.begun and held is self._confirming:
+            self._is_confirmed(held)
+        if entry.report.waiting is False:
+            if reply.resumed is None and entry.batch is not None and held.scope.run.has_queue_limit:
+                # The report has come to the server a second time, and its answer has no word on this.
+                held.asks_to_go_on = True
+                self.outbox.add(held, urgent=True)
+            else:
+                self._has_asked(held, is_let=reply.resumed is not False)
 
     def hear(self, frame: InboxFrame) -> None:
         """A message of the inbox."""
@@ -334,6 +413,16 @@ class Holding:
                     self.outbox.add(held)
         for target_id in frame.finished:
             self.target_ended(target_id)
+        for run_id in frame.resumed:
+            held = self._by_run.get(run_id)
+            if held in self._not_let:
+                self._ask_again(held)
+            elif held is not None and held.comes_back is not None:
+                held.is_called = True
+        if frame.hello:
+            # It may have been said while nobody listened.
+            for held in list(self._not_let):
+                self._ask_again(held)
 
     def target_ended(self, target_id: str) -> None:
         """A run or batch has ended: whoever waits for it may go on, as soon as there is a slot."""
@@ -343,30 +432,37 @@ class Holding:
                 # a slot could keep the very runs from starting that the others wait for.
                 self._go_on(held, future)
             else:
-                self._slots.enter_again((held, future))
+                self._enter_again(held, future)
 
     def lose(self, held: HeldRun) -> None:
         """The run is not this attempt's any more. Its code may go on for a while; it keeps its slot and says nothing.
 
         What it has not sent yet will never be stored: the operator is told.
         """
-        unsent = held.scope.buffer.unacknowledged_count
-        self._host.notice(
-            f"run {held.scope.run.id}: the server has given up attempt {held.scope.run.attempt}, its retry rule decides what follows; "
-            f"{unsent:,} metadata operations of the attempt are not confirmed and will not be sent"
-        )
+        run = held.scope.run
+        if held.is_begun:
+            unsent = held.scope.buffer.unacknowledged_count
+            self._host.notice(
+                f"run {run.id}: the server has given up attempt {run.attempt}, its retry rule decides what follows; "
+                f"{unsent:,} metadata operations of the attempt are not confirmed and will not be sent"
+            )
         self.outbox.forget(held)
         self._streaming.pop(held, None)
         self.chunks.stop(held.scope, _given_up(held.scope), "lost")
+        self._unsaid.pop(held, None)
+        self._doubtful.discard(held)
+        self._stop_asking(held)
         self._abandon_waits(held)
-        given_again = self._given_again.pop(held.scope.run.id, None)
+        given_again = self._given_again.pop(run.id, None)
         if held.outcome is not None:
             self._drop(held)
+        elif held is self._confirming:
+            self._do_not_begin(held)
         else:
             self._host.interrupt(held)
         if given_again is not None:
-            run, metadata_size_max, now = given_again
-            self.admit([run], metadata_size_max=metadata_size_max, now=now)
+            again, metadata_size_max, now = given_again
+            self.admit([again], metadata_size_max=metadata_size_max, now=now)
 
     def start_no_more(self) -> None:
         """Runs that have not started stay in line from now on."""
@@ -375,9 +471,20 @@ class Holding:
     def withdraw(self) -> bool:
         """Hold the runs that have not started no longer; True when there were any. The server has to be told."""
         withdrawn = self._slots.withdraw()
+        if self._confirming is not None:
+            withdrawn.append(self._confirming)
         for held in withdrawn:
-            self._drop(held)
+            self.outbox.forget(held)
+            self._doubtful.discard(held)
+            self._do_not_begin(held)
         return bool(withdrawn)
+
+    def _do_not_begin(self, held: HeldRun) -> None:
+        """A claimed run whose code has not been started is held no longer."""
+        if held is self._confirming:
+            self._confirming = None
+        self._release(held)
+        self._drop(held)
 
     def abandon(self) -> None:
         """The link ends: nobody hears any more of what is held."""
@@ -397,40 +504,163 @@ class Holding:
             if held.log is not None:
                 self.book.end(held.log)
 
+    # --- what is told after some time -------------------------------------------------------------------------
+
+    @property
+    def needs_pulse(self) -> bool:
+        """True when something has to be said or asked as time goes by: `pulse` is to be called about once a second."""
+        return bool(self._unsaid or self._not_let)
+
+    def pulse(self, now: float) -> None:
+        """Tell which code has begun, all in one report; ask for runs that were not let go on."""
+        for held, begun_at in list(self._unsaid.items()):
+            if held.has_said_begun:
+                del self._unsaid[held]
+            elif now - begun_at >= BEGUN_SECONDS:
+                del self._unsaid[held]
+                held.owes_begun = True
+                self.outbox.add(held, urgent=True)
+        for held, ask_at in list(self._not_let.items()):
+            if ask_at <= now:
+                self._ask_again(held)
+
+    # --- after the lease was over ----------------------------------------------------------------------------
+
+    def doubt(self) -> None:
+        """The lease was over: ask the server which runs it has taken away. Those that have not begun wait for its answer."""
+        self._ask_after(
+            [held for held in self._by_scope.values() if not held.is_over and held.outcome is None]
+        )
+
+    def _ask_after(self, runs: Sequence[HeldRun]) -> None:
+        self._doubts += 1
+        for held in runs:
+            held.doubt = self._doubts
+            self.outbox.add(held, urgent=True)
+            if not held.is_begun:
+                self._doubtful.add(held)
+
     # --- slots ---------------------------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Let go on and start who may."""
         while (resumed := self._slots.take_resumed()) is not None:
             held, future = resumed
+            if future not in self._in_line:
+                # Its code has gone on meanwhile.
+                self._slots.leave(apart=held.scope.run.is_apart)
+                continue
+            self._in_line.discard(future)
             if held.is_over or held.outcome is not None or held.open_waits > 1:
                 # It is no more, or another task of it has begun to wait meanwhile: it needs no slot.
-                self._slots.leave()
+                self._slots.leave(apart=held.scope.run.is_apart)
+                self._go_on(held, future)
+                if held.said_waiting is False:
+                    self.outbox.add(held, urgent=True)
+                continue
+            held.holds_slot = True
+            if held.scope.run.has_queue_limit:
+                held.comes_back = future
+                held.asks_to_go_on = True
+                self.outbox.add(held, urgent=True)
             else:
-                held.holds_slot = True
-            self._go_on(held, future)
-        while self._starts and (claimed := self._slots.take_claimed()):
+                self._go_on(held, future)
+        if self._starts and self._slots.has_claimed:
+            self._start_claimed()
+
+    def _start_claimed(self) -> None:
+        if not self._doubtful and self._lease.is_over():
+            self.doubt()
+        while not self._doubtful and (claimed := self._slots.take_claimed()):
             for held in claimed:
                 held.holds_slot = True
                 if held.is_over:
-                    self._release(held)
-                    self._drop(held)
+                    self._do_not_begin(held)
             starting = [held for held in claimed if not held.is_over]
+            if starting and starting[0].scope.run.is_apart:
+                # Should its process die, the server is to know that this code had begun, and alone.
+                [self._confirming] = starting
+                self._confirming.owes_begun = True
+                self.outbox.add(self._confirming, urgent=True)
+            elif starting:
+                self._start(starting)
+
+    def _is_confirmed(self, held: HeldRun) -> None:
+        """The server has heard that the code of a run that is apart begins."""
+        if self._lease.is_over():
+            self.doubt()
+        if held.doubt:
+            held.owes_begun = True
+            self.outbox.add(held, urgent=True)
+        elif self._starts:
+            self._confirming = None
+            self._start([held])
+
+    def _start(self, runs: Sequence[HeldRun]) -> None:
+        now = self._clock()
+        for held in runs:
+            run = held.scope.run
+            held.is_begun = True
+            held.record = self._black_box.begin(run.id, run.attempt)
+            if not held.has_said_begun:
+                self._unsaid[held] = now
             if self._teller is not None:
-                for held in starting:
-                    self._teller.started(held)
-            self._host.start(starting)
+                self._teller.started(held)
+        self._host.start(runs)
 
     def _go_on(self, held: HeldRun, future: Future[None]) -> None:
+        held.comes_back = None
+        held.is_called = False
         held.open_waits = max(0, held.open_waits - 1)
         if held.open_waits == 0:
+            if held.outcome is None:
+                self._black_box.go_on(held.record)
             self.outbox.add(held, urgent=True)
         resolve(future)
+
+    # --- going on with the server's leave ----------------------------------------------------------------------
+
+    def _has_asked(self, held: HeldRun, *, is_let: bool) -> None:
+        """The server has answered whether a run goes on whose waits are over."""
+        future = held.comes_back
+        if future is None:
+            if not is_let and held.open_waits == 0 and held.outcome is None:
+                # Its code goes on already, because it gave up waiting. The server lets it when it can.
+                self._not_let[held] = self._clock() + ASK_AGAIN_SECONDS
+        elif held.open_waits > 1:
+            # Another task of the run has begun to wait meanwhile: the run waits on, and this one needs no leave.
+            self._release(held)
+            self._go_on(held, future)
+            self.outbox.add(held, urgent=True)
+        elif is_let:
+            self._go_on(held, future)
+        else:
+            self._release(held)
+            self._not_let[held] = self._clock() + ASK_AGAIN_SECONDS
+            if held.is_called:
+                self._ask_again(held)
+
+    def _ask_again(self, held: HeldRun) -> None:
+        """The run stands in line for a slot again, and asks when it has one."""
+        del self._not_let[held]
+        held.is_called = False
+        if held.comes_back is not None:
+            self._enter_again(held, held.comes_back)
+        else:
+            held.asks_to_go_on = True
+            self.outbox.add(held, urgent=True)
+
+    def _stop_asking(self, held: HeldRun) -> None:
+        self._not_let.pop(held, None)
+        held.asks_to_go_on = False
+        if held.comes_back is not None:
+            fail(held.comes_back, UsageError("the run that waited has ended"))
+            held.comes_back = None
 
     def _release(self, held: HeldRun) -> None:
         if held.holds_slot:
             held.holds_slot = False
-            self._slots.leave()
+            self._slots.leave(apart=held.scope.run.is_apart)
 
     def _abandon_waits(self, held: HeldRun) -> None:
         if held.open_waits:
@@ -443,6 +673,8 @@ class Holding:
             self.chunks.stop(held.scope, _given_up(held.scope), "lost")
         if held.log is not None and not held.log.has_ended:
             self.book.end(held.log)
+        self._black_box.end(held.record)
+        held.record = NOT_NOTED
         self._by_scope.pop(held.scope, None)
         if self._by_run.get(held.scope.run.id) is held:
             del self._by_run[held.scope.run.id]

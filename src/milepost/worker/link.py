@@ -14,7 +14,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,36 +21,28 @@ import msgspec
 from milepost.errors import UnavailableError, UsageError
 from milepost.model.run import Outcome
 from milepost.protocol import endpoints
-from milepost.protocol.endpoints import Endpoint
-from milepost.protocol.streams import ChunksResponse
 from milepost.protocol.work import (
-    ClaimedRun,
-    ClaimRequest,
     InboxFrame,
-    RegisterRequest,
-    RegisterResponse,
     ReportRequest,
     ReportResponse,
-    WorkerTask,
 )
 from milepost.sdk.buffer import BufferBusy
 from milepost.sdk.capture import end_lines
 from milepost.sdk.scope import RunScope
 from milepost.sdk.streams_outlet import Outlet
-from milepost.worker import chunk_book
+from milepost.worker.black_box import BlackBox
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
 from milepost.worker.chunk_book import ChunkBook
+from milepost.worker.claiming import Claiming
 from milepost.worker.control import Order
 from milepost.worker.holding import Holding, Host
-from milepost.worker.log_book import LogBook, Part
-from milepost.worker.log_book import body_of as log_body_of
+from milepost.worker.lease import Lease, lease_clock
+from milepost.worker.log_book import LogBook
+from milepost.worker.membership import REQUEST_SECONDS_MAX, LinkOptions, Membership
 from milepost.worker.outbox import Entry, HeldRun, body_of, fail, parcels, resolve, smaller
+from milepost.worker.sending import ChunkSender, LogSender
 from milepost.worker.telling import RunTeller
 
-CLAIM_WAIT_SECONDS = 20.0
-REQUEST_SECONDS_MAX = 30.0
-# How long the first claim waits for the inbox: runs whose whole life the inbox has seen need not be asked after.
-INBOX_SECONDS_MAX = 2.0
 # The server sends a comment now and then; without one for this long the connection is taken for dead.
 INBOX_SILENCE_SECONDS_MAX = 30.0
 CHECKS_AT_ONCE_MAX = 16
@@ -60,39 +51,15 @@ LEAVE_SECONDS_MAX = 5.0
 LEAVE_SECONDS_MIN = 1.0
 LAST_REPORTS_MAX = 10
 LAST_LOG_SECONDS_MAX = 2.0
-# The server is told to be away after so long without an answer: a restart that nobody notices is no news.
-AWAY_SECONDS = 1.0
-# When to look again for log lines that another thread is just sorting.
-BUSY_SECONDS = 0.002
 # How long a worker that has to end tries to find out what it has claimed, and to give back what has not started.
 SETTLE_SECONDS_MAX = 2.0
-# A claimed run that has not started after this long is given back, so that others may run it.
-LINE_SECONDS_MAX = 1.0
+# How often to look which runs have executed for long without a word.
+PULSE_SECONDS = 1.0
 # With only waiting runs left after the order to stop, the end of what they wait for may be on its way.
 LINGER_SECONDS = 0.3
 
 _encode = msgspec.json.Encoder().encode
 _decode_frame = msgspec.json.Decoder(InboxFrame).decode
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkOptions:
-    """What the link has to know.
-
-    Args:
-        worker_id: chosen by the worker, so that registering may be repeated.
-        flush_interval_seconds: see `Outbox`.
-        grace_seconds: how long runs may go on after the order to end.
-    """
-
-    api_url: str
-    secret_key: str
-    worker_id: str
-    name: str
-    tasks: Sequence[WorkerTask]
-    concurrency: int
-    flush_interval_seconds: float
-    grace_seconds: float
 
 
 class WorkerLink:
@@ -104,6 +71,8 @@ class WorkerLink:
         loop_factory: makes the event loop of the link's thread.
         open_channel: makes the connection to the server, of its address and the secret key.
         teller: says which runs start and end.
+        black_box: where it is noted which code has begun; one that nobody reads when none is given.
+        clock: the clock of leases.
     """
 
     def __init__(
@@ -114,6 +83,8 @@ class WorkerLink:
         *,
         open_channel: Callable[[str, str], Channel] = Channel,
         teller: RunTeller | None = None,
+        black_box: BlackBox | None = None,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         self._options = options
         self._host = host
@@ -129,6 +100,8 @@ class WorkerLink:
         self._is_rung = False
         self._is_closed = False
 
+        self._black_box = BlackBox() if black_box is None else black_box
+        self._lease = Lease(clock)
         self._book = LogBook(lambda: self._call(self._log_has_come))
         self._chunks = ChunkBook()
         self._holding = Holding(
@@ -140,20 +113,14 @@ class WorkerLink:
             book=self._book,
             chunks=self._chunks,
             teller=teller,
+            black_box=self._black_box,
+            lease=self._lease,
         )
         self._teller = teller
-        self._registration: RegisterResponse
-        self._registrations = 0
-        self._registration_sequence = 0
-        self._claim_sequence = 0
-        self._claim_in_flight: ClaimRequest | None = None
         self._heard_at = float("inf")
-        # Runs were withdrawn, and the server may not know it yet.
-        self._owes_runs = False
         self._is_leaving = False
-        # Since when no request was answered, and whether the host knows.
-        self._away_since: float | None = None
-        self._away_is_told = False
+        # The server believes that this worker holds something, or may do so.
+        self._owes_goodbye = False
         self._waiting_runs_count = True
         # When the grace time is over, on the loop's clock; None while runs may take as long as they like.
         self._drain_until: float | None = None
@@ -174,6 +141,7 @@ class WorkerLink:
         """This is a forked child: it has this object but not its thread, and must not speak for its parent."""
         self._is_closed = True
         self._calls.clear()
+        self._black_box.after_fork()
 
     def wake(self, scope: RunScope) -> None:
         """See `milepost.sdk.scope.Link`."""
@@ -288,53 +256,78 @@ class WorkerLink:
         self._holding.abandon()
         if self._teller is not None:
             self._teller.flush()
+        if error is None and self._owes_goodbye:
+            error = Unreachable("the server did not answer in time")
         self._host.left(error, abandoned=abandoned)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._slots_due = asyncio.Event()
         self._checks_due = asyncio.Event()
         self._report_due = asyncio.Event()
         self._report_timer: asyncio.TimerHandle | None = None
-        self._log_due = asyncio.Event()
-        self._log_is_urgent = asyncio.Event()
-        self._log_is_sent = asyncio.Event()
         self._hold_back_timer: asyncio.TimerHandle | None = None
-        self._chunks_due = asyncio.Event()
+        self._pulse_timer: asyncio.TimerHandle | None = None
         self._inbox_is_heard = asyncio.Event()
         self._end_ordered = asyncio.Event()
-        self._registering = asyncio.Lock()
-        self._is_up.set()
-        async with self._open_channel(self._options.api_url, self._options.secret_key) as self._channel:
-            if not await self._unless_ended(self._register()):
+        options, host, holding = self._options, self._host, self._holding
+        async with self._open_channel(options.api_url, options.secret_key) as self._channel:
+            self._membership = membership = Membership(
+                options,
+                host,
+                self._channel,
+                holding,
+                lease=self._lease,
+                black_box=self._black_box,
+                limit_log=self._book.limit,
+            )
+            self._claiming = claiming = Claiming(
+                membership,
+                holding,
+                host,
+                worker_id=options.worker_id,
+                lease=self._lease,
+                changed=self._advance,
+            )
+            self._log_sender = LogSender(
+                membership,
+                self._book,
+                host,
+                flush_interval_seconds=options.flush_interval_seconds,
+                sent=self._log_is_stored,
+            )
+            self._chunk_sender = ChunkSender(membership, self._chunks, holding, sent=self._chunks_are_stored)
+            self._is_up.set()
+            if not await self._unless_ended(membership.register()):
                 return
-            self._host.registered()
+            self._owes_goodbye = True
+            host.registered()
             async with asyncio.TaskGroup() as group:
-                hearing = [group.create_task(self._listen()), group.create_task(self._check_targets())]
+                others = [
+                    group.create_task(self._listen()),
+                    group.create_task(self._check_targets()),
+                    group.create_task(self._log_sender.run()),
+                    group.create_task(self._chunk_sender.run()),
+                ]
                 reporting = group.create_task(self._send_reports())
-                logging = group.create_task(self._send_log())
-                streaming = group.create_task(self._send_chunks())
-                claiming = group.create_task(self._claim_runs())
+                claims = group.create_task(claiming.run(self._inbox_is_heard))
                 await self._end_ordered.wait()
-                self._holding.start_no_more()
-                claiming.cancel()
-                await asyncio.wait({claiming})
-                # Without an answer in this time the server is away, and finds these runs by their lease.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SETTLE_SECONDS_MAX):
-                        await self._claim_no_more()
-                        await self._give_back()
+                holding.start_no_more()
+                claims.cancel()
+                await asyncio.wait({claims})
+                settling = group.create_task(claiming.settle())
+                # While the server is away this goes on beside what follows.
+                await asyncio.wait({settling}, timeout=SETTLE_SECONDS_MAX)
                 if self._drain_until is None:
-                    self._host.finishing(len(self._holding))
+                    host.finishing(len(holding))
                 await self._drain()
                 self._is_leaving = True
                 self._report_due.set()
-                something_is_left = bool(self._holding or self._holding.outbox) or not self._book.is_empty
+                something_is_left = bool(holding or holding.outbox) or not self._book.is_empty
                 await asyncio.wait(
                     {reporting}, timeout=LEAVE_SECONDS_MAX if something_is_left else LEAVE_SECONDS_MIN
                 )
-                for task in (*hearing, reporting, logging, streaming):
+                for task in (*others, reporting, settling):
                     task.cancel()
 
     async def _unless_ended(self, work: Coroutine[Any, Any, None]) -> bool:
@@ -398,15 +391,24 @@ class WorkerLink:
         self._look_for_reports()
 
     def _log_has_come(self) -> None:
-        self._log_due.set()
+        self._log_sender.lines_have_come()
+
+    def _log_is_stored(self) -> None:
+        self._holding.let_go(self._loop.time())
+        self._advance()
+
+    def _chunks_are_stored(self) -> None:
+        self._holding.let_go_of_streams()
+        self._look_for_held_back()
+        self._advance()
 
     def _open_stream(self, outlet: Outlet) -> None:
         self._holding.open_stream(outlet)
-        self._chunks_due.set()
+        self._chunk_sender.chunks_have_come()
 
     def _chunks_have_come(self, outlet: Outlet) -> None:
         self._chunks.add(outlet)
-        self._chunks_due.set()
+        self._chunk_sender.chunks_have_come()
 
     def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
         if seconds > 0:
@@ -427,165 +429,17 @@ class WorkerLink:
     def _advance(self) -> None:
         """Something has changed: start what may start, and wake the loops that have something to do."""
         self._holding.advance()
-        if self._book.has_urgent:
-            # Also of an attempt that was lost: the end of its log waits for nothing else.
-            self._log_is_urgent.set()
-            self._log_due.set()
-        if self._holding.room:
-            self._slots_due.set()
+        self._log_sender.look()
+        self._claiming.look()
+        if self._pulse_timer is None and self._holding.needs_pulse:
+            self._pulse_timer = self._loop.call_later(PULSE_SECONDS, self._pulse)
         self._look_for_reports()
         self._changed.set()
 
-    # --- whether the server can be reached -------------------------------------------------------------------
-
-    async def _ask(self, endpoint: Endpoint, body: Any = None, *, timeout_seconds: float, **path: str) -> Any:
-        """One request; see `Channel.call`. The host hears when the server has been away for a moment, and when it is back."""
-        try:
-            answer = await self._channel.call(endpoint, body, timeout_seconds=timeout_seconds, **path)
-        except Unreachable as error:
-            self._not_answered(error)
-            raise
-        except Refused:
-            self._answered()
-            raise
-        self._answered()
-        return answer
-
-    def _answered(self) -> None:
-        if self._away_is_told:
-            self._away_is_told = False
-            self._host.server_is_back(self._loop.time() - (self._away_since or 0.0))
-        self._away_since = None
-
-    def _not_answered(self, error: Unreachable) -> None:
-        if not self._registrations:
-            # Not up yet: `_register` tells.
-            return
-        now = self._loop.time()
-        if self._away_since is None:
-            self._away_since = now
-        if now - self._away_since >= AWAY_SECONDS and not self._away_is_told:
-            self._away_is_told = True
-            self._host.server_is_away(str(error))
-
-    # --- registering ---------------------------------------------------------------------------------------
-
-    async def _register(self) -> None:
-        """Present the worker and its tasks, for as long as it takes to reach the server.
-
-        Raises: Refused.
-        """
-        options = self._options
-        backoff = Backoff(seconds_max=2.0)
-        told = False
-        while True:
-            self._registration_sequence += 1
-            held = self._holding.attempts()
-            request = RegisterRequest(
-                id=options.worker_id,
-                name=options.name,
-                tasks=list(options.tasks),
-                holding=list(held),
-                attempts=list(held.values()),
-                sequence=self._registration_sequence,
-                claims=self._claim_sequence,
-            )
-            try:
-                self._registration = await self._ask(
-                    endpoints.REGISTER_WORKER, request, timeout_seconds=REQUEST_SECONDS_MAX
-                )
-            except Unreachable as error:
-                if not told:
-                    told = True
-                    self._host.notice(f"waiting for the server at {options.api_url} ({error})")
-                await asyncio.sleep(backoff.next())
-            else:
-                self._registrations += 1
-                self._book.limit(self._registration.log_bytes_max)
-                return
-
-    async def _register_again(self, registrations: int) -> None:
-        """The server does not know this worker (any more): present it again, once for all who noticed."""
-        async with self._registering:
-            if registrations == self._registrations:
-                await self._register()
-
-    # --- claiming ------------------------------------------------------------------------------------------
-
-    async def _claim_runs(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._inbox_is_heard.wait(), INBOX_SECONDS_MAX)
-        while True:
-            if self._holding.seconds_in_line(self._loop.time()) >= LINE_SECONDS_MAX:
-                await self._give_back()
-            slots = self._holding.room
-            if not slots:
-                self._slots_due.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LINE_SECONDS_MAX):
-                        await self._slots_due.wait()
-                continue
-            self._claim_sequence += 1
-            wait_seconds = CLAIM_WAIT_SECONDS if self._holding.has_free_slot else LINE_SECONDS_MAX
-            self._claim_in_flight = ClaimRequest(
-                sequence=self._claim_sequence, slots=slots, wait_seconds=wait_seconds
-            )
-            runs = await self._claim(self._claim_in_flight)
-            self._claim_in_flight = None
-            self._admit(runs)
-
-    async def _claim(self, request: ClaimRequest) -> list[ClaimedRun]:
-        """One claim, repeated under the same number until it is answered, so that no run is given out unheard."""
-        backoff = Backoff()
-        body = _encode(request)
-        while True:
-            async with self._registering:
-                registrations = self._registrations
-            try:
-                answer = await self._ask(
-                    endpoints.CLAIM_RUNS,
-                    body,
-                    timeout_seconds=request.wait_seconds + REQUEST_SECONDS_MAX,
-                    worker=self._options.worker_id,
-                )
-            except Unreachable:
-                pass
-            except Refused as refused:
-                if refused.status == 404:
-                    await self._register_again(registrations)
-                else:
-                    self._host.notice(f"the server refuses to hand out runs: {refused}")
-            else:
-                return answer.runs
-            await asyncio.sleep(backoff.next())
-
-    async def _claim_no_more(self) -> None:
-        """Ask once more, under the same number, what the claim under way has brought: those runs are this worker's now."""
-        request = self._claim_in_flight
-        if request is None:
-            return
-        last = ClaimRequest(sequence=request.sequence, slots=request.slots, wait_seconds=0)
-        self._admit(await self._claim(last))
-        self._claim_in_flight = None
-
-    async def _give_back(self) -> None:
-        """Let the server hand out again what was claimed and has not started; it does not count as an attempt.
-
-        Only while no claim is under way: what one brings meanwhile would be handed out twice.
-        """
-        assert self._claim_in_flight is None, "a claim is under way"
-        async with self._registering:
-            self._owes_runs = self._holding.withdraw() or self._owes_runs
-            if self._owes_runs:
-                # The server queues again whatever this list does not name.
-                await self._register()
-                self._owes_runs = False
-
-    def _admit(self, runs: Sequence[ClaimedRun]) -> None:
-        if runs:
-            size_max = self._registration.metadata_size_max
-            self._holding.admit(runs, metadata_size_max=size_max, now=self._loop.time())
-            self._advance()
+    def _pulse(self) -> None:
+        self._pulse_timer = None
+        self._holding.pulse(self._loop.time())
+        self._advance()
 
     # --- reporting -----------------------------------------------------------------------------------------
 
@@ -606,10 +460,12 @@ class WorkerLink:
     async def _send_reports(self) -> None:
         """Send one report after the other, and a heartbeat when none was sent for some time: there is nothing to report, or the
         buffers that have something cannot be looked into."""
-        self._reported_at = self._loop.time()
+        membership = self._membership
         while not self._is_leaving:
             try:
-                async with asyncio.timeout_at(self._reported_at + self._registration.heartbeat_seconds):
+                async with asyncio.timeout_at(
+                    membership.reported_at + membership.registration.heartbeat_seconds
+                ):
                     await self._report_due.wait()
             except TimeoutError:
                 await self._report(b"{}")
@@ -624,13 +480,10 @@ class WorkerLink:
         self._holding.end_logs()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_LOG_SECONDS_MAX):
-                while not self._book.is_empty:
-                    self._log_is_sent.clear()
-                    self._log_is_urgent.set()
-                    self._log_due.set()
-                    await self._log_is_sent.wait()
+                await self._log_sender.send_all()
         with contextlib.suppress(Refused):
             await self._report(_encode(ReportRequest(leaving=True)))
+        self._owes_goodbye = False
 
     async def _send_what_is_due(self) -> None:
         entries = self._holding.outbox.take(self._loop.time(), everything=self._is_leaving)
@@ -677,125 +530,8 @@ class WorkerLink:
         await self._send([less])
 
     async def _report(self, body: bytes) -> ReportResponse:
-        """One report; see `_repeat`."""
-        return await self._repeat(endpoints.REPORT, body, "reports")
-
-    async def _repeat(self, endpoint: Endpoint, body: bytes, what: str) -> Any:
-        """One request, repeated unchanged until it is answered: the server carries it out once.
-
-        Raises: Refused.
-        """
-        # A server that comes back waits for one lease; at least two tries fall into it.
-        backoff = Backoff(seconds_max=min(2.0, self._registration.heartbeat_seconds))
-        while True:
-            registrations = self._registrations
-            try:
-                answer = await self._ask(
-                    endpoint, body, timeout_seconds=REQUEST_SECONDS_MAX, worker=self._options.worker_id
-                )
-                self._reported_at = self._loop.time()
-                return answer
-            except Unreachable:
-                pass
-            except Refused as refused:
-                if refused.status == 404:
-                    await self._register_again(registrations)
-                elif refused.status in (401, 403):
-                    self._host.notice(f"the server refuses this worker's {what}: {refused}")
-                else:
-                    raise
-            await asyncio.sleep(backoff.next())
-
-    # --- the log -------------------------------------------------------------------------------------------
-
-    async def _send_log(self) -> None:
-        """Send what the runs have logged, one request after the other.
-
-        The first lines after a quiet time and the last ones of a run go at once, others never more often than the flush interval.
-        """
-        while True:
-            await self._log_due.wait()
-            self._log_due.clear()
-            self._log_is_urgent.clear()
-            began_at = self._loop.time()
-            parts = self._book.take()
-            if parts is None:
-                # Another thread sorts lines at this moment.
-                await asyncio.sleep(BUSY_SECONDS)
-            elif parts:
-                await self._send_parts(list(parts))
-                self._holding.let_go(self._loop.time())
-                self._advance()
-            self._log_is_sent.set()
-            if not self._book.is_empty:
-                self._log_due.set()
-                if not self._book.has_urgent:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout_at(began_at + self._options.flush_interval_seconds):
-                            await self._log_is_urgent.wait()
-
-    async def _send_parts(self, parts: Sequence[Part]) -> None:
-        """Send parts of logs until the server has taken them, or will not take them ever."""
-        try:
-            await self._repeat(endpoints.REPORT_LOG, log_body_of(parts), "log")
-        except Refused as refused:
-            if len(parts) > 1:
-                middle = len(parts) // 2
-                await self._send_parts(parts[:middle])
-                await self._send_parts(parts[middle:])
-                return
-            [part] = parts
-            if self._book.divide(part):
-                await self._send_parts([part])
-            else:
-                self._host.notice(
-                    f"the server does not take a line of the log of run {part.log.run_id}: {refused}"
-                )
-        else:
-            for part in parts:
-                self._book.acknowledged(part)
-
-    # --- streams -------------------------------------------------------------------------------------------
-
-    async def _send_chunks(self) -> None:
-        """Send what the runs add to streams: the first chunk after a quiet time at once, and then one request after the other, each
-        with what has come while the one before was under way."""
-        while True:
-            await self._chunks_due.wait()
-            self._chunks_due.clear()
-            if parts := self._chunks.take():
-                await self._send_chunk_parts(list(parts))
-                self._holding.let_go_of_streams()
-                self._look_for_held_back()
-                self._advance()
-            if not self._chunks.is_idle:
-                self._chunks_due.set()
-
-    async def _send_chunk_parts(self, parts: Sequence[chunk_book.Part]) -> None:
-        """Send parts of streams until the server has answered for them, or will not take them ever."""
-        try:
-            body = chunk_book.body_of(parts)
-            answer: ChunksResponse = await self._repeat(endpoints.REPORT_CHUNKS, body, "chunks of streams")
-        except Refused as refused:
-            if len(parts) > 1:
-                middle = len(parts) // 2
-                await self._send_chunk_parts(parts[:middle])
-                await self._send_chunk_parts(parts[middle:])
-                return
-            [part] = parts
-            if self._chunks.divide(part):
-                await self._send_chunk_parts([part])
-            else:
-                self._chunks.refuse(part, f"the server does not take a chunk: {refused}", refused.error.code)
-            return
-        for attempt, reply in zip(chunk_book.attempts_of(parts), answer.runs, strict=True):
-            if reply.lost:
-                for part in attempt:
-                    self._chunks.lost(part)
-                self._holding.lost_stream(attempt[0].writer.outlet.scope)
-            else:
-                for part, own in zip(attempt, reply.parts, strict=True):
-                    self._chunks.answered(part, own)
+        """One report; see `Membership.repeat`."""
+        return await self._membership.repeat(endpoints.REPORT, body, "reports")
 
     # --- hearing -------------------------------------------------------------------------------------------
 
@@ -803,7 +539,7 @@ class WorkerLink:
         """Read the inbox, for as long as it takes."""
         backoff = Backoff(seconds_max=2.0)
         while True:
-            registrations = self._registrations
+            registrations = self._membership.registrations
             try:
                 events = self._channel.events(
                     endpoints.INBOX,
@@ -818,7 +554,7 @@ class WorkerLink:
                 pass
             except Refused as refused:
                 if refused.status == 404:
-                    await self._register_again(registrations)
+                    await self._membership.register_again(registrations)
             self._heard_at = float("inf")
             await asyncio.sleep(backoff.next())
 
@@ -847,13 +583,15 @@ class WorkerLink:
         """Ask for one target; what cannot be answered now is asked again later."""
         try:
             if target_id.startswith("batch_"):
-                batch = await self._ask(
+                batch = await self._membership.ask(
                     endpoints.RETRIEVE_BATCH, timeout_seconds=REQUEST_SECONDS_MAX, batch=target_id
                 )
                 if batch.status != "COMPLETED":
                     return
             else:
-                await self._ask(endpoints.RUN_RESULT, timeout_seconds=REQUEST_SECONDS_MAX, run=target_id)
+                await self._membership.ask(
+                    endpoints.RUN_RESULT, timeout_seconds=REQUEST_SECONDS_MAX, run=target_id
+                )
         except (Refused, Unreachable):
             return
         self._holding.target_ended(target_id)
@@ -867,3 +605,6 @@ def _what_is_given_up(entry: Entry, less: Entry) -> str:
     if less.report.outcome is not None and less.report.outcome is not entry.report.outcome:
         return "the output" if entry.report.outcome and entry.report.outcome.error is None else "the error"
     return ""
+
+
+__all__ = ["LinkOptions", "WorkerLink"]

@@ -21,6 +21,7 @@ from milepost.protocol.metadata import Refused
 from milepost.protocol.work import RunReply, RunReport
 from milepost.sdk.buffer import Batch, BufferBusy
 from milepost.sdk.scope import RunScope
+from milepost.worker.black_box import NOT_NOTED
 from milepost.worker.log_book import AttemptLog
 
 if TYPE_CHECKING:
@@ -47,9 +48,17 @@ class HeldRun:
         holds_slot: it may run user code.
         open_waits: how many things outside it waits for.
         said_waiting: what the server was last told, or will be told by the report under way.
+        comes_back: what its code waits for while the server is asked whether the run may go on, or has said that it may not yet.
+        asks_to_go_on: the server is to be asked (again), although it has been told.
+        is_called: the server has said in the inbox that it may go on, while it was being asked.
         flushes: marks in the buffer, each with who waits until it is reached.
         log: the lines that have not been stored yet; None before the run is held.
         started_at: when its code was started, on the monotonic clock; 0 where nobody tells.
+        is_begun: its code was started here.
+        owes_begun: the server is to be told that it has.
+        has_said_begun: the server has been told, or will be by the report under way.
+        record: where it is noted in the black box.
+        doubt: the number of the doubt whether the server has taken the run away meanwhile; 0 when there is none.
         is_held_back: the outcome waits for the last lines of the log, so that who sees the end finds them; not for long.
         is_over: nothing about it counts any more: it has been reported to its end, or the server gave it to someone else.
     """
@@ -60,9 +69,17 @@ class HeldRun:
     holds_slot: bool = False
     open_waits: int = 0
     said_waiting: bool = False
+    comes_back: Future[None] | None = None
+    asks_to_go_on: bool = False
+    is_called: bool = False
     flushes: list[tuple[int, Future[None]]] = field(default_factory=list[tuple[int, Future[None]]])
     log: AttemptLog | None = None
     started_at: float = 0.0
+    is_begun: bool = False
+    owes_begun: bool = False
+    has_said_begun: bool = False
+    record: int = NOT_NOTED
+    doubt: int = 0
     outcome: Outcome | None = None
     is_held_back: bool = False
     is_over: bool = False
@@ -77,6 +94,8 @@ class Entry:
     held: HeldRun
     report: RunReport
     batch: Batch | None
+    # The doubt that the answer settles, as `HeldRun.doubt` was.
+    doubt: int = 0
     # What had to be left out of it, to be told when the rest is answered.
     given_up: list[Refused] = field(default_factory=list[Refused])
     body: bytes | None = None
@@ -182,18 +201,22 @@ class Outbox:
         for remark in buffer.take_remarks():
             self._tell(held, "error", remark)
         batch = buffer.next_batch(anyway=outcome is not None, patience_seconds=patience_seconds)
-        waiting = held.open_waits > 0
-        change = waiting if waiting is not held.said_waiting and held.outcome is None else None
-        held.said_waiting = waiting
+        # Who asks to go on still waits for the answer, but has said what it wants.
+        waiting = held.open_waits > 0 and held.comes_back is None
+        says_it = (waiting is not held.said_waiting or held.asks_to_go_on) and held.outcome is None
+        change = waiting if says_it else None
+        held.said_waiting, held.asks_to_go_on = waiting, False
+        begun, held.owes_begun = held.owes_begun, False
         is_behind, held.is_behind = held.is_behind, False
+        if batch is not None or begun or change is not None:
+            held.has_said_begun = True
         if batch is None:
-            if change is None and not buffer.needs_refresh and not is_behind:
+            if change is None and not begun and not held.doubt and not buffer.needs_refresh and not is_behind:
                 return None
-            return Entry(
-                held,
-                RunReport(id=run.id, attempt=run.attempt, metadata_version=buffer.version, waiting=change),
-                None,
+            report = RunReport(
+                id=run.id, attempt=run.attempt, metadata_version=buffer.version, begun=begun, waiting=change
             )
+            return Entry(held, report, None, held.doubt)
         if outcome is not None and not batch.is_last:
             # The rest of the operations goes first (M38): the outcome leaves with the last of them.
             outcome = None
@@ -203,10 +226,11 @@ class Outbox:
             sequence=batch.sequence,
             metadata_version=-1 if outcome is not None else buffer.version,
             changes=batch.changes,
+            begun=begun,
             waiting=change,
             outcome=outcome,
         )
-        return Entry(held, report, batch)
+        return Entry(held, report, batch, held.doubt)
 
     def forget(self, held: HeldRun) -> None:
         """Nothing about this attempt is to be reported any more."""
@@ -283,7 +307,7 @@ def smaller(entry: Entry, reason: Exception) -> Entry | None:
     if len(report.changes) > 1 or (report.changes and len(report.changes[0].operations) > 1):
         batch = entry.held.scope.buffer.divide(patience_seconds=BUSY_SECONDS_MAX)
         assert batch is not None, "there were several operations"
-        return Entry(entry.held, msgspec.structs.replace(report, changes=batch.changes), batch)
+        return Entry(entry.held, msgspec.structs.replace(report, changes=batch.changes), batch, entry.doubt)
     if report.changes:
         [change] = report.changes
         refused = Refused(run=change.run, index=0, code="report_refused", message=str(reason))
@@ -295,7 +319,7 @@ def smaller(entry: Entry, reason: Exception) -> Entry | None:
 
 def _changed(entry: Entry, *, given_up: Sequence[Refused] = (), **fields: Any) -> Entry:
     report = msgspec.structs.replace(entry.report, **fields)
-    return Entry(entry.held, report, entry.batch, [*entry.given_up, *given_up])
+    return Entry(entry.held, report, entry.batch, entry.doubt, [*entry.given_up, *given_up])
 
 
 def _smaller_outcome(outcome: Outcome, reason: Exception) -> Outcome | None:
