@@ -107,7 +107,7 @@ def test_a_worker_that_is_asked_to_end_flushes(site: Callable[..., Site], tmp_pa
     assert worker.end() == 0
     run = here.client.runs.retrieve(run_id)
     assert (run.metadata["number"], run.metadata["last"]) == (999, [997, 998, 999])
-    assert "left to be tried again" in worker.errors
+    assert "handed back: run again at no cost" in worker.errors
 
 
 # --- the server is killed ----------------------------------------------------------------------------------

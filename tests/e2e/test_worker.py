@@ -248,7 +248,7 @@ def test_a_second_signal_ends_at_once(house: Callable[..., House], tmp_path: Pat
     dev.signal(signal.SIGINT)
     dev.says("Ctrl-C again ends at once")
     assert dev.end(signal.SIGINT, seconds=10) == 0
-    assert "tried again later" in dev.errors
+    assert "handed back" in dev.errors
 
 
 def test_an_executor_drains_by_its_own_signal_and_is_replaced(

@@ -7,15 +7,21 @@ import asyncio
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from milepost.protocol.work import BegunRun, Death
+from milepost.worker import executor_process
 from milepost.worker import supervisor as module
 from milepost.worker.control import Order
+from milepost.worker.deputy import Deputy
+from milepost.worker.lease import lease_clock
 from milepost.worker.supervisor import Supervisor, WorkerFailed, WorkerOptions
 
 PROLOGUE = """
@@ -81,7 +87,10 @@ class Stage:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.ears = Ears()
-        self.released: list[str] = []
+        # What the server was told in the name of executors.
+        self.deaths: list[Death] = []
+        self.left: list[list[BegunRun]] = []
+        self.kept: list[float] = []
         self.started: list[asyncio.subprocess.Process] = []
         self.alive_max = 0
         # Called with the name of an executor before it is started; may raise.
@@ -98,11 +107,20 @@ class Stage:
             self.alive_max = max(self.alive_max, len(self.alive()))
             return process
 
-        async def release(options: WorkerOptions, worker_id: str) -> None:
-            self.released.append(worker_id)
+        def died(deputy: Deputy, worker_id: str, death: Death) -> None:
+            self.deaths.append(death)
+
+        def left(deputy: Deputy, worker_id: str, begun: Sequence[BegunRun]) -> None:
+            self.left.append(list(begun))
+
+        async def keep_lease(deputy: Deputy, worker_id: str, *, seconds_max: float) -> bool:
+            self.kept.append(lease_clock())
+            return True
 
         monkeypatch.setattr(asyncio, "create_subprocess_exec", create)
-        monkeypatch.setattr(module, "_release", release)
+        monkeypatch.setattr(Deputy, "died", died)
+        monkeypatch.setattr(Deputy, "left", left)
+        monkeypatch.setattr(Deputy, "keep_lease", keep_lease)
         self.save("1")
         (folder / "jobs.py").touch()
 
@@ -184,7 +202,9 @@ def test_an_end_without_a_word_is_a_crash_whatever_the_code(stage: Stage, ending
         await until(lambda: (stage.folder / "starts").read_text().count("executor-1") == 2)
 
     stage.run(play)
-    assert len(stage.released) == 1, "its runs are tried again at once"
+    [death] = stage.deaths
+    assert words.removeprefix("executor-1 ").removesuffix("; starting") in death.how
+    assert stage.left == []
     assert stage.ears.count("executor-1 ended|was killed") == 1
 
 
@@ -197,7 +217,7 @@ def test_an_end_with_a_word_is_none(stage: Stage, code: int) -> None:
         await until(lambda: (stage.folder / "starts").read_text().count("executor-1") == 2)
 
     stage.run(play)
-    assert stage.released == []
+    assert (stage.deaths, stage.left) == ([], [])
 
 
 def test_a_word_counts_although_user_code_writes_to_the_same_pipe(stage: Stage) -> None:
@@ -217,13 +237,13 @@ drain()
 
     stage.run(play)
     assert stage.ears.count("user code writes to file descriptor") == 1
-    assert stage.released == []
+    assert (stage.deaths, stage.left) == ([], [])
 
 
 def test_an_executor_that_has_lost_its_pipe_is_supervised_as_before(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAVE_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(executor_process, "LEAVE_SECONDS_MAX", 0.5)
     stage.script("ready()\nif starts() == 1:\n    os.close(fd)\n    order()\n    os._exit(0)\ndrain()\n")
 
     async def play(supervisor: Supervisor) -> None:
@@ -242,19 +262,143 @@ def test_a_crash_while_it_ends_is_told_and_not_started_again(stage: Stage) -> No
 
     stage.run(play)
     assert stage.ears.count("executor-1 ended with exit code 9 while it was ending") == 1
-    assert len(stage.released) == len(stage.started) == 1
+    assert len(stage.deaths) == len(stage.started) == 1
 
 
 def test_an_executor_that_does_not_end_is_killed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAVE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(executor_process, "LEAVE_SECONDS_MAX", 0.1)
     stage.script("ready()\ntime.sleep(600)\n")
 
     async def play(supervisor: Supervisor) -> None:
         await stage.ears.hear("ready")
 
     stage.run(play, grace_seconds=0.1)
-    assert len(stage.released) == 1
+    assert (stage.deaths, stage.left) == ([], [[]]), "nobody is to blame"
     assert stage.ears.lines == ["ready: work 1"]
+
+
+# --- what the server is told in an executor's name -----------------------------------------------------------
+
+BOX = """
+from milepost.worker.black_box import BlackBox
+from milepost.worker.lease import lease_clock
+box = BlackBox.open(int(option("--black-box")))
+box.answered(60.0, lease_clock())
+"""
+
+
+def test_the_death_of_an_executor_is_told_with_what_it_had_begun(stage: Stage) -> None:
+    stage.script(
+        BOX
+        + """
+ready()
+if starts() == 1:
+    box.begin("run_1", 3)
+    box.wait(box.begin("run_2", 1))
+    box.end(box.begin("run_3", 1))
+    os.kill(os.getpid(), signal.SIGSEGV)
+drain()
+"""
+    )
+
+    async def play(supervisor: Supervisor) -> None:
+        await stage.ears.hear("starting it again")
+        await until(lambda: (stage.folder / "starts").read_text().count("executor-1") == 2)
+
+    stage.run(play)
+    [death] = stage.deaths
+    assert death.how == "was killed by SIGSEGV (a fault in native code)"
+    assert death.begun == [BegunRun(id="run_1", attempt=3), BegunRun(id="run_2", attempt=1, waiting=True)]
+
+
+def test_what_a_killed_executor_had_begun_is_handed_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_process, "LEAVE_SECONDS_MAX", 0.1)
+    stage.script(BOX + "box.begin('run_1', 2)\nready()\ntime.sleep(600)\n")
+
+    async def play(supervisor: Supervisor) -> None:
+        await stage.ears.hear("ready")
+
+    stage.run(play, grace_seconds=0.1)
+    assert (stage.deaths, stage.left) == ([], [[BegunRun(id="run_1", attempt=2)]])
+
+
+def test_what_an_executor_could_not_hand_back_is_handed_back_for_it(stage: Stage) -> None:
+    stage.script(BOX + "box.begin('run_1', 2)\nready()\norder()\nsay('drained', abandoned=1)\n")
+
+    async def play(supervisor: Supervisor) -> None:
+        await stage.ears.hear("ready")
+
+    stage.run(play)
+    assert (stage.deaths, stage.left) == ([], [[BegunRun(id="run_1", attempt=2)]])
+
+
+def test_an_executor_that_crashes_while_it_loads_has_nothing_to_tell(stage: Stage) -> None:
+    stage.script("if starts() == 1:\n    os._exit(1)\nready()\ndrain()\n")
+
+    async def play(supervisor: Supervisor) -> None:
+        await stage.ears.hear("ready")
+
+    stage.run(play)
+    assert (stage.deaths, stage.left) == ([], [])
+
+
+def test_the_runs_of_a_supervisor_that_is_cancelled_are_handed_back(stage: Stage) -> None:
+    stage.script(BOX + "box.begin('run_1', 2)\nready()\ntime.sleep(600)\n")
+
+    async def main() -> None:
+        options = WorkerOptions(
+            sources=[str(stage.folder / "jobs.py")],
+            api_url="http://127.0.0.1:9",
+            secret_key="key",
+            processes=1,
+        )
+        running = asyncio.ensure_future(Supervisor(options, stage.ears).run())
+        await stage.ears.hear("ready")
+        running.cancel()
+        await asyncio.wait({running})
+
+    asyncio.run(main())
+    assert (stage.deaths, stage.left) == ([], [[BegunRun(id="run_1", attempt=2)]])
+    assert not stage.alive()
+
+
+def test_the_lease_of_an_executor_that_says_nothing_is_kept_while_it_executes(stage: Stage) -> None:
+    stage.script(
+        BOX.replace("60.0", "0.6")
+        + """
+ready()
+while not os.path.exists("speaks"):
+    time.sleep(0.01)
+while not os.path.exists("stops"):
+    box.answered(0.6, lease_clock())
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGSTOP)
+drain()
+"""
+    )
+
+    async def play(supervisor: Supervisor) -> None:
+        await until(lambda: len(stage.kept) >= 6)
+        assert all(after - before < 0.6 for before, after in zip(stage.kept, stage.kept[1:], strict=False))
+        await stage.ears.hear("nothing was heard of this executor")
+        assert stage.ears.count("nothing was heard") == 1
+        (stage.folder / "speaks").touch()
+        await asyncio.sleep(0.3)
+        kept = len(stage.kept)
+        await asyncio.sleep(1.0)
+        assert len(stage.kept) == kept, "it speaks for itself"
+        (stage.folder / "stops").touch()
+        [process] = stage.alive()
+        await until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        await asyncio.sleep(1.5)
+        assert len(stage.kept) == kept, "who is stopped executes nothing"
+        process.send_signal(signal.SIGCONT)
+        await until(lambda: len(stage.kept) > kept)
+
+    stage.run(play)
+    assert stage.deaths == []
 
 
 # --- starting -------------------------------------------------------------------------------------------------
@@ -369,7 +513,7 @@ def test_many_saves_start_few_processes_and_the_newest_code_wins(stage: Stage) -
     assert stage.alive_max <= 5
     reloaded = [int(line.split()[-1]) for line in stage.ears.lines if line.startswith("reloaded")]
     assert reloaded == sorted(set(reloaded))
-    assert stage.released == []
+    assert (stage.deaths, stage.left) == ([], [])
 
 
 def test_code_that_hangs_while_it_is_loaded_does_not_hold_up_the_next(stage: Stage) -> None:
@@ -390,8 +534,8 @@ def test_code_that_hangs_while_it_is_loaded_does_not_hold_up_the_next(stage: Sta
 def test_old_code_finishes_its_runs_without_a_limit_of_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LEAVE_SECONDS_MAX", 0.1)
-    monkeypatch.setattr(module, "LOADING_LEAVE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(executor_process, "LEAVE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(executor_process, "LOADING_LEAVE_SECONDS_MAX", 0.1)
     stage.script(
         """
 ready()
@@ -419,7 +563,7 @@ else:
 
     stage.run(play, processes=2, reload=True, grace_seconds=0.1)
     assert stage.ears.count("go on") == 1
-    assert stage.released == []
+    assert (stage.deaths, stage.left) == ([], [])
 
 
 def test_old_code_with_nothing_to_do_is_not_worth_a_word(stage: Stage) -> None:
@@ -436,7 +580,7 @@ def test_old_code_with_nothing_to_do_is_not_worth_a_word(stage: Stage) -> None:
 
 
 def test_the_end_hurries_old_code_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEAVE_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(executor_process, "LEAVE_SECONDS_MAX", 0.1)
     stage.script("ready()\nif version == '1':\n    time.sleep(600)\ndrain()\n")
 
     async def play(supervisor: Supervisor) -> None:
@@ -446,7 +590,7 @@ def test_the_end_hurries_old_code_too(stage: Stage, monkeypatch: pytest.MonkeyPa
         assert len(stage.alive()) == 2
 
     stage.run(play, reload=True, grace_seconds=0.2)
-    assert len(stage.released) == 1
+    assert (stage.deaths, stage.left) == ([], [[]])
 
 
 def test_code_that_cannot_be_loaded_leaves_the_old_code_at_work(stage: Stage) -> None:

@@ -129,7 +129,7 @@ async def supervise(
             )
         await first_of(running, signals.hurried.wait())
         if not running.done():
-            note("ending at once; the runs under way are tried again later")
+            note("ending at once; the runs under way are handed back")
             supervisor.kill()
         failure = await running
     if failure is not None:

@@ -71,7 +71,12 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
 
 
 class Drained(msgspec.Struct, frozen=True, tag="drained"):
-    """The executor has left the server, by an order or by SIGTERM; the process ends."""
+    """The executor has left the server, by an order or by SIGTERM; the process ends.
+
+    `abandoned` runs have not ended, and the server has not heard so: it did not answer any more.
+    """
+
+    abandoned: int = 0
 
 
 FinalWord = LoadFailed | Rejected | Drained

@@ -40,7 +40,8 @@ from milepost.sdk.registry import registered_tasks
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
 from milepost.worker import control, loader
-from milepost.worker.channel import Refused
+from milepost.worker.black_box import BlackBox
+from milepost.worker.channel import Refused, Unreachable
 from milepost.worker.control import (
     Drained,
     Finishing,
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one executor until it is ordered to end. The exit code is for people; the supervisor goes by what it was told."""
     options = _parse(arguments)
     supervisor = _SupervisorLine(options.messages)
+    black_box = BlackBox.open(options.black_box)
     keep_output_going()
     try:
         settings = load_settings()
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
         files = [*map(str, loader.user_files()), *getattr(error, "files", ())]
         supervisor.tell(LoadFailed(str(error), files))
         return 1
-    return Executor(options, tasks, described, supervisor).run()
+    return Executor(options, tasks, described, supervisor, black_box).run()
 
 
 class Executor:
@@ -100,6 +102,7 @@ class Executor:
         tasks: Mapping[str, Task[Any, Any]],
         described: Sequence[WorkerTask],
         supervisor: "_SupervisorLine",
+        black_box: BlackBox,
     ) -> None:
         settings, address = load_settings(), find_address()
         self._tasks = tasks
@@ -128,6 +131,7 @@ class Executor:
             self,
             loop_factory(),
             teller=RunTeller(Teller(LineWriter(), level=settings.log_level, form=settings.log_format)),
+            black_box=black_box,
         )
         self._unbound = UnboundCalls(self._link.scopes)
 
@@ -222,12 +226,19 @@ class Executor:
 
     def left(self, error: BaseException | None, *, abandoned: int) -> None:
         """See `Host`."""
-        if abandoned:
-            self._supervisor.tell(
-                Notice(f"{abandoned} run(s) did not end in time and are left to be tried again")
-            )
+        runs = "1 run" if abandoned == 1 else f"{abandoned} runs"
         if error is None:
+            if abandoned:
+                self._supervisor.tell(
+                    Notice(f"{runs} did not end in time, handed back: run again at no cost to their attempts")
+                )
             self._supervisor.tell(Drained())
+        elif isinstance(error, Unreachable):
+            if abandoned:
+                self._supervisor.tell(
+                    Notice(f"{runs} did not end in time, to be handed back as soon as the server answers")
+                )
+            self._supervisor.tell(Drained(abandoned))
         else:
             self._exit_code = 1
             if isinstance(error, Refused):
@@ -399,6 +410,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="milepost.worker", description=__doc__)
     parser.add_argument(
         "--messages", type=int, required=True, help="descriptor of the pipe to the supervisor"
+    )
+    parser.add_argument(
+        "--black-box", type=int, required=True, help="descriptor of the memory that the supervisor reads"
     )
     parser.add_argument("--worker-id", required=True)
     parser.add_argument("--name", required=True)

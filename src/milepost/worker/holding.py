@@ -524,6 +524,13 @@ class Holding:
             if ask_at <= now:
                 self._ask_again(held)
 
+    def say_what_has_begun(self) -> None:
+        """Tell it of all runs, whether they execute for long or not: this worker leaves, and they go on somewhere else."""
+        for held in self._by_scope.values():
+            if held.is_begun and not held.has_said_begun:
+                held.owes_begun = True
+                self.outbox.add(held, urgent=True)
+
     # --- after the lease was over ----------------------------------------------------------------------------
 
     def doubt(self) -> None:

@@ -270,6 +270,7 @@ class WorkerLink:
         self._pulse_timer: asyncio.TimerHandle | None = None
         self._inbox_is_heard = asyncio.Event()
         self._end_ordered = asyncio.Event()
+        self._is_settled = asyncio.Event()
         options, host, holding = self._options, self._host, self._holding
         async with self._open_channel(options.api_url, options.secret_key) as self._channel:
             self._membership = membership = Membership(
@@ -316,6 +317,7 @@ class WorkerLink:
                 claims.cancel()
                 await asyncio.wait({claims})
                 settling = group.create_task(claiming.settle())
+                settling.add_done_callback(lambda done: self._is_settled.set())
                 # While the server is away this goes on beside what follows.
                 await asyncio.wait({settling}, timeout=SETTLE_SECONDS_MAX)
                 if self._drain_until is None:
@@ -472,6 +474,9 @@ class WorkerLink:
             self._report_due.clear()
             await self._send_what_is_due()
             self._advance()
+        # What has not begun is given back first: what is left then has begun, and that is said.
+        await self._is_settled.wait()
+        self._holding.say_what_has_begun()
         # Code that was abandoned may go on writing: it is not waited for.
         for _ in range(LAST_REPORTS_MAX):
             if not self._holding.outbox:

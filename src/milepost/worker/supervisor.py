@@ -9,11 +9,6 @@ one at most that tries the newest code, and old ones that have runs under way.
 """
 
 import asyncio
-import os
-import secrets
-import signal
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,12 +17,8 @@ from typing import Protocol
 
 from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType]
 
-from milepost.protocol import endpoints
-from milepost.protocol.work import ReportRequest
-from milepost.worker import control
 from milepost.worker.control import (
     Drained,
-    FinalWord,
     Finishing,
     LoadFailed,
     Message,
@@ -37,49 +28,21 @@ from milepost.worker.control import (
     Rejected,
     ServerAway,
     ServerBack,
-    UnreadableMessage,
 )
+from milepost.worker.deputy import Deputy
+from milepost.worker.executor_process import ExecutorProcess, WorkerOptions, how_it_ended
 from milepost.worker.loader import SKIPPED_FOLDERS
 
-CONCURRENCY_DEFAULT = 100
 RESTART_SECONDS_MAX = 10.0
-# How much longer than its grace time an executor may take for its last report before it is killed.
-LEAVE_SECONDS_MAX = 8.0
-# The same for one that still loads the user's code: it has nothing to lose, and may hang.
-LOADING_LEAVE_SECONDS_MAX = 1.0
 # After so many executors that ended while they loaded the code, one after the other, it is taken as code that cannot be loaded.
 CRASHES_WHILE_LOADING_MAX = 4
 WATCH_AGAIN_SECONDS = 1.0
 LOOK_AGAIN_MILLISECONDS = 1000
 # How long old code may take to say that it claims nothing more, before the new code is announced nevertheless.
 TAKE_OVER_SECONDS_MAX = 3.0
-MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 _FileState = tuple[int, int, int] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """What a supervisor runs.
-
-    Args:
-        sources: Python files, folders or module names with tasks, at least one.
-        processes: executor processes; user code of `async def` tasks runs in one thread of each.
-        concurrency: runs at once in each process; runs that wait for other runs do not count.
-        grace_seconds: how long runs may go on after the order to end.
-        reload: replace the executors when a file of the user's code changes.
-        output: a file descriptor for the standard output of user code; None: this process's own.
-    """
-
-    sources: Sequence[str]
-    api_url: str
-    secret_key: str
-    processes: int
-    concurrency: int = CONCURRENCY_DEFAULT
-    grace_seconds: float = 30.0
-    reload: bool = False
-    output: int | None = None
 
 
 class Audience(Protocol):
@@ -121,6 +84,7 @@ class Supervisor:
         assert options.processes >= 1, options
         self._options = options
         self._audience = audience
+        self._deputy = Deputy(options.api_url, options.secret_key)
         self._stopping = asyncio.Event()
         self._current: _Generation | None = None
         self._latest: _Generation | None = None
@@ -143,7 +107,7 @@ class Supervisor:
         self._stopping.set()
 
     def kill(self) -> None:
-        """End all executors now, without grace. Their runs are retried when the server notices."""
+        """End all executors now, without grace. Their runs are handed back."""
         self.stop()
         for generation in self._generations:
             generation.kill()
@@ -165,12 +129,13 @@ class Supervisor:
         finally:
             for generation in self._generations:
                 generation.kill()
+            await self._deputy.settle()
         if self._failure is not None:
             raise WorkerFailed(self._failure)
 
     def _begin(self) -> None:
         self._latest = generation = _Generation(
-            self._options, self._hear, tries_one_first=self._current is not None
+            self._options, self._deputy, self._hear, tries_one_first=self._current is not None
         )
         self._generations.add(generation)
         self._loaded = {file: _state_of(file) for file in self._watched.files}
@@ -351,6 +316,7 @@ class _Generation:
     """
 
     options: WorkerOptions
+    deputy: Deputy
     hear: Callable[["_Generation", Message], None]
     tries_one_first: bool = False
     failure: str | None = None
@@ -358,7 +324,7 @@ class _Generation:
     claims_no_more: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._processes: set[_ExecutorProcess] = set()
+        self._processes: set[ExecutorProcess] = set()
         self._is_ready_or_ending = asyncio.Event()
         self._ending = asyncio.Event()
         self._order: Order | None = None
@@ -414,7 +380,7 @@ class _Generation:
         failed_to_start = False
         while not self._ending.is_set():
             try:
-                process = await _ExecutorProcess.start(self.options, name, self._heard)
+                process = await ExecutorProcess.start(self.options, name, self.deputy, self._heard)
             except (OSError, RuntimeError) as error:
                 # The system is out of processes, memory or descriptors, or of threads. The others are well.
                 if not failed_to_start:
@@ -433,11 +399,9 @@ class _Generation:
             finally:
                 self._processes.discard(process)
             self._look_for_claims()
-            if process.word is None:
-                await _release(self.options, process.worker_id)
             if self._ending.is_set():
                 if process.word is None and code != 0 and not process.was_killed:
-                    self._say(f"{name} {_how_it_ended(code)} while it was ending; its runs are tried again")
+                    self._say(f"{name} {how_it_ended(code)} while it was ending; its runs are tried again")
                 return
             if isinstance(process.word, Rejected):
                 return
@@ -451,18 +415,18 @@ class _Generation:
                 case LoadFailed():
                     what = "cannot load the tasks any more"
                 case _:
-                    what = _how_it_ended(code)
+                    what = how_it_ended(code)
             self._say(f"{name} {what}; starting it again")
             pause = await self._rest(pause if process.lived_seconds < RESTART_SECONDS_MAX else 0.0)
 
-    def _cannot_be_loaded(self, process: "_ExecutorProcess", code: int) -> bool:
+    def _cannot_be_loaded(self, process: "ExecutorProcess", code: int) -> bool:
         """True when it is clear that starting it again will not help."""
         if process.word is None and not process.is_ready:
             self._crashes_while_loading += 1
             if self._crashes_while_loading < CRASHES_WHILE_LOADING_MAX:
                 return False
             message = (
-                f"the tasks cannot be loaded: the process that loads them {_how_it_ended(code)}, "
+                f"the tasks cannot be loaded: the process that loads them {how_it_ended(code)}, "
                 f"{self._crashes_while_loading} times one after the other"
             )
             self._heard(process, LoadFailed(message, []))
@@ -479,7 +443,7 @@ class _Generation:
     def _say(self, message: str) -> None:
         self.hear(self, Notice(message))
 
-    def _heard(self, process: "_ExecutorProcess", message: Message) -> None:
+    def _heard(self, process: "ExecutorProcess", message: Message) -> None:
         if isinstance(message, LoadFailed):
             self.failure = message.message
         self.hear(self, message)
@@ -498,202 +462,4 @@ class _Generation:
             self.claims_no_more.set()
 
 
-class _ExecutorProcess:
-    """One executor process, from start to end.
-
-    Attributes:
-        worker_id: what the executor is called on the server.
-        is_ready: it has registered there.
-        finishing_runs: how many runs it has left, once it has heard that it is to finish them.
-        word: why it ends, in its own words; None as long as it has said nothing.
-        was_killed: by this supervisor.
-    """
-
-    def __init__(
-        self,
-        process: Process,
-        messages: asyncio.StreamReader,
-        pipe: asyncio.ReadTransport,
-        hear: Callable[["_ExecutorProcess", Message], None],
-        *,
-        name: str,
-        worker_id: str,
-        descriptor: int,
-        grace_seconds: float,
-    ) -> None:
-        self._process = process
-        self._messages = messages
-        self._pipe = pipe
-        self._hear = hear
-        self._name = name
-        self._descriptor = descriptor
-        self._grace_seconds = grace_seconds
-        self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
-        self._kill_timers: list[asyncio.TimerHandle] = []
-        self._garbage_is_told = False
-        self.worker_id = worker_id
-        self.is_ready = False
-        self.finishing_runs: int | None = None
-        self.word: FinalWord | None = None
-        self.was_killed = False
-
-    @classmethod
-    async def start(
-        cls, options: WorkerOptions, name: str, hear: Callable[["_ExecutorProcess", Message], None]
-    ) -> "_ExecutorProcess":
-        """Start an executor. It learns the secret key from its environment, which only its owner can read.
-
-        Raises: OSError, RuntimeError when the system does not give what that takes.
-        """
-        loop = asyncio.get_running_loop()
-        worker_id = f"worker_{secrets.token_hex(12)}"
-        receiving, sending = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                # Without the current folder in front: a file of the user must not stand in for a module that this program needs.
-                "-P", "-m", "milepost.worker",
-                "--messages", str(sending), "--worker-id", worker_id, "--name", name,
-                "--concurrency", str(options.concurrency), "--grace", str(options.grace_seconds),
-                "--", *options.sources,
-                stdin=PIPE,
-                stdout=options.output,
-                pass_fds=(sending,),
-                start_new_session=True,
-                env={**os.environ, "MILEPOST_API_URL": options.api_url, "MILEPOST_SECRET_KEY": options.secret_key},
-            )  # fmt: skip
-        except BaseException:
-            os.close(receiving)
-            raise
-        finally:
-            os.close(sending)
-        reader = asyncio.StreamReader(limit=MESSAGE_BYTES_MAX)
-        pipe, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(receiving, "rb", 0)
-        )
-        return cls(
-            process,
-            reader,
-            pipe,
-            hear,
-            name=name,
-            worker_id=worker_id,
-            descriptor=sending,
-            grace_seconds=options.grace_seconds,
-        )
-
-    @property
-    def lived_seconds(self) -> float:
-        """How long ago it was started."""
-        return self._loop.time() - self._started_at
-
-    async def run(self) -> int:
-        """Wait until the process has ended, by itself or because it was told to; its exit code."""
-        listening = asyncio.create_task(self._listen())
-        exited = asyncio.create_task(self._process.wait())
-        try:
-            await asyncio.wait({exited, listening}, return_when=asyncio.FIRST_COMPLETED)
-            # A process that ends closes the pipe a moment before its end is known.
-            await asyncio.wait({exited}, timeout=LEAVE_SECONDS_MAX)
-            if not exited.done() and self.word is None and not self._kill_timers:
-                self._say(
-                    f"user code has closed file descriptor {self._descriptor}, by which this executor says what happens; "
-                    f"it runs tasks as before"
-                )
-            await asyncio.wait({exited})
-        finally:
-            for timer in self._kill_timers:
-                timer.cancel()
-            was_killed = self.was_killed
-            # Ends the executor if it still lives, and whatever it has left behind: all that is in its session's first group.
-            self.kill()
-            self.was_killed = was_killed or not exited.done()
-            await asyncio.wait({listening, exited}, timeout=1.0)
-            listening.cancel()
-            self._pipe.close()
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        return await exited
-
-    def kill(self) -> None:
-        """End the process and its children now."""
-        self.was_killed = True
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    def order(self, order: Order) -> None:
-        """Tell the executor to end. It is killed when it takes too long, except to finish its runs."""
-        stdin = self._process.stdin
-        assert stdin is not None
-        if not stdin.is_closing():
-            # A broken pipe means that it is ending anyway; the transport reports that by closing.
-            stdin.write(order.encode() + b"\n")
-        if not self._kill_timers:
-            self._kill_timers.append(
-                self._loop.call_later(LOADING_LEAVE_SECONDS_MAX, self._kill_unless_ready)
-            )
-        if order is not Order.FINISH and len(self._kill_timers) == 1:
-            self._kill_timers.append(
-                self._loop.call_later(self._grace_seconds + LEAVE_SECONDS_MAX, self.kill)
-            )
-
-    def _kill_unless_ready(self) -> None:
-        if not self.is_ready:
-            self.kill()
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                line = await self._messages.readline()
-                message = control.decode(line)
-            except (UnreadableMessage, ValueError):
-                # The second when the line is too long.
-                self._tell_of_garbage()
-                continue
-            if message is not None:
-                self._take(message)
-            elif not line:
-                break
-
-    def _take(self, message: Message) -> None:
-        match message:
-            case Ready():
-                self.is_ready = True
-            case Finishing(runs=runs):
-                self.finishing_runs = runs
-            case LoadFailed() | Rejected() | Drained():
-                self.word = message
-            case Notice() | ServerAway() | ServerBack():
-                pass
-        self._hear(self, message)
-
-    def _tell_of_garbage(self) -> None:
-        if not self._garbage_is_told:
-            self._garbage_is_told = True
-            self._say(
-                f"user code writes to file descriptor {self._descriptor}, which it has not opened; this is ignored"
-            )
-
-    def _say(self, message: str) -> None:
-        self._hear(self, Notice(f"{self._name}: {message}"))
-
-
-def _how_it_ended(code: int) -> str:
-    if code < 0:
-        with suppress(ValueError):
-            return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit code {code}"
-
-
-async def _release(options: WorkerOptions, worker_id: str) -> None:
-    """Tell the server that a worker has died, so that its runs are retried at once and not only when their lease ends."""
-    # Imported when it is needed: a supervisor whose executors do not crash never speaks to the server.
-    from milepost.worker.channel import Channel
-
-    # Whatever goes wrong here (the server may be away, and the system short of everything), the lease does the same a little later.
-    with suppress(Exception):
-        async with Channel(options.api_url, options.secret_key) as channel:
-            await channel.call(
-                endpoints.REPORT, ReportRequest(leaving=True), timeout_seconds=2.0, worker=worker_id
-            )
+__all__ = ["Audience", "Supervisor", "WorkerFailed", "WorkerOptions"]
