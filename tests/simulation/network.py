@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
+from simulation.loop import VirtualLoop
 
 if TYPE_CHECKING:
     from simulation.server import ServerProcess
@@ -63,7 +64,7 @@ class Peer:
 class Network:
     """What lies between the peers and the server of the moment."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, note: Callable[..., None]) -> None:
+    def __init__(self, loop: VirtualLoop, note: Callable[..., None]) -> None:
         self.loop = loop
         self.note = note
         self.faults = Faults()

@@ -229,7 +229,7 @@ class Oracle:
     def _judge_attempt(self, attempt: Attempt) -> None:
         run = self._runs[attempt.run_id]
         # The outcome is the last word of its attempt, and all others came before it (M38).
-        has_ended = attempt.label and attempt.label in (run.output or run.error or "")
+        has_ended = attempt.label and attempt.label == said_by(run.output, run.error)
         counts = len(attempt.calls) if has_ended else attempt.acknowledged
         missing_from: int | None = None
         for index, (target, operation) in enumerate(attempt.calls):
@@ -314,6 +314,14 @@ class Oracle:
                     assert row.writer is None or row.writer[0] != seen.run_id, (
                         f"{seen.reader} saw {seen.run_id} finished at version {seen.version}, and its attempt wrote {row.version}"
                     )
+
+
+def said_by(output: str | None, error: str | None) -> str | None:
+    """The label of the execution that has ended so; None where none has said anything."""
+    if output is not None:
+        value = msgspec.json.decode(output)
+        return value["label"] if isinstance(value, dict) else value
+    return None if error is None else msgspec.json.decode(error)["message"]
 
 
 def clean(line: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from milepost.errors import MetadataError
 from milepost.model.operations import Operation
+from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.sdk.buffer import Batch, Buffer
 
@@ -30,11 +31,31 @@ class Attempt:
         refused: what the replies said was refused, by batch.
         lines: what the code has logged, in order.
         has_ended: the code came to its end.
+        started_at: when the process began to run it, on the clock that nobody sets; None when it never did.
+        begun_at: when the user's code began.
+        waits: it waits for another run, and executes nothing.
+        was_killed: its process died while it was running.
+        outcome: what its process reports.
+        can_be_retried: what it raised is worth another attempt.
+        hooks: the hooks that were run, in order.
+        is_over_early: the worker gave it up before its code had ended.
     """
 
     run_id: str
     number: int
     process: str
+    worker_id: str = ""
+    charged_before: int = 0
+    queue: str = ""
+    is_apart: bool = False
+    started_at: int | None = None
+    begun_at: int | None = None
+    waits: bool = False
+    was_killed: bool = False
+    outcome: Outcome | None = None
+    can_be_retried: bool = True
+    is_over_early: bool = False
+    hooks: list[str] = field(default_factory=list[str])
     calls: list[tuple[str, Operation]] = field(default_factory=list)
     batches: list[range] = field(default_factory=list)
     sent: dict[int, Sent] = field(default_factory=dict)
@@ -146,6 +167,10 @@ class Records:
     runs: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
+
+    def attempts_of(self, run_id: str, number: int) -> list[Attempt]:
+        """The executions of one attempt; more than one is a mistake, unless all but one never began."""
+        return [one for one in self.attempts if one.run_id == run_id and one.number == number]
 
     def saw(self, reader: str, run_id: str, version: int, value: dict[str, Any], is_final: bool) -> None:
         self.seen.append(Seen(reader, run_id, version, value, is_final))

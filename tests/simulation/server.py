@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing
+from contextvars import copy_context
 from random import Random
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from milepost.server.app import problem_response
 from milepost.server.auth import Authenticator
 from milepost.server.handlers import Handlers, WithToken
 from milepost.store.database import Store
+from simulation.loop import process_of_code
 from simulation.network import Network, Stream
 from support.faults import faults
 from support.world import START
@@ -43,10 +45,18 @@ class Machine:
         dies_at: where in the next group the process is killed; None when it is not.
         restart_later: called when it has died of itself.
         failed: called with what should not have happened.
+        looked: called after each group, with its commands that were not refused and the workers that the server knows.
+        started: called when a server process has started.
+        clock_was_set: called when the wall clock was set.
+        went_on: called when the server process goes on after it was stopped, with how long that was in microseconds.
     """
 
     restart_later: Callable[[], None]
     failed: Callable[[BaseException], None]
+    looked: Callable[[Sequence[Command], Collection[str]], None]
+    started: Callable[[], None]
+    went_on: Callable[[int], None]
+    clock_was_set: Callable[[], None]
 
     def __init__(
         self, store: Store, settings: EngineSettings, network: Network, random: Random, group_seconds: float
@@ -57,6 +67,7 @@ class Machine:
         self.random = random
         self.group_seconds = group_seconds
         self.clock_offset = 0
+        self._stopped_at = 0
         self.is_deaf = False
         self.statement_that_fails: tuple[int, int] | None = None
         self.dies_at: str | None = None
@@ -76,7 +87,34 @@ class Machine:
         if self.process is None:
             self.starts += 1
             self.network.note("server", "starts")
+            self.started()
             self.process = self.network.server = ServerProcess(self)
+
+    def freeze(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so long."""
+        process = self.process
+        loop = self.network.loop
+        if process is None or loop.is_stopped(process):
+            return
+        self.network.note("server", "stopped", seconds)
+        loop.stop_process(process)
+
+        self._stopped_at = self.steady()
+        loop.call_later(seconds, lambda: self.process is process and self.go_on())
+
+    def go_on(self) -> None:
+        """SIGCONT."""
+        loop = self.network.loop
+        if self.process is not None and loop.is_stopped(self.process):
+            self.network.note("server", "goes on")
+            self.went_on(self.steady() - self._stopped_at)
+            loop.continue_process(self.process)
+
+    def set_clock(self, seconds: float) -> None:
+        """The wall clock is set, by so much."""
+        self.network.note("server", "has its clock set by", seconds)
+        self.clock_offset += round(seconds * 1_000_000)
+        self.clock_was_set()
 
     def kill(self) -> None:
         """SIGKILL: nothing but the store is left."""
@@ -94,6 +132,15 @@ class SimulatedEngine(Engine):
     _is_failing = False
 
     def execute(self, requests: Sequence[Request]) -> Any:
+        try:
+            return self._carry_out(requests)
+        finally:
+            self.machine.looked(
+                [one.command for one in requests if not isinstance(one.result, Exception)],
+                self.state.workers,
+            )
+
+    def _carry_out(self, requests: Sequence[Request]) -> Any:
         machine = self.machine
         failing, machine.statement_that_fails = machine.statement_that_fails, None
         if self._is_failing or (failing is None and machine.dies_at != "statement"):
@@ -179,6 +226,8 @@ class ServerProcess:
         self.machine = machine
         self.loop = machine.network.loop
         self.is_dead = False
+        self._context = copy_context()
+        self._context.run(process_of_code.set, self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handlings: dict[Handling, None] = {}
         self._streams: dict[Stream, None] = {}
@@ -206,6 +255,7 @@ class ServerProcess:
 
     def die(self) -> None:
         self.is_dead = True
+        self.loop.continue_process(self)
         for handling in list(self._handlings):
             if not handling.answer.done():
                 handling.answer.set_exception(_reset())
@@ -309,7 +359,7 @@ class ServerProcess:
             raise Killed
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = self.loop.create_task(work)
+        task = self.loop.create_task(work, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

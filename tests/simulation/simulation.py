@@ -21,20 +21,22 @@ from milepost.errors import MilepostError
 from milepost.feed import hub
 from milepost.model.retry import Retry
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.protocol.work import WorkerTask
 from milepost.sdk import buffer
 from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
-from milepost.worker import link, log_book
+from milepost.worker import channel, link, log_book
 from simulation import server as server_module
 from simulation.loop import VirtualLoop
 from simulation.network import Faults, Network
 from simulation.oracle import Oracle, describe
 from simulation.records import Records
+from simulation.run_oracle import RunOracle
+from simulation.supervisor import Supervisor, SupervisorsChannel
 from simulation.users import User, look, subscribe, write
-from simulation.worker import WorkerProcess, trigger
+from simulation.watch import HAS_ATTEMPTS, Watch
+from simulation.worker import WorkerProcess, make_task, trigger
 
 # After the time of trouble everything has to be done within this time of the simulation.
 CALM_SECONDS_MAX = 900.0
@@ -88,8 +90,18 @@ class Plan:
         for kind in TROUBLES:
             self.troubles += [kind] * random.choice([0, 0, 1, 3])
         self.retry = Retry(
-            max_attempts=random.choice([1, 2, 4]), min_delay_seconds=0.1, max_delay_seconds=2.0
+            max_attempts=random.choice([1, 2, 4]),
+            min_delay_seconds=random.choice([0.1, 0.1, 1.5]),
+            max_delay_seconds=2.0,
         )
+        # How likely it is that the code of a run ends its process, and that its output is larger than some requests may be.
+        self.crash = random.choice([0.0, 0.0, 0.0, 0.1])
+        self.oversized = random.choice([0.0, 0.0, 0.2])
+        # How many runs of each queue may execute at once.
+        self.parent_limit = random.choice([None, None, 1])
+        self.child_limit = random.choice([None, 1, 1, 2])
+        # The runs' own limits of attempts.
+        self.max_attempts = random.choice([[None], [None], [None, 1, 3]])
 
     @property
     def is_exact(self) -> bool:
@@ -122,15 +134,10 @@ class Simulation:
         self.trace: list[tuple[float, str, tuple[Any, ...]]] = []
         self.plan = Plan(Random(f"{seed}/plan"))
         adjust(self.plan)
-        self.tasks = [
-            WorkerTask(id="parent", queue="task/parent", queue_concurrency=None, retry=self.plan.retry),
-            WorkerTask(
-                id="child",
-                queue="task/child",
-                queue_concurrency=self._random.choice([None, 1]),
-                retry=self.plan.retry,
-            ),
-        ]
+        self.tasks = {
+            "parent": make_task("parent", self.plan.retry, self.plan.parent_limit),
+            "child": make_task("child", self.plan.retry, self.plan.child_limit),
+        }
         self.records = Records()
         self._store = store
         self._failure: BaseException | None = None
@@ -147,10 +154,28 @@ class Simulation:
         self.machine = server_module.Machine(
             store, settings, self.network, Random(f"{seed}/server"), self.plan.group_seconds
         )
+        self.watch = Watch(
+            store,
+            self.records,
+            settings,
+            retry=self.plan.retry,
+            limits={
+                task.queue.name: task.queue.concurrency
+                for task in self.tasks.values()
+                if task.queue is not None and task.queue.concurrency is not None
+            },
+            steady=self.machine.steady,
+            failed=self.failed,
+        )
+        self.machine.looked = self.watch.look
+        self.machine.started = self.watch.server_starts
+        self.machine.clock_was_set = self.watch.clock_was_set
+        self.machine.went_on = self.watch.server_goes_on
         self.machine.failed = self.failed
         self.machine.restart_later = self._restart_later
         self.workers: list[WorkerProcess] = []
         self._worker_numbers = 0
+        self._supervisors: list[Supervisor] = []
         self._users: list[asyncio.Task[None]] = []
         self._names: set[str] = set()
         self._is_calm = False
@@ -205,7 +230,12 @@ class Simulation:
     def _start_worker(self) -> None:
         if len(self.workers) < self.plan.workers:
             self._worker_numbers += 1
-            self.workers.append(WorkerProcess(self, f"w{self._worker_numbers}"))
+            at_work = {worker.supervisor for worker in self.workers}
+            free = [one for one in self._supervisors if not one.is_dead and one not in at_work]
+            if not free:
+                free = [Supervisor(self, f"s{len(self._supervisors) + 1}")]
+                self._supervisors += free
+            self.workers.append(WorkerProcess(self, f"w{self._worker_numbers}", free[0]))
 
     def _restart_later(self) -> None:
         seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.2])
@@ -252,6 +282,7 @@ class Simulation:
                 (log_book, "WAITING_BYTES_MIN", min(4096, plan.log_waiting_bytes_max)),
                 (log_book, "REQUEST_BYTES_MAX", plan.log_request_bytes_max),
                 (log_book, "SHARE_BYTES_MIN", min(32 * 1024, plan.log_request_bytes_max // 2)),
+                (channel, "Channel", SupervisorsChannel),
                 (log_book, "now", lambda: round(self.loop.time() * 1_000_000)),
                 (buffer, "STASH_MAX", plan.stash_max),
                 (documents, "FOLD_BYTES_MIN", plan.fold_bytes_min),
@@ -293,6 +324,7 @@ class Simulation:
             log_bytes_max=self.plan.log_bytes_max,
             lines_wait_max=self.plan.log_waiting_bytes_max,
         ).judge()
+        RunOracle(self._store, self.records, self.watch, self.plan.retry).judge()
 
     async def _course(self) -> None:
         plan, random = self.plan, self._random
@@ -321,6 +353,9 @@ class Simulation:
         await self._all_have_ended()
         while any(worker.has_lines_to_send for worker in self.workers):  # noqa: ASYNC110 - as above
             await asyncio.sleep(1)
+        # Code that nobody hears any more comes to its end as well, and gives its slot back.
+        while not all(worker.is_idle for worker in self.workers):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(1)
 
     async def _all_have_ended(self) -> None:
         while self._statuses():  # noqa: ASYNC110 - nobody is told, and time is cheap here
@@ -334,6 +369,9 @@ class Simulation:
         self.network.faults = Faults()
         self.machine.is_deaf = False
         self.machine.statement_that_fails = self.machine.dies_at = None
+        self.machine.go_on()
+        for worker in self.workers:
+            self.loop.continue_process(worker)
         self.machine.start()
         for _ in range(self.plan.workers):
             self._start_worker()
@@ -345,7 +383,10 @@ class Simulation:
         user = User(self, name)
         await asyncio.sleep(user.random.uniform(0, self.plan.chaos_seconds / 4))
         self.records.wanted.add(name)
-        options = TriggerOptions(metadata={"name": name, "n": 1} if user.random.random() < 0.5 else None)
+        options = TriggerOptions(
+            metadata={"name": name, "n": 1} if user.random.random() < 0.5 else None,
+            max_attempts=user.random.choice(self.plan.max_attempts),
+        )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self.triggered(name, await trigger(user.transport, "parent", request, name))
 
@@ -372,6 +413,8 @@ class Simulation:
         for worker in self.workers:
             worker.peer.is_dead = True
         self.machine.kill()
+        for worker in self.workers:
+            loop.continue_process(worker)
         for _ in range(20):
             tasks = asyncio.all_tasks(loop)
             if not tasks:
@@ -382,6 +425,7 @@ class Simulation:
                 loop.run_until_complete(asyncio.wait(tasks))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+        self.watch.close()
 
     @property
     def fingerprint(self) -> str:
@@ -408,8 +452,60 @@ def _kill_server_within_a_group(simulation: Simulation) -> None:
 
 
 def _kill_worker(simulation: Simulation) -> None:
+    """An executor; its supervisor notices."""
     if simulation.workers:
         simulation._random.choice(simulation.workers).kill()
+
+
+def _kill_whole_worker(simulation: Simulation) -> None:
+    """The supervisor and its executor: nobody tells the server."""
+    if simulation.workers:
+        worker = simulation._random.choice(simulation.workers)
+        worker.supervisor.die()
+        worker.kill()
+
+
+def _kill_supervisor(simulation: Simulation) -> None:
+    """The supervisor alone: its executor finds the end of the line, and comes to an end."""
+    if simulation.workers:
+        worker = simulation._random.choice(simulation.workers)
+        worker.supervisor.die()
+        worker.drain()
+
+
+def _freeze_worker(simulation: Simulation) -> None:
+    if simulation.workers:
+        _freeze(simulation, simulation._random.choice(simulation.workers), _freeze_seconds(simulation))
+
+
+def _freeze_server(simulation: Simulation) -> None:
+    simulation.machine.freeze(_freeze_seconds(simulation))
+
+
+def _freeze_all(simulation: Simulation) -> None:
+    """Server and workers, as in a container that is paused."""
+    seconds = _freeze_seconds(simulation)
+    simulation.machine.freeze(seconds)
+    for worker in simulation.workers:
+        _freeze(simulation, worker, seconds * simulation._random.choice([1.0, 1.0, 0.99, 1.01]))
+
+
+def _freeze_seconds(simulation: Simulation) -> float:
+    return simulation.plan.lease_seconds * simulation._random.choice([0.3, 1.1, 2.5])
+
+
+def _freeze(simulation: Simulation, process: Any, seconds: float) -> None:
+    simulation.note(process.name, "stopped", seconds)
+    simulation.loop.stop_process(process)
+    simulation.loop.call_later(seconds, simulation.loop.continue_process, process)
+
+
+def _restart_with_another_clock(simulation: Simulation) -> None:
+    machine = simulation.machine
+    seconds = simulation._random.choice([3600, -3600, 40 * 86400, -365 * 86400])
+    machine.kill()
+    machine.set_clock(seconds)
+    simulation._restart_later()
 
 
 def _drain_worker(simulation: Simulation) -> None:
@@ -427,7 +523,7 @@ def _part_worker(simulation: Simulation) -> None:
 
 def _jump(simulation: Simulation) -> None:
     seconds = simulation._random.choice([-45.0, -1.0, 0.5, 10.0, 60.0])
-    simulation.machine.clock_offset += round(seconds * 1_000_000)
+    simulation.machine.set_clock(seconds)
 
 
 def _lose_announcements(simulation: Simulation) -> None:
@@ -467,4 +563,13 @@ TROUBLES: dict[str, Callable[[Simulation], None]] = {
     "cut_streams": _cut_streams,
     "forget_documents": _forget_documents,
     "fail_statement": _fail_statement,
+    "kill_whole_worker": _kill_whole_worker,
+    "kill_supervisor": _kill_supervisor,
+    "freeze_worker": _freeze_worker,
 }
+if HAS_ATTEMPTS:
+    TROUBLES |= {
+        "freeze_server": _freeze_server,
+        "freeze_all": _freeze_all,
+        "restart_with_another_clock": _restart_with_another_clock,
+    }

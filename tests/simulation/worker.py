@@ -1,31 +1,43 @@
 """A worker process: the real link, on the simulation's loop, and user code that does what the seed says."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import dataclasses
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context, ContextVar, copy_context
 from random import Random
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
 from milepost.client import calls
+from milepost.client.queue import Queue
 from milepost.errors import (
+    AbortTaskRun,
     MetadataError,
     MetadataFlushError,
     MilepostError,
     UnavailableError,
 )
-from milepost.model.run import Outcome, RunError
+from milepost.model.retry import Retry
+from milepost.model.run import Outcome
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from milepost.protocol.work import ClaimedRun
+from milepost.sdk.attempt import run_attempt
+from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
-from milepost.sdk.scope import RunScope, current_scope
+from milepost.sdk.scope import RunScope
+from milepost.sdk.task import Task
+from milepost.sdk.triggering import await_for_end
+from milepost.worker import executor
 from milepost.worker.channel import Channel, Refused
 from milepost.worker.control import Order
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.log_book import AttemptLog
 from milepost.worker.outbox import HeldRun
+from simulation.loop import process_of_code
 from simulation.network import URL, Peer, Session
 from simulation.records import Attempt, RecordingBuffer
+from simulation.supervisor import Supervisor
 from simulation.users import Transport, perform
 
 if TYPE_CHECKING:
@@ -33,6 +45,32 @@ if TYPE_CHECKING:
 
 
 LOGGER = "user"
+
+
+_code: ContextVar["UserCode"] = ContextVar("user_code")
+
+
+def make_task(id: str, retry: Retry, concurrency: int | None) -> Task[Any, Any]:
+    """A task whose code is what the seed says, with a hook of each kind that notes its call."""
+    queue = Queue(f"task/{id}", concurrency=concurrency)
+    made = Task[Any, Any](_work, id=id, retry=retry, queue=queue, metadata=None)
+    names: list[HookName] = [
+        "on_start_attempt", "on_start", "on_success", "on_failure", "on_complete", "catch_error", "on_wait", "on_resume",
+    ]  # fmt: skip
+    for name in names:
+        made._add(name, _hook(name))
+    return made
+
+
+async def _work(name: str) -> Any:
+    return await _code.get().run()
+
+
+def _hook(name: HookName) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def noted() -> None:
+        _code.get().hook(name)
+
+    return noted
 
 
 class SimulatedChannel(Channel):
@@ -60,12 +98,17 @@ class SimulatedLink(WorkerLink):
 class WorkerProcess:
     """One life of a worker. A `Host` of its link."""
 
-    def __init__(self, simulation: "Simulation", name: str) -> None:
+    def __init__(self, simulation: "Simulation", name: str, supervisor: Supervisor) -> None:
         random = Random(f"{simulation.seed}/{name}")
         self.name = name
+        self.worker_id = f"worker_{name}"
         self._simulation = simulation
         self._loop = simulation.loop
         self._random = random
+        self.supervisor = supervisor
+        self.concurrency = random.choice([1, 2, 5])
+        self._context = copy_context()
+        self._context.run(process_of_code.set, self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: dict[HeldRun, tuple[asyncio.Task[Any], UserCode]] = {}
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"), self._killed_by_fault)
@@ -75,10 +118,10 @@ class WorkerProcess:
             LinkOptions(
                 api_url=URL,
                 secret_key="key",
-                worker_id=f"worker_{name}",
+                worker_id=self.worker_id,
                 name=name,
-                tasks=simulation.tasks,
-                concurrency=random.choice([1, 2, 5]),
+                tasks=[task.describe() for task in simulation.tasks.values()],
+                concurrency=self.concurrency,
                 flush_interval_seconds=random.choice([0.0, 0.05, 0.05, 0.5]),
                 grace_seconds=random.choice([0.1, 5.0]),
             ),
@@ -90,6 +133,15 @@ class WorkerProcess:
         self._spawn(self._link.live())
 
     def _note_what_is_told(self) -> None:
+        claim, watch = self._link._claim, self._simulation.watch
+
+        async def claimed(request: Any) -> Any:
+            runs = await claim(request)
+            if len(runs) > request.slots:
+                watch.fail(f"{self.name} has asked for {request.slots} runs and is given {len(runs)}")
+            return runs
+
+        self._link._claim = claimed  # type: ignore[method-assign]
         book, told = self._link._book, self._simulation.records.told
         add = book.add
 
@@ -104,16 +156,24 @@ class WorkerProcess:
         """True while lines of logs wait or are under way."""
         return not self._link._book.is_empty
 
+    @property
+    def is_idle(self) -> bool:
+        """True when it holds no run and all its slots are free."""
+        return not self._link._holding and not self._running and not self._link._holding._slots.held
+
     def kill(self) -> None:
-        """SIGKILL: whatever is in memory is gone."""
+        """SIGKILL: whatever is in memory is gone. The supervisor, if it lives, tells the server."""
         if not self.peer.is_dead:
             self._simulation.note(self.name, "killed")
+            attempts = [code.attempt for _, code in self._running.values()]
+            self._simulation.watch.process_dies(self.name, self.worker_id, attempts)
             self._end()
+            self.supervisor.executor_died(self.worker_id)
 
     def drain(self) -> None:
-        """SIGTERM."""
+        """SIGTERM, or the end of the line to the supervisor."""
         self._simulation.note(self.name, "drains")
-        self._link.order(Order.DRAIN)
+        self._context.copy().run(self._link.order, Order.DRAIN)
 
     def _killed_by_fault(self) -> None:
         if len(self._simulation.workers) > 1 or self._random.random() < 0.5:
@@ -122,6 +182,10 @@ class WorkerProcess:
     def _end(self) -> None:
         self.peer.is_dead = True
         self._simulation.records.gone.add(self.name)
+        self._loop.continue_process(self)
+        for held in self._running:
+            # So that nothing of it does anything more.
+            held.scope.is_lost = True
         for task in list(self._tasks):
             task.cancel()
         self._simulation.worker_has_ended(self)
@@ -131,8 +195,10 @@ class WorkerProcess:
         channel.session = self._session
         return channel
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = self._loop.create_task(work)
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], context: Context | None = None
+    ) -> "asyncio.Task[None]":
+        task = self._loop.create_task(work, context=context or self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -148,37 +214,52 @@ class WorkerProcess:
         """See `Host`."""
         buffer = RecordingBuffer.of(run, limit=metadata_size_max)
         assert isinstance(buffer, RecordingBuffer)
-        buffer.attempt = Attempt(run.id, run.attempt, self.name)
+        buffer.attempt = Attempt(
+            run.id,
+            run.attempt,
+            self.name,
+            worker_id=self.worker_id,
+            charged_before=run.charged,
+            queue=run.queue,
+            is_apart=run.is_apart,
+        )
         self._simulation.records.attempts.append(buffer.attempt)
         self._simulation.note(self.name, "claimed", run.id, run.attempt)
-        return HeldRun(RunScope(run, buffer, self._link), None)
+        return HeldRun(RunScope(run, buffer, self._link), self._simulation.tasks.get(run.task))
 
     def start(self, runs: Sequence[HeldRun]) -> None:
         """See `Host`."""
         for held in runs:
             code = UserCode(self._simulation, self, held.scope)
+            code.attempt.started_at = self._simulation.machine.steady()
             self._running[held] = self._spawn(self._run(held, code)), code
 
     async def _run(self, held: HeldRun, code: "UserCode") -> None:
-        current_scope.set(held.scope)
+        """As the executor does it on its loop."""
+        _code.set(code)
+        assert held.task is not None
         try:
-            outcome = await code.run()
-        except asyncio.CancelledError:
+            outcome = await run_attempt(held.task, held.scope.run, held.scope)
+        except BaseException as error:
             if self.peer.is_dead:
                 raise
-            outcome = Outcome(error=RunError(name="CancelledError", message="cancelled"), retry_after_ms=100)
-        held.scope.is_over = True
-        code.end()
+            outcome = executor._stray_outcome(held.task, held, error)
+        if self.peer.is_dead:
+            return
+        del self._running[held]
+        code.end(outcome)
         self._simulation.note(self.name, "ends", held.scope.run.id, held.scope.run.attempt)
         self._link.finished(held, outcome)
 
     def interrupt(self, run: HeldRun) -> None:
         """See `Host`. Code in a thread cannot be stopped, and goes on unheard."""
         self._simulation.note(self.name, "has lost", run.scope.run.id, run.scope.run.attempt)
+        run.scope.is_lost = True
         if run in self._running:
-            task, code = self._running[run]
+            _, code = self._running[run]
+            code.attempt.is_over_early = True
             if not code.is_in_thread:
-                task.cancel()
+                self._loop.call_soon(executor._cancel, run, context=self._context.copy())
 
     def registered(self) -> None:
         """See `Host`."""
@@ -215,19 +296,44 @@ class UserCode:
         self._label = f"{self._name}/{run.attempt}/{process.name}/{len(simulation.records.attempts)}"
         self._random = Random(f"{simulation.seed}/{self._label}")
         self._log_random = Random(f"{simulation.seed}/{self._label}/log")
+        self._ends_random = Random(f"{simulation.seed}/{self._label}/end")
         self.is_in_thread = self._random.random() < simulation.plan.in_thread
         buffer = scope.buffer
         assert isinstance(buffer, RecordingBuffer)
-        self._attempt = buffer.attempt
-        self._attempt.label = self._label
+        self.attempt = buffer.attempt
+        self.attempt.label = self._label
         self._tokens = 0
         self._mine = 0
         self._counted_before = metadata_number(scope, "count")
         self._counted = 0
         self._children: list[str] = []
 
-    async def run(self) -> Outcome:
+    def hook(self, name: str) -> None:
+        """A hook is called."""
+        if self._process.peer.is_dead:
+            return
+        attempt, watch = self.attempt, self._simulation.watch
+        attempt.hooks.append(name)
+        if name == "on_start_attempt":
+            attempt.begun_at = self._simulation.machine.steady()
+            self._simulation.note(self._process.name, "begins", attempt.run_id, attempt.number)
+            watch.begins(attempt, slots=self._process.concurrency)
+        elif name == "on_wait":
+            attempt.waits = True
+            watch.pauses(attempt)
+        elif name == "on_resume":
+            attempt.waits = False
+            watch.goes_on(attempt, slots=self._process.concurrency)
+
+    async def run(self) -> Any:
         """The user's code."""
+        try:
+            return await self._run()
+        except AssertionError as error:
+            self._simulation.failed(error)
+            raise
+
+    async def _run(self) -> Any:
         random = self._random
         for _ in range(random.choice([0, 2, 5, 9])):
             self._write()
@@ -238,12 +344,17 @@ class UserCode:
             await self._wait_for(self._children.pop())
             self._look()
         self._write()
+        if self._ends_random.random() < self._simulation.plan.crash:
+            self._process.kill()
+            await asyncio.sleep(0)
         if random.random() < self._simulation.plan.failure:
-            retry_after_ms = random.choice([None, 0, 200, 3000])
-            return Outcome(
-                error=RunError(name="ValueError", message=self._label), retry_after_ms=retry_after_ms
-            )
-        return Outcome(output=f'"{self._label}"')
+            if self._ends_random.random() < 0.2:
+                self.attempt.can_be_retried = False
+                raise AbortTaskRun(self._label)
+            raise ValueError(self._label)
+        if self._ends_random.random() < self._simulation.plan.oversized:
+            return {"label": self._label, "pad": "x" * 2000}
+        return self._label
 
     def _write(self) -> None:
         random, wild = self._random, self._simulation.plan.wild
@@ -273,13 +384,15 @@ class UserCode:
         count, size = random.choice(self._simulation.plan.logs)
         for _ in range(count):
             text = random.choice(["x", "\0", "€", "🚲", "\ud800"]) * random.randint(0, size)
-            line = f"{self._label}#{len(self._attempt.lines)} {text}"
-            self._attempt.lines.append(line)
+            line = f"{self._label}#{len(self.attempt.lines)} {text}"
+            self.attempt.lines.append(line)
             self._process._link.log(self._scope, "info", line, LOGGER)
 
-    def end(self) -> None:
+    def end(self, outcome: Outcome) -> None:
         """The code has come to its end, and logs no more."""
-        self._attempt.has_ended = True
+        self.attempt.has_ended = True
+        self.attempt.outcome = outcome
+        self._simulation.watch.pauses(self.attempt)
 
     def _look(self) -> None:
         """Own writes are seen, and stay so (M42), where nobody else writes to the same keys."""
@@ -297,14 +410,14 @@ class UserCode:
         elif choice < 0.7:
             await self._flush()
         elif choice < 0.8:
-            self._process._spawn(self._flush())
+            self._process._spawn(self._flush(), copy_context())
         elif choice < 0.9 and self._simulation.may_have_children(self._name):
             await self._trigger()
         elif self._children:
             await self._wait_for(self._children.pop())
 
     async def _flush(self) -> None:
-        before = len(self._attempt.calls)
+        before = len(self.attempt.calls)
         timeout = self._random.choice([None, None, 2.0])
         try:
             await metadata.aflush(timeout)
@@ -314,32 +427,36 @@ class UserCode:
         except (TimeoutError, MilepostError):
             return
         if not self._process.peer.is_dead and not self._scope.is_over:
-            self._attempt.acknowledged = max(self._attempt.acknowledged, before)
+            self.attempt.acknowledged = max(self.attempt.acknowledged, before)
 
     async def _trigger(self) -> None:
         name = self._simulation.child_name(self._name, self._random)
         options = TriggerOptions(parent_run_id=self._scope.run.id, metadata={"name": name})
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self._simulation.records.wanted.add(name)
-        run_id = await trigger(self._process.transport, self._simulation.task_of(name), request, name)
+        self._simulation.watch.triggers[name].add((self._scope.run.id, self._scope.run.attempt))
+        run_id = await trigger(
+            self._process.transport, self._simulation.task_of(name), request, name, self._scope
+        )
         self._simulation.triggered(name, run_id)
         self._children.append(run_id)
 
     async def _wait_for(self, run_id: str) -> None:
         try:
-            await asyncio.wrap_future(self._process._link.wait_for(self._scope, run_id))
+            await await_for_end(self._scope, run_id)
         except MilepostError:
             # This attempt is over.
+            self.attempt.waits = False
             return
         assert self._simulation.has_ended(run_id), f"a wait for {run_id} ended before the run"
 
 
-async def trigger(transport: Transport, task: str, request: TriggerRequest, request_id: str) -> str:
-    """Trigger a run, for as long as it takes; the same request id is the same run."""
-    call = calls.trigger(task, request)
-    call = type(call)(
-        call.form, call.method, call.target, call.body, call.read, request_id=request_id, absent_on=None
-    )
+async def trigger(
+    transport: Transport, task: str, request: TriggerRequest, request_id: str, scope: RunScope | None = None
+) -> str:
+    """Trigger a run, for as long as it takes; the same request id is the same run. `scope`: whose code does so."""
+    attempt = None if scope is None else f"{scope.run.id}:{scope.run.attempt}"
+    call = dataclasses.replace(calls.trigger(task, request), request_id=request_id, attempt=attempt)
     while True:
         try:
             return (await transport.send(call)).id

@@ -1,0 +1,135 @@
+"""The judge of the runs, once nothing moves any more: what became of each, as its readers see it, and what its code was told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+from sqlalchemy import text
+
+from milepost.engine.reading import Reader
+from milepost.model.retry import Retry
+from milepost.model.run import Outcome
+from milepost.store.database import Store
+from simulation.oracle import said_by
+from simulation.records import Attempt, Records
+from simulation.watch import FINAL, HAS_ATTEMPTS, Watch
+
+
+class RunOracle:
+    """Judges the runs of one simulation. Raises AssertionError."""
+
+    def __init__(self, store: Store, records: Records, watch: Watch, retry: Retry) -> None:
+        self._records = records
+        self._watch = watch
+        self._retry = retry
+        self._reader = Reader(store, metadata_size_max=10**9)
+        self._attempts: dict[str, list[Attempt]] = defaultdict(list)
+        for attempt in records.attempts:
+            if attempt.begun_at is not None:
+                self._attempts[attempt.run_id].append(attempt)
+        self._rows: dict[tuple[str, int], Any] = {}
+        if HAS_ATTEMPTS:
+            with store.read() as connection:
+                rows = connection.execute(text("SELECT * FROM attempts")).all()
+            self._rows = {(row.run_id, row.number): row for row in rows}
+
+    def judge(self) -> None:
+        """Everything."""
+        for run_id in self._watch.rows:
+            self._judge_result(run_id)
+            self._judge_hooks(run_id)
+            if HAS_ATTEMPTS:
+                self._judge_attempts(run_id)
+
+    # --- results ---------------------------------------------------------------------------------------------
+
+    def _judge_result(self, run_id: str) -> None:
+        """Readers are told what the last execution came to."""
+        row, ledger = self._watch.rows[run_id], self._watch.ledgers[run_id]
+        assert row.status in FINAL, f"{run_id} is {row.status}"
+        result = self._reader.result(run_id)
+        assert result is not None
+        shown = self._reader.run(run_id)
+        for seen in (result, shown):
+            if row.status == "FAILED":
+                assert seen.error is not None and seen.output is None, f"{run_id} is read as {seen}"
+                last = ledger.ends[-1]
+                assert last.message in (None, seen.error.message), (
+                    f"{run_id} is read as {seen.error}, not {last}"
+                )
+                continue
+            assert seen.error is None, f"{run_id} is COMPLETED and read as {seen.error}"
+            returned = [one for one in self._attempts[run_id] if one.number == row.attempt and _has_returned(one)]
+            assert returned, f"{run_id} is COMPLETED, and no code has returned in attempt {row.attempt}"
+            assert seen.output is not None, f"{run_id} is read as {seen}"
+            assert said_by(bytes(seen.output).decode() if isinstance(seen.output, msgspec.Raw) else seen.output, None) in {one.label for one in returned}, (
+                f"{run_id} is read as {seen.output!r}, and {returned[0].label!r} was returned"
+            )
+
+    # --- hooks -----------------------------------------------------------------------------------------------
+
+    def _judge_hooks(self, run_id: str) -> None:
+        """Each hook ran when its documentation says, and only then."""
+        started_before = False
+        for attempt in sorted(self._attempts[run_id], key=lambda one: (one.number, one.begun_at or 0)):
+            hooks = [name for name in attempt.hooks if name not in ("on_wait", "on_resume")]
+            if HAS_ATTEMPTS:
+                is_first = not started_before
+                started_before = started_before or self._is_known_to_have_begun(attempt)
+            else:
+                is_first = attempt.number == 1
+            expected = ["on_start_attempt", *(["on_start"] if is_first else []), *_hooks_at_end(attempt)]
+            if attempt.outcome is None or attempt.is_over_early:
+                # Its process has died, or nobody has heard the rest.
+                assert hooks == expected[: len(hooks)], f"{attempt} has run {hooks} instead of {expected}"
+            else:
+                assert hooks == expected, f"{attempt} has run {hooks} instead of {expected}"
+            waits = [name for name in attempt.hooks if name in ("on_wait", "on_resume")]
+            assert all(name == "on_wait" for name in waits[::2]), f"{attempt} has run {waits}"
+
+    def _is_known_to_have_begun(self, attempt: Attempt) -> bool:
+        row = self._rows.get((attempt.run_id, attempt.number))
+        return row is None or row.begun_at is not None
+
+    # --- attempts --------------------------------------------------------------------------------------------
+
+    def _judge_attempts(self, run_id: str) -> None:
+        """Each attempt that has ended is kept, with how it ended, who had it, and what it raised."""
+        run, ledger = self._watch.rows[run_id], self._watch.ledgers[run_id]
+        charged = 0
+        for end in ledger.ends:
+            row = self._rows.get((run_id, end.number))
+            if row is None:
+                assert end.number == run.attempt and run.status == "COMPLETED", (
+                    f"attempt {end.number} of {run_id} is missing"
+                )
+                continue
+            assert row.end in end.ends, f"attempt {end.number} of {run_id} has ended as {row.end}, not {set(end.ends)}"
+            charged += row.end in ("raised", "crashed", "lost")
+            if end.message is not None:
+                told = msgspec.json.decode(row.error or "{}").get("message")
+                assert told == end.message, f"attempt {end.number} of {run_id} says {told!r}, not {end.message!r}"
+            assert row.worker_id in self._watch.claims[run_id, end.number], f"{row} was another worker's"
+        assert charged == run.charged == ledger.charged, (
+            f"{run_id} is charged {run.charged} times, by its attempts {charged}, and {ledger.charged} had a cause"
+        )
+        ended = {end.number for end in ledger.ends}
+        extra = {number for of, number in self._rows if of == run_id} - ended
+        assert not extra, f"attempts {extra} of {run_id} never were"
+        assert charged <= (run.max_attempts or self._retry.max_attempts)
+
+
+def _has_returned(attempt: Attempt) -> bool:
+    return attempt.outcome is not None and attempt.outcome.error is None
+
+
+def _hooks_at_end(attempt: Attempt) -> list[str]:
+    outcome: Outcome | None = attempt.outcome
+    if outcome is None:
+        # Any of these may have been under way.
+        return []
+    if outcome.error is None:
+        return ["on_success", "on_complete"]
+    return ["catch_error", *([] if outcome.retry_after_ms is not None else ["on_failure", "on_complete"])]

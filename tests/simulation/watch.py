@@ -1,0 +1,549 @@
+"""The witness of the runs: looks at the database after each group of commands, and at user code when it begins and goes on.
+
+What it sees is judged at once, by rules of its own: who may hold a run, what an attempt may end with and what that costs, when a run
+may be tried again, and how many may execute at a time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from milepost.engine.commands import Claim, Command, RegisterWorker, Report, WithdrawClaim
+from milepost.engine.state import EngineSettings
+from milepost.model.retry import Retry
+from milepost.model.run import AttemptEnd, Outcome, RunError
+from milepost.store import schema
+from milepost.store.database import Store
+from simulation.records import Attempt, Records
+
+HAS_ATTEMPTS = "attempts" in schema.tables.tables
+"""Attempts are rows, their numbers are never used twice, and each that is charged names its cause."""
+
+HELD = ("EXECUTING", "WAITING")
+FINAL = ("COMPLETED", "FAILED")
+# What a worker says of an output, or of an error, that no request can carry.
+REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
+MICROSECONDS = 1_000_000
+# A clock that is set by less than this between two groups is not noticed.
+JUMP_MICROSECONDS = 1_000_000
+# A server that was stopped for at least this share of a lease starts all leases anew.
+AWAY_SHARE = 0.5
+# What its worker is silent about for so long after everything is calm, times the lease, has been given up.
+LEASES_HELD_MAX = 3.0
+_error = msgspec.json.Decoder(RunError)
+
+
+class Row(NamedTuple):
+    """A run as it is committed."""
+
+    id: str
+    queue: str
+    status: str
+    attempt: int
+    worker_id: str | None
+    max_attempts: int | None
+    parent_id: str | None
+    report_sequence: int
+    output: str | None
+    error: str | None
+    payload: str | None
+    charged: int = 0
+    begun_at: int | None = None
+
+    @property
+    def holder(self) -> tuple[int, str] | None:
+        """The attempt and the worker that hold the run."""
+        return (self.attempt, self.worker_id) if self.status in HELD and self.worker_id else None
+
+
+_COLUMNS = [name for name in Row._fields if name in schema.runs.c]
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM runs"
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt has ended, as far as the witness knows: what may be said of it."""
+
+    number: int
+    ends: frozenset[str]
+    message: str | None = None
+
+
+@dataclass
+class Ledger:
+    """What the witness knows of one run.
+
+    Attributes:
+        charged: attempts that count against the rule of retries.
+        ends: the attempts that have ended, in order.
+        ready_at: before this time on the steady clock it may not be claimed.
+        ended_at: when the last attempt has ended.
+        is_settled: an error said itself that trying again makes no sense.
+    """
+
+    charged: int = 0
+    ends: list[End] = field(default_factory=list[End])
+    ready_at: int = 0
+    ended_at: int = 0
+    is_settled: bool = False
+
+
+@dataclass
+class Death:
+    """A process that has died: the attempts that were running in it."""
+
+    executing: list[Attempt]
+    waiting: list[Attempt]
+
+
+class Watch:
+    """The witness of one simulation.
+
+    Args:
+        retry: the rule of all tasks.
+        limits: how many runs of a queue may execute at once, for the queues that have a limit.
+        steady: the clock that nobody sets, microseconds.
+        failed: called with what should not have happened.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        records: Records,
+        settings: EngineSettings,
+        *,
+        retry: Retry,
+        limits: dict[str, int],
+        steady: Callable[[], int],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._connection = sqlite3.connect(store.path, isolation_level=None)
+        self._records = records
+        self._lease = round(settings.lease_seconds * MICROSECONDS)
+        self._retry = retry
+        self._limits = limits
+        self._steady = steady
+        self._failed = failed
+        self.rows: dict[str, Row] = {}
+        self.ledgers: dict[str, Ledger] = defaultdict(Ledger)
+        # Who each attempt was given to.
+        self.claims: dict[tuple[str, int], set[str]] = defaultdict(set)
+        # When the server heard each worker last, and from when its leases count at all.
+        self._heard_at: dict[str, int] = {}
+        self._claims: dict[str, int] = {}
+        self._leases_from = 0
+        self._restarted_at = 0
+        # When the wall clock was set.
+        self._jumps: list[int] = []
+        self._begun: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
+        self.executing: dict[str, list[Attempt]] = defaultdict(list)
+        self.deaths: dict[str, Death] = {}
+        # Which attempts have tried to trigger a run, by its name.
+        self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        self._version = -1
+
+    def close(self) -> None:
+        """Look no more."""
+        self._connection.close()
+
+    def fail(self, message: str) -> None:
+        """Something is wrong."""
+        self._failed(AssertionError(message))
+
+    def _expect(self, condition: object, message: str) -> None:
+        if not condition:
+            self.fail(message)
+
+    # --- the machine ---------------------------------------------------------------------------------------------
+
+    def server_starts(self) -> None:
+        """No lease counts from before: nobody could be heard."""
+        self._leases_from = self._restarted_at = self._steady()
+
+    def server_goes_on(self, stopped_microseconds: int) -> None:
+        """It had been stopped."""
+        if stopped_microseconds >= AWAY_SHARE * self._lease:
+            self._leases_from = self._steady()
+
+    def clock_was_set(self) -> None:
+        """The wall clock, by how much so ever."""
+        self._jumps.append(self._steady())
+
+    # --- the database --------------------------------------------------------------------------------------------
+
+    def look(self, commands: Sequence[Command], known_workers: Iterable[str]) -> None:
+        """A group was carried out, or was tried: see what is different."""
+        self._hear(commands, known_workers, (RegisterWorker, Report))
+        [(version,)] = self._connection.execute("PRAGMA data_version")
+        if version != self._version:
+            self._version = version
+            now = self._steady()
+            rows = {row[0]: Row(*row) for row in self._connection.execute(_SELECT)}
+            changed = [(self.rows.get(row.id), row) for row in rows.values() if self.rows.get(row.id) != row]
+            self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
+            self.rows = rows
+            claimed: set[str] = set()
+            for before, row in changed:
+                if self._judge_change(before, row, commands, now):
+                    claimed.add(row.queue)
+            self._judge_occupancy(claimed)
+        self._hear(commands, known_workers, None)
+
+    def _hear(
+        self, commands: Sequence[Command], known_workers: Iterable[str], kinds: tuple[type[Any], ...] | None
+    ) -> None:
+        now = self._steady()
+        withdrawn = {command.worker_id for command in commands if isinstance(command, WithdrawClaim)}
+        for command in commands:
+            worker_id = None if isinstance(command, WithdrawClaim) else getattr(command, "worker_id", None)
+            if worker_id in known_workers and (kinds is None or isinstance(command, kinds)):
+                if isinstance(command, Claim):
+                    # A late one, or one whose connection has gone, need not count.
+                    newest = self._claims.get(worker_id, 0)
+                    if command.sequence < newest or worker_id in withdrawn:
+                        continue
+                    self._claims[worker_id] = command.sequence
+                self._heard_at[worker_id] = now
+
+    def _judge_change(self, before: Row | None, row: Row, commands: Sequence[Command], now: int) -> bool:
+        """True when the run was claimed."""
+        if before is None:
+            self._judge_new(row)
+            before = row._replace(status="QUEUED", attempt=0, worker_id=None)
+        if before.status in FINAL:
+            self._expect(
+                (before.status, before.output, before.error, before.attempt)
+                == (row.status, row.output, row.error, row.attempt),
+                f"{row.id} had ended as {before} and is {row}",
+            )
+            return False
+        if before.holder is not None and before.holder != row.holder:
+            self._judge_end(before, row, commands, now)
+        elif before.status not in HELD and row.status in FINAL:
+            self.fail(f"{row.id} has ended as {row.status} while nobody held it")
+        if row.holder is not None and before.holder != row.holder:
+            self._judge_claim(before, row, now)
+            return True
+        if row.holder is None and row.status == "QUEUED":
+            self._judge_charges(row)
+        return False
+
+    def _judge_new(self, row: Row) -> None:
+        name = msgspec.json.decode(row.payload or '""')
+        self._expect(name in self._records.wanted, f"nobody wanted {name}")
+        if row.parent_id is None or not HAS_ATTEMPTS:
+            return
+        parent = self.rows[row.parent_id]
+        self._expect(
+            parent.status in HELD and (parent.id, parent.attempt) in self.triggers[name],
+            f"{name} was triggered by an attempt that is over: {self.triggers[name]}, {parent.id} is at {parent.attempt}",
+        )
+
+    def _judge_claim(self, before: Row, row: Row, now: int) -> None:
+        assert row.worker_id is not None
+        ledger = self.ledgers[row.id]
+        key = row.id, row.attempt
+        if HAS_ATTEMPTS:
+            self._expect(
+                row.attempt == before.attempt + 1 and not self.claims[key],
+                f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
+            )
+        self.claims[key].add(row.worker_id)
+        slack = sum(JUMP_MICROSECONDS for jump in self._jumps if jump >= ledger.ended_at)
+        if not HAS_ATTEMPTS and self._jumps and self._restarted_at >= ledger.ended_at:
+            # The moment when the clock was set is not known to a server that starts then.
+            return
+        self._expect(
+            now + slack >= ledger.ready_at,
+            f"{row.id} was tried again {(ledger.ready_at - now) / 1e6} s too early",
+        )
+
+    def _judge_charges(self, row: Row) -> None:
+        if HAS_ATTEMPTS:
+            charged = self.ledgers[row.id].charged
+            self._expect(row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}")
+
+    def _judge_occupancy(self, claimed: set[str]) -> None:
+        for queue, most in self._limits.items():
+            # Without rows of attempts a run that has waited goes on whether its queue is full or not.
+            if HAS_ATTEMPTS or queue in claimed:
+                executing = [
+                    row.id for row in self.rows.values() if row.queue == queue and row.status == "EXECUTING"
+                ]
+                self._expect(len(executing) <= most, f"{executing} execute in {queue}, whose limit is {most}")
+
+    # --- how an attempt ends --------------------------------------------------------------------------------------
+
+    def _judge_end(self, before: Row, row: Row, commands: Sequence[Command], now: int) -> None:
+        """The attempt that held the run has ended: for a reason, and with what follows from it."""
+        assert before.worker_id is not None
+        number, worker_id = before.attempt, before.worker_id
+        ledger = self.ledgers[row.id]
+        ledger.ended_at = now
+        attempt = self._attempt(row.id, number, worker_id)
+        outcome = self._outcome_in(commands, row.id, number, worker_id)
+        if outcome is not None:
+            self._judge_outcome(before, row, attempt, outcome, now)
+            return
+        if row.status == "COMPLETED":
+            self.fail(f"{row.id} is COMPLETED and nobody said so")
+            return
+        ends = self._ends_without_outcome(before, attempt, commands, now)
+        ledger.ends.append(End(number, frozenset(ends)))
+        is_charged = any(AttemptEnd(end).is_charged for end in ends)
+        if HAS_ATTEMPTS:
+            # Either may be right where nobody can know whether the code had begun; what was decided must be so in all that follows.
+            is_charged = row.charged > ledger.charged if len(ends) > 1 else is_charged
+        else:
+            is_charged = "never_begun" not in ends or before.report_sequence > 0
+        self._follow(before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True)
+
+    def _follow(
+        self,
+        before: Row,
+        row: Row,
+        now: int,
+        *,
+        is_charged: bool,
+        delay_ms: int | None,
+        can_be_retried: bool,
+    ) -> None:
+        """Judge what follows an attempt that has not returned.
+
+        Args:
+            delay_ms: what the worker has said, None where the server decides.
+        """
+        ledger = self.ledgers[row.id]
+        if not is_charged:
+            ledger.ready_at = now
+            self._expect(
+                row.status not in FINAL,
+                f"{row.id} has ended as {row.status}, and attempt {before.attempt} is not charged",
+            )
+            return
+        ledger.charged += 1
+        most = row.max_attempts or self._retry.max_attempts
+        is_last = ledger.charged >= most or not can_be_retried
+        self._expect(
+            (row.status == "FAILED") == is_last,
+            f"{row.id} is {row.status} after {ledger.charged} of {most} attempts (worth a retry: {can_be_retried})",
+        )
+        if not is_last:
+            seconds = min(
+                self._retry.max_delay_seconds,
+                self._retry.min_delay_seconds * self._retry.factor ** (ledger.charged - 1),
+            )
+            if delay_ms is not None:
+                self._expect(
+                    seconds * 500 - 1 <= delay_ms <= seconds * 1000,
+                    f"{row.id} is tried again after {delay_ms} ms, and the rule says {seconds} s",
+                )
+            least = seconds * 500 - 1 if delay_ms is None else delay_ms
+            ledger.ready_at = now + round(least * 1000) - 1000
+        self._judge_charges(row)
+
+    def _outcome_in(
+        self, commands: Sequence[Command], run_id: str, number: int, worker_id: str
+    ) -> Outcome | None:
+        for command in commands:
+            if isinstance(command, Report) and command.worker_id == worker_id:
+                for item in command.runs:
+                    if (item.id, item.attempt) == (run_id, number) and item.outcome is not None:
+                        return item.outcome
+        return None
+
+    def _judge_outcome(
+        self, before: Row, row: Row, attempt: Attempt | None, outcome: Outcome, now: int
+    ) -> None:
+        """The outcome that was stored is what this very execution came to."""
+        what = f"attempt {before.attempt} of {row.id}"
+        ledger = self.ledgers[row.id]
+        if attempt is None or attempt.outcome is None:
+            self.fail(f"{what} has ended, and nobody has executed it to its end: {attempt}")
+            return
+        real = attempt.outcome
+        if outcome.error is None:
+            ledger.ends.append(End(before.attempt, frozenset({"returned"})))
+            self._expect(row.status == "COMPLETED", f"{what} has returned, and the run is {row.status}")
+            self._expect(
+                real.error is None and row.output == real.output and row.error is None,
+                f"{what} has returned {real.output!r}, and {row.output!r} is stored",
+            )
+            return
+        was_refused = outcome.error.name in REFUSED_ERRORS and real.error is None
+        if not was_refused and real.error is None:
+            self.fail(f"{what} has returned, and is said to have raised {outcome.error}")
+            return
+        ledger.ends.append(End(before.attempt, frozenset({"raised"}), outcome.error.message))
+        if real.error is not None:
+            self._expect(
+                outcome.error.message == real.error.message[: len(outcome.error.message)],
+                f"{what} has raised {real.error.message!r}, and {outcome.error.message!r} is reported",
+            )
+        if row.status == "FAILED":
+            stored = _error.decode(row.error) if row.error else None
+            self._expect(
+                stored is not None and stored.message == outcome.error.message and row.output is None,
+                f"{what} has raised {outcome.error.message!r}, and {row.error!r} is stored",
+            )
+        self._follow(
+            before,
+            row,
+            now,
+            is_charged=True,
+            delay_ms=outcome.retry_after_ms,
+            can_be_retried=attempt.can_be_retried and not was_refused,
+        )
+
+    def _ends_without_outcome(
+        self, before: Row, attempt: Attempt | None, commands: Sequence[Command], now: int
+    ) -> set[str]:
+        """What may be said of an attempt that ends without a word of its own. Raises nothing: what is wrong is told."""
+        worker_id = before.worker_id
+        assert worker_id is not None
+        has_started = attempt is not None and attempt.started_at is not None
+        for command in commands:
+            if isinstance(command, Report) and command.worker_id == worker_id:
+                death = getattr(command, "death", None)
+                if death is not None:
+                    return self._ends_by_death(before, attempt, has_started, death)
+                if command.leaving:
+                    if not HAS_ATTEMPTS:
+                        return {"lost"}
+                    return {"handed_back", "never_begun"}
+            if isinstance(command, RegisterWorker) and command.worker_id == worker_id:
+                held = dict(zip(command.holding, command.attempts, strict=False))
+                if held.get(before.id) != before.attempt:
+                    if HAS_ATTEMPTS:
+                        self._expect(
+                            not has_started or (attempt is not None and attempt.outcome is not None),
+                            f"attempt {before.attempt} of {before.id} executes in {worker_id}, which says not to hold it",
+                        )
+                        return {"never_begun", "handed_back"}
+                    return {"never_begun"}
+        from_ = max(self._heard_at.get(worker_id, 0), self._leases_from)
+        self._expect(
+            now - from_ >= self._lease,
+            f"attempt {before.attempt} of {before.id} was given up {(now - from_) / 1e6} s after its worker {worker_id} was heard",
+        )
+        if not HAS_ATTEMPTS:
+            return {"lost"}
+        if before.begun_at is not None:
+            self._expect(
+                has_started, f"attempt {before.attempt} of {before.id} is lost, and it has never begun"
+            )
+            return {"lost"}
+        return {"never_begun"}
+
+    def _ends_by_death(
+        self, before: Row, attempt: Attempt | None, has_started: bool, death: Any
+    ) -> set[str]:
+        what = f"attempt {before.attempt} of {before.id}"
+        worker_id = before.worker_id
+        assert worker_id is not None
+        real = self.deaths.get(worker_id)
+        if real is None:
+            self.fail(f"the death of {worker_id} is reported, and it lives")
+            return {"crashed"}
+        begun = {(item.id, item.attempt): item.waiting for item in death.begun}
+        key = before.id, before.attempt
+        if not has_started:
+            self._expect(key not in begun, f"{what} is said to have begun in {worker_id}, and has not")
+            return {"never_begun"}
+        assert attempt is not None
+        if attempt.begun_at is not None and attempt.outcome is None:
+            self._expect(key in begun, f"{what} had begun in {worker_id}, and its death report does not say so")
+        if key not in begun:
+            return {"never_begun"}
+        executing = [item for item in begun if not begun[item]]
+        suspects = executing or list(begun)
+        return {"crashed"} if suspects == [key] else {"beside"}
+
+    def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
+        """The execution of an attempt in a worker: the one that has come furthest."""
+        found = [
+            attempt
+            for attempt in self._records.attempts_of(run_id, number)
+            if attempt.worker_id == worker_id
+        ]
+        return max(found, key=lambda one: (one.outcome is not None, one.started_at is not None), default=None)
+
+    # --- user code -----------------------------------------------------------------------------------------------
+
+    def begins(self, attempt: Attempt, *, slots: int) -> None:
+        """The user's code of an attempt begins."""
+        key = attempt.run_id, attempt.number
+        row = self.rows[attempt.run_id]
+        self._expect(
+            attempt.worker_id in self.claims[key], f"{attempt} executes and was never claimed by {attempt.worker_id}"
+        )
+        for earlier in self._begun[key]:
+            if HAS_ATTEMPTS or earlier.process == attempt.process:
+                self.fail(f"{attempt} executes a second time, after {earlier}")
+        self._begun[key].append(attempt)
+        if HAS_ATTEMPTS:
+            self._expect(
+                row.holder == (attempt.number, attempt.worker_id), f"{attempt} begins, and the run is {row}"
+            )
+            charged = self.ledgers[attempt.run_id].charged
+            self._expect(
+                attempt.charged_before == charged,
+                f"{attempt} is told of {attempt.charged_before} charged attempts, and there are {charged}",
+            )
+        self.goes_on(attempt, slots=slots)
+
+    def goes_on(self, attempt: Attempt, *, slots: int) -> None:
+        """The code executes from now on, after its beginning or a wait."""
+        here = self.executing[attempt.process]
+        if attempt not in here:
+            here.append(attempt)
+        if not self._is_held(attempt):
+            return
+        held = [one for one in here if self._is_held(one)]
+        self._expect(
+            len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots"
+        )
+        if not HAS_ATTEMPTS:
+            return
+        self._expect(
+            len(here) == 1 or not any(one.is_apart for one in here),
+            f"{[str(one) for one in here]} execute beside each other, and one is to be apart",
+        )
+        most = self._limits.get(attempt.queue)
+        if most is not None:
+            of_queue = [
+                one
+                for executing in self.executing.values()
+                for one in executing
+                if one.queue == attempt.queue and self._is_held(one)
+            ]
+            self._expect(
+                len(of_queue) <= most,
+                f"code of {[str(one) for one in of_queue]} executes at once, and the limit is {most}",
+            )
+
+    def pauses(self, attempt: Attempt) -> None:
+        """The code waits for another run, or has ended."""
+        here = self.executing[attempt.process]
+        if attempt in here:
+            here.remove(attempt)
+
+    def process_dies(self, process: str, worker_id: str, attempts: Iterable[Attempt]) -> None:
+        """Whatever was running there runs no more."""
+        started = [one for one in attempts if one.started_at is not None and one.outcome is None]
+        self.deaths[worker_id] = Death(
+            [one for one in started if not one.waits], [one for one in started if one.waits]
+        )
+        for one in started:
+            one.was_killed = True
+        self.executing.pop(process, None)
+
+    def _is_held(self, attempt: Attempt) -> bool:
+        row = self.rows[attempt.run_id]
+        return row.holder == (attempt.number, attempt.worker_id)
