@@ -136,7 +136,9 @@ class Watch:
         self.claims: dict[tuple[str, int], set[str]] = defaultdict(set)
         # When the server heard each worker last, and from when its leases count at all.
         self._heard_at: dict[str, int] = {}
+        # The newest claims and registrations.
         self._claims: dict[str, int] = {}
+        self._registrations: dict[str, int] = {}
         self._leases_from = 0
         self._restarted_at = 0
         # When the wall clock was set.
@@ -209,6 +211,10 @@ class Watch:
                     if command.sequence < newest or worker_id in withdrawn:
                         continue
                     self._claims[worker_id] = command.sequence
+                if isinstance(command, RegisterWorker):
+                    if command.sequence <= self._registrations.get(worker_id, 0):
+                        continue
+                    self._registrations[worker_id] = command.sequence
                 self._heard_at[worker_id] = now
 
     def _judge_change(self, before: Row | None, row: Row, commands: Sequence[Command], now: int) -> bool:
