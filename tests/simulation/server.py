@@ -40,6 +40,7 @@ class Machine:
     """What outlives a server process.
 
     Attributes:
+        slept_seconds: for how long all machines have been asleep, which clocks that nobody sets do not count.
         is_deaf: what is announced meanwhile gets lost.
         statement_that_fails: the number of a statement of the next group, and in how many tries it fails; None when all is well.
         dies_at: where in the next group the process is killed; None when it is not.
@@ -67,6 +68,7 @@ class Machine:
         self.random = random
         self.group_seconds = group_seconds
         self.clock_offset = 0
+        self.slept_seconds = 0.0
         self._stopped_at = 0
         self.is_deaf = False
         self.statement_that_fails: tuple[int, int] | None = None
@@ -81,6 +83,10 @@ class Machine:
     def steady(self) -> int:
         """Microseconds of the clock that nobody sets."""
         return round((self.network.loop.time() - 1000) * 1_000_000)
+
+    def lease_clock(self) -> float:
+        """Seconds on the clock of workers that counts sleep."""
+        return self.network.loop.time() + self.slept_seconds
 
     def start(self) -> None:
         """A new server process on the same store."""

@@ -26,14 +26,14 @@ from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
-from milepost.worker import channel, link, log_book
+from milepost.worker import claiming, link, log_book, membership
 from simulation import server as server_module
 from simulation.loop import VirtualLoop
 from simulation.network import Faults, Network
 from simulation.oracle import Oracle, describe
 from simulation.records import Records
 from simulation.run_oracle import RunOracle
-from simulation.supervisor import Supervisor, SupervisorsChannel
+from simulation.supervisor import Supervisor
 from simulation.users import User, look, subscribe, write
 from simulation.watch import HAS_ATTEMPTS, Watch
 from simulation.worker import WorkerProcess, make_task, trigger
@@ -271,6 +271,8 @@ class Simulation:
         plan = self.plan
         with ExitStack() as stack:
             for module, name, value in (
+                (membership, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
+                (claiming, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
                 (link, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
                 (link, "INBOX_SILENCE_SECONDS_MAX", plan.silence_seconds_max),
                 (async_transport, "_ANSWER_TIMEOUT", ClientTimeout(sock_read=plan.request_seconds_max)),
@@ -282,7 +284,6 @@ class Simulation:
                 (log_book, "WAITING_BYTES_MIN", min(4096, plan.log_waiting_bytes_max)),
                 (log_book, "REQUEST_BYTES_MAX", plan.log_request_bytes_max),
                 (log_book, "SHARE_BYTES_MIN", min(32 * 1024, plan.log_request_bytes_max // 2)),
-                (channel, "Channel", SupervisorsChannel),
                 (log_book, "now", lambda: round(self.loop.time() * 1_000_000)),
                 (buffer, "STASH_MAX", plan.stash_max),
                 (documents, "FOLD_BYTES_MIN", plan.fold_bytes_min),
@@ -500,6 +501,13 @@ def _freeze(simulation: Simulation, process: Any, seconds: float) -> None:
     simulation.loop.call_later(seconds, simulation.loop.continue_process, process)
 
 
+def _sleep(simulation: Simulation) -> None:
+    """The machine sleeps: the wall clock goes on, and so does the clock of leases; all other clocks stand still."""
+    seconds = _freeze_seconds(simulation) * simulation._random.choice([1, 1000])
+    simulation.machine.slept_seconds += seconds
+    simulation.machine.set_clock(seconds)
+
+
 def _restart_with_another_clock(simulation: Simulation) -> None:
     machine = simulation.machine
     seconds = simulation._random.choice([3600, -3600, 40 * 86400, -365 * 86400])
@@ -571,5 +579,6 @@ if HAS_ATTEMPTS:
     TROUBLES |= {
         "freeze_server": _freeze_server,
         "freeze_all": _freeze_all,
+        "sleep": _sleep,
         "restart_with_another_clock": _restart_with_another_clock,
     }

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from random import Random
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from milepost.worker import supervisor as real
+from milepost.protocol import endpoints
+from milepost.protocol.work import Death, ReportRequest
 from milepost.worker.channel import Channel
 from simulation.loop import process_of_code
 from simulation.network import URL, Peer, Session
 
 if TYPE_CHECKING:
     from simulation.simulation import Simulation
+    from simulation.worker import WorkerProcess
 
 _session: ContextVar[Session] = ContextVar("session")
 
@@ -41,11 +43,17 @@ class Supervisor:
         self._context.run(process_of_code.set, self)
         self._context.run(_session.set, Session(simulation.network, self.peer))
 
-    def executor_died(self, worker_id: str) -> None:
-        """It has ended without a word. As the real one, with what the real one sends."""
+    def executor_died(self, executor: WorkerProcess, how: str) -> None:
+        """It has ended without a word. The server is told what its black box says."""
         if not self.is_dead:
-            options = SimpleNamespace(api_url=URL, secret_key="key")
-            self._spawn(real._release(cast(Any, options), worker_id))
+            self._spawn(self._report_death(executor.worker_id, Death(how=how, begun=executor.black_box.begun())))
+
+    async def _report_death(self, worker_id: str, death: Death) -> None:
+        with suppress(Exception):
+            async with SupervisorsChannel(URL, "key") as channel:
+                await channel.call(
+                    endpoints.REPORT, ReportRequest(death=death), timeout_seconds=2.0, worker=worker_id
+                )
 
     def die(self) -> None:
         """SIGKILL, and nothing else: its executors find out."""

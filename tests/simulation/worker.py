@@ -21,7 +21,9 @@ from milepost.errors import (
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.protocol.work import ClaimedRun
+from milepost.protocol import endpoints
+from milepost.protocol.endpoints import Endpoint
+from milepost.protocol.work import ClaimedRun, ClaimRequest
 from milepost.sdk.attempt import run_attempt
 from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
@@ -29,7 +31,8 @@ from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import await_for_end
 from milepost.worker import executor
-from milepost.worker.channel import Channel, Refused
+from milepost.worker.black_box import BlackBox
+from milepost.worker.channel import Channel, Refused, Unreachable
 from milepost.worker.control import Order
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.log_book import AttemptLog
@@ -77,6 +80,15 @@ class SimulatedChannel(Channel):
     """The real one, on a network that is none."""
 
     session: Session
+    fail: Callable[[str], None]
+
+    async def call(self, endpoint: Endpoint, body: Any = None, **given: Any) -> Any:
+        answer = await super().call(endpoint, body, **given)
+        if endpoint is endpoints.CLAIM_RUNS:
+            slots = msgspec.json.decode(body, type=ClaimRequest).slots
+            if len(answer.runs) > slots:
+                self.fail(f"{given} has asked for {slots} runs and is given {len(answer.runs)}")
+        return answer
 
     async def __aenter__(self) -> Self:
         self._session = cast(Any, self.session)
@@ -109,6 +121,7 @@ class WorkerProcess:
         self.concurrency = random.choice([1, 2, 5])
         self._context = copy_context()
         self._context.run(process_of_code.set, self)
+        self.black_box = BlackBox()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: dict[HeldRun, tuple[asyncio.Task[Any], UserCode]] = {}
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"), self._killed_by_fault)
@@ -128,20 +141,13 @@ class WorkerProcess:
             self,
             asyncio.new_event_loop,
             open_channel=self._open_channel,
+            black_box=self.black_box,
+            clock=simulation.machine.lease_clock,
         )
         self._note_what_is_told()
         self._spawn(self._link.live())
 
     def _note_what_is_told(self) -> None:
-        claim, watch = self._link._claim, self._simulation.watch
-
-        async def claimed(request: Any) -> Any:
-            runs = await claim(request)
-            if len(runs) > request.slots:
-                watch.fail(f"{self.name} has asked for {request.slots} runs and is given {len(runs)}")
-            return runs
-
-        self._link._claim = claimed  # type: ignore[method-assign]
         book, told = self._link._book, self._simulation.records.told
         add = book.add
 
@@ -165,10 +171,13 @@ class WorkerProcess:
         """SIGKILL: whatever is in memory is gone. The supervisor, if it lives, tells the server."""
         if not self.peer.is_dead:
             self._simulation.note(self.name, "killed")
-            attempts = [code.attempt for _, code in self._running.values()]
-            self._simulation.watch.process_dies(self.name, self.worker_id, attempts)
-            self._end()
-            self.supervisor.executor_died(self.worker_id)
+            self._die("was killed by SIGKILL")
+
+    def _die(self, how: str) -> None:
+        attempts = [code.attempt for _, code in self._running.values()]
+        self._simulation.watch.process_dies(self.name, self.worker_id, attempts)
+        self._end()
+        self.supervisor.executor_died(self, how)
 
     def drain(self) -> None:
         """SIGTERM, or the end of the line to the supervisor."""
@@ -193,6 +202,7 @@ class WorkerProcess:
     def _open_channel(self, api_url: str, secret_key: str) -> Channel:
         channel = SimulatedChannel(api_url, secret_key)
         channel.session = self._session
+        channel.fail = self._simulation.watch.fail
         return channel
 
     def _spawn(
@@ -280,7 +290,11 @@ class WorkerProcess:
         """See `Host`."""
         self._simulation.note(self.name, "left", error, abandoned)
         if not self.peer.is_dead:
-            self._end()
+            # Without a word to the supervisor where the server has not heard it.
+            if isinstance(error, Unreachable):
+                self._die("ended with exit code 1")
+            else:
+                self._end()
 
 
 class UserCode:
