@@ -157,6 +157,7 @@ class Records:
         wanted: the names of all runs that somebody has tried to trigger.
         runs: those whose trigger was acknowledged, by name.
         gone: worker processes that were killed, or have left.
+        clock_went_back: the server's clock was set back at some time.
         told: how many lines workers themselves have added to the log of an attempt.
     """
 
@@ -166,6 +167,7 @@ class Records:
     wanted: set[str] = field(default_factory=set)
     runs: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    clock_went_back: bool = False
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
 
     def attempts_of(self, run_id: str, number: int) -> list[Attempt]:

@@ -57,7 +57,7 @@ class Machine:
     looked: Callable[[Sequence[Command], Collection[str]], None]
     started: Callable[[], None]
     went_on: Callable[[int], None]
-    clock_was_set: Callable[[], None]
+    clock_was_set: Callable[[float], None]
 
     def __init__(
         self, store: Store, settings: EngineSettings, network: Network, random: Random, group_seconds: float
@@ -120,7 +120,7 @@ class Machine:
         """The wall clock is set, by so much."""
         self.network.note("server", "has its clock set by", seconds)
         self.clock_offset += round(seconds * 1_000_000)
-        self.clock_was_set()
+        self.clock_was_set(seconds)
 
     def kill(self) -> None:
         """SIGKILL: nothing but the store is left."""

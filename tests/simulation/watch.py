@@ -173,9 +173,10 @@ class Watch:
         if stopped_microseconds >= AWAY_SHARE * self._lease:
             self._leases_from = self._steady()
 
-    def clock_was_set(self) -> None:
-        """The wall clock, by how much so ever."""
+    def clock_was_set(self, seconds: float) -> None:
+        """The wall clock."""
         self._jumps.append(self._steady())
+        self._records.clock_went_back |= seconds < 0
 
     # --- the database --------------------------------------------------------------------------------------------
 

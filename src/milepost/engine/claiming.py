@@ -38,8 +38,8 @@ def claim_runs(
     """
     worker = worker_of(command.worker_id, transaction)
     if command.sequence <= worker.answered_claim:
-        return _claimed_before(command, transaction)
-    if worker.answered_claim < 0 and (before := _claimed_before(command, transaction)):
+        return claimed_before(command, transaction)
+    if worker.answered_claim < 0 and (before := claimed_before(command, transaction)):
         # It was answered before the server has started anew.
         return before
     tasks = worker.tasks if among is None else tuple(task for task in worker.tasks if task in among)
@@ -76,7 +76,7 @@ def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction)
         row.started_at = row.claimed_at
 
 
-def _claimed_before(command: Claim, transaction: Transaction) -> list[ClaimedRun]:
+def claimed_before(command: Claim, transaction: Transaction) -> list[ClaimedRun]:
     """What the same claim has brought, as far as the worker still holds it."""
     ids = run_store.held_ids(transaction.connection, command.worker_id, claim=command.sequence)
     records = run_store.load_records(transaction.connection, ids, values=True)

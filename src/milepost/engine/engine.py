@@ -431,8 +431,12 @@ class Engine:
     ) -> int:
         """Answer a claim with runs, or park it; how many runs it was given. `among` as for `claim_runs`."""
         worker_id = claim.claim.worker_id
-        if (worker_id, claim.claim.sequence) in transaction.withdrawn_claims or served.is_behind(claim.claim):
+        if served.is_behind(claim.claim):
             served.answer(claim, [])
+            return 0
+        if (worker_id, claim.claim.sequence) in transaction.withdrawn_claims:
+            # It takes nothing new; but where it has come again meanwhile, what it has brought before is still asked for.
+            served.answer(claim, claiming.claimed_before(claim.claim, transaction))
             return 0
         older = served.parked_of(worker_id)
         if older is not None and older is not claim:
