@@ -5,6 +5,10 @@ import sys
 import time
 import traceback
 
+import pytest
+
+from milepost.store.database import Store
+from simulation.planted import PLANTS, SEEDS_MAX, find
 from simulation.running import empty_store, simulate
 from simulation.simulation import Failed, Simulation
 
@@ -19,10 +23,17 @@ def main() -> int:
         metavar="FROM:TO",
         help="run these, as long as none fails; FROM:+COUNT is another way to say it",
     )
+    parser.add_argument(
+        "--planted",
+        action="store_true",
+        help="put each planted mistake into the code, and say which seed finds it",
+    )
     parser.add_argument("--go-on", action="store_true", help="do not stop at a seed that fails")
     options = parser.parse_args()
     if options.seed is not None:
         return _replay(options.seed, options.trace)
+    if options.planted:
+        return _find_planted()
     first, last = _range(options.seeds)
     began_at, failed = time.monotonic(), 0
     with empty_store() as store:
@@ -37,6 +48,39 @@ def main() -> int:
     seconds = time.monotonic() - began_at
     print(f"{last - first} seeds in {seconds:.1f} s, {failed} failed")
     return 1 if failed else 0
+
+
+def _find_planted() -> int:
+    """Each mistake alone, from seed 0 on."""
+    missed = 0
+    with empty_store() as store:
+        # What fails anyway finds nothing.
+        seeds = [seed for seed in range(SEEDS_MAX) if not _fails(seed, store)]
+        if len(seeds) < SEEDS_MAX:
+            print(f"{SEEDS_MAX - len(seeds)} seeds fail without any of these mistakes and do not count")
+        for planted in PLANTS:
+            began_at = time.monotonic()
+            with pytest.MonkeyPatch.context() as patch:
+                planted.plant(patch)
+                found = find(planted, store, seeds)
+            seconds = time.monotonic() - began_at
+            if found is None:
+                missed += 1
+                print(f"{planted.name}: NOT FOUND by {SEEDS_MAX} seeds ({seconds:.1f} s)", flush=True)
+            else:
+                seed, failed = found
+                says = str(failed).splitlines()[0]
+                print(f"{planted.name}: seed {seed} ({seconds:.1f} s)\n    {says:.200}", flush=True)
+    print(f"{len(PLANTS) - missed} of {len(PLANTS)} planted mistakes were found")
+    return 1 if missed else 0
+
+
+def _fails(seed: int, store: Store) -> bool:
+    try:
+        simulate(seed, store)
+    except Failed:
+        return True
+    return False
 
 
 def _range(text: str) -> tuple[int, int]:

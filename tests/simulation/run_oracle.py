@@ -54,17 +54,22 @@ class RunOracle:
         shown = self._reader.run(run_id)
         for seen in (result, shown):
             if row.status == "FAILED":
-                assert seen.error is not None and seen.output is None, f"{run_id} is read as {seen}"
+                assert seen.error is not None, f"{run_id} is read as {seen}"
+                assert seen.output is None, f"{run_id} is read as {seen}"
                 last = ledger.ends[-1]
                 assert last.message in (None, seen.error.message), (
                     f"{run_id} is read as {seen.error}, not {last}"
                 )
                 continue
             assert seen.error is None, f"{run_id} is COMPLETED and read as {seen.error}"
-            returned = [one for one in self._attempts[run_id] if one.number == row.attempt and _has_returned(one)]
+            returned = [
+                one for one in self._attempts[run_id] if one.number == row.attempt and _has_returned(one)
+            ]
             assert returned, f"{run_id} is COMPLETED, and no code has returned in attempt {row.attempt}"
             assert seen.output is not None, f"{run_id} is read as {seen}"
-            assert said_by(bytes(seen.output).decode() if isinstance(seen.output, msgspec.Raw) else seen.output, None) in {one.label for one in returned}, (
+            assert said_by(
+                bytes(seen.output).decode() if isinstance(seen.output, msgspec.Raw) else seen.output, None
+            ) in {one.label for one in returned}, (
                 f"{run_id} is read as {seen.output!r}, and {returned[0].label!r} was returned"
             )
 
@@ -102,15 +107,18 @@ class RunOracle:
         for end in ledger.ends:
             row = self._rows.get((run_id, end.number))
             if row is None:
-                assert end.number == run.attempt and run.status == "COMPLETED", (
-                    f"attempt {end.number} of {run_id} is missing"
-                )
+                is_on_the_run = end.number == run.attempt and run.status == "COMPLETED"
+                assert is_on_the_run, f"attempt {end.number} of {run_id} is missing"
                 continue
-            assert row.end in end.ends, f"attempt {end.number} of {run_id} has ended as {row.end}, not {set(end.ends)}"
+            assert row.end in end.ends, (
+                f"attempt {end.number} of {run_id} has ended as {row.end}, not {set(end.ends)}"
+            )
             charged += row.end in ("raised", "crashed", "lost")
             if end.message is not None:
                 told = msgspec.json.decode(row.error or "{}").get("message")
-                assert told == end.message, f"attempt {end.number} of {run_id} says {told!r}, not {end.message!r}"
+                assert told == end.message, (
+                    f"attempt {end.number} of {run_id} says {told!r}, not {end.message!r}"
+                )
             assert row.worker_id in self._watch.claims[run_id, end.number], f"{row} was another worker's"
         assert charged == run.charged == ledger.charged, (
             f"{run_id} is charged {run.charged} times, by its attempts {charged}, and {ledger.charged} had a cause"

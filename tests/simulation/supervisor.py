@@ -46,7 +46,9 @@ class Supervisor:
     def executor_died(self, executor: WorkerProcess, how: str) -> None:
         """It has ended without a word. The server is told what its black box says."""
         if not self.is_dead:
-            self._spawn(self._report_death(executor.worker_id, Death(how=how, begun=executor.black_box.begun())))
+            self._spawn(
+                self._report_death(executor.worker_id, Death(how=how, begun=executor.black_box.begun()))
+            )
 
     async def _report_death(self, worker_id: str, death: Death) -> None:
         with suppress(Exception):

@@ -274,7 +274,9 @@ class Watch:
     def _judge_charges(self, row: Row) -> None:
         if HAS_ATTEMPTS:
             charged = self.ledgers[row.id].charged
-            self._expect(row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}")
+            self._expect(
+                row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}"
+            )
 
     def _judge_occupancy(self, claimed: set[str]) -> None:
         for queue, most in self._limits.items():
@@ -448,9 +450,7 @@ class Watch:
             return {"lost"}
         return {"never_begun"}
 
-    def _ends_by_death(
-        self, before: Row, attempt: Attempt | None, has_started: bool, death: Any
-    ) -> set[str]:
+    def _ends_by_death(self, before: Row, attempt: Attempt | None, has_started: bool, death: Any) -> set[str]:
         what = f"attempt {before.attempt} of {before.id}"
         worker_id = before.worker_id
         assert worker_id is not None
@@ -465,7 +465,9 @@ class Watch:
             return {"never_begun"}
         assert attempt is not None
         if attempt.begun_at is not None and attempt.outcome is None:
-            self._expect(key in begun, f"{what} had begun in {worker_id}, and its death report does not say so")
+            self._expect(
+                key in begun, f"{what} had begun in {worker_id}, and its death report does not say so"
+            )
         if key not in begun:
             return {"never_begun"}
         executing = [item for item in begun if not begun[item]]
@@ -475,9 +477,7 @@ class Watch:
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""
         found = [
-            attempt
-            for attempt in self._records.attempts_of(run_id, number)
-            if attempt.worker_id == worker_id
+            attempt for attempt in self._records.attempts_of(run_id, number) if attempt.worker_id == worker_id
         ]
         return max(found, key=lambda one: (one.outcome is not None, one.started_at is not None), default=None)
 
@@ -488,7 +488,8 @@ class Watch:
         key = attempt.run_id, attempt.number
         row = self.rows[attempt.run_id]
         self._expect(
-            attempt.worker_id in self.claims[key], f"{attempt} executes and was never claimed by {attempt.worker_id}"
+            attempt.worker_id in self.claims[key],
+            f"{attempt} executes and was never claimed by {attempt.worker_id}",
         )
         for earlier in self._begun[key]:
             if HAS_ATTEMPTS or earlier.process == attempt.process:
@@ -513,9 +514,7 @@ class Watch:
         if not self._is_held(attempt):
             return
         held = [one for one in here if self._is_held(one)]
-        self._expect(
-            len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots"
-        )
+        self._expect(len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots")
         if not HAS_ATTEMPTS:
             return
         self._expect(

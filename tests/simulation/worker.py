@@ -20,9 +20,9 @@ from milepost.errors import (
 )
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
-from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
+from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from milepost.protocol.work import ClaimedRun, ClaimRequest
 from milepost.sdk.attempt import run_attempt
 from milepost.sdk.hooks import HookName
@@ -205,9 +205,7 @@ class WorkerProcess:
         channel.fail = self._simulation.watch.fail
         return channel
 
-    def _spawn(
-        self, work: Coroutine[Any, Any, None], context: Context | None = None
-    ) -> "asyncio.Task[None]":
+    def _spawn(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> "asyncio.Task[None]":
         task = self._loop.create_task(work, context=context or self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._done)
