@@ -26,14 +26,14 @@ from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
-from milepost.worker import claiming, link, log_book, membership
+from milepost.worker import channel, claiming, link, log_book, membership
 from simulation import server as server_module
 from simulation.loop import VirtualLoop
 from simulation.network import Faults, Network
 from simulation.oracle import Oracle, describe
 from simulation.records import Records
 from simulation.run_oracle import RunOracle
-from simulation.supervisor import Supervisor
+from simulation.supervisor import Supervisor, SupervisorsChannel
 from simulation.users import User, look, subscribe, write
 from simulation.watch import HAS_ATTEMPTS, Watch
 from simulation.worker import WorkerProcess, make_task, trigger
@@ -94,7 +94,9 @@ class Plan:
             min_delay_seconds=random.choice([0.1, 0.1, 1.5]),
             max_delay_seconds=2.0,
         )
-        # How likely it is that the code of a run ends its process, and that its output is larger than some requests may be.
+        # How long the code of a run does nothing, at most; how likely it is that it ends its process, and that its output is larger
+        # than some requests may be.
+        self.pause_seconds_max = random.choice([1.0, 1.0, 4.0, 12.0])
         self.crash = random.choice([0.0, 0.0, 0.0, 0.1])
         self.oversized = random.choice([0.0, 0.0, 0.2])
         # How many runs of each queue may execute at once.
@@ -284,6 +286,7 @@ class Simulation:
                 (log_book, "WAITING_BYTES_MIN", min(4096, plan.log_waiting_bytes_max)),
                 (log_book, "REQUEST_BYTES_MAX", plan.log_request_bytes_max),
                 (log_book, "SHARE_BYTES_MIN", min(32 * 1024, plan.log_request_bytes_max // 2)),
+                (channel, "Channel", SupervisorsChannel),
                 (log_book, "now", lambda: round(self.loop.time() * 1_000_000)),
                 (buffer, "STASH_MAX", plan.stash_max),
                 (documents, "FOLD_BYTES_MIN", plan.fold_bytes_min),
@@ -479,6 +482,14 @@ def _freeze_worker(simulation: Simulation) -> None:
         _freeze(simulation, simulation._random.choice(simulation.workers), _freeze_seconds(simulation))
 
 
+def _hold_the_lock(simulation: Simulation) -> None:
+    """User code keeps the interpreter's lock, so that nothing else of the executor runs. Its supervisor keeps the lease."""
+    if simulation.workers:
+        worker, seconds = simulation._random.choice(simulation.workers), _freeze_seconds(simulation)
+        _freeze(simulation, worker, seconds)
+        worker.supervisor.keep_lease(worker, simulation.loop.time() + seconds)
+
+
 def _freeze_server(simulation: Simulation) -> None:
     simulation.machine.freeze(_freeze_seconds(simulation))
 
@@ -580,5 +591,6 @@ if HAS_ATTEMPTS:
         "freeze_server": _freeze_server,
         "freeze_all": _freeze_all,
         "sleep": _sleep,
+        "hold_the_lock": _hold_the_lock,
         "restart_with_another_clock": _restart_with_another_clock,
     }

@@ -1,17 +1,17 @@
-"""A supervisor: it outlives the executors that it starts, and tells the server when one of them has died."""
+"""A supervisor: it outlives the executors that it starts, and the real deputy speaks for those that cannot."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from random import Random
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from milepost.protocol import endpoints
-from milepost.protocol.work import Death, ReportRequest
+from milepost.protocol.work import Death
+from milepost.worker import executor_process
 from milepost.worker.channel import Channel
+from milepost.worker.deputy import Deputy
 from simulation.loop import process_of_code
 from simulation.network import URL, Peer, Session
 
@@ -42,26 +42,35 @@ class Supervisor:
         self._context = copy_context()
         self._context.run(process_of_code.set, self)
         self._context.run(_session.set, Session(simulation.network, self.peer))
+        self._deputy = Deputy(URL, "key")
 
     def executor_died(self, executor: WorkerProcess, how: str) -> None:
         """It has ended without a word. The server is told what its black box says."""
         if not self.is_dead:
-            self._spawn(
-                self._report_death(executor.worker_id, Death(how=how, begun=executor.black_box.begun()))
-            )
+            begun = executor.black_box.begun()
+            self._context.copy().run(self._deputy.died, executor.worker_id, Death(how=how, begun=begun))
 
-    async def _report_death(self, worker_id: str, death: Death) -> None:
-        with suppress(Exception):
-            async with SupervisorsChannel(URL, "key") as channel:
-                await channel.call(
-                    endpoints.REPORT, ReportRequest(death=death), timeout_seconds=2.0, worker=worker_id
-                )
+    def executor_left(self, executor: WorkerProcess) -> None:
+        """It has ended by order, and could not tell the server."""
+        if not self.is_dead:
+            self._context.copy().run(self._deputy.left, executor.worker_id, executor.black_box.begun())
+
+    def keep_lease(self, executor: WorkerProcess, until: float) -> None:
+        """User code lets the executor say nothing until then."""
+        if not self.is_dead:
+            self._spawn(self._keep_lease(executor, until))
+
+    async def _keep_lease(self, executor: WorkerProcess, until: float) -> None:
+        seconds = self._simulation.plan.lease_seconds / executor_process.LOOKS_PER_LEASE
+        while self._simulation.loop.time() < until and not executor.peer.is_dead:
+            await asyncio.sleep(seconds)
+            await self._deputy.keep_lease(executor.worker_id, seconds_max=seconds)
 
     def die(self) -> None:
         """SIGKILL, and nothing else: its executors find out."""
         self._simulation.note(self.name, "killed")
         self.is_dead = self.peer.is_dead = True
-        for task in self._tasks:
+        for task in [*self._tasks, *self._deputy._telling]:
             task.cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -174,8 +174,6 @@ class WorkerProcess:
             self._die("was killed by SIGKILL")
 
     def _die(self, how: str) -> None:
-        attempts = [code.attempt for _, code in self._running.values()]
-        self._simulation.watch.process_dies(self.name, self.worker_id, attempts)
         self._end()
         self.supervisor.executor_died(self, how)
 
@@ -189,6 +187,8 @@ class WorkerProcess:
             self.kill()
 
     def _end(self) -> None:
+        attempts = [code.attempt for _, code in self._running.values()]
+        self._simulation.watch.process_dies(self.name, self.worker_id, attempts)
         self.peer.is_dead = True
         self._simulation.records.gone.add(self.name)
         self._loop.continue_process(self)
@@ -288,11 +288,9 @@ class WorkerProcess:
         """See `Host`."""
         self._simulation.note(self.name, "left", error, abandoned)
         if not self.peer.is_dead:
-            # Without a word to the supervisor where the server has not heard it.
+            self._end()
             if isinstance(error, Unreachable):
-                self._die("ended with exit code 1")
-            else:
-                self._end()
+                self.supervisor.executor_left(self)
 
 
 class UserCode:
@@ -418,7 +416,8 @@ class UserCode:
         random = self._random
         choice = random.random()
         if choice < 0.45:
-            await asyncio.sleep(random.choice([0.0, 0.01, 0.2, 1.0]) * random.random())
+            longest = self._simulation.plan.pause_seconds_max
+            await asyncio.sleep(random.choice([0.0, 0.01, 0.2, longest]) * random.random())
         elif choice < 0.7:
             await self._flush()
         elif choice < 0.8:
