@@ -85,9 +85,10 @@ def worker_of(worker_id: str, transaction: Transaction) -> Worker:
 def leave(worker_id: str, transaction: Transaction, state: EngineState) -> None:
     """The worker holds nothing any more. What it held is handed back."""
     for row in _held_by(worker_id, transaction):
-        # What a worker has not begun it gives back before it leaves.
         if row.begun_at is None:
-            row.begun_at = transaction.now
+            # Of all that had begun it has said so before. The answer to its last claim may never have reached it.
+            ending.end_attempt(row, released(row, AttemptEnd.NEVER_BEGUN), transaction, state)
+            continue
         handed_back = released(
             row, AttemptEnd.HANDED_BACK, f"the worker of attempt {row.attempt} has ended in order"
         )
