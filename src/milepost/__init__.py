@@ -9,6 +9,7 @@ from milepost.client.results import TaskResult
 from milepost.client.run import Run
 from milepost.errors import (
     AbortTaskRun,
+    AttemptOverError,
     ConfigurationError,
     ForbiddenError,
     HistoryPrunedError,
@@ -53,6 +54,7 @@ from milepost.sdk.tasks import tasks
 
 __all__ = [
     "AbortTaskRun",
+    "AttemptOverError",
     "BatchHandle",
     "BatchItem",
     "Client",

@@ -26,6 +26,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   │   └── VersionNotFoundError      version_not_found       404
     │   ├── HistoryPrunedError            history_pruned          410   .earliest_version
     │   ├── ConflictError                 conflict                409
+    │   │   ├── AttemptOverError          attempt_over            409
     │   │   └── VersionConflictError      version_conflict        409   .version
     │   ├── TooLargeError                 too_large               413
     │   ├── UnsupportedMediaTypeError     unsupported_media_type  415
@@ -50,6 +51,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 __all__ = [
     "AbortTaskRun",
+    "AttemptOverError",
     "BadRequestError",
     "BatchNotFoundError",
     "ConfigurationError",
@@ -435,6 +437,15 @@ class ConflictError(RequestError):
 
     code: ClassVar[str] = "conflict"
     status: ClassVar[int] = 409
+
+
+class AttemptOverError(ConflictError):
+    """The attempt of a run that makes the call is over: it was given up, or has ended. Nothing that it does counts any more.
+
+    Another attempt of the run may be under way, or the run has ended. Whoever gets this should stop.
+    """
+
+    code: ClassVar[str] = "attempt_over"
 
 
 class VersionConflictError(ConflictError):

@@ -56,7 +56,7 @@ class Source:
 
 
 def read(client: Client, source: Source, start: int = 0, kind: Any = None) -> StreamReader[Any]:
-    return reader(client, source.id, source.key, start, kind, False)
+    return reader(client.connection, source.id, source.key, start, kind, False)
 
 
 async def aread(reading: StreamReader[Any]) -> list[Any]:
@@ -121,7 +121,7 @@ def test_only_what_is_new(worker: HttpWorker, client: Client) -> None:
     source.write(1, 2)
 
     async def follow() -> list[Any]:
-        reading = reader(client, source.id, source.key, 0, None, True)
+        reading = reader(client.connection, source.id, source.key, 0, None, True)
         values = aiter(reading)
         first = asyncio.ensure_future(anext(values))
         # Until it knows where it begins, nobody does.
@@ -157,12 +157,12 @@ def test_bytes_are_only_what_was_marked_as_such() -> None:
 )
 def test_indexes_that_are_none(client: Client, start: Any, latest: bool) -> None:
     with pytest.raises(UsageError, match="start"):
-        reader(client, "run_1", "k", start, None, latest)
+        reader(client.connection, "run_1", "k", start, None, latest)
 
 
 def test_unknown_runs(client: Client) -> None:
     with pytest.raises(RunNotFoundError):
-        list(reader(client, "run_unknown", "k", 0, None, False))
+        list(reader(client.connection, "run_unknown", "k", 0, None, False))
 
 
 def test_what_a_run_says_of_its_streams(worker: HttpWorker, client: Client) -> None:
@@ -210,7 +210,7 @@ class Cutter:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Retries, "pause", lambda self, error: 0.0)
+    monkeypatch.setattr(Retries, "pause", lambda self, error, wanted=None: 0.0)
 
 
 @pytest.mark.usefixtures("at_once")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from client.scripted import FINISHED, Answer, Asked, Drop, ScriptedServer, event, wire_run
 from milepost import Client, MetadataValueError, Run, RunNotFoundError, RunStatus, UnavailableError
-from milepost.client import retries, subscription
+from milepost.client import retries
 from milepost.client.subscription import BatchFollower, Gap, RunFollower
 from milepost.client.transport import ChunkDecoder
 from milepost.model.document import Document
@@ -340,7 +340,7 @@ def test_a_run_that_does_not_exist_is_no_reason_to_wait(server: ScriptedServer, 
 def test_a_server_that_stays_away_is_given_up(
     server: ScriptedServer, subscribe: Subscribe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subscription, "patient", lambda: retries.Retries(attempts_max=3))
+    monkeypatch.setattr(retries, "patient", lambda: retries.Retries(attempts_max=3))
 
     def answer(asked: Asked) -> Answer:
         if len(server.asked) > 1:

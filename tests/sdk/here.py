@@ -45,6 +45,14 @@ class HereLink:
         future.set_result(None)
         return future
 
+    def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
+        def back(at_once: bool) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_result(None)
+            return future
+
+        return back
+
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         self.lines.append((level, message, logger))
 

@@ -68,7 +68,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def configured(live: Client) -> Iterator[None]:
     """Every call of this module goes to the running stack."""
-    configure(api_url=live.api_url, secret_key=live._secret_key)  # pyright: ignore[reportPrivateUsage]
+    configure(api_url=live.api_url, secret_key=live.secret_key)
     yield
     configure()
 
@@ -275,7 +275,7 @@ def example(live: Client, name: str, *arguments: str) -> str:
         env={
             **os.environ,
             "MILEPOST_API_URL": live.api_url,
-            "MILEPOST_SECRET_KEY": live._secret_key,  # pyright: ignore[reportPrivateUsage]
+            "MILEPOST_SECRET_KEY": live.secret_key,
         },
     )
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import msgspec
 
 from milepost.cli.console import fail, print_json, print_line
 from milepost.client import calls
+from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.client import Client
 from milepost.client.updater import Sink, UntypedSink, Updater
 from milepost.model.jsonvalue import JSONValue, decode
@@ -25,17 +26,15 @@ _NOTHING = object()
 
 @dataclass(frozen=True)
 class Target:
-    """Whose document it is, and who writes.
+    """Whose document it is.
 
     Attributes:
         run_id: the run, or the one whose relation is meant.
         relation: "self", "parent" or "root".
-        attempt: the attempt that the command is part of; None when it is part of none.
     """
 
     run_id: str
     relation: str
-    attempt: str | None
 
 
 @contextmanager
@@ -50,8 +49,9 @@ def updating(run_id: str | None, *, parent: bool, root: bool) -> Generator[Updat
         parent_operations=operations.get("parent"),
         root_operations=operations.get("root"),
     )
-    call = calls.put_metadata(target.run_id, request, calls.new_request_id(), attempt=target.attempt)
-    refused = Client().send(call).refused
+    call = calls.put_metadata(target.run_id, request, calls.new_request_id())
+    with _acting():
+        refused = Client().send(call).refused
     if refused:
         fail("; ".join(dict.fromkeys(item.message for item in refused)))
 
@@ -110,23 +110,29 @@ def _target(run_id: str | None, *, parent: bool, root: bool) -> Target:
         fail("give either --parent or --root", code=EXIT_USAGE)
     relation = "parent" if parent else "root" if root else "self"
     own = attempt_of_environment()
-    attempt = calls.attempt_of(*own) if own is not None else None
     if run_id is None and own is None:
         fail(
             f"which run? This is no part of one ({RUN_VARIABLE} is not set): start it from a task with "
             f"env=metadata.environment(), or name a run with --run",
             code=EXIT_USAGE,
         )
-    return Target(run_id or cast("tuple[str, int]", own)[0], relation, attempt)
+    return Target(run_id or cast("tuple[str, int]", own)[0], relation)
 
 
 def _document(target: Target) -> dict[str, Any]:
     client = Client()
-    if target.relation == "self":
-        return client.get_metadata(target.run_id).value
-    run = client.runs.retrieve(target.run_id)
-    related = run.root_id if target.relation == "root" else run.parent_id or run.id
-    return client.get_metadata(related).value
+    with _acting():
+        if target.relation == "self":
+            return client.get_metadata(target.run_id).value
+        run = client.runs.retrieve(target.run_id)
+        related = run.root_id if target.relation == "root" else run.parent_id or run.id
+        return client.get_metadata(related).value
+
+
+def _acting() -> AbstractContextManager[None]:
+    """As the attempt that has started this program, if one has."""
+    own = attempt_of_environment()
+    return nullcontext() if own is None else acting_as(NamedAttempt(*own))
 
 
 def _standard_input() -> str:

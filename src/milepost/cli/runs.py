@@ -190,7 +190,7 @@ def read_stream(run_id: str, key: str | None, *, start: int, follow: bool) -> No
     if not follow and start >= written:
         note(f"stream {key!r} has {written:,} values so far; add -f to wait for more")
         return
-    reading = reader(client, run_id, key, start, None, False)
+    reading = reader(client.connection, run_id, key, start, None, False)
     is_inside_line = False
     try:
         for value in reading:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import aiohttp
 
-from milepost.client.calls import Call, Feed
-from milepost.client.retries import Retries, unreachable
+from milepost.client.retries import Patience, unreachable
 from milepost.client.transport import (
     ANSWER_SECONDS_MAX,
     CONNECT_SECONDS_MAX,
     CONNECTIONS_MAX,
+    LOOK_SECONDS,
     PIECE_BYTES_MAX,
     SILENCE_SECONDS_MAX,
+    Reply,
     checked_address,
     common_headers,
     reason_of,
 )
-from milepost.errors import UnavailableError
-from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 from milepost.protocol.problems import from_problem
-
-ResultT = TypeVar("ResultT")
 
 
 class _Sessions(NamedTuple):
@@ -71,60 +68,59 @@ class AsyncTransport:
             skip_auto_headers=("accept", "accept-encoding", "user-agent"),
         )
 
-    async def send(self, call: Call[ResultT]) -> ResultT:
-        """As `SyncTransport.send`, without blocking."""
+    async def exchange(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
+    ) -> Reply:
+        """As `SyncTransport.exchange`, without blocking."""
         session = (await self._session()).calls
-        headers: dict[str, str] = {}
-        if call.body is not None:
-            headers["content-type"] = "application/json"
-        if call.request_id is not None:
-            headers[REQUEST_ID_HEADER] = call.request_id
-        if call.attempt is not None:
-            headers[ATTEMPT_HEADER] = call.attempt
-        retries = Retries()
-        while True:
-            wanted: str | None = None
-            try:
-                async with session.request(
-                    call.method,
-                    self._api_url + call.target,
-                    data=call.body,
+        seconds = patience.seconds_of(ANSWER_SECONDS_MAX)
+        try:
+            async with (
+                _while_under_way(patience),
+                session.request(
+                    method,
+                    self._api_url + target,
+                    data=body,
                     headers=headers,
                     allow_redirects=False,
-                    timeout=_ANSWER_TIMEOUT,
-                ) as response:
-                    content = await response.read()
-                wanted = response.headers.get("retry-after")
-                return call.answer(response.status, content, response.headers)
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                failure = unreachable(self._api_url, reason_of(error))
-            except UnavailableError as error:
-                failure = error
-            await asyncio.sleep(retries.pause(failure, wanted=wanted))
+                    timeout=_timeout(seconds),
+                ) as response,
+            ):
+                return Reply(response.status, await response.read(), response.headers)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(self._api_url, reason_of(error)) from None
 
     @asynccontextmanager
-    async def open(self, feed: Feed) -> AsyncGenerator[AsyncIterator[bytes]]:
+    async def open(
+        self, target: str, headers: Mapping[str, str], patience: Patience
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """As `SyncTransport.open`, without blocking."""
         session = (await self._session()).feeds
+        seconds = patience.seconds_of(SILENCE_SECONDS_MAX)
         try:
-            response = await session.get(
-                self._api_url + feed.target,
-                headers={"accept": "text/event-stream"},
-                allow_redirects=False,
-                timeout=_FEED_TIMEOUT,
-            )
+            async with _while_under_way(patience):
+                response = await session.get(
+                    self._api_url + target,
+                    headers={**headers, "accept": "text/event-stream"},
+                    allow_redirects=False,
+                    timeout=_timeout(seconds),
+                )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise unreachable(self._api_url, reason_of(error)) from None
         try:
             if response.status != 200:
                 raise from_problem(response.status, await response.read())
-            yield self._read(response)
+            yield self._read(response, patience)
         finally:
             response.close()
 
-    async def _read(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def _read(self, response: aiohttp.ClientResponse, patience: Patience) -> AsyncIterator[bytes]:
         try:
-            while more := await response.content.readany():
+            while True:
+                async with _while_under_way(patience):
+                    more = await response.content.readany()
+                if not more:
+                    break
                 parts, size = [more], len(more)
                 while more and size < PIECE_BYTES_MAX:
                     # What has come meanwhile is read off the socket in the loop's next round.
@@ -144,9 +140,30 @@ class AsyncTransport:
             await known[1].aclose()
 
 
-_ANSWER_TIMEOUT = aiohttp.ClientTimeout(
-    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=ANSWER_SECONDS_MAX
-)
-_FEED_TIMEOUT = aiohttp.ClientTimeout(
-    total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=SILENCE_SECONDS_MAX
-)
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(
+        total=None, sock_connect=min(seconds, CONNECT_SECONDS_MAX), sock_read=seconds
+    )
+
+
+@asynccontextmanager
+async def _while_under_way(patience: Patience) -> AsyncGenerator[None]:
+    """What is awaited inside ends with TimeoutError once the attempt that waits is over."""
+    if patience.attempt is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+
+        def look() -> None:
+            nonlocal handle
+            if patience.has_ended:
+                limit.reschedule(loop.time())
+            else:
+                handle = loop.call_later(LOOK_SECONDS, look)
+
+        handle = loop.call_later(LOOK_SECONDS, look)
+        try:
+            yield
+        finally:
+            handle.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
@@ -65,7 +65,6 @@ class Call(Generic[ResultT]):
         read: the result out of the body and the headers of a 2xx answer.
         request_id: kept over all retries, so that the server answers a repeat with the first result; only on what writes.
         absent_on: the status that means "there is none" and gives None.
-        attempt: the attempt that makes the call, as `ATTEMPT_HEADER` has it; what is no part of a run has none.
     """
 
     form: str
@@ -75,7 +74,6 @@ class Call(Generic[ResultT]):
     read: Callable[[bytes, Headers], ResultT]
     request_id: str | None = None
     absent_on: int | None = None
-    attempt: str | None = None
 
     def answer(self, status: int, content: bytes, headers: Headers) -> ResultT:
         """The result that an answer carries. Raises the error that a refusal stands for; UnavailableError is worth a repeat."""
@@ -298,23 +296,11 @@ def get_metadata(run_id: str) -> Call[MetadataDocument]:
     return _call("metadata.get", endpoints.GET_METADATA, _read_document, run=run_id)
 
 
-def put_metadata(
-    run_id: str, request: MetadataRequest, request_id: str, *, attempt: str | None = None
-) -> Call[MetadataDocument]:
-    """Apply operations to a run's document; a repeat with the same request id changes nothing.
-
-    Args:
-        attempt: the attempt that writes (`attempt_of`); then only its own run and the ancestors of that can be written to.
-    """
-    call = _call(
+def put_metadata(run_id: str, request: MetadataRequest, request_id: str) -> Call[MetadataDocument]:
+    """Apply operations to a run's document; a repeat with the same request id changes nothing."""
+    return _call(
         "send", endpoints.PUT_METADATA, _read_document, body=request, request_id=request_id, run=run_id
     )
-    return call if attempt is None else replace(call, attempt=attempt)
-
-
-def attempt_of(run_id: str, number: int) -> str:
-    """An attempt as calls name it."""
-    return f"{run_id}:{number}"
 
 
 def metadata_history(run_id: str, *, page_size: int, after: int) -> Call[HistoryPage]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from milepost.client import calls
+from milepost.client import calls, endings
 from milepost.client.calls import Call, MetadataDocument, Triggered
+from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
 from milepost.client.shape import Shape
-from milepost.client.subscription import BatchFollower, afollow, follow
-from milepost.client.transport import SyncTransport
 from milepost.errors import MetadataTooLargeError
 from milepost.model.document import SIZE_LIMIT
 from milepost.model.run import QueuedReason
@@ -48,38 +45,35 @@ class Client:
 
             address = find_address(api_url, secret_key)
             api_url, secret_key = address.api_url, address.secret_key
-        self.api_url = api_url
-        self.transport = SyncTransport(api_url, secret_key)
-        self._secret_key = secret_key
-        self._async_transport: AsyncTransport | None = None
-        self.runs = Runs(lambda: self)
+        self.connection = Connection(api_url, secret_key)
+        self.runs = Runs(lambda: self.connection)
         self.metadata_limit = SIZE_LIMIT
 
     @property
-    def async_transport(self) -> AsyncTransport:
-        """The asynchronous way to the server. A program that only blocks never loads it."""
-        # Without a lock, as in `default_client`; `cached_property` has one in Python 3.11.
-        if self._async_transport is None:
-            from milepost.client.async_transport import AsyncTransport
-
-            self._async_transport = AsyncTransport(self.api_url, self._secret_key)
-        return self._async_transport
+    def api_url(self) -> str:
+        """The server's address."""
+        return self.connection.api_url
 
     @property
     def secret_key(self) -> str:
         """The key, or the token, that is sent with every call."""
-        return self._secret_key
+        return self.connection.secret_key
+
+    @property
+    def async_transport(self) -> AsyncTransport:
+        """The asynchronous way to the server; `await client.async_transport.close()` ends the connections of the running loop."""
+        return self.connection.async_transport
 
     def __repr__(self) -> str:
         return f"<Milepost client of {self.api_url}>"
 
     def send(self, call: Call[ResultT]) -> ResultT:
         """Make one call of the HTTP API."""
-        return self.transport.send(call)
+        return self.connection.send(call)
 
     async def asend(self, call: Call[ResultT]) -> ResultT:
         """As `send`, without blocking."""
-        return await self.async_transport.send(call)
+        return await self.connection.asend(call)
 
     def prepare(self, build: Callable[[int], ResultT]) -> ResultT:
         """Build a request that holds a document; `build` gets the largest size in bytes.
@@ -104,7 +98,7 @@ class Client:
 
     def environment(self) -> dict[str, str]:
         """The variables by which another program finds the same server."""
-        return {"MILEPOST_API_URL": self.api_url, "MILEPOST_SECRET_KEY": self._secret_key}
+        return {"MILEPOST_API_URL": self.api_url, "MILEPOST_SECRET_KEY": self.secret_key}
 
     def learn_metadata_limit(self) -> int:
         """The largest size of a document in bytes, as the server says it (M86). Raises UnavailableError."""
@@ -146,51 +140,27 @@ class Client:
 
     def wait_for_result(self, run_id: str, timeout: float | None = None) -> RunResult:
         """Wait until a run has ended, and get its result. Raises TimeoutError after `timeout` seconds."""
-        until = None if timeout is None else time.monotonic() + timeout
-        while True:
-            self.runs.wait(run_id, None if until is None else max(0.0, until - time.monotonic()))
-            result = self.send(calls.run_result(run_id))
-            if result is not None:
-                return result
+        return endings.result_of_run(self.connection, run_id, timeout)
 
     async def await_for_result(self, run_id: str, timeout: float | None = None) -> RunResult:  # noqa: ASYNC109
         """As `wait_for_result`, without blocking."""
-        async with asyncio.timeout(timeout):
-            while True:
-                await self.runs.await_(run_id)
-                result = await self.asend(calls.run_result(run_id))
-                if result is not None:
-                    return result
+        return await endings.aresult_of_run(self.connection, run_id, timeout)
 
     def wait_for_batch(self, batch_id: str) -> list[RunResult]:
         """Wait until every run of a batch has ended, and get their results in the order of the items."""
-        for _ in follow(self.transport, calls.watch_batch(batch_id), BatchFollower()):
-            pass
-        return self.batch_results(batch_id)
+        return endings.results_of_batch(self.connection, batch_id)
 
     async def await_for_batch(self, batch_id: str) -> list[RunResult]:
         """As `wait_for_batch`, without blocking."""
-        async for _ in afollow(self.async_transport, calls.watch_batch(batch_id), BatchFollower()):
-            pass
-        return await self.abatch_results(batch_id)
+        return await endings.aresults_of_batch(self.connection, batch_id)
 
     def batch_results(self, batch_id: str) -> list[RunResult]:
         """The results of the runs of a batch that have ended, in the order of the items; fetched page by page."""
-        page = self.send(calls.batch_results(batch_id))
-        results = page.items
-        while page.next is not None:
-            page = self.send(calls.batch_results(batch_id, page.next))
-            results += page.items
-        return results
+        return endings.results_so_far(self.connection, batch_id)
 
     async def abatch_results(self, batch_id: str) -> list[RunResult]:
         """As `batch_results`, without blocking."""
-        page = await self.asend(calls.batch_results(batch_id))
-        results = page.items
-        while page.next is not None:
-            page = await self.asend(calls.batch_results(batch_id, page.next))
-            results += page.items
-        return results
+        return await endings.aresults_so_far(self.connection, batch_id)
 
 
 def run_handle(
@@ -199,7 +169,9 @@ def run_handle(
     """The handle of a run that was triggered; `shape` is that of its output."""
     if triggered.queued_reason is not None:
         warn_never_offered({task_id: triggered.queued_reason})
-    return RunHandle(triggered.id, task_id, triggered.token, client, shape, triggered.queued_reason)
+    return RunHandle(
+        triggered.id, task_id, triggered.token, client.connection, shape, triggered.queued_reason
+    )
 
 
 def warn_never_offered(reasons: Mapping[str, QueuedReason]) -> None:

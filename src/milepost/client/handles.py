@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from milepost.client import calls, endings
+from milepost.client.connection import Connection
 from milepost.client.results import TaskResult, task_result
 from milepost.client.run import Run
 from milepost.client.shape import Shape
+from milepost.client.subscription import RunFollower
 from milepost.model.run import QueuedReason
-
-if TYPE_CHECKING:
-    from milepost.client.client import Client
 
 OutputT = TypeVar("OutputT")
 
@@ -31,36 +31,36 @@ class RunHandle(Generic[OutputT]):
     id: str
     task_id: str
     public_access_token: str | None
-    _client: Client = field(repr=False)
+    _connection: Connection = field(repr=False)
     _shape: Shape[Any] | None = field(default=None, repr=False)
     queued_reason: QueuedReason | None = None
 
     def retrieve(self) -> Run:
         """The run as it is now."""
-        return self._client.runs.retrieve(self.id)
+        return self._connection.send(calls.retrieve_run(self.id))
 
     async def aretrieve(self) -> Run:
         """As `retrieve`, without blocking."""
-        return await self._client.runs.aretrieve(self.id)
+        return await self._connection.asend(calls.retrieve_run(self.id))
 
     def subscribe(self) -> Iterator[Run]:
         """The run now and after each change, until it has finished; see `runs.subscribe`."""
-        return self._client.runs.subscribe(self.id)
+        return self._connection.follow(calls.watch_run(self.id), RunFollower())
 
     def asubscribe(self) -> AsyncIterator[Run]:
         """As `subscribe`, for `async for`."""
-        return self._client.runs.asubscribe(self.id)
+        return self._connection.afollow(calls.watch_run(self.id), RunFollower())
 
     def result(self, timeout: float | None = None) -> TaskResult[OutputT]:
         """Wait until the run has ended. A failed run does not raise; `unwrap()` does.
 
         Raises: TimeoutError after `timeout` seconds.
         """
-        return task_result(self._client.wait_for_result(self.id, timeout), self._shape)
+        return task_result(endings.result_of_run(self._connection, self.id, timeout), self._shape)
 
     async def aresult(self, timeout: float | None = None) -> TaskResult[OutputT]:  # noqa: ASYNC109 - the twin of `result`
         """As `result`, without blocking."""
-        return task_result(await self._client.await_for_result(self.id, timeout), self._shape)
+        return task_result(await endings.aresult_of_run(self._connection, self.id, timeout), self._shape)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
-from milepost.client import calls
+from milepost.client import calls, endings
+from milepost.client.calling import check_blocking
 from milepost.client.calls import Feed, HistoryPage, MetadataDocument, MetadataVersion, Page
+from milepost.client.connection import Connection
 from milepost.client.run import Run
-from milepost.client.subscription import MatchFollower, RunFollower, afollow, follow
-from milepost.client.transport import check_blocking
+from milepost.client.subscription import MatchFollower, RunFollower
 from milepost.client.updater import OutsideMetadata
-from milepost.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from milepost.client.client import Client
 
 PAGE_SIZE_DEFAULT = 100
 HISTORY_PAGE_SIZE_DEFAULT = 25
@@ -56,9 +51,13 @@ class RunList:
     """Runs, newest first, fetched page by page while they are iterated over: `for run in runs.list(...)`."""
 
     def __init__(
-        self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None
+        self,
+        connection: Callable[[], Connection],
+        filters: Mapping[str, Any],
+        page_size: int,
+        after: str | None,
     ) -> None:
-        self._client = client
+        self._connection = connection
         self._filters = filters
         self._page_size = page_size
         self._after = after
@@ -67,7 +66,9 @@ class RunList:
         """The pages. `page.next` is the cursor at which a later list goes on (`after=`); None on the last one."""
         after = self._after
         while True:
-            page = self._client().send(calls.list_runs(self._filters, page_size=self._page_size, after=after))
+            page = self._connection().send(
+                calls.list_runs(self._filters, page_size=self._page_size, after=after)
+            )
             yield page
             if page.next is None:
                 return
@@ -82,9 +83,13 @@ class AsyncRunList:
     """As `RunList`, for `async for run in runs.alist(...)`."""
 
     def __init__(
-        self, client: Callable[[], Client], filters: Mapping[str, Any], page_size: int, after: str | None
+        self,
+        connection: Callable[[], Connection],
+        filters: Mapping[str, Any],
+        page_size: int,
+        after: str | None,
     ) -> None:
-        self._client = client
+        self._connection = connection
         self._filters = filters
         self._page_size = page_size
         self._after = after
@@ -93,7 +98,7 @@ class AsyncRunList:
         """The pages."""
         after = self._after
         while True:
-            page = await self._client().asend(
+            page = await self._connection().asend(
                 calls.list_runs(self._filters, page_size=self._page_size, after=after)
             )
             yield page
@@ -110,8 +115,8 @@ class AsyncRunList:
 class MetadataHistory:
     """What was changed in a document, oldest first, fetched page by page while it is iterated over."""
 
-    def __init__(self, client: Callable[[], Client], run_id: str, page_size: int, after: int) -> None:
-        self._client = client
+    def __init__(self, connection: Callable[[], Connection], run_id: str, page_size: int, after: int) -> None:
+        self._connection = connection
         self._run_id = run_id
         self._page_size = page_size
         self._after = after
@@ -120,7 +125,7 @@ class MetadataHistory:
         """The pages. Each says what the earliest version is that is kept."""
         after: int | None = self._after
         while after is not None:
-            page = self._client().send(
+            page = self._connection().send(
                 calls.metadata_history(self._run_id, page_size=self._page_size, after=after)
             )
             yield page
@@ -134,8 +139,8 @@ class MetadataHistory:
 class AsyncMetadataHistory:
     """As `MetadataHistory`, for `async for version in runs.ametadata_history(...)`."""
 
-    def __init__(self, client: Callable[[], Client], run_id: str, page_size: int, after: int) -> None:
-        self._client = client
+    def __init__(self, connection: Callable[[], Connection], run_id: str, page_size: int, after: int) -> None:
+        self._connection = connection
         self._run_id = run_id
         self._page_size = page_size
         self._after = after
@@ -144,7 +149,7 @@ class AsyncMetadataHistory:
         """The pages."""
         after: int | None = self._after
         while after is not None:
-            page = await self._client().asend(
+            page = await self._connection().asend(
                 calls.metadata_history(self._run_id, page_size=self._page_size, after=after)
             )
             yield page
@@ -159,16 +164,16 @@ class AsyncMetadataHistory:
 class Runs:
     """Calls about runs, through one client."""
 
-    def __init__(self, client: Callable[[], Client]) -> None:
-        self._client = client
+    def __init__(self, connection: Callable[[], Connection]) -> None:
+        self._connection = connection
 
     def retrieve(self, run_id: str) -> Run:
         """A run as it is now. Raises RunNotFoundError."""
-        return self._client().send(calls.retrieve_run(run_id))
+        return self._connection().send(calls.retrieve_run(run_id))
 
     async def aretrieve(self, run_id: str) -> Run:
         """As `retrieve`, without blocking."""
-        return await self._client().asend(calls.retrieve_run(run_id))
+        return await self._connection().asend(calls.retrieve_run(run_id))
 
     def subscribe(self, run_id: str) -> Iterator[Run]:
         """The run now and after each change that the reader is fast enough to see, until it has finished (M82).
@@ -178,13 +183,11 @@ class Runs:
 
         Raises: RunNotFoundError; UnavailableError when the server stays away for longer than a minute.
         """
-        client = self._client()
-        return follow(client.transport, calls.watch_run(run_id), RunFollower())
+        return self._connection().follow(calls.watch_run(run_id), RunFollower())
 
     def asubscribe(self, run_id: str) -> AsyncIterator[Run]:
         """As `subscribe`, for `async for`."""
-        client = self._client()
-        return afollow(client.async_transport, calls.watch_run(run_id), RunFollower())
+        return self._connection().afollow(calls.watch_run(run_id), RunFollower())
 
     def subscribe_where(self, **filters: Unpack[RunFilters]) -> Iterator[Run]:
         """Every run that matches, as it is now, newest first; then each newer state of any of them, for ever.
@@ -200,30 +203,30 @@ class Runs:
             filters: see `RunFilters`.
         Raises: as `list`; UnavailableError when the server stays away for longer than a minute.
         """
-        client = self._client()
+        connection = self._connection()
         feed = calls.watch_matching_runs(calls.run_filters(**filters))
-        return self._follow_matching(client, feed, MatchFollower())
+        return self._follow_matching(connection, feed, MatchFollower())
 
     def asubscribe_where(self, **filters: Unpack[RunFilters]) -> AsyncIterator[Run]:
         """As `subscribe_where`, for `async for`."""
-        client = self._client()
+        connection = self._connection()
         feed = calls.watch_matching_runs(calls.run_filters(**filters))
-        return self._afollow_matching(client, feed, MatchFollower())
+        return self._afollow_matching(connection, feed, MatchFollower())
 
-    def _follow_matching(self, client: Client, feed: Feed, follower: MatchFollower) -> Iterator[Run]:
-        for state in follow(client.transport, feed, follower):
+    def _follow_matching(self, connection: Connection, feed: Feed, follower: MatchFollower) -> Iterator[Run]:
+        for state in connection.follow(feed, follower):
             if isinstance(state, Run):
                 yield state
-            elif (run := follower.catch_up(client.send(calls.retrieve_run(state)))) is not None:
+            elif (run := follower.catch_up(connection.send(calls.retrieve_run(state)))) is not None:
                 yield run
 
     async def _afollow_matching(
-        self, client: Client, feed: Feed, follower: MatchFollower
+        self, connection: Connection, feed: Feed, follower: MatchFollower
     ) -> AsyncIterator[Run]:
-        async for state in afollow(client.async_transport, feed, follower):
+        async for state in connection.afollow(feed, follower):
             if isinstance(state, Run):
                 yield state
-            elif (run := follower.catch_up(await client.asend(calls.retrieve_run(state)))) is not None:
+            elif (run := follower.catch_up(await connection.asend(calls.retrieve_run(state)))) is not None:
                 yield run
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
@@ -234,33 +237,18 @@ class Runs:
         Raises: TimeoutError, RunNotFoundError, UnavailableError.
         """
         check_blocking("runs.wait")
-        until = None if timeout is None else time.monotonic() + timeout
-        client = self._client()
-        try:
-            for run in follow(client.transport, calls.watch_run(run_id), RunFollower(), until=until):
-                if run.is_completed:
-                    return run
-        except TimeoutError:
-            raise _too_late(run_id, timeout) from None
-        raise _ended_early(run_id)
+        return endings.wait_for_run(self._connection(), run_id, timeout)
 
     async def await_(self, run_id: str, timeout: float | None = None) -> Run:  # noqa: ASYNC109 - the twin of `wait`
         """As `wait`, without blocking. (`await` alone is a keyword.)"""
-        try:
-            async with asyncio.timeout(timeout):
-                async for run in self.asubscribe(run_id):
-                    if run.is_completed:
-                        return run
-        except TimeoutError:
-            raise _too_late(run_id, timeout) from None
-        raise _ended_early(run_id)
+        return await endings.await_for_run(self._connection(), run_id, timeout)
 
     def metadata(self, run_id: str) -> OutsideMetadata:
         """Updates of a run's document from outside: `runs.metadata(run_id).set("approved", True).send()`.
 
         It works before the run has started, while it runs, and for a while after its end (M48, M69).
         """
-        return OutsideMetadata(self._client, run_id)
+        return OutsideMetadata(self._connection, run_id)
 
     def metadata_history(
         self, run_id: str, *, page_size: int = HISTORY_PAGE_SIZE_DEFAULT, after: int = 0
@@ -275,13 +263,13 @@ class Runs:
             after: a version: only the changes after it.
         Raises: RunNotFoundError, while iterating.
         """
-        return MetadataHistory(self._client, run_id, page_size, after)
+        return MetadataHistory(self._connection, run_id, page_size, after)
 
     def ametadata_history(
         self, run_id: str, *, page_size: int = HISTORY_PAGE_SIZE_DEFAULT, after: int = 0
     ) -> AsyncMetadataHistory:
         """As `metadata_history`, for `async for`."""
-        return AsyncMetadataHistory(self._client, run_id, page_size, after)
+        return AsyncMetadataHistory(self._connection, run_id, page_size, after)
 
     def metadata_at(
         self, run_id: str, *, version: int | None = None, at: datetime | None = None
@@ -294,13 +282,13 @@ class Runs:
         Raises: TypeError unless exactly one of them is given; ValueError for a time without a time zone; RunNotFoundError;
             VersionNotFoundError for what has not been; HistoryPrunedError for what is no longer kept.
         """
-        return self._client().send(calls.metadata_at(run_id, version=version, at=at))
+        return self._connection().send(calls.metadata_at(run_id, version=version, at=at))
 
     async def ametadata_at(
         self, run_id: str, *, version: int | None = None, at: datetime | None = None
     ) -> MetadataDocument:
         """As `metadata_at`, without blocking."""
-        return await self._client().asend(calls.metadata_at(run_id, version=version, at=at))
+        return await self._connection().asend(calls.metadata_at(run_id, version=version, at=at))
 
     def list(
         self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]
@@ -312,20 +300,10 @@ class Runs:
             after: the cursor of an earlier page: go on behind it.
             filters: see `RunFilters`.
         """
-        return RunList(self._client, calls.run_filters(**filters), page_size, after)
+        return RunList(self._connection, calls.run_filters(**filters), page_size, after)
 
     def alist(
         self, *, page_size: int = PAGE_SIZE_DEFAULT, after: str | None = None, **filters: Unpack[RunFilters]
     ) -> AsyncRunList:
         """As `list`, for `async for`."""
-        return AsyncRunList(self._client, calls.run_filters(**filters), page_size, after)
-
-
-def _too_late(run_id: str, timeout: float | None) -> TimeoutError:
-    return TimeoutError(
-        f"run {run_id} has not finished within {timeout} s; it goes on, and may be waited for again"
-    )
-
-
-def _ended_early(run_id: str) -> UnavailableError:
-    return UnavailableError(f"the server ended the feed of run {run_id} before the run had finished")
+        return AsyncRunList(self._connection, calls.run_filters(**filters), page_size, after)

@@ -7,20 +7,18 @@ import binascii
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from milepost.client import calls
 from milepost.client.calls import Feed
+from milepost.client.connection import Connection
 from milepost.client.shape import Shape, shape_of
-from milepost.client.subscription import Gap, afollow, follow
+from milepost.client.subscription import Gap
 from milepost.errors import MetadataValueError, UnavailableError, UsageError
 from milepost.model.typed import Misfit
 from milepost.protocol.streams import BYTES_KEY, StreamState
-
-if TYPE_CHECKING:
-    from milepost.client.client import Client
 
 ValueT = TypeVar("ValueT")
 
@@ -123,11 +121,13 @@ class StreamReader(Generic[ValueT]):
         attempt: the attempt of the run that wrote that value; 0 for a writer from outside.
     """
 
-    def __init__(self, client: Client, run_id: str, key: str, position: int | None, kind: Any) -> None:
+    def __init__(
+        self, connection: Connection, run_id: str, key: str, position: int | None, kind: Any
+    ) -> None:
         self.run_id = run_id
         self.key = key
         self.attempt = 0
-        self._client = client
+        self._connection = connection
         self._shape: Shape[Any] | None = None if kind is None else shape_of(kind)
         self._follower = ChunkFollower(position)
 
@@ -148,11 +148,11 @@ class StreamReader(Generic[ValueT]):
         return self._follower.error
 
     def __iter__(self) -> Iterator[ValueT]:
-        for chunk in follow(self._client.transport, self._feed, self._follower):
+        for chunk in self._connection.follow(self._feed, self._follower):
             yield self._value(chunk)
 
     async def __aiter__(self) -> AsyncIterator[ValueT]:
-        async for chunk in afollow(self._client.async_transport, self._feed, self._follower):
+        async for chunk in self._connection.afollow(self._feed, self._follower):
             yield self._value(chunk)
 
     def _feed(self) -> Feed:
@@ -184,7 +184,7 @@ def value_of(value: Any) -> Any:
 
 
 def reader(
-    client: Client, run_id: str, key: str, start: int, kind: Any, from_latest: bool
+    connection: Connection, run_id: str, key: str, start: int, kind: Any, from_latest: bool
 ) -> StreamReader[Any]:
     """See `Streams.read`. Raises UsageError for an index that is none."""
     if type(start) is not int or start < 0:
@@ -193,4 +193,4 @@ def reader(
         raise UsageError(
             "give either start or from_latest: one says where to begin, the other to begin at the end"
         )
-    return StreamReader(client, run_id, key, None if from_latest else start, kind)
+    return StreamReader(connection, run_id, key, None if from_latest else start, kind)

@@ -1,4 +1,4 @@
-"""Following a run: frames in, states out. The state machines know no I/O; two small loops drive them over a connection.
+"""Following a run: frames in, states out. Nothing here does I/O; `connection` drives it.
 
 A connection begins with a snapshot, and deltas lead on from it by version. A delta that does not continue what is here means
 that something was missed: the loop connects anew and gets a snapshot. The same holds after a broken connection, so a subscriber
@@ -7,28 +7,23 @@ may lose it at any time and still ends with the newest state (M82).
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from milepost.client.calls import Feed, unreadable
-from milepost.client.retries import Retries, patient
+from milepost.client.retries import Patience
 from milepost.client.run import Run, WholeRun, run_from_wire
-from milepost.client.transport import SyncTransport, check_blocking
-from milepost.errors import MetadataError, MilepostError, UnavailableError
+from milepost.errors import MetadataError, MilepostError
 from milepost.model.document import Document
 from milepost.model.operations import Operation
 from milepost.protocol.feed import BatchFrame, EventReader, MatchingRunFrame
 from milepost.protocol.runs import RunSummary
 
-if TYPE_CHECKING:
-    from milepost.client.async_transport import AsyncTransport
-
+StateT = TypeVar("StateT")
 StateT_co = TypeVar("StateT_co", covariant=True)
 
 
@@ -331,89 +326,42 @@ class MatchFollower:
         return run if is_newer else None
 
 
-def _take(follower: Follower[StateT_co], feed: Feed, event: str, data: bytes) -> None:
-    """Hand an event to the follower. What cannot be read is told as that, and not as a server that is gone."""
-    try:
-        follower.take(event, data)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise unreadable(data, f"GET {feed.target}", error) from None
-
-
-def _states(follower: Follower[StateT_co], feed: Feed) -> Iterator[StateT_co]:
-    """The states that the follower has to give now."""
-    while True:
-        try:
-            state = follower.newest()
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise unreadable(None, f"GET {feed.target}", error) from None
-        if state is None:
-            return
-        yield state
-
-
-def _opened(feed: Feed | Callable[[], Feed]) -> Feed:
-    return feed() if callable(feed) else feed
-
-
-def follow(
-    transport: SyncTransport,
-    feed: Feed | Callable[[], Feed],
-    follower: Follower[StateT_co],
-    *,
-    until: float | None = None,
-) -> Iterator[StateT_co]:
-    """The states of a feed until it ends, over as many connections as it takes.
+class Following(Generic[StateT]):
+    """One feed over as many connections as it takes: what is opened, and the states that come of it.
 
     Args:
         feed: or what gives the feed to be opened next, where that depends on how far the follower is.
-        until: on the monotonic clock; past it TimeoutError is raised.
-    Raises: UnavailableError when the server stays away, the error of a refusal otherwise.
     """
-    check_blocking(_opened(feed).form)
-    retries = Retries()
-    pause = 0.0
-    while True:
-        opened = _opened(feed)
-        try:
-            with transport.open(opened, until=until) as chunks:
-                reader = EventReader()
-                for chunk in chunks:
-                    # A server that was there is waited for longer than one that never was.
-                    retries = patient()
-                    for event, data in reader.feed(chunk):
-                        _take(follower, opened, event, data)
-                    # A reader that was busy finds several events: it gets the newest state only (M82).
-                    yield from _states(follower, opened)
-                    if follower.has_ended:
-                        return
-        except (Gap, UnavailableError) as error:
-            pause = retries.pause(error)
-        if until is not None and time.monotonic() + pause >= until:
-            raise TimeoutError
-        time.sleep(pause)
 
+    def __init__(
+        self, feed: Feed | Callable[[], Feed], follower: Follower[StateT], patience: Patience
+    ) -> None:
+        self.patience = patience
+        self._next_feed = feed if callable(feed) else lambda: feed
+        self._follower = follower
+        self.feed = self._next_feed()
+        self._reader = EventReader()
 
-async def afollow(
-    transport: AsyncTransport, feed: Feed | Callable[[], Feed], follower: Follower[StateT_co]
-) -> AsyncIterator[StateT_co]:
-    """As `follow`, without blocking."""
-    retries = Retries()
-    pause = 0.0
-    while True:
-        opened = _opened(feed)
-        try:
-            async with transport.open(opened) as chunks:
-                reader = EventReader()
-                async for chunk in chunks:
-                    # A server that was there is waited for longer than one that never was.
-                    retries = patient()
-                    for event, data in reader.feed(chunk):
-                        _take(follower, opened, event, data)
-                    # A reader that was busy finds several events: it gets the newest state only (M82).
-                    for state in _states(follower, opened):
-                        yield state
-                    if follower.has_ended:
-                        return
-        except (Gap, UnavailableError) as error:
-            pause = retries.pause(error)
-        await asyncio.sleep(pause)
+    def open(self) -> Feed:
+        """A connection begins: what it opens."""
+        self.feed, self._reader = self._next_feed(), EventReader()
+        return self.feed
+
+    def take(self, chunk: bytes) -> Iterator[StateT]:
+        """The states that there are after these bytes. Raises Gap; what cannot be read is told as that, and not as a server that is
+        gone."""
+        self.patience.connected()
+        for event, data in self._reader.feed(chunk):
+            try:
+                self._follower.take(event, data)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                raise unreadable(data, f"GET {self.feed.target}", error) from None
+        # A reader that was busy finds several events: it gets the newest state only (M82).
+        while True:
+            try:
+                state = self._follower.newest()
+            except (msgspec.MsgspecError, RecursionError) as error:
+                raise unreadable(None, f"GET {self.feed.target}", error) from None
+            if state is None:
+                return
+            yield state

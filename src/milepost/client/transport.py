@@ -1,15 +1,17 @@
-"""The blocking way onto the wire, on urllib3; and what both ways share. A transport sends `Call` values and knows nothing else."""
+"""The blocking way onto the wire, on urllib3; and what both ways share. A transport sends a request once."""
 
 from __future__ import annotations
 
 import os
 import queue
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from socket import socket
-from typing import Any, TypeVar
+from ssl import SSLSocket
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import urllib3
@@ -17,13 +19,9 @@ import urllib3.connection
 from urllib3.util import Timeout
 from urllib3.util.wait import wait_for_read
 
-from milepost.client.calls import Call, Feed
-from milepost.client.retries import Retries, unreachable
-from milepost.errors import ConfigurationError, UnavailableError
-from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
+from milepost.client.retries import Patience, unreachable
+from milepost.errors import ConfigurationError
 from milepost.protocol.problems import from_problem
-
-ResultT = TypeVar("ResultT")
 
 CONNECT_SECONDS_MAX = 3.0
 ANSWER_SECONDS_MAX = 30.0
@@ -34,19 +32,16 @@ READ_BYTES = 65_536
 # What has come while a reader was busy is read in pieces of this size; of each it sees the newest state.
 PIECE_BYTES_MAX = 1024 * 1024
 
-_before_blocking: Callable[[str], None] | None = None
+# Whoever waits looks so often whether the attempt that waits is still under way.
+LOOK_SECONDS = 0.25
 
 
-def set_blocking_guard(guard: Callable[[str], None]) -> None:
-    """Have `guard(form)` called before each blocking call; it raises where blocking would stop others."""
-    global _before_blocking
-    _before_blocking = guard
+class Reply(NamedTuple):
+    """An answer as it came."""
 
-
-def check_blocking(form: str) -> None:
-    """Raise UsageError where a blocking call would stop an event loop that others share."""
-    if _before_blocking is not None:
-        _before_blocking(form)
+    status: int
+    content: bytes
+    headers: Mapping[str, str]
 
 
 def common_headers(secret_key: str) -> dict[str, str]:
@@ -68,8 +63,14 @@ def checked_address(api_url: str) -> str:
     return api_url.rstrip("/")
 
 
+_patience: ContextVar[Patience | None] = ContextVar("milepost_patience", default=None)
+
+
 class _OneWrite:
-    """Mixed into a connection: a request leaves in one write, head and body together, which saves a system call and a packet."""
+    """Mixed into a connection: a request leaves in one write, head and body together, which saves a system call and a packet.
+
+    The answer is waited for only as long as the attempt that has asked is under way.
+    """
 
     _held: list[bytes] | None = None
 
@@ -87,6 +88,13 @@ class _OneWrite:
             self._held.append(data)
         else:
             super().send(data)  # pyright: ignore
+
+    def getresponse(self) -> Any:
+        patience = _patience.get()
+        sock: socket | None = getattr(self, "sock", None)
+        if patience is not None and sock is not None:
+            _wait_for(sock, sock.gettimeout() or ANSWER_SECONDS_MAX, patience)
+        return super().getresponse()  # pyright: ignore
 
 
 class _HTTPConnection(_OneWrite, urllib3.connection.HTTPConnection):
@@ -159,76 +167,73 @@ class SyncTransport:
             self._open()
         return self._pool
 
-    def send(self, call: Call[ResultT]) -> ResultT:
-        """Send one call, again if need be, and read its answer.
+    def exchange(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
+    ) -> Reply:
+        """Send one request, once, and wait for its answer.
 
-        Raises: UnavailableError, or the error that the server's refusal stands for.
+        Raises: UnavailableError when there is none; AttemptOverError, TimeoutError as `patience` says.
         """
-        check_blocking(call.form)
-        headers = self._headers
-        if call.body is not None:
-            headers = {**headers, "content-type": "application/json"}
-        if call.request_id is not None:
-            headers = {**headers, REQUEST_ID_HEADER: call.request_id}
-        if call.attempt is not None:
-            headers = {**headers, ATTEMPT_HEADER: call.attempt}
-        retries = Retries()
-        while True:
-            wanted: str | None = None
-            try:
-                response = self._connections().urlopen(
-                    call.method,
-                    self._address.path + call.target,
-                    body=call.body,
-                    headers=headers,
-                    retries=False,
-                    redirect=False,
-                    timeout=_ANSWER_TIMEOUT,
-                )
-                wanted = response.headers.get("retry-after")
-                return call.answer(response.status, response.data, response.headers)
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                failure = unreachable(self._api_url, reason_of(error))
-            except UnavailableError as error:
-                failure = error
-            time.sleep(retries.pause(failure, wanted=wanted))
+        seconds = patience.seconds_of(ANSWER_SECONDS_MAX)
+        token = _patience.set(patience if patience.attempt is not None else None)
+        try:
+            response = self._connections().urlopen(
+                method,
+                self._address.path + target,
+                body=body,
+                headers={**self._headers, **headers},
+                retries=False,
+                redirect=False,
+                timeout=Timeout(connect=min(seconds, CONNECT_SECONDS_MAX), read=seconds),
+            )
+            return Reply(response.status, response.data, response.headers)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise unreachable(self._api_url, reason_of(error)) from None
+        finally:
+            _patience.reset(token)
 
     @contextmanager
-    def open(self, feed: Feed, *, until: float | None = None) -> Generator[Iterator[bytes]]:
+    def open(self, target: str, headers: Mapping[str, str], patience: Patience) -> Generator[Iterator[bytes]]:
         """Open an event stream; iterate over its bytes as they come. Each piece is all that is there when it is asked for.
 
-        Args:
-            until: on the monotonic clock; past it the reading ends with TimeoutError.
-        Raises: UnavailableError when the connection cannot be had or breaks, or the error of a refusal.
+        Raises: UnavailableError when the connection cannot be had or breaks, or the error of a refusal; AttemptOverError, TimeoutError
+            as `patience` says.
         """
         # A connection of its own, and not one of the pool: the stream has no end that one could wait for, and what the pool's
         # library hides, the socket, is needed here.
         connect = HTTPSConnection if self._address.scheme == "https" else HTTPConnection
-        connection = connect(self._address.hostname or "", self._address.port, timeout=CONNECT_SECONDS_MAX)
+        seconds = patience.seconds_of(CONNECT_SECONDS_MAX)
+        connection = connect(self._address.hostname or "", self._address.port, timeout=seconds)
         with closing(connection):
             try:
                 connection.connect()
                 # The library forgets the socket when the server says that it will close the connection.
                 sock = connection.sock
-                sock.settimeout(SILENCE_SECONDS_MAX)
-                headers = {**self._headers, "accept": "text/event-stream"}
-                connection.request("GET", self._address.path + feed.target, headers=headers)
+                seconds = patience.seconds_of(SILENCE_SECONDS_MAX)
+                sock.settimeout(seconds)
+                sent = {**self._headers, **headers, "accept": "text/event-stream"}
+                connection.request("GET", self._address.path + target, headers=sent)
+                _wait_for(sock, seconds, patience)
                 response = connection.getresponse()
             except (HTTPException, OSError) as error:
+                patience.seconds_of(SILENCE_SECONDS_MAX)
                 raise unreachable(self._api_url, reason_of(error)) from None
             with closing(response):
                 if response.status != 200:
                     raise from_problem(response.status, response.read())
-                yield self._read(sock, response, until)
+                yield self._read(sock, response, patience)
 
-    def _read(self, sock: socket, response: HTTPResponse, until: float | None) -> Iterator[bytes]:
+    def _read(self, sock: socket, response: HTTPResponse, patience: Patience) -> Iterator[bytes]:
         chunks = ChunkDecoder() if response.chunked else None
+        # Some of it may have been read together with the head; later nothing is kept between this and the socket.
+        may_be_here = True
         while True:
-            left = SILENCE_SECONDS_MAX if until is None else until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            sock.settimeout(min(left, SILENCE_SECONDS_MAX))
+            seconds = patience.seconds_of(SILENCE_SECONDS_MAX)
+            sock.settimeout(seconds)
             try:
+                if not may_be_here:
+                    _wait_for(sock, seconds, patience)
+                may_be_here = False
                 more = response.fp.read1(READ_BYTES)
                 parts, size = [more], len(more)
                 while more and size < PIECE_BYTES_MAX and wait_for_read(sock, 0):
@@ -237,8 +242,7 @@ class SyncTransport:
                     size += len(more)
                 raw = b"".join(parts)
             except (HTTPException, OSError) as error:
-                if until is not None and time.monotonic() >= until:
-                    raise TimeoutError from None
+                patience.seconds_of(SILENCE_SECONDS_MAX)
                 raise unreachable(self._api_url, reason_of(error)) from None
             data = raw if chunks is None else chunks.decode(raw)
             if data:
@@ -286,7 +290,14 @@ class ChunkDecoder:
         return b"".join(found)
 
 
-_ANSWER_TIMEOUT = Timeout(connect=CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
+def _wait_for(sock: socket, seconds: float, patience: Patience) -> None:
+    """Wait until something comes, or the attempt that waits is over. Raises TimeoutError after `seconds`."""
+    if patience.attempt is None or (isinstance(sock, SSLSocket) and sock.pending()):
+        return
+    until = time.monotonic() + seconds
+    while not wait_for_read(sock, min(LOOK_SECONDS, max(0.0, until - time.monotonic()))):
+        if patience.has_ended or time.monotonic() >= until:
+            raise TimeoutError
 
 
 def reason_of(error: BaseException) -> str:

@@ -10,10 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import Any, Protocol, Self, cast
 
 from milepost.client import calls
 from milepost.client.calls import Call, MetadataDocument
+from milepost.client.connection import Connection
 from milepost.client.portions import cut
 from milepost.client.refused import refused_change
 from milepost.errors import (
@@ -37,9 +38,6 @@ from milepost.model.operations import (
 from milepost.model.path import check_key
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import TargetOperations
-
-if TYPE_CHECKING:
-    from milepost.client.client import Client
 
 
 class Sink(Protocol):
@@ -221,8 +219,8 @@ class OutsideMetadata(Updater):
     One object belongs to one thread at a time.
     """
 
-    def __init__(self, client: Callable[[], Client], run_id: str) -> None:
-        self._client = client
+    def __init__(self, connection: Callable[[], Connection], run_id: str) -> None:
+        self._connection = connection
         self._run_id = run_id
         self._collected = _Collected()
         self._unanswered: Call[MetadataDocument] | None = None
@@ -246,7 +244,7 @@ class OutsideMetadata(Updater):
         """
         while True:
             with self._sending(if_version) as call:
-                answer = self._client().send(call)
+                answer = self._connection().send(call)
             self._refused += answer.refused
             if not self._collected.has_operations:
                 return self._document_of(answer)
@@ -255,7 +253,7 @@ class OutsideMetadata(Updater):
         """As `send`, without blocking."""
         while True:
             with self._sending(if_version) as call:
-                answer = await self._client().asend(call)
+                answer = await self._connection().asend(call)
             self._refused += answer.refused
             if not self._collected.has_operations:
                 return self._document_of(answer)

@@ -6,6 +6,7 @@ portions, each of which may be repeated without harm; with the last one the serv
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable
 from typing import Any, Generic, TypeVar, Unpack, cast
 
@@ -35,6 +36,8 @@ PayloadT = TypeVar("PayloadT")
 
 PORTION_BYTES_MAX = 4 * 1024 * 1024
 """What the payloads and documents of one request have, about; a single item may be larger."""
+
+FAREWELL_SECONDS_MAX = 1.0
 
 
 class BatchItem(Generic[PayloadT]):
@@ -201,7 +204,10 @@ def _handle(client: Client, task_id: str, batch: TriggeredBatch) -> BatchHandle[
     shape = output_shape(task_id)
     warn_never_offered(batch.queued_reasons)
     reason = batch.queued_reasons.get(task_id)
-    runs = [RunHandle[Any](run_id, task_id, batch.token, client, shape, reason) for run_id in batch.run_ids]
+    runs = [
+        RunHandle[Any](run_id, task_id, batch.token, client.connection, shape, reason)
+        for run_id in batch.run_ids
+    ]
     return BatchHandle(batch.id, runs, batch.token)
 
 
@@ -217,7 +223,12 @@ async def _each(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterato
 ResultT = TypeVar("ResultT")
 
 
-def _drive(client: Client, scope: RunScope | None, steps: Generator[Call[Any], Any, ResultT]) -> ResultT:
+def _drive(
+    client: Client,
+    scope: RunScope | None,
+    steps: Generator[Call[Any], Any, ResultT],
+    until: float | None = None,
+) -> ResultT:
     commit(scope)
     answer: Any = None
     while True:
@@ -225,11 +236,14 @@ def _drive(client: Client, scope: RunScope | None, steps: Generator[Call[Any], A
             call = steps.send(answer)
         except StopIteration as stop:
             return stop.value
-        answer = client.send(call)
+        answer = client.connection.send(call, until=until)
 
 
 async def _adrive(
-    client: Client, scope: RunScope | None, steps: Generator[Call[Any], Any, ResultT]
+    client: Client,
+    scope: RunScope | None,
+    steps: Generator[Call[Any], Any, ResultT],
+    until: float | None = None,
 ) -> ResultT:
     await acommit(scope)
     answer: Any = None
@@ -238,18 +252,23 @@ async def _adrive(
             call = steps.send(answer)
         except StopIteration as stop:
             return stop.value
-        answer = await client.asend(call)
+        answer = await client.connection.asend(call, until=until)
 
 
 def _give_up(client: Client, sending: Sending, error: BaseException) -> None:
     try:
-        _drive(client, None, sending.give_up(error))
-    except MilepostError as failure:
-        error.add_note(f"the batch could not be ended: {failure}")
+        _drive(client, None, sending.give_up(error), _until(error))
+    except (MilepostError, TimeoutError) as failure:
+        error.add_note(f"the batch could not be ended: {failure or 'the server cannot be reached'}")
 
 
 async def _agive_up(client: Client, sending: Sending, error: BaseException) -> None:
     try:
-        await _adrive(client, None, sending.give_up(error))
-    except MilepostError as failure:
-        error.add_note(f"the batch could not be ended: {failure}")
+        await _adrive(client, None, sending.give_up(error), _until(error))
+    except (MilepostError, TimeoutError) as failure:
+        error.add_note(f"the batch could not be ended: {failure or 'the server cannot be reached'}")
+
+
+def _until(error: BaseException) -> float | None:
+    """Until when the end of a batch that breaks off may take: who is cancelled or interrupted does not wait for a server."""
+    return None if isinstance(error, Exception) else time.monotonic() + FAREWELL_SECONDS_MAX

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from milepost.client import calls
+from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.calls import Call, MetadataDocument
 from milepost.client.default import default_client
 from milepost.errors import ConfigurationError, MilepostError, UnavailableError, UsageError
@@ -191,8 +192,9 @@ def attach() -> None:
     if named is None:
         return
     client = default_client()
-    limit = client.learn_metadata_limit()
-    run = client.runs.retrieve(named[0])
+    with acting_as(NamedAttempt(*named)):
+        limit = client.learn_metadata_limit()
+        run = client.runs.retrieve(named[0])
     claimed = ClaimedRun(
         id=run.id,
         task=run.task_id,
@@ -363,13 +365,14 @@ class ChildLink:
         """Send what waits. Raises UnavailableError; what was not answered then is sent again as it was. Raises BufferBusy."""
         buffer = scope.buffer
         while (batch := buffer.next_batch(patience_seconds=BUSY_SECONDS_MAX)) is not None:
-            unanswered = self._unanswered.setdefault(scope, _calls_of(scope, batch))
+            unanswered = self._unanswered.setdefault(scope, _calls_of(batch))
             refused = self._refused.setdefault(scope, [])
             while unanswered:
                 call, own = unanswered[0], batch.changes[len(batch.changes) - len(unanswered)]
                 answer: MetadataDocument | None = None
                 try:
-                    answer = default_client().send(call)
+                    with acting_as(scope):
+                        answer = default_client().send(call)
                     refused.extend(answer.refused)
                 except UnavailableError:
                     raise
@@ -397,14 +400,10 @@ class ChildLink:
                 flush.future.set_result(None)
 
 
-def _calls_of(scope: RunScope, batch: Batch) -> list[Call[MetadataDocument]]:
-    attempt = calls.attempt_of(scope.run.id, scope.run.attempt)
+def _calls_of(batch: Batch) -> list[Call[MetadataDocument]]:
     return [
         calls.put_metadata(
-            change.run,
-            MetadataRequest(operations=list(change.operations)),
-            calls.new_request_id(),
-            attempt=attempt,
+            change.run, MetadataRequest(operations=list(change.operations)), calls.new_request_id()
         )
         for change in batch.changes
     ]

@@ -14,7 +14,6 @@ from milepost.client import calls
 from milepost.client.default import default_client
 from milepost.client.shape import shape_of
 from milepost.client.streams import ChunkFollower, StreamChunk
-from milepost.client.subscription import afollow, follow
 from milepost.errors import MetadataValueError, UsageError
 from milepost.model.jsonvalue import to_json
 from milepost.model.typed import Misfit
@@ -150,9 +149,7 @@ class InputStream(Generic[ValueT]):
     def _next(self, scope: RunScope, follower: ChunkFollower, until: float | None) -> ValueT:
         found = follower.newest()
         if found is None:
-            transport = default_client().transport
-            states = follow(
-                transport,
+            states = default_client().connection.follow(
                 lambda: calls.read_input(scope.run.id, self.key, start=follower.position),
                 follower,
                 until=until,
@@ -164,8 +161,7 @@ class InputStream(Generic[ValueT]):
     async def _anext(self, scope: RunScope, follower: ChunkFollower) -> StreamChunk | None:
         found = follower.newest()
         if found is None:
-            states = afollow(
-                default_client().async_transport,
+            states = default_client().connection.afollow(
                 lambda: calls.read_input(scope.run.id, self.key, start=follower.position),
                 follower,
             )

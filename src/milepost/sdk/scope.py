@@ -107,6 +107,20 @@ class RunScope:
         """The run that `metadata.root` writes to."""
         return self.run.root_id or self.run.id
 
+    @property
+    def attempt_name(self) -> str:
+        """See `CallingAttempt`."""
+        return f"{self.run.id}:{self.run.attempt}"
+
+    @property
+    def has_ended(self) -> bool:
+        """See `CallingAttempt`."""
+        return self.is_lost or self.is_over
+
+    def lose(self) -> None:
+        """See `CallingAttempt`. The server has refused it: the worker will hear so too."""
+        self.is_lost = True
+
     def refuse_blocking(self, form: str, right_form: str) -> None:
         """Raise UsageError if this is the thread of the worker's event loop, which a blocking call would stop for every run."""
         if threading.get_ident() == self.loop_thread_id and is_in_event_loop():
@@ -149,6 +163,13 @@ def live_scope() -> RunScope | None:
     if scope is None:
         return surroundings.attached
     return None if scope.is_over else scope
+
+
+def scope_at_work() -> RunScope | None:
+    """As `live_scope`, and also what code that an attempt has left running belongs to when that attempt was given up: to nothing that
+    may still do anything."""
+    scope = current_scope.get() or surroundings.attached
+    return None if scope is None or (scope.is_over and not scope.is_lost) else scope
 
 
 def scope_of_call() -> RunScope | None:

@@ -162,11 +162,11 @@ class TypedStream(Generic[ValueT]):
 
     def read(self, run_id: str, start: int = 0, *, from_latest: bool = False) -> StreamReader[ValueT]:
         """As `streams.read`, with values of this type."""
-        return reader(default_client(), run_id, self.key, start, self.type, from_latest)
+        return reader(default_client().connection, run_id, self.key, start, self.type, from_latest)
 
     def aread(self, run_id: str, start: int = 0, *, from_latest: bool = False) -> StreamReader[ValueT]:
         """As `read`, for `async for`."""
-        return reader(default_client(), run_id, self.key, start, self.type, from_latest)
+        return reader(default_client().connection, run_id, self.key, start, self.type, from_latest)
 
     def __repr__(self) -> str:
         return f"<stream {self.key!r} of {self.type!r}>"
@@ -245,7 +245,7 @@ class Streams:
         Raises: UsageError for an index that is none. While reading: RunNotFoundError; MetadataValueError for a value that does not
             fit the type; UnavailableError when the server stays away for longer than a minute.
         """
-        return reader(default_client(), run_id, key, start, type, from_latest)
+        return reader(default_client().connection, run_id, key, start, type, from_latest)
 
     @overload
     def aread(
@@ -259,7 +259,7 @@ class Streams:
         self, run_id: str, key: str, start: int = 0, *, type: Any = None, from_latest: bool = False
     ) -> StreamReader[Any]:
         """As `read`, for `async for`."""
-        return reader(default_client(), run_id, key, start, type, from_latest)
+        return reader(default_client().connection, run_id, key, start, type, from_latest)
 
     @overload
     def input(self, key: str, type: type[ValueT]) -> InputStream[ValueT]: ...

@@ -1,0 +1,179 @@
+"""A connection to one server: makes calls and follows feeds, in both colours, and waits for a server that is away.
+
+Everything that a client says goes through here. So whatever holds for all calls is here and nowhere else: which attempt of a run makes
+them (`x-milepost-attempt`), how long they wait, and what an attempt learns from being refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from milepost.client.calling import attempt_at, check_blocking
+from milepost.client.calls import Call, Feed
+from milepost.client.retries import Patience
+from milepost.client.subscription import Follower, Following, Gap
+from milepost.client.transport import LOOK_SECONDS, Reply, SyncTransport
+from milepost.errors import AttemptOverError, UnavailableError
+from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
+
+if TYPE_CHECKING:
+    from milepost.client.async_transport import AsyncTransport
+
+ResultT = TypeVar("ResultT")
+StateT = TypeVar("StateT")
+
+
+class Connection:
+    """The way to one server, with one key or token. Thread-safe, usable from several event loops, and safe to have across a fork.
+
+    A call that meets a server that is away is repeated. Outside of runs it is given up after six tries or eight seconds. Inside of a
+    run it waits until it is answered, as the reports of the run do, or until the attempt is over: then it raises AttemptOverError.
+
+    Raises: ConfigurationError for an address or a key that can be none.
+    """
+
+    def __init__(self, api_url: str, secret_key: str) -> None:
+        self.api_url = api_url
+        self.secret_key = secret_key
+        self._transport = SyncTransport(api_url, secret_key)
+        self._async_transports: dict[str, AsyncTransport] = {}
+
+    @property
+    def async_transport(self) -> AsyncTransport:
+        """The asynchronous way to the server. A program that only blocks never loads it."""
+        # Without a lock, as in `default_client`: of two threads that are here at once, both get the one that was there first.
+        found = self._async_transports.get("one")
+        if found is None:
+            from milepost.client.async_transport import AsyncTransport
+
+            found = self._async_transports.setdefault("one", AsyncTransport(self.api_url, self.secret_key))
+        return found
+
+    def is_to(self, api_url: str, secret_key: str) -> bool:
+        """True when it leads to this server, with this key."""
+        return self.api_url == api_url and self.secret_key == secret_key
+
+    def send(self, call: Call[ResultT], *, until: float | None = None) -> ResultT:
+        """Make one call, again if need be, and read its answer.
+
+        Args:
+            until: on the monotonic clock; past it TimeoutError is raised.
+        Raises: UnavailableError, AttemptOverError, or the error that the server's refusal stands for.
+        """
+        check_blocking(call.form)
+        sending = _Sending(call, self._patience(until))
+        while True:
+            try:
+                return sending.result(self._transport.exchange(*sending.request))
+            except UnavailableError as failure:
+                pause = sending.pause(failure)
+            _sleep(pause, sending.patience)
+
+    async def asend(self, call: Call[ResultT], *, until: float | None = None) -> ResultT:
+        """As `send`, without blocking."""
+        sending = _Sending(call, self._patience(until))
+        while True:
+            try:
+                return sending.result(await self.async_transport.exchange(*sending.request))
+            except UnavailableError as failure:
+                pause = sending.pause(failure)
+            await _asleep(pause, sending.patience)
+
+    def follow(
+        self, feed: Feed | Callable[[], Feed], follower: Follower[StateT], *, until: float | None = None
+    ) -> Iterator[StateT]:
+        """The states of a feed until it ends, over as many connections as it takes.
+
+        Args:
+            feed: or what gives the feed to be opened next, where that depends on how far the follower is.
+            until: on the monotonic clock; past it TimeoutError is raised.
+        Raises: UnavailableError when the server stays away, AttemptOverError, the error of a refusal otherwise.
+        """
+        following = Following(feed, follower, self._patience(until))
+        check_blocking(following.feed.form)
+        while True:
+            try:
+                with self._transport.open(*_opening(following)) as chunks:
+                    for chunk in chunks:
+                        yield from following.take(chunk)
+                        if follower.has_ended:
+                            return
+            except (Gap, UnavailableError) as failure:
+                pause = following.patience.pause(failure)
+                _sleep(pause, following.patience)
+
+    async def afollow(
+        self, feed: Feed | Callable[[], Feed], follower: Follower[StateT]
+    ) -> AsyncIterator[StateT]:
+        """As `follow`, without blocking."""
+        following = Following(feed, follower, self._patience(None))
+        while True:
+            try:
+                async with self.async_transport.open(*_opening(following)) as chunks:
+                    async for chunk in chunks:
+                        for state in following.take(chunk):
+                            yield state
+                        if follower.has_ended:
+                            return
+            except (Gap, UnavailableError) as failure:
+                pause = following.patience.pause(failure)
+                await _asleep(pause, following.patience)
+
+    def _patience(self, until: float | None) -> Patience:
+        return Patience(attempt_at(self.api_url, self.secret_key), until)
+
+
+class _Sending(Generic[ResultT]):
+    """One call on its way, without I/O: what is sent, and what the answers mean."""
+
+    def __init__(self, call: Call[ResultT], patience: Patience) -> None:
+        self.patience = patience
+        self._call = call
+        self._wanted: str | None = None
+        headers = _headers_of(patience)
+        if call.body is not None:
+            headers["content-type"] = "application/json"
+        if call.request_id is not None:
+            headers[REQUEST_ID_HEADER] = call.request_id
+        self.request = call.method, call.target, call.body, headers, patience
+
+    def result(self, reply: Reply) -> ResultT:
+        """The result that an answer carries. Raises the error that a refusal stands for."""
+        self._wanted = reply.headers.get("retry-after")
+        try:
+            return self._call.answer(*reply)
+        except AttemptOverError:
+            if self.patience.attempt is not None:
+                self.patience.attempt.lose()
+            raise
+
+    def pause(self, failure: UnavailableError) -> float:
+        """Seconds to wait before the next try. Raises `failure` when there is none, and as `Patience.pause`."""
+        wanted, self._wanted = self._wanted, None
+        return self.patience.pause(failure, wanted=wanted)
+
+
+def _headers_of(patience: Patience) -> dict[str, str]:
+    return {} if patience.attempt is None else {ATTEMPT_HEADER: patience.attempt.attempt_name}
+
+
+def _opening(following: Following[StateT]) -> tuple[str, dict[str, str], Patience]:
+    return following.open().target, _headers_of(following.patience), following.patience
+
+
+def _sleep(seconds: float, patience: Patience) -> None:
+    """Sleep; an attempt that ends meanwhile ends it."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not patience.has_ended:
+        time.sleep(left if patience.attempt is None else min(left, LOOK_SECONDS))
+
+
+async def _asleep(seconds: float, patience: Patience) -> None:
+    """As `_sleep`, without blocking."""
+    until = time.monotonic() + seconds
+    # Nobody tells that the attempt has ended: whoever gives it up may be in another thread.
+    while (left := until - time.monotonic()) > 0 and not patience.has_ended:  # noqa: ASYNC110
+        await asyncio.sleep(left if patience.attempt is None else min(left, LOOK_SECONDS))
