@@ -309,6 +309,7 @@ def test_a_request_id_has_a_limit(served: Served, worker: HttpWorker) -> None:
 
 def test_the_attempt_that_writes_is_named_as_a_run_and_a_number(served: Served, worker: HttpWorker) -> None:
     run_id, stranger = served.trigger(), served.trigger()
+    worker.take(run_id)
     body = {"operations": [set_to("a", 1)]}
 
     def put(target: str, attempt: str) -> Answer:

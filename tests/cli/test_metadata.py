@@ -32,7 +32,7 @@ Run = Callable[..., Ended]
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = Served(tmp_path_factory.mktemp("served"))
     # A task has to be known before it is triggered.
-    HttpWorker(served, "worker_cli", offer("work")).register()
+    HttpWorker(served, "worker_cli", offer("work"))
     yield served
     served.stop()
 
@@ -72,10 +72,13 @@ def document(served: Served, run_id: str) -> Any:
 
 @pytest.fixture
 def line(served: Served) -> list[str]:
-    """A run, its child and its grandchild, and a stranger."""
+    """A run, its child and its grandchild, and a stranger; each in its first attempt."""
     root = served.trigger()
     child = served.trigger(parentRunId=root)
-    return [root, child, served.trigger(parentRunId=child), served.trigger()]
+    line = [root, child, served.trigger(parentRunId=child), served.trigger()]
+    held = {run["id"]: run["attempt"] for run in HttpWorker(served, "worker_cli", offer("work")).claim(1000)}
+    assert [held[run_id] for run_id in line] == [1] * 4
+    return line
 
 
 def test_every_operation(milepost: Run, served: Served, line: list[str]) -> None:
@@ -175,10 +178,10 @@ def test_whose_document_it_is(milepost: Run, served: Served, line: list[str]) ->
 
 
 def test_the_history_says_whose_it_was(milepost: Run, served: Served, line: list[str]) -> None:
-    milepost("set", "a", "1", "--parent", run=line[1], attempt=3)
+    milepost("set", "a", "1", "--parent", run=line[1], attempt=1)
     milepost("set", "a", "2", "--run", line[0])
     history = served.get(f"/api/v1/runs/{line[0]}/metadata/history")["data"]
-    assert [change["writer"] for change in history] == [{"run": line[1], "attempt": 3}, None]
+    assert [change["writer"] for change in history] == [{"run": line[1], "attempt": 1}, None]
 
 
 def test_reading(milepost: Run, served: Served, line: list[str]) -> None:
@@ -258,6 +261,13 @@ def test_half_of_the_environment_is_told(milepost: Run, line: list[str], attempt
     ended = milepost("set", "a", "1", run=line[0], attempt=attempt)
     assert ended.code == 1
     assert "MILEPOST_ATTEMPT" in ended.errors
+
+
+def test_an_attempt_that_is_over_writes_nothing(milepost: Run, served: Served, line: list[str]) -> None:
+    ended = milepost("set", "a", "1", run=line[0], attempt=2)
+    assert (ended.code, ended.output) == (1, "")
+    assert f"attempt 2 of run {line[0]} is over" in ended.errors
+    assert document(served, line[0]) == {}
 
 
 def test_refusals_of_the_parent_stand_in_the_log_of_the_run(

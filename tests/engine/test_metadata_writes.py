@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine.commands import Report, Trigger, UpdateMetadata
+from milepost.engine.commands import AttemptRef, Report, Trigger, UpdateMetadata
 from milepost.errors import (
     ConflictError,
     ForbiddenError,
@@ -228,9 +228,11 @@ def test_a_child_process_writes_as_its_run(world: World, worker: WorkerDouble) -
         line.append(world.trigger(parent_run_id=line[-1]))
     stranger, sibling = world.trigger(), world.trigger(parent_run_id=line[2])
     youngest = next(run for run in worker.claim(10) if run.id == line[3])
-    writer = ChangeWriter(youngest.id, youngest.attempt)
+    attempt = AttemptRef(youngest.id, youngest.attempt)
     for target in (*line, stranger, sibling):
-        command = UpdateMetadata(target, [("self", raw(Set("by", target), Increment("n", 1)))], writer=writer)
+        command = UpdateMetadata(
+            target, [("self", raw(Set("by", target), Increment("n", 1)))], attempt=attempt
+        )
         refused = world.do(command).refused
         assert [(item.index, item.code) for item in refused] == (
             [] if target in line else [(0, "not_an_ancestor"), (1, "not_an_ancestor")]
@@ -238,7 +240,7 @@ def test_a_child_process_writes_as_its_run(world: World, worker: WorkerDouble) -
     for target in line:
         assert world.document(target) == ({"by": target, "n": 1}, 1)
         [change] = world.reader.history.page(target, size=10, after=0).data
-        assert change.writer == writer
+        assert change.writer == ChangeWriter(youngest.id, youngest.attempt)
     for target in (stranger, sibling):
         assert world.document(target) == ({}, 0)
     logged = [line.message for line in world.reader.log(youngest.id, after=0).data]
@@ -250,11 +252,11 @@ def test_a_child_process_puts_no_whole_document_in_the_place_of_a_stranger_s(
     world: World, worker: WorkerDouble, run: ClaimedRun
 ) -> None:
     stranger = world.trigger(metadata={"a": 1})
-    writer = ChangeWriter(run.id, run.attempt)
-    [ticket] = world.submit(UpdateMetadata(stranger, document={"b": 1}, writer=writer))
+    attempt = AttemptRef(run.id, run.attempt)
+    [ticket] = world.submit(UpdateMetadata(stranger, document={"b": 1}, attempt=attempt))
     assert isinstance(ticket.result, ForbiddenError)
     assert world.document(stranger) == ({"a": 1}, 0)
-    world.do(UpdateMetadata(run.id, document={"b": 1}, writer=writer))
+    world.do(UpdateMetadata(run.id, document={"b": 1}, attempt=attempt))
     assert world.document(run.id) == ({"b": 1}, 1)
 
 
@@ -262,7 +264,7 @@ def test_a_writer_that_never_was_is_not_found(world: World, worker: WorkerDouble
     run_id = world.trigger()
     operations = raw(Set("a", 1))
     [ticket] = world.submit(
-        UpdateMetadata(run_id, [("self", operations)], writer=ChangeWriter("run_nobody", 1))
+        UpdateMetadata(run_id, [("self", operations)], attempt=AttemptRef("run_nobody", 1))
     )
     assert isinstance(ticket.result, RunNotFoundError)
     assert world.document(run_id) == ({}, 0)
@@ -273,8 +275,8 @@ def test_the_worker_hears_what_child_processes_of_its_run_have_written(
 ) -> None:
     """Its own reports it knows by their number; what a child process wrote has none, and comes with its operations."""
     worker.report(run, Set("by", "worker"))
-    writer = ChangeWriter(run.id, run.attempt)
-    world.do(UpdateMetadata(run.id, [("self", raw(Set("by", "child"), Increment("n", 1)))], writer=writer))
+    attempt = AttemptRef(run.id, run.attempt)
+    world.do(UpdateMetadata(run.id, [("self", raw(Set("by", "child"), Increment("n", 1)))], attempt=attempt))
     reply = worker.report(run, Set("after", 1), metadata_version=0)
     assert reply.delta is not None
     assert reply.delta.changes == [
@@ -286,9 +288,9 @@ def test_the_worker_hears_what_child_processes_of_its_run_have_written(
 
 def test_a_repeat_by_another_writer_is_none(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
     operations = [("self", raw(Increment("n", 1)))]
-    writer = ChangeWriter(run.id, run.attempt)
-    world.do(UpdateMetadata(run.id, operations, request_id="one", writer=writer))
-    world.do(UpdateMetadata(run.id, operations, request_id="one", writer=writer))
+    attempt = AttemptRef(run.id, run.attempt)
+    world.do(UpdateMetadata(run.id, operations, request_id="one", attempt=attempt))
+    world.do(UpdateMetadata(run.id, operations, request_id="one", attempt=attempt))
     [ticket] = world.submit(UpdateMetadata(run.id, operations, request_id="one"))
     assert isinstance(ticket.result, ConflictError)
     assert world.document(run.id) == ({"n": 1}, 1)

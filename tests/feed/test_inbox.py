@@ -7,13 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine.commands import Report, UpdateMetadata
+from milepost.engine.commands import AttemptRef, Report, UpdateMetadata
 from milepost.feed import streams
 from milepost.feed.streams import watch_inbox
 from milepost.model.counted import id_of, unpack
 from milepost.model.document import Document
 from milepost.model.operations import Append, Increment, Operation, Set, decode_operations
-from milepost.protocol.metadata import ChangeWriter
 from milepost.protocol.work import ClaimedRun
 from support.subscriber import FeedWorld, Frames, run_async
 from support.world import WorkerDouble, item, offered
@@ -121,9 +120,9 @@ def test_what_child_processes_of_the_run_write_arrives(
         inbox = Inbox(world)
         inbox.hold(run)
         await inbox.read()
-        writer = ChangeWriter(run.id, run.attempt)
+        attempt = AttemptRef(run.id, run.attempt)
         operations = msgspec.to_builtins([Increment("n", 3), Set("by", "child")])
-        world.do(UpdateMetadata(run.id, [("self", operations)], writer=writer))
+        world.do(UpdateMetadata(run.id, [("self", operations)], attempt=attempt))
         await inbox.read()
         assert inbox.copies[run.id].value == {"n": 3, "by": "child"}
         await inbox.close()

@@ -53,7 +53,7 @@ class House:
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
     def finish(self) -> None:
-        """Let all runs of `work` end."""
+        """Let all runs of `awaited` end."""
         for run in self.worker.claim(1000):
             self.worker.finish(run, output="7")
 
@@ -63,8 +63,8 @@ class House:
         return [run["id"] for run in found["data"]]
 
 
-@task(id="work")
-def work() -> int:
+@task(id="awaited")
+def awaited() -> int:
     return 7
 
 
@@ -77,8 +77,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def house(served: Served) -> Iterator[House]:
-    register(work)
-    worker = HttpWorker(served, "worker_1", offer("work"), offer("holder"))
+    register(awaited)
+    worker = HttpWorker(served, "worker_1", offer("awaited"), offer("holder"))
     gate = Gate(served.port)
     configure(api_url=gate.url, secret_key=KEY)
     held = worker.take(served.trigger("holder"))
@@ -96,10 +96,10 @@ class Kinds:
 
     def __init__(self, house: House) -> None:
         self.house = house
-        self.target = house.served.trigger()
+        self.target = house.served.trigger("awaited")
         self.open = house.served.trigger("open")
         self.batch = house.served.post(
-            "/api/v2/tasks/batch", {"items": [{"task": "work", "options": {}}] * 3}
+            "/api/v2/tasks/batch", {"items": [{"task": "awaited", "options": {}}] * 3}
         )
         house.finish()
         self.worker_writes()
@@ -113,10 +113,10 @@ class Kinds:
     def blocking(self) -> dict[str, tuple[Callable[[], Any], Any]]:
         client, run_id = default_client(), self.house.run["id"]
         return {
-            "trigger": (lambda: work.trigger().task_id, "work"),
-            "by name": (lambda: tasks.trigger("work").task_id, "work"),
-            "by a client": (lambda: client.trigger("work").task_id, "work"),
-            "batch": (lambda: len(work.batch_trigger([]).runs), 0),
+            "trigger": (lambda: awaited.trigger().task_id, "awaited"),
+            "by name": (lambda: tasks.trigger("awaited").task_id, "awaited"),
+            "by a client": (lambda: client.trigger("awaited").task_id, "awaited"),
+            "batch": (lambda: len(awaited.batch_trigger([]).runs), 0),
             "batch of two": (lambda: len(tasks.batch_trigger("open", [None, None]).runs), 2),
             "portions": (lambda: len(tasks.batch_trigger("open", ["x" * 60] * 5).runs), 5),
             "retrieve": (lambda: runs.retrieve(self.target).id, self.target),
@@ -152,9 +152,9 @@ class Kinds:
             return read(await awaited)
 
         return {
-            "trigger": (lambda: of(work.atrigger(), lambda handle: handle.task_id), "work"),
-            "by name": (lambda: of(tasks.atrigger("work"), lambda handle: handle.task_id), "work"),
-            "by a client": (lambda: of(client.atrigger("work"), lambda handle: handle.task_id), "work"),
+            "trigger": (lambda: of(awaited.atrigger(), lambda handle: handle.task_id), "awaited"),
+            "by name": (lambda: of(tasks.atrigger("awaited"), lambda handle: handle.task_id), "awaited"),
+            "by a client": (lambda: of(client.atrigger("awaited"), lambda handle: handle.task_id), "awaited"),
             "batch of two": (
                 lambda: of(tasks.abatch_trigger("open", [None, None]), lambda batch: len(batch.runs)),
                 2,
@@ -315,7 +315,7 @@ def test_an_attempt_that_is_given_up_stops_waiting(house: House, colour: str, mo
     # And from now on nothing is even tried.
     came = house.gate.came
     with pytest.raises(AttemptOverError, match="the call was not made"):
-        work.trigger()
+        awaited.trigger()
     assert house.gate.came == came
 
 
@@ -325,7 +325,7 @@ def test_a_cancelled_call_ends_at_once(house: House, mode: Mode) -> None:
 
     async def main() -> None:
         for call in (
-            lambda: work.atrigger(),
+            lambda: awaited.atrigger(),
             lambda: tasks.abatch_trigger("open", [None]),
             lambda: runs.aretrieve("run_1"),
             lambda: runs.await_("run_1"),
@@ -348,7 +348,7 @@ def test_a_cancelled_call_ends_at_once(house: House, mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", [Mode.SHUT, Mode.SILENT])
 def test_a_timeout_of_the_users_own_is_kept(house: House, mode: Mode) -> None:
-    target = house.served.trigger()
+    target = house.served.trigger("awaited")
     handle = default_client().trigger("open")
     house.gate.turn(mode)
     for call in (

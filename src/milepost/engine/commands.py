@@ -8,11 +8,17 @@ from typing import Any
 
 import msgspec
 
-from milepost.protocol.metadata import ChangeWriter
 from milepost.protocol.streams import PartReply, WriterEnd
 from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import AttemptLines, Death, RunReport, WorkerTask
 from milepost.store.documents import Snapshot
+
+
+class AttemptRef(msgspec.Struct, frozen=True, gc=False):
+    """An attempt of a run. A command that names one is refused when the attempt is over (`fencing.py`)."""
+
+    run: str
+    number: int
 
 
 class TriggerItem(msgspec.Struct, frozen=True, gc=False):
@@ -39,6 +45,7 @@ class Trigger(msgspec.Struct, frozen=True):
     item: TriggerItem
     request_id: str | None = None
     token: OneTimeToken | None = None
+    attempt: AttemptRef | None = None
 
 
 class TriggerBatch(msgspec.Struct, frozen=True):
@@ -49,6 +56,7 @@ class TriggerBatch(msgspec.Struct, frozen=True):
     resume_parent: bool = False
     request_id: str | None = None
     token: OneTimeToken | None = None
+    attempt: AttemptRef | None = None
 
 
 class Triggered(msgspec.Struct, frozen=True):
@@ -68,6 +76,7 @@ class CreateBatch(msgspec.Struct, frozen=True):
     resume_parent: bool = False
     request_id: str | None = None
     token: OneTimeToken | None = None
+    attempt: AttemptRef | None = None
 
 
 class AddBatchItems(msgspec.Struct, frozen=True):
@@ -78,6 +87,7 @@ class AddBatchItems(msgspec.Struct, frozen=True):
     lines: Sequence[BatchLine]
     run_count: int | None = None
     token: OneTimeToken | None = None
+    attempt: AttemptRef | None = None
 
 
 class ItemsAdded(msgspec.Struct, frozen=True):
@@ -97,7 +107,7 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
     and is refused as a whole. With `if_version`, everything is refused unless the run's own document has that version. A repeated
     `request_id` is answered with what the first one was refused, and changes nothing.
 
-    `writer` is set when the caller is part of a run, such as a child process of it: it may write to that run and its ancestors only,
+    `attempt` is set when the caller is part of a run, such as a child process of it: it may write to that run and its ancestors only,
     as the run itself.
     """
 
@@ -106,7 +116,7 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
     document: dict[str, Any] | None = None
     if_version: int | None = None
     request_id: str | None = None
-    writer: ChangeWriter | None = None
+    attempt: AttemptRef | None = None
 
 
 class RegisterWorker(msgspec.Struct, frozen=True):
@@ -192,9 +202,10 @@ class AddChunks(msgspec.Struct, frozen=True):
 
 
 class AddOutsideChunks(msgspec.Struct, frozen=True):
-    """Store chunks of a writer that is no part of a run. Result: `PartReply`. Each chunk of a writer is stored once."""
+    """Store chunks of a writer that no worker speaks for. Result: `PartReply`. Each chunk of a writer is stored once."""
 
     part: Written
+    attempt: AttemptRef | None = None
 
 
 class PruneStreams(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from milepost.engine import (
     claiming,
+    fencing,
     history,
     indexing,
     metadata,
@@ -303,10 +304,11 @@ class Engine:
                     ids.update(filter(None, [command.parent_id]))
                 case UpdateMetadata():
                     ids.add(command.run_id)
-                    if command.writer is not None:
-                        ids.add(command.writer.run)
                 case _:
                     pass
+            attempt = fencing.attempt_of(command)
+            if attempt is not None:
+                ids.add(attempt.run)
             request_id = getattr(command, "request_id", None)
             if request_id is not None:
                 request_ids.append(request_id)
@@ -318,6 +320,7 @@ class Engine:
     def _decide(self, command: Command, transaction: Transaction) -> Any:
         state = self.state
         try:
+            fencing.check(command, transaction)
             match command:
                 case Report():
                     return reporting.report(command, transaction, state)

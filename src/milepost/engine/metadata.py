@@ -24,8 +24,8 @@ from milepost.model.document import Document
 from milepost.model.jsonvalue import check_json
 from milepost.model.operations import Operation, Refusal, Update
 from milepost.model.typed import check_document
-from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
-from milepost.protocol.metadata import Refused
+from milepost.protocol.endpoints import REQUEST_ID_HEADER
+from milepost.protocol.metadata import ChangeWriter, Refused
 from milepost.protocol.work import RunReport, TargetOperations
 from milepost.store.runs import RunRow
 
@@ -60,13 +60,10 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
     if row is None:
         raise RunNotFoundError(f"there is no run {command.run_id!r}")
     writing, writer = row, Writer()
-    if command.writer is not None:
-        found = transaction.run(command.writer.run)
-        if found is None:
-            raise RunNotFoundError(
-                f"{ATTEMPT_HEADER}: there is no run {command.writer.run!r} that could write"
-            )
-        writing, writer = found, Writer(found.id, command.writer.attempt)
+    if command.attempt is not None:
+        # `fencing.check` has seen that there is such a run.
+        writing = transaction.run(command.attempt.run) or row
+        writer = Writer(command.attempt.run, command.attempt.number)
     earlier = transaction.earlier_answer(command.request_id)
     if earlier is not None:
         answered = _ANSWERED.decode(earlier)
@@ -103,8 +100,8 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
         written = write(target, writing, writer, transaction, state)
         bad += [_at(refusal, operations[refusal.index][0], raw) for refusal in written]
         refused += sorted(bad, key=lambda refusal: refusal.index)
-    if command.writer is not None:
-        logs.tell(writing.id, command.writer.attempt, "warning", refused_lines(refused), transaction, state)
+    if command.attempt is not None:
+        logs.tell(writing.id, command.attempt.number, "warning", refused_lines(refused), transaction, state)
     if command.request_id is not None:
         answered = _Answered(_checksum(command), refused)
         transaction.keep_answer(command.request_id, msgspec.json.encode(answered))
@@ -114,7 +111,10 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
 def _checksum(command: UpdateMetadata) -> int:
     """What a request says, in short: a repeat says the same."""
     said = (command.targets, command.document, command.if_version)
-    return zlib.crc32(msgspec.json.encode(said if command.writer is None else (*said, command.writer)))
+    if command.attempt is None:
+        return zlib.crc32(msgspec.json.encode(said))
+    writer = ChangeWriter(command.attempt.run, command.attempt.number)
+    return zlib.crc32(msgspec.json.encode((*said, writer)))
 
 
 def _updated(row: RunRow, refused: list[Refused], transaction: Transaction) -> MetadataUpdated:

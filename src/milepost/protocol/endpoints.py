@@ -145,20 +145,20 @@ OPENAPI = Endpoint(
 
 TRIGGER = Endpoint(
     "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run", TRIGGERERS,
-    triggering.TriggerRequest, triggering.TriggerResponse, problems=(400, 404, 422), tag="triggering",
+    triggering.TriggerRequest, triggering.TriggerResponse, problems=(400, 404, 409, 422), tag="triggering",
 )  # fmt: skip
 TRIGGER_BATCH = Endpoint(
     "trigger_batch", "POST", "/api/v2/tasks/batch", "Trigger up to 1,000 runs at once", BATCH_TRIGGERERS,
-    triggering.BatchRequest, triggering.BatchResponse, status=202, problems=(400, 404, 422), tag="triggering",
+    triggering.BatchRequest, triggering.BatchResponse, status=202, problems=(400, 404, 409, 422), tag="triggering",
 )  # fmt: skip
 CREATE_BATCH = Endpoint(
     "create_batch", "POST", "/api/v3/batches", "Announce a batch whose items follow", BATCH_TRIGGERERS,
-    triggering.BatchCreateRequest, triggering.BatchCreateResponse, status=202, problems=(400, 404, 422), tag="triggering",
+    triggering.BatchCreateRequest, triggering.BatchCreateResponse, status=202, problems=(400, 404, 409, 422), tag="triggering",
 )  # fmt: skip
 ADD_BATCH_ITEMS = Endpoint(
     "add_batch_items", "POST", "/api/v3/batches/{batch}/items", "Send the items of an announced batch, one JSON object per line",
     BATCH_FILLERS,
-    triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 415, 422), tag="triggering",
+    triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 409, 415, 422), tag="triggering",
     parameters=(Parameter("runCount", "how many items the batch has in all, where that was not said before", "integer"),),
 )  # fmt: skip
 RETRIEVE_BATCH = Endpoint(
@@ -306,7 +306,7 @@ READ_INPUT = Endpoint(
 )  # fmt: skip
 SEND_INPUT = Endpoint(
     "send_input", "POST", "/realtime/v1/streams/{run}/input/{key}", "Send something to a run", INPUT_SENDERS,
-    streams.InputRequest, streams.InputResponse, problems=(400, 404, 413, 422), tag="streams",
+    streams.InputRequest, streams.InputResponse, problems=(400, 404, 409, 413, 422), tag="streams",
 )  # fmt: skip
 STREAM_POSITION = Endpoint(
     "stream_position", "HEAD", "/realtime/v1/streams/{run}/{target}/{key}",
@@ -319,11 +319,11 @@ READ_STREAM = Endpoint(
 )  # fmt: skip
 CREATE_STREAM = Endpoint(
     "create_stream", "PUT", "/realtime/v1/streams/{run}/{target}/{key}", "Make a stream known before its first chunk", KEY_ONLY,
-    response=streams.StreamCreated, status=202, problems=(400, 404, 422), tag="streams",
+    response=streams.StreamCreated, status=202, problems=(400, 404, 409, 422), tag="streams",
 )  # fmt: skip
 APPEND_CHUNK = Endpoint(
     "append_chunk", "POST", "/realtime/v1/streams/{run}/{target}/{key}/append", "Add one chunk of text, as it is", KEY_ONLY,
-    response=streams.InputResponse, problems=(400, 404, 413, 422), tag="streams",
+    response=streams.InputResponse, problems=(400, 404, 409, 413, 422), tag="streams",
 )  # fmt: skip
 WRITE_STREAM = Endpoint(
     "write_stream", "POST", "/realtime/v1/streams/{run}/{target}/{key}",
@@ -358,4 +358,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
 REQUEST_ID_HEADER = "x-trigger-request-idempotency-key"
 
 ATTEMPT_HEADER = "x-milepost-attempt"
-"""Says which attempt of which run makes a request, as `run_id:attempt`; what its child processes and programs send has it too."""
+"""Says which attempt of which run makes a request, as `run_id:attempt`; what its child processes and programs send has it too.
+
+A request that changes something is refused with `attempt_over` once that attempt is over; those that read do not look at it.
+"""

@@ -4,18 +4,25 @@ Nothing here tells a token what there is: a run that it does not show and one th
 """
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 
 import msgspec
+from starlette.requests import Request
 
-from milepost.engine.commands import OneTimeToken
+from milepost.engine.commands import AttemptRef, OneTimeToken
 from milepost.engine.reading import Reader
-from milepost.errors import InsufficientScopeError, MetadataPathError, MetadataTooLargeError
+from milepost.errors import (
+    BadRequestError,
+    InsufficientScopeError,
+    MetadataPathError,
+    MetadataTooLargeError,
+)
 from milepost.model import scopes as words
 from milepost.model.operations import Operation
 from milepost.model.scopes import RunScope
 from milepost.model.shown_keys import written_keys
-from milepost.protocol.endpoints import Endpoint, ScopeRule
+from milepost.protocol.endpoints import ATTEMPT_HEADER, Endpoint, ScopeRule
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.server.auth import Caller, PublicToken
 from milepost.server.doors import AT_MAX
@@ -113,7 +120,26 @@ def one_time_token(caller: Caller) -> OneTimeToken | None:
     return OneTimeToken(token.id, min(round(token.expires_at * 1_000_000), AT_MAX))
 
 
-def check_written(caller: Caller, request: MetadataRequest, run_id: str, *, as_attempt: bool) -> None:
+def attempt_of(caller: Caller, request: Request) -> AttemptRef | None:
+    """The attempt that makes a request; None for a caller that is no part of a run.
+
+    Raises: BadRequestError for what names none; InsufficientScopeError for a public token, which is no attempt's.
+    """
+    text = request.headers.get(ATTEMPT_HEADER)
+    if text is None:
+        return None
+    if caller.token is not None:
+        raise InsufficientScopeError("what is sent with a public token is not sent by an attempt of a run")
+    run_id, _, number = text.rpartition(":")
+    if not run_id or not re.fullmatch("[1-9][0-9]{0,8}", number):
+        raise BadRequestError(
+            f"{ATTEMPT_HEADER} names a run and the number of its attempt, such as run_1234:2, not {text!r:.100}",
+            field=ATTEMPT_HEADER,
+        )
+    return AttemptRef(run_id, int(number))
+
+
+def check_written(caller: Caller, request: MetadataRequest, run_id: str) -> None:
     """Make sure that the caller's token allows what the request writes. Raises InsufficientScopeError.
 
     An operation that is none, or whose key is none, writes nothing: it is refused later, and alone.
@@ -121,10 +147,9 @@ def check_written(caller: Caller, request: MetadataRequest, run_id: str, *, as_a
     token = caller.token
     if token is None:
         return
-    if as_attempt or request.parent_operations or request.root_operations:
+    if request.parent_operations or request.root_operations:
         raise InsufficientScopeError(
-            f"this public token writes to the metadata of run {run_id!r:.100} only, and not as an attempt of a run, "
-            "nor to its parent or root"
+            f"this public token writes to the metadata of run {run_id!r:.100} only, and not to its parent or root"
         )
     keys = token.scopes.written_keys(run_id)
     if keys is None:

@@ -1,7 +1,6 @@
 """What each endpoint does: from a checked request to a command or a reading, and back to a message. No decisions here."""
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar, cast
@@ -30,8 +29,8 @@ from milepost.model.scopes import parse_scope
 from milepost.model.shown_keys import shown_document
 from milepost.protocol import endpoints
 from milepost.protocol.dashboard import SignInLink
-from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER, Endpoint
-from milepost.protocol.metadata import OPERATIONS_MAX, ChangeWriter, MetadataRequest, MetadataResponse
+from milepost.protocol.endpoints import REQUEST_ID_HEADER, Endpoint
+from milepost.protocol.metadata import OPERATIONS_MAX, MetadataRequest, MetadataResponse
 from milepost.protocol.tokens import (
     ENVIRONMENT_ID,
     LIFE_SECONDS,
@@ -214,9 +213,10 @@ class Handlers:
         access.check_no_parent(
             caller, [item.options.parent_run_id], [item.options.resume_parent_on_completion]
         )
+        attempt = access.attempt_of(caller, request)
         await doors.check_payloads([item], place="")
         triggered = await self._submit(
-            commands.Trigger(item, _request_id(request), access.one_time_token(caller))
+            commands.Trigger(item, _request_id(request), access.one_time_token(caller), attempt)
         )
         run_id = triggered.run_ids[0]
         return WithToken(
@@ -243,6 +243,7 @@ class Handlers:
         caller = caller_of(request)
         access.check_batch_tasks(caller, (item.task for item in items))
         _check_parents(caller, body, items)
+        attempt = access.attempt_of(caller, request)
         await doors.check_payloads(items, place="items[{}].")
         triggered = await self._submit(
             commands.TriggerBatch(
@@ -251,6 +252,7 @@ class Handlers:
                 body.resume_parent_on_completion,
                 _request_id(request),
                 access.one_time_token(caller),
+                attempt,
             )
         )
         answer = BatchResponse(
@@ -268,6 +270,7 @@ class Handlers:
         caller = caller_of(request)
         access.check_batch_tasks(caller, body.task_identifiers)
         _check_parents(caller, body, ())
+        attempt = access.attempt_of(caller, request)
         batch_id = await self._submit(
             commands.CreateBatch(
                 body.run_count,
@@ -275,6 +278,7 @@ class Handlers:
                 body.resume_parent_on_completion,
                 _request_id(request),
                 access.one_time_token(caller),
+                attempt,
             )
         )
         # Never "cached": then the clients would not send the items.
@@ -303,11 +307,12 @@ class Handlers:
             (item.options.parent_run_id for item in items),
             (item.options.resume_parent_on_completion for item in items),
         )
+        attempt = access.attempt_of(caller, request)
         await doors.check_payloads(items, place="items[{}].")
         run_count = None
         if "runCount" in request.query_params:
             run_count = requests.whole_number(request, "runCount", default=0)
-        added = await self._submit(commands.AddBatchItems(batch_id, lines, run_count, one_time))
+        added = await self._submit(commands.AddBatchItems(batch_id, lines, run_count, one_time, attempt))
         return BatchItemsResponse(
             id=batch_id,
             items_accepted=added.accepted,
@@ -424,8 +429,9 @@ class Handlers:
         if document is None and not targets:
             raise BadRequestError("send `operations` (a list) or `metadata` (an object)", field="operations")
         whole = cast("dict[str, Any] | None", document)
-        run_id, caller, attempt = request.path_params["run"], caller_of(request), _attempt(request)
-        access.check_written(caller, body, run_id, as_attempt=attempt is not None)
+        run_id, caller = request.path_params["run"], caller_of(request)
+        attempt = access.attempt_of(caller, request)
+        access.check_written(caller, body, run_id)
         updated = await self._submit(
             commands.UpdateMetadata(
                 run_id,
@@ -554,20 +560,6 @@ def _check_parents(
             *(item.options.resume_parent_on_completion for item in items),
         ],
     )
-
-
-def _attempt(request: Request) -> ChangeWriter | None:
-    """The attempt that makes the request; None for a caller that is no part of a run."""
-    text = request.headers.get(ATTEMPT_HEADER)
-    if text is None:
-        return None
-    run_id, _, number = text.rpartition(":")
-    if not run_id or not re.fullmatch("[1-9][0-9]{0,8}", number):
-        raise BadRequestError(
-            f"{ATTEMPT_HEADER} names a run and the number of its attempt, such as run_1234:2, not {text!r:.100}",
-            field=ATTEMPT_HEADER,
-        )
-    return ChangeWriter(run_id, int(number))
 
 
 def _request_id(request: Request) -> str | None:

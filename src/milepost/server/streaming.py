@@ -39,7 +39,8 @@ from milepost.protocol.streams import (
     StreamPart,
     WriterEnd,
 )
-from milepost.server import requests
+from milepost.server import access, requests
+from milepost.server.auth import caller_of
 
 IDLE_SECONDS_MAX = 600
 WRITER_CHARACTERS_MAX = 200
@@ -110,20 +111,21 @@ class Streaming:
         # Readers get the text of what was sent (protocol, section 9).
         text = msgspec.json.encode(_chunk(bytes(body.data), "data").decode())
         await self._store(
+            request,
             Written(
                 request.path_params["run"],
                 _name(request, INPUT),
                 f"request/{_request_id(request)}",
                 0,
                 [text],
-            )
+            ),
         )
         return InputResponse()
 
     async def create_stream(self, request: Request) -> Any:
         """Make a stream known."""
         run_id = await self._target(request)
-        await self._store(Written(run_id, _name(request, OUTPUT), "created", 0, ()))
+        await self._store(request, Written(run_id, _name(request, OUTPUT), "created", 0, ()))
         return StreamCreated()
 
     async def append_chunk(self, request: Request) -> Any:
@@ -136,7 +138,10 @@ class Streaming:
             raise BadRequestError(f"the chunk is not UTF-8: {error}", field="body") from None
         writer = request.headers.get("x-part-id") or _request_id(request)
         await self._store(
-            Written(run_id, _name(request, OUTPUT), f"part/{_writer(writer)}", 0, [_chunk(text, "the chunk")])
+            request,
+            Written(
+                run_id, _name(request, OUTPUT), f"part/{_writer(writer)}", 0, [_chunk(text, "the chunk")]
+            ),
         )
         return InputResponse()
 
@@ -162,7 +167,7 @@ class Streaming:
         async def store(end: WriterEnd | None = None) -> None:
             nonlocal number, lines, size
             texts, lines, size = lines, [], 0
-            await self._store(Written(run_id, name, writer, number, texts, end))
+            await self._store(request, Written(run_id, name, writer, number, texts, end))
             number += len(texts)
 
         # A writer whose connection breaks comes back, and goes on behind what is stored.
@@ -183,8 +188,9 @@ class Streaming:
         await store(WriterEnd())
         return InputResponse()
 
-    async def _store(self, part: Written) -> PartReply:
-        reply: PartReply = await self._submit(AddOutsideChunks(part))
+    async def _store(self, request: Request, part: Written) -> PartReply:
+        attempt = access.attempt_of(caller_of(request), request)
+        reply: PartReply = await self._submit(AddOutsideChunks(part, attempt))
         if reply.code is not None:
             raise _refused(reply)
         return reply
