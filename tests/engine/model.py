@@ -302,8 +302,7 @@ class Model:
             self._die(command.worker_id, command.death, now)
         if command.leaving:
             for run in self._held_by(command.worker_id):
-                run.has_begun = True
-                self._release(run, "handed_back")
+                self._release(run, "handed_back" if run.has_begun else "never_begun")
         if command.death or command.leaving:
             self.workers.pop(command.worker_id, None)
 

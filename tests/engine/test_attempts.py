@@ -73,6 +73,7 @@ def test_a_run_that_never_began_is_not_charged(world: World, worker: WorkerDoubl
 def test_a_run_that_is_handed_back_is_not_charged(
     world: World, worker: WorkerDouble, run: ClaimedRun
 ) -> None:
+    worker.begin(run)
     worker.send(leaving=True)
     assert ends(world, run.id) == ["handed_back"]
     again = next_worker(world, "worker_2").claim_one()
@@ -281,6 +282,7 @@ def test_number_and_count_of_attempts_over_all_ends(world: World, worker: Worker
             break
         third.finish(run)
     assert (run.attempt, run.charged) == (3, 1)
+    third.begin(run)
     third.send(leaving=True)
     fourth = next_worker(world, "worker_4")
     run = fourth.claim_one()

@@ -8,7 +8,6 @@ from milepost.engine.commands import (
     AttemptRef,
     Command,
     CreateBatch,
-    ReleaseLostRuns,
     Report,
     Trigger,
     TriggerBatch,
@@ -56,8 +55,7 @@ def test_a_lease_that_is_over_fences_everything(
     attempt = AttemptRef(run.id, run.attempt)
     for command in commands_of(run.id, batch_id, target, attempt):
         world.do(command)
-    world.clock.advance(31)
-    assert world.do(ReleaseLostRuns()) == 1
+    assert world.pass_lease() == 1
     for command in commands_of(run.id, batch_id, target, attempt):
         with pytest.raises(AttemptOverError, match="is over"):
             world.do(command)
