@@ -96,6 +96,7 @@ def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
             "counted_ids",
             "log_marks",
             "metadata_values",
+            "run_counts",
             "run_tags",
             "stream_writers",
             "streams",

@@ -7,10 +7,11 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from conformance.rows import NOW, insert, new_run, put, row_of, run_name
-from milepost.model.run import HELD_STATUSES, RunStatus
+from milepost.model.run import RunStatus
 from milepost.store import runs
 from milepost.store.database import Store
 from milepost.store.queues import QueueRow, all_queues, load_queues, save_queues
+from milepost.store.run_counts import ALL, add_counts
 from milepost.store.runs import INLINE_CHARACTERS, RunFilter
 from milepost.store.schema import runs as table
 from support.work import work_of_readers
@@ -214,16 +215,47 @@ def test_the_next_due_time_is_that_of_a_queued_run_after_the_given_one(store: St
         assert next_due(NOW) is None
 
 
-def test_counting_all_runs_reads_no_rows_of_those_that_have_completed(store: Store) -> None:
-    insert(store, *(new_run(number) for number in range(3000)))
+def test_counts_that_are_kept_add_up(store: Store) -> None:
     with store.write() as connection:
-        connection.execute(update(table).values(status="COMPLETED", finished_at=NOW))
-    for number, status in enumerate(RunStatus):
-        put(store, number, status, worker="w" if status in HELD_STATUSES else None)
+        add_counts(connection, [(ALL, "QUEUED", 3), ("run_1", "QUEUED", 2), (ALL, "FAILED", 1)])
+        add_counts(connection, [(ALL, "QUEUED", -1), ("run_1", "QUEUED", -2)])
+    with store.read() as connection:
+        assert runs.count_by_status(connection, RunFilter()) == {"QUEUED": 2, "FAILED": 1}
+        assert runs.count_by_status(connection, RunFilter(parent_id="run_1")) == {}
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        RunFilter(),
+        RunFilter(tags=("rare",)),
+        RunFilter(tags=("common",)),
+        RunFilter(tags=("rare", "common")),
+        RunFilter(tags=("nobody's",)),
+        RunFilter(parent_id=run_name(1)),
+        RunFilter(root_id=run_name(1)),
+        RunFilter(tasks=("work",)),
+        RunFilter(top_level=True),
+    ],
+    ids=str,
+)
+def test_a_page_of_a_list_costs_the_page_and_not_the_list(store: Store, filter: RunFilter) -> None:
+    insert(
+        store,
+        *(
+            new_run(
+                number,
+                tags=["rare" if number % 1000 == 7 else "common"],
+                parent_id=run_name(1) if number % 2 and number > 1 else None,
+                root_id=run_name(1) if number % 2 else run_name(number),
+            )
+            for number in range(3000)
+        ),
+    )
     with work_of_readers(store) as work, store.read() as connection:
-        counts = runs.count_by_status(connection, RunFilter())
-    assert counts == {"QUEUED": 1, "EXECUTING": 1, "WAITING": 1, "FAILED": 1, "COMPLETED": 2996}
-    assert work.steps < 500
+        found = runs.list_ids(connection, filter, limit=10)
+    assert bool(found) is (filter.tags != ("nobody's",))
+    assert work.steps < 1500, work.steps
 
 
 def test_the_next_due_time_is_found_without_passing_by_what_is_queued(store: Store) -> None:
@@ -362,8 +394,9 @@ def test_every_filter_narrows_the_list_and_the_counts(store: Store) -> None:
         for fields, numbers in cases:
             filter = RunFilter(**fields)
             assert runs.list_ids(connection, filter, limit=100) == names(*numbers), fields
-            assert sum(runs.count_by_status(connection, filter).values()) == len(numbers), fields
-        assert runs.count_by_status(connection, RunFilter()) == {"QUEUED": 3, "COMPLETED": 1, "FAILED": 1}
+            if fields.keys() not in ({}.keys(), {"parent_id"}):
+                # Of all runs and of children the counts are kept.
+                assert sum(runs.count_by_status(connection, filter).values()) == len(numbers), fields
 
 
 def test_a_list_without_children_does_not_read_past_them(store: Store) -> None:

@@ -36,7 +36,7 @@ from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import BatchLine
 from milepost.protocol.work import AttemptLines, BegunRun, Death, RunReport, TargetOperations
 from milepost.store.attempts import load_attempts
-from milepost.store.runs import load_rows
+from milepost.store.runs import RunFilter, count_by_status, load_rows
 from support.faults import faults
 from support.operations import DOCUMENTS, OPERATIONS, RELATED, exactly
 from support.properties import database_property
@@ -338,6 +338,13 @@ class EngineMachine(RuleBasedStateMachine):
                 assert shown.metadata_version == run.document.version
                 assert (shown.finished_at is None) == (run.finished_at is None)
                 assert (shown.error.name if shown.error else None) == run.error
+            for parent in (None, *self.model.runs):
+                counts: dict[str, int] = {}
+                for run in self.model.runs.values():
+                    if parent is None or run.parent == parent:
+                        counts[run.status] = counts.get(run.status, 0) + 1
+                with self.world.store.read() as connection:
+                    assert count_by_status(connection, RunFilter(parent_id=parent)) == counts, parent
             for batch_id, batch in self.model.batches.items():
                 found = self.world.reader.batch_row(batch_id)
                 ended = sum(self.model.runs[run_id].finished_at is not None for run_id in batch.runs.values())

@@ -19,6 +19,7 @@ from milepost.engine.documents import DocumentCache, HotDocument, Writer, ids_of
 from milepost.engine.state import EngineState, Worker
 from milepost.model.counted import KNOWN_MAX
 from milepost.model.operations import Operation, Refusal
+from milepost.model.run import RunStatus
 from milepost.model.typed import Declared
 from milepost.store import attempts as attempt_store
 from milepost.store import batches as batch_store
@@ -33,6 +34,7 @@ from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
 from milepost.store.queues import QueueRow
 from milepost.store.records import LogMark, LogRow, UsedToken
+from milepost.store.run_counts import ALL, add_counts
 from milepost.store.runs import NewRun, RunRow
 from milepost.store.streams import ChunkRow, StreamRow, WriterRow
 from milepost.store.workers import WorkerRow
@@ -85,6 +87,8 @@ class Transaction:
         # Rows of which only the newest report changed.
         self._reported_rows: dict[str, RunRow] = {}
         self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
+        # By parent, or `ALL`, and status: how many runs more.
+        self._counts: dict[tuple[str, RunStatus], int] = {}
         self._queues: dict[str, QueueRow | None] = {}
         self._dirty_queues: dict[str, QueueRow] = {}
         self._resumed: dict[str, list[str]] = {}
@@ -148,6 +152,12 @@ class Transaction:
         self._results[row.id] = (row, output, error)
         changed = self._announcement(row)
         changed.output, changed.error = output, error
+
+    def count(self, parent_id: str | None, status: RunStatus, more: int) -> None:
+        """There are so many more runs with this status; fewer where it is negative."""
+        for parent in (ALL, parent_id):
+            if parent is not None:
+                self._counts[parent, status] = self._counts.get((parent, status), 0) + more
 
     def offer(self, task: str, queue: str, *, later: bool = False) -> None:
         """A run of a task was queued in a queue; it is due, or will be later."""
@@ -435,6 +445,12 @@ class Transaction:
             self._reported_rows.clear()
         self._dirty_rows.clear()
         self._results.clear()
+        if self._counts:
+            changes = [
+                (parent, status.value, more) for (parent, status), more in self._counts.items() if more
+            ]
+            add_counts(connection, changes)
+            self._counts.clear()
         if self._dirty_queues:
             queue_store.save_queues(connection, self._dirty_queues.values())
             self._dirty_queues.clear()

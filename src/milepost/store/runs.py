@@ -1,6 +1,6 @@
 """Runs: insert, load, save, find the due ones, list, count."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     Executable,
     Integer,
+    Select,
     and_,
     bindparam,
     exists,
@@ -28,6 +29,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
+from milepost.store.run_counts import ALL, load_counts
 from milepost.store.schema import large_values, run_tags, runs
 from milepost.store.statements import Lookup, Row, Statement, padded
 
@@ -619,39 +621,48 @@ def list_ids(
 ) -> list[str]:
     """Ids of up to `limit` matching runs, newest first. Ids grow with time, so an id is the cursor: `after` gives older runs,
     `before` newer ones (the ones nearest to it). The filter's `metadata` is not looked at."""
-    statement = select(runs.c.id).where(*conditions(filter))
-    if before is not None:
-        statement = statement.where(runs.c.id > before).order_by(runs.c.id).limit(limit)
-        return list(connection.execute(statement).scalars())[::-1]
-    if after is not None:
-        statement = statement.where(runs.c.id < after)
-    return list(connection.execute(statement.order_by(runs.c.id.desc()).limit(limit)).scalars())
+    found: set[str] = set()
+    for id, statement in _ways(filter):
+        if before is not None:
+            statement = statement.where(id > before).order_by(id)
+        elif after is not None:
+            statement = statement.where(id < after).order_by(id.desc())
+        else:
+            statement = statement.order_by(id.desc())
+        found.update(connection.execute(statement.limit(limit)).scalars().all())
+    ids = sorted(found, reverse=True)
+    return ids[-limit:] if before is not None else ids[:limit]
+
+
+def _ways(filter: RunFilter) -> Iterator[tuple[ColumnElement[str], Select[str]]]:
+    """Selects that find all matching runs between them, each off an index that has them in their order."""
+    rest = conditions(msgspec.structs.replace(filter, tags=(), root_id=None))
+    of_tree: list[list[ColumnElement[bool]]] = [[]]
+    if filter.root_id is not None:
+        of_tree = [
+            [runs.c.parent_id.is_not(None), runs.c.root_id == filter.root_id],
+            [runs.c.id == filter.root_id, runs.c.parent_id.is_(None)],
+        ]
+    for tree in of_tree:
+        if not filter.tags:
+            yield runs.c.id, select(runs.c.id).where(*tree, *rest)
+        for tag in filter.tags:
+            tagged = run_tags.join(runs, runs.c.id == run_tags.c.run_id)
+            yield (
+                run_tags.c.run_id,
+                select(run_tags.c.run_id).select_from(tagged).where(run_tags.c.tag == tag, *tree, *rest),
+            )
 
 
 def count_by_status(connection: Connection, filter: RunFilter) -> dict[str, int]:
-    """How many matching runs have each status. The filter's `metadata` is not looked at."""
-    found = conditions(filter)
-    if not found:
-        return _count_all_by_status(connection)
-    statement = select(runs.c.status, func.count()).where(*found).group_by(runs.c.status)
+    """How many matching runs have each status. The filter's `metadata` is not looked at.
+
+    Of all runs and of the children of one it is kept; whatever else is asked for is counted.
+    """
+    if filter == RunFilter(parent_id=filter.parent_id):
+        return load_counts(connection, ALL if filter.parent_id is None else filter.parent_id)
+    statement = select(runs.c.status, func.count()).where(*conditions(filter)).group_by(runs.c.status)
     return _pairs(connection, statement)
-
-
-def _count_all_by_status(connection: Connection) -> dict[str, int]:
-    """The same of all runs. Nearly all of them have completed, and no row of those need be read: the others have indexes."""
-
-    def count(*conditions: ColumnElement[bool]) -> int:
-        statement = select(func.count()).select_from(runs).where(*conditions)
-        return connection.execute(statement).scalar_one()
-
-    counts = {
-        RunStatus.QUEUED.value: count(_DUE) + count(_APART),
-        RunStatus.EXECUTING.value: count(_HELD, _EXECUTING),
-        RunStatus.WAITING.value: count(_HELD, runs.c.status == _literal(RunStatus.WAITING)),
-        RunStatus.FAILED.value: count(runs.c.status == _literal(RunStatus.FAILED)),
-    }
-    counts[RunStatus.COMPLETED.value] = count() - sum(counts.values())
-    return {status: number for status, number in counts.items() if number}
 
 
 def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
@@ -664,10 +675,13 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
         found.append(runs.c.task.in_(filter.tasks))
     if filter.tags:
         found.append(exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag.in_(filter.tags))))
-    for name in ("batch_id", "parent_id", "root_id"):
+    for name in ("batch_id", "parent_id"):
         value = getattr(filter, name)
         if value is not None:
             found.append(runs.c[name] == value)
+    if filter.root_id is not None:
+        in_tree = and_(runs.c.parent_id.is_not(None), runs.c.root_id == filter.root_id)
+        found.append(or_(in_tree, runs.c.id == filter.root_id))
     if filter.top_level is not None:
         found.append(runs.c.parent_id.is_(None) if filter.top_level else runs.c.parent_id.is_not(None))
     if filter.created_from is not None:

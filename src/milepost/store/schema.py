@@ -96,6 +96,8 @@ runs = Table(
     Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
     # Also of the runs without a parent: a list of those must not read past their children.
     Index("runs_parent", "parent_id", "id"),
+    # A root is found by its id.
+    Index("runs_root", "root_id", "id", **_where("parent_id IS NOT NULL")),
     Index("runs_batch", "batch_id", "batch_index", unique=True, **_where("batch_id IS NOT NULL")),
     Index("runs_task", "task", "id"),
     # Queued and held runs are found by the indexes above; completed ones are the most and need none.
@@ -131,6 +133,16 @@ queues = Table(
     # How many execute now, and how many waiting ones would go on if there was room.
     Column("executing", Integer, nullable=False),
     Column("resuming", Integer, nullable=False),
+)
+
+# How many runs have each status: of the children of a run, and under an empty id of all runs.
+run_counts = Table(
+    "run_counts",
+    tables,
+    Column("parent_id", Text, primary_key=True),
+    Column("status", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # The workers that hold a lease.
