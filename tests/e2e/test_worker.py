@@ -140,7 +140,9 @@ def test_a_killed_executor_is_replaced_and_its_run_is_tried_again_at_once(
     assert dev.end() == 0
 
 
-def test_a_lost_executor_costs_a_run_without_retries_its_life(house: Callable[..., House]) -> None:
+def test_a_run_without_retries_that_kills_its_process_fails_with_the_cause(
+    house: Callable[..., House],
+) -> None:
     dev = house(
         """
         import os
@@ -156,7 +158,8 @@ def test_a_lost_executor_costs_a_run_without_retries_its_life(house: Callable[..
     run = dev.run("dies")
     assert run.is_failed
     assert run.error is not None
-    assert run.error.name == "WorkerLostError"
+    assert run.error.name == "ProcessDiedError"
+    assert "ended with exit code 7 (the task may have called os._exit)" in run.error.message
     assert dev.run("lives").output == "alive"
 
 
