@@ -336,7 +336,7 @@ def step(number: int) -> int:
     other = here.start_worker()
     try:
         for run_id in run_ids:
-            assert here.finished(run_id).is_completed
+            assert here.finished(run_id).error is None
     finally:
         for process in stopped:
             process.resume()
