@@ -130,7 +130,6 @@ class Oracle:
         assert not missing, f"{missing} were triggered and are missing"
         for row in self._runs.values():
             assert row.finished_at is not None, f"{row.id} has not ended"
-            assert row.worker_id is None
 
     # --- the log -----------------------------------------------------------------------------------------------
 

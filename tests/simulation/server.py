@@ -351,7 +351,7 @@ class ServerProcess:
 
     async def _upkeep(self) -> None:
         while True:
-            await asyncio.sleep(self.machine.settings.lease_seconds / 4)
+            await asyncio.sleep(min(1.0, self.machine.settings.lease_seconds / 4))
             with contextlib.suppress(UnavailableError):
                 await self.committer.submit(ReleaseLostRuns())
 
