@@ -27,7 +27,7 @@ class RunOracle:
         self._reader = Reader(store, metadata_size_max=10**9)
         self._attempts: dict[str, list[Attempt]] = defaultdict(list)
         for attempt in records.attempts:
-            if attempt.begun_at is not None:
+            if attempt.started_at is not None:
                 self._attempts[attempt.run_id].append(attempt)
         self._rows: dict[tuple[str, int], Any] = {}
         if HAS_ATTEMPTS:
@@ -77,20 +77,22 @@ class RunOracle:
 
     def _judge_hooks(self, run_id: str) -> None:
         """Each hook ran when its documentation says, and only then."""
-        started_before = False
+        is_first = may_be_first = True
         for attempt in sorted(self._attempts[run_id], key=lambda one: (one.number, one.begun_at or 0)):
             hooks = [name for name in attempt.hooks if name not in ("on_wait", "on_resume")]
-            if HAS_ATTEMPTS:
-                is_first = not started_before
-                started_before = started_before or self._is_known_to_have_begun(attempt)
-            else:
-                is_first = attempt.number == 1
+            if attempt.begun_at is None:
+                # Its process has died between the note that it begins and its code.
+                may_be_first = may_be_first and not self._is_known_to_have_begun(attempt)
+                continue
+            if is_first and not may_be_first:
+                is_first = "on_start" in hooks
             expected = ["on_start_attempt", *(["on_start"] if is_first else []), *_hooks_at_end(attempt)]
             if attempt.outcome is None or attempt.is_over_early:
                 # Its process has died, or nobody has heard the rest.
                 assert hooks == expected[: len(hooks)], f"{attempt} has run {hooks} instead of {expected}"
             else:
                 assert hooks == expected, f"{attempt} has run {hooks} instead of {expected}"
+            is_first = is_first and not self._is_known_to_have_begun(attempt)
             waits = [name for name in attempt.hooks if name in ("on_wait", "on_resume")]
             assert all(name == "on_wait" for name in waits[::2]), f"{attempt} has run {waits}"
 

@@ -131,6 +131,7 @@ class Watch:
         self._steady = steady
         self._failed = failed
         self.rows: dict[str, Row] = {}
+        self._before: dict[str, Row] = {}
         self.ledgers: dict[str, Ledger] = defaultdict(Ledger)
         # Who each attempt was given to.
         self.claims: dict[tuple[str, int], set[str]] = defaultdict(set)
@@ -190,7 +191,7 @@ class Watch:
             rows = {row[0]: Row(*row) for row in self._connection.execute(_SELECT)}
             changed = [(self.rows.get(row.id), row) for row in rows.values() if self.rows.get(row.id) != row]
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
-            self.rows = rows
+            self._before, self.rows = self.rows, rows
             claimed: set[str] = set()
             for before, row in changed:
                 if self._judge_change(before, row, commands, now):
@@ -470,8 +471,14 @@ class Watch:
             )
         if key not in begun:
             return {"never_begun"}
-        executing = [item for item in begun if not begun[item]]
-        suspects = executing or list(begun)
+        # Of those that the server had not heard the end of.
+        held = {
+            (row.id, row.attempt): row
+            for row in self._before.values()
+            if row.holder is not None and row.worker_id == worker_id
+        }
+        executing = [item for item in held if item in begun and not begun[item]]
+        suspects = executing or [item for item in held if item in begun or held[item].begun_at is not None]
         return {"crashed"} if suspects == [key] else {"beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
