@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import aclosing
-from contextvars import copy_context
+from contextvars import Context
 from random import Random
 from typing import Any, cast
 
@@ -232,7 +232,7 @@ class ServerProcess:
         self.machine = machine
         self.loop = machine.network.loop
         self.is_dead = False
-        self._context = copy_context()
+        self._context = Context()
         self._context.run(process_of_code.set, self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handlings: dict[Handling, None] = {}

@@ -7,21 +7,24 @@ import logging
 import random as chance
 from collections.abc import Callable
 from contextlib import ExitStack
+from contextvars import Context
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import msgspec
-from aiohttp import ClientTimeout
 
-from milepost.client import async_transport, portions
+from milepost.client import async_transport, connection, portions, retries
+from milepost.client.connection import Connection
+from milepost.client.retries import Retries
 from milepost.engine import documents
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError
 from milepost.feed import hub
 from milepost.model.retry import Retry
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.sdk import buffer
+from milepost.sdk import buffer, calling
 from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.database import Store
@@ -29,7 +32,7 @@ from milepost.store.runs import RunFilter
 from milepost.worker import channel, claiming, link, log_book, membership
 from simulation import server as server_module
 from simulation.loop import VirtualLoop
-from simulation.network import Faults, Network
+from simulation.network import URL, Faults, Network
 from simulation.oracle import Oracle, describe
 from simulation.records import Records
 from simulation.run_oracle import RunOracle
@@ -257,7 +260,8 @@ class Simulation:
                 self._spawn_user(work(user, run_id))
 
     def _spawn_user(self, work: Any) -> None:
-        task = self.loop.create_task(work)
+        # Nothing of whoever was just at work.
+        task = self.loop.create_task(work, context=Context())
         self._users.append(task)
         task.add_done_callback(self._user_done)
 
@@ -271,14 +275,19 @@ class Simulation:
         """Raises Failed."""
         chance.seed(self.seed)
         plan = self.plan
+        clock = SimpleNamespace(monotonic=self.loop.time)
         with ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(Retries.__init__.__kwdefaults__, clock=self.loop.time))
             for module, name, value in (
                 (membership, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
                 (claiming, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
                 (link, "REQUEST_SECONDS_MAX", plan.request_seconds_max),
                 (link, "INBOX_SILENCE_SECONDS_MAX", plan.silence_seconds_max),
-                (async_transport, "_ANSWER_TIMEOUT", ClientTimeout(sock_read=plan.request_seconds_max)),
-                (async_transport, "_FEED_TIMEOUT", ClientTimeout(sock_read=plan.silence_seconds_max)),
+                (async_transport, "ANSWER_SECONDS_MAX", plan.request_seconds_max),
+                (async_transport, "SILENCE_SECONDS_MAX", plan.silence_seconds_max),
+                (connection, "time", clock),
+                (retries, "time", clock),
+                (calling, "default_client", lambda: SimpleNamespace(connection=Connection(URL, "key"))),
                 (portions, "BYTES_MAX", plan.portion_bytes_max),
                 (requests, "BODY_BYTES_MAX", plan.body_bytes_max),
                 (log_book, "WAITING_BYTES_MAX", plan.log_waiting_bytes_max),
@@ -392,7 +401,7 @@ class Simulation:
             max_attempts=user.random.choice(self.plan.max_attempts),
         )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
-        self.triggered(name, await trigger(user.transport, "parent", request, name))
+        self.triggered(name, await trigger(user.connection, "parent", request, name))
 
     def _statuses(self) -> dict[str, str]:
         """The runs that have not ended, as the store has them."""

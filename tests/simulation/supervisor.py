@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar
 from random import Random
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -39,7 +39,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_dead = False
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"))
-        self._context = copy_context()
+        self._context = Context()
         self._context.run(process_of_code.set, self)
         self._context.run(_session.set, Session(simulation.network, self.peer))
         self._deputy = Deputy(URL, "key")

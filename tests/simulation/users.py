@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from milepost.client import calls
 from milepost.client.async_transport import AsyncTransport, _Sessions
-from milepost.client.subscription import RunFollower, afollow
+from milepost.client.connection import Connection
+from milepost.client.subscription import RunFollower
 from milepost.client.updater import OutsideMetadata, Sink, Updater
 from milepost.errors import MetadataError, MetadataFlushError, MilepostError, UnavailableError
 from milepost.model.operations import Operation
@@ -28,6 +29,14 @@ class Transport(AsyncTransport):
 
     async def _session(self) -> _Sessions:
         return self._only_sessions
+
+
+class SimulatedConnection(Connection):
+    """The real one, on a network that is none."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(URL, "key")
+        self._async_transports["one"] = Transport(session)
 
 
 def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None:
@@ -114,11 +123,7 @@ class User:
         self.name = name
         self.random = Random(f"{simulation.seed}/{name}")
         peer = Peer(name, Random(f"{simulation.seed}/{name}/network"))
-        self.transport = Transport(Session(simulation.network, peer))
-
-    async def asend(self, call: Any) -> Any:
-        """What `OutsideMetadata` asks of a client."""
-        return await self.transport.send(call)
+        self.connection = SimulatedConnection(Session(simulation.network, peer))
 
 
 async def write(user: User, run_id: str) -> None:
@@ -126,7 +131,7 @@ async def write(user: User, run_id: str) -> None:
     random, simulation = user.random, user.simulation
     groups: list[Group] = []
     simulation.records.groups.append(groups)
-    updater = RecordingMetadata(lambda: cast(Any, user), run_id)
+    updater = RecordingMetadata(lambda: user.connection, run_id)
     unsent: list[Group] = []
     for number in range(random.choice([1, 3, 6])):
         await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 4))
@@ -184,7 +189,7 @@ async def subscribe(user: User, run_id: str) -> None:
     follower = RunFollower()
     version, was_final = -1, False
     while not follower.has_ended:
-        states = cast("AsyncGenerator[Any]", afollow(user.transport, calls.watch_run(run_id), follower))
+        states = cast("AsyncGenerator[Any]", user.connection.afollow(calls.watch_run(run_id), follower))
         leaves_after = random.choice([1, 3, 1000])
         try:
             async for run in states:
@@ -216,10 +221,10 @@ async def look(user: User, run_id: str) -> None:
         await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 3))
         with contextlib.suppress(UnavailableError):
             if random.random() < 0.5:
-                run = await user.transport.send(calls.retrieve_run(run_id))
+                run = await user.connection.asend(calls.retrieve_run(run_id))
                 seen = run.metadata_version, run.metadata, run.status.is_final
             else:
-                document = await user.transport.send(calls.get_metadata(run_id))
+                document = await user.connection.asend(calls.get_metadata(run_id))
                 seen = document.version, document.value, False
             assert seen[0] >= version, f"{user.name} went back in {run_id} from {version} to {seen[0]}"
             version = seen[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import msgspec
 
 from milepost.client import calls
+from milepost.client.connection import Connection
 from milepost.client.queue import Queue
 from milepost.errors import (
     AbortTaskRun,
@@ -41,7 +42,7 @@ from simulation.loop import process_of_code
 from simulation.network import URL, Peer, Session
 from simulation.records import Attempt, RecordingBuffer
 from simulation.supervisor import Supervisor
-from simulation.users import Transport, perform
+from simulation.users import SimulatedConnection, perform
 
 if TYPE_CHECKING:
     from simulation.simulation import Simulation
@@ -119,14 +120,14 @@ class WorkerProcess:
         self._random = random
         self.supervisor = supervisor
         self.concurrency = random.choice([1, 2, 5])
-        self._context = copy_context()
+        self._context = Context()
         self._context.run(process_of_code.set, self)
         self.black_box = BlackBox()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: dict[HeldRun, tuple[asyncio.Task[Any], UserCode]] = {}
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"), self._killed_by_fault)
         self._session = Session(simulation.network, self.peer)
-        self.transport = Transport(self._session)
+        self.connection = SimulatedConnection(self._session)
         self._link = SimulatedLink(
             LinkOptions(
                 api_url=URL,
@@ -446,9 +447,7 @@ class UserCode:
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self._simulation.records.wanted.add(name)
         self._simulation.watch.triggers[name].add((self._scope.run.id, self._scope.run.attempt))
-        run_id = await trigger(
-            self._process.transport, self._simulation.task_of(name), request, name, self._scope
-        )
+        run_id = await trigger(self._process.connection, self._simulation.task_of(name), request, name)
         self._simulation.triggered(name, run_id)
         self._children.append(run_id)
 
@@ -462,15 +461,12 @@ class UserCode:
         assert self._simulation.has_ended(run_id), f"a wait for {run_id} ended before the run"
 
 
-async def trigger(
-    transport: Transport, task: str, request: TriggerRequest, request_id: str, scope: RunScope | None = None
-) -> str:
-    """Trigger a run, for as long as it takes; the same request id is the same run. `scope`: whose code does so."""
-    attempt = None if scope is None else f"{scope.run.id}:{scope.run.attempt}"
-    call = dataclasses.replace(calls.trigger(task, request), request_id=request_id, attempt=attempt)
+async def trigger(connection: Connection, task: str, request: TriggerRequest, request_id: str) -> str:
+    """Trigger a run, for as long as it takes; the same request id is the same run."""
+    call = dataclasses.replace(calls.trigger(task, request), request_id=request_id)
     while True:
         try:
-            return (await transport.send(call)).id
+            return (await connection.asend(call)).id
         except UnavailableError:
             await asyncio.sleep(0.3)
 
