@@ -19,7 +19,7 @@ from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError, UnavailableError
 from milepost.feed.hub import Hub
-from milepost.protocol.endpoints import OPEN, REQUEST_ID_HEADER, Endpoint
+from milepost.protocol.endpoints import ATTEMPT_HEADER, OPEN, REQUEST_ID_HEADER, Endpoint
 from milepost.server.app import problem_response
 from milepost.server.auth import Authenticator
 from milepost.server.handlers import Handlers, WithToken
@@ -388,13 +388,13 @@ def _reset() -> Exception:
 def _http_request(
     endpoint: Endpoint, parameters: dict[str, str], headers: Any, data: bytes | None, gone: asyncio.Event
 ) -> HttpRequest:
-    request_id = (headers or {}).get(REQUEST_ID_HEADER)
+    sent = [(name, (headers or {}).get(name)) for name in (REQUEST_ID_HEADER, ATTEMPT_HEADER)]
     scope = {
         "type": "http",
         "method": endpoint.method,
         "path": endpoint.path.format(**parameters),
         "query_string": b"",
-        "headers": [] if request_id is None else [(REQUEST_ID_HEADER.encode(), request_id.encode())],
+        "headers": [(name.encode(), value.encode()) for name, value in sent if value is not None],
         "path_params": dict(parameters),
     }
     parts = [{"type": "http.request", "body": data or b"", "more_body": False}]

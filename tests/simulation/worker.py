@@ -256,6 +256,7 @@ class WorkerProcess:
         if self.peer.is_dead:
             return
         del self._running[held]
+        code.attempt.is_over_early |= held.scope.is_lost
         code.end(outcome)
         self._simulation.note(self.name, "ends", held.scope.run.id, held.scope.run.attempt)
         self._link.finished(held, outcome)

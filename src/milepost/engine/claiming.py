@@ -46,12 +46,14 @@ def claim_runs(
     if not tasks or command.slots < 1:
         return []
     slots = min(command.slots, SLOTS_MAX)
-    ids: list[str] = []
+    apart: list[tuple[str, str]] = []
     is_idle = state.may_have_apart and not run_store.holds_any(transaction.connection, worker.id)
     if state.may_have_apart:
-        ids = _due_apart(worker.id, tasks, is_idle, transaction, state)
-    if not (ids and is_idle):
-        ids = [*_due_within_limits(tasks, slots - len(ids), transaction, state), *ids]
+        apart = _due_apart(worker.id, tasks, is_idle, transaction, state)
+    ids = [run_id for run_id, _ in apart]
+    if not (apart and is_idle):
+        taken = [queue for _, queue in apart]
+        ids = [*_due_within_limits(tasks, slots - len(ids), taken, transaction, state), *ids]
     if not ids:
         return []
     records = run_store.load_records(transaction.connection, ids, values=True)
@@ -91,8 +93,8 @@ def claimed_before(command: Claim, transaction: Transaction) -> list[ClaimedRun]
 
 def _due_apart(
     worker_id: str, tasks: Sequence[str], is_idle: bool, transaction: Transaction, state: EngineState
-) -> list[str]:
-    """The run that this worker is to execute apart, if any."""
+) -> list[tuple[str, str]]:
+    """The run that this worker is to execute apart, if any, and its queue."""
     due = run_store.apart_due(transaction.connection, tasks, now=transaction.now)
     if not due:
         state.may_have_apart = run_store.has_apart(transaction.connection)
@@ -100,19 +102,25 @@ def _due_apart(
     room = Room((queue for _, queue, _ in due), transaction)
     for run_id, queue, due_at in due:
         if room.has(queue) and (is_idle or due_at <= transaction.now - APART_WAIT_MICROSECONDS):
-            return [run_id]
+            return [(run_id, queue)]
     return []
 
 
 def _due_within_limits(
-    tasks: Sequence[str], limit: int, transaction: Transaction, state: EngineState
+    tasks: Sequence[str], limit: int, taken: Sequence[str], transaction: Transaction, state: EngineState
 ) -> list[str]:
-    """Ids of due runs that may execute now, oldest first. Runs in full queues are not looked at."""
+    """Ids of due runs that may execute now, oldest first. Runs in full queues are not looked at.
+
+    Args:
+        taken: the queues of runs that this claim is given beside these.
+    """
     if limit < 1:
         return []
     places = dict.fromkeys(state.places.of(tasks))
     places.update(dict.fromkeys(place for place in transaction.places if place[0] in tasks))
     room = Room({queue for _, queue in places}, transaction)
+    for queue in taken:
+        room.take(queue)
     open_places = [place for place in places if room.has(place[1])]
     if len(open_places) > PLACES_MAX:
         _look_for_empty(open_places, transaction)
