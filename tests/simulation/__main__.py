@@ -54,7 +54,7 @@ def _find_planted() -> int:
     """Each mistake alone, from seed 0 on."""
     missed = 0
     with empty_store() as store:
-        # What fails anyway finds nothing.
+        # A seed that fails anyway finds nothing.
         seeds = [seed for seed in range(SEEDS_MAX) if not _fails(seed, store)]
         if len(seeds) < SEEDS_MAX:
             print(f"{SEEDS_MAX - len(seeds)} seeds fail without any of these mistakes and do not count")

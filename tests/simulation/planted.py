@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine import claiming, ending, logs, reporting, workers
+from milepost.engine import claiming, ending, logs, queues, reporting, workers
 from milepost.engine.transaction import Transaction
 from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
 from milepost.model.retry import Retry
-from milepost.model.run import AttemptEnd
+from milepost.model.run import AttemptEnd, RunStatus
 from milepost.sdk.attempt import Attempt
 from milepost.store import runs as run_store
 from milepost.store.database import Store
@@ -43,7 +43,7 @@ class Planted:
     """
 
     plant: Plant
-    seed: int = 0
+    seed: int
     adjust: Callable[[Plan], None] = lambda plan: None
 
     @property
@@ -114,24 +114,16 @@ def _patch_end_attempt(patch: pytest.MonkeyPatch, function: Any) -> None:
 # --- executions ------------------------------------------------------------------------------------------------
 
 
-def a_repeated_claim_brings_runs_that_have_ended(patch: pytest.MonkeyPatch) -> None:
-    held_ids = run_store.held_ids
+def a_run_that_has_returned_is_executed_again(patch: pytest.MonkeyPatch) -> None:
+    """If it did so at its first attempt."""
+    end_attempt = ending.end_attempt
 
-    def all_ids(connection: Any, worker_id: str, *, claim: int | None = None) -> list[str]:
-        if claim is None:
-            return held_ids(connection, worker_id)
-        query = "SELECT id FROM runs WHERE worker_id = ? AND claim_sequence = ?"
-        return list(connection.exec_driver_sql(query, (worker_id, claim)).scalars())
+    def released(row: Any, end: Any, transaction: Transaction, state: Any) -> None:
+        if end.move is Move.COMPLETE and row.attempt == 1:
+            end = msgspec.structs.replace(end, move=Move.RELEASE)
+        end_attempt(row, end, transaction, state)
 
-    claimed_before = claiming.claimed_before
-
-    def with_ended(command: Any, transaction: Transaction) -> Any:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(run_store, "held_ids", all_ids)
-            inner.setattr(run_store.RunRow, "is_held", True)
-            return claimed_before(command, transaction)
-
-    patch.setattr(claiming, "claimed_before", with_ended)
+    _patch_end_attempt(patch, released)
 
 
 def a_number_is_used_again_after_an_attempt_that_never_began(patch: pytest.MonkeyPatch) -> None:
@@ -164,12 +156,12 @@ def a_run_goes_to_two_workers(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_claim_brings_more_than_it_asks_for(patch: pytest.MonkeyPatch) -> None:
-    within = claiming._due_within_limits
-    patch.setattr(
-        claiming,
-        "_due_within_limits",
-        lambda tasks, limit, transaction: within(tasks, limit + 1 if limit else 0, transaction),
-    )
+    claim_runs = claiming.claim_runs
+
+    def generous(command: Any, *given: Any) -> Any:
+        return claim_runs(msgspec.structs.replace(command, slots=command.slots and command.slots + 1), *given)
+
+    patch.setattr(claiming, "claim_runs", generous)
 
 
 def the_word_of_an_attempt_that_was_given_up_counts(patch: pytest.MonkeyPatch) -> None:
@@ -356,16 +348,55 @@ def leases_never_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def limits_of_queues_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(run_store, "executing_counts", lambda connection, queues: {})
+    patch.setattr(queues.Room, "has", lambda self, name: True)
 
 
 def a_limit_is_exceeded_by_one(patch: pytest.MonkeyPatch) -> None:
-    counts = run_store.executing_counts
+    has = queues.Room.has
 
-    def fewer(connection: Any, queues: Any) -> dict[str, int]:
-        return {queue: count - 1 for queue, count in counts(connection, queues).items()}
+    def one_more(self: queues.Room, name: str) -> bool:
+        self._taken[name] = self._taken.get(name, 0) - 1
+        try:
+            return has(self, name)
+        finally:
+            self._taken[name] += 1
 
-    patch.setattr(run_store, "executing_counts", fewer)
+    patch.setattr(queues.Room, "has", one_more)
+
+
+def a_run_goes_on_although_its_queue_is_full(patch: pytest.MonkeyPatch) -> None:
+    """As it did."""
+
+    def go_on(row: Any, transaction: Transaction) -> None:
+        if row.status is not RunStatus.EXECUTING:
+            queues.change_status(row, Move.RESUME, transaction)
+
+    patch.setattr(queues, "go_on", go_on)
+    patch.setattr(reporting, "go_on", go_on, raising=False)
+
+
+def a_worker_does_not_ask_whether_its_run_may_go_on(patch: pytest.MonkeyPatch) -> None:
+    admit = Holding.admit
+
+    def unlimited(self: Holding, runs: Iterable[Any], **given: Any) -> None:
+        admit(self, [msgspec.structs.replace(run, has_queue_limit=False) for run in runs], **given)
+
+    patch.setattr(Holding, "admit", unlimited)
+
+
+def a_place_in_a_queue_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
+    """When a run ends while it executes."""
+    change_status = queues.change_status
+
+    def forgetful(row: Any, move: Move, transaction: Transaction) -> None:
+        queue = transaction.queue(row.queue)
+        before = None if queue is None else queue.executing
+        change_status(row, move, transaction)
+        if queue is not None and before is not None and move is Move.FAIL:
+            queue.executing = before
+
+    for module in (queues, ending):
+        patch.setattr(module, "change_status", forgetful, raising=False)
 
 
 def a_worker_ignores_its_slots(patch: pytest.MonkeyPatch) -> None:
@@ -475,43 +506,83 @@ def lines_of_logs_are_doubled(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def many_runs(plan: Plan) -> None:
+    plan.roots, plan.runs_max, plan.workers, plan.children = 5, 12, 1, 4
+
+
+def queues_are_full(plan: Plan) -> None:
+    many_runs(plan)
+    plan.workers, plan.parent_limit, plan.child_limit, plan.pause_seconds_max = 2, 1, 1, 4.0
+
+
+def many_leases_are_lost(plan: Plan) -> None:
+    plan.lease_seconds, plan.chaos_seconds, plan.request_seconds_max = 4.0, 20.0, 3.0
+    plan.workers, plan.in_thread, plan.pause_seconds_max = 2, 1.0, 4.0
+    plan.troubles += ["part_worker", "freeze_worker"] * 3
+
+
+def workers_are_stopped(plan: Plan) -> None:
+    many_runs(plan)
+    many_leases_are_lost(plan)
+    plan.troubles += ["freeze_worker"] * 6
+
+
+def workers_are_drained(plan: Plan) -> None:
+    plan.pause_seconds_max, plan.workers, plan.chaos_seconds = 12.0, 2, 8.0
+    plan.troubles += ["drain_worker"] * 6
+
+
+def everything_is_stopped(plan: Plan) -> None:
+    plan.lease_seconds, plan.pause_seconds_max, plan.chaos_seconds = 4.0, 12.0, 20.0
+    plan.troubles += ["freeze_all"] * 4
+
+
+def processes_die(plan: Plan) -> None:
+    many_runs(plan)
+    plan.pause_seconds_max, plan.chaos_seconds = 4.0, 8.0
+    plan.troubles += ["kill_worker"] * 6
+
+
 PLANTS: list[Planted] = [
-    Planted(an_output_is_dropped),
-    Planted(outputs_are_swapped),
-    Planted(an_error_is_dropped),
-    Planted(errors_of_earlier_attempts_vanish),
-    Planted(a_repeated_claim_brings_runs_that_have_ended),
-    Planted(a_number_is_used_again_after_an_attempt_that_never_began),
-    Planted(a_run_goes_to_two_workers),
-    Planted(a_claim_brings_more_than_it_asks_for),
-    Planted(the_word_of_an_attempt_that_was_given_up_counts),
-    Planted(a_worker_begins_runs_after_its_lease),
-    Planted(an_attempt_is_charged_twice),
-    Planted(an_attempt_that_never_began_is_charged),
-    Planted(an_attempt_that_is_handed_back_is_charged),
-    Planted(a_crash_is_charged_to_all_that_were_in_the_process),
-    Planted(a_crash_costs_nothing),
-    Planted(a_death_report_leaves_out_what_executes),
-    Planted(retries_are_forgotten),
-    Planted(a_retry_does_not_wait),
-    Planted(one_retry_too_many),
-    Planted(retries_are_counted_by_the_number_of_the_attempt),
-    Planted(a_rule_of_the_run_is_forgotten),
-    Planted(what_must_not_be_retried_is),
-    Planted(leases_end_at_a_third),
-    Planted(leases_go_on_while_the_server_is_away),
-    Planted(leases_never_end),
-    Planted(limits_of_queues_are_ignored),
-    Planted(a_limit_is_exceeded_by_one),
-    Planted(a_worker_ignores_its_slots),
-    Planted(a_lost_run_keeps_its_slot),
-    Planted(a_run_that_waits_keeps_its_slot),
-    Planted(a_run_that_is_apart_has_company),
-    Planted(a_run_goes_on_before_its_child_has_ended),
-    Planted(the_end_of_a_child_is_told_to_nobody),
-    Planted(on_start_runs_at_each_attempt),
-    Planted(on_start_runs_at_the_first_number_only),
-    Planted(on_failure_runs_before_each_retry),
-    Planted(on_complete_is_forgotten),
-    Planted(lines_of_logs_are_doubled),
+    Planted(an_output_is_dropped, seed=1),
+    Planted(outputs_are_swapped, seed=2),
+    Planted(an_error_is_dropped, seed=0),
+    Planted(errors_of_earlier_attempts_vanish, seed=0),
+    Planted(a_run_that_has_returned_is_executed_again, seed=2),
+    Planted(a_number_is_used_again_after_an_attempt_that_never_began, seed=3),
+    Planted(a_run_goes_to_two_workers, seed=2),
+    Planted(a_claim_brings_more_than_it_asks_for, seed=1, adjust=many_runs),
+    Planted(the_word_of_an_attempt_that_was_given_up_counts, seed=50, adjust=many_leases_are_lost),
+    Planted(a_worker_begins_runs_after_its_lease, seed=8, adjust=workers_are_stopped),
+    Planted(an_attempt_is_charged_twice, seed=0),
+    Planted(an_attempt_that_never_began_is_charged, seed=3),
+    Planted(an_attempt_that_is_handed_back_is_charged, seed=17, adjust=workers_are_drained),
+    Planted(a_crash_is_charged_to_all_that_were_in_the_process, seed=39),
+    Planted(a_crash_costs_nothing, seed=1),
+    Planted(a_death_report_leaves_out_what_executes, seed=1),
+    Planted(retries_are_forgotten, seed=0),
+    Planted(a_retry_does_not_wait, seed=0),
+    Planted(one_retry_too_many, seed=15),
+    Planted(retries_are_counted_by_the_number_of_the_attempt, seed=83),
+    Planted(a_rule_of_the_run_is_forgotten, seed=24),
+    Planted(what_must_not_be_retried_is, seed=48),
+    Planted(leases_end_at_a_third, seed=3),
+    Planted(leases_go_on_while_the_server_is_away, seed=6, adjust=everything_is_stopped),
+    Planted(leases_never_end, seed=3),
+    Planted(limits_of_queues_are_ignored, seed=15),
+    Planted(a_limit_is_exceeded_by_one, seed=15),
+    Planted(a_run_goes_on_although_its_queue_is_full, seed=0, adjust=queues_are_full),
+    Planted(a_worker_does_not_ask_whether_its_run_may_go_on, seed=0, adjust=queues_are_full),
+    Planted(a_place_in_a_queue_is_not_given_back, seed=15),
+    Planted(a_worker_ignores_its_slots, seed=34),
+    Planted(a_lost_run_keeps_its_slot, seed=4, adjust=many_leases_are_lost),
+    Planted(a_run_that_waits_keeps_its_slot, seed=16),
+    Planted(a_run_that_is_apart_has_company, seed=1, adjust=processes_die),
+    Planted(a_run_goes_on_before_its_child_has_ended, seed=1),
+    Planted(the_end_of_a_child_is_told_to_nobody, seed=1),
+    Planted(on_start_runs_at_each_attempt, seed=0),
+    Planted(on_start_runs_at_the_first_number_only, seed=3),
+    Planted(on_failure_runs_before_each_retry, seed=0),
+    Planted(on_complete_is_forgotten, seed=0),
+    Planted(lines_of_logs_are_doubled, seed=0),
 ]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import msgspec
-from sqlalchemy import text
+from sqlalchemy import select
 
 from milepost.engine.reading import Reader
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
+from milepost.store import schema
 from milepost.store.database import Store
 from simulation.oracle import said_by
 from simulation.records import Attempt, Records
-from simulation.watch import FINAL, HAS_ATTEMPTS, Watch
+from simulation.watch import FINAL, Watch
 
 
 class RunOracle:
@@ -29,19 +29,20 @@ class RunOracle:
         for attempt in records.attempts:
             if attempt.started_at is not None:
                 self._attempts[attempt.run_id].append(attempt)
-        self._rows: dict[tuple[str, int], Any] = {}
-        if HAS_ATTEMPTS:
-            with store.read() as connection:
-                rows = connection.execute(text("SELECT * FROM attempts")).all()
-            self._rows = {(row.run_id, row.number): row for row in rows}
+        with store.read() as connection:
+            rows = connection.execute(select(schema.attempts)).all()
+            self._queues = connection.execute(select(schema.queues)).all()
+        self._rows = {(row.run_id, row.number): row for row in rows}
 
     def judge(self) -> None:
         """Everything."""
         for run_id in self._watch.rows:
             self._judge_result(run_id)
             self._judge_hooks(run_id)
-            if HAS_ATTEMPTS:
-                self._judge_attempts(run_id)
+            self._judge_attempts(run_id)
+
+        for queue in self._queues:
+            assert queue.executing == queue.resuming == 0, f"nothing is left of the runs of {queue}"
 
     # --- results ---------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from simulation.records import Records
 from simulation.run_oracle import RunOracle
 from simulation.supervisor import Supervisor, SupervisorsChannel
 from simulation.users import User, look, subscribe, write
-from simulation.watch import HAS_ATTEMPTS, Watch
+from simulation.watch import Watch
 from simulation.worker import WorkerProcess, make_task, trigger
 
 # After the time of trouble everything has to be done within this time of the simulation.
@@ -352,7 +352,7 @@ class Simulation:
         for at, kind in times:
             await asyncio.sleep(1000 + at - self.loop.time())
             self.note("trouble", kind)
-            TROUBLES[kind](self)
+            (TROUBLES | OTHER_TROUBLES)[kind](self)
         await asyncio.sleep(1000 + plan.chaos_seconds - self.loop.time())
         self._calm_down()
         while not all(task.done() for task in self._users):
@@ -594,12 +594,12 @@ TROUBLES: dict[str, Callable[[Simulation], None]] = {
     "kill_whole_worker": _kill_whole_worker,
     "kill_supervisor": _kill_supervisor,
     "freeze_worker": _freeze_worker,
+    "freeze_server": _freeze_server,
+    "freeze_all": _freeze_all,
+    "sleep": _sleep,
+    "hold_the_lock": _hold_the_lock,
 }
-if HAS_ATTEMPTS:
-    TROUBLES |= {
-        "freeze_server": _freeze_server,
-        "freeze_all": _freeze_all,
-        "sleep": _sleep,
-        "hold_the_lock": _hold_the_lock,
-        "restart_with_another_clock": _restart_with_another_clock,
-    }
+# Those that no seed draws by itself.
+OTHER_TROUBLES: dict[str, Callable[[Simulation], None]] = {
+    "restart_with_another_clock": _restart_with_another_clock,
+}

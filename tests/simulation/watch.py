@@ -18,12 +18,8 @@ from milepost.engine.commands import Claim, Command, RegisterWorker, Report, Wit
 from milepost.engine.state import EngineSettings
 from milepost.model.retry import Retry
 from milepost.model.run import AttemptEnd, Outcome, RunError
-from milepost.store import schema
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
-
-HAS_ATTEMPTS = "attempts" in schema.tables.tables
-"""Attempts are rows, their numbers are never used twice, and each that is charged names its cause."""
 
 HELD = ("EXECUTING", "WAITING")
 FINAL = ("COMPLETED", "FAILED")
@@ -34,8 +30,6 @@ MICROSECONDS = 1_000_000
 JUMP_MICROSECONDS = 1_000_000
 # A server that was stopped for at least this share of a lease starts all leases anew.
 AWAY_SHARE = 0.5
-# What its worker is silent about for so long after everything is calm, times the lease, has been given up.
-LEASES_HELD_MAX = 3.0
 _error = msgspec.json.Decoder(RunError)
 
 
@@ -49,12 +43,11 @@ class Row(NamedTuple):
     worker_id: str | None
     max_attempts: int | None
     parent_id: str | None
-    report_sequence: int
     output: str | None
     error: str | None
     payload: str | None
-    charged: int = 0
-    begun_at: int | None = None
+    charged: int
+    begun_at: int | None
 
     @property
     def holder(self) -> tuple[int, str] | None:
@@ -62,8 +55,7 @@ class Row(NamedTuple):
         return (self.attempt, self.worker_id) if self.status in HELD and self.worker_id else None
 
 
-_COLUMNS = [name for name in Row._fields if name in schema.runs.c]
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM runs"
+_SELECT = f"SELECT {', '.join(Row._fields)} FROM runs"
 
 
 @dataclass(frozen=True)
@@ -84,22 +76,12 @@ class Ledger:
         ends: the attempts that have ended, in order.
         ready_at: before this time on the steady clock it may not be claimed.
         ended_at: when the last attempt has ended.
-        is_settled: an error said itself that trying again makes no sense.
     """
 
     charged: int = 0
     ends: list[End] = field(default_factory=list[End])
     ready_at: int = 0
     ended_at: int = 0
-    is_settled: bool = False
-
-
-@dataclass
-class Death:
-    """A process that has died: the attempts that were running in it."""
-
-    executing: list[Attempt]
-    waiting: list[Attempt]
 
 
 class Watch:
@@ -146,7 +128,8 @@ class Watch:
         self._jumps: list[int] = []
         self._begun: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
         self.executing: dict[str, list[Attempt]] = defaultdict(list)
-        self.deaths: dict[str, Death] = {}
+        # The workers whose processes are no more.
+        self._dead: set[str] = set()
         # Which attempts have tried to trigger a run, by its name.
         self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._version = -1
@@ -192,11 +175,9 @@ class Watch:
             changed = [(self.rows.get(row.id), row) for row in rows.values() if self.rows.get(row.id) != row]
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
-            claimed: set[str] = set()
             for before, row in changed:
-                if self._judge_change(before, row, commands, now):
-                    claimed.add(row.queue)
-            self._judge_occupancy(claimed)
+                self._judge_change(before, row, commands, now)
+            self._judge_occupancy()
         self._hear(commands, known_workers, None)
 
     def _hear(
@@ -219,8 +200,7 @@ class Watch:
                     self._registrations[worker_id] = command.sequence
                 self._heard_at[worker_id] = now
 
-    def _judge_change(self, before: Row | None, row: Row, commands: Sequence[Command], now: int) -> bool:
-        """True when the run was claimed."""
+    def _judge_change(self, before: Row | None, row: Row, commands: Sequence[Command], now: int) -> None:
         if before is None:
             self._judge_new(row)
             before = row._replace(status="QUEUED", attempt=0, worker_id=None)
@@ -230,22 +210,20 @@ class Watch:
                 == (row.status, row.output, row.error, row.attempt),
                 f"{row.id} had ended as {before} and is {row}",
             )
-            return False
+            return
         if before.holder is not None and before.holder != row.holder:
             self._judge_end(before, row, commands, now)
         elif before.status not in HELD and row.status in FINAL:
             self.fail(f"{row.id} has ended as {row.status} while nobody held it")
         if row.holder is not None and before.holder != row.holder:
             self._judge_claim(before, row, now)
-            return True
-        if row.holder is None and row.status == "QUEUED":
+        elif row.status == "QUEUED":
             self._judge_charges(row)
-        return False
 
     def _judge_new(self, row: Row) -> None:
         name = msgspec.json.decode(row.payload or '""')
         self._expect(name in self._records.wanted, f"nobody wanted {name}")
-        if row.parent_id is None or not HAS_ATTEMPTS:
+        if row.parent_id is None:
             return
         parent = self.rows[row.parent_id]
         self._expect(
@@ -257,36 +235,27 @@ class Watch:
         assert row.worker_id is not None
         ledger = self.ledgers[row.id]
         key = row.id, row.attempt
-        if HAS_ATTEMPTS:
-            self._expect(
-                row.attempt == before.attempt + 1 and not self.claims[key],
-                f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
-            )
+        self._expect(
+            row.attempt == before.attempt + 1 and not self.claims[key],
+            f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
+        )
         self.claims[key].add(row.worker_id)
         slack = sum(JUMP_MICROSECONDS for jump in self._jumps if jump >= ledger.ended_at)
-        if not HAS_ATTEMPTS and self._jumps and self._restarted_at >= ledger.ended_at:
-            # The moment when the clock was set is not known to a server that starts then.
-            return
         self._expect(
             now + slack >= ledger.ready_at,
             f"{row.id} was tried again {(ledger.ready_at - now) / 1e6} s too early",
         )
 
     def _judge_charges(self, row: Row) -> None:
-        if HAS_ATTEMPTS:
-            charged = self.ledgers[row.id].charged
-            self._expect(
-                row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}"
-            )
+        charged = self.ledgers[row.id].charged
+        self._expect(row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}")
 
-    def _judge_occupancy(self, claimed: set[str]) -> None:
+    def _judge_occupancy(self) -> None:
         for queue, most in self._limits.items():
-            # Without rows of attempts a run that has waited goes on whether its queue is full or not.
-            if HAS_ATTEMPTS or queue in claimed:
-                executing = [
-                    row.id for row in self.rows.values() if row.queue == queue and row.status == "EXECUTING"
-                ]
-                self._expect(len(executing) <= most, f"{executing} execute in {queue}, whose limit is {most}")
+            executing = [
+                row.id for row in self.rows.values() if row.queue == queue and row.status == "EXECUTING"
+            ]
+            self._expect(len(executing) <= most, f"{executing} execute in {queue}, whose limit is {most}")
 
     # --- how an attempt ends --------------------------------------------------------------------------------------
 
@@ -307,11 +276,6 @@ class Watch:
         ends = self._ends_without_outcome(before, attempt, commands, now)
         ledger.ends.append(End(number, frozenset(ends)))
         is_charged = any(AttemptEnd(end).is_charged for end in ends)
-        if HAS_ATTEMPTS:
-            # Either may be right where nobody can know whether the code had begun; what was decided must be so in all that follows.
-            is_charged = row.charged > ledger.charged if len(ends) > 1 else is_charged
-        else:
-            is_charged = "never_begun" not in ends or before.report_sequence > 0
         self._follow(before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True)
 
     def _follow(
@@ -420,30 +384,24 @@ class Watch:
         has_started = attempt is not None and attempt.started_at is not None
         for command in commands:
             if isinstance(command, Report) and command.worker_id == worker_id:
-                death = getattr(command, "death", None)
-                if death is not None:
-                    return self._ends_by_death(before, attempt, has_started, death)
+                if command.death is not None:
+                    return self._ends_by_death(before, attempt, has_started, command.death)
                 if command.leaving:
-                    if not HAS_ATTEMPTS:
-                        return {"lost"}
-                    return {"handed_back", "never_begun"}
+                    # Of all that has begun it says so before it leaves, or with that.
+                    return {"handed_back"} if has_started or before.begun_at is not None else {"never_begun"}
             if isinstance(command, RegisterWorker) and command.worker_id == worker_id:
                 held = dict(zip(command.holding, command.attempts, strict=False))
                 if held.get(before.id) != before.attempt:
-                    if HAS_ATTEMPTS:
-                        self._expect(
-                            not has_started or (attempt is not None and attempt.outcome is not None),
-                            f"attempt {before.attempt} of {before.id} executes in {worker_id}, which says not to hold it",
-                        )
-                        return {"never_begun", "handed_back"}
+                    self._expect(
+                        not has_started or (attempt is not None and attempt.outcome is not None),
+                        f"attempt {before.attempt} of {before.id} executes in {worker_id}, which says not to hold it",
+                    )
                     return {"never_begun"}
         from_ = max(self._heard_at.get(worker_id, 0), self._leases_from)
         self._expect(
             now - from_ >= self._lease,
             f"attempt {before.attempt} of {before.id} was given up {(now - from_) / 1e6} s after its worker {worker_id} was heard",
         )
-        if not HAS_ATTEMPTS:
-            return {"lost"}
         if before.begun_at is not None:
             self._expect(
                 has_started, f"attempt {before.attempt} of {before.id} is lost, and it has never begun"
@@ -455,8 +413,7 @@ class Watch:
         what = f"attempt {before.attempt} of {before.id}"
         worker_id = before.worker_id
         assert worker_id is not None
-        real = self.deaths.get(worker_id)
-        if real is None:
+        if worker_id not in self._dead:
             self.fail(f"the death of {worker_id} is reported, and it lives")
             return {"crashed"}
         begun = {(item.id, item.attempt): item.waiting for item in death.begun}
@@ -499,18 +456,16 @@ class Watch:
             f"{attempt} executes and was never claimed by {attempt.worker_id}",
         )
         for earlier in self._begun[key]:
-            if HAS_ATTEMPTS or earlier.process == attempt.process:
-                self.fail(f"{attempt} executes a second time, after {earlier}")
+            self.fail(f"{attempt} executes a second time, after {earlier}")
         self._begun[key].append(attempt)
-        if HAS_ATTEMPTS:
-            self._expect(
-                row.holder == (attempt.number, attempt.worker_id), f"{attempt} begins, and the run is {row}"
-            )
-            charged = self.ledgers[attempt.run_id].charged
-            self._expect(
-                attempt.charged_before == charged,
-                f"{attempt} is told of {attempt.charged_before} charged attempts, and there are {charged}",
-            )
+        self._expect(
+            row.holder == (attempt.number, attempt.worker_id), f"{attempt} begins, and the run is {row}"
+        )
+        charged = self.ledgers[attempt.run_id].charged
+        self._expect(
+            attempt.charged_before == charged,
+            f"{attempt} is told of {attempt.charged_before} charged attempts, and there are {charged}",
+        )
         self.goes_on(attempt, slots=slots)
 
     def goes_on(self, attempt: Attempt, *, slots: int) -> None:
@@ -522,8 +477,6 @@ class Watch:
             return
         held = [one for one in here if self._is_held(one)]
         self._expect(len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots")
-        if not HAS_ATTEMPTS:
-            return
         self._expect(
             len(here) == 1 or not any(one.is_apart for one in here),
             f"{[str(one) for one in here]} execute beside each other, and one is to be apart",
@@ -549,12 +502,9 @@ class Watch:
 
     def process_dies(self, process: str, worker_id: str, attempts: Iterable[Attempt]) -> None:
         """Whatever was running there runs no more."""
-        started = [one for one in attempts if one.started_at is not None and one.outcome is None]
-        self.deaths[worker_id] = Death(
-            [one for one in started if not one.waits], [one for one in started if one.waits]
-        )
-        for one in started:
-            one.was_killed = True
+        self._dead.add(worker_id)
+        for one in attempts:
+            one.was_killed = one.started_at is not None and one.outcome is None
         self.executing.pop(process, None)
 
     def _is_held(self, attempt: Attempt) -> bool:
