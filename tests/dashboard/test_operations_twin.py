@@ -13,8 +13,9 @@ from playwright.sync_api import BrowserContext, Page
 from dashboard.random_documents import NAMES, operation, value
 from dashboard.served import RunningServer
 from milepost.model.jsonvalue import json_equal
-from milepost.model.operations import apply, decode_operations, encode_operations
+from milepost.model.operations import decode_operations, encode_operations
 from support import chance
+from support.operations import apply
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 RANDOM_CASES = 3000

@@ -21,13 +21,13 @@ from milepost.model.operations import (
     Remove,
     Set,
     Update,
-    apply,
     collapse,
     encode_operations,
     reach_of,
 )
 from milepost.model.path import Path, reach, touch
 from support.chance import cases, hold
+from support.operations import apply
 
 from . import strategies
 

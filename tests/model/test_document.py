@@ -15,7 +15,8 @@ from milepost.errors import (
 from milepost.model.counted import id_of
 from milepost.model.document import SIZE_LIMIT, Document
 from milepost.model.jsonvalue import INTEGER_MAX
-from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update, apply
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
+from support.operations import apply
 
 
 def after(value: dict[str, Any], *operations: Operation) -> dict[str, Any]:

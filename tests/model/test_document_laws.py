@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from milepost.errors import MetadataError
 from milepost.model.document import Document
 from milepost.model.jsonvalue import decode, encode, json_equal, json_size
-from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, apply
+from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set
 from support.chance import cases, hold
+from support.operations import apply
 
 from . import strategies
 from .reference import ReferenceDocument, RefusedError

@@ -18,12 +18,12 @@ from milepost.model.operations import (
     Remove,
     Set,
     Update,
-    apply,
     check,
     decode_each,
     decode_operations,
     encode_operations,
 )
+from support.operations import apply
 
 from . import strategies
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -884,6 +885,7 @@ def test_a_child_process_is_told_that_it_cannot_write(here: Here, monkeypatch: p
         write = streams.writer("n")
         write(1)
         monkeypatch.setattr(child_process, "_process", child_process.Process())
+        monkeypatch.setattr(os, "getpid", lambda: -1)
         messages: list[str] = []
         scope = current_scope.get()
         assert scope is not None

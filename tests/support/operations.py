@@ -1,12 +1,16 @@
-"""Random metadata operations: few keys, so that they meet, and some that cannot be applied."""
+"""Random metadata operations: few keys, so that they meet, and some that cannot be applied; and applying them."""
 
+from collections.abc import Iterable
 from random import Random
 from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
 
-from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set, Update
+from milepost.errors import MetadataError
+from milepost.model.document import Document
+from milepost.model.jsonvalue import JSONValue
+from milepost.model.operations import Append, Delete, Increment, Operation, Refusal, Remove, Set, Update
 from support.chance import CAPS, Chance
 
 KEYS = st.sampled_from(
@@ -50,3 +54,28 @@ LARGE: st.SearchStrategy[Operation] = st.builds(
 def exactly(document: dict[str, Any]) -> str:
     """A document as text that tells `1` from `1.0` and from `true`, whatever the order of its keys."""
     return msgspec.json.encode(document, order="sorted").decode()
+
+
+def apply(
+    value: dict[str, JSONValue],
+    operations: Iterable[Operation],
+    *,
+    limit: int = 262_144,
+    counted: Iterable[bytes] = (),
+) -> tuple[dict[str, JSONValue], list[Refusal]]:
+    """Fold operations into a document, in their order, each accepted or refused by itself (M29, M31).
+
+    The input is not changed and shares nothing with the result.
+
+    Args:
+        limit: bytes of compact JSON.
+        counted: what stands for the `once` ids that this run has counted already (`id_of`).
+    """
+    document = Document(value, limit=limit, counted=counted)
+    refusals: list[Refusal] = []
+    for index, operation in enumerate(operations):
+        try:
+            document.apply(operation)
+        except MetadataError as error:
+            refusals.append(Refusal(index, error.code, error.message))
+    return document.value, refusals

@@ -1,7 +1,7 @@
 """The six metadata operations: the language of every layer (SDK call, wire, store, history, feed).
 
-`apply` is a fold over a document, `collapse` makes a list of operations shorter, `Pending` does the same while the
-list grows. Their laws, each with its property test in `tests/model`:
+`Document.apply_all` folds a list over a document, `collapse` makes a list of operations shorter, `Pending` does the same while
+the list grows. Their laws, each with its property test in `tests/model`; `apply(m, a)` stands for the document that comes of a list:
 
 1.  The input is never changed: neither the document, nor the operations, nor what they hold.
 2.  `apply(m, a + b) == apply(apply(m, a), b)`, where the second call is told which `once` ids the first one counted.
@@ -48,7 +48,6 @@ __all__ = [
     "Remove",
     "Set",
     "Update",
-    "apply",
     "check",
     "check_max_items",
     "collapse",
@@ -229,39 +228,6 @@ def _check_once(key: str, once: object) -> None:
         message = f"{key!r:.100}: a once id has 1 to {ONCE_LENGTH_MAX} characters, not {len(once)}"
         raise MetadataValueError(message, key=key)
     check_json(once, place=f"{key} (once)", key=key)
-
-
-# --- apply -------------------------------------------------------------------------------------------------
-
-
-def apply(
-    value: dict[str, JSONValue],
-    operations: Iterable[Operation],
-    *,
-    limit: int = 262_144,
-    counted: Iterable[bytes] = (),
-) -> tuple[dict[str, JSONValue], list[Refusal]]:
-    """Fold operations into a document, in their order, each accepted or refused by itself (M29, M31).
-
-    Pure: the input is not changed and shares nothing with the result. One call copies the document; who applies
-    again and again keeps a `Document`.
-
-    Args:
-        value: a valid document.
-        limit: bytes of compact JSON.
-        counted: what stands for the `once` ids that this run has counted already (`id_of`).
-    """
-    # The document is built on the operations; here is the one place that looks the other way.
-    from milepost.model.document import Document
-
-    document = Document(value, limit=limit, counted=counted)
-    refusals: list[Refusal] = []
-    for index, operation in enumerate(operations):
-        try:
-            document.apply(operation)
-        except MetadataError as error:
-            refusals.append(Refusal(index, error.code, error.message))
-    return document.value, refusals
 
 
 # --- collapse ----------------------------------------------------------------------------------------------

@@ -53,8 +53,7 @@ from milepost.protocol.work import ClaimedRun
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
 from milepost.sdk.safe_text import name_of, text_of, traceback_of
-from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop
-from milepost.sdk.streams_attempt import AttemptStreams
+from milepost.sdk.scope import AttemptEnding, RunScope, current_scope, is_in_event_loop
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import describe_misfit
 
@@ -207,7 +206,7 @@ class Attempt:
         assert self._outcome is not None, "an attempt ends with an outcome"
         return self._outcome
 
-    async def _end_streams(self, streams: AttemptStreams) -> None:
+    async def _end_streams(self, streams: AttemptEnding) -> None:
         """End what the attempt writes into streams; on success that waits for their sources. Raises nothing but the cancellation of an
         attempt that was given up."""
         error = self._outcome.error if self._outcome is not None else None

@@ -21,7 +21,6 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -34,9 +33,7 @@ from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Batch, Buffer, BufferBusy
 from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop, live_scope, surroundings
-
-if TYPE_CHECKING:
-    from milepost.sdk.streams_outlet import Outlet
+from milepost.sdk.streams_outlet import Outlet
 
 RUN_VARIABLE = "MILEPOST_RUN_ID"
 ATTEMPT_VARIABLE = "MILEPOST_ATTEMPT"

@@ -13,14 +13,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from milepost.errors import UsageError
-
-if TYPE_CHECKING:
-    from milepost.sdk.task import Task
+from milepost.sdk.schema import MetadataSchema
+from milepost.sdk.signature import Signature
 
 _HERE = str(Path(__file__).parent)
+
+
+class RegisteredTask(Protocol):
+    """A task, as far as it has to be known to trigger it (`task.Task`)."""
+
+    @property
+    def id(self) -> str:
+        """What the task is called on the server."""
+        ...
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function that was made into a task."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """How the function wants to be called."""
+        ...
+
+    @property
+    def metadata(self) -> MetadataSchema | None:
+        """The declared type of its metadata."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +75,7 @@ class _Definition:
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    task: Task[Any, Any]
+    task: RegisteredTask
     definition: _Definition
 
 
@@ -60,12 +83,12 @@ _tasks: dict[str, _Entry] = {}
 _repeats_are_refused = False
 
 
-def registered_tasks() -> dict[str, Task[Any, Any]]:
+def registered_tasks() -> dict[str, RegisteredTask]:
     """The tasks of this process by id, a new dict."""
     return {task_id: entry.task for task_id, entry in _tasks.items()}
 
 
-def find_task(task_id: str) -> Task[Any, Any] | None:
+def find_task(task_id: str) -> RegisteredTask | None:
     """The task of this id, if its module was imported in this process."""
     entry = _tasks.get(task_id)
     return None if entry is None else entry.task
@@ -83,7 +106,7 @@ def refusing_repeats() -> Generator[None]:
         _repeats_are_refused = before
 
 
-def register(new: Task[Any, Any]) -> None:
+def register(new: RegisteredTask) -> None:
     """Make a task known. The same definition again takes its own place.
 
     Raises: UsageError for an id that another task has; it names both places.

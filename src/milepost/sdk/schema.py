@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import typing_extensions
 
@@ -18,10 +18,8 @@ from milepost.model.jsonvalue import JSONValue, to_json
 from milepost.model.operations import Operation, Set
 from milepost.model.path import parse
 from milepost.model.typed import Misfit, Verdict, check_document, demands, key_of, refused
+from milepost.sdk.buffer import Buffer
 from milepost.sdk.declared import TypedPlace, declared_root
-
-if TYPE_CHECKING:
-    from milepost.sdk.buffer import Buffer
 
 _CACHED_PLACES_MAX = 1000
 

@@ -13,22 +13,53 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol, TypeVar
 
+from milepost.client.streams import ChunkFollower
 from milepost.errors import UsageError
 from milepost.protocol.work import ClaimedRun
+from milepost.sdk.buffer import Buffer
+from milepost.sdk.hooks import HookName
+from milepost.sdk.schema import MetadataSchema
 
-if TYPE_CHECKING:
-    from milepost.client.streams import ChunkFollower
-    from milepost.sdk.attempt import Attempt
-    from milepost.sdk.buffer import Buffer
-    from milepost.sdk.schema import MetadataSchema
-    from milepost.sdk.streams_attempt import AttemptStreams
-    from milepost.sdk.streams_outlet import Outlet
+OutletT_contra = TypeVar("OutletT_contra", contravariant=True)
 
 
-class Link(Protocol):
-    """What the SDK may ask of the worker. Every method is thread-safe and returns at once."""
+class RunningAttempt(Protocol):
+    """The attempt under way, as far as waits and its worker know it."""
+
+    async def run_hooks(self, name: HookName) -> None:
+        """Run the hooks of one name. What raises is raised."""
+        ...
+
+    def run_hooks_blocking(self, name: HookName) -> None:
+        """As `run_hooks`, from the thread of a `def` task."""
+        ...
+
+    def cancel(self) -> None:
+        """Cancel what runs of it on the event loop. On the loop's thread."""
+        ...
+
+    def abort(self, error: BaseException) -> None:
+        """Something that it has started on the event loop has ended with SystemExit or KeyboardInterrupt. On the loop's thread."""
+        ...
+
+
+class AttemptEnding(Protocol):
+    """What ends with the attempt, and what the attempt waits for before."""
+
+    def end(self, error: str | None) -> None:
+        """End it, in the thread of the attempt."""
+        ...
+
+    async def end_on_loop(self, error: str | None) -> None:
+        """As `end`, on the worker's event loop."""
+        ...
+
+
+class Link(Protocol[OutletT_contra]):
+    """What the SDK may ask of the worker. Every method is thread-safe and returns at once. An outlet is what a writer of a stream puts
+    its chunks into (`streams_outlet.Outlet`)."""
 
     def wake(self, scope: RunScope) -> None:
         """The scope's buffer has something to send and had nothing before (called once per change from clean to dirty)."""
@@ -54,11 +85,11 @@ class Link(Protocol):
         """Add a line to the run's log."""
         ...
 
-    def open_stream(self, outlet: Outlet) -> None:
+    def open_stream(self, outlet: OutletT_contra) -> None:
         """A writer of a stream begins, in the run that it names. Raises UsageError where none can."""
         ...
 
-    def send_chunks(self, outlet: Outlet) -> None:
+    def send_chunks(self, outlet: OutletT_contra) -> None:
         """The outlet has something to send and had nothing before (called as `wake` is)."""
         ...
 
@@ -86,16 +117,16 @@ class RunScope:
 
     run: ClaimedRun
     buffer: Buffer
-    link: Link
+    link: Link[Any]
     loop_thread_id: int = field(default=0)
     schema: MetadataSchema | None = None
-    attempt: Attempt | None = None
+    attempt: RunningAttempt | None = None
     is_lost: bool = False
     unended_lines: dict[tuple[str, int], str] | None = None
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)
-    streams: AttemptStreams | None = None
-    inputs: dict[str, ChunkFollower] = field(default_factory=dict[str, "ChunkFollower"])
+    streams: AttemptEnding | None = None
+    inputs: dict[str, ChunkFollower] = field(default_factory=dict[str, ChunkFollower])
 
     @property
     def parent_id(self) -> str:

@@ -13,6 +13,7 @@ thread alone, on a lock of its own; code that runs on an event loop never waits 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import threading
 from collections import deque
@@ -20,15 +21,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from milepost.errors import StreamStoppedError, UsageError
 from milepost.protocol.streams import WriterEnd
-from milepost.sdk import child_process
-from milepost.sdk.scope import is_in_event_loop
-
-if TYPE_CHECKING:
-    from milepost.sdk.scope import RunScope
+from milepost.sdk.scope import RunScope, is_in_event_loop
 
 WAITING_CHUNKS_MAX = 10_000
 WAITING_BYTES_MAX = 1024 * 1024
@@ -134,7 +130,7 @@ class Outlet:
     """
 
     __slots__ = (
-        "_process",
+        "_process_id",
         "_stopped",
         "added_bytes",
         "bell",
@@ -168,7 +164,7 @@ class Outlet:
         self.end_is_taken = False
         self.bell = Bell()
         self._stopped: tuple[str, str] | None = None
-        self._process = child_process.this_process()
+        self._process_id = os.getpid()
 
     def __repr__(self) -> str:
         return f"<writer {self.writer} of stream {self.key!r} of run {self.run_id}>"
@@ -255,7 +251,7 @@ class Outlet:
         self._check_process()
 
     def _check_process(self) -> None:
-        if self._process is not child_process.this_process():
+        if self._process_id != os.getpid():
             raise UsageError(
                 f"stream {self.key!r} was opened in the process that this one was forked from, and only that one can write to it"
             )

@@ -36,9 +36,8 @@ from milepost.sdk.attempt import (
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.capture import capture_output
 from milepost.sdk.child_process import EXECUTOR_VARIABLE
-from milepost.sdk.registry import registered_tasks
 from milepost.sdk.scope import RunScope
-from milepost.sdk.task import Task
+from milepost.sdk.task import Task, registered_tasks
 from milepost.worker import control, loader
 from milepost.worker.black_box import BlackBox
 from milepost.worker.channel import Refused, Unreachable
