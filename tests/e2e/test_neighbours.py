@@ -16,7 +16,7 @@ LONG_LEASE = {"MILEPOST_LEASE_SECONDS": "600"}
 
 GATE = """
 import asyncio, os, pathlib
-@task(retry=Retry(max_attempts=3, min_delay_seconds=0))
+@task(retry=Retry(max_attempts=1))
 async def neighbour(path: str, ctx: Context) -> int:
     metadata.set("pid", os.getpid())
     while not pathlib.Path(path).exists():
@@ -71,21 +71,24 @@ def closes_descriptors(first: int) -> None:
         ("closes_descriptors", 0, r"(was killed by SIGABRT|ended with exit code 1)"),
     ],
 )
-def test_a_crash_is_told_in_one_line_and_made_good(
+def test_a_crash_is_told_in_one_line_and_costs_its_neighbour_nothing(
     house: Callable[..., House], tmp_path: Path, loop: dict[str, str],
     task_id: str, argument: int, words: str,
 ) -> None:  # fmt: skip
     dev = house(GATE + KILLERS, "--processes", "1", env=LONG_LEASE | loop)
     run_id = dev.trigger("neighbour", str(tmp_path / "gate"))
     first = dev.until(run_id, lambda run: run.metadata.get("pid")).metadata["pid"]
-    bad = dev.run(task_id, argument)
-    assert bad.is_failed
-    assert bad.error is not None
-    assert bad.error.name == "WorkerLostError"
+    bad_id = dev.trigger(task_id, argument)
+    # Both are suspects: they are tried again one after the other.
     dev.until(run_id, lambda run: run.metadata.get("pid") not in (None, first))
     (tmp_path / "gate").touch()
     assert dev.finished(run_id).output == 2
-    assert len(re.findall(f"executor-1 {words}; starting it again", dev.errors)) == 1, dev.errors
+    bad = dev.finished(bad_id)
+    assert bad.is_failed
+    assert bad.error is not None
+    assert bad.error.name == "ProcessDiedError"
+    assert re.search(words, bad.error.message)
+    assert len(re.findall(f"executor-1 {words}; starting it again", dev.errors)) == 2, dev.errors
     assert dev.end() == 0
 
 
