@@ -16,7 +16,7 @@ from milepost.protocol.work import ReportRequest, ReportResponse, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.store import documents as document_store
 from milepost.store.database import Store
-from milepost.worker import link, outbox
+from milepost.worker import link, outbox, sending
 from milepost.worker.channel import Channel, Unreachable
 from milepost.worker.holding import Holding
 from milepost.worker.log_book import AttemptLog, LogBook, Part
@@ -177,17 +177,17 @@ def a_report_that_is_too_large_takes_its_operations_along(patch: pytest.MonkeyPa
 
 def the_log_travels_with_the_outcome(patch: pytest.MonkeyPatch) -> None:
     """As it was: what the server does not take for its log lines is lost with them."""
-    send_parts = link.WorkerLink._send_parts
+    send = sending.LogSender._send
 
-    async def in_one(self: link.WorkerLink, parts: Any) -> None:
-        await send_parts(self, parts)
+    async def in_one(self: sending.LogSender, parts: Any) -> None:
+        await send(self, parts)
         for part in parts:
-            held = self._holding._by_run.get(part.log.run_id)
+            held = self._membership._holding._by_run.get(part.log.run_id)
             if held is not None and len(part.encode()) > 1000:
                 held.scope.buffer.next_batch(anyway=True)
                 held.scope.buffer.acknowledged(held.scope.buffer._sequence)
 
-    patch.setattr(link.WorkerLink, "_send_parts", in_one)
+    patch.setattr(sending.LogSender, "_send", in_one)
 
 
 def logs_are_long(plan: Plan) -> None:
