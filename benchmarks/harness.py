@@ -32,7 +32,7 @@ import milepost
 from milepost.client import calls
 from milepost.client.client import Client
 from milepost.client.handles import BatchHandle
-from milepost.client.subscription import BatchFollower, follow
+from milepost.client.subscription import BatchFollower
 
 HERE = Path(__file__).resolve().parent
 READY_SECONDS_MAX = 60.0
@@ -359,7 +359,7 @@ class House:
 
     def wait_for(self, batch: BatchHandle[int]) -> None:
         """Wait until every run of the batch has ended and its result is stored, without fetching the results."""
-        for _ in follow(self.client.transport, calls.watch_batch(batch.id), BatchFollower()):
+        for _ in self.client.connection.follow(calls.watch_batch(batch.id), BatchFollower()):
             pass
 
     def gather_workers(self, processes: int) -> None:

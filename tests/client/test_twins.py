@@ -20,7 +20,7 @@ from milepost.sdk.tasks import Tasks
 WAITING: list[tuple[Any, list[str]]] = [
     (
         Client,
-        ["send", "prepare", "trigger", "get_metadata", "wait_for_result", "wait_for_batch", "batch_results"],
+        ["send", "trigger", "get_metadata", "wait_for_result", "wait_for_batch", "batch_results"],
     ),
     (
         Runs,
@@ -32,7 +32,7 @@ WAITING: list[tuple[Any, list[str]]] = [
     (RunMetadata, ["get"]),
     (Task, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
     (Tasks, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
-    (triggering, ["trigger", "trigger_and_wait", "commit", "wait_for_end"]),
+    (triggering, ["trigger", "trigger_and_wait"]),
     (batches, ["batch_trigger", "batch_trigger_and_wait"]),
 ]
 # Begin with an a and are no twins.

@@ -13,6 +13,7 @@ from milepost.client.handles import RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
 from milepost.client.shape import Shape
+from milepost.client.steps import Steps, arun, run
 from milepost.errors import MetadataTooLargeError
 from milepost.model.document import SIZE_LIMIT
 from milepost.model.run import QueuedReason
@@ -75,7 +76,7 @@ class Client:
         """As `send`, without blocking."""
         return await self.connection.asend(call)
 
-    def prepare(self, build: Callable[[int], ResultT]) -> ResultT:
+    def preparing(self, build: Callable[[int], ResultT]) -> Steps[ResultT]:
         """Build a request that holds a document; `build` gets the largest size in bytes.
 
         The limit is the usual one until a document exceeds it; then the server is asked for its own (M86).
@@ -83,16 +84,7 @@ class Client:
         try:
             return build(self.metadata_limit)
         except MetadataTooLargeError:
-            if not self._learn_limit(self.send(calls.health())):
-                raise
-        return build(self.metadata_limit)
-
-    async def aprepare(self, build: Callable[[int], ResultT]) -> ResultT:
-        """As `prepare`, without blocking."""
-        try:
-            return build(self.metadata_limit)
-        except MetadataTooLargeError:
-            if not self._learn_limit(await self.asend(calls.health())):
+            if not self._learn_limit((yield calls.health())):
                 raise
         return build(self.metadata_limit)
 
@@ -120,15 +112,19 @@ class Client:
 
         Raises: MetadataError for metadata that cannot be a document, UnavailableError, and what the server refuses.
         """
-        request = self.prepare(lambda limit: trigger_request(payload, options, metadata_limit=limit))
-        return run_handle(self, task_id, self.send(calls.trigger(task_id, request)))
+        return run(self.connection, self._triggering(task_id, payload, options))
 
     async def atrigger(
         self, task_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
     ) -> RunHandle[Any]:
         """As `trigger`, without blocking."""
-        request = await self.aprepare(lambda limit: trigger_request(payload, options, metadata_limit=limit))
-        return run_handle(self, task_id, await self.asend(calls.trigger(task_id, request)))
+        return await arun(self.connection, self._triggering(task_id, payload, options))
+
+    def _triggering(self, task_id: str, payload: Any, options: RunOptions) -> Steps[RunHandle[Any]]:
+        request = yield from self.preparing(
+            lambda limit: trigger_request(payload, options, metadata_limit=limit)
+        )
+        return run_handle(self, task_id, (yield calls.trigger(task_id, request)))
 
     def get_metadata(self, run_id: str) -> MetadataDocument:
         """The document of a run, with its version. Raises RunNotFoundError."""
@@ -140,27 +136,27 @@ class Client:
 
     def wait_for_result(self, run_id: str, timeout: float | None = None) -> RunResult:
         """Wait until a run has ended, and get its result. Raises TimeoutError after `timeout` seconds."""
-        return endings.result_of_run(self.connection, run_id, timeout)
+        return endings.wait_for_result(self.connection, run_id, timeout)
 
     async def await_for_result(self, run_id: str, timeout: float | None = None) -> RunResult:  # noqa: ASYNC109
         """As `wait_for_result`, without blocking."""
-        return await endings.aresult_of_run(self.connection, run_id, timeout)
+        return await endings.await_for_result(self.connection, run_id, timeout)
 
     def wait_for_batch(self, batch_id: str) -> list[RunResult]:
         """Wait until every run of a batch has ended, and get their results in the order of the items."""
-        return endings.results_of_batch(self.connection, batch_id)
+        return run(self.connection, endings.results_of_batch(batch_id))
 
     async def await_for_batch(self, batch_id: str) -> list[RunResult]:
         """As `wait_for_batch`, without blocking."""
-        return await endings.aresults_of_batch(self.connection, batch_id)
+        return await arun(self.connection, endings.results_of_batch(batch_id))
 
     def batch_results(self, batch_id: str) -> list[RunResult]:
         """The results of the runs of a batch that have ended, in the order of the items; fetched page by page."""
-        return endings.results_so_far(self.connection, batch_id)
+        return run(self.connection, endings.results_so_far(batch_id))
 
     async def abatch_results(self, batch_id: str) -> list[RunResult]:
         """As `batch_results`, without blocking."""
-        return await endings.aresults_so_far(self.connection, batch_id)
+        return await arun(self.connection, endings.results_so_far(batch_id))
 
 
 def run_handle(

@@ -173,7 +173,8 @@ def _sleep(seconds: float, patience: Patience) -> None:
 
 async def _asleep(seconds: float, patience: Patience) -> None:
     """As `_sleep`, without blocking."""
-    until = time.monotonic() + seconds
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
     # Nobody tells that the attempt has ended: whoever gives it up may be in another thread.
-    while (left := until - time.monotonic()) > 0 and not patience.has_ended:  # noqa: ASYNC110
+    while (left := until - loop.time()) > 0 and not patience.has_ended:  # noqa: ASYNC110
         await asyncio.sleep(left if patience.attempt is None else min(left, LOOK_SECONDS))

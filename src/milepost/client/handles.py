@@ -56,11 +56,11 @@ class RunHandle(Generic[OutputT]):
 
         Raises: TimeoutError after `timeout` seconds.
         """
-        return task_result(endings.result_of_run(self._connection, self.id, timeout), self._shape)
+        return task_result(endings.wait_for_result(self._connection, self.id, timeout), self._shape)
 
     async def aresult(self, timeout: float | None = None) -> TaskResult[OutputT]:  # noqa: ASYNC109 - the twin of `result`
         """As `result`, without blocking."""
-        return task_result(await endings.aresult_of_run(self._connection, self.id, timeout), self._shape)
+        return task_result(await endings.await_for_result(self._connection, self.id, timeout), self._shape)
 
 
 @dataclass(frozen=True)

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, Unpack, cast
 
-from milepost.client import calls
-from milepost.client.calls import Call, TriggeredBatch
+from milepost.client import calls, endings
+from milepost.client.calls import TriggeredBatch
 from milepost.client.client import Client, warn_never_offered
 from milepost.client.default import default_client
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions
 from milepost.client.results import TaskResult, task_result
+from milepost.client.steps import Steps, arun, run
 from milepost.errors import MilepostError, PayloadValidationError, UsageError
 from milepost.model.jsonvalue import json_size
+from milepost.protocol.runs import RunResult
 from milepost.protocol.triggering import BATCH_ITEMS_MAX, BatchLine, BatchRequest
 from milepost.protocol.triggering import BatchItem as WireItem
 from milepost.sdk.scope import RunScope, live_scope
-from milepost.sdk.triggering import (
-    acommit,
-    await_for_end,
-    blocking_scope,
-    commit,
-    output_shape,
-    prepare,
-    wait_for_end,
-)
+from milepost.sdk.triggering import Commit, WaitForEnd, blocking_scope, output_shape, prepare
 
 PayloadT = TypeVar("PayloadT")
 
@@ -51,7 +46,7 @@ class BatchItem(Generic[PayloadT]):
 
 
 class Sending:
-    """A batch on its way to the server, without I/O: items come in by `add`, and what is to be sent comes out as calls."""
+    """A batch on its way to the server, without I/O: items come in by `take`, and what is to be sent comes out as steps."""
 
     def __init__(self, task_id: str, scope: RunScope | None, *, resume: bool) -> None:
         self._task_id = task_id
@@ -63,8 +58,35 @@ class Sending:
         self._count = 0
         self._batch: TriggeredBatch | None = None
 
-    def encode(self, item: object, limit: int) -> WireItem:
-        """The next item as it travels. Raises as `prepare`, naming the item by its position."""
+    def take(self, client: Client, item: object) -> Steps[None]:
+        """Take the next item, and send the portion that is full by it. Raises as `prepare`, naming the item by its position."""
+        if self._add((yield from client.preparing(lambda limit: self._encode(item, limit)))):
+            yield from self._send()
+
+    def finish(self) -> Steps[TriggeredBatch]:
+        """Send what is left; the batch as a whole."""
+        yield Commit(self._scope)
+        if self._batch is not None:
+            yield from self._add_items(self._portion, run_count=self._count)
+            return self._batch
+        if not self._portion:
+            return TriggeredBatch("", [], None)
+        request = BatchRequest(
+            items=self._portion, parent_run_id=self._parent_id, resume_parent_on_completion=self._resume
+        )
+        return (yield calls.trigger_batch(request))
+
+    def give_up(self, error: BaseException) -> Steps[None]:
+        """The items broke off. What has been triggered goes on, and the batch ends with it; the error says so."""
+        if self._batch is None:
+            return
+        sent = len(self._batch.run_ids)
+        error.add_note(f"{sent:,} items had been triggered before, in batch {self._batch.id}; they go on")
+        if sent:
+            yield calls.add_batch_items(self._batch.id, [], run_count=sent)
+
+    def _encode(self, item: object, limit: int) -> WireItem:
+        """The item as it travels. Raises as `prepare`, naming the item by its position."""
         own = cast("BatchItem[object]", item if isinstance(item, BatchItem) else BatchItem(item))
         limit = limit if self._scope is None else self._scope.buffer.limit
         try:
@@ -73,8 +95,8 @@ class Sending:
             raise PayloadValidationError(f"item {self._count}: {error.message}", field=error.field) from None
         return WireItem(self._task_id, request.payload, request.options)
 
-    def add(self, item: WireItem) -> bool:
-        """Take one item; True when a portion is full and should be sent."""
+    def _add(self, item: WireItem) -> bool:
+        """True when a portion is full and should be sent."""
         metadata = item.options.metadata
         size = len(item.payload or "") + (0 if metadata is None else json_size(metadata))
         if self._portion and (
@@ -86,39 +108,18 @@ class Sending:
         self._count += 1
         return bool(self._full)
 
-    def send(self) -> Generator[Call[Any], Any, None]:
-        """The calls that send the portion that is full."""
+    def _send(self) -> Steps[None]:
+        yield Commit(self._scope)
         if self._batch is None:
             self._batch = yield calls.create_batch(parent_run_id=self._parent_id, resume=self._resume)
         full, self._full = self._full, []
         yield from self._add_items(full, run_count=None)
 
-    def finish(self) -> Generator[Call[Any], Any, TriggeredBatch]:
-        """The calls that send what is left; the batch as a whole."""
-        if self._batch is not None:
-            yield from self._add_items(self._portion, run_count=self._count)
-            return self._batch
-        if not self._portion:
-            return TriggeredBatch("", [], None)
-        request = BatchRequest(
-            items=self._portion, parent_run_id=self._parent_id, resume_parent_on_completion=self._resume
-        )
-        return (yield calls.trigger_batch(request))
-
-    def give_up(self, error: BaseException) -> Generator[Call[Any], Any, None]:
-        """The items broke off. What has been triggered goes on, and the batch ends with it; the error says so."""
-        if self._batch is None:
-            return
-        sent = len(self._batch.run_ids)
-        error.add_note(f"{sent:,} items had been triggered before, in batch {self._batch.id}; they go on")
-        if sent:
-            yield calls.add_batch_items(self._batch.id, [], run_count=sent)
-
     @property
     def _parent_id(self) -> str | None:
         return None if self._scope is None else self._scope.run.id
 
-    def _add_items(self, items: list[WireItem], *, run_count: int | None) -> Generator[Call[Any], Any, None]:
+    def _add_items(self, items: list[WireItem], *, run_count: int | None) -> Steps[None]:
         assert self._batch is not None
         first = len(self._batch.run_ids)
         lines = [
@@ -130,56 +131,21 @@ class Sending:
         self._batch.queued_reasons.update(added.queued_reasons)
 
 
-def batch_trigger(task_id: str, items: Iterable[object], *, resume: bool = False) -> BatchHandle[Any]:
+def batch_trigger(task_id: str, items: Iterable[object]) -> BatchHandle[Any]:
     """Trigger a run for each item; see `Task.batch_trigger`."""
-    if isinstance(items, AsyncIterable):
-        raise UsageError(
-            "batch_trigger(...) takes a plain iterable; for an async one write `await abatch_trigger(...)`"
-        )
-    scope = blocking_scope("batch_trigger")
-    client = default_client()
-    sending = Sending(task_id, scope, resume=resume)
-    try:
-        for item in items:
-            if sending.add(client.prepare(lambda limit, item=item: sending.encode(item, limit))):
-                _drive(client, scope, sending.send())
-        return _handle(client, task_id, _drive(client, scope, sending.finish()))
-    except BaseException as error:
-        _give_up(client, sending, error)
-        raise
+    return _trigger_all(blocking_scope("batch_trigger"), task_id, items, resume=False)
 
 
-async def abatch_trigger(
-    task_id: str, items: Iterable[object] | AsyncIterable[object], *, resume: bool = False
-) -> BatchHandle[Any]:
+async def abatch_trigger(task_id: str, items: Iterable[object] | AsyncIterable[object]) -> BatchHandle[Any]:
     """As `batch_trigger`, without blocking."""
-    scope = live_scope()
-    client = default_client()
-    sending = Sending(task_id, scope, resume=resume)
-    try:
-        async for item in _each(items):
-            if sending.add(await client.aprepare(lambda limit, item=item: sending.encode(item, limit))):
-                await _adrive(client, scope, sending.send())
-        return _handle(client, task_id, await _adrive(client, scope, sending.finish()))
-    except BaseException as error:
-        await _agive_up(client, sending, error)
-        raise
+    return await _atrigger_all(live_scope(), task_id, items, resume=False)
 
 
 def batch_trigger_and_wait(task_id: str, items: Iterable[object]) -> list[TaskResult[Any]]:
     """Trigger a run for each item and wait for their ends; see `Task.batch_trigger_and_wait`."""
     scope = blocking_scope("batch_trigger_and_wait")
-    client = default_client()
-    batch = batch_trigger(task_id, items, resume=scope is not None)
-    if not batch.runs:
-        return []
-    if scope is not None:
-        wait_for_end(scope, batch.id)
-    results = client.batch_results(batch.id) if scope is not None else []
-    if len(results) < len(batch.runs):
-        results = client.wait_for_batch(batch.id)
-    shape = output_shape(task_id)
-    return [task_result(result, shape) for result in results]
+    batch = _trigger_all(scope, task_id, items, resume=scope is not None)
+    return run(default_client().connection, _waiting(scope, task_id, batch))
 
 
 async def abatch_trigger_and_wait(
@@ -187,15 +153,57 @@ async def abatch_trigger_and_wait(
 ) -> list[TaskResult[Any]]:
     """As `batch_trigger_and_wait`, without blocking."""
     scope = live_scope()
+    batch = await _atrigger_all(scope, task_id, items, resume=scope is not None)
+    return await arun(default_client().connection, _waiting(scope, task_id, batch))
+
+
+def _trigger_all(
+    scope: RunScope | None, task_id: str, items: Iterable[object], *, resume: bool
+) -> BatchHandle[Any]:
+    if isinstance(items, AsyncIterable):
+        raise UsageError(
+            "batch_trigger(...) takes a plain iterable; for an async one write `await abatch_trigger(...)`"
+        )
     client = default_client()
-    batch = await abatch_trigger(task_id, items, resume=scope is not None)
+    sending = Sending(task_id, scope, resume=resume)
+    try:
+        for item in items:
+            run(client.connection, sending.take(client, item))
+        return _handle(client, task_id, run(client.connection, sending.finish()))
+    except BaseException as error:
+        with _noting(error):
+            run(client.connection, sending.give_up(error), until=_until(error))
+        raise
+
+
+async def _atrigger_all(
+    scope: RunScope | None,
+    task_id: str,
+    items: Iterable[object] | AsyncIterable[object],
+    *,
+    resume: bool,
+) -> BatchHandle[Any]:
+    client = default_client()
+    sending = Sending(task_id, scope, resume=resume)
+    try:
+        async for item in _each(items):
+            await arun(client.connection, sending.take(client, item))
+        return _handle(client, task_id, await arun(client.connection, sending.finish()))
+    except BaseException as error:
+        with _noting(error):
+            await arun(client.connection, sending.give_up(error), until=_until(error))
+        raise
+
+
+def _waiting(scope: RunScope | None, task_id: str, batch: BatchHandle[Any]) -> Steps[list[TaskResult[Any]]]:
     if not batch.runs:
         return []
+    results: list[RunResult] = []
     if scope is not None:
-        await await_for_end(scope, batch.id)
-    results = await client.abatch_results(batch.id) if scope is not None else []
+        yield WaitForEnd(scope, batch.id)
+        results = yield from endings.results_so_far(batch.id)
     if len(results) < len(batch.runs):
-        results = await client.await_for_batch(batch.id)
+        results = yield from endings.results_of_batch(batch.id)
     shape = output_shape(task_id)
     return [task_result(result, shape) for result in results]
 
@@ -220,51 +228,11 @@ async def _each(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterato
             yield item
 
 
-ResultT = TypeVar("ResultT")
-
-
-def _drive(
-    client: Client,
-    scope: RunScope | None,
-    steps: Generator[Call[Any], Any, ResultT],
-    until: float | None = None,
-) -> ResultT:
-    commit(scope)
-    answer: Any = None
-    while True:
-        try:
-            call = steps.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = client.connection.send(call, until=until)
-
-
-async def _adrive(
-    client: Client,
-    scope: RunScope | None,
-    steps: Generator[Call[Any], Any, ResultT],
-    until: float | None = None,
-) -> ResultT:
-    await acommit(scope)
-    answer: Any = None
-    while True:
-        try:
-            call = steps.send(answer)
-        except StopIteration as stop:
-            return stop.value
-        answer = await client.connection.asend(call, until=until)
-
-
-def _give_up(client: Client, sending: Sending, error: BaseException) -> None:
+@contextmanager
+def _noting(error: BaseException) -> Generator[None]:
+    """A batch that cannot be ended either is a note on the error that broke it off."""
     try:
-        _drive(client, None, sending.give_up(error), _until(error))
-    except (MilepostError, TimeoutError) as failure:
-        error.add_note(f"the batch could not be ended: {failure or 'the server cannot be reached'}")
-
-
-async def _agive_up(client: Client, sending: Sending, error: BaseException) -> None:
-    try:
-        await _adrive(client, None, sending.give_up(error), _until(error))
+        yield
     except (MilepostError, TimeoutError) as failure:
         error.add_note(f"the batch could not be ended: {failure or 'the server cannot be reached'}")
 

@@ -1,24 +1,28 @@
 """Triggering runs from Python, outside of runs and inside, and waiting for what was triggered.
 
-Preparing is pure: payload and options become a request, checked as far as that can be told here. The calls are then a few lines
-for each colour. Inside a run the new runs become its children, and what the run wrote to its metadata is committed before they
-start, so that what the children write comes after it.
+Preparing is pure: payload and options become a request, checked as far as that can be told here. What follows are steps, which
+each colour drives in its own way. Inside a run the new runs become its children, and what the run wrote to its metadata is
+committed before they start, so that what the children write comes after it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from milepost.client import calls
-from milepost.client.client import run_handle
+from milepost.client import calls, endings
+from milepost.client.client import Client, run_handle
+from milepost.client.connection import Connection
 from milepost.client.default import default_client
 from milepost.client.handles import RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions, payload_text, trigger_options
 from milepost.client.results import TaskResult, task_result
 from milepost.client.shape import Shape
+from milepost.client.steps import Steps, arun, run
 from milepost.errors import PayloadValidationError
 from milepost.model.typed import Misfit
+from milepost.protocol.runs import RunResult
 from milepost.protocol.triggering import TriggerRequest
 from milepost.sdk.registry import find_task
 from milepost.sdk.scope import RunScope, live_scope
@@ -95,55 +99,108 @@ def output_shape(task_id: str) -> Shape[Any] | None:
     return task.signature.output_shape if task is not None else None
 
 
+# --- the steps ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What the run has written to its metadata is committed before the runs that it triggers start."""
+
+    scope: RunScope | None
+
+    def carry_out(self, connection: Connection, until: float | None) -> None:
+        """See `Step`."""
+        if self.scope is not None and self.scope.buffer.has_unacknowledged:
+            self.scope.link.flush(self.scope).result()
+
+    async def acarry_out(self, connection: Connection) -> None:
+        """See `Step`."""
+        if self.scope is not None and self.scope.buffer.has_unacknowledged:
+            await asyncio.shield(asyncio.wrap_future(self.scope.link.flush(self.scope)))
+
+
+@dataclass(frozen=True, slots=True)
+class WaitForEnd:
+    """Wait inside a run until another run or a batch has ended; the slot is given back meanwhile."""
+
+    scope: RunScope
+    target_id: str
+
+    def carry_out(self, connection: Connection, until: float | None) -> None:
+        """See `Step`."""
+        scope, attempt = self.scope, self.scope.attempt
+        if attempt is not None:
+            attempt.run_hooks_blocking("on_wait")
+        scope.link.wait_for(scope, self.target_id).result()
+        if attempt is not None:
+            attempt.run_hooks_blocking("on_resume")
+
+    async def acarry_out(self, connection: Connection) -> None:
+        """See `Step`."""
+        scope, attempt = self.scope, self.scope.attempt
+        if attempt is not None:
+            await attempt.run_hooks("on_wait")
+        # Not shielded: when the waiting is given up, the link is to know.
+        await asyncio.wrap_future(scope.link.wait_for(scope, self.target_id))
+        if attempt is not None:
+            await attempt.run_hooks("on_resume")
+
+
+def _triggering(
+    client: Client,
+    scope: RunScope | None,
+    task_id: str,
+    payload: object,
+    options: RunOptions,
+    *,
+    resume: bool,
+) -> Steps[RunHandle[Any]]:
+    request = yield from client.preparing(
+        lambda limit: prepare(task_id, payload, options, limit=limit, scope=scope, resume=resume)
+    )
+    yield Commit(scope)
+    return run_handle(client, task_id, (yield calls.trigger(task_id, request)), output_shape(task_id))
+
+
+def _triggering_and_waiting(
+    client: Client, scope: RunScope | None, task_id: str, payload: object, options: RunOptions
+) -> Steps[TaskResult[Any]]:
+    resume = scope is not None
+    handle = yield from _triggering(client, scope, task_id, payload, options, resume=resume)
+    result: RunResult | None = None
+    if scope is not None:
+        yield WaitForEnd(scope, handle.id)
+        result = yield calls.run_result(handle.id)
+    if result is None:
+        result = yield from endings.result_of_run(handle.id)
+    return task_result(result, output_shape(task_id))
+
+
 # --- the two colours ---------------------------------------------------------------------------------------
 
 
-def trigger(task_id: str, payload: object, options: RunOptions, *, resume: bool = False) -> RunHandle[Any]:
+def trigger(task_id: str, payload: object, options: RunOptions) -> RunHandle[Any]:
     """Trigger one run; see `Task.trigger`."""
-    scope = blocking_scope("trigger")
-    client = default_client()
-    request = client.prepare(
-        lambda limit: prepare(task_id, payload, options, limit=limit, scope=scope, resume=resume)
-    )
-    commit(scope)
-    return run_handle(client, task_id, client.send(calls.trigger(task_id, request)), output_shape(task_id))
+    scope, client = blocking_scope("trigger"), default_client()
+    return run(client.connection, _triggering(client, scope, task_id, payload, options, resume=False))
 
 
-async def atrigger(
-    task_id: str, payload: object, options: RunOptions, *, resume: bool = False
-) -> RunHandle[Any]:
+async def atrigger(task_id: str, payload: object, options: RunOptions) -> RunHandle[Any]:
     """As `trigger`, without blocking."""
-    scope = live_scope()
-    client = default_client()
-    request = await client.aprepare(
-        lambda limit: prepare(task_id, payload, options, limit=limit, scope=scope, resume=resume)
-    )
-    await acommit(scope)
-    return run_handle(
-        client, task_id, await client.asend(calls.trigger(task_id, request)), output_shape(task_id)
-    )
+    scope, client = live_scope(), default_client()
+    return await arun(client.connection, _triggering(client, scope, task_id, payload, options, resume=False))
 
 
 def trigger_and_wait(task_id: str, payload: object, options: RunOptions) -> TaskResult[Any]:
     """Trigger one run and wait for its end; see `Task.trigger_and_wait`."""
-    scope = blocking_scope("trigger_and_wait")
-    client = default_client()
-    handle = trigger(task_id, payload, options, resume=scope is not None)
-    if scope is not None:
-        wait_for_end(scope, handle.id)
-    result = client.send(calls.run_result(handle.id)) if scope is not None else None
-    return task_result(result or client.wait_for_result(handle.id), output_shape(task_id))
+    scope, client = blocking_scope("trigger_and_wait"), default_client()
+    return run(client.connection, _triggering_and_waiting(client, scope, task_id, payload, options))
 
 
 async def atrigger_and_wait(task_id: str, payload: object, options: RunOptions) -> TaskResult[Any]:
     """As `trigger_and_wait`, without blocking."""
-    scope = live_scope()
-    client = default_client()
-    handle = await atrigger(task_id, payload, options, resume=scope is not None)
-    if scope is not None:
-        await await_for_end(scope, handle.id)
-    result = await client.asend(calls.run_result(handle.id)) if scope is not None else None
-    return task_result(result or await client.await_for_result(handle.id), output_shape(task_id))
+    scope, client = live_scope(), default_client()
+    return await arun(client.connection, _triggering_and_waiting(client, scope, task_id, payload, options))
 
 
 def blocking_scope(form: str) -> RunScope | None:
@@ -152,36 +209,3 @@ def blocking_scope(form: str) -> RunScope | None:
     if scope is not None:
         scope.refuse_blocking(f"{form}(...)", f"`await a{form}(...)`")
     return scope
-
-
-def commit(scope: RunScope | None) -> None:
-    """What the run has written to its metadata is committed before the runs that it triggers start."""
-    if scope is not None and scope.buffer.has_unacknowledged:
-        scope.link.flush(scope).result()
-
-
-async def acommit(scope: RunScope | None) -> None:
-    """As `commit`, without blocking."""
-    if scope is not None and scope.buffer.has_unacknowledged:
-        await asyncio.shield(asyncio.wrap_future(scope.link.flush(scope)))
-
-
-def wait_for_end(scope: RunScope, target_id: str) -> None:
-    """Wait inside a run until another run or a batch has ended; the slot is given back meanwhile."""
-    attempt = scope.attempt
-    if attempt is not None:
-        attempt.run_hooks_blocking("on_wait")
-    scope.link.wait_for(scope, target_id).result()
-    if attempt is not None:
-        attempt.run_hooks_blocking("on_resume")
-
-
-async def await_for_end(scope: RunScope, target_id: str) -> None:
-    """As `wait_for_end`, without blocking."""
-    attempt = scope.attempt
-    if attempt is not None:
-        await attempt.run_hooks("on_wait")
-    # Not shielded: when the waiting is given up, the link is to know.
-    await asyncio.wrap_future(scope.link.wait_for(scope, target_id))
-    if attempt is not None:
-        await attempt.run_hooks("on_resume")
