@@ -310,16 +310,17 @@ class Model:
         told = {(begun.id, begun.attempt): begun.waiting for begun in death.begun}
         held = self._held_by(worker_id)
         begun = [run for run in held if run.has_begun or (run.id, run.attempt) in told]
-        suspects = [run for run in begun if told.get((run.id, run.attempt)) is False] or begun
+        executed = {attempt for attempt, waiting in told.items() if not waiting}
+        suspects = executed or {(run.id, run.attempt) for run in begun}
         for run in held:
             if run not in begun:
                 self._lose(run, now)
                 continue
             run.has_begun = True
-            if suspects == [run]:
+            if suspects == {(run.id, run.attempt)} and (executed or run.is_apart):
                 self._charge(run, "crashed", "ProcessDiedError", now)
                 continue
-            run.is_apart = run.is_apart or run in suspects
+            run.is_apart = run.is_apart or (run.id, run.attempt) in suspects
             self._release(run, "beside")
 
     def _report_run(self, item: RunReport, worker_id: str, now: int) -> list[Refusal] | None:

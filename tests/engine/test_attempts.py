@@ -118,6 +118,28 @@ def test_who_only_waited_in_a_process_that_dies_is_not_suspected(world: World, w
     assert not any(run.is_apart for run in next_worker(world, "worker_2").claim(5))
 
 
+def test_who_was_given_up_and_went_on_is_a_suspect_too(world: World, worker: WorkerDouble) -> None:
+    """The server has given the run to another worker, and its old code still executes when the process dies."""
+    given_up, innocent = world.trigger_batch(*[item(max_attempts=1)] * 2).run_ids
+    runs = worker.claim(2)
+    worker.register(holding=[innocent])
+    worker.die(*runs)
+    assert ends(world, innocent) == ["beside"]
+    assert ends(world, given_up) == ["never_begun"]
+
+
+def test_a_run_that_only_waited_is_charged_when_it_was_apart(world: World, worker: WorkerDouble) -> None:
+    """Or one that ends its process while it waits would come back for ever."""
+    run_id = world.trigger(max_attempts=1)
+    for number, end in enumerate(("beside", "crashed")):
+        following = next_worker(world, f"worker_{number}")
+        run = following.claim_one()
+        following.report(run, waiting=True)
+        following.die(waiting=[run])
+        assert ends(world, run_id)[-1] == end
+    assert status(world, run_id) is RunStatus.FAILED
+
+
 def test_suspects_are_tried_again_apart_and_the_one_that_kills_is_found(
     world: World, worker: WorkerDouble
 ) -> None:

@@ -101,10 +101,9 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
     told = {(begun.id, begun.attempt): begun for begun in death.begun}
     held = _held_by(worker_id, transaction)
     begun = [row for row in held if (row.id, row.attempt) in told or row.begun_at is not None]
-    executing = [
-        row for row in begun if (row.id, row.attempt) in told and not told[row.id, row.attempt].waiting
-    ]
-    suspects = {row.id for row in executing or begun}
+    executed = {attempt for attempt, one in told.items() if not one.waiting}
+    # Also attempts that were given up before and went on all the same.
+    suspects = executed or {(row.id, row.attempt) for row in begun}
     how = death.how[:HOW_CHARACTERS_MAX]
     for row in held:
         if row not in begun:
@@ -112,12 +111,14 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
             continue
         if row.begun_at is None:
             row.begun_at = transaction.now
-        if row.id in suspects and len(suspects) == 1:
+        # Code that only waits rarely ends a process. Who did no more than that is charged when it was apart.
+        is_alone = suspects == {(row.id, row.attempt)} and (executed or row.is_apart)
+        if is_alone:
             ending.crash(row, how, transaction, state)
             continue
-        if row.id in suspects:
+        if (row.id, row.attempt) in suspects:
             row.is_apart = 1
-        why = f"the process of attempt {row.attempt} {how}, and {len(begun) - 1:,} other runs were in it"
+        why = f"the process of attempt {row.attempt} {how}, and it need not be why"
         ending.end_attempt(row, released(row, AttemptEnd.BESIDE, why), transaction, state)
     transaction.remove_workers([worker_id])
 
