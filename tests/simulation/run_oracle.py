@@ -27,7 +27,7 @@ class RunOracle:
         self._reader = Reader(store, metadata_size_max=10**9)
         self._attempts: dict[str, list[Attempt]] = defaultdict(list)
         for attempt in records.attempts:
-            if attempt.started_at is not None:
+            if attempt.started_at is not None or attempt.is_apart:
                 self._attempts[attempt.run_id].append(attempt)
         with store.read() as connection:
             rows = connection.execute(select(schema.attempts)).all()
@@ -82,7 +82,7 @@ class RunOracle:
         for attempt in sorted(self._attempts[run_id], key=lambda one: (one.number, one.begun_at or 0)):
             hooks = [name for name in attempt.hooks if name not in ("on_wait", "on_resume")]
             if attempt.begun_at is None:
-                # Its process has died between the note that it begins and its code.
+                # Its process has died between the word that it begins and its code.
                 may_be_first = may_be_first and not self._is_known_to_have_begun(attempt)
                 continue
             if is_first and not may_be_first:

@@ -403,8 +403,10 @@ class Watch:
             f"attempt {before.attempt} of {before.id} was given up {(now - from_) / 1e6} s after its worker {worker_id} was heard",
         )
         if before.begun_at is not None:
+            # A run that is apart is said to begin before its code does.
+            may_have_begun = has_started or (attempt is not None and attempt.is_apart)
             self._expect(
-                has_started, f"attempt {before.attempt} of {before.id} is lost, and it has never begun"
+                may_have_begun, f"attempt {before.attempt} of {before.id} is lost, and it has never begun"
             )
             return {"lost"}
         return {"never_begun"}

@@ -3,9 +3,10 @@
     make torture SECONDS=60 SEED=1
 
 A real server and real workers, a proxy between them and everything else. Workers and the server are killed every second or so and
-started again on the same port and data; the proxy cuts connections before a request was forwarded, after it was processed and in the
-middle of the answer. Meanwhile 64 writers send to a few shared runs, waves of 1,000 children write to their root, and
-subscribers watch. In the end every acknowledged operation has to be there once, in the order of its writer.
+started again on the same port and data, or stopped for a while, alone or all together; the proxy cuts connections before a request
+was forwarded, after it was processed and in the middle of the answer. Meanwhile 64 writers send to a few shared runs, waves of
+1,000 children write to their root, and subscribers watch. In the end every acknowledged operation has to be there once, in the order
+of its writer. Runs that are tried once end as their code did, and none is charged with what it has not done.
 
 The seed decides what is drawn; when it happens depends on the machine, so a run is not repeated to the letter.
 """
@@ -27,10 +28,11 @@ from typing import Any
 
 import psutil
 import torture_tasks
+from executions import Struck, check_executions
 from ledger import check_log
 from processes import Process, free_port, until_up
 from proxy import Chances, Proxy
-from verdict import KINDS, Verdict
+from verdict import KINDS, RUN_KINDS, Verdict
 from watching import Watcher, look_at_document
 from writers import COUNTERS, TEXT_KEY, Account, Writer, until_answered
 
@@ -50,6 +52,13 @@ SETTLE_SECONDS_MAX = 120.0
 SAY_SECONDS = 10.0
 # How often a worker is not killed but stopped for longer than its lease, so that it comes back to runs that are not its own any more.
 STOP_SHARE = 0.15
+# How often a supervisor is killed without its executors, which have to hand back what they have.
+SUPERVISOR_SHARE = 0.15
+# How often the server, or everything at once, is stopped instead of the server being killed.
+SERVER_STOP_SHARE = 0.3
+CONCURRENCY = 40
+# Runs that are tried once, at most, that have not ended.
+ONCE_AT_A_TIME = 40
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,8 @@ class Torture:
         self._writers: list[Writer] = []
         self._watchers: list[Watcher] = []
         self._log_operations = 0
+        self._struck = Struck()
+        self._runs_found: Counter[str] = Counter()
         self._fire_seconds = 0.0
         # How long the server took to start the last time: how busy the machine is.
         self._start_seconds = 0.0
@@ -157,7 +168,16 @@ class Torture:
             self._workers = [
                 Process(
                     f"worker-{number}",
-                    ["worker", str(HERE / "torture_tasks.py"), "--processes", "1", "--grace", "1"],
+                    [
+                        "worker",
+                        str(HERE / "torture_tasks.py"),
+                        "--processes",
+                        "1",
+                        "--grace",
+                        "1",
+                        "--concurrency",
+                        str(CONCURRENCY),
+                    ],
                     folder=self._folder,
                     env={"MILEPOST_SECRET_KEY": SECRET_KEY, "MILEPOST_API_URL": self._proxy.url},
                 )
@@ -179,6 +199,7 @@ class Torture:
         }
         database = self._folder / "data" / "milepost.db"
         self._log_operations = check_log(database, accounts, self._folder, self.verdict)
+        self._runs_found = check_executions(database, self._folder, self._struck, self.verdict)
 
     # --- the load ------------------------------------------------------------------------------------------
 
@@ -202,6 +223,7 @@ class Torture:
                 watching.append(group.create_task(watcher.run()))
             writing = [group.create_task(writer.run(self._stop)) for writer in self._writers]
             waves = group.create_task(self._make_waves())
+            feeding = group.create_task(self._feed())
             fire = [
                 group.create_task(self._kill_workers()),
                 group.create_task(self._kill_server()),
@@ -216,6 +238,8 @@ class Torture:
             try:
                 async with asyncio.timeout(SETTLE_SECONDS_MAX):
                     await self._settle(writing, waves, watching)
+                    await feeding
+                    await self._gather()
             except TimeoutError:
                 self._name_unfinished(writing, waves, watching)
         await client.async_transport.close()
@@ -265,6 +289,39 @@ class Torture:
             self._check_wave(final)
             self._waves.append(final)
 
+    async def _feed(self) -> None:
+        """Runs that are tried once, one after the other, and some at once; in the end all of them have ended."""
+        chance = self._chance("once")
+        pending: set[str] = set()
+        number = 0
+        while not self._stop.is_set():
+            if len(pending) < ONCE_AT_A_TIME:
+                number += 1
+                pending.add(await self._trigger(chance.choice(["once", "once_in_thread"]), number))
+                continue
+            await asyncio.sleep(0.1)
+            await self._forget_ended(pending)
+        while pending:
+            await asyncio.sleep(0.2)
+            await self._forget_ended(pending)
+
+    async def _forget_ended(self, pending: set[str]) -> None:
+        for run_id in list(pending):
+            run = await until_answered(self._client, calls.retrieve_run(run_id))
+            if run.status.is_final:
+                pending.discard(run_id)
+
+    async def _gather(self) -> None:
+        """As many runs at once as there are slots."""
+        slots = len(self._workers) * CONCURRENCY
+        ids = [await self._trigger("gathering", slots) for _ in range(slots)]
+        gathered = [await self._client.runs.await_(run_id) for run_id in ids]
+        if not all(run.output for run in gathered):
+            here = (self._folder / "gathering.txt").stat().st_size
+            self.verdict.add(
+                "leaked slot", f"{here} runs execute at once, there are {slots} slots", slots - here
+            )
+
     async def _trigger(self, task_id: str, payload: object, **options: Any) -> str:
         """Trigger one run, however long it takes until the server is there."""
         return (
@@ -286,23 +343,35 @@ class Torture:
                 continue
             if chance.random() < STOP_SHARE:
                 self._faults["workers stopped for longer than the lease"] += 1
-                await self._stop_for_a_while(chance.choice(executors))
+                executor = chance.choice(executors)
+                self._struck.stopped.add(executor.pid)
+                await self._stop_for_a_while([executor], LEASE_SECONDS * 1.5)
             elif chance.random() < 0.6:
                 self._faults["executors killed"] += 1
+                executor = chance.choice(executors)
+                self._struck.killed.add(executor.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    chance.choice(executors).kill()
+                    executor.kill()
+            elif chance.random() < SUPERVISOR_SHARE:
+                self._faults["supervisors killed"] += 1
+                await worker.kill_alone()
+                await worker.start()
             else:
                 self._faults["whole workers killed"] += 1
+                self._struck.killed |= {child.pid for child in worker.children()}
                 await worker.kill()
                 await worker.start()
 
-    async def _stop_for_a_while(self, executor: psutil.Process) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            executor.suspend()
-            try:
-                await self._pause(LEASE_SECONDS * 1.5)
-            finally:
-                executor.resume()
+    async def _stop_for_a_while(self, processes: list[psutil.Process], seconds: float) -> None:
+        try:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            await self._pause(seconds)
+        finally:
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     async def _kill_server(self) -> None:
         chance = self._chance("server")
@@ -311,6 +380,9 @@ class Torture:
             if self._server.has_ended:
                 self.verdict.add("broken", f"the server has ended by itself; {self._server.log} says why")
                 return
+            if chance.random() < SERVER_STOP_SHARE:
+                await self._stop_server(chance)
+                continue
             self._faults["server killed"] += 1
             await self._server.kill()
             started = time.monotonic()
@@ -320,6 +392,17 @@ class Torture:
             self._start_seconds = spared_seconds = time.monotonic() - started
             if chance.random() < LONG_LIFE_SHARE:
                 spared_seconds += LONG_LIFE_SECONDS
+
+    async def _stop_server(self, chance: random.Random) -> None:
+        """Nobody can be heard meanwhile, so it costs no run anything."""
+        seconds = LEASE_SECONDS * chance.choice([0.3, 1.5])
+        everything = chance.random() < 0.5
+        self._faults["everything stopped" if everything else "server stopped"] += 1
+        stopped = [psutil.Process(self._server.process_id), *self._server.children()]
+        if everything:
+            for worker in self._workers:
+                stopped += worker.children()
+        await self._stop_for_a_while(stopped, seconds)
 
     async def _goes_on(self, chance: random.Random, seconds_min: float = 0.0) -> bool:
         """Pause; False when it is time to stop."""
@@ -419,7 +502,11 @@ class Torture:
         faults["requests sent twice at once"] = requests_twice
         for what, count in sorted(faults.items()):
             print(f"  {count:8,}  {what}")
+        print("runs that are tried once, and how their attempts have ended")
+        for what, count in sorted(self._runs_found.items()):
+            print(f"  {count:8,}  {what}")
         print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in KINDS))
+        print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in RUN_KINDS))
         for example in self.verdict.examples:
             print(f"  {example}")
 

@@ -79,6 +79,14 @@ class Process:
                 child.kill()
         await self._process.wait()
 
+    async def kill_alone(self) -> None:
+        """SIGKILL to the command itself; what it has started has to find out."""
+        self.children()
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
     async def end(self) -> None:
         """SIGTERM, and SIGKILL for what is left after a while."""
         if self._process is None:

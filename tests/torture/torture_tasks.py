@@ -2,14 +2,19 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 
-from milepost import Context, Retry, metadata, runs, task
+from milepost import Context, Queue, Retry, metadata, runs, task
 
+JOURNAL = "executions.txt"
+NARROW_LIMIT = 3
 PERSISTENT = Retry(max_attempts=1000, min_delay_seconds=0.05, max_delay_seconds=0.5)
 INCREMENTS = 10
 LEDGER_ITEMS_MAX = 100
 BEATS_PER_FLUSH = 5
+ONE_ATTEMPT = Retry(max_attempts=1)
+narrow = Queue("narrow", concurrency=NARROW_LIMIT)
 
 
 @task(retry=PERSISTENT)
@@ -60,3 +65,59 @@ async def member(index: int, ctx: Context) -> None:
             await metadata.aflush()
             await asyncio.sleep(0.02)
     metadata.root.append("members", [index, ctx.run.id, ctx.attempt.number], once=f"{index} member")
+
+
+@task(retry=ONE_ATTEMPT)
+async def once(number: int, ctx: Context) -> str:
+    """A run that is tried once. Some wait for a child in a narrow queue, and some fail."""
+    note("begin", ctx)
+    await asyncio.sleep(number % 7 * 0.05)
+    if number % 3 == 0:
+        # What becomes of it is its own affair.
+        await step.atrigger_and_wait([ctx.run.id, ctx.attempt.number])
+    if number % 17 == 0:
+        note("raise", ctx)
+        raise ValueError("on purpose")
+    return note("end", ctx)
+
+
+@task(retry=ONE_ATTEMPT)
+def once_in_thread(number: int, ctx: Context) -> str:
+    """The same in a thread, which nobody can stop: an attempt that was given up goes on and triggers."""
+    note("begin", ctx)
+    for _ in range(number % 5):
+        time.sleep(0.1)
+        step.trigger([ctx.run.id, ctx.attempt.number])
+    return note("end", ctx)
+
+
+@task(retry=ONE_ATTEMPT, queue=narrow)
+async def step(triggered_by: list[str | int], ctx: Context) -> str:
+    """A child, in a queue with a limit. The payload names the attempt that has triggered it."""
+    note("begin", ctx)
+    await asyncio.sleep(0.02)
+    return note("end", ctx)
+
+
+@task(retry=ONE_ATTEMPT)
+async def gathering(size: int, ctx: Context) -> bool:
+    """True when so many of these execute at once: no slot of any worker has got lost."""
+    meeting = os.open(Path("gathering.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(meeting, b"x")
+    os.close(meeting)
+    size_now = 0
+    for _ in range(600):
+        size_now = os.stat("gathering.txt").st_size
+        if size_now >= size:
+            break
+        await asyncio.sleep(0.05)
+    return size_now >= size
+
+
+def note(what: str, ctx: Context) -> str:
+    """Note in a file what an execution has come to; a killed process leaves it behind. Returns what tells the execution apart."""
+    token = f"{ctx.run.id} {ctx.attempt.number} {os.getpid()}"
+    journal = os.open(Path(JOURNAL), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(journal, f"{what} {token} {time.monotonic_ns()}\n".encode())
+    os.close(journal)
+    return token

@@ -4,6 +4,16 @@ import itertools
 from collections import Counter
 
 KINDS = ("lost", "doubled", "reordered", "backwards", "unfinished", "broken")
+# The same of runs and their attempts.
+RUN_KINDS = (
+    "wrong output",
+    "executed twice",
+    "charged without cause",
+    "orphan",
+    "stuck",
+    "beyond the limit",
+    "leaked slot",
+)
 EXAMPLES_MAX = 30
 
 
@@ -13,6 +23,10 @@ class Verdict:
     Kinds: `lost` (acknowledged and not there), `doubled` (there twice, or never sent), `reordered` (one writer's operations out of
     order), `backwards` (a reader saw an older state than before, or did not end on the final document), `unfinished` (did not
     come to its end in time), `broken` (a process ended by itself, or its log has a traceback).
+
+    Kinds of runs: `wrong output` (not what its last execution has returned), `executed twice` (one attempt), `charged without cause`
+    (nothing was raised, killed or stopped), `orphan` (triggered by an attempt that was over), `stuck` (has not ended), `beyond the
+    limit` (too many of a queue executed at once), `leaked slot` (a worker or a queue has less room than it should).
     """
 
     def __init__(self) -> None:
@@ -27,7 +41,7 @@ class Verdict:
 
     def add(self, kind: str, what: str, count: int = 1) -> None:
         """Something is wrong, `count` times over. The same words count once: a fault may show in many states of a document."""
-        assert kind in KINDS, kind
+        assert kind in KINDS + RUN_KINDS, kind
         if what in self._seen:
             return
         self._seen.add(what)
