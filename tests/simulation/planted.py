@@ -26,6 +26,7 @@ from milepost.worker.holding import Holding
 from milepost.worker.lease import Lease
 from milepost.worker.slots import Slots
 from milepost.worker.waits import Waits
+from simulation.network import Faults
 from simulation.running import simulate
 from simulation.simulation import Failed, Plan
 
@@ -522,9 +523,13 @@ def many_leases_are_lost(plan: Plan) -> None:
 
 
 def workers_are_stopped(plan: Plan) -> None:
+    """With their claims open, so that what they bring waits for them."""
     many_runs(plan)
-    many_leases_are_lost(plan)
-    plan.troubles += ["freeze_worker"] * 6
+    plan.lease_seconds, plan.request_seconds_max, plan.chaos_seconds = 4.0, 30.0, 8.0
+    plan.workers, plan.retry, plan.crash = 2, Retry(max_attempts=4, min_delay_seconds=1.5), 0.0
+    plan.failure, plan.parent_limit, plan.child_limit = 0.4, None, None
+    plan.faults = Faults()
+    plan.troubles = ["freeze_worker"] * 12
 
 
 def workers_are_drained(plan: Plan) -> None:
@@ -553,7 +558,7 @@ PLANTS: list[Planted] = [
     Planted(a_run_goes_to_two_workers, seed=2),
     Planted(a_claim_brings_more_than_it_asks_for, seed=1, adjust=many_runs),
     Planted(the_word_of_an_attempt_that_was_given_up_counts, seed=50, adjust=many_leases_are_lost),
-    Planted(a_worker_begins_runs_after_its_lease, seed=8, adjust=workers_are_stopped),
+    Planted(a_worker_begins_runs_after_its_lease, seed=12, adjust=workers_are_stopped),
     Planted(an_attempt_is_charged_twice, seed=0),
     Planted(an_attempt_that_never_began_is_charged, seed=3),
     Planted(an_attempt_that_is_handed_back_is_charged, seed=17, adjust=workers_are_drained),
