@@ -30,7 +30,7 @@ from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
-from milepost.sdk.triggering import await_for_end
+from milepost.sdk.triggering import WaitForEnd
 from milepost.worker import executor
 from milepost.worker.black_box import BlackBox
 from milepost.worker.channel import Channel, Refused, Unreachable
@@ -454,7 +454,7 @@ class UserCode:
 
     async def _wait_for(self, run_id: str) -> None:
         try:
-            await await_for_end(self._scope, run_id)
+            await WaitForEnd(self._scope, run_id).acarry_out(self._process.connection)
         except MilepostError:
             # This attempt is over.
             self.attempt.waits = False
