@@ -430,15 +430,16 @@ class Watch:
             )
         if key not in begun:
             return {"never_begun"}
-        # Of those that the server had not heard the end of.
-        held = {
-            (row.id, row.attempt): row
-            for row in self._before.values()
-            if row.holder is not None and row.worker_id == worker_id
+        # Those that were given up before and execute all the same are suspects as well.
+        executed = {item for item in begun if not begun[item]}
+        held = [row for row in self._before.values() if row.worker_id == worker_id and row.holder is not None]
+        waited = {
+            (row.id, row.attempt)
+            for row in held
+            if (row.id, row.attempt) in begun or row.begun_at is not None
         }
-        executing = [item for item in held if item in begun and not begun[item]]
-        suspects = executing or [item for item in held if item in begun or held[item].begun_at is not None]
-        return {"crashed"} if suspects == [key] else {"beside"}
+        is_alone = (executed or waited) == {key} and (executed or attempt.is_apart)
+        return {"crashed"} if is_alone else {"beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""

@@ -100,6 +100,10 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
     """The process of the worker has died; see `Death` for who is charged."""
     told = {(begun.id, begun.attempt): begun for begun in death.begun}
     held = _held_by(worker_id, transaction)
+    for row in held:
+        if row.is_apart and (row.id, row.attempt) not in told:
+            # It was to begin as soon as the server had heard so, and has not come to it.
+            row.begun_at = None
     begun = [row for row in held if (row.id, row.attempt) in told or row.begun_at is not None]
     executed = {attempt for attempt, one in told.items() if not one.waiting}
     # Also attempts that were given up before and went on all the same.
