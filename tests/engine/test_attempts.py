@@ -140,6 +140,22 @@ def test_a_run_that_only_waited_is_charged_when_it_was_apart(world: World, worke
     assert status(world, run_id) is RunStatus.FAILED
 
 
+def test_a_run_that_is_apart_and_had_not_come_to_its_code_is_not_charged(
+    world: World, worker: WorkerDouble
+) -> None:
+    """It says that it begins before it does, and the process may die in between."""
+    run_ids = world.trigger_batch(*[item(max_attempts=1)] * 2).run_ids
+    worker.die(*worker.claim(2))
+    following = next_worker(world, "worker_2")
+    [apart] = following.claim(2)
+    assert apart.is_apart
+    following.begin(apart)
+    following.die()
+    assert ends(world, apart.id) == ["beside", "never_begun"]
+    assert apart.id in run_ids
+    assert status(world, apart.id) is RunStatus.QUEUED
+
+
 def test_suspects_are_tried_again_apart_and_the_one_that_kills_is_found(
     world: World, worker: WorkerDouble
 ) -> None:
