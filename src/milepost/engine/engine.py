@@ -13,43 +13,12 @@ import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import (
-    claiming,
-    fencing,
-    history,
-    indexing,
-    metadata,
-    queues,
-    reporting,
-    streams,
-    triggering,
-    workers,
-)
+from milepost.engine import claiming, fencing, queues
 from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
-from milepost.engine.commands import (
-    AddBatchItems,
-    AddChunks,
-    AddOutsideChunks,
-    AppendLog,
-    Claim,
-    Command,
-    CreateBatch,
-    IndexDocuments,
-    ProbeWriting,
-    PruneAnswers,
-    PruneHistory,
-    PruneStreams,
-    PruneUsedTokens,
-    RegisterWorker,
-    ReleaseLostRuns,
-    Report,
-    Trigger,
-    TriggerBatch,
-    UpdateMetadata,
-    WithdrawClaim,
-)
+from milepost.engine.commands import Claim, Command
 from milepost.engine.documents import DocumentCache
+from milepost.engine.rules import rule_of
 from milepost.engine.state import EngineSettings, EngineState, ParkedClaim, ParkedClaims, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
@@ -63,9 +32,6 @@ from milepost.store.workers import WorkerRow
 
 logger = logging.getLogger("milepost.engine")
 
-ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
-# Beyond their expiry, by a clock that may be set back.
-USED_TOKENS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
 # How long to wait before looking for due runs again when the database could not be reached.
 AWAY_MICROSECONDS = 1_000_000
 # Between two groups the wall clock may move against the steady one by this much; more means that somebody has set it.
@@ -73,18 +39,6 @@ JUMP_MICROSECONDS = 1_000_000
 # A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
 FAR_MICROSECONDS = 24 * 3600 * 1_000_000
 DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
-# The order within a group: what ends or frees comes before what asks for work, so that one commit can hand it on.
-_ORDER: dict[type[Any], int] = {
-    RegisterWorker: 0,
-    Report: 1,
-    AppendLog: 1,
-    AddChunks: 1,
-    UpdateMetadata: 2,
-    CreateBatch: 3,
-    # After all that writes: the rows in memory do not learn that their documents are indexed now.
-    IndexDocuments: 5,
-}
-_LATER = 4
 
 Answer = Callable[[Any], None]
 
@@ -224,7 +178,7 @@ class Engine:
     def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement]:
         claims = [request for request in requests if isinstance(request.command, Claim)]
         others = [request for request in requests if not isinstance(request.command, Claim)]
-        others.sort(key=lambda request: _ORDER.get(type(request.command), _LATER))
+        others.sort(key=lambda request: rule_of(request.command).order)
         transaction: Transaction | None = None
         try:
             with self._store.write() as connection:
@@ -287,25 +241,11 @@ class Engine:
         logged: set[str] = set()
         for request in requests:
             command = request.command
-            match command:
-                case Report():
-                    ids |= reporting.related_run_ids(command.runs)
-                case AppendLog():
-                    ids.update(part.id for part in command.runs)
-                    logged.update(part.id for part in command.runs)
-                case AddChunks():
-                    for written in command.runs:
-                        ids.update((written.run_id, *(part.run_id for part in written.parts)))
-                case AddOutsideChunks():
-                    ids.add(command.part.run_id)
-                case Trigger():
-                    ids.update(filter(None, [command.item.options.parent_run_id]))
-                case TriggerBatch():
-                    ids.update(filter(None, [command.parent_id]))
-                case UpdateMetadata():
-                    ids.add(command.run_id)
-                case _:
-                    pass
+            rule = rule_of(command)
+            found = [run_id for run_id in rule.runs(command) if run_id is not None]
+            ids.update(found)
+            if rule.logs:
+                logged.update(found)
             attempt = fencing.attempt_of(command)
             if attempt is not None:
                 ids.add(attempt.run)
@@ -318,58 +258,9 @@ class Engine:
         transaction.load_log_marks(logged)
 
     def _decide(self, command: Command, transaction: Transaction) -> Any:
-        state = self.state
         try:
             fencing.check(command, transaction)
-            match command:
-                case Report():
-                    return reporting.report(command, transaction, state)
-                case AddChunks():
-                    return streams.add_chunks(command, transaction, state)
-                case AddOutsideChunks():
-                    return streams.add_outside_chunks(command, transaction, state)
-                case PruneStreams():
-                    return streams.prune(command, transaction)
-                case AppendLog():
-                    return reporting.append_log(command, transaction, state)
-                case Trigger():
-                    return triggering.trigger(command, transaction, state)
-                case TriggerBatch():
-                    return triggering.trigger_batch(command, transaction, state)
-                case UpdateMetadata():
-                    return metadata.update_metadata(command, transaction, state)
-                case RegisterWorker():
-                    return workers.register(command, transaction, state)
-                case CreateBatch():
-                    return triggering.create_batch(command, transaction, state)
-                case AddBatchItems():
-                    return triggering.add_batch_items(command, transaction, state)
-                case ProbeWriting():
-                    records.probe_writing(transaction.connection, now=transaction.now)
-                    return None
-                case ReleaseLostRuns():
-                    return workers.release_lost(transaction, state)
-                case IndexDocuments():
-                    return indexing.index_documents(command, transaction, state)
-                case PruneAnswers():
-                    return records.prune_answers(
-                        transaction.connection,
-                        before=transaction.now - ANSWERS_KEPT_MICROSECONDS,
-                        limit=command.limit,
-                    )
-                case PruneUsedTokens():
-                    return records.prune_used_tokens(
-                        transaction.connection,
-                        before=transaction.now - USED_TOKENS_KEPT_MICROSECONDS,
-                        limit=command.limit,
-                    )
-                case PruneHistory():
-                    return history.prune(command, transaction)
-                case WithdrawClaim():
-                    transaction.withdrawn_claims.add((command.worker_id, command.sequence))
-                    return None
-                case Claim():
-                    raise AssertionError("claims are served after everything else")
+            return rule_of(command).decide(command, transaction, self.state)
         except MilepostError as refusal:
             return refusal
 

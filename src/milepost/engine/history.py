@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from milepost.engine.commands import PrunableLog, PruneHistory
+from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.errors import HistoryPrunedError, RunNotFoundError, VersionNotFoundError
 from milepost.model.document import Document
@@ -210,7 +211,7 @@ class _Step:
         return document.version == cut
 
 
-def prune(command: PruneHistory, transaction: Transaction) -> None:
+def prune(command: PruneHistory, transaction: Transaction, state: EngineState) -> None:
     """Shorten logs, and fold first where the log is all that there is.
 
     The newest document is read from the snapshot and the changes above it; the snapshot is never older than the changes that go.

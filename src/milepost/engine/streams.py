@@ -41,7 +41,7 @@ def add_outside_chunks(command: AddOutsideChunks, transaction: Transaction, stat
     return _add(command.part, None, row, transaction, state)
 
 
-def prune(command: PruneStreams, transaction: Transaction) -> int:
+def prune(command: PruneStreams, transaction: Transaction, state: EngineState) -> int:
     """Forget the streams of runs that ended long ago."""
     found = stream_store.prunable_runs(transaction.connection, before=command.before, limit=command.limit)
     if found:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from milepost.engine import ending, queues
-from milepost.engine.commands import RegisterWorker
+from milepost.engine.commands import RegisterWorker, ReleaseLostRuns
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
@@ -127,7 +127,7 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
     transaction.remove_workers([worker_id])
 
 
-def release_lost(transaction: Transaction, state: EngineState) -> int:
+def release_lost(command: ReleaseLostRuns, transaction: Transaction, state: EngineState) -> int:
     """Give up the runs of workers that have been silent for longer than the lease; how many runs.
 
     Where the server itself was away for half a lease or longer, because it was frozen or its machine slept, all leases begin anew:

@@ -1,0 +1,108 @@
+"""The table of commands: for each its place in a group, what is loaded for it, and how it is decided. A new command is a row here."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from milepost.engine import history, indexing, metadata, reporting, streams, triggering, workers
+from milepost.engine.commands import (
+    AddBatchItems,
+    AddChunks,
+    AddOutsideChunks,
+    AppendLog,
+    Command,
+    CreateBatch,
+    IndexDocuments,
+    ProbeWriting,
+    PruneAnswers,
+    PruneHistory,
+    PruneStreams,
+    PruneUsedTokens,
+    RegisterWorker,
+    ReleaseLostRuns,
+    Report,
+    Trigger,
+    TriggerBatch,
+    UpdateMetadata,
+    WithdrawClaim,
+)
+from milepost.engine.state import EngineState
+from milepost.engine.transaction import Transaction
+from milepost.store import records
+
+ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
+# Beyond their expiry, by a clock that may be set back.
+USED_TOKENS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
+
+
+def _no_runs(command: Any) -> Iterable[str | None]:
+    return ()
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """How one kind of command is carried out.
+
+    Args:
+        order: its place in a group. What ends or frees comes before what asks for work, so that one commit can hand it on.
+        decide: carries it out on the transaction; returns the result, or raises a `MilepostError` and has changed nothing.
+        runs: the runs that it speaks of, loaded for the whole group in one go; None among them is passed over.
+        logs: whether the marks of these runs' logs are loaded too.
+    """
+
+    order: int
+    decide: Callable[[Any, Transaction, EngineState], Any]
+    runs: Callable[[Any], Iterable[str | None]] = _no_runs
+    logs: bool = False
+
+
+def rule_of(command: Command) -> Rule:
+    """The rule of a command. Claims have none: they are served after everything else."""
+    return _RULES[type(command)]
+
+
+def _chunk_runs(command: AddChunks) -> Iterable[str]:
+    for written in command.runs:
+        yield written.run_id
+        yield from (part.run_id for part in written.parts)
+
+
+def _probe_writing(command: ProbeWriting, transaction: Transaction, state: EngineState) -> None:
+    records.probe_writing(transaction.connection, now=transaction.now)
+
+
+def _prune_answers(command: PruneAnswers, transaction: Transaction, state: EngineState) -> int:
+    before = transaction.now - ANSWERS_KEPT_MICROSECONDS
+    return records.prune_answers(transaction.connection, before=before, limit=command.limit)
+
+
+def _prune_used_tokens(command: PruneUsedTokens, transaction: Transaction, state: EngineState) -> int:
+    before = transaction.now - USED_TOKENS_KEPT_MICROSECONDS
+    return records.prune_used_tokens(transaction.connection, before=before, limit=command.limit)
+
+
+def _withdraw_claim(command: WithdrawClaim, transaction: Transaction, state: EngineState) -> None:
+    transaction.withdrawn_claims.add((command.worker_id, command.sequence))
+
+
+_RULES: dict[type[Any], Rule] = {
+    RegisterWorker: Rule(0, workers.register),
+    Report: Rule(1, reporting.report, lambda command: reporting.related_run_ids(command.runs)),
+    AppendLog: Rule(1, reporting.append_log, lambda command: (part.id for part in command.runs), logs=True),
+    AddChunks: Rule(1, streams.add_chunks, _chunk_runs),
+    UpdateMetadata: Rule(2, metadata.update_metadata, lambda command: [command.run_id]),
+    CreateBatch: Rule(3, triggering.create_batch),
+    Trigger: Rule(4, triggering.trigger, lambda command: [command.item.options.parent_run_id]),
+    TriggerBatch: Rule(4, triggering.trigger_batch, lambda command: [command.parent_id]),
+    AddBatchItems: Rule(4, triggering.add_batch_items),
+    AddOutsideChunks: Rule(4, streams.add_outside_chunks, lambda command: [command.part.run_id]),
+    WithdrawClaim: Rule(4, _withdraw_claim),
+    ReleaseLostRuns: Rule(4, workers.release_lost),
+    ProbeWriting: Rule(4, _probe_writing),
+    PruneAnswers: Rule(4, _prune_answers),
+    PruneUsedTokens: Rule(4, _prune_used_tokens),
+    PruneStreams: Rule(4, streams.prune),
+    PruneHistory: Rule(4, history.prune),
+    # After all that writes: the rows in memory do not learn that their documents are indexed now.
+    IndexDocuments: Rule(5, indexing.index_documents),
+}
