@@ -7,6 +7,7 @@ from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.queue import Queue
 from milepost.client.results import TaskResult
 from milepost.client.run import Run
+from milepost.client.run_streams import StreamValue
 from milepost.errors import (
     AbortTaskRun,
     AttemptOverError,
@@ -85,6 +86,7 @@ __all__ = [
     "StreamChunkTooLargeError",
     "StreamError",
     "StreamStoppedError",
+    "StreamValue",
     "StreamValueError",
     "Task",
     "TaskFailedError",

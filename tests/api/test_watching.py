@@ -11,6 +11,7 @@ from milepost import auth
 from milepost.auth import TokenScopes
 from milepost.client.client import Client
 from milepost.protocol.feed import WATCHES_MAX
+from milepost.protocol.streams import STREAMS_MAX
 from support.served import KEY, Events, HttpWorker, Served, set_to
 
 PATH = "/api/v1/feed/watch"
@@ -191,3 +192,43 @@ def test_a_server_that_stops_ends_the_connection_without_ends(tmp_path: Any) -> 
         served.stop()
         names = names_to_the_end(events)
     assert not [name for name in names if name.endswith("-end")]
+
+
+def test_a_run_with_its_streams(served: Served, worker: HttpWorker) -> None:
+    run = worker.take(served.trigger(metadata={"shown": 1, "hidden": 2}))
+    write_chunks(served, run["id"], "a", "b", "c")
+    token = token_of(served, {"read": {"runs": [run["id"]]}}, metadata_keys=["shown"])
+    with watching(
+        served, {"run": run["id"], "streams": {"s": 1, "later": 0}, "token": 0}, tokens=(token,)
+    ) as events:
+        assert events.next() == ("begin", {})
+        event, snapshot = events.next()
+        assert (event, snapshot["run"]["metadata"]) == ("0-snapshot", {"shown": 1})
+        assert events.next() == ("0-stream", {"number": 0, "key": "s"})
+        assert events.next() == ("0-0-begin", {"next": 1})
+        event, batch = events.next()
+        assert (event, [record["seq_num"] for record in batch["records"]]) == ("0-0-batch", [1, 2])
+        worker.finish(run)
+        assert [events.next()[0] for _ in range(3)] == ["0-0-end", "0-delta", "0-end"]
+
+
+def test_watched_streams_that_cannot_be(served: Served, worker: HttpWorker) -> None:
+    run_id = worker.take(served.trigger())["id"]
+    too_many = {str(number): 0 for number in range(STREAMS_MAX + 1)}
+    wrong: list[tuple[dict[str, Any], int, str]] = [
+        ({"run": run_id, "streams": {"s": -1}}, 422, "watches[0].streams.s"),
+        ({"run": run_id, "streams": {"": 0}}, 422, "key"),
+        ({"run": run_id, "streams": too_many}, 413, "watches[0].streams"),
+        ({"run": run_id, "stream": "s", "streams": {}}, 400, "watches[0]"),
+        ({"tag": "a", "streams": {}}, 400, "watches[0]"),
+        ({"run": run_id, "onlyStreams": True}, 400, "watches[0]"),
+    ]
+    for watch, status, field in wrong:
+        with watching(served, watch) as events:
+            assert events.next() == ("begin", {})
+            event, problem = events.next()
+            assert (event, problem["status"], problem["field"]) == ("0-refused", status, field)
+    token = token_of(served, {"read": {"runs": ["run_another"]}})
+    with watching(served, {"run": run_id, "streams": {}, "token": 0}, tokens=(token,)) as events:
+        assert events.next() == ("begin", {})
+        assert events.next()[1]["status"] == 403

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,9 @@ from pydantic import BaseModel
 from milepost import Client, MetadataValueError, RunNotFoundError, UsageError
 from milepost.client.retries import Retries
 from milepost.client.streams import ChunkFollower, StreamReader, reader, value_of
+from support.cutter import Cutter
 from support.served import KEY, HttpWorker, Served
+from support.written import Source
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +34,6 @@ def worker(served: Served) -> HttpWorker:
 @pytest.fixture
 def client(served: Served) -> Client:
     return Client(served.url, KEY)
-
-
-class Source:
-    """A run's writer of one stream."""
-
-    def __init__(self, worker: HttpWorker, key: str = "tokens") -> None:
-        self.worker = worker
-        self.run = worker.take(worker.served.trigger())
-        self.id: str = self.run["id"]
-        self.key = key
-        self.written = 0
-
-    def write(self, *values: Any, end: dict[str, Any] | None = None) -> None:
-        part = {"run": self.id, "key": self.key, "writer": "w", "first": self.written, "chunks": list(values)}
-        if end is not None:
-            part["end"] = end
-        body = {"runs": [{"id": self.id, "attempt": self.run["attempt"], "parts": [part]}]}
-        [reply] = self.worker.served.post(f"/api/v1/workers/{self.worker.id}/chunks", body)["runs"]
-        self.written += len(values)
-        assert reply["parts"] == [{"next": self.written}]
 
 
 def read(client: Client, source: Source, start: int = 0, kind: Any = None) -> StreamReader[Any]:
@@ -172,40 +153,6 @@ def test_what_a_run_says_of_its_streams(worker: HttpWorker, client: Client) -> N
     assert (stream.key, stream.chunk_count, stream.size_bytes, stream.state) == ("a/b", 2, 7, "ended")
     # A key with a slash is read like any other.
     assert list(read(client, source)) == ["x", "yz"]
-
-
-class Cutter:
-    """A way to the server that breaks after a few bytes, again and again."""
-
-    def __init__(self, port: int, chance: random.Random) -> None:
-        self._target, self._chance = port, chance
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.count = 0
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            self.count += 1
-            with near, socket.create_connection(("127.0.0.1", self._target)) as far:
-                near.settimeout(20)
-                request = near.recv(65536)
-                far.sendall(request)
-                left = self._chance.randrange(1, 40_000)
-                try:
-                    while left > 0 and (answer := far.recv(min(left, 4096))):
-                        near.sendall(answer)
-                        left -= len(answer)
-                except OSError:
-                    continue
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 @pytest.fixture

@@ -92,15 +92,17 @@ class AsyncTransport:
 
     @asynccontextmanager
     async def open(
-        self, target: str, headers: Mapping[str, str], patience: Patience
+        self, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """As `SyncTransport.open`, without blocking."""
         session = (await self._session()).feeds
         seconds = patience.seconds_of(SILENCE_SECONDS_MAX)
         try:
             async with _while_under_way(patience):
-                response = await session.get(
+                response = await session.request(
+                    "GET" if body is None else "POST",
                     self._api_url + target,
+                    data=body,
                     headers={**headers, "accept": "text/event-stream"},
                     allow_redirects=False,
                     timeout=_timeout(seconds),

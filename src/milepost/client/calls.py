@@ -31,6 +31,7 @@ from milepost.protocol import endpoints
 from milepost.protocol import metadata as wire
 from milepost.protocol.dashboard import SignInLink
 from milepost.protocol.endpoints import Endpoint
+from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import RunObject, RunResult
@@ -88,10 +89,11 @@ class Call(Generic[ResultT]):
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """One event stream to be opened."""
+    """One event stream to be opened: with a POST when it has a body, which is JSON."""
 
     form: str
     target: str
+    body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +348,12 @@ def send_input(run_id: str, key: str, value: bytes) -> Call[None]:
 def watch_run(run_id: str) -> Feed:
     """The feed of one run."""
     return Feed("runs.subscribe", _target(endpoints.RUN_FEED, {}, {"run": run_id}))
+
+
+def watch_run_streams(run_id: str, starts: Mapping[str, int], *, only: bool) -> Feed:
+    """The feed of one run and its streams, each from an index on; `only`: of no others."""
+    watched = Watched(run=run_id, streams=dict(starts), only_streams=only)
+    return Feed("runs.subscribe", _target(endpoints.WATCH_FEED, {}, {}), _encode(WatchRequest([watched])))
 
 
 def watch_batch(batch_id: str) -> Feed:

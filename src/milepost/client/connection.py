@@ -160,8 +160,11 @@ def _headers_of(patience: Patience) -> dict[str, str]:
     return {} if patience.attempt is None else {ATTEMPT_HEADER: patience.attempt.attempt_name}
 
 
-def _opening(following: Following[StateT]) -> tuple[str, dict[str, str], Patience]:
-    return following.open().target, _headers_of(following.patience), following.patience
+def _opening(following: Following[StateT]) -> tuple[str, bytes | None, dict[str, str], Patience]:
+    feed, headers = following.open(), _headers_of(following.patience)
+    if feed.body is not None:
+        headers["content-type"] = "application/json"
+    return feed.target, feed.body, headers, following.patience
 
 
 def _sleep(seconds: float, patience: Patience) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from milepost.client import calls, endings
 from milepost.client.connection import Connection
 from milepost.client.results import TaskResult, task_result
 from milepost.client.run import Run
+from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run
 from milepost.client.shape import Shape
-from milepost.client.subscription import RunFollower
 from milepost.model.run import QueuedReason
 
 OutputT = TypeVar("OutputT")
@@ -43,13 +43,21 @@ class RunHandle(Generic[OutputT]):
         """As `retrieve`, without blocking."""
         return await self._connection.asend(calls.retrieve_run(self.id))
 
-    def subscribe(self) -> Iterator[Run]:
-        """The run now and after each change, until it has finished; see `runs.subscribe`."""
-        return self._connection.follow(calls.watch_run(self.id), RunFollower())
+    @overload
+    def subscribe(self, *, streams: Literal[False] = False) -> Iterator[Run]: ...
+    @overload
+    def subscribe(self, *, streams: StreamChoice) -> Iterator[Run | StreamValue]: ...
+    def subscribe(self, *, streams: StreamChoice = False) -> Iterator[Any]:
+        """The run now and after each change, until it has finished, with the values of its streams if wanted; see `runs.subscribe`."""
+        return follow_run(self._connection, self.id, streams)
 
-    def asubscribe(self) -> AsyncIterator[Run]:
+    @overload
+    def asubscribe(self, *, streams: Literal[False] = False) -> AsyncIterator[Run]: ...
+    @overload
+    def asubscribe(self, *, streams: StreamChoice) -> AsyncIterator[Run | StreamValue]: ...
+    def asubscribe(self, *, streams: StreamChoice = False) -> AsyncIterator[Any]:
         """As `subscribe`, for `async for`."""
-        return self._connection.afollow(calls.watch_run(self.id), RunFollower())
+        return afollow_run(self._connection, self.id, streams)
 
     def result(self, timeout: float | None = None) -> TaskResult[OutputT]:
         """Wait until the run has ended. A failed run does not raise; `unwrap()` does.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from milepost.client import calls, endings
 from milepost.client.calling import check_blocking
 from milepost.client.calls import Feed, HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
 from milepost.client.run import Run
-from milepost.client.subscription import MatchFollower, RunFollower
+from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run
+from milepost.client.subscription import MatchFollower
 from milepost.client.updater import OutsideMetadata
 
 PAGE_SIZE_DEFAULT = 100
@@ -175,19 +176,33 @@ class Runs:
         """As `retrieve`, without blocking."""
         return await self._connection().asend(calls.retrieve_run(run_id))
 
-    def subscribe(self, run_id: str) -> Iterator[Run]:
+    @overload
+    def subscribe(self, run_id: str, *, streams: Literal[False] = False) -> Iterator[Run]: ...
+    @overload
+    def subscribe(self, run_id: str, *, streams: StreamChoice) -> Iterator[Run | StreamValue]: ...
+    def subscribe(self, run_id: str, *, streams: StreamChoice = False) -> Iterator[Any]:
         """The run now and after each change that the reader is fast enough to see, until it has finished (M82).
 
         One may subscribe late, early or often: the first state is the present one, the last one is final and holds the final document.
         A slow reader skips states, never the last. A broken connection is taken up again.
 
-        Raises: RunNotFoundError; UnavailableError when the server stays away for longer than a minute.
-        """
-        return self._connection().follow(calls.watch_run(run_id), RunFollower())
+        With `streams` it gives the values of the run's streams too, as `StreamValue`: of each from the first on, also of those that
+        begin later, each value once and in its order, none left out for a slow reader. The run's last state comes behind all of them.
 
-    def asubscribe(self, run_id: str) -> AsyncIterator[Run]:
+        Args:
+            streams: True for all streams, or a list of keys and of what `streams.define` has made, whose values come with their type.
+        Raises: RunNotFoundError; UnavailableError when the server stays away for longer than a minute; UsageError and
+            InvalidRequestError for streams that cannot be; MetadataValueError for a value that does not fit its type.
+        """
+        return follow_run(self._connection(), run_id, streams)
+
+    @overload
+    def asubscribe(self, run_id: str, *, streams: Literal[False] = False) -> AsyncIterator[Run]: ...
+    @overload
+    def asubscribe(self, run_id: str, *, streams: StreamChoice) -> AsyncIterator[Run | StreamValue]: ...
+    def asubscribe(self, run_id: str, *, streams: StreamChoice = False) -> AsyncIterator[Any]:
         """As `subscribe`, for `async for`."""
-        return self._connection().afollow(calls.watch_run(run_id), RunFollower())
+        return afollow_run(self._connection(), run_id, streams)
 
     def subscribe_where(self, **filters: Unpack[RunFilters]) -> Iterator[Run]:
         """Every run that matches, as it is now, newest first; then each newer state of any of them, for ever.

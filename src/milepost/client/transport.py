@@ -193,7 +193,9 @@ class SyncTransport:
             _patience.reset(token)
 
     @contextmanager
-    def open(self, target: str, headers: Mapping[str, str], patience: Patience) -> Generator[Iterator[bytes]]:
+    def open(
+        self, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
+    ) -> Generator[Iterator[bytes]]:
         """Open an event stream; iterate over its bytes as they come. Each piece is all that is there when it is asked for.
 
         Raises: UnavailableError when the connection cannot be had or breaks, or the error of a refusal; AttemptOverError, TimeoutError
@@ -212,7 +214,8 @@ class SyncTransport:
                 seconds = patience.seconds_of(SILENCE_SECONDS_MAX)
                 sock.settimeout(seconds)
                 sent = {**self._headers, **headers, "accept": "text/event-stream"}
-                connection.request("GET", self._address.path + target, headers=sent)
+                method = "GET" if body is None else "POST"
+                connection.request(method, self._address.path + target, body, sent)
                 _wait_for(sock, seconds, patience)
                 response = connection.getresponse()
             except (HTTPException, OSError) as error:

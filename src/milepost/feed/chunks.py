@@ -32,13 +32,22 @@ logger = logging.getLogger("milepost.feed")
 
 
 async def watch_stream(
-    hub: Hub, reader: Reader, run_id: str, name: str, *, start: int | None, idle_seconds: float | None = None
+    hub: Hub,
+    reader: Reader,
+    run_id: str,
+    name: str,
+    *,
+    start: int | None,
+    idle_seconds: float | None = None,
+    has_finished: asyncio.Event | None = None,
 ) -> AsyncGenerator[bytes]:
     """The chunks of a stream from an index on, as `batch` events, and an `end` when it has ended.
 
     Args:
         start: the index of the first chunk; None: only what is written from now on.
         idle_seconds: end without `end` after so long without a chunk.
+        has_finished: go on past the place where the stream has ended, because another writer may begin, until this is set and
+            `Hub.look_at_streams` has been called.
     When the server stops, or cannot read, an `error` event tells the reader to come back: a clean end alone would mean that the stream
     has ended. Raises RunNotFoundError before the first frame.
     """
@@ -69,7 +78,8 @@ async def watch_stream(
                     # What is written meanwhile goes to each of the many at once.
                     await asyncio.sleep(min(pause, PAUSE_SECONDS_MAX))
                 continue
-            if position >= topic.next_index and await _has_ended(topic, reader):
+            may_end = has_finished is None or has_finished.is_set()
+            if may_end and position >= topic.next_index and await _has_ended(topic, reader):
                 if position < topic.next_index:
                     continue
                 assert topic.state is not None, "it was read just now"

@@ -12,6 +12,7 @@ from milepost.feed.stream_topic import StreamTopic
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
+from milepost.protocol.streams import StreamSummary
 from milepost.store.runs import RunFilter, RunRow
 
 # Steps of documents that wait for one watcher of several runs; beyond them it reads the documents.
@@ -69,6 +70,8 @@ class RunTopic:
         self.log_count = 0
         # How often streams have begun or writers of them ended.
         self.stream_count = 0
+        # A look at its streams that is under way, for all who ask at that moment.
+        self.streams_reading: asyncio.Future[list[StreamSummary]] | None = None
         self.child_counts: dict[str, int] = {}
         self.counted_by = 0
         self.children_changed = False
@@ -86,6 +89,7 @@ class RunTopic:
     def stream_changed(self) -> None:
         """The run has a new stream, or a writer of one has ended."""
         self.stream_count += 1
+        self.streams_reading = None
         self._tell()
 
     def child_changed(self) -> None:
@@ -420,7 +424,7 @@ class Hub:
             del watched.topics[topic.view]
             if not watched.topics:
                 del self.runs[topic.run_id]
-            for task in (topic.snapshot, topic.counting):
+            for task in (topic.snapshot, topic.counting, topic.streams_reading):
                 if task is not None:
                     task.cancel()
 
@@ -442,6 +446,11 @@ class Hub:
             if not topics:
                 del self.streams[topic.run_id]
 
+    def look_at_streams(self, run_id: str) -> None:
+        """The run may have ended: whoever reads one of its streams looks whether that has ended."""
+        for topic in self.streams.get(run_id, {}).values():
+            topic.may_have_changed()
+
     def _announce_streams(self, announcement: Announcement) -> None:
         for grown in announcement.streams:
             run = self.runs.get(grown.run_id) if grown.is_new or grown.has_ended else None
@@ -452,8 +461,7 @@ class Hub:
                 topic.take_in(grown)
         for changed in announcement.runs:
             if changed.state_changed:
-                for topic in self.streams.get(changed.row.id, {}).values():
-                    topic.may_have_changed()
+                self.look_at_streams(changed.row.id)
 
     def watch_batch(self, batch_id: str, watcher: asyncio.Event) -> BatchTopic:
         """Be woken when runs of the batch end, until `leave_batch`."""

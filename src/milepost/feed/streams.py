@@ -57,6 +57,7 @@ async def watch_run(
     *,
     view: View = WHOLE_VIEW,
     has_finished: asyncio.Event | None = None,
+    is_lasting: bool = False,
 ) -> AsyncGenerator[bytes]:
     """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame.
 
@@ -64,14 +65,13 @@ async def watch_run(
     is told whether anybody can take it, with the snapshot and when that has changed, a few seconds later.
 
     Args:
-        has_finished: is set before the frame that tells of the run's end. With it the stream goes on from there, because children
-            may still write to the document; and it says `log` when the run's log has grown, and `streams` when a stream
-            of it has begun or ended.
+        has_finished: is set before the frame that tells of the run's end.
+        is_lasting: go on from there, because children may still write to the document; and say `log` when the run's log has grown,
+            and `streams` when a stream of it has begun or ended.
     """
     wake = asyncio.Event()
     topic = hub.watch_run(run_id, wake, view)
     log_count, stream_count = topic.log_count, topic.stream_count
-    is_lasting = has_finished is not None
     has_finished = has_finished or asyncio.Event()
     try:
         frame, place, counted_by, is_final, queued = await _snapshot(topic, reader)
@@ -223,7 +223,7 @@ async def watch_family(
     is_settled = await in_reader(lambda: reader.is_settled(run_id, view))
     if not is_settled:
         has_finished = asyncio.Event()
-        run = watch_run(hub, reader, run_id, view=view, has_finished=has_finished)
+        run = watch_run(hub, reader, run_id, view=view, has_finished=has_finished, is_lasting=True)
         rows = watch_list(hub, reader, children, size=size, urgent_first=True, keys=view.keys)
         async with aclosing(_merged(run, _renamed(rows, "children"))) as frames:
             async for frame in frames:

@@ -81,6 +81,14 @@ class MatchingRunFrame(msgspec.Struct, omit_defaults=True):
     ids: list[str] = []
 
 
+class StreamFrame(msgspec.Struct):
+    """The event `stream` of a run that is watched with its streams: the events of the stream with this key have this number and a
+    hyphen before their names, `0-batch` for example."""
+
+    number: int
+    key: str
+
+
 class BatchFrame(msgspec.Struct, rename="camel"):
     """An event of a batch: how many of its runs have ended. `runCount` is null while it is not known."""
 
@@ -102,6 +110,10 @@ class Watched(
     with the index `start` on, or with `latest` what is written from now on. tag: as `GET /api/v1/feed/matching-runs`, of the runs
     that are not older than `period`, such as `1d`.
 
+    run and streams: the run, and all its streams, also those that begin later. `streams` says by key which index to begin at, and
+    the others are told from their beginning; with `onlyStreams` there are no others. An event `stream` (see `StreamFrame`) gives
+    each stream a number, which stands before the names of its events. The run's last state comes behind all chunks.
+
     `token` is the place of its public token in the list of the request; without it the credentials of the request count.
     """
 
@@ -109,6 +121,8 @@ class Watched(
     stream: str | None = None
     start: int | None = None
     latest: bool = False
+    streams: dict[str, int] | None = None
+    only_streams: bool = False
     tag: str | None = None
     period: str | None = None
     token: int | None = None

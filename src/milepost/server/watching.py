@@ -1,6 +1,6 @@
 """What a page watches on one connection: each thing is checked by itself, with its own token, and told by its own feed."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from starlette.requests import Request
@@ -12,9 +12,11 @@ from milepost.feed.chunks import watch_stream
 from milepost.feed.hub import Hub
 from milepost.feed.many import watch_many
 from milepost.feed.matching import watch_matching
+from milepost.feed.run_streams import watch_run_streams
 from milepost.feed.streams import watch_run
 from milepost.protocol import endpoints
 from milepost.protocol.feed import WATCHES_MAX, Watched, WatchRequest
+from milepost.protocol.streams import STREAMS_MAX
 from milepost.server import requests
 from milepost.server.access import admit
 from milepost.server.auth import Authenticator, Caller, caller_of
@@ -74,8 +76,15 @@ class Watching:
 
     async def _admitted(self, watched: Watched, place: str, caller: Caller) -> AsyncGenerator[bytes]:
         run_id, key, tag = watched.run, watched.stream, watched.tag
-        if (run_id is None) == (tag is None) or (key is not None and run_id is None):
-            raise BadRequestError(f"{place} names a run, a run and a stream of it, or a tag", field=place)
+        if (
+            (run_id is None) == (tag is None)
+            or (key is not None and run_id is None)
+            or (watched.streams is not None and (run_id is None or key is not None))
+            or (watched.only_streams and watched.streams is None)
+        ):
+            raise BadRequestError(
+                f"{place} names a run, a run and a stream of it, a run and its streams, or a tag", field=place
+            )
         if tag is not None:
             await admit(caller, endpoints.MATCHING_RUNS_FEED, {}, self._reader)
             created_from = None
@@ -87,13 +96,38 @@ class Watching:
         assert run_id is not None, "it was looked at above"
         if key is None:
             await admit(caller, endpoints.RUN_FEED, {"run": run_id}, self._reader)
-            return watch_run(self._hub, self._reader, run_id, view=caller.view)
+            if watched.streams is None:
+                return watch_run(self._hub, self._reader, run_id, view=caller.view)
+            _check_starts(watched.streams, f"{place}.streams")
+            await admit(caller, endpoints.LIST_STREAMS, {"run": run_id}, self._reader)
+            return watch_run_streams(
+                self._hub,
+                self._reader,
+                run_id,
+                watched.streams,
+                only=watched.only_streams,
+                view=caller.view,
+            )
         check_key(key)
         start = watched.start or 0
-        if not 0 <= start <= _INDEX_MAX:
-            raise InvalidRequestError(
-                f"{place}.start is the index of a chunk, 0 or more, not {start}", field=f"{place}.start"
-            )
+        _check_index(start, f"{place}.start")
         await admit(caller, endpoints.READ_STREAM, {"run": run_id, "key": key}, self._reader)
         name = OUTPUT + key
         return watch_stream(self._hub, self._reader, run_id, name, start=None if watched.latest else start)
+
+
+def _check_starts(starts: Mapping[str, int], place: str) -> None:
+    if len(starts) > STREAMS_MAX:
+        raise TooLargeError(
+            f"{place} names {len(starts):,} streams, and a run has at most {STREAMS_MAX:,}",
+            field=place,
+            limit=STREAMS_MAX,
+        )
+    for key, start in starts.items():
+        check_key(key)
+        _check_index(start, f"{place}.{key}")
+
+
+def _check_index(start: int, place: str) -> None:
+    if not 0 <= start <= _INDEX_MAX:
+        raise InvalidRequestError(f"{place} is the index of a chunk, 0 or more, not {start}", field=place)
