@@ -131,6 +131,7 @@ def test_readers_begin_where_they_say(served: Served, worker: HttpWorker, run: d
     [
         ("?start=-1", {}, "start"),
         ("?start=x", {}, "start"),
+        ("?start=unread", {}, "start"),
         ("", {"last-event-id": "x"}, "last-event-id"),
         ("", {"last-event-id": "-2"}, "last-event-id"),
         ("", {"last-event-id": "1795440319010-0"}, "last-event-id"),
@@ -341,3 +342,33 @@ def test_input_of_a_run(served: Served, worker: HttpWorker, run: dict[str, Any])
     assert served.call("POST", path, {"data": "x" * (2 * 1024 * 1024)}).status == 413
     assert served.call("POST", path, {}).status == 400
     assert served.call("POST", "/realtime/v1/streams/run_unknown/input/a", {"data": 1}).status == 404
+
+
+def test_input_that_was_not_taken(served: Served, worker: HttpWorker, run: dict[str, Any]) -> None:
+    path = f"/realtime/v1/streams/{run['id']}/input/approvals"
+    for number in range(4):
+        assert served.call("POST", path, {"data": number}).json == {"ok": True}
+
+    def take(first: int, count: int) -> Any:
+        part = {"run": run["id"], "key": "approvals", "writer": "1-x", "first": first, "chunks": [0] * count}
+        body = {"runs": [{"id": run["id"], "attempt": 1, "parts": [part | {"taken": True}]}]}
+        return served.post(f"/api/v1/workers/{worker.id}/chunks", body)["runs"][0]["parts"]
+
+    def unread(**headers: str) -> list[int]:
+        with reading(served, path + "?start=unread", **headers) as records:
+            return [json.loads(value) for value in values(records.batch())]
+
+    assert unread() == [0, 1, 2, 3]
+    assert take(0, 1) == [{"next": 1}]
+    assert unread() == [1, 2, 3]
+    # A request that is sent again counts once; and so does one that brings more.
+    assert take(0, 1) == [{"next": 1}]
+    assert take(0, 3) == [{"next": 3}]
+    assert unread() == [3]
+    # A reader that comes back knows better.
+    assert unread(**{"last-event-id": "0"}) == [1, 2, 3]
+    # Nobody sees what is counted.
+    assert served.get(f"/api/v1/runs/{run['id']}/streams") == {"data": []}
+    with reading(served, f"/realtime/v1/streams/{run['id']}/approvals") as records:
+        worker.finish(run)
+        assert records.rest() == []

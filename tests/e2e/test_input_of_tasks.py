@@ -43,6 +43,26 @@ def collects(ctx: Context) -> list[str]:
             return found
         found.append(word)
 
+once = streams.input("once", retry_from="unread")
+
+@task(retry=Retry(max_attempts=4, min_delay_seconds=0, max_delay_seconds=0))
+def collects_unread(ctx: Context) -> list[str]:
+    for word in once:
+        metadata.append("taken", [ctx.attempt.number, word])
+        if word == "fail":
+            raise ValueError("once more")
+        if word == "end":
+            return metadata.get("taken")
+
+@task(retry=Retry(max_attempts=4, min_delay_seconds=0, max_delay_seconds=0))
+async def collects_unread_async(ctx: Context) -> list[str]:
+    async for word in once:
+        metadata.append("taken", [ctx.attempt.number, word])
+        if word == "fail":
+            raise ValueError("once more")
+        if word == "end":
+            return metadata.get("taken")
+
 @task
 def quick() -> str:
     return "quick"
@@ -97,6 +117,22 @@ def test_what_was_sent_early_and_by_a_retry_again(house: House) -> None:
     assert (run.output, run.attempt_count) == (["a", "fail", "b"], 2)
     streams.input("approvals").send(blocker, {"by": "x"})
     assert house.finished(blocker).is_success
+
+
+@pytest.mark.parametrize("task", ["collects_unread", "collects_unread_async"])
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_retry_from_the_first_that_no_attempt_has_taken(house: House, task: str, is_early: bool) -> None:
+    once = streams.input("once")
+    run_id = house.trigger(task)
+    for word in ("a", "fail", "fail", "b", "fail", "end"):
+        once.send(run_id, word)
+        if not is_early:
+            house.until(run_id, lambda run, word=word: run.metadata.get("taken", [[0, ""]])[-1][1] == word)
+    run = house.finished(run_id)
+    expected = [[1, "a"], [1, "fail"], [2, "fail"], [3, "b"], [3, "fail"], [4, "end"]]
+    assert (run.output, run.attempt_count) == (expected, 4)
+    # What is counted is no stream of the run.
+    assert run.streams == []
 
 
 def test_what_cannot_be_sent(house: House) -> None:

@@ -965,3 +965,9 @@ def wait_until(is_so: Callable[[], Any]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
+
+
+@pytest.mark.parametrize("retry_from", ["", "begin", None, 0])
+def test_where_no_retry_can_begin(retry_from: Any) -> None:
+    with pytest.raises(UsageError, match="'start' or 'unread'"):
+        streams.input("approvals", retry_from=retry_from)

@@ -328,8 +328,9 @@ def read_stream(run_id: str, key: str, *, start: int | None) -> Feed:
 
 
 def read_input(run_id: str, key: str, *, start: int | None) -> Feed:
-    """Read what was sent to a run, from an index on."""
-    return Feed("streams.input", _target(endpoints.READ_INPUT, {"start": start}, {"run": run_id, "key": key}))
+    """Read what was sent to a run, from an index on; without one, what it has not taken yet."""
+    query = {"start": "unread" if start is None else start}
+    return Feed("streams.input", _target(endpoints.READ_INPUT, query, {"run": run_id, "key": key}))
 
 
 def send_input(run_id: str, key: str, value: bytes) -> Call[None]:

@@ -20,7 +20,9 @@ from milepost.store.streams import ChunkRow, StreamRow, WriterRow, WriterState
 
 OUTPUT = "out/"
 INPUT = "in/"
-"""What the name of a stream in the store begins with, before its key."""
+TAKEN = "taken/"
+"""What the name of a stream in the store begins with, before its key: what a run writes, what is sent to it, and a chunk for
+each value that it has taken of that."""
 
 ERROR_CHARACTERS_MAX = 10_000
 # A row is read as a whole, whatever of it is wanted.

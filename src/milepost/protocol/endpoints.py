@@ -294,6 +294,13 @@ _START = (
         "before it, wins",
     ),
 )
+_INPUT_START = (
+    Parameter(
+        "start",
+        "the index of the first value, `unread` for the first one that the run has not taken, or `latest`; the header last-event-id, "
+        "which names the one before it, wins",
+    ),
+)
 _EVENTS = (("x-stream-version", "v2"),)
 LIST_STREAMS = Endpoint(
     "list_streams", "GET", "/api/v1/runs/{run}/streams", "The streams of a run", RUN_READERS, response=streams.StreamList,
@@ -302,7 +309,7 @@ LIST_STREAMS = Endpoint(
 READ_INPUT = Endpoint(
     "read_input", "GET", "/realtime/v1/streams/{run}/input/{key}",
     "Read what was sent to a run: `batch` events until the run has finished", KEY_ONLY,
-    response=streams.StreamBatch, parameters=_START, problems=(400, 404), stream=True, stream_headers=_EVENTS, tag="streams",
+    response=streams.StreamBatch, parameters=_INPUT_START, problems=(400, 404), stream=True, stream_headers=_EVENTS, tag="streams",
 )  # fmt: skip
 SEND_INPUT = Endpoint(
     "send_input", "POST", "/realtime/v1/streams/{run}/input/{key}", "Send something to a run", INPUT_SENDERS,

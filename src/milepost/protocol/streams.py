@@ -42,6 +42,9 @@ class StreamPart(
     has chosen for itself, 1 to 64 characters, and no other one uses. `first` is the writer's own number of the first chunk here:
     what the server has of them already is passed over, and a gap is refused. With `end` the writer adds no more, behind these
     chunks; a part without chunks and end only makes the stream known.
+
+    `taken`: no stream that anybody reads, but the count of what was taken of the run's input with this key: a chunk for each value,
+    whatever it is. Who reads the input with `start=unread` begins behind these.
     """
 
     run: str
@@ -50,6 +53,7 @@ class StreamPart(
     first: int = 0
     chunks: list[msgspec.Raw] = []
     end: WriterEnd | None = None
+    taken: bool = False
 
 
 class AttemptParts(msgspec.Struct, kw_only=True, gc=False, forbid_unknown_fields=True):

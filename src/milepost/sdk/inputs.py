@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from contextlib import aclosing, closing
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
 
@@ -18,9 +18,12 @@ from milepost.errors import MetadataValueError, UsageError
 from milepost.model.jsonvalue import to_json
 from milepost.model.typed import Misfit
 from milepost.sdk.scope import RunScope, live_scope
+from milepost.sdk.streams_attempt import AttemptStreams
+from milepost.sdk.streams_outlet import Outlet
 from milepost.sdk.triggering import blocking_scope
 
 ValueT = TypeVar("ValueT")
+RetryFrom = Literal["start", "unread"]
 
 QUICK_SECONDS = 0.05
 """What is there within this time is taken without giving the slot back."""
@@ -32,7 +35,8 @@ class InputStream(Generic[ValueT]):
     """Values that are sent to a run under a key, in the order in which they were stored.
 
     In a task, `receive()` waits for the next one, and so does iterating over it; the run gives its slot back meanwhile. What was sent
-    before the task listens is not lost. Each attempt reads from the first value on.
+    before the task listens is not lost. Each attempt reads from the first value on, or with `retry_from="unread"` from the first that
+    no earlier attempt has taken.
 
         approvals = streams.input("approvals", Approval)
 
@@ -43,9 +47,14 @@ class InputStream(Generic[ValueT]):
     From outside, `approvals.send(run.id, Approval(...))`.
     """
 
-    def __init__(self, key: str, kind: Any) -> None:
+    def __init__(self, key: str, kind: Any, retry_from: RetryFrom) -> None:
+        if retry_from not in ("start", "unread"):
+            raise UsageError(
+                f"retry_from says where a later attempt begins to read: 'start' or 'unread', not {retry_from!r:.100}"
+            )
         self.key = key
         self.type = kind
+        self.retry_from: RetryFrom = retry_from
         self._shape = None if kind is None else shape_of(kind)
 
     # --- from outside ----------------------------------------------------------------------------------------
@@ -83,17 +92,18 @@ class InputStream(Generic[ValueT]):
         until = None if timeout is None else time.monotonic() + timeout
         follower = self._follower(scope)
         try:
-            return self._next(scope, follower, time.monotonic() + QUICK_SECONDS)
+            return self._taken(scope, self._next(scope, follower, time.monotonic() + QUICK_SECONDS))
         except TimeoutError:
             if until is not None and time.monotonic() >= until:
                 raise self._late(timeout) from None
         back = scope.link.step_aside(scope)
         try:
-            return self._next(scope, follower, until)
+            found = self._next(scope, follower, until)
         except TimeoutError:
             raise self._late(timeout) from None
         finally:
             back(False).result()
+        return self._taken(scope, found)
 
     async def areceive(self, timeout: float | None = None) -> ValueT:  # noqa: ASYNC109 - the twin of `receive`
         """As `receive`, without blocking."""
@@ -102,7 +112,8 @@ class InputStream(Generic[ValueT]):
         began = time.monotonic()
         try:
             async with asyncio.timeout(QUICK_SECONDS):
-                return self._value(await self._anext(scope, follower))
+                found = await self._anext(scope, follower)
+            return self._taken(scope, found)
         except TimeoutError:
             pass
         left = None if timeout is None else began + timeout - time.monotonic()
@@ -124,7 +135,7 @@ class InputStream(Generic[ValueT]):
             if found is not None:
                 follower.give_back(found)
             raise
-        return self._value(found)
+        return self._taken(scope, found)
 
     def __iter__(self) -> Iterator[ValueT]:
         while True:
@@ -144,9 +155,10 @@ class InputStream(Generic[ValueT]):
 
     def _follower(self, scope: RunScope) -> ChunkFollower:
         """How far this attempt has read."""
-        return scope.inputs.setdefault(self.key, ChunkFollower(0))
+        start = None if self.retry_from == "unread" else 0
+        return scope.inputs.setdefault(self.key, ChunkFollower(start))
 
-    def _next(self, scope: RunScope, follower: ChunkFollower, until: float | None) -> ValueT:
+    def _next(self, scope: RunScope, follower: ChunkFollower, until: float | None) -> StreamChunk | None:
         found = follower.newest()
         if found is None:
             states = default_client().connection.follow(
@@ -156,7 +168,7 @@ class InputStream(Generic[ValueT]):
             )
             with closing(cast("Generator[Any]", states)):
                 found = next(states, None)
-        return self._value(found)
+        return found
 
     async def _anext(self, scope: RunScope, follower: ChunkFollower) -> StreamChunk | None:
         found = follower.newest()
@@ -175,9 +187,12 @@ class InputStream(Generic[ValueT]):
                 raise
         return found
 
-    def _value(self, found: StreamChunk | None) -> ValueT:
+    def _taken(self, scope: RunScope, found: StreamChunk | None) -> ValueT:
+        """The value, which counts as taken from now on: also one that does not fit its type, or every attempt would fail of it."""
         if found is None:
             raise UsageError(f"the run has ended, and nothing more is sent to its input {self.key!r}")
+        if self.retry_from == "unread":
+            count_taken(scope, self.key)
         inner = _decode_text(found.text)
         if self._shape is None:
             return cast("ValueT", msgspec.json.decode(inner))
@@ -193,3 +208,30 @@ class InputStream(Generic[ValueT]):
 
     def __repr__(self) -> str:
         return f"<input {self.key!r}>"
+
+
+class _Count:
+    """The writer that counts what an attempt has taken of one input."""
+
+    def __init__(self, scope: RunScope, key: str) -> None:
+        self.outlet = Outlet(scope, scope.run.id, key, is_announced=False, is_of_input=True)
+        scope.link.open_stream(self.outlet)
+
+    def end(self, error: str | None) -> None:
+        """See `Ending`."""
+        self.outlet.close()
+
+
+def count_taken(scope: RunScope, key: str) -> None:
+    """A value of an input has been taken; the server knows it before it knows how the attempt has ended."""
+    own = AttemptStreams.of(scope)
+    found = own.inputs.get(key)
+    if found is None:
+        made = _Count(scope, key)
+        found = own.inputs.setdefault(key, made)
+        if found is made:
+            own.add_writer(made)
+        else:
+            # Another thread was first.
+            made.end(None)
+    found.outlet.add(b"0")

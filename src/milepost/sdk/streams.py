@@ -14,7 +14,7 @@ from milepost.client.streams import StreamReader, reader
 from milepost.errors import InvalidRequestError, UsageError
 from milepost.model.names import check_name
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
-from milepost.sdk.inputs import InputStream
+from milepost.sdk.inputs import InputStream, RetryFrom
 from milepost.sdk.scope import RunScope, is_in_event_loop, scope_of_call
 from milepost.sdk.streams_attempt import AttemptStreams, message_of
 from milepost.sdk.streams_outlet import Outlet
@@ -262,13 +262,22 @@ class Streams:
         return reader(default_client().connection, run_id, key, start, type, from_latest)
 
     @overload
-    def input(self, key: str, type: type[ValueT]) -> InputStream[ValueT]: ...
+    def input(
+        self, key: str, type: type[ValueT], *, retry_from: RetryFrom = "start"
+    ) -> InputStream[ValueT]: ...
     @overload
-    def input(self, key: str, type: None = None) -> InputStream[Any]: ...
-    def input(self, key: str, type: Any = None) -> InputStream[Any]:
-        """Values that are sent to a run from outside; see `InputStream`. Raises InvalidRequestError for a key that cannot be."""
+    def input(self, key: str, type: None = None, *, retry_from: RetryFrom = "start") -> InputStream[Any]: ...
+    def input(self, key: str, type: Any = None, *, retry_from: RetryFrom = "start") -> InputStream[Any]:
+        """Values that are sent to a run from outside; see `InputStream`.
+
+        Args:
+            retry_from: where an attempt begins to read after one that has failed: `start`, at the first value that was ever sent,
+                because its code begins anew; or `unread`, at the first that no attempt has taken. A value is taken when `receive`
+                gives it. Of an attempt whose process died, the last values may come again.
+        Raises: InvalidRequestError for a key that cannot be; UsageError.
+        """
         check_key(key)
-        return InputStream[Any](key, type)
+        return InputStream[Any](key, type, retry_from)
 
     def define(self, id: str, type: type[ValueT]) -> TypedStream[ValueT]:
         """A stream whose values have a type; to be kept in a module that writers and readers share."""

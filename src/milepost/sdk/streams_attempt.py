@@ -64,6 +64,8 @@ class AttemptStreams:
         self._writers: dict[Ending, None] = {}
         # The writers of `streams.append`, by run and key.
         self.appending: dict[tuple[str, str], Any] = {}
+        # Those that count what was taken of inputs, by key.
+        self.inputs: dict[str, Any] = {}
         self._bell = Bell()
 
     @staticmethod

@@ -116,6 +116,7 @@ class Outlet:
         run_id: the run that the stream belongs to.
         key: the stream's.
         is_announced: readers are to know of the stream before its first chunk.
+        is_of_input: it counts what was taken of the run's input with this key, and nobody reads it.
 
     Attributes:
         writer: the name under which the server counts the chunks.
@@ -139,6 +140,7 @@ class Outlet:
         "end_is_taken",
         "has_called",
         "is_announced",
+        "is_of_input",
         "key",
         "run_id",
         "scope",
@@ -148,11 +150,14 @@ class Outlet:
         "writer",
     )
 
-    def __init__(self, scope: RunScope, run_id: str, key: str, *, is_announced: bool) -> None:
+    def __init__(
+        self, scope: RunScope, run_id: str, key: str, *, is_announced: bool, is_of_input: bool = False
+    ) -> None:
         self.scope = scope
         self.run_id = run_id
         self.key = key
         self.is_announced = is_announced
+        self.is_of_input = is_of_input
         self.writer = f"{scope.run.attempt}-{secrets.token_hex(10)}"
         self.waiting: deque[bytes] = deque()
         self.end: WriterEnd | None = None

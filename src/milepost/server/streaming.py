@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from milepost.engine.commands import AddChunks, AddOutsideChunks, AttemptWritten, Written
 from milepost.engine.reading import Reader
-from milepost.engine.streams import INPUT, OUTPUT
+from milepost.engine.streams import INPUT, OUTPUT, TAKEN
 from milepost.errors import (
     BadRequestError,
     ConflictError,
@@ -80,12 +80,18 @@ class Streaming:
 
     async def _read(self, request: Request, kind: str) -> AsyncGenerator[bytes]:
         name = _name(request, kind)
-        start, idle_seconds = _start(request), _idle_seconds(request)
-        frames = watch_stream(
-            self._hub, self._reader, request.path_params["run"], name, start=start, idle_seconds=idle_seconds
-        )
+        run_id, idle_seconds = request.path_params["run"], _idle_seconds(request)
+        if kind == INPUT and _asks_for_unread(request):
+            start = await asyncio.to_thread(self._taken_count, run_id, request.path_params["key"])
+        else:
+            start = _start(request)
+        frames = watch_stream(self._hub, self._reader, run_id, name, start=start, idle_seconds=idle_seconds)
         async for frame in frames:
             yield frame
+
+    def _taken_count(self, run_id: str, key: str) -> int:
+        """How much of what was sent to a run has been taken."""
+        return self._reader.stream_page(run_id, TAKEN + key, start=0, bytes_max=0).next_index
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -232,7 +238,8 @@ def _part(part: StreamPart) -> Written:
     except MilepostError as error:
         fault = PartReply(code=error.code, message=error.message)
         return Written(part.run, OUTPUT + part.key[:KEY_CHARACTERS_MAX], "", fault=fault)
-    return Written(part.run, OUTPUT + part.key, writer, part.first, chunks, part.end)
+    kind = TAKEN if part.taken else OUTPUT
+    return Written(part.run, kind + part.key, writer, part.first, chunks, part.end)
 
 
 def check_key(key: str) -> None:
@@ -298,6 +305,10 @@ def _start(request: Request) -> int | None:
     if request.headers.get("x-trigger-stream-start") == "latest":
         return None
     return 0
+
+
+def _asks_for_unread(request: Request) -> bool:
+    return "last-event-id" not in request.headers and request.query_params.get("start") == "unread"
 
 
 def _idle_seconds(request: Request) -> float | None:

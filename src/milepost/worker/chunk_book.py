@@ -57,7 +57,13 @@ class Part:
         """As the request carries it."""
         outlet = self.writer.outlet
         head = _encode(
-            {"run": outlet.run_id, "key": outlet.key, "writer": outlet.writer, "first": self.first}
+            {
+                "run": outlet.run_id,
+                "key": outlet.key,
+                "writer": outlet.writer,
+                "first": self.first,
+                "taken": outlet.is_of_input,
+            }
         )
         end = b"" if self.end is None else b',"end":' + _encode(self.end)
         return head[:-1] + b',"chunks":[' + b",".join(self.chunks) + b"]" + end + b"}"
