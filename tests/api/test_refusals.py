@@ -443,6 +443,27 @@ def test_a_request_id_that_comes_with_another_body_is_a_conflict(served: Served,
     assert served.get(path) == {"metadata": {"n": 1}, "version": 1}
 
 
+@pytest.mark.parametrize(
+    ("path", "bodies"),
+    [
+        ("/api/v1/tasks/work/trigger", [{"payload": "1"}, {"payload": "2"}]),
+        ("/api/v2/tasks/batch", [{"items": [{"task": "work"}]}, {"items": [{"task": "work"}] * 2}]),
+        ("/api/v3/batches", [{"runCount": 1}, {"runCount": 2}]),
+    ],
+)
+def test_a_trigger_with_another_body_under_its_request_id_is_a_conflict(
+    served: Served, worker: HttpWorker, path: str, bodies: list[dict[str, Any]]
+) -> None:
+    headers = {"x-trigger-request-idempotency-key": f"other {path}"}
+    answers = [served.call("POST", path, body, headers=headers) for body in (bodies[0], bodies[0], bodies[1])]
+    assert [answer.status for answer in answers][2] == 409
+    assert answers[0].json.get("id") == answers[1].json.get("id")
+    assert answers[2].json["code"] == "conflict"
+    assert "request id" in answers[2].json["error"]
+    # The clients would repeat it, and wait in vain.
+    assert answers[2].headers["x-should-retry"] == "false"
+
+
 def test_empty_lists_of_operations_change_nothing(served: Served, worker: HttpWorker) -> None:
     run_id = served.trigger(metadata={"a": 1})
     body = {"operations": [], "parentOperations": [], "rootOperations": []}

@@ -23,7 +23,7 @@ from milepost.engine.commands import (
     TriggerItem,
     UpdateMetadata,
 )
-from milepost.errors import MetadataError
+from milepost.errors import ConflictError, MetadataError
 from milepost.model.counted import unpack
 from milepost.model.document import Document
 from milepost.model.operations import Operation, check
@@ -175,12 +175,16 @@ class Model:
     def _trigger(self, command: Trigger, answer: Any, now: int) -> None:
         earlier = self.triggered.get(command.request_id or "")
         if earlier is not None:
-            assert (answer.run_ids, answer.cached) == (earlier.run_ids, True)
+            item, answered = earlier
+            if command.item == item:
+                assert (answer.run_ids, answer.cached) == (answered.run_ids, True)
+            else:
+                assert isinstance(answer, ConflictError)
             return
         assert not answer.cached
         self._new_run(answer.run_ids[0], command.item, command.item.options.parent_run_id, None, now)
         if command.request_id:
-            self.triggered[command.request_id] = answer
+            self.triggered[command.request_id] = command.item, answer
 
     def _trigger_batch(self, command: TriggerBatch, answer: Any, now: int) -> None:
         batch = self.batches[answer.batch_id] = Batch(command.parent_id, len(command.items))

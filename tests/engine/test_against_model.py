@@ -135,7 +135,7 @@ class EngineMachine(RuleBasedStateMachine):
             "parent_run_id": data.draw(st.sampled_from([None, *self.model.runs])),
             "max_attempts": data.draw(st.sampled_from([None, 2])),
         }
-        # The same id means the same request, so the options follow from it.
+        # The same id means the same request, so the options follow from it; with another task it is no repeat.
         request_id = data.draw(st.sampled_from([None, None, "trigger 1", "trigger 2"]))
         if request_id is not None:
             options = {"metadata": {"id": request_id}}

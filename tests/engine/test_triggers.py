@@ -5,8 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine.commands import PruneAnswers, Trigger, TriggerBatch
+from milepost.engine import triggering
+from milepost.engine.commands import CreateBatch, PruneAnswers, Trigger, TriggerBatch
 from milepost.errors import (
+    ConflictError,
     InvalidRequestError,
     MetadataError,
     MetadataPathError,
@@ -399,6 +401,51 @@ def test_other_request_ids_are_other_requests(world: World, worker: WorkerDouble
     first = world.do(Trigger(item(), "request 1"))
     assert world.do(Trigger(item(), "request 2")).run_ids != first.run_ids
     assert world.do(Trigger(item())).run_ids != world.do(Trigger(item())).run_ids
+
+
+@pytest.mark.parametrize("same_group", [True, False])
+def test_other_content_under_a_request_id_is_no_repeat(
+    world: World, worker: WorkerDouble, same_group: bool
+) -> None:
+    first = Trigger(item(payload="1"), "request 1")
+    others = [
+        Trigger(item(payload="2"), "request 1"),
+        Trigger(item(payload="1", tags=["a"]), "request 1"),
+        TriggerBatch([item(payload="1")], request_id="request 1"),
+        CreateBatch(1, request_id="request 1"),
+    ]
+    if same_group:
+        # Of a group, batches may come first.
+        tickets = world.submit(first, *others[:2])
+    else:
+        tickets = world.submit(first)
+        world.restart()
+        tickets += world.submit(*others)
+    kinds = [type(ticket.result).__name__ for ticket in tickets]
+    assert kinds == ["Triggered", *["ConflictError"] * (len(tickets) - 1)]
+    assert len(world.reader.page(RunFilter(), size=10).data) == 1
+    # The first one can still be repeated.
+    assert world.do(first).cached
+
+
+def test_a_repeated_announcement_of_a_batch_says_the_same(world: World, worker: WorkerDouble) -> None:
+    world.do(CreateBatch(2, request_id="request 1"))
+    [ticket] = world.submit(CreateBatch(3, request_id="request 1"))
+    assert isinstance(ticket.result, ConflictError)
+    command = TriggerBatch([item(), item()], request_id="request 2")
+    world.do(command)
+    [ticket] = world.submit(msgspec.structs.replace(command, items=[item()]))
+    assert isinstance(ticket.result, ConflictError)
+
+
+def test_answers_of_earlier_versions_say_nothing_of_what_was_asked(
+    world: World, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(triggering, "_checksum", lambda *said: None)
+        first = world.do(Trigger(item(payload="1"), "request 1"))
+    world.restart()
+    assert world.do(Trigger(item(payload="2"), "request 1")).run_ids == first.run_ids
 
 
 def test_a_refused_request_may_be_corrected_under_the_same_id(world: World, worker: WorkerDouble) -> None:

@@ -1,5 +1,6 @@
 """Deciding on triggers and batches: from what was asked to rows, or a refusal that names the item and the field."""
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.errors import (
     BatchNotFoundError,
+    ConflictError,
     InsufficientScopeError,
     InvalidRequestError,
     MetadataError,
@@ -33,6 +35,7 @@ from milepost.model.document import Document
 from milepost.model.names import check_name
 from milepost.model.run import RunStatus
 from milepost.model.typed import check_document
+from milepost.protocol.endpoints import REQUEST_ID_HEADER
 from milepost.protocol.triggering import (
     BATCH_ITEMS_MAX,
     JSON_TYPE,
@@ -54,12 +57,12 @@ _SHAPES: dict[str, msgspec.json.Decoder[Any]] = {
     SUPER_JSON_TYPE: msgspec.json.Decoder(dict[str, msgspec.Raw]),
 }
 _PAYLOAD_TYPES = (JSON_TYPE, SUPER_JSON_TYPE, TEXT_TYPE)
-_TRIGGERED = msgspec.json.Decoder(Triggered)
 
 
 def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> Triggered:
     """Queue one run."""
-    if (earlier := _earlier(command.request_id, transaction)) is not None:
+    checksum = None if command.request_id is None else _checksum(command.item)
+    if (earlier := _earlier(command.request_id, checksum, transaction)) is not None:
         return earlier
     _check_unused(command.token, transaction)
     options = command.item.options
@@ -68,12 +71,15 @@ def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> T
     run = _new_run(command.item, parent, function, transaction, state, place="")
     _queue([run], transaction)
     _use(command.token, None, transaction)
-    return _answer(Triggered([run.id]), command.request_id, transaction)
+    return _answer(Triggered([run.id]), command.request_id, checksum, transaction)
 
 
 def trigger_batch(command: TriggerBatch, transaction: Transaction, state: EngineState) -> Triggered:
     """Queue a whole batch."""
-    if (earlier := _earlier(command.request_id, transaction)) is not None:
+    checksum = None
+    if command.request_id is not None:
+        checksum = _checksum(command.items, command.parent_id, command.resume_parent)
+    if (earlier := _earlier(command.request_id, checksum, transaction)) is not None:
         return earlier
     _check_unused(command.token, transaction)
     items = command.items
@@ -84,12 +90,14 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
     transaction.new_batches.append(batch)
     _queue(runs, transaction)
     _use(command.token, batch.id, transaction)
-    return _answer(Triggered([run.id for run in runs], batch.id), command.request_id, transaction)
+    return _answer(Triggered([run.id for run in runs], batch.id), command.request_id, checksum, transaction)
 
 
 def create_batch(command: CreateBatch, transaction: Transaction, state: EngineState) -> str:
     """Announce a batch; its items come by `add_batch_items`."""
-    if (earlier := _earlier(command.request_id, transaction)) is not None and earlier.batch_id is not None:
+    checksum = _checksum(command.run_count, command.parent_id, command.resume_parent)
+    earlier = _earlier(command.request_id, checksum, transaction)
+    if earlier is not None and earlier.batch_id is not None:
         return earlier.batch_id
     _check_unused(command.token, transaction)
     if command.run_count is not None and not 1 <= command.run_count < OPEN_COUNT:
@@ -100,7 +108,7 @@ def create_batch(command: CreateBatch, transaction: Transaction, state: EngineSt
     batch = _new_batch(count, command.parent_id, command.resume_parent, transaction, state)
     transaction.new_batches.append(batch)
     _use(command.token, batch.id, transaction)
-    _answer(Triggered([], batch.id), command.request_id, transaction)
+    _answer(Triggered([], batch.id), command.request_id, checksum, transaction)
     return batch.id
 
 
@@ -373,11 +381,38 @@ def _use(token: OneTimeToken | None, batch_id: str | None, transaction: Transact
         transaction.use_token(UsedToken(token.id, batch_id, token.expires_at))
 
 
-def _earlier(request_id: str | None, transaction: Transaction) -> Triggered | None:
+class _Answered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a request was answered, and what it had said, in short; None in answers of earlier versions."""
+
+    run_ids: list[str]
+    batch_id: str | None = None
+    checksum: int | None = None
+
+
+_ANSWERED = msgspec.json.Decoder(_Answered)
+
+
+def _checksum(*said: Any) -> int:
+    return zlib.crc32(msgspec.json.encode(said))
+
+
+def _earlier(request_id: str | None, checksum: int | None, transaction: Transaction) -> Triggered | None:
+    """What a repeated request was answered. Raises ConflictError for other content under its id."""
     answer = transaction.earlier_answer(request_id)
-    return msgspec.structs.replace(_TRIGGERED.decode(answer), cached=True) if answer else None
+    if answer is None:
+        return None
+    answered = _ANSWERED.decode(answer)
+    if answered.checksum not in (None, checksum):
+        raise ConflictError(
+            "this request id was used for a request that said something else: each request needs an id of its own",
+            field=REQUEST_ID_HEADER,
+        )
+    return Triggered(answered.run_ids, answered.batch_id, cached=True)
 
 
-def _answer(answer: Triggered, request_id: str | None, transaction: Transaction) -> Triggered:
-    transaction.keep_answer(request_id, msgspec.json.encode(answer))
+def _answer(
+    answer: Triggered, request_id: str | None, checksum: int | None, transaction: Transaction
+) -> Triggered:
+    answered = _Answered(answer.run_ids, answer.batch_id, checksum)
+    transaction.keep_answer(request_id, msgspec.json.encode(answered))
     return answer
