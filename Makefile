@@ -27,7 +27,7 @@ dev: .venv/.runtime ## Run server, dashboard and workers on the examples
 	@$(BIN)/milepost dev examples
 
 # One process for each core, and each takes whole files: their tests share servers and browsers.
-test: check .venv/.browser ## Everything that the continuous integration runs: the checks and all tests
+test: check .venv/.browser .venv/javascript/.installed ## Everything that the continuous integration runs: the checks and all tests
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: .venv/.development ## Lint, formatting, types, import rules
@@ -95,3 +95,12 @@ clean: ## Remove what was set up and built
 		fi; \
 	fi
 	@touch $@
+
+# The official JavaScript client, as it is published, which tests try against our server. Without npm they are skipped.
+.venv/javascript/.installed: tests/javascript/package.json tests/javascript/package-lock.json tests/javascript/.npmrc | .venv/.made
+	@if ! command -v npm >/dev/null; then \
+		echo "There is no npm here: the tests of the official JavaScript client are skipped."; \
+	else \
+		echo "Installing the official JavaScript client for the tests ..."; \
+		mkdir -p $(@D); cp $^ $(@D)/; npm ci --silent --prefix $(@D); touch $@; \
+	fi

@@ -1,0 +1,67 @@
+// The official client, unchanged, against a server of ours. What it has seen is printed as one line of JSON.
+import { auth, configure, runs, streams, tasks } from "@trigger.dev/sdk";
+
+const { url, key } = JSON.parse(process.argv[2]);
+configure({ baseURL: url, secretKey: key });
+
+const seen = {};
+
+async function collect(stream, count = Infinity) {
+  const values = [];
+  if (count === 0) return values;
+  for await (const value of stream) {
+    values.push(value);
+    if (values.length === count) break;
+  }
+  return values;
+}
+
+async function refusal(call) {
+  try {
+    return { came: await call() };
+  } catch (error) {
+    return { name: error.constructor.name, status: error.status };
+  }
+}
+
+// A stream that is read while it is written, from the beginning and from an index.
+const handle = await tasks.trigger("answer", { count: 5 }, { tags: ["user:1"], metadata: { user: "ada" } });
+const live = await streams.read(handle.id, "words");
+const first = await collect(live, 5);
+seen.live = first;
+seen.whileOpen = (await runs.retrieve(handle.id)).status;
+
+// Something is sent to the run, with the token that the trigger gave.
+const more = streams.input({ id: "more" });
+await auth.withAuth({ accessToken: handle.publicAccessToken }, () => more.send(handle.id, { count: 2 }));
+seen.all = await collect(await streams.read(handle.id, "words", { startIndex: 2 }));
+seen.objects = await collect(await streams.read(handle.id, "steps"));
+
+const run = await runs.poll(handle.id, { pollIntervalMs: 50 });
+seen.run = { status: run.status, output: run.output, metadata: run.metadata, tags: run.tags };
+seen.inputAfterTheEnd = await refusal(() => more.send(handle.id, { count: 1 }));
+
+// Tokens that the client signs itself.
+const withToken = async (options, call) =>
+  auth.withAuth({ accessToken: await auth.createPublicToken(options) }, call);
+const read = async () => collect(await streams.read(handle.id, "words", { timeoutInSeconds: 5 }));
+seen.byRun = await withToken({ scopes: { read: { runs: [handle.id] } } }, read);
+seen.byTag = await withToken({ scopes: { read: { tags: ["user:1"] } } }, read);
+const other = { scopes: { read: { runs: ["run_other"] } } };
+seen.byOther = await refusal(() => withToken(other, () => runs.retrieve(handle.id)));
+seen.triggerByToken = await auth.withAuth(
+  { accessToken: await auth.createTriggerPublicToken("quick") },
+  async () => {
+    const once = await tasks.trigger("quick", 7);
+    return { id: typeof once.id, again: await refusal(() => tasks.trigger("quick", 8)) };
+  },
+);
+
+// A batch in two phases, and a list.
+const batch = await tasks.batchTrigger("quick", [{ payload: 1 }, { payload: 2 }, { payload: 3 }]);
+seen.batch = batch.runCount;
+const listed = await runs.list({ tag: "user:1", limit: 10 });
+seen.list = listed.data.map((item) => item.id === handle.id);
+
+console.log(JSON.stringify(seen));
+process.exit(0);

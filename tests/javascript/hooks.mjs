@@ -1,0 +1,89 @@
+// The official React hooks, unchanged, in a page without a browser. What they have rendered is printed as one line of JSON.
+import { createElement, useEffect } from "react";
+import renderer from "react-test-renderer";
+import {
+  useInputStreamSend,
+  useRealtimeStream,
+  useRun,
+  useTaskTrigger,
+} from "@trigger.dev/react-hooks";
+import { auth, configure, tasks } from "@trigger.dev/sdk";
+
+const { url, key } = JSON.parse(process.argv[2]);
+configure({ baseURL: url, secretKey: key });
+const seen = {};
+
+/** Renders a component that uses a hook until what it gives is as wanted, and gives that. */
+function until(hook, isSo) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error("it did not come: " + JSON.stringify(last))), 20_000);
+    let last = null;
+    let root = null;
+    function Shown() {
+      const given = hook();
+      last = given;
+      useEffect(() => {
+        if (isSo(given)) {
+          clearTimeout(timer);
+          setTimeout(() => root.unmount());
+          resolve(given);
+        }
+      });
+      return null;
+    }
+    root = renderer.create(createElement(Shown));
+  });
+}
+
+const handle = await tasks.trigger("answer", { count: 5 });
+const access = { accessToken: handle.publicAccessToken, baseURL: url };
+
+const live = await until(
+  () => useRealtimeStream(handle.id, "words", access),
+  ({ parts }) => parts?.length === 5,
+);
+seen.live = { parts: live.parts, error: live.error?.message };
+
+const sender = await until(
+  () => useInputStreamSend("more", handle.id, access),
+  ({ isReady }) => isReady,
+);
+await sender.send({ count: 1 });
+
+const ended = await until(
+  () => useRealtimeStream(handle.id, "words", access),
+  ({ parts }) => parts?.length === 6,
+);
+seen.ended = ended.parts;
+
+const run = await until(
+  () => useRun(handle.id, { ...access, refreshInterval: 50 }),
+  ({ run }) => run?.isCompleted,
+);
+seen.run = { status: run.run.status, output: run.run.output };
+
+const refused = await until(
+  () => useRealtimeStream("run_other", "words", access),
+  ({ error }) => error,
+);
+seen.refused = refused.error.status ?? String(refused.error);
+
+const triggerToken = await auth.createTriggerPublicToken("quick");
+let asked = false;
+const triggered = await until(
+  () => {
+    const trigger = useTaskTrigger("quick", { accessToken: triggerToken, baseURL: url });
+    useEffect(() => {
+      if (!asked) {
+        asked = true;
+        trigger.submit(7);
+      }
+    });
+    return trigger;
+  },
+  ({ handle, error }) => handle || error,
+);
+seen.triggered = { id: typeof triggered.handle?.id, error: triggered.error?.message };
+
+console.log(JSON.stringify(seen));
+process.exit(0);
