@@ -127,6 +127,13 @@ class Calls:
         assert event == "snapshot"
         assert is_run(frame["run"])
 
+    def realtime_run(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/realtime/v1/runs/{self.served.trigger()}?offset=-1")
+        assert answer.status == endpoint.status
+        [row, up_to_date] = answer.json
+        assert row["value"]["status"] == "PENDING"
+        assert up_to_date == {"headers": {"control": "up-to-date"}}
+
     def runs_feed(self, endpoint: Endpoint) -> None:
         self.served.trigger()
         with self.served.events(endpoint.path) as events:

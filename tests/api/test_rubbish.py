@@ -421,7 +421,11 @@ def test_rubbish_in_queries(rubbish: Rubbish, endpoint: Any) -> None:
     for name in names:
         for value in values:
             answer = rubbish.send(endpoint.method, f"{path}?{quote_from_bytes(name.encode())}={value}", body)
-            if name not in {parameter.name for parameter in endpoint.parameters} and name:
+            if (
+                name not in {parameter.name for parameter in endpoint.parameters}
+                and name
+                and not endpoint.open_query
+            ):
                 assert answer.status in (400, 422), (name, value)
     for query in (
         "filter[status]=FAILED&filter[status]=COMPLETED",

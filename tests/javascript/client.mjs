@@ -31,6 +31,25 @@ const first = await collect(live, 5);
 seen.live = first;
 seen.whileOpen = (await runs.retrieve(handle.id)).status;
 
+// The run is followed, with its streams, from here to its end.
+const followed = (async () => {
+  const states = [];
+  for await (const state of runs.subscribeToRun(handle.id)) {
+    states.push(state);
+  }
+  return states;
+})();
+const withStreams = (async () => {
+  const words = [];
+  let last = null;
+  for await (const part of runs.subscribeToRun(handle.id).withStreams()) {
+    if (part.type === "run") last = part.run;
+    if (part.type === "words") words.push(part.chunk);
+    if (last?.isCompleted && words.length === 7) break;
+  }
+  return words;
+})();
+
 // Something is sent to the run, with the token that the trigger gave.
 const more = streams.input({ id: "more" });
 await auth.withAuth({ accessToken: handle.publicAccessToken }, () => more.send(handle.id, { count: 2 }));
@@ -41,12 +60,30 @@ const run = await runs.poll(handle.id, { pollIntervalMs: 50 });
 seen.run = { status: run.status, output: run.output, metadata: run.metadata, tags: run.tags };
 seen.inputAfterTheEnd = await refusal(() => more.send(handle.id, { count: 1 }));
 
+const states = await followed;
+const told = states.at(-1);
+seen.followed = {
+  status: told.status, output: told.output, metadata: told.metadata, tags: told.tags, payload: told.payload,
+  isFinished: told.finishedAt >= told.startedAt && told.startedAt >= told.createdAt, isMany: states.length > 1,
+};
+seen.withStreams = await withStreams;
+const failed = await tasks.trigger("fails", new Date(0));
+for await (const state of runs.subscribeToRun(failed.id)) {
+  seen.failed = { status: state.status, isFailed: state.isFailed, error: state.error && { ...state.error, stackTrace: "" } };
+}
+
 // Tokens that the client signs itself.
 const withToken = async (options, call) =>
   auth.withAuth({ accessToken: await auth.createPublicToken(options) }, call);
 const read = async () => collect(await streams.read(handle.id, "words", { timeoutInSeconds: 5 }));
 seen.byRun = await withToken({ scopes: { read: { runs: [handle.id] } } }, read);
 seen.byTag = await withToken({ scopes: { read: { tags: ["user:1"] } } }, read);
+const skipping = { scopes: { read: { runs: [handle.id] } }, realtime: { skipColumns: ["payload", "output"] } };
+seen.skipping = await withToken(skipping, async () => {
+  for await (const state of runs.subscribeToRun(handle.id)) {
+    return { output: state.output ?? null, payload: state.payload ?? null, metadata: state.metadata };
+  }
+});
 const other = { scopes: { read: { runs: ["run_other"] } } };
 seen.byOther = await refusal(() => withToken(other, () => runs.retrieve(handle.id)));
 seen.triggerByToken = await auth.withAuth(

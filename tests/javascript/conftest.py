@@ -19,7 +19,9 @@ NODE_SECONDS = 60.0
 MILEPOST = [sys.executable, "-P", "-c", "from milepost.cli.main import main; main()"]
 
 TASKS = '''
-from milepost import metadata, streams, task
+from datetime import datetime
+
+from milepost import Retry, metadata, streams, task
 
 more = streams.input("more")
 
@@ -39,6 +41,11 @@ async def answer(question: dict[str, int]) -> str:
     text = "".join([word async for word in metadata.stream("words", words())])
     metadata.set("progress", "done")
     return text
+
+
+@task(retry=Retry(max_attempts=1))
+def fails(at: datetime) -> None:
+    raise ValueError(f"no ink since {at.year}")
 
 
 @task

@@ -3,6 +3,8 @@ import { createElement, useEffect } from "react";
 import renderer from "react-test-renderer";
 import {
   useInputStreamSend,
+  useRealtimeRun,
+  useRealtimeRunWithStreams,
   useRealtimeStream,
   useRun,
   useTaskTrigger,
@@ -44,6 +46,21 @@ const live = await until(
 );
 seen.live = { parts: live.parts, error: live.error?.message };
 
+const state = await until(
+  () => useRealtimeRun(handle.id, access),
+  ({ run }) => run?.metadata?.progress === 5,
+);
+seen.state = { id: state.run.id === handle.id, status: ["EXECUTING", "WAITING"].includes(state.run.status) };
+let completed = null;
+const toTheEnd = until(
+  () => useRealtimeRun(handle.id, { ...access, onComplete: (run) => (completed = run.output) }),
+  ({ run }) => run?.isCompleted && completed !== null,
+);
+const withStreams = until(
+  () => useRealtimeRunWithStreams(handle.id, access),
+  ({ run, streams }) => run?.isCompleted && streams?.words?.length === 6,
+);
+
 const sender = await until(
   () => useInputStreamSend("more", handle.id, access),
   ({ isReady }) => isReady,
@@ -61,6 +78,14 @@ const run = await until(
   ({ run }) => run?.isCompleted,
 );
 seen.run = { status: run.run.status, output: run.run.output };
+
+seen.toTheEnd = { output: (await toTheEnd).run.output, completed };
+seen.withStreams = (await withStreams).streams;
+const unknown = await until(
+  () => useRealtimeRun("run_other", { ...access, accessToken: key }),
+  ({ error }) => error,
+);
+seen.unknown = unknown.error.status;
 
 const refused = await until(
   () => useRealtimeStream("run_other", "words", access),

@@ -21,6 +21,22 @@ def test_the_client(node: Node) -> None:
             "tags": ["user:1"],
         },
         "inputAfterTheEnd": {"name": "BadRequestError", "status": 400},
+        "followed": {
+            "status": "COMPLETED",
+            "output": "".join(WORDS + MORE),
+            "metadata": {"user": "ada", "progress": "done"},
+            "tags": ["user:1"],
+            "payload": {"count": 5},
+            "isFinished": True,
+            "isMany": True,
+        },
+        "withStreams": WORDS + MORE,
+        "failed": {
+            "status": "FAILED",
+            "isFailed": True,
+            "error": {"name": "ValueError", "message": "no ink since 1970", "stackTrace": ""},
+        },
+        "skipping": {"output": None, "payload": None, "metadata": {"user": "ada", "progress": "done"}},
         "byRun": WORDS + MORE,
         "byTag": WORDS + MORE,
         "byOther": {"name": "PermissionDeniedError", "status": 403},
@@ -33,6 +49,10 @@ def test_the_client(node: Node) -> None:
 def test_the_hooks(node: Node) -> None:
     assert node("hooks.mjs") == {
         "live": {"parts": WORDS},
+        "state": {"id": True, "status": True},
+        "toTheEnd": {"output": "".join([*WORDS, "more 0 "]), "completed": "".join([*WORDS, "more 0 "])},
+        "withStreams": {"words": [*WORDS, "more 0 "], "steps": [STEP]},
+        "unknown": 404,
         "ended": [*WORDS, "more 0 "],
         "run": {"status": "COMPLETED", "output": "".join([*WORDS, "more 0 "])},
         "refused": 403,

@@ -91,6 +91,15 @@ class StreamPage(msgspec.Struct, frozen=True):
     error: str | None
 
 
+class StoredRun(msgspec.Struct, frozen=True):
+    """A run as it is stored, with its document (JSON) and the keys of its streams."""
+
+    record: RunRecord
+    metadata: bytes
+    metadata_version: int
+    streams: list[str]
+
+
 class Reader:
     """Reads for the server. Every method takes one consistent look at the store; thread-safe.
 
@@ -132,6 +141,14 @@ class Reader:
     def snapshot(self, run_id: str, view: View = WHOLE_VIEW) -> RunObject:
         """A whole run as its feed begins with it: parent and root without their documents, no children. Raises RunNotFoundError."""
         return self._run(run_id, view, with_family=False)
+
+    def stored_run(self, run_id: str, keys: Keys = None) -> StoredRun:
+        """A run with its payload and output as the texts that are stored. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            record = self._record(connection, run_id)
+            metadata, version = _documents(connection, [run_id], keys)[run_id]
+            streams = _streams(connection, record.row, OUTPUT)
+        return StoredRun(record, bytes(metadata), version, [stream.key for stream in streams])
 
     def child_counts(self, run_id: str, view: View = WHOLE_VIEW) -> dict[str, int]:
         """How many children of a run have each status."""

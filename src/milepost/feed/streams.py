@@ -46,6 +46,9 @@ QUEUED_SECONDS = 2.0
 # Foreign writes to documents travel to a worker at most this often; ended children at once.
 INBOX_SECONDS = 0.02
 
+# Fields of a run that a token may have left out.
+_SKIPPED = frozenset({"payload", "output", "error"})
+
 logger = logging.getLogger("milepost.feed")
 _encode = msgspec.json.Encoder().encode
 
@@ -116,7 +119,7 @@ async def watch_run(
             key = (*place, *step.place, topic.counted_by if counts is not None else 0)
             frame = topic.frames.get(key)
             if frame is None:
-                frame = topic.frames[key] = _run_frame(step, counts)
+                frame = topic.frames[key] = _run_frame(step, counts, view.skipped)
             place, counted_by = step.place, max(counted_by, topic.counted_by)
             yield frame
         yield encode_event("end", _encode(RunFrame(version=place.told)))
@@ -148,6 +151,8 @@ def _look_at_failure(task: asyncio.Task[Any]) -> None:
 
 def _read_snapshot(run_id: str, reader: Reader, view: View) -> tuple[bytes, Place, RunObject]:
     run = reader.snapshot(run_id, view)
+    for name in _SKIPPED & view.skipped:
+        setattr(run, name, None)
     frame = encode_event("snapshot", _encode(SnapshotFrame(run.metadata_version, run)))
     return frame, place_of(run), run
 
@@ -200,8 +205,10 @@ def paused_for(took_seconds: float) -> float:
     return max(LIST_SECONDS, took_seconds * READING_SHARE)
 
 
-def _run_frame(step: Step, counts: dict[str, int] | None) -> bytes:
-    run = step.state(with_output=True)
+def _run_frame(step: Step, counts: dict[str, int] | None, skipped: frozenset[str]) -> bytes:
+    run = step.state(with_output="output" not in skipped)
+    if run is not None and "error" in skipped:
+        run.pop("error", None)
     if counts is not None:
         run = {**(run or {}), "childCounts": counts}
     frame = RunFrame(

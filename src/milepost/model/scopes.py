@@ -75,10 +75,16 @@ class RunScope(msgspec.Struct, frozen=True):
 
 
 class View(msgspec.Struct, frozen=True):
-    """What a reader is shown: which runs, and which top-level keys of their documents; None for all of them."""
+    """What a reader is shown: which runs, and which top-level keys of their documents; None for all of them. `skipped` are fields of
+    runs that feeds leave out for it, under the names that tokens have for them (protocol, section 2.2)."""
 
     runs: RunScope | None = None
     keys: frozenset[str] | None = None
+    skipped: frozenset[str] = frozenset()
+
+    def in_feeds(self) -> "View":
+        """What feeds show of documents: nothing, where `metadata` is skipped."""
+        return msgspec.structs.replace(self, keys=frozenset[str]()) if "metadata" in self.skipped else self
 
 
 WHOLE_VIEW = View()

@@ -69,7 +69,7 @@ class Endpoint:
     `access` has no default: whoever adds an endpoint says who may call it. `problems` are the status codes that it may answer with
     beside those that follow from the rest (see `statuses_of_refusals`). `stream` marks server-sent events, whose `response` is the
     shape of one frame, and which come with `stream_headers`. `lines` marks a body of one JSON object
-    per line. A parameter `{key}` of the path may have slashes.
+    per line. A parameter `{key}` of the path may have slashes. With `open_query`, parameters that are not known are passed over.
     """
 
     name: str
@@ -85,6 +85,7 @@ class Endpoint:
     stream: bool = False
     stream_headers: tuple[tuple[str, str], ...] = ()
     lines: bool = False
+    open_query: bool = False
     tag: str = field(default="runs")
 
     def __post_init__(self) -> None:
@@ -221,6 +222,16 @@ RUN_FEED = Endpoint(
     ),
     problems=(400, 404), stream=True, tag="feed",
 )  # fmt: skip
+REALTIME_RUN = Endpoint(
+    "realtime_run", "GET", "/realtime/v1/runs/{run}", "A run for the official JavaScript clients: its row, when it has changed",
+    RUN_READERS, response=list[dict[str, Any]],
+    parameters=(
+        Parameter("offset", "what the last answer said in its header electric-offset; -1 at first"),
+        Parameter("live", "`true`: answer when the run is another than at the offset, within 20 seconds"),
+        Parameter("skipColumns", "columns that are left out, with commas between them"),
+    ),
+    problems=(404,), open_query=True, tag="feed",
+)  # fmt: skip
 RUNS_FEED = Endpoint(
     "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", RUNS_READERS, response=feed.RunListFrame,
     parameters=(PAGE_SIZE, *RUN_FILTERS), problems=(400, 422), stream=True, tag="feed",
@@ -355,7 +366,7 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
-    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
+    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
     # The first that fits is taken: a key may have slashes.

@@ -37,6 +37,12 @@ _AUDIENCE = "milepost-dashboard"
 _CALLER = "milepost.caller"
 
 
+class _Realtime(msgspec.Struct, rename="camel"):
+    """What feeds do for the bearer of a token."""
+
+    skip_columns: list[str] = []
+
+
 class _Claims(msgspec.Struct, rename="camel"):
     """What is looked at of a token's claims, beside what every token is checked for. A restriction that cannot be read is an error:
     passed over, it would show too much."""
@@ -45,6 +51,7 @@ class _Claims(msgspec.Struct, rename="camel"):
     scopes: list[str] = []
     otu: bool = False
     metadata_keys: list[str] | None = None
+    realtime: _Realtime | None = None
 
 
 class PublicToken(msgspec.Struct, frozen=True):
@@ -185,7 +192,9 @@ class Authenticator:
             ) from None
         scopes = Scopes(tuple(claims.scopes))
         keys = None if claims.metadata_keys is None else frozenset(claims.metadata_keys)
-        return PublicToken(token_id, claims.exp, scopes, View(scopes.readable, keys), claims.otu)
+        skipped = frozenset[str]() if claims.realtime is None else frozenset(claims.realtime.skip_columns)
+        view = View(scopes.readable, keys, skipped)
+        return PublicToken(token_id, claims.exp, scopes, view, claims.otu)
 
     def sign_token(
         self,

@@ -64,6 +64,7 @@ from milepost.server import access, doors, requests
 from milepost.server.auth import CODE_SECONDS, Authenticator, Caller, caller_of
 from milepost.server.health import Health
 from milepost.server.openapi import describe
+from milepost.server.realtime import Realtime
 from milepost.server.settings import ServerSettings
 from milepost.server.streaming import Streaming
 from milepost.server.watching import Watching
@@ -141,6 +142,7 @@ class Handlers:
             endpoints.APPEND_CHUNK.name: streaming.append_chunk,
             endpoints.WRITE_STREAM.name: streaming.write_stream,
             endpoints.STREAM_POSITION.name: streaming.stream_position,
+            endpoints.REALTIME_RUN.name: Realtime(hub, reader).run,
         }
         self.streams: dict[str, StreamHandler] = {
             endpoints.RUN_FEED.name: self.watch_run,
@@ -344,7 +346,7 @@ class Handlers:
 
     def watch_run(self, request: Request) -> AsyncIterator[bytes]:
         """One run, live, with its children where they are asked for."""
-        run_id, view = request.path_params["run"], caller_of(request).view
+        run_id, view = request.path_params["run"], caller_of(request).view.in_feeds()
         if "children" not in request.query_params:
             return streams.watch_run(self._hub, self._reader, run_id, view=view)
         size = requests.page_size(request, "children")
@@ -352,7 +354,7 @@ class Handlers:
 
     async def watch_list(self, request: Request) -> AsyncGenerator[bytes]:
         """The first page of a list, live."""
-        view = caller_of(request).view
+        view = caller_of(request).view.in_feeds()
         filter, size = requests.run_filter(request, self._clock(), view), requests.page_size(request)
         rows = streams.watch_list(self._hub, self._reader, filter, size=size, keys=view.keys)
         async with aclosing(rows) as frames:
@@ -361,7 +363,7 @@ class Handlers:
 
     async def watch_matching(self, request: Request) -> AsyncGenerator[bytes]:
         """All runs that match, live."""
-        view = caller_of(request).view
+        view = caller_of(request).view.in_feeds()
         filter = requests.run_filter(request, self._clock(), view)
         runs = matching.watch_matching(self._hub, self._reader, filter, view.keys)
         async with aclosing(runs) as frames:

@@ -227,7 +227,7 @@ def check_query(request: Request, endpoint: Endpoint) -> None:
         if name in seen:
             raise BadRequestError(f"{name:.200} is given twice in the query", field=f"{name:.200}")
         seen.add(name)
-        if name in known:
+        if name in known or endpoint.open_query:
             if not value and name.startswith("filter["):
                 raise BadRequestError(f"{name} is empty: leave it out, or say what to look for", field=name)
             continue

@@ -92,12 +92,12 @@ class Watching:
                 seconds = requests.period_seconds(watched.period, f"{place}.period")
                 created_from = max(0, self._clock() - seconds * 1_000_000)
             filter = RunFilter(tags=(tag,), created_from=created_from, shown=caller.view.runs)
-            return watch_matching(self._hub, self._reader, filter, caller.view.keys)
+            return watch_matching(self._hub, self._reader, filter, caller.view.in_feeds().keys)
         assert run_id is not None, "it was looked at above"
         if key is None:
             await admit(caller, endpoints.RUN_FEED, {"run": run_id}, self._reader)
             if watched.streams is None:
-                return watch_run(self._hub, self._reader, run_id, view=caller.view)
+                return watch_run(self._hub, self._reader, run_id, view=caller.view.in_feeds())
             _check_starts(watched.streams, f"{place}.streams")
             await admit(caller, endpoints.LIST_STREAMS, {"run": run_id}, self._reader)
             return watch_run_streams(
@@ -106,7 +106,7 @@ class Watching:
                 run_id,
                 watched.streams,
                 only=watched.only_streams,
-                view=caller.view,
+                view=caller.view.in_feeds(),
             )
         check_key(key)
         start = watched.start or 0
