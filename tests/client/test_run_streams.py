@@ -73,6 +73,11 @@ def values_of(items: list[Any], key: str) -> list[Any]:
     return [item.value for item in items if isinstance(item, StreamValue) and item.key == key]
 
 
+def next_value(items: Iterator[Any]) -> StreamValue:
+    """The next value; that a stream has begun or ended makes a new state of the run too."""
+    return next(item for item in items if isinstance(item, StreamValue))
+
+
 def test_states_and_values_as_they_come(
     worker: HttpWorker, client: Client, subscribe: Callable[..., Iterator[Any]]
 ) -> None:
@@ -82,22 +87,23 @@ def test_states_and_values_as_they_come(
     assert isinstance(state, Run)
     assert (state.id, state.is_completed) == (first.id, False)
     first.write("a", {"$bytes": "AP8="})
-    assert next(items) == StreamValue("first", 0, 1, "a")
-    assert next(items) == StreamValue("first", 1, 1, b"\x00\xff")
+    assert next_value(items) == StreamValue("first", 0, 1, "a")
+    assert next_value(items) == StreamValue("first", 1, 1, b"\x00\xff")
     worker.report(first.run, set_to("progress", 1))
-    assert next(items).metadata == {"progress": 1}
+    assert next(item for item in items if item.metadata).metadata == {"progress": 1}
     # A stream that begins later, with a key that has a hyphen and a slash.
     second = Source(worker, "second-1/x", run=first.run)
     second.write(1)
-    assert next(items) == StreamValue("second-1/x", 0, 1, 1)
+    assert next_value(items) == StreamValue("second-1/x", 0, 1, 1)
     first.write("c", end={})
-    assert next(items) == StreamValue("first", 2, 1, "c")
+    assert next_value(items) == StreamValue("first", 2, 1, "c")
     # Another writer of a stream that had ended.
     Source(worker, "first", run=first.run, writer="another").write_all("d")
-    assert next(items) == StreamValue("first", 3, 1, "d")
+    assert next_value(items) == StreamValue("first", 3, 1, "d")
     worker.finish(first.run, output='"done"')
     rest = list(items)
-    assert [(item.is_completed, item.output) for item in rest] == [(True, "done")]
+    assert [item.output for item in rest if item.is_completed] == ["done"]
+    assert rest[-1].is_completed
 
 
 def test_a_run_that_has_ended_long_ago(
@@ -142,18 +148,18 @@ def test_chosen_streams_with_their_types(
     assert isinstance(next(items), Run)
     Source(worker, "other", run=source.run).write_all(1, 2)
     Source(worker, "log", run=source.run).write_all("line")
-    assert next(items) == StreamValue("log", 0, 1, "line")
+    assert next_value(items) == StreamValue("log", 0, 1, "line")
     source.write({"name": "one"})
-    assert next(items) == StreamValue("steps", 0, 1, Step(name="one"))
+    assert next_value(items) == StreamValue("steps", 0, 1, Step(name="one"))
     worker.finish(source.run)
-    assert [item.is_completed for item in items] == [True]
+    assert [item.is_completed for item in items][-1]
 
 
 def test_a_value_that_does_not_fit_its_type(worker: HttpWorker, client: Client) -> None:
     source = Source(worker, "steps")
     source.write({"name": "one"}, {"nam": "two"})
     items = client.runs.subscribe(source.id, streams=[streams.define("steps", Step)])
-    assert [next(items), next(items)][1] == StreamValue("steps", 0, 1, Step(name="one"))
+    assert next_value(items) == StreamValue("steps", 0, 1, Step(name="one"))
     with pytest.raises(MetadataValueError, match="chunk 1 of stream 'steps' does not fit its type: name"):
         next(items)
 
@@ -262,3 +268,36 @@ def test_many_streams_of_one_run(worker: HttpWorker, client: Client) -> None:
     worker.finish(first.run)
     items = list(client.runs.subscribe(first.id, streams=True))
     assert {key: values_of(items, key) for key in keys} == {key: [key, "end of " + key] for key in keys}
+
+
+def test_what_a_run_says_of_its_streams_is_as_new_as_the_run(worker: HttpWorker, client: Client) -> None:
+    """Not what was at the beginning of the subscription."""
+    source = Source(worker)
+    states = client.runs.subscribe(source.id)
+    assert next(states).streams == []
+    source.write("a", "b")
+    [stream] = next(state for state in states if state.streams).streams
+    assert (stream.key, stream.state) == ("tokens", "open")
+    source.write("c")
+    Source(worker, "more", run=source.run).write_all(1)
+    found = next(state for state in states if len(state.streams) == 2).streams
+    assert [(stream.key, stream.chunk_count) for stream in found] == [("tokens", 3), ("more", 1)]
+    worker.finish(source.run)
+    last = list(states)[-1]
+    assert [(stream.key, stream.state) for stream in last.streams] == [("tokens", "ended"), ("more", "ended")]
+    assert last.streams == client.runs.wait(source.id).streams == client.runs.retrieve(source.id).streams
+
+
+def test_whoever_waits_for_a_run_has_its_streams(worker: HttpWorker, client: Client) -> None:
+    source = Source(worker)
+    found: list[Run] = []
+    thread = threading.Thread(target=lambda: found.append(client.runs.wait(source.id)))
+    thread.start()
+    while source.id not in worker.served.server.hub.runs:
+        threading.Event().wait(0.01)
+    source.write_all("a")
+    worker.finish(source.run)
+    thread.join(20)
+    assert [(stream.key, stream.chunk_count, stream.state) for stream in found[0].streams] == [
+        ("tokens", 1, "ended")
+    ]

@@ -6,7 +6,8 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page, expect
 
-from dashboard.served import FakeWorker, append, increment, set_
+from dashboard.served import FakeWorker, RunningServer, append, increment, set_
+from dashboard.test_streams import Source
 
 SCREEN = {"width": 1400, "height": 900}
 PHONE = {"width": 390, "height": 844}
@@ -66,6 +67,23 @@ def test_the_page_of_a_run(page: Page, family: str) -> None:
     expect(page.locator("#history-line")).to_contain_text("Version 4")
     expect(page.locator("#metadata [data-mark]")).to_have_count(3)
     assert violations(page) == {}
+
+
+def test_the_streams_of_a_run(page: Page, worker: FakeWorker, server: RunningServer) -> None:
+    run_id = worker.start("handle-upload")
+    Source(server, run_id, "answer").write("The moon ", "is far. " * 2000)
+    rows = Source(server, run_id, "rows/checked")
+    rows.write(*({"row": number, "text": "x" * 200} for number in range(200)))
+    Source(server, run_id, "broken").write("a", end={"error": "no ink"})
+    page.goto(f"/runs/{run_id}")
+    expect(page.locator("#stream")).to_contain_text("The moon")
+    tabs = page.get_by_role("tab")
+    expect(tabs).to_have_count(3)
+    assert violations(page) == {}
+    for number, text in ((1, '"row":199'), (2, "a")):
+        tabs.nth(number).click()
+        expect(page.locator("#stream")).to_contain_text(text)
+        assert violations(page) == {}
 
 
 def test_lists_of_runs(page: Page, family: str) -> None:

@@ -30,10 +30,14 @@ class Link:
     def __init__(self, book: ChunkBook) -> None:
         self.book = book
         self.calls = 0
+        self.log_lines: list[str] = []
 
     def send_chunks(self, outlet: Outlet) -> None:
         self.calls += 1
         self.book.add(outlet)
+
+    def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
+        self.log_lines.append(message)
 
 
 class World:
@@ -235,6 +239,9 @@ def test_a_writer_that_is_stopped_ends_and_the_others_go_on(stop: str) -> None:
         bad.add(b"2")
     assert bad.has_room()
     assert world.book.is_clear(bad.scope)
+    # Code that adds nothing more would never see it.
+    assert len(world.link.log_lines) == (stop != "lost")
+    assert all("stream 'bad'" in line for line in world.link.log_lines)
     good.add(b"2")
     good.close()
     world.send_everything()

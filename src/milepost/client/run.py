@@ -56,8 +56,8 @@ class Run:
             offered its task, `no_worker_online` when none that does is online. None when one is, and in lists,
             which do not look it up.
         child_counts: its children by status.
-        streams: its streams in the order in which they were begun: `key`, `chunk_count`, `size_bytes`, `state`, `error`. Later states
-            of a subscription have those of its beginning.
+        streams: its streams in the order in which they were begun: `key`, `chunk_count`, `size_bytes`, `state`, `error`. A
+            subscription tells them anew when one has begun or a writer has ended, and at the run's end.
     """
 
     id: str

@@ -68,8 +68,9 @@ class RunTopic:
         self.snapshot: asyncio.Task[Snapshot] | None = None
         # How often the run's log has grown.
         self.log_count = 0
-        # How often streams have begun or writers of them ended.
+        # How often streams have begun or writers of them ended; and whether there is any stream, as far as that is known.
         self.stream_count = 0
+        self.has_streams = False
         # A look at its streams that is under way, for all who ask at that moment.
         self.streams_reading: asyncio.Future[list[StreamSummary]] | None = None
         self.child_counts: dict[str, int] = {}
@@ -84,11 +85,15 @@ class RunTopic:
     def take_in(self, changed: RunChanged) -> None:
         """A commit has changed the run; its news are taken in already."""
         self.log_count += changed.logged
+        if changed.row.status.is_final:
+            # With the run its streams have ended.
+            self.streams_reading = None
         self._tell()
 
     def stream_changed(self) -> None:
         """The run has a new stream, or a writer of one has ended."""
         self.stream_count += 1
+        self.has_streams = True
         self.streams_reading = None
         self._tell()
 

@@ -18,11 +18,10 @@ from milepost.engine.streams import OUTPUT
 from milepost.errors import UnavailableError
 from milepost.feed.chunks import watch_stream
 from milepost.feed.hub import Hub, RunTopic
-from milepost.feed.streams import watch_run
-from milepost.feed.waiting import PING_SECONDS, in_reader, woken
+from milepost.feed.streams import streams_of, watch_run
+from milepost.feed.waiting import PING_SECONDS, woken
 from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.protocol.feed import PING, StreamFrame, encode_event
-from milepost.protocol.streams import StreamSummary
 
 # Frames of the run and all its streams that wait for the reader. A stream whose frame has no room waits: the store has the rest.
 WAITING_MAX = 16
@@ -148,8 +147,6 @@ class _Watch:
                 self._has_begun.set()
         if self._has_finished.is_set():
             if not is_complete:
-                # A look that is under way may have begun before the end.
-                self._topic.streams_reading = None
                 self.follow(await self._keys())
             self._hub.look_at_streams(self._topic.run_id)
             await asyncio.gather(*self._streams.values())
@@ -170,13 +167,7 @@ class _Watch:
                 self.follow(await self._keys())
 
     async def _keys(self) -> list[str]:
-        """The keys of the run's streams. Watchers that ask at once share one reading."""
-        topic = self._topic
-        if topic.streams_reading is None:
-            reading = asyncio.ensure_future(in_reader(lambda: self._reader.streams(topic.run_id)))
-            topic.streams_reading = reading
-            reading.add_done_callback(lambda done: _forget(topic, done))
-        return [summary.key for summary in await asyncio.shield(topic.streams_reading)]
+        return [summary.key for summary in await streams_of(self._topic, self._reader)]
 
     async def _follow_stream(self, key: str, number: int) -> None:
         await self._has_begun.wait()
@@ -211,11 +202,3 @@ class _Watch:
             await self.waiting.put(_Ended())
         except Exception as error:
             await self.waiting.put(_Ended(error))
-
-
-def _forget(topic: RunTopic, reading: asyncio.Future[list[StreamSummary]]) -> None:
-    """What is asked from now on is read anew. A failure is told to whoever has asked; they may all have gone meanwhile."""
-    if topic.streams_reading is reading:
-        topic.streams_reading = None
-    if not reading.cancelled():
-        reading.exception()

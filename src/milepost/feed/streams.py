@@ -34,6 +34,7 @@ from milepost.protocol.feed import (
 )
 from milepost.protocol.metadata import MetadataDelta
 from milepost.protocol.runs import RunObject
+from milepost.protocol.streams import StreamSummary
 from milepost.protocol.work import InboxFrame
 from milepost.store.runs import RunFilter, RunRow
 
@@ -65,7 +66,8 @@ async def watch_run(
     """One run: a snapshot, then deltas, an `end` when it has finished. Raises RunNotFoundError before the first frame.
 
     How its children stand is told with the snapshot, and again when that has changed, a few times a second at most. Of a queued run it
-    is told whether anybody can take it, with the snapshot and when that has changed, a few seconds later.
+    is told whether anybody can take it, with the snapshot and when that has changed, a few seconds later. Its streams are told with
+    the snapshot, when one has begun or a writer has ended, and at the run's end.
 
     Args:
         has_finished: is set before the frame that tells of the run's end.
@@ -74,7 +76,8 @@ async def watch_run(
     """
     wake = asyncio.Event()
     topic = hub.watch_run(run_id, wake, view)
-    log_count, stream_count = topic.log_count, topic.stream_count
+    log_count = topic.log_count
+    stream_count = told_stream_count = topic.stream_count
     has_finished = has_finished or asyncio.Event()
     try:
         frame, place, counted_by, is_final, queued = await _snapshot(topic, reader)
@@ -113,13 +116,22 @@ async def watch_run(
                     # Nothing will follow that could tell.
                     await _count_children(topic, reader)
             counts = topic.child_counts if topic.counted_by > counted_by else None
-            if step.is_empty and counts is None:
+            found: list[StreamSummary] | None = None
+            if topic.stream_count > told_stream_count or (step.is_final and topic.has_streams):
+                told_stream_count = topic.stream_count
+                found = await streams_of(topic, reader)
+            if step.is_empty and counts is None and found is None:
                 place = step.place
                 continue
-            key = (*place, *step.place, topic.counted_by if counts is not None else 0)
+            key = (
+                *place,
+                *step.place,
+                topic.counted_by if counts is not None else 0,
+                told_stream_count if found is not None else -1,
+            )
             frame = topic.frames.get(key)
             if frame is None:
-                frame = topic.frames[key] = _run_frame(step, counts, view.skipped)
+                frame = topic.frames[key] = _run_frame(step, counts, found, view.skipped)
             place, counted_by = step.place, max(counted_by, topic.counted_by)
             yield frame
         yield encode_event("end", _encode(RunFrame(version=place.told)))
@@ -139,11 +151,28 @@ async def _take_snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
     reading = topic.begin_reading()
     frame, place, run = await in_reader(lambda: _read_snapshot(topic.run_id, reader, topic.view))
     topic.take_in_counts(run.child_counts, reading)
+    topic.has_streams = topic.has_streams or bool(run.streams)
     queued = Queued(run.task_identifier, run.queued_reason) if run.is_queued else None
     return Snapshot(frame, place, reading, run.status.is_final, queued)
 
 
-def _look_at_failure(task: asyncio.Task[Any]) -> None:
+async def streams_of(topic: RunTopic, reader: Reader) -> list[StreamSummary]:
+    """The run's streams. Watchers that ask at once share one reading."""
+    if topic.streams_reading is None:
+        reading = asyncio.ensure_future(in_reader(lambda: reader.streams(topic.run_id)))
+        topic.streams_reading = reading
+        reading.add_done_callback(lambda done: _forget(topic, done))
+    return await asyncio.shield(topic.streams_reading)
+
+
+def _forget(topic: RunTopic, reading: asyncio.Future[list[StreamSummary]]) -> None:
+    """What is asked from now on is read anew."""
+    if topic.streams_reading is reading:
+        topic.streams_reading = None
+    _look_at_failure(reading)
+
+
+def _look_at_failure(task: asyncio.Future[Any]) -> None:
     """Whoever asked is told of it; when they have all gone meanwhile, nobody is."""
     if not task.cancelled():
         task.exception()
@@ -205,10 +234,14 @@ def paused_for(took_seconds: float) -> float:
     return max(LIST_SECONDS, took_seconds * READING_SHARE)
 
 
-def _run_frame(step: Step, counts: dict[str, int] | None, skipped: frozenset[str]) -> bytes:
+def _run_frame(
+    step: Step, counts: dict[str, int] | None, streams: list[StreamSummary] | None, skipped: frozenset[str]
+) -> bytes:
     run = step.state(with_output="output" not in skipped)
     if run is not None and "error" in skipped:
         run.pop("error", None)
+    if streams is not None:
+        run = {**(run or {}), "streams": streams}
     if counts is not None:
         run = {**(run or {}), "childCounts": counts}
     frame = RunFrame(

@@ -26,6 +26,9 @@ from milepost.errors import StreamStoppedError, UsageError
 from milepost.protocol.streams import WriterEnd
 from milepost.sdk.scope import RunScope, is_in_event_loop
 
+LOGGER = "milepost.streams"
+"""Whose lines they are that the log of a run has about its streams."""
+
 WAITING_CHUNKS_MAX = 10_000
 WAITING_BYTES_MAX = 1024 * 1024
 UNAWAITED_BYTES_MAX = 16 * 1024 * 1024
@@ -272,5 +275,8 @@ class Outlet:
         """Nothing of this writer will be stored any more: whoever adds or waits is told."""
         if self._stopped is None:
             self._stopped = message, reason
+            if reason not in ("lost", "worker_ended"):
+                # The code may add nothing more, and would never see it.
+                self.scope.link.log(self.scope, "error", message[:2000], LOGGER)
         self.waiting.clear()
         self.bell.ring()
