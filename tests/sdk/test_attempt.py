@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
@@ -864,6 +864,37 @@ def test_an_attempt_that_is_given_up_keeps_nothing_alive(no_collector: None) -> 
 
     asyncio.run(main())
     assert held[0]() is None
+
+
+def test_a_task_that_is_given_up_is_told_why() -> None:
+    told: list[str] = []
+
+    @task
+    async def work() -> None:
+        async def values() -> AsyncIterator[int]:
+            yield 1
+            await asyncio.sleep(60)
+
+        try:
+            async for _ in values():
+                pass
+        except asyncio.CancelledError as error:
+            told.append(str(error))
+            raise
+
+    async def main() -> None:
+        run = claimed(task="work")
+        scope = scope_of(run)
+        running = asyncio.create_task(run_attempt(work, run, scope))
+        await asyncio.sleep(0.01)
+        scope.is_lost = True
+        assert scope.attempt is not None
+        scope.attempt.cancel("attempt 1 was given up")
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
+    assert told == ["attempt 1 was given up"]
 
 
 def test_code_that_goes_on_is_left_alone(no_collector: None) -> None:

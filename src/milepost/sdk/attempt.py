@@ -225,10 +225,10 @@ class Attempt:
             else:
                 return
 
-    def cancel(self) -> None:
-        """Cancel what runs of it on the event loop. On the loop's thread."""
+    def cancel(self, reason: str | None = None) -> None:
+        """Cancel what runs of it on the event loop; the CancelledError there says why. On the loop's thread."""
         if self._loop_tasks:
-            self._loop_tasks[-1].cancel()
+            self._loop_tasks[-1].cancel(reason)
 
     def abort(self, error: BaseException) -> None:
         """A task or callback that the attempt has started on the event loop has ended with SystemExit or KeyboardInterrupt.

@@ -396,7 +396,8 @@ def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: An
 
 def _cancel(held: HeldRun) -> None:
     if held.scope.attempt is not None:
-        held.scope.attempt.cancel()
+        run = held.scope.run
+        held.scope.attempt.cancel(f"attempt {run.attempt} of run {run.id} was given up by the server")
 
 
 def _flush_output() -> None:
