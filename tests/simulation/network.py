@@ -304,6 +304,9 @@ class Session:
         self._peer = peer
 
     def request(self, method: str, url: str, *, timeout: aiohttp.ClientTimeout, **given: Any) -> "_Opening":
+        if (given.get("headers") or {}).get("accept") == "text/event-stream":
+            assert method == "GET", "no simulated client watches by a request with a body"
+            return self.get(url, timeout=timeout, **given)
         return _Opening(self._request(method, url, timeout, given))
 
     def get(self, url: str, *, timeout: aiohttp.ClientTimeout, **given: Any) -> "_Opening":

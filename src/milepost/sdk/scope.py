@@ -36,7 +36,7 @@ class RunningAttempt(Protocol):
         """As `run_hooks`, from the thread of a `def` task."""
         ...
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str | None = None) -> None:
         """Cancel what runs of it on the event loop. On the loop's thread."""
         ...
 
