@@ -44,7 +44,7 @@ def test_a_new_run_is_queued_and_comes_back_as_it_was_given(store: Store) -> Non
         assert getattr(row, name) == getattr(new, name), name
     assert (row.batch_id, row.depth, row.trigger_function) == ("batch_1", 3, "batchTrigger")
     assert row.status is RunStatus.QUEUED
-    assert (row.attempt, row.report_sequence, row.metadata_written, row.updated_at) == (
+    assert (row.attempt, row.report_sequence, row.metadata_version, row.updated_at) == (
         0,
         0,
         0,
@@ -114,7 +114,7 @@ def test_what_commands_may_change_is_saved(store: Store) -> None:
     untouched = row_of(store, 2)
     row = row_of(store, 1)
     row.status, row.worker_id = RunStatus.WAITING, "worker_1"
-    row.attempt, row.report_sequence, row.metadata_written = 3, 17, 1
+    row.attempt, row.report_sequence, row.metadata_version = 3, 17, 1
     row.due_at, row.updated_at, row.started_at = NOW + 5, NOW + 6, NOW + 7
     with store.write() as connection:
         runs.save_rows(connection, [row])

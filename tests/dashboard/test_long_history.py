@@ -49,7 +49,7 @@ def fill(server: RunningServer, run_id: str, value: dict[str, Any], *, earliest:
     ]
     with store.write() as connection:
         documents.append_changes(connection, changes)
-        connection.execute(update(runs).where(runs.c.id == run_id).values(metadata_written=1))
+        connection.execute(update(runs).where(runs.c.id == run_id).values(metadata_version=versions))
         if earliest:
             kept = {**value, "step": earliest, "nested": {"twice": 2 * earliest}}
             start = Snapshot(run_id, earliest, msgspec.json.encode(kept), changed_at=now)

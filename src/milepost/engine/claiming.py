@@ -153,7 +153,7 @@ def _look_for_empty(places: Sequence[tuple[str, str]], transaction: Transaction)
 def _claimed(
     records: Sequence[RunRecord], has_begun: Container[str], transaction: Transaction
 ) -> list[ClaimedRun]:
-    written = [record.row for record in records if record.row.metadata_written]
+    written = [record.row for record in records if record.row.metadata_version]
     documents = transaction.documents(written) if written else {}
     claimed: list[ClaimedRun] = []
     for record in records:

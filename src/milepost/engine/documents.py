@@ -268,13 +268,19 @@ class DocumentCache:
 
     def load(self, connection: Connection, rows: Sequence[RunRow]) -> dict[str, HotDocument]:
         """The documents of these runs at their newest version."""
-        missing = [row for row in rows if row.id not in self._documents]
+        missing = [row for row in rows if not self._is_newest(row)]
         if missing:
+            self.forget(row.id for row in missing)
             for hot in load_documents(connection, missing, size_max=self._size_max).values():
                 self._documents[hot.run_id] = hot
         for row in rows:
             self._documents.move_to_end(row.id)
         return {row.id: self._documents[row.id] for row in rows}
+
+    def _is_newest(self, row: RunRow) -> bool:
+        """True when the document is in the cache, and nobody else has written to it since."""
+        hot = self._documents.get(row.id)
+        return hot is not None and hot.document.version == row.metadata_version
 
     def settle(self, run_ids: Iterable[str]) -> None:
         """After a commit: weigh what was touched anew and drop the least recently used beyond the bound."""
@@ -298,7 +304,7 @@ def load_documents(
     connection: Connection, rows: Sequence[RunRow], *, size_max: int
 ) -> dict[str, HotDocument]:
     """Documents from the store: the saved snapshot, else the document given at trigger, and the log above it."""
-    written = [row.id for row in rows if row.metadata_written]
+    written = [row.id for row in rows if row.metadata_version]
     snapshots, tails = _written(connection, written)
     plain = [row.id for row in rows if row.id not in snapshots]
     given = run_store.load_trigger_metadata(connection, plain) if plain else {}

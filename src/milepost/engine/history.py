@@ -262,7 +262,7 @@ def _earliest(connection: Connection, row: RunRow) -> Mark:
     start = store.start_marks(connection, [row.id]).get(row.id)
     if start is not None:
         return start
-    if not row.metadata_written or store.first_version(connection, row.id) == 1:
+    if not row.metadata_version or store.first_version(connection, row.id) == 1:
         return Mark(0, row.created_at)
     return store.snapshot_marks(connection, [row.id])[row.id]
 

@@ -134,7 +134,7 @@ class Transaction:
         self._dirty_rows[row.id] = row
 
     def save_report(self, row: RunRow) -> None:
-        """A report was applied; nothing else of the row was changed, or `save_run` says so too."""
+        """A report was applied or the document was written to; nothing else of the row was changed, or `save_run` says so too."""
         self._touch(row)
         self._reported_rows[row.id] = row
 
@@ -231,8 +231,11 @@ class Transaction:
             self._counted.setdefault(row.id, set()).update(counted - before)
         if change is not None:
             self._changes.append(change)
-            if not (row.metadata_written and row.metadata_unindexed):
-                row.metadata_written = row.metadata_unindexed = 1
+            row.metadata_version = change.version
+            if row.metadata_unindexed:
+                self.save_report(row)
+            else:
+                row.metadata_unindexed = 1
                 self.save_run(row)
             if hot.wants_fold:
                 self._snapshots[row.id] = hot.fold()
@@ -252,9 +255,7 @@ class Transaction:
     def fold(self, row: RunRow) -> None:
         """The run has ended: readers from now on want one snapshot and no log."""
         self.touched.add(row.id)
-        hot = self._documents.at_hand(row.id)
-        if row.metadata_written and hot is None:
-            hot = self.documents([row])[row.id]
+        hot = self.documents([row])[row.id] if row.metadata_version else self._documents.at_hand(row.id)
         if hot is not None:
             self._announcement(row).version = hot.document.version
             if hot.snapshot_version < hot.document.version:

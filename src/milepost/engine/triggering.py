@@ -362,7 +362,7 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 batch_id=run.batch_id,
                 depth=run.depth,
                 trigger_function=run.trigger_function,
-                metadata_written=0,
+                metadata_version=0,
                 metadata_unindexed=run_store.is_unindexed(run.trigger_metadata),
                 large=None,
             )

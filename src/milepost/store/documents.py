@@ -42,6 +42,8 @@ _SAVE_SNAPSHOTS = Statement(
     _NEW.on_conflict_do_update(
         index_elements=["run_id"],
         set_={name: _NEW.excluded[name] for name in _SNAPSHOT_NAMES if name != "run_id"},
+        # A snapshot never becomes older: the changes up to it may be gone.
+        where=_NEW.excluded.version >= documents.c.version,
     ),
     _SNAPSHOT_NAMES,
 )
@@ -98,7 +100,7 @@ def append_changes(connection: Connection, rows: Sequence[ChangeRow]) -> None:
 
 
 def save_snapshots(connection: Connection, snapshots: Sequence[Snapshot]) -> None:
-    """Fold: replace the saved snapshots."""
+    """Fold: replace the saved snapshots. One that is older than what is saved changes nothing."""
     _SAVE_SNAPSHOTS.write(connection, [msgspec.structs.astuple(snapshot) for snapshot in snapshots])
 
 

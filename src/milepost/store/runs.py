@@ -67,7 +67,7 @@ class RunRow(msgspec.Struct, gc=False):
     batch_id: str | None
     depth: int
     trigger_function: str
-    metadata_written: int
+    metadata_version: int
     metadata_unindexed: int
     large: str | None
 
@@ -190,7 +190,7 @@ _INSERT_NAMES = (
     "payload",
     "payload_type",
     "trigger_metadata",
-    "metadata_written",
+    "metadata_version",
     "metadata_unindexed",
     "large",
 )
@@ -210,12 +210,12 @@ _STATE_NAMES = (
     "updated_at",
     "started_at",
     "finished_at",
-    "metadata_written",
+    "metadata_version",
     "metadata_unindexed",
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 # No index has one of these, so that most reports write one page of the table and no other.
-_REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "updated_at")
+_REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "metadata_version", "updated_at")
 
 
 def _update(names: Sequence[str]) -> Statement:
@@ -234,7 +234,7 @@ _ROWS = Lookup(select(*_ROW), runs.c.id)
 _RECORDS = Lookup(select(*_RECORD), runs.c.id)
 _SUMMARIES = Lookup(select(*_SUMMARY), runs.c.id)
 _GIVEN_DOCUMENTS = Lookup(
-    select(runs.c.id, runs.c.trigger_metadata, runs.c.large, runs.c.metadata_written), runs.c.id
+    select(runs.c.id, runs.c.trigger_metadata, runs.c.large, runs.c.metadata_version), runs.c.id
 )
 _TRIGGER_METADATA = Lookup(select(runs.c.id, runs.c.trigger_metadata, runs.c.large), runs.c.id)
 
@@ -325,7 +325,17 @@ def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back which report was applied last, for rows of which nothing else has changed."""
     _SAVE_REPORT.write(
         connection,
-        [(row.begun_at, row.report_sequence, row.report_checksum, row.updated_at, row.id) for row in rows],
+        [
+            (
+                row.begun_at,
+                row.report_sequence,
+                row.report_checksum,
+                row.metadata_version,
+                row.updated_at,
+                row.id,
+            )
+            for row in rows
+        ],
     )
 
 
@@ -361,7 +371,7 @@ def _state(row: RunRow) -> Row:
         row.updated_at,
         row.started_at,
         row.finished_at,
-        row.metadata_written,
+        row.metadata_version,
         row.metadata_unindexed,
     )
 
@@ -591,7 +601,7 @@ def load_records(connection: Connection, ids: Sequence[str], *, values: bool) ->
         given = [
             record.row.id
             for record in records.values()
-            if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_written
+            if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_version
         ]
         for run_id, value in load_large(connection, given, "trigger_metadata").items() if given else ():
             records[run_id].trigger_metadata = value.encode()

@@ -80,8 +80,8 @@ runs = Table(
     Column("error", Text),
     # The document given at trigger; version 0 of the log (M2).
     Column("trigger_metadata", LargeBinary),
-    # 1 from the first committed change on: most runs have none, and their log need not be looked at.
-    Column("metadata_written", Integer, nullable=False),
+    # The version of its document: 0 until the first committed change. Most runs have none, and their log need not be looked at.
+    Column("metadata_version", Integer, nullable=False),
     # 1 while the document may differ from its rows in `metadata_values`.
     Column("metadata_unindexed", Integer, nullable=False, server_default=text("0")),
     # Names of columns whose value is in `large_values` instead, joined with commas.

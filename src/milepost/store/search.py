@@ -226,7 +226,7 @@ def _may_hold(trace: Trace) -> ColumnElement[bool]:
         _holds(runs.c.trigger_metadata, trace),
         # Such a large one is seldom, and elsewhere.
         runs.c.large.contains("trigger_metadata"),
-        and_(runs.c.metadata_written == 1, or_(saved, changed)),
+        and_(runs.c.metadata_version > 0, or_(saved, changed)),
     )
 
 
