@@ -25,6 +25,8 @@ from milepost import (
     UnavailableError,
 )
 from milepost.client import retries
+from milepost.client.retries import Patience
+from milepost.client.transport import SyncTransport
 
 TRIGGERED = Answer(200, {"id": "run_1", "isCached": False}, {"x-trigger-jwt": "token"})
 
@@ -227,3 +229,27 @@ def test_a_forked_child_has_connections_of_its_own(server: ScriptedServer, clien
     for child in children:
         child.join()
     assert client.trigger("t").id == "run_1"
+
+
+def test_an_answer_that_breaks_off_within_its_head_is_asked_for_again() -> None:
+    """At whatever byte. Nothing of it is taken for the answer of another kind of server."""
+    body = b'{"id":"run_1","ok":true}   '
+    whole = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 27\r\n\r\n" + body
+    for length in range(0, len(whole), 3):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+
+            def serve(length: int = length, listener: socket.socket = listener) -> None:
+                for part in (whole[:length], whole):
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65_536)
+                        connection.sendall(part)
+
+            serving = threading.Thread(target=serve, daemon=True)
+            serving.start()
+            transport = SyncTransport(f"http://127.0.0.1:{port}", "key")
+            with pytest.raises(UnavailableError):
+                transport.exchange("GET", "/", None, {}, Patience(None))
+            assert transport.exchange("GET", "/", None, {}, Patience(None)).content == body
+            serving.join()

@@ -230,7 +230,7 @@ class Simulation:
         if worker in self.workers:
             self.workers.remove(worker)
             seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.5])
-            self.loop.call_later(0.01 if self._is_calm else seconds, self._start_worker)
+            self.loop.call_later(0.01 if self._is_calm else seconds, lambda: self._start_worker())
 
     def _start_worker(self) -> None:
         if len(self.workers) < self.plan.workers:
@@ -244,7 +244,7 @@ class Simulation:
 
     def _restart_later(self) -> None:
         seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.2])
-        self.loop.call_later(0.01 if self._is_calm else seconds, self.machine.start)
+        self.loop.call_later(0.01 if self._is_calm else seconds, lambda: self.machine.start())
 
     def _watch(self, run_id: str) -> None:
         """People take an interest in a new run."""
@@ -423,6 +423,8 @@ class Simulation:
     def _close(self) -> None:
         loop = self.loop
         loop.ends_at = float("inf")
+        # Nothing is started any more, whatever was to come.
+        self.machine.start = self._start_worker = lambda: None  # type: ignore[method-assign]
         for worker in self.workers:
             worker.peer.is_dead = True
         self.machine.kill()

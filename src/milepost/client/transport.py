@@ -186,11 +186,14 @@ class SyncTransport:
                 redirect=False,
                 timeout=Timeout(connect=min(seconds, CONNECT_SECONDS_MAX), read=seconds),
             )
-            return Reply(response.status, response.data, response.headers)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise unreachable(self._api_url, reason_of(error)) from None
         finally:
             _patience.reset(token)
+        if not response.data and response.status != 204 and not _says_its_length(response.headers):
+            # A head that is cut off is taken for a whole one by the library, and what should follow for nothing.
+            raise unreachable(self._api_url, "the connection broke within the answer")
+        return Reply(response.status, response.data, response.headers)
 
     @contextmanager
     def open(
@@ -291,6 +294,10 @@ class ChunkDecoder:
             place = end + 2
         self._rest = data[place:]
         return b"".join(found)
+
+
+def _says_its_length(headers: Mapping[str, str]) -> bool:
+    return "content-length" in headers or "transfer-encoding" in headers
 
 
 def _wait_for(sock: socket, seconds: float, patience: Patience) -> None:
