@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine import claiming, ending, logs, queues, reporting, workers
+from milepost.engine import claiming, ending, logs, queues, reporting, rules, workers
+from milepost.engine.commands import ReleaseLostRuns
 from milepost.engine.transaction import Transaction
 from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
@@ -315,34 +316,39 @@ def what_must_not_be_retried_is(patch: pytest.MonkeyPatch) -> None:
 def leases_end_at_a_third(patch: pytest.MonkeyPatch) -> None:
     release_lost = workers.release_lost
 
-    def early(transaction: Transaction, state: Any) -> int:
+    def early(command: Any, transaction: Transaction, state: Any) -> int:
         shift = round(state.settings.lease_seconds * 2 / 3 * 1_000_000)
         known = list(state.workers.values())
         state.leases_from -= shift
         for worker in known:
             worker.seen_at -= shift
         try:
-            return release_lost(transaction, state)
+            return release_lost(command, transaction, state)
         finally:
             state.leases_from += shift
             for worker in known:
                 worker.seen_at += shift
 
-    patch.setattr(workers, "release_lost", early)
+    _patch_release_lost(patch, early)
 
 
 def leases_go_on_while_the_server_is_away(patch: pytest.MonkeyPatch) -> None:
     release_lost = workers.release_lost
 
-    def heedless(transaction: Transaction, state: Any) -> int:
+    def heedless(command: Any, transaction: Transaction, state: Any) -> int:
         state.looked_at = transaction.steady_now
-        return release_lost(transaction, state)
+        return release_lost(command, transaction, state)
 
-    patch.setattr(workers, "release_lost", heedless)
+    _patch_release_lost(patch, heedless)
 
 
 def leases_never_end(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(workers, "release_lost", lambda transaction, state: 0)
+    _patch_release_lost(patch, lambda command, transaction, state: 0)
+
+
+def _patch_release_lost(patch: pytest.MonkeyPatch, function: Any) -> None:
+    rule = rules._RULES[ReleaseLostRuns]
+    patch.setitem(rules._RULES, ReleaseLostRuns, msgspec.structs.replace(rule, decide=function))
 
 
 # --- queues and slots ------------------------------------------------------------------------------------------
