@@ -96,6 +96,8 @@ def crasher(names: list[str]) -> None:
     wait_for(*(name + ".begun" for name in names))
     note("begun", "crasher")
     {death}
+    # A signal may be delivered by way of another thread, a moment later.
+    time.sleep(60)
 """
     )
     names = [f"innocent-{number}" for number in range(5)]

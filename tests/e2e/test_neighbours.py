@@ -88,7 +88,9 @@ def test_a_crash_is_told_in_one_line_and_costs_its_neighbour_nothing(
     assert bad.error is not None
     assert bad.error.name == "ProcessDiedError"
     assert re.search(words, bad.error.message)
-    assert len(re.findall(f"executor-1 {words}; starting it again", dev.errors)) == 2, dev.errors
+    # The supervisor tells the server first.
+    line = f"executor-1 {words}; starting it again"
+    wait_until(lambda: len(re.findall(line, dev.errors)) == 2, what=line)
     assert dev.end() == 0
 
 

@@ -438,6 +438,11 @@ class Simulation:
                 task.cancel()
             with contextlib.suppress(AssertionError, RuntimeError):
                 loop.run_until_complete(asyncio.wait(tasks))
+        for task in asyncio.all_tasks(loop):
+            # It was never begun, because its process had been stopped.
+            coroutine = task.get_coro()
+            if coroutine is not None:
+                coroutine.close()
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         self.watch.close()
