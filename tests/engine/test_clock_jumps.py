@@ -146,6 +146,19 @@ def test_what_was_queued_by_a_clock_ahead_is_due_when_it_was_set_right_across_a_
         assert [run.id for run in worker.claim(5)] == [old, new]
 
 
+def test_a_run_that_is_handed_back_after_the_clock_was_set_back_is_due(world: SteadyWorld) -> None:
+    """It was held when the clock was set, and does not move along with those that are queued."""
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    worker.begin(worker.claim_one())
+    world.jump(-365 * 24 * HOUR)
+    world.steady.now = 0
+    world.restart()
+    worker.send(leaving=True)
+    worker.register()
+    assert [run.id for run in worker.claim(5)] == [run_id]
+
+
 def test_a_pause_of_a_retry_goes_on_across_a_restart(
     world: SteadyWorld, caplog: pytest.LogCaptureFixture
 ) -> None:

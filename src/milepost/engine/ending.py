@@ -54,7 +54,8 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
             if ending.end is AttemptEnd.NEVER_BEGUN and row.started_at == row.claimed_at:
                 # No earlier attempt has begun either.
                 row.started_at = None
-            # It keeps its place in the line.
+            # It keeps its place in the line, whatever clock it was queued by.
+            row.due_at = min(row.due_at, now)
             transaction.offer(row.task, row.queue)
         case _:
             row.finished_at = now
