@@ -100,7 +100,7 @@ class Engine:
         now, steady_now = self._clock(), self._steady()
         newest = run_store.newest_of_delayed(connection, now)
         if newest is not None and newest > now + JUMP_MICROSECONDS:
-            run_store.shift_due(connection, now - newest)
+            run_store.shift_due(connection, now - newest, now=now)
             logger.warning(
                 "the clock is %.1f s behind the newest queued run: it was set back since; queued runs have moved along",
                 (newest - now) / 1_000_000,
@@ -214,7 +214,7 @@ class Engine:
         jump = transaction.now - transaction.steady_now - self._ahead
         if abs(jump) <= JUMP_MICROSECONDS:
             return 0
-        run_store.shift_due(transaction.connection, jump)
+        run_store.shift_due(transaction.connection, jump, now=transaction.now)
         transaction.everything_offered = True
         return jump
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -482,10 +483,18 @@ def _next_due_statement(place_count: int) -> Statement:
     return Statement(select(rows.c.due_at), ["after", *chain.from_iterable(names)])
 
 
-def shift_due(connection: Connection, microseconds: int) -> None:
-    """Move the time at which each queued run becomes due: the clock was set by that much."""
+def shift_due(connection: Connection, microseconds: int, *, now: int) -> None:
+    """Move the time at which each queued run becomes due: the clock was set by that much, to `now`.
+
+    What is due already stays so where it was set forward, and stays in its order where it was set back.
+    """
     for queued in (_DUE, _APART):
-        connection.execute(update(runs).where(queued).values(due_at=runs.c.due_at + microseconds))
+        statement = update(runs).where(
+            queued, runs.c.due_at > (now - microseconds if microseconds > 0 else 0)
+        )
+        # By this `newest_of_delayed` sees by which clock the time was reckoned.
+        touched = case((runs.c.updated_at < now, now), else_=runs.c.updated_at + 1)
+        connection.execute(statement.values(due_at=runs.c.due_at + microseconds, updated_at=touched))
 
 
 def newest_of_delayed(connection: Connection, now: int) -> int | None:
