@@ -30,3 +30,17 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(_encodable, value))
     return value
+
+
+# What mostly waits for processes and browsers, the longest first. Begun first, it does not hold up the end of a run on several cores.
+_WAITING = ("e2e", "browser", "dashboard", "javascript", "docs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that mostly wait come first; the order within a file stays."""
+
+    def place(item: pytest.Item) -> int:
+        folders = item.path.parts
+        return next((number for number, name in enumerate(_WAITING) if name in folders), len(_WAITING))
+
+    items.sort(key=place)
