@@ -50,6 +50,8 @@ async def exits_in_thread(code: int) -> None:
 @task(retry=once)
 def is_killed(number: int) -> None:
     os.kill(os.getpid(), number)
+    # The signal may come by way of another thread, a moment later.
+    time.sleep(60)
 @task(retry=once)
 def closes_descriptors(first: int) -> None:
     os.closerange(first, 1000)
