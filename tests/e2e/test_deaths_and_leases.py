@@ -163,7 +163,8 @@ def child() -> int:
 """
     )
     run = here.finished(here.client.trigger("parent").id)
-    assert run.output == 2
+    # The child that ended the process is tried once more as well, apart, before or after the parent's second one.
+    assert run.output in (2, 3)
     assert (ends_of(here, run.id), charged(here, run.id)) == (["beside"], 0)
 
 

@@ -321,7 +321,9 @@ class Model:
                 self._lose(run, now)
                 continue
             run.has_begun = True
-            if suspects == {(run.id, run.attempt)} and (executed or run.is_apart):
+            key = {(run.id, run.attempt)}
+            was_in_it = told.keys() | {(one.id, one.attempt) for one in begun}
+            if was_in_it == executed == key or (run.is_apart and suspects == key):
                 self._charge(run, "crashed", "ProcessDiedError", now)
                 continue
             run.is_apart = run.is_apart or (run.id, run.attempt) in suspects

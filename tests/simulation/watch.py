@@ -438,8 +438,9 @@ class Watch:
             for row in held
             if (row.id, row.attempt) in begun or row.begun_at is not None
         }
-        is_alone = (executed or waited) == {key} and (executed or attempt.is_apart)
-        return {"crashed"} if is_alone else {"beside"}
+        is_alone = begun.keys() | waited == executed == {key}
+        was_apart = attempt.is_apart and (executed or waited) == {key}
+        return {"crashed"} if is_alone or was_apart else {"beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""

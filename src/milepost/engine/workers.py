@@ -105,6 +105,7 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
             # It was to begin as soon as the server had heard so, and has not come to it.
             row.begun_at = None
     begun = [row for row in held if (row.id, row.attempt) in told or row.begun_at is not None]
+    was_in_it = told.keys() | {(row.id, row.attempt) for row in begun}
     executed = {attempt for attempt, one in told.items() if not one.waiting}
     # Also attempts that were given up before and went on all the same.
     suspects = executed or {(row.id, row.attempt) for row in begun}
@@ -115,9 +116,10 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
             continue
         if row.begun_at is None:
             row.begun_at = transaction.now
-        # Code that only waits rarely ends a process. Who did no more than that is charged when it was apart.
-        is_alone = suspects == {(row.id, row.attempt)} and (executed or row.is_apart)
-        if is_alone:
+        # Code that waits, or has ended a moment ago, is seldom why a process dies, and may be. So only who was quite alone is charged
+        # at once; the one suspect among others that did not execute is charged when it was apart.
+        is_alone = was_in_it == executed == {(row.id, row.attempt)}
+        if is_alone or (row.is_apart and suspects == {(row.id, row.attempt)}):
             ending.crash(row, how, transaction, state)
             continue
         if (row.id, row.attempt) in suspects:

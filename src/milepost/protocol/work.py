@@ -169,8 +169,8 @@ class Death(
 ):
     """The process of a worker has died. `how` says so in words that go on "the process of this attempt ...": `was killed by SIGKILL`.
 
-    `begun` are the attempts whose code had begun and not ended. One of them that executed alone is charged with the death. Several
-    are tried again apart, at no cost, so that the one that kills is found.
+    `begun` are the attempts whose code had begun and whose end was not reported. One that was alone is charged with the death. Of
+    several, those that executed are tried again apart, at no cost, so that the one that kills is found.
     """
 
     how: str
