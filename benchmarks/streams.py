@@ -4,12 +4,14 @@
 
 Every chunk is committed at `synchronous=FULL` before anybody reads it. Readers are this process; server and executors run beside it on
 the same machine. Where `redis-server` is installed, a Redis stream is measured in the same way beside it: one XADD per chunk and
-pipelined, with a reader by XREAD, and nothing kept on disk.
+pipelined, with a reader by XREAD, and nothing kept on disk. Where `BENCH_DBOS_PYTHON` names a Python that has DBOS, its streams are
+measured too, on SQLite.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
@@ -17,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import bench_tasks
@@ -36,6 +39,7 @@ FIGURES = (
     Figure("disk", "bytes on disk per byte of chunks, the log of the database included", "x"),
     Figure("redis", "a Redis stream on the same machine, one XADD per chunk, nothing on disk", "/s"),
     Figure("redis_pipelined", "the same, 100 XADDs in one round trip", "/s"),
+    Figure("dbos", "a stream of DBOS on SQLite, writer and reader in one process", "/s"),
     Figure("first_p50", "from a write to a reader on an idle server, p50", "ms", at_most=10),
     Figure("first_p99", "the same, p99", "ms"),
     Figure("many_p50", "200 streams at 50 chunks/s, a reader of each, p50", "ms", at_most=30),
@@ -44,9 +48,12 @@ FIGURES = (
     Figure("crowd_p99", "the same, p99", "ms", at_most=300),
 )
 
-SECONDS_MAX = 200.0
+SECONDS_MAX = 260.0
 CHUNK_BYTES = 100
 PIPELINED = 100
+# DBOS commits each chunk by itself: fewer of them do.
+DBOS_SHARE = 50
+DBOS_PROGRAM = Path(__file__).parent / "peers" / "dbos_streams.py"
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ def measure(options: Options) -> None:
             measure_latency(report, house, "many", Updates(sizes.ticks, 50), sizes.streams, 1)
             measure_latency(report, house, "crowd", Updates(sizes.ticks, 50), 1, sizes.readers)
         measure_redis(report, sizes)
+        measure_dbos(report, sizes)
 
 
 def measure_through(report: Report, sizes: Sizes, house: House) -> None:
@@ -225,6 +233,19 @@ def _reply(connection: IO[bytes]) -> object:
     if kind == b"$":
         return None if rest == b"-1" else connection.read(int(rest) + 2)[:-2]
     return rest
+
+
+def measure_dbos(report: Report, sizes: Sizes) -> None:
+    """As fast as one workflow can write, with one reader."""
+    python = os.environ.get("BENCH_DBOS_PYTHON")
+    if python is None:
+        report.note("BENCH_DBOS_PYTHON is not set: DBOS is not measured")
+        return
+    command = [python, str(DBOS_PROGRAM), str(sizes.chunks // DBOS_SHARE), str(CHUNK_BYTES)]
+    speeds = [
+        float(subprocess.check_output(command, text=True)) for _ in harness.rounds(sizes.rounds, seconds=60)
+    ]
+    report.add("dbos", *harness.middle(speeds))
 
 
 if __name__ == "__main__":
