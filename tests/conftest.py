@@ -1,5 +1,6 @@
 """For all tests: how properties are searched, and what makes files in parallel processes possible."""
 
+import gc
 import os
 from collections.abc import Generator
 from typing import Any
@@ -44,3 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((number for number, name in enumerate(_WAITING) if name in folders), len(_WAITING))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What there is by now stays: a full collection, of which many tests ask, need not look through it each time."""
+    gc.collect()
+    gc.freeze()
