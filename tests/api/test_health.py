@@ -6,10 +6,11 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection
 
 from api.shapes import is_problem
 from milepost.engine.commands import ReleaseLostRuns
@@ -100,24 +101,31 @@ def test_a_folder_that_is_put_back_goes_on(
     assert served.get("/api/v1/health")["status"] == "ok"
 
 
-def test_a_full_disk_is_not_healthy(served: Served) -> None:
+def test_a_full_disk_is_not_healthy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database may have no page more than it has, which fails as a disk without room does."""
     HttpWorker(served)
     store = served.server._store
+    write = store.write
+    wanted: list[int | None] = []
+
+    @contextmanager
+    def write_within_limits() -> Iterator[Connection]:
+        with write() as connection:
+            while wanted:
+                used = connection.exec_driver_sql("PRAGMA page_count").scalar()
+                connection.exec_driver_sql(f"PRAGMA max_page_count = {wanted[0] or used}").scalar()
+                del wanted[0]
+            yield connection
+
+    # The connection is the committer's own, so the limit is set in its next transaction; the upkeep makes one soon.
+    monkeypatch.setattr(store, "write", write_within_limits)
 
     def limit(pages: int | None) -> None:
-        # The connection is the server's own: between two of its commits.
+        wanted.append(pages)
         until = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                with store.write() as connection:
-                    used = connection.exec_driver_sql("PRAGMA page_count").scalar()
-                    connection.exec_driver_sql(f"PRAGMA max_page_count = {pages or used}").scalar()
-            except OperationalError:
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            else:
-                return
+        while wanted:
+            assert time.monotonic() < until
+            time.sleep(0.01)
 
     limit(None)
     assert "full" in unavailable(served.call("GET", "/api/v1/health", key=None))
