@@ -28,8 +28,13 @@ class Store:
         synchronous: `FULL` (what is acknowledged survives a power loss) or `NORMAL` (it survives a crash of the process only).
         connection_class: of the writer's connection to the driver, which sees every statement and commit; a test may let them fail.
 
+    Attributes:
+        is_shared: True for a database on which several servers may work.
+
     Raises: ConfigurationError when the folder cannot be written, the file is no database, or it comes from a newer version.
     """
+
+    is_shared = False
 
     def __init__(
         self,

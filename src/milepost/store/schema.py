@@ -366,3 +366,13 @@ used_tokens = Table(
     Column("expires_at", BigInteger, nullable=False),
     Index("used_tokens_expires_at", "expires_at"),
 )
+
+# The jobs of the upkeep that any server has done: who has the lease of each, until when, and when it was last finished.
+upkeep_jobs = Table(
+    "upkeep_jobs",
+    tables,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("lease_until", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+)
