@@ -18,12 +18,12 @@ from engine_cost import Bench, now
 from harness import Figure, Options, percentile
 
 from milepost.engine.commands import IndexDocuments, Report, TriggerBatch, TriggerItem
-from milepost.engine.reading import Reader
 from milepost.model.filters import parse_filter
 from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations
+from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter
 
 RUNS = 100_000
@@ -159,7 +159,7 @@ def measure(options: Options) -> None:
         indexing = index(bench)
         bench.checkpoint()
         report.note(f"{count:,} runs were made in {filled:.0f} s and indexed in {indexing:.0f} s")
-        reader = Reader(bench.store, metadata_size_max=262_144)
+        reader = Reader(bench.store)
         every: list[float] = []
         for name, (_, question) in QUESTIONS.items():
             taken, found = ask(reader, [question(chance) for _ in range(asked)])

@@ -2,7 +2,6 @@
 
 import pytest
 
-from milepost.engine import reading
 from milepost.engine.commands import AddBatchItems, CreateBatch, ItemsAdded, Report
 from milepost.errors import (
     BatchNotFoundError,
@@ -12,6 +11,7 @@ from milepost.errors import (
 )
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.triggering import BatchLine, TriggerOptions
+from milepost.reading import batches
 from support.world import WorkerDouble, World, failure, item, result_of
 
 
@@ -233,7 +233,7 @@ def test_results_come_in_pages_of_bounded_size(
     whole = world.reader.batch_results(batch_id)
     assert (len(whole.items), whole.next) == (51, None)
     for name, size in (("RESULTS_CHARACTERS_MAX", 5000), ("RESULTS_MAX", 7), ("RESULTS_MAX", 60)):
-        monkeypatch.setattr(reading, name, size)
+        monkeypatch.setattr(batches, name, size)
         page = world.reader.batch_results(batch_id)
         items, pages = page.items, 1
         while page.next is not None:

@@ -13,9 +13,9 @@ from milepost.engine.announcements import Announcement
 from milepost.engine.commands import Claim, CreateBatch, RegisterWorker, Trigger, UpdateMetadata
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
-from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
 from milepost.errors import InvalidRequestError
+from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter
 from support.world import item, new_store, offered
 
@@ -35,7 +35,7 @@ class Running:
         self.announced: list[Announcement] = []
         self.on_announcement: Callable[[Announcement], None] = self.announced.append
         engine = Engine(self.store, EngineSettings(), now)
-        self.reader = Reader(self.store, metadata_size_max=262_144)
+        self.reader = Reader(self.store)
         self.committer = Committer(engine, now, lambda announcement: self.on_announcement(announcement))
         self.committer.start()
 

@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine import documents as engine_documents
-from milepost.engine import history
 from milepost.engine.commands import PruneHistory
 from milepost.errors import HistoryPrunedError, MetadataError, RunNotFoundError, VersionNotFoundError
 from milepost.model.counted import id_of, unpack
 from milepost.model.document import Document
 from milepost.model.operations import Increment, Operation, Set, check
 from milepost.protocol.work import ClaimedRun, TargetOperations
+from milepost.reading import history
+from milepost.upkeep import old_history
+from milepost.upkeep.old_history import prunable
 from support.operations import DOCUMENTS, OPERATIONS, exactly
 from support.properties import database_property
 from support.world import WorkerDouble, World, world_at
@@ -126,7 +128,7 @@ class Machine:
         steps = 0
         while after is not None and steps < steps_max:
             steps += 1
-            step = self.world.reader.history.prunable(cutoff=cutoff, settled_before=settled, after=after)
+            step = prunable(self.world.store, cutoff=cutoff, settled_before=settled, after=after)
             assert step.logs or step.next is None or step.next > after
             if step.logs:
                 self.world.do(PruneHistory(step.logs))
@@ -241,7 +243,7 @@ def test_kept_versions_read_back_and_pruned_ones_are_refused(
         # Small documents are folded often too.
         patch.setattr(engine_documents, "FOLD_BYTES_MIN", 200)
         for name, size in zip(("CHANGES_PER_STEP", "ROWS_PER_STEP", "BYTES_PER_STEP"), sizes, strict=True):
-            patch.setattr(history, name, size)
+            patch.setattr(old_history, name, size)
         with world_at(
             tmp_path_factory.mktemp("history") / "milepost.db", grace_seconds=GRACE_SECONDS
         ) as world:
@@ -323,7 +325,7 @@ def test_the_refusals_of_a_run_stay_while_a_report_of_it_may_be_repeated(
     report = worker.next_report(run, Increment("text", 1), Set("a", 1))
     [first] = worker.send(report)
     world.clock.advance(10 * DAY)
-    step = world.reader.history.prunable(cutoff=world.clock(), settled_before=world.clock())
+    step = prunable(world.store, cutoff=world.clock(), settled_before=world.clock())
     world.do(PruneHistory(step.logs))
     assert world.dump()["changes"] == []
     [again] = worker.send(report)
@@ -339,7 +341,7 @@ def test_a_run_that_may_be_written_again_after_its_log_has_gone(world: World, wo
     worker.report(run, Set("a", 1))
     worker.finish(run, Set("a", 2))
     world.clock.advance(DAY)
-    step = world.reader.history.prunable(cutoff=world.clock(), settled_before=world.clock())
+    step = prunable(world.store, cutoff=world.clock(), settled_before=world.clock())
     world.do(PruneHistory(step.logs))
     later = World(world.store, clock=world.clock, grace_seconds=10 * DAY)
     for number in range(3, 8):
@@ -361,7 +363,7 @@ def test_a_pruned_document_is_handed_to_the_next_attempt(world: World, worker: W
     run = worker.claim_one()
     worker.report(run, Increment("n", 5, once="first"))
     world.clock.advance(DAY)
-    step = world.reader.history.prunable(cutoff=world.clock(), settled_before=0)
+    step = prunable(world.store, cutoff=world.clock(), settled_before=0)
     world.do(PruneHistory(step.logs))
     world.restart()
     worker.register(holding=[run.id])

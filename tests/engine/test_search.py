@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milepost.engine import reading
 from milepost.engine.commands import IndexDocuments, Report, TriggerItem
 from milepost.errors import UnavailableError
 from milepost.model.filters import parse_filter
@@ -17,6 +16,7 @@ from milepost.model.jsonvalue import encode
 from milepost.model.operations import Append, Delete, Increment, Set, Update
 from milepost.model.run import RunStatus
 from milepost.protocol.triggering import TriggerOptions
+from milepost.reading import search as reading_search
 from milepost.store import metadata_values, search
 from milepost.store.metadata_values import Kind, terms_of, traces_of, values_of
 from milepost.store.runs import RunFilter
@@ -43,7 +43,7 @@ def limits(request: pytest.FixtureRequest) -> Iterator[str]:
             for name, value in SMALL.items():
                 patch.setattr(metadata_values, name, value)
             patch.setattr(search, "GATHERED_MAX", 2)
-            patch.setattr(reading, "CANDIDATES_MIN", 1)
+            patch.setattr(reading_search, "CANDIDATES_MIN", 1)
         yield request.param
 
 
@@ -229,15 +229,15 @@ def test_a_search_straight_after_many_runs_reads_few_documents(
     world.write(ids[77], Set("odd", True), Set("$.deep.x", 76), Increment("$.deep.x", 1))
     looked_at: list[Any] = []
     monkeypatch.setattr(
-        reading,
-        "_is_meant",
+        reading_search,
+        "is_meant",
         lambda document, filter: looked_at.append(document) or is_meant(document, filter),
     )
     assert find(world, filter) == [ids[77]]
     assert len(looked_at) <= 20
 
 
-is_meant = reading._is_meant
+is_meant = reading_search.is_meant
 
 
 def test_one_step_of_indexing_is_bounded_by_what_it_writes(

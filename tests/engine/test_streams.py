@@ -17,11 +17,11 @@ from milepost.engine.commands import (
     ReleaseLostRuns,
     Written,
 )
-from milepost.engine.streams import OUTPUT
 from milepost.errors import NotFoundError, RunNotFoundError
 from milepost.model.retry import NO_RETRY
 from milepost.protocol.streams import AttemptReply, PartReply, StreamState, WriterEnd
 from milepost.protocol.work import ClaimedRun, WorkerTask
+from milepost.store.streams import OUTPUT
 from support.properties import database_property
 from support.world import WorkerDouble, World, new_store
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milepost.engine.reading import Reader
 from milepost.feed import hub, streams
 from milepost.feed.streams import watch_list
 from milepost.model.filters import parse_filter
@@ -16,6 +15,7 @@ from milepost.model.operations import Append, Increment, Set
 from milepost.model.run import RunStatus
 from milepost.protocol.runs import RunSummary
 from milepost.protocol.work import ClaimedRun
+from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter
 from support.operations import OPERATIONS, exactly
 from support.properties import database_property
@@ -156,7 +156,7 @@ def test_what_is_committed_while_the_list_is_read_is_not_lost(world: FeedWorld, 
     first = world.trigger()
 
     async def follow(place: str, change: Any, arrived: Any) -> None:
-        reader = InterruptedReader(world.store, metadata_size_max=262_144)
+        reader = InterruptedReader(world.store)
         reader.interrupt(place, change)
         watcher = ListWatcher(world, RunFilter(), 10, reader)
         await watcher.read()

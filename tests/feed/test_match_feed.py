@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.client.subscription import MatchFollower
-from milepost.engine.reading import Reader, RunMatch
 from milepost.feed import hub, matching
 from milepost.feed.matching import watch_matching
 from milepost.feed.streams import watch_list
@@ -20,6 +19,8 @@ from milepost.model.operations import Delete, Increment, Set
 from milepost.model.run import RunStatus
 from milepost.protocol.runs import RunSummary
 from milepost.protocol.work import ClaimedRun
+from milepost.reading.lists import RunMatch
+from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter
 from support.operations import OPERATIONS, exactly
 from support.properties import database_property
@@ -207,7 +208,7 @@ class CountingReader(Reader):
     """A reader that says whose documents it has read for a watcher."""
 
     def __init__(self, world: FeedWorld) -> None:
-        super().__init__(world.store, metadata_size_max=262_144)
+        super().__init__(world.store)
         self.read: list[str] = []
 
     def matching(self, filter: RunFilter, run_ids: Any, among: Any, keys: Any = None) -> dict[str, RunMatch]:

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.commands import ReleaseLostRuns
-from milepost.engine.reading import Reader
 from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.protocol.runs import RunObject, RunSummary
+from milepost.reading.reader import Reader
 from support.operations import OPERATIONS, exactly
 from support.properties import database_property
 from support.subscriber import FeedWorld, Subscriber, feed_world_at, run_async
@@ -288,7 +288,7 @@ def test_children_are_counted_seldom_and_at_the_end(
             counted.append(run_id)
             return super().child_counts(run_id, view)
 
-    reader = Counting(world.store, metadata_size_max=262_144)
+    reader = Counting(world.store)
     monkeypatch.setattr(streams, "LIST_SECONDS", 60)
 
     async def follow() -> None:
@@ -332,7 +332,7 @@ def test_children_that_cannot_be_counted_are_counted_later(
             return super().child_counts(run_id, view)
 
     async def follow() -> None:
-        subscriber = watch(world, parent, Failing(world.store, metadata_size_max=262_144))
+        subscriber = watch(world, parent, Failing(world.store))
         await subscriber.read()
         world.trigger(parent_run_id=parent)
         assert not await subscriber.comes_within(0.5)
@@ -409,7 +409,7 @@ def test_what_is_committed_while_the_snapshot_is_read_is_not_lost(
     """Who subscribes registers first and reads then."""
     run_id = world.trigger()
     run = worker.claim_one()
-    reader = InterruptedReader(world.store, metadata_size_max=262_144)
+    reader = InterruptedReader(world.store)
 
     def change() -> None:
         if last:

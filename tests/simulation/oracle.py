@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import select
 
-from milepost.engine.reading import Reader
 from milepost.model.document import Document
 from milepost.model.operations import Append, Operation, decode_operations, encode_operations
 from milepost.protocol.metadata import Refused
 from milepost.protocol.work import log_line_size
+from milepost.reading.reader import Reader
 from milepost.store import schema
 from milepost.store.database import Store
 from simulation.records import Attempt, Group, Records, Sent, outcome_of
@@ -63,7 +63,7 @@ class Oracle:
         self._lines_wait_max = lines_wait_max
         self._is_exact = is_exact
         self._size_max = size_max
-        self._reader = Reader(store, metadata_size_max=size_max)
+        self._reader = Reader(store)
         self._attempts: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
         for attempt in records.attempts:
             self._attempts[attempt.run_id, attempt.number].append(attempt)

@@ -7,9 +7,9 @@ from collections import defaultdict
 import msgspec
 from sqlalchemy import select
 
-from milepost.engine.reading import Reader
 from milepost.model.retry import Retry
 from milepost.model.run import Outcome
+from milepost.reading.reader import Reader
 from milepost.store import schema
 from milepost.store.database import Store
 from simulation.oracle import said_by
@@ -24,7 +24,7 @@ class RunOracle:
         self._records = records
         self._watch = watch
         self._retry = retry
-        self._reader = Reader(store, metadata_size_max=10**9)
+        self._reader = Reader(store)
         self._attempts: dict[str, list[Attempt]] = defaultdict(list)
         for attempt in records.attempts:
             if attempt.started_at is not None or attempt.is_apart:

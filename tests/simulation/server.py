@@ -15,11 +15,11 @@ from milepost.engine.announcements import Announcement
 from milepost.engine.commands import Command, ReleaseLostRuns
 from milepost.engine.committer import GROUP_MAX, Committer
 from milepost.engine.engine import Engine, Request
-from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError, UnavailableError
 from milepost.feed.hub import Hub
 from milepost.protocol.endpoints import ATTEMPT_HEADER, OPEN, REQUEST_ID_HEADER, Endpoint
+from milepost.reading.reader import Reader
 from milepost.server.app import problem_response
 from milepost.server.auth import Authenticator
 from milepost.server.handlers import Handlers, WithToken
@@ -244,7 +244,7 @@ class ServerProcess:
         self.engine.state.identifiers._random = Random(f"{machine.starts}")
         self.committer = SimulatedCommitter(self.engine, machine.steady, self._announce)
         self.committer.process = self
-        reader = Reader(machine.store, metadata_size_max=machine.settings.metadata_size_max)
+        reader = Reader(machine.store)
         settings = cast(Any, machine.settings)
         self._authenticator = Authenticator("key", lambda: machine.clock() / 1_000_000)
         self.handlers = Handlers(

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
-from milepost.engine.reading import Reader
+from milepost.reading.reader import Reader
 from milepost.store import schema
 from milepost.store.database import Store
 from simulation.running import empty_store, simulate
@@ -45,7 +45,7 @@ def with_logs(plan: Plan) -> None:
 
 def ends(store: Store) -> list[Any]:
     """What became of the runs."""
-    reader = Reader(store, metadata_size_max=262_144)
+    reader = Reader(store)
     with store.read() as connection:
         rows = connection.execute(select(schema.runs).order_by(schema.runs.c.payload)).all()
     return [

@@ -27,7 +27,6 @@ from milepost.engine.commands import (
 )
 from milepost.engine.engine import Engine, Request
 from milepost.engine.metadata import MetadataUpdated
-from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
 from milepost.model.operations import Operation
 from milepost.model.retry import NO_RETRY, Retry
@@ -44,6 +43,7 @@ from milepost.protocol.work import (
     TargetOperations,
     WorkerTask,
 )
+from milepost.reading.reader import Reader
 from milepost.store.database import Store
 from support.faults import FailingConnection
 
@@ -111,7 +111,6 @@ class World:
         self.announcements: list[Announcement] = []
         self.reader = Reader(
             store,
-            metadata_size_max=self.settings.metadata_size_max,
             queued_reason=lambda task: self.engine.state.queued_reason(task),
         )
         self.restart()

@@ -36,6 +36,8 @@ from milepost.store.runs import RunRow
 CACHE_BYTES = 64 * 1024 * 1024
 RECENT_BYTES = 256 * 1024
 FOLD_BYTES_MIN = 8 * 1024
+# A document that is further behind is read anew: snapshot and log since then are bounded by its size, and these steps are not.
+CHANGES_BEHIND_MAX = 1000
 # What a cached document costs beside its JSON: objects, dictionaries, the cache itself. A rough figure is enough.
 _OVERHEAD_BYTES = 1024
 _NUMBERS = msgspec.json.Decoder(list[int])
@@ -155,6 +157,13 @@ class HotDocument:
         self.document.version = row.version
         self._remember(row, operations, _NUMBERS.decode(row.refused) if row.refused else ())
 
+    def catch_up(self, changes: Iterable[ChangeRow]) -> None:
+        """Apply steps that others have committed since. Without the limit: what was applied once fits, also after it was lowered."""
+        limit, self.document.limit = self.document.limit, sys.maxsize
+        for change in changes:
+            self.replay(change)
+        self.document.limit = limit
+
     def fold(self) -> Snapshot:
         """The document as a snapshot to be saved; from then on the log before it is not needed to read it."""
         value = jsonvalue.encode(self.document.value)
@@ -267,7 +276,11 @@ class DocumentCache:
         return self._documents.get(run_id)
 
     def load(self, connection: Connection, rows: Sequence[RunRow]) -> dict[str, HotDocument]:
-        """The documents of these runs at their newest version."""
+        """The documents of these runs at their newest version. One in the cache to which another server has written since is led on by
+        the log."""
+        behind = [row for row in rows if self._is_behind(row)]
+        if behind:
+            self._catch_up(connection, behind)
         missing = [row for row in rows if not self._is_newest(row)]
         if missing:
             self.forget(row.id for row in missing)
@@ -281,6 +294,18 @@ class DocumentCache:
         """True when the document is in the cache, and nobody else has written to it since."""
         hot = self._documents.get(row.id)
         return hot is not None and hot.document.version == row.metadata_version
+
+    def _is_behind(self, row: RunRow) -> bool:
+        """True when the document is in the cache, and so little was written to it since that the log is read sooner than all of it."""
+        hot = self._documents.get(row.id)
+        return hot is not None and 0 < row.metadata_version - hot.document.version <= CHANGES_BEHIND_MAX
+
+    def _catch_up(self, connection: Connection, rows: Sequence[RunRow]) -> None:
+        """Lead documents on. One whose log has a gap, because it was pruned meanwhile, stays as it is."""
+        since = {row.id: self._documents[row.id].document.version for row in rows}
+        for run_id, changes in store.load_changes(connection, since).items():
+            if changes[0].version == since[run_id] + 1:
+                self._documents[run_id].catch_up(changes)
 
     def settle(self, run_ids: Iterable[str]) -> None:
         """After a commit: weigh what was touched anew and drop the least recently used beyond the bound."""
@@ -305,53 +330,18 @@ def load_documents(
 ) -> dict[str, HotDocument]:
     """Documents from the store: the saved snapshot, else the document given at trigger, and the log above it."""
     written = [row.id for row in rows if row.metadata_version]
-    snapshots, tails = _written(connection, written)
+    snapshots, tails = store.load_written(connection, written)
     plain = [row.id for row in rows if row.id not in snapshots]
     given = run_store.load_trigger_metadata(connection, plain) if plain else {}
     return {
         row.id: _hot(
             row.id,
-            snapshots.get(row.id) or _as_snapshot(row.id, given.get(row.id)),
+            snapshots.get(row.id) or store.given_snapshot(row.id, given.get(row.id)),
             tails.get(row.id, ()),
             size_max=size_max,
         )
         for row in rows
     }
-
-
-def read_documents(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[bytes, int]]:
-    """Documents as JSON with their versions, for who only reads. A document of which the store has the newest text is not decoded."""
-    given = run_store.load_given_documents(connection, ids)
-    written = [run_id for run_id, document in given.items() if document.is_written]
-    snapshots, tails = _written(connection, written)
-    moved = [run_id for run_id, document in given.items() if document.has_moved and run_id not in snapshots]
-    large = run_store.load_large(connection, moved, "trigger_metadata") if moved else {}
-    documents: dict[str, tuple[bytes, int]] = {}
-    for run_id, document in given.items():
-        value = large[run_id].encode() if run_id in large else document.value
-        snapshot = snapshots.get(run_id) or _as_snapshot(run_id, value)
-        if run_id in tails:
-            hot = _hot(run_id, snapshot, tails[run_id], size_max=sys.maxsize)
-            documents[run_id] = hot.document.encode(), hot.document.version
-        else:
-            documents[run_id] = snapshot.value, snapshot.version
-    return documents
-
-
-def _written(
-    connection: Connection, ids: Sequence[str]
-) -> tuple[dict[str, Snapshot], dict[str, list[ChangeRow]]]:
-    """The saved snapshots of documents that were written to, and the changes above them."""
-    if not ids:
-        return {}, {}
-    snapshots = store.load_snapshots(connection, ids)
-    since = {run_id: snapshots[run_id].version if run_id in snapshots else 0 for run_id in ids}
-    return snapshots, store.load_changes(connection, since)
-
-
-def _as_snapshot(run_id: str, given: bytes | None) -> Snapshot:
-    """The document given at trigger: version 0."""
-    return Snapshot(run_id, 0, given or b"{}")
 
 
 def _hot(run_id: str, snapshot: Snapshot, tail: Iterable[ChangeRow], *, size_max: int) -> HotDocument:
@@ -363,7 +353,6 @@ def _hot(run_id: str, snapshot: Snapshot, tail: Iterable[ChangeRow], *, size_max
         snapshot_bytes=len(snapshot.value),
         changed_at=snapshot.changed_at,
     )
-    for row in tail:
-        hot.replay(row)
+    hot.catch_up(tail)
     document.limit = size_max
     return hot

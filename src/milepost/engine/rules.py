@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from milepost.engine import history, indexing, metadata, reporting, streams, triggering, workers
+from milepost.engine import indexing, metadata, pruning, reporting, streams, triggering, workers
 from milepost.engine.commands import (
     AddBatchItems,
     AddChunks,
@@ -102,7 +102,7 @@ _RULES: dict[type[Any], Rule] = {
     PruneAnswers: Rule(4, _prune_answers),
     PruneUsedTokens: Rule(4, _prune_used_tokens),
     PruneStreams: Rule(4, streams.prune),
-    PruneHistory: Rule(4, history.prune),
+    PruneHistory: Rule(4, pruning.prune_history),
     # After all that writes: the rows in memory do not learn that their documents are indexed now.
     IndexDocuments: Rule(5, indexing.index_documents),
 }

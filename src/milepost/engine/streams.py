@@ -13,16 +13,10 @@ from milepost.engine.transaction import Transaction
 from milepost.engine.workers import worker_of
 from milepost.errors import RunNotFoundError
 from milepost.model.lifecycle import holds
-from milepost.protocol.streams import STREAMS_MAX, AttemptReply, PartReply, StreamState
+from milepost.protocol.streams import STREAMS_MAX, AttemptReply, PartReply
 from milepost.store import streams as stream_store
 from milepost.store.runs import RunRow
-from milepost.store.streams import ChunkRow, StreamRow, WriterRow, WriterState
-
-OUTPUT = "out/"
-INPUT = "in/"
-TAKEN = "taken/"
-"""What the name of a stream in the store begins with, before its key: what a run writes, what is sent to it, and a chunk for
-each value that it has taken of that."""
+from milepost.store.streams import ChunkRow, StreamRow, WriterRow
 
 ERROR_CHARACTERS_MAX = 10_000
 # A row is read as a whole, whatever of it is wanted.
@@ -49,22 +43,6 @@ def prune(command: PruneStreams, transaction: Transaction, state: EngineState) -
     if found:
         stream_store.delete_streams(transaction.connection, found)
     return len(found)
-
-
-def state_of(writers: Sequence[WriterState], *, run_has_finished: bool) -> tuple[StreamState, str | None]:
-    """Where a stream stands, and why the source of its newest writer has failed, if it has.
-
-    A stream ends when every writer that has begun has come to its end, and with its run. A failure and an attempt that has died do not
-    end it while the run goes on: another attempt may come, or the task itself tries again.
-    """
-    newest = writers[-1] if writers else None
-    error = newest.error if newest is not None else None
-    if run_has_finished:
-        return (StreamState.ENDED if error is None else StreamState.FAILED), error
-    is_at_work = any(writer.is_alive and not writer.has_ended for writer in writers)
-    if is_at_work or newest is None or not newest.has_ended or error is not None:
-        return StreamState.OPEN, error
-    return StreamState.ENDED, None
 
 
 def _add_of_attempt(

@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine.reading import Reader, StreamPage
 from milepost.errors import UnavailableError
 from milepost.feed.hub import Hub
 from milepost.feed.stream_topic import StreamTopic, frame_of
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.protocol.feed import PING, encode_event
 from milepost.protocol.streams import StreamBegun, StreamEnded, StreamState
+from milepost.reading.reader import Reader
+from milepost.reading.streams import StreamPage
 
 # What is read of a stream at once, about.
 PAGE_BYTES = 256 * 1024

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
-from milepost.engine.streams import OUTPUT
 from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
 from milepost.feed.stream_topic import StreamTopic
 from milepost.model.filters import MetadataFilter
@@ -14,6 +13,7 @@ from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.protocol.streams import StreamSummary
 from milepost.store.runs import RunFilter, RunRow
+from milepost.store.streams import OUTPUT
 
 # Steps of documents that wait for one watcher of several runs; beyond them it reads the documents.
 MAILBOX_BYTES = 1024 * 1024

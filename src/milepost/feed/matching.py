@@ -10,7 +10,6 @@ from functools import partial
 import msgspec
 
 from milepost.engine.announcements import LoggedChange
-from milepost.engine.reading import STATE_FIELDS, Reader, RunMatch
 from milepost.feed.hub import Hub, MatchWatch, decides
 from milepost.feed.steps import (
     Place,
@@ -26,6 +25,9 @@ from milepost.feed.waiting import in_reader, woken
 from milepost.model.shown_keys import Keys
 from milepost.protocol.feed import PING, MatchingRunFrame, RunDelta, encode_event
 from milepost.protocol.runs import RunSummary
+from milepost.reading.fields import STATE_FIELDS
+from milepost.reading.lists import RunMatch
+from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter
 
 # Runs that match a filter are read in groups of this size, and at most this often; the first after a quiet time at once.

@@ -13,8 +13,6 @@ from typing import Any
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine.reading import Reader
-from milepost.engine.streams import OUTPUT
 from milepost.errors import UnavailableError
 from milepost.feed.chunks import watch_stream
 from milepost.feed.hub import Hub, RunTopic
@@ -22,6 +20,8 @@ from milepost.feed.streams import streams_of, watch_run
 from milepost.feed.waiting import PING_SECONDS, woken
 from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.protocol.feed import PING, StreamFrame, encode_event
+from milepost.reading.reader import Reader
+from milepost.store.streams import OUTPUT
 
 # Frames of the run and all its streams that wait for the reader. A stream whose frame has no room waits: the store has the rest.
 WAITING_MAX = 16

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from milepost.engine.announcements import LoggedChange, RunChanged
-from milepost.engine.reading import state_fields
 from milepost.model.operations import Operation, collapse
 from milepost.model.run import RunStatus
 from milepost.model.shown_keys import Keys, shown_operations
 from milepost.protocol.feed import RunDelta
 from milepost.protocol.runs import RunSummary
+from milepost.reading.fields import state_fields
 from milepost.store.runs import RunRow
 
 # Steps of one document that are kept for who reads later; beyond them the reader gets the document.

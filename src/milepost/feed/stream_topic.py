@@ -8,9 +8,9 @@ from typing import NamedTuple
 import msgspec
 
 from milepost.engine.announcements import StreamGrown
-from milepost.engine.reading import StreamPage
 from milepost.protocol.feed import encode_event
 from milepost.protocol.streams import StreamState
+from milepost.reading.streams import StreamPage
 from milepost.store.streams import ChunkRow
 
 # Frames that are kept for readers who are a little behind.

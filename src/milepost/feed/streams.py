@@ -14,7 +14,6 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from milepost.engine.documents import Writer, join_steps
-from milepost.engine.reading import Reader
 from milepost.errors import UnavailableError
 from milepost.feed.hub import Hub, Inbox, ListWatch, Queued, RunTopic, Snapshot
 from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
@@ -36,6 +35,7 @@ from milepost.protocol.metadata import MetadataDelta
 from milepost.protocol.runs import RunObject
 from milepost.protocol.streams import StreamSummary
 from milepost.protocol.work import InboxFrame
+from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter, RunRow
 
 # A list is read again at most this often; a person cannot follow faster.

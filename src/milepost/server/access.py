@@ -11,7 +11,6 @@ import msgspec
 from starlette.requests import Request
 
 from milepost.engine.commands import AttemptRef, OneTimeToken
-from milepost.engine.reading import Reader
 from milepost.errors import (
     BadRequestError,
     InsufficientScopeError,
@@ -24,6 +23,7 @@ from milepost.model.scopes import RunScope
 from milepost.model.shown_keys import written_keys
 from milepost.protocol.endpoints import ATTEMPT_HEADER, Endpoint, ScopeRule
 from milepost.protocol.metadata import MetadataRequest, Refused
+from milepost.reading.reader import Reader
 from milepost.server.auth import Caller, PublicToken
 from milepost.server.doors import AT_MAX
 

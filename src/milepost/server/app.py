@@ -34,13 +34,13 @@ from milepost.engine.commands import (
 )
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
-from milepost.engine.reading import Reader
 from milepost.engine.state import EngineSettings
 from milepost.errors import BadRequestError, MilepostError, UnavailableError
 from milepost.feed.hub import Hub
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from milepost.protocol.problems import Problem, to_problem
 from milepost.protocol.tokens import TOKEN_HEADER
+from milepost.reading.reader import Reader
 from milepost.server.access import admit
 from milepost.server.auth import Authenticator
 from milepost.server.client.routes import client_routes
@@ -50,6 +50,7 @@ from milepost.server.handlers import Handlers, WithToken, sign_in_path
 from milepost.server.requests import check_query
 from milepost.server.settings import ServerSettings
 from milepost.store.database import Store
+from milepost.upkeep.old_history import prunable
 
 logger = logging.getLogger("milepost.server")
 
@@ -169,7 +170,6 @@ class Server:
         self.committer = Committer(engine, steady, self._announce)
         self.reader = Reader(
             self._store,
-            metadata_size_max=settings.metadata_size_max,
             queued_reason=engine.state.queued_reason,
         )
         handlers = Handlers(
@@ -288,7 +288,8 @@ class Server:
         after: str | None = ""
         while after is not None:
             step = await asyncio.to_thread(
-                self.reader.history.prunable,
+                prunable,
+                self._store,
                 cutoff=cutoff,
                 settled_before=min(cutoff, now - grace),
                 after=after,

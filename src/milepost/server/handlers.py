@@ -11,7 +11,6 @@ from starlette.requests import Request
 from milepost.engine import commands
 from milepost.engine.commands import TriggerItem
 from milepost.engine.committer import Committer
-from milepost.engine.reading import Reader
 from milepost.errors import (
     BadRequestError,
     InvalidRequestError,
@@ -60,6 +59,7 @@ from milepost.protocol.work import (
     ReportRequest,
     ReportResponse,
 )
+from milepost.reading.reader import Reader
 from milepost.server import access, doors, requests
 from milepost.server.auth import CODE_SECONDS, Authenticator, Caller, caller_of
 from milepost.server.health import Health
@@ -72,7 +72,7 @@ from milepost.server.watching import Watching
 CLAIM_WAIT_SECONDS_MAX = 30.0
 REQUEST_ID_CHARACTERS_MAX = 200
 SERVER_LIFE_SECONDS_MAX = 30 * 24 * 3600
-# Changes are small; `engine/history.py` ends a page early where they are not.
+# Changes are small; `reading/history.py` ends a page early where they are not.
 HISTORY_PAGE_SIZE_MAX = 1000
 _Result = TypeVar("_Result")
 

@@ -14,12 +14,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from milepost.engine.reading import Reader, StoredRun, state_fields
 from milepost.feed.hub import Hub
 from milepost.feed.waiting import in_reader, woken
 from milepost.model.run import RunStatus
 from milepost.protocol.streams import STREAMS_MAX
 from milepost.protocol.triggering import JSON_TYPE
+from milepost.reading.fields import state_fields
+from milepost.reading.reader import Reader
+from milepost.reading.runs import StoredRun
 from milepost.server.auth import caller_of
 
 # How long a poll waits for a change; below what stands before a server cuts off.

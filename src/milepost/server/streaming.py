@@ -11,8 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from milepost.engine.commands import AddChunks, AddOutsideChunks, AttemptWritten, Written
-from milepost.engine.reading import Reader
-from milepost.engine.streams import INPUT, OUTPUT, TAKEN
 from milepost.errors import (
     BadRequestError,
     ConflictError,
@@ -39,8 +37,10 @@ from milepost.protocol.streams import (
     StreamPart,
     WriterEnd,
 )
+from milepost.reading.reader import Reader
 from milepost.server import access, requests
 from milepost.server.auth import caller_of
+from milepost.store.streams import INPUT, OUTPUT, TAKEN
 
 IDLE_SECONDS_MAX = 600
 WRITER_CHARACTERS_MAX = 200

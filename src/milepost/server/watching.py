@@ -5,8 +5,6 @@ from contextlib import aclosing
 
 from starlette.requests import Request
 
-from milepost.engine.reading import Reader
-from milepost.engine.streams import OUTPUT
 from milepost.errors import BadRequestError, InvalidRequestError, TooLargeError
 from milepost.feed.chunks import watch_stream
 from milepost.feed.hub import Hub
@@ -17,11 +15,13 @@ from milepost.feed.streams import watch_run
 from milepost.protocol import endpoints
 from milepost.protocol.feed import WATCHES_MAX, Watched, WatchRequest
 from milepost.protocol.streams import STREAMS_MAX
+from milepost.reading.reader import Reader
 from milepost.server import requests
 from milepost.server.access import admit
 from milepost.server.auth import Authenticator, Caller, caller_of
 from milepost.server.streaming import check_key
 from milepost.store.runs import RunFilter
+from milepost.store.streams import OUTPUT
 
 _INDEX_MAX = 10**18
 

@@ -94,6 +94,23 @@ def _changes_statement(count: int) -> Statement:
     return Statement(statement, [name for pair in names for name in pair])
 
 
+def load_written(
+    connection: Connection, ids: Sequence[str]
+) -> tuple[dict[str, Snapshot], dict[str, list[ChangeRow]]]:
+    """The saved snapshots of documents that were written to, and the changes above them."""
+    if not ids:
+        return {}, {}
+    snapshots = load_snapshots(connection, ids)
+    return snapshots, load_changes(
+        connection, {run_id: snapshots[run_id].version if run_id in snapshots else 0 for run_id in ids}
+    )
+
+
+def given_snapshot(run_id: str, given: bytes | None) -> Snapshot:
+    """The document given at trigger: version 0."""
+    return Snapshot(run_id, 0, given or b"{}")
+
+
 def append_changes(connection: Connection, rows: Sequence[ChangeRow]) -> None:
     """Add to the logs. The primary key (run, version) refuses two writers at one version."""
     _INSERT_CHANGES.write(connection, [msgspec.structs.astuple(row) for row in rows])

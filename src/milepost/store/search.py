@@ -1,6 +1,6 @@
 """The search index in the database: its rows, the runs whose rows are behind, and candidates for a filter, newest first.
 
-A candidate may match; a run that is none does not match. The documents decide (`engine/reading.py`).
+A candidate may match; a run that is none does not match. The documents decide (`reading/search.py`).
 """
 
 from collections.abc import Callable, Container, Iterable, Sequence

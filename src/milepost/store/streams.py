@@ -9,6 +9,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from milepost.store.schema import chunks, runs, stream_writers, streams
 from milepost.store.statements import Lookup, Statement
 
+OUTPUT = "out/"
+INPUT = "in/"
+TAKEN = "taken/"
+"""What the name of a stream in the store begins with, before its key: what a run writes, what is sent to it, and a chunk for
+each value that it has taken of that."""
+
 
 class StreamRow(msgspec.Struct, gc=False):
     """A stream: how many chunks it has, and their bytes. Times are microseconds since 1970."""

@@ -1,0 +1,1 @@
+"""Upkeep: named jobs in small batches, each done by one server at a time."""
