@@ -1,4 +1,5 @@
-"""A clock that is set while the server runs: leases and waiting do not notice, and no queued run waits for the clock to catch up."""
+"""A clock that is set while the server runs: leases and waiting do not notice, no queued run waits for the clock to catch up, and no
+finished run takes writes again."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milepost.engine.commands import ReleaseLostRuns
+from milepost.engine.commands import PruneHistory, ReleaseLostRuns
 from milepost.engine.engine import Engine
+from milepost.errors import RunFinishedError
 from milepost.model.operations import Increment, Set
 from milepost.model.run import RunStatus
+from milepost.store.upkeep import finish_job, take_job
+from milepost.upkeep.old_history import prunable
+from support.properties import database_property
 from support.world import Clock, WorkerDouble, World, failure, new_store
 
 HOUR = 3600
+YEAR = 365 * 24 * HOUR
 
 
 class SteadyWorld(World):
@@ -225,5 +231,160 @@ def test_versions_and_states_only_grow_whatever_the_clock_does(
             assert world.document(run_id) == ({"n": number}, number)
         worker.report(run, outcome=failure())
         assert world.reader.run(run_id).status is RunStatus.FAILED
+    finally:
+        world.close()
+
+
+def finished(world: World) -> str:
+    """A run that has just finished."""
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    worker.finish(worker.claim_one())
+    return run_id
+
+
+def takes_writes(world: World, run_id: str) -> bool:
+    try:
+        world.write(run_id, Increment("n", 1))
+    except RunFinishedError:
+        return False
+    return True
+
+
+def finish_upkeep(world: World) -> None:
+    """What the upkeep writes down every ten minutes."""
+    with world.store.write() as connection:
+        assert take_job(connection, "answers", "", now=world.engine.age_now, lease=30_000_000)
+        finish_job(connection, "answers", "", now=world.engine.age_now)
+
+
+@pytest.mark.parametrize("seconds", [-YEAR, -HOUR, HOUR, YEAR])
+def test_a_finished_run_takes_writes_for_the_grace_time_whatever_is_done_to_the_clock(
+    world: SteadyWorld, seconds: float
+) -> None:
+    before = finished(world)
+    world.jump(seconds)
+    after = finished(world)
+    world.pass_time(world.settings.grace_seconds - 60)
+    assert takes_writes(world, before)
+    assert takes_writes(world, after)
+    world.jump(-seconds)
+    assert takes_writes(world, before)
+    assert takes_writes(world, after)
+    world.pass_time(120)
+    assert not takes_writes(world, before)
+    assert not takes_writes(world, after)
+    world.jump(seconds)
+    assert not takes_writes(world, before)
+    assert not takes_writes(world, after)
+
+
+@pytest.mark.parametrize("known_by", ["a run", "the upkeep"])
+def test_no_finished_run_takes_writes_again_after_a_restart_with_a_clock_that_was_set_back(
+    world: SteadyWorld, known_by: str
+) -> None:
+    old = finished(world)
+    world.pass_time(2 * HOUR)
+    young = finished(world)
+    if known_by == "a run":
+        world.trigger("another")
+    else:
+        finish_upkeep(world)
+    world.jump(-YEAR)
+    world.steady.now = 0
+    world.restart()
+    assert not takes_writes(world, old)
+    assert takes_writes(world, young)
+    youngest = finished(world)
+    world.pass_time(world.settings.grace_seconds - 60)
+    assert takes_writes(world, young)
+    assert takes_writes(world, youngest)
+    finish_upkeep(world)
+    world.restart()
+    world.pass_time(120)
+    assert not takes_writes(world, young)
+    assert not takes_writes(world, youngest)
+
+
+def test_a_run_that_is_newer_than_all_else_that_is_known_is_closed_after_the_grace_time(
+    world: SteadyWorld,
+) -> None:
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    run = worker.claim_one()
+    world.pass_time(YEAR)
+    worker.register([run_id])
+    worker.finish(run)
+    world.jump(-YEAR)
+    world.steady.now = 0
+    world.restart()
+    assert takes_writes(world, run_id), "nobody can know how long ago it was"
+    world.pass_time(world.settings.grace_seconds + 60)
+    assert not takes_writes(world, run_id)
+
+
+@pytest.mark.parametrize("seconds", [-YEAR, 23 * HOUR])
+def test_the_ids_of_a_run_that_takes_writes_are_kept_whatever_is_done_to_the_clock(
+    world: SteadyWorld, seconds: float
+) -> None:
+    """Else an operation that is sent again would count twice."""
+    run_id = world.trigger()
+    worker = WorkerDouble(world)
+    run = worker.claim_one()
+    worker.finish(run, Increment("n", 1, once="a"))
+    world.jump(seconds)
+    settled_before = world.engine.age_now - round(world.settings.grace_seconds * 1_000_000)
+    step = prunable(world.store, cutoff=world.clock(), settled_before=settled_before)
+    world.do(PruneHistory(step.logs))
+    world.write(run_id, Increment("n", 1, once="a"))
+    assert world.document(run_id)[0] == {"n": 1}
+
+
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("pass"), st.integers(1, 8).map(lambda number: number * 510)),
+        st.tuples(st.just("jump"), st.sampled_from([-YEAR, -24 * HOUR, -HOUR, -700, 700, HOUR, YEAR])),
+        st.tuples(st.just("finish"), st.just(0)),
+        st.tuples(st.just("restart"), st.just(0)),
+    ),
+    min_size=4,
+    max_size=25,
+)
+
+
+@database_property(60)
+@given(steps=_STEPS)
+def test_the_grace_time_is_measured_by_no_clock_that_can_be_set(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    """Of each finished run: for how long the server was there since its end, and whether it was started anew since. What was lost by
+    each start is how far the upkeep was behind; a clock that was set ahead before a start may close runs early."""
+    world = SteadyWorld(new_store(tmp_path_factory.mktemp("grace") / "milepost.db"))
+    lost_max = 600
+    try:
+        passed, starts = 0, 0
+        ended = {finished(world): (0, 0)}
+        for step, seconds in steps:
+            if step == "pass":
+                world.pass_time(seconds)
+                passed += seconds
+            elif step == "jump":
+                world.jump(seconds)
+            elif step == "finish":
+                ended[finished(world)] = passed, starts
+            else:
+                finish_upkeep(world)
+                world.pass_time(lost_max)
+                passed += lost_max
+                world.steady.now = 1_000_000 * len(ended)
+                world.restart()
+                starts += 1
+            for run_id, (at, started) in ended.items():
+                elapsed, restarts = passed - at, starts - started
+                takes = takes_writes(world, run_id)
+                if takes:
+                    assert elapsed <= world.settings.grace_seconds + lost_max * restarts + 5
+                elif not restarts:
+                    assert elapsed >= world.settings.grace_seconds - 5
     finally:
         world.close()

@@ -5,7 +5,7 @@ import random
 import msgspec
 
 from milepost.engine import queues
-from milepost.engine.state import EngineState
+from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineState
 from milepost.engine.transaction import Transaction
 from milepost.model.lifecycle import Ending, Move, crashed, lost, released
 from milepost.model.run import AttemptEnd, Outcome, RunError
@@ -59,6 +59,8 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
             transaction.offer(row.task, row.queue)
         case _:
             row.finished_at = now
+            if abs(transaction.age_now - now) > CLOCKS_APART_MICROSECONDS:
+                row.aged_from = transaction.age_now
     if row.is_apart:
         state.may_have_apart = True
     if ending.move is not Move.RELEASE:

@@ -19,13 +19,21 @@ from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim, Command
 from milepost.engine.documents import DocumentCache
 from milepost.engine.rules import rule_of
-from milepost.engine.state import EngineSettings, EngineState, ParkedClaim, ParkedClaims, Worker
+from milepost.engine.state import (
+    CLOCKS_APART_MICROSECONDS,
+    EngineSettings,
+    EngineState,
+    ParkedClaim,
+    ParkedClaims,
+    Worker,
+)
 from milepost.engine.transaction import Transaction
 from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
 from milepost.protocol.work import ClaimedRun
 from milepost.store import queues as queue_store
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import upkeep as upkeep_store
 from milepost.store import workers as worker_store
 from milepost.store.database import Store
 from milepost.store.workers import WorkerRow
@@ -35,7 +43,7 @@ logger = logging.getLogger("milepost.engine")
 # How long to wait before looking for due runs again when the database could not be reached.
 AWAY_MICROSECONDS = 1_000_000
 # Between two groups the wall clock may move against the steady one by this much; more means that somebody has set it.
-JUMP_MICROSECONDS = 1_000_000
+JUMP_MICROSECONDS = CLOCKS_APART_MICROSECONDS
 # A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
 FAR_MICROSECONDS = 24 * 3600 * 1_000_000
 DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
@@ -79,6 +87,8 @@ class Engine:
         self.state = EngineState(settings, started_at=self._steady())
         with store.write() as connection:
             self._doubts_clock_until = self._settle_clock(connection)
+            times = run_store.newest_time(connection), upkeep_store.newest_time(connection), self._clock()
+            self._age_ahead = max(at for at in times if at is not None) - self._steady()
         with store.read() as connection:
             self.state.catalog = Catalog.of_rows(
                 records.load_tasks(connection), queue_store.all_queues(connection)
@@ -94,6 +104,17 @@ class Engine:
         """True while the wall clock may be far wrong: it was far ahead of everything in the database, or was set far ahead, and has
         not gone on for a day since. Nothing may be forgotten for its age then."""
         return self._steady() < self._doubts_clock_until
+
+    @property
+    def age_now(self) -> int:
+        """Microseconds since 1970 by a clock that is never set back: it goes on with the steady one from the newest time in the
+        database, or from the wall clock if that is later. Thread-safe."""
+        return self._age(self._clock(), self._steady())
+
+    def _age(self, now: int, steady_now: int) -> int:
+        age = steady_now + self._age_ahead
+        # It follows a wall clock that drifts ahead; one that was set is none to follow.
+        return now if 0 < now - age <= JUMP_MICROSECONDS else age
 
     def _settle_clock(self, connection: Connection) -> int:
         """Make the best of a wall clock that another one was before; until when, on the steady clock, it is not to be trusted."""
@@ -182,8 +203,14 @@ class Engine:
         transaction: Transaction | None = None
         try:
             with self._store.write() as connection:
+                now, steady_now = self._clock(), self._steady()
                 transaction = Transaction(
-                    connection, self._documents, self.state, self._clock(), self._steady()
+                    connection,
+                    self._documents,
+                    self.state,
+                    now=now,
+                    steady_now=steady_now,
+                    age_now=self._age(now, steady_now),
                 )
                 jump = self._jump(transaction)
                 self._load(others, transaction)
@@ -199,6 +226,7 @@ class Engine:
                 self._documents.forget(transaction.touched)
             raise
         self._ahead = transaction.now - transaction.steady_now
+        self._age_ahead = transaction.age_now - transaction.steady_now
         if jump > FAR_MICROSECONDS:
             self._doubts_clock_until = transaction.steady_now + DOUBT_MICROSECONDS
         if jump:

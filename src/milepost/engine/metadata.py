@@ -192,10 +192,12 @@ def has_typed_ancestor(row: RunRow, transaction: Transaction) -> bool:
 
 
 def _accepts_writes(row: RunRow, transaction: Transaction, state: EngineState) -> bool:
-    return (
-        row.finished_at is None
-        or transaction.now <= row.finished_at + state.settings.grace_seconds * 1_000_000
-    )
+    ended_at = row.ended_at
+    if ended_at is None:
+        return True
+    # It is not younger than what it has to decide on.
+    transaction.age_now = max(transaction.age_now, ended_at)
+    return transaction.age_now <= ended_at + state.settings.grace_seconds * 1_000_000
 
 
 def _finished_message(row: RunRow, state: EngineState) -> str:

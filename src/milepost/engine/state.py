@@ -15,6 +15,8 @@ from milepost.model.run import QueuedReason
 METADATA_BYTES_MAX = 262_144
 LOG_BYTES_MAX = 4 * 1024 * 1024
 STREAM_BYTES_MAX = 1024 * 1024 * 1024
+# Clocks that differ by less are taken to agree.
+CLOCKS_APART_MICROSECONDS = 1_000_000
 # Deadlines of claims that wait no longer, beside as many as there are claims.
 DEADLINES_GONE_MAX = 100
 

@@ -44,7 +44,14 @@ class Transaction:
     """What a group of commands works on. Decisions change the rows here; `save` writes them, the caller commits."""
 
     def __init__(
-        self, connection: Connection, documents: DocumentCache, state: EngineState, now: int, steady_now: int
+        self,
+        connection: Connection,
+        documents: DocumentCache,
+        state: EngineState,
+        *,
+        now: int,
+        steady_now: int,
+        age_now: int,
     ) -> None:
         self.connection = connection
         # As this group leaves them. The engine's memory learns of it after the commit.
@@ -54,6 +61,8 @@ class Transaction:
         # What is written down is by the wall clock; what is waited for, by the one that nobody sets.
         self.now = now
         self.steady_now = steady_now
+        # And what must not come to life again by a clock that is set back, by one that never is: microseconds since 1970 as well.
+        self.age_now = age_now
         self.touched: set[str] = set()
         # Where parked claims may have work now: due runs of these tasks were queued, these queues have a free slot, or anything.
         self.offered_tasks: set[str] = set()

@@ -357,6 +357,7 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 updated_at=run.created_at,
                 started_at=None,
                 finished_at=None,
+                aged_from=None,
                 parent_id=run.parent_id,
                 root_id=run.root_id,
                 batch_id=run.batch_id,

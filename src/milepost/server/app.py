@@ -167,6 +167,7 @@ class Server:
             steady,
         )
         self._doubts_clock = lambda: engine.doubts_clock
+        self._age_clock = lambda: engine.age_now
         self.committer = Committer(engine, steady, self._announce)
         self.reader = Reader(
             self._store,
@@ -281,8 +282,7 @@ class Server:
     async def prune_history(self) -> None:
         """One walk over all logs of documents."""
         settings = self.settings
-        now = self._clock()
-        cutoff = now - int(settings.history_days * 86_400_000_000)
+        cutoff = self._clock() - int(settings.history_days * 86_400_000_000)
         # After the grace time nobody writes, after the lease no worker repeats a report.
         grace = int((settings.metadata_grace_seconds + settings.lease_seconds) * 1_000_000)
         after: str | None = ""
@@ -291,7 +291,7 @@ class Server:
                 prunable,
                 self._store,
                 cutoff=cutoff,
-                settled_before=min(cutoff, now - grace),
+                settled_before=self._age_clock() - grace,
                 after=after,
             )
             if step.logs:

@@ -63,6 +63,7 @@ class RunRow(msgspec.Struct, gc=False):
     updated_at: int
     started_at: int | None
     finished_at: int | None
+    aged_from: int | None
     parent_id: str | None
     root_id: str
     batch_id: str | None
@@ -71,6 +72,11 @@ class RunRow(msgspec.Struct, gc=False):
     metadata_version: int
     metadata_unindexed: int
     large: str | None
+
+    @property
+    def ended_at(self) -> int | None:
+        """When it has finished, by the clock that is never set back; None while it goes on."""
+        return self.finished_at if self.aged_from is None else self.aged_from
 
     @property
     def is_held(self) -> bool:
@@ -211,6 +217,7 @@ _STATE_NAMES = (
     "updated_at",
     "started_at",
     "finished_at",
+    "aged_from",
     "metadata_version",
     "metadata_unindexed",
 )
@@ -372,6 +379,7 @@ def _state(row: RunRow) -> Row:
         row.updated_at,
         row.started_at,
         row.finished_at,
+        row.aged_from,
         row.metadata_version,
         row.metadata_unindexed,
     )

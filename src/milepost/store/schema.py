@@ -67,6 +67,8 @@ runs = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),
+    # When it has finished by the clock that is never set back; nothing where that agrees with `finished_at`.
+    Column("aged_from", BigInteger),
     Column("parent_id", Text),
     Column("root_id", Text, nullable=False),
     Column("batch_id", Text),

@@ -1,7 +1,7 @@
 """Who does which job of the upkeep: one server at a time, for as long as its lease of the job lasts."""
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import upkeep_jobs
@@ -9,7 +9,7 @@ from milepost.store.statements import Statement
 
 
 class JobRow(msgspec.Struct, gc=False):
-    """A job: the server that has its lease, and when it was last done. Times are microseconds since 1970."""
+    """A job: the server that has its lease, and when it was last done. Times are by the clock that is never set back."""
 
     name: str
     holder: str
@@ -24,7 +24,7 @@ _JOB = Statement(
     ["job"],
 )
 _NEW = upsert(upkeep_jobs)
-# A lease that ends later than one that is taken now was given by a clock that has been set back since.
+# A lease that ends later than one that is taken now was given by a clock that was ahead.
 _IS_FREE = or_(
     upkeep_jobs.c.holder == _NEW.excluded.holder,
     upkeep_jobs.c.lease_until <= bindparam("now"),
@@ -51,6 +51,11 @@ def load_job(connection: Connection, name: str) -> JobRow | None:
     """A job; None for one that no server has taken yet."""
     found = _JOB.read(connection, (name,))
     return JobRow(*found[0]) if found else None
+
+
+def newest_time(connection: Connection) -> int | None:
+    """When the job that was finished last was; None when none was."""
+    return connection.execute(select(func.max(upkeep_jobs.c.finished_at))).scalar()
 
 
 def take_job(

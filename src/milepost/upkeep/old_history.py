@@ -37,8 +37,9 @@ def prunable(store: Store, *, cutoff: int, settled_before: int, after: str = "")
 
     Args:
         cutoff: changes from before this time go (microseconds since 1970).
-        settled_before: a run that had finished by then takes no writes and no repeated reports any more. Its log goes as a
-            whole once all of it is old enough. Of any other log the document stays from which the rest can be replayed.
+        settled_before: a run that had finished by then, on the clock that is never set back, takes no writes and no repeated
+            reports any more. Its log goes as a whole once all of it is old enough. Of any other log the document stays from which
+            the rest can be replayed.
     """
     step = _Step()
     with store.read() as connection:
@@ -51,8 +52,7 @@ def prunable(store: Store, *, cutoff: int, settled_before: int, after: str = "")
         snapshots = history.snapshot_marks(connection, ids)
         for run_id in ids:
             row, span = found[run_id], spans.get(run_id)
-            settled = row.finished_at is not None and row.finished_at < settled_before
-            if settled and _is_over(span, snapshots.get(run_id), cutoff):
+            if _is_settled(row, cutoff, settled_before) and _is_over(span, snapshots.get(run_id), cutoff):
                 ended = step.take_whole(connection, run_id, span)
             elif span is not None:
                 ended = step.take_part(connection, row, span, cutoff)
@@ -116,6 +116,13 @@ class _Step:
         start = Snapshot(row.id, document.version, value, changed_at)
         self.logs.append(PrunableLog(row.id, document.version, start))
         return document.version == cut
+
+
+def _is_settled(row: RunRow, cutoff: int, settled_before: int) -> bool:
+    """The run has finished before both times, each by its own clock."""
+    if row.finished_at is None or row.ended_at is None:
+        return False
+    return row.finished_at < cutoff and row.ended_at < settled_before
 
 
 def _is_over(span: LogSpan | None, snapshot: Mark | None, cutoff: int) -> bool:

@@ -1,4 +1,4 @@
-"""Each job of the upkeep is done by one server at a time."""
+"""Each job of the upkeep is done by one server at a time; a run ages by a clock that is never set back."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,4 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.BigInteger()),
         sa.PrimaryKeyConstraint("name"),
     )
+    op.add_column("runs", sa.Column("aged_from", sa.BigInteger()))
