@@ -311,6 +311,6 @@ def test_a_loop_that_fails_goes_on_and_says_the_same_once(
             time.sleep(0.02)
     assert len(rounds) > len(failures)
     assert [message for message in caplog.messages if "upkeep" in message] == [
-        "upkeep failed, and is tried again",
-        "upkeep has to wait: the disk is full",
+        "the job 'leases' of the upkeep failed, and is tried again",
+        "the job 'leases' of the upkeep has to wait: the disk is full",
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from api.shapes import is_problem
+from milepost.engine.jobs import JobName
 from milepost.errors import ConfigurationError
 from milepost.server.settings import load_settings
 from support.served import HttpWorker, Served, set_to
@@ -38,7 +39,7 @@ def own(tmp_path: Path) -> Iterator[Served]:
 
 
 def prune(served: Served) -> None:
-    asyncio.run_coroutine_threadsafe(served.server.prune_history(), served.loop).result(20)
+    asyncio.run_coroutine_threadsafe(served.server.upkeep.do(JobName.HISTORY), served.loop).result(20)
 
 
 def test_pages_and_documents(served: Served) -> None:

@@ -334,7 +334,7 @@ def test_the_ids_of_a_run_that_takes_writes_are_kept_whatever_is_done_to_the_clo
     worker.finish(run, Increment("n", 1, once="a"))
     world.jump(seconds)
     settled_before = world.engine.age_now - round(world.settings.grace_seconds * 1_000_000)
-    step = prunable(world.store, cutoff=world.clock(), settled_before=settled_before)
+    step = prunable(world.store, cutoff=world.clock(), settled_before=settled_before, rows=250)
     world.do(PruneHistory(step.logs))
     world.write(run_id, Increment("n", 1, once="a"))
     assert world.document(run_id)[0] == {"n": 1}

@@ -110,7 +110,7 @@ def test_a_document_whose_log_was_pruned_meanwhile_is_read_anew(servers: Servers
     for _ in range(5):
         servers.write(run_id, Increment("n", 1))
     servers.clock.advance(3600)
-    step = prunable(servers.store, cutoff=servers.clock(), settled_before=servers.clock())
+    step = prunable(servers.store, cutoff=servers.clock(), settled_before=servers.clock(), rows=250)
     servers.do(PruneHistory(step.logs))
     servers.write(run_id, Increment("n", 1))
     servers.turn_to(0)

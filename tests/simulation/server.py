@@ -12,9 +12,10 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import Command, ReleaseLostRuns
+from milepost.engine.commands import Command
 from milepost.engine.committer import GROUP_MAX, Committer
 from milepost.engine.engine import Engine, Request
+from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError, UnavailableError
 from milepost.feed.hub import Hub
@@ -24,6 +25,8 @@ from milepost.server.app import problem_response
 from milepost.server.auth import Authenticator
 from milepost.server.handlers import Handlers, WithToken
 from milepost.store.database import Store
+from milepost.upkeep.jobs import JOBS, UpkeepSettings
+from milepost.upkeep.upkeep import Upkeep
 from simulation.loop import process_of_code
 from simulation.network import Network, Stream
 from support.faults import faults
@@ -257,6 +260,13 @@ class ServerProcess:
             "simulated",
             queued_reason=self.engine.state.queued_reason,
         )
+        kept = UpkeepSettings(
+            lease_seconds=machine.settings.lease_seconds,
+            grace_seconds=machine.settings.grace_seconds,
+            history_days=30,
+            stream_days=30,
+        )
+        self.upkeep = Upkeep(kept, self.committer, self.engine, machine.store)
         self._spawn(self._upkeep())
 
     def die(self) -> None:
@@ -351,9 +361,9 @@ class ServerProcess:
 
     async def _upkeep(self) -> None:
         while True:
-            await asyncio.sleep(min(1.0, self.machine.settings.lease_seconds / 4))
+            await asyncio.sleep(JOBS[JobName.LEASES].period(self.upkeep.settings))
             with contextlib.suppress(UnavailableError):
-                await self.committer.submit(ReleaseLostRuns())
+                await self.upkeep.do(JobName.LEASES)
 
     def _announce(self, announcement: Announcement) -> None:
         if self.machine.is_deaf:

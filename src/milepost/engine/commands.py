@@ -216,7 +216,10 @@ class PruneStreams(msgspec.Struct, frozen=True):
 
 
 class ReleaseLostRuns(msgspec.Struct, frozen=True):
-    """Give up the runs of workers that have been silent for longer than the lease. Result: how many."""
+    """Give up up to `limit` runs of workers that have been silent for longer than the lease. Result: how many; less than `limit`:
+    all."""
+
+    limit: int = 1000
 
 
 class IndexDocuments(msgspec.Struct, frozen=True):
@@ -248,9 +251,22 @@ class PrunableLog(msgspec.Struct, frozen=True):
 
 
 class PruneHistory(msgspec.Struct, frozen=True):
-    """Shorten logs as `History.prunable` has found that they may be. Result: None."""
+    """Shorten logs as the walk over them has found that they may be. Result: None."""
 
     logs: Sequence[PrunableLog]
+
+
+class BeginJob(msgspec.Struct, frozen=True):
+    """This server would do a job of the upkeep that any server has to do once in a period (microseconds). Result: whether it may."""
+
+    job: str
+    period: int
+
+
+class FinishJob(msgspec.Struct, frozen=True):
+    """The job that this server has begun is done. Result: None."""
+
+    job: str
 
 
 Command = (
@@ -273,4 +289,6 @@ Command = (
     | PruneAnswers
     | PruneUsedTokens
     | PruneHistory
+    | BeginJob
+    | FinishJob
 )

@@ -29,6 +29,7 @@ from milepost.engine.state import (
 )
 from milepost.engine.transaction import Transaction
 from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
+from milepost.model.identifiers import Identifiers
 from milepost.protocol.work import ClaimedRun
 from milepost.store import queues as queue_store
 from milepost.store import records
@@ -69,6 +70,8 @@ class Engine:
         clock: microseconds since 1970; it may be set forward and back while the engine runs.
         steady: microseconds of a clock that nobody sets, by which leases and waiting are measured. Without one, `clock` is taken
             for such a clock.
+        server_id: by what the database shall know this server; without one, an id of its own where several servers may work on the
+            database.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Engine:
         settings: EngineSettings,
         clock: Callable[[], int],
         steady: Callable[[], int] | None = None,
+        *,
+        server_id: str | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -84,7 +89,9 @@ class Engine:
         # How far the wall clock is ahead of the steady one, as far as that is known.
         self._ahead = self._clock() - self._steady()
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
-        self.state = EngineState(settings, started_at=self._steady())
+        if server_id is None:
+            server_id = Identifiers().make("server", clock()) if store.is_shared else ""
+        self.state = EngineState(settings, started_at=self._steady(), server_id=server_id)
         with store.write() as connection:
             self._doubts_clock_until = self._settle_clock(connection)
             times = run_store.newest_time(connection), upkeep_store.newest_time(connection), self._clock()
@@ -104,6 +111,11 @@ class Engine:
         """True while the wall clock may be far wrong: it was far ahead of everything in the database, or was set far ahead, and has
         not gone on for a day since. Nothing may be forgotten for its age then."""
         return self._steady() < self._doubts_clock_until
+
+    @property
+    def now(self) -> int:
+        """Microseconds since 1970 by the wall clock. Thread-safe."""
+        return self._clock()
 
     @property
     def age_now(self) -> int:

@@ -1,7 +1,9 @@
 """Keeping the search index behind the documents, at a distance: a write only notes that its document is not indexed any more."""
 
+from milepost.engine import jobs
 from milepost.engine.commands import IndexDocuments
 from milepost.engine.documents import load_documents
+from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.store import runs as run_store
@@ -22,6 +24,8 @@ def index_documents(command: IndexDocuments, transaction: Transaction, state: En
     """
     connection = transaction.connection
     ids = search.unindexed_ids(connection, limit=command.limit)
+    if not ids or not jobs.is_ours(JobName.INDEX, transaction, state):
+        return 0
     indexed: dict[str, set[IndexedValue]] = {}
     rows_left, bytes_left = ROWS_PER_STEP, BYTES_PER_STEP
     for first in range(0, len(ids), LOADED_AT_ONCE):

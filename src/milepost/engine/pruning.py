@@ -1,6 +1,8 @@
 """Carrying out what has been found to be old: the logs of documents become shorter, a bounded number at a time."""
 
+from milepost.engine import jobs
 from milepost.engine.commands import PruneHistory
+from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.store import documents as document_store
@@ -12,6 +14,8 @@ def prune_history(command: PruneHistory, transaction: Transaction, state: Engine
 
     The newest document is read from the snapshot and the changes above it; the snapshot is never older than the changes that go.
     """
+    if not jobs.is_ours(JobName.HISTORY, transaction, state):
+        return
     # What this group has written must be seen here.
     transaction.save()
     connection = transaction.connection

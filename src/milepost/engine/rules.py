@@ -5,14 +5,16 @@ from typing import Any
 
 import msgspec
 
-from milepost.engine import indexing, metadata, pruning, reporting, streams, triggering, workers
+from milepost.engine import indexing, jobs, metadata, pruning, reporting, streams, triggering, workers
 from milepost.engine.commands import (
     AddBatchItems,
     AddChunks,
     AddOutsideChunks,
     AppendLog,
+    BeginJob,
     Command,
     CreateBatch,
+    FinishJob,
     IndexDocuments,
     ProbeWriting,
     PruneAnswers,
@@ -27,6 +29,7 @@ from milepost.engine.commands import (
     UpdateMetadata,
     WithdrawClaim,
 )
+from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.store import records
@@ -72,11 +75,15 @@ def _probe_writing(command: ProbeWriting, transaction: Transaction, state: Engin
 
 
 def _prune_answers(command: PruneAnswers, transaction: Transaction, state: EngineState) -> int:
+    if not jobs.is_ours(JobName.ANSWERS, transaction, state):
+        return 0
     before = transaction.now - ANSWERS_KEPT_MICROSECONDS
     return records.prune_answers(transaction.connection, before=before, limit=command.limit)
 
 
 def _prune_used_tokens(command: PruneUsedTokens, transaction: Transaction, state: EngineState) -> int:
+    if not jobs.is_ours(JobName.USED_TOKENS, transaction, state):
+        return 0
     before = transaction.now - USED_TOKENS_KEPT_MICROSECONDS
     return records.prune_used_tokens(transaction.connection, before=before, limit=command.limit)
 
@@ -103,6 +110,8 @@ _RULES: dict[type[Any], Rule] = {
     PruneUsedTokens: Rule(4, _prune_used_tokens),
     PruneStreams: Rule(4, streams.prune),
     PruneHistory: Rule(4, pruning.prune_history),
+    BeginJob: Rule(4, jobs.begin),
+    FinishJob: Rule(4, jobs.finish),
     # After all that writes: the rows in memory do not learn that their documents are indexed now.
     IndexDocuments: Rule(5, indexing.index_documents),
 }

@@ -170,12 +170,14 @@ class EngineState:
 
     Attributes:
         catalog: the tasks that were ever offered, as of the newest commit.
+        server_id: by what the database knows this server; nothing but that where it can be the only one.
         leases_from: no lease counts from before this time on the steady clock: the server was not there to hear anybody.
         looked_at: when the leases were last looked at.
     """
 
-    def __init__(self, settings: EngineSettings, *, started_at: int) -> None:
+    def __init__(self, settings: EngineSettings, *, started_at: int, server_id: str) -> None:
         self.settings = settings
+        self.server_id = server_id
         self.leases_from = self.looked_at = started_at
         self.identifiers = Identifiers()
         self.catalog = Catalog({})

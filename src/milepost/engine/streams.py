@@ -6,7 +6,9 @@ numbers all of them in the order in which they are committed.
 
 from collections.abc import Sequence
 
+from milepost.engine import jobs
 from milepost.engine.commands import AddChunks, AddOutsideChunks, AttemptWritten, PruneStreams, Written
+from milepost.engine.jobs import JobName
 from milepost.engine.metadata import is_ancestor, not_an_ancestor
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
@@ -40,8 +42,9 @@ def add_outside_chunks(command: AddOutsideChunks, transaction: Transaction, stat
 def prune(command: PruneStreams, transaction: Transaction, state: EngineState) -> int:
     """Forget the streams of runs that ended long ago."""
     found = stream_store.prunable_runs(transaction.connection, before=command.before, limit=command.limit)
-    if found:
-        stream_store.delete_streams(transaction.connection, found)
+    if not found or not jobs.is_ours(JobName.STREAMS, transaction, state):
+        return 0
+    stream_store.delete_streams(transaction.connection, found)
     return len(found)
 
 

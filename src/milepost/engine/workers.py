@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from milepost.engine import ending, queues
+from milepost.engine import ending, jobs, queues
 from milepost.engine.commands import RegisterWorker, ReleaseLostRuns
+from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
@@ -143,11 +144,19 @@ def release_lost(command: ReleaseLostRuns, transaction: Transaction, state: Engi
     if state.leases_from >= now - lease:
         return 0
     silent = [worker.id for worker in state.workers.values() if worker.seen_at < now - lease]
-    transaction.remove_workers([worker_id for worker_id in silent if transaction.worker(worker_id)])
+    silent = [worker_id for worker_id in silent if transaction.worker(worker_id)]
+    holders = run_store.holders(transaction.connection)
+    if not silent and all(transaction.worker(worker_id) for worker_id in holders):
+        return 0
+    if not jobs.is_ours(JobName.LEASES, transaction, state):
+        return 0
+    transaction.remove_workers(silent)
     lost = 0
-    for worker_id in run_store.holders(transaction.connection):
+    for worker_id in holders:
         if transaction.worker(worker_id) is None:
             for row in _held_by(worker_id, transaction):
+                if lost == command.limit:
+                    return lost
                 if row.attempt - row.charged >= UNCHARGED_MAX:
                     # Perhaps it is the run that takes its machine along, before anything is heard of it.
                     row.is_apart = 1

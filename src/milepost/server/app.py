@@ -8,8 +8,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
@@ -24,14 +24,6 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import (
-    IndexDocuments,
-    PruneAnswers,
-    PruneHistory,
-    PruneStreams,
-    PruneUsedTokens,
-    ReleaseLostRuns,
-)
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.state import EngineSettings
@@ -50,21 +42,12 @@ from milepost.server.handlers import Handlers, WithToken, sign_in_path
 from milepost.server.requests import check_query
 from milepost.server.settings import ServerSettings
 from milepost.store.database import Store
-from milepost.upkeep.old_history import prunable
+from milepost.upkeep.jobs import UpkeepSettings
+from milepost.upkeep.upkeep import Upkeep
 
 logger = logging.getLogger("milepost.server")
 
-PRUNE_SECONDS = 600
-# Answers, or used tokens, that one command forgets: a few milliseconds of the committer's time.
-ANSWERS_PER_STEP = 100
-STREAMS_PER_STEP = 100
 WATCH_SECONDS = 1.0
-# The same trouble is said again after so long.
-SAID_SECONDS = 60.0
-# Indexing: after each pause, commands of so many documents, one after the other, for at most so long when others write too.
-INDEX_PAUSE_SECONDS = 1.0
-INDEX_SECONDS_MAX = 0.3
-INDEX_DOCUMENTS = 20
 JSON = "application/json"
 
 
@@ -150,9 +133,6 @@ class Server:
         self.hub = Hub()
         self.authenticator = Authenticator(settings.secret_key, lambda: clock() / 1_000_000)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # What each loop has said last about why it has to wait, and when.
-        self._said: dict[str, tuple[str, float]] = {}
-        self._clock = clock
         self._store = Store(settings.database_path, synchronous=settings.sqlite_synchronous)
         engine = Engine(
             self._store,
@@ -166,9 +146,18 @@ class Server:
             clock,
             steady,
         )
-        self._doubts_clock = lambda: engine.doubts_clock
-        self._age_clock = lambda: engine.age_now
         self.committer = Committer(engine, steady, self._announce)
+        self.upkeep = Upkeep(
+            UpkeepSettings(
+                lease_seconds=settings.lease_seconds,
+                grace_seconds=settings.metadata_grace_seconds,
+                history_days=settings.history_days,
+                stream_days=settings.stream_days,
+            ),
+            self.committer,
+            engine,
+            self._store,
+        )
         self.reader = Reader(
             self._store,
             queued_reason=engine.state.queued_reason,
@@ -210,12 +199,11 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._loop = asyncio.get_running_loop()
         self.committer.start()
-        loops = (self._upkeep, self._prune, self._keep_index, self._watch_folder)
-        upkeep = [asyncio.create_task(loop()) for loop in loops]
+        tasks = [*self.upkeep.start(), asyncio.create_task(self._watch_folder())]
         try:
             yield
         finally:
-            for task in upkeep:
+            for task in tasks:
                 task.cancel()
             await asyncio.to_thread(self.committer.stop)
             self._store.close()
@@ -235,80 +223,6 @@ class Server:
                 logger.warning("the data folder %s is back, and the server goes on", self._store.path.parent)
             was_displaced = is_displaced
             await asyncio.sleep(WATCH_SECONDS)
-
-    async def _upkeep(self) -> None:
-        """Give up what lost workers held, several times per lease."""
-        while True:
-            await asyncio.sleep(min(1.0, self.settings.lease_seconds / 4))
-            with self._waiting("upkeep"):
-                lost = await self.committer.submit(ReleaseLostRuns())
-                if lost:
-                    logger.warning("%d runs were held by workers that stopped answering", lost)
-
-    async def _prune(self) -> None:
-        """Forget old answers, and changes of documents and streams that are older than the settings, in steps that do not hold up
-        commits."""
-        settings = self.settings
-        while True:
-            with self._waiting("pruning"):
-                if self._doubts_clock():
-                    await asyncio.sleep(PRUNE_SECONDS)
-                    continue
-                await self.prune_history()
-                before = self._clock() - int(settings.stream_days * 86_400_000_000)
-                while await self.committer.submit(PruneStreams(before, STREAMS_PER_STEP)) == STREAMS_PER_STEP:
-                    pass
-                for forget in (PruneAnswers(ANSWERS_PER_STEP), PruneUsedTokens(ANSWERS_PER_STEP)):
-                    while await self.committer.submit(forget) == ANSWERS_PER_STEP:
-                        pass
-            await asyncio.sleep(PRUNE_SECONDS)
-
-    @contextmanager
-    def _waiting(self, what: str) -> Generator[None]:
-        """One round of a loop. It is tried again whatever happens: a loop that ended would not be missed until much later.
-
-        What keeps it from working is said once, and again after a while: it comes up in every round.
-        """
-        try:
-            yield
-        except UnavailableError as error:
-            said, said_at = self._said.get(what, ("", -SAID_SECONDS))
-            if str(error) != said or time.monotonic() - said_at >= SAID_SECONDS:
-                self._said[what] = str(error), time.monotonic()
-                logger.warning("%s has to wait: %s", what, error)
-        except Exception:
-            logger.exception("%s failed, and is tried again", what)
-
-    async def prune_history(self) -> None:
-        """One walk over all logs of documents."""
-        settings = self.settings
-        cutoff = self._clock() - int(settings.history_days * 86_400_000_000)
-        # After the grace time nobody writes, after the lease no worker repeats a report.
-        grace = int((settings.metadata_grace_seconds + settings.lease_seconds) * 1_000_000)
-        after: str | None = ""
-        while after is not None:
-            step = await asyncio.to_thread(
-                prunable,
-                self._store,
-                cutoff=cutoff,
-                settled_before=self._age_clock() - grace,
-                after=after,
-            )
-            if step.logs:
-                await self.committer.submit(PruneHistory(step.logs))
-            after = step.next
-
-    async def _keep_index(self) -> None:
-        """Index what was written lately, in small steps: all the time while nobody else writes, else for a part of it only."""
-        committer = self.committer
-        while True:
-            await asyncio.sleep(INDEX_PAUSE_SECONDS)
-            began, before = time.monotonic(), committer.submitted
-            with self._waiting("indexing"):
-                while await committer.submit(IndexDocuments(INDEX_DOCUMENTS)):
-                    before += 1
-                    if committer.submitted > before and time.monotonic() - began > INDEX_SECONDS_MAX:
-                        break
 
     def _announce(self, announcement: Announcement) -> None:
         loop = self._loop

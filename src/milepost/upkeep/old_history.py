@@ -21,8 +21,6 @@ from milepost.store.runs import RunRow
 # What one command of the committer prunes at most, and how much is replayed for it, so that commits are not held up.
 CHANGES_PER_STEP = 1000
 BYTES_PER_STEP = 8 * 1024 * 1024
-# Rows of each table that one step of the walk looks at.
-ROWS_PER_STEP = 250
 
 
 class PruneStep(msgspec.Struct, frozen=True):
@@ -32,7 +30,7 @@ class PruneStep(msgspec.Struct, frozen=True):
     next: str | None
 
 
-def prunable(store: Store, *, cutoff: int, settled_before: int, after: str = "") -> PruneStep:
+def prunable(store: Store, *, cutoff: int, settled_before: int, rows: int, after: str = "") -> PruneStep:
     """What one command may prune of the logs of the runs behind `after`.
 
     Args:
@@ -40,12 +38,13 @@ def prunable(store: Store, *, cutoff: int, settled_before: int, after: str = "")
         settled_before: a run that had finished by then, on the clock that is never set back, takes no writes and no repeated
             reports any more. Its log goes as a whole once all of it is old enough. Of any other log the document stays from which
             the rest can be replayed.
+        rows: of each table, how many are looked at.
     """
     step = _Step()
     with store.read() as connection:
         # Ids are ordered by time: what was triggered later has no change that is old enough.
         ids, following = history.logged_ids(
-            connection, after=after, before=lowest_id("run", cutoff), limit=ROWS_PER_STEP
+            connection, after=after, before=lowest_id("run", cutoff), limit=rows
         )
         found = run_store.load_rows(connection, ids)
         spans = history.log_spans(connection, ids)

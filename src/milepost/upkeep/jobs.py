@@ -1,0 +1,174 @@
+"""The table of jobs: what the upkeep does, how often, and how much of it one command does. A new job is a row here and a name."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import msgspec
+
+from milepost.engine.commands import (
+    Command,
+    IndexDocuments,
+    PruneAnswers,
+    PruneHistory,
+    PruneStreams,
+    PruneUsedTokens,
+    ReleaseLostRuns,
+)
+from milepost.engine.jobs import JobName
+from milepost.store.database import Store
+from milepost.upkeep.old_history import prunable
+
+logger = logging.getLogger("milepost.server")
+
+FORGET_SECONDS = 600.0
+
+
+class UpkeepSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of the upkeep, as the server's settings have them."""
+
+    lease_seconds: float
+    grace_seconds: float
+    history_days: float
+    stream_days: float
+
+
+class Workshop(Protocol):
+    """What jobs work with."""
+
+    settings: UpkeepSettings
+    store: Store
+
+    def clock(self) -> int:
+        """Microseconds since 1970."""
+        ...
+
+    def age_clock(self) -> int:
+        """The same by a clock that is never set back."""
+        ...
+
+    async def submit(self, command: Command) -> int:
+        """Carry out a command; its result."""
+        ...
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of the upkeep.
+
+    Args:
+        period: seconds between two rounds.
+        batch: how much one command does at most: runs, documents, rows.
+        work: one round, which yields after each command.
+        gives_way_after: seconds after which a round ends while others write too; without it a round ends when nothing is left.
+        forgets: it deletes what is old. That is done once in a period by any server, and not by a clock that is not trusted; the other
+            jobs are done by each server that finds work for them, in turns.
+    """
+
+    name: JobName
+    period: Callable[[UpkeepSettings], float]
+    batch: int
+    work: Callable[[Workshop, int], AsyncIterator[None]]
+    gives_way_after: float | None = None
+    forgets: bool = False
+
+
+async def _release_lost(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Give up what lost workers held."""
+    lost, found = 0, batch
+    while found == batch:
+        found = await workshop.submit(ReleaseLostRuns(batch))
+        lost += found
+        yield
+    if lost:
+        logger.warning("%d runs were held by workers that stopped answering", lost)
+
+
+async def _index(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Index documents that were written lately."""
+    while await workshop.submit(IndexDocuments(batch)):
+        yield
+
+
+async def _forget_history(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """One walk over all logs of documents: changes that are older than the settings go."""
+    settings = workshop.settings
+    cutoff = workshop.clock() - int(settings.history_days * 86_400_000_000)
+    # After the grace time nobody writes, after the lease no worker repeats a report.
+    settled_before = workshop.age_clock() - int((settings.grace_seconds + settings.lease_seconds) * 1_000_000)
+    after: str | None = ""
+    while after is not None:
+        step = await asyncio.to_thread(
+            prunable, workshop.store, cutoff=cutoff, settled_before=settled_before, rows=batch, after=after
+        )
+        if step.logs:
+            await workshop.submit(PruneHistory(step.logs))
+        yield
+        after = step.next
+
+
+async def _forget_streams(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Streams of runs that ended before the time in the settings go."""
+    before = workshop.clock() - int(workshop.settings.stream_days * 86_400_000_000)
+    while await workshop.submit(PruneStreams(before, batch)) == batch:
+        yield
+
+
+async def _forget_answers(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Answers that nobody will ask for again go."""
+    while await workshop.submit(PruneAnswers(batch)) == batch:
+        yield
+
+
+async def _forget_used_tokens(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Tokens that would be refused by their age go."""
+    while await workshop.submit(PruneUsedTokens(batch)) == batch:
+        yield
+
+
+def _seconds(period: float) -> Callable[[UpkeepSettings], float]:
+    return lambda settings: period
+
+
+JOBS = {
+    job.name: job
+    for job in (
+        # Several times per lease.
+        Job(
+            name=JobName.LEASES,
+            period=lambda settings: min(1.0, settings.lease_seconds / 4),
+            batch=1000,
+            work=_release_lost,
+        ),
+        Job(name=JobName.INDEX, period=_seconds(1.0), batch=20, work=_index, gives_way_after=0.3),
+        # Each command takes a few milliseconds of the committer's time.
+        Job(
+            name=JobName.HISTORY,
+            period=_seconds(FORGET_SECONDS),
+            batch=250,
+            work=_forget_history,
+            forgets=True,
+        ),
+        Job(
+            name=JobName.STREAMS,
+            period=_seconds(FORGET_SECONDS),
+            batch=100,
+            work=_forget_streams,
+            forgets=True,
+        ),
+        Job(
+            name=JobName.ANSWERS,
+            period=_seconds(FORGET_SECONDS),
+            batch=100,
+            work=_forget_answers,
+            forgets=True,
+        ),
+        Job(
+            name=JobName.USED_TOKENS,
+            period=_seconds(FORGET_SECONDS),
+            batch=100,
+            work=_forget_used_tokens,
+            forgets=True,
+        ),
+    )
+}
