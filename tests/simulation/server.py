@@ -23,7 +23,8 @@ from milepost.protocol.endpoints import ATTEMPT_HEADER, OPEN, REQUEST_ID_HEADER,
 from milepost.reading.reader import Reader
 from milepost.server.app import problem_response
 from milepost.server.auth import Authenticator
-from milepost.server.handlers import Handlers, WithToken
+from milepost.server.handlers.answers import WithToken
+from milepost.server.handlers.table import Handlers
 from milepost.store.database import Store
 from milepost.upkeep.jobs import JOBS, UpkeepSettings
 from milepost.upkeep.upkeep import Upkeep

@@ -21,11 +21,13 @@ from milepost.model import scopes as words
 from milepost.model.operations import Operation
 from milepost.model.scopes import RunScope
 from milepost.model.shown_keys import written_keys
-from milepost.protocol.endpoints import ATTEMPT_HEADER, Endpoint, ScopeRule
+from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER, Endpoint, ScopeRule
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.reading.reader import Reader
-from milepost.server.auth import Caller, PublicToken
+from milepost.server.auth import Caller, PublicToken, caller_of
 from milepost.server.doors import AT_MAX
+
+REQUEST_ID_CHARACTERS_MAX = 200
 
 
 async def admit(caller: Caller, endpoint: Endpoint, path: Mapping[str, str], reader: Reader) -> None:
@@ -184,3 +186,25 @@ def _not_whole(keys: frozenset[str]) -> str:
 
 def _listed(keys: frozenset[str]) -> str:
     return ", ".join(f"{key!r:.100}" for key in sorted(keys)[:20])
+
+
+def request_id(request: Request) -> str | None:
+    """What tells a repeat of this request from another one; None when it is not to be known again."""
+    sent = request.headers.get(REQUEST_ID_HEADER)
+    if sent is None:
+        return None
+    if not sent:
+        raise BadRequestError(
+            f"{REQUEST_ID_HEADER} is empty: leave it out, or send an id", field=REQUEST_ID_HEADER
+        )
+    if len(sent) > REQUEST_ID_CHARACTERS_MAX:
+        raise BadRequestError(
+            f"{REQUEST_ID_HEADER} has more than {REQUEST_ID_CHARACTERS_MAX} characters",
+            field=REQUEST_ID_HEADER,
+            limit=REQUEST_ID_CHARACTERS_MAX,
+        )
+    # The same id on another path is another request (protocol, section 1.4), and so is that of another token: nobody is answered what
+    # somebody else was.
+    token = caller_of(request).token
+    whose = "" if token is None else f" {token.id}"
+    return f"{request.method} {request.scope['path']} {sent}{whose}"

@@ -38,7 +38,9 @@ from milepost.server.auth import Authenticator
 from milepost.server.client.routes import client_routes
 from milepost.server.cors import Cors
 from milepost.server.dashboard.routes import dashboard_routes
-from milepost.server.handlers import Handlers, WithToken, sign_in_path
+from milepost.server.handlers.answers import WithToken
+from milepost.server.handlers.table import Handlers
+from milepost.server.handlers.tokens import sign_in_path
 from milepost.server.requests import check_query
 from milepost.server.settings import ServerSettings
 from milepost.store.database import Store

@@ -11,11 +11,12 @@ from typing import TypeVar
 import msgspec
 
 from milepost.engine.commands import TriggerItem
-from milepost.errors import InvalidRequestError, MetadataValueError
+from milepost.errors import InvalidRequestError, MetadataValueError, TooLargeError
 from milepost.model.jsontext import JSONTextError, read_text
 from milepost.model.jsonvalue import check_json
 from milepost.model.names import check_name
 from milepost.model.run import Outcome, RunError
+from milepost.protocol.metadata import OPERATIONS_MAX
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import JSON_TYPE, PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE
 from milepost.protocol.work import AttemptLines, RegisterRequest, RunReport
@@ -147,3 +148,14 @@ def check_registration(body: RegisterRequest) -> None:
 
 async def _in_time(check: Callable[[], _Result], characters: int) -> _Result:
     return check() if characters <= QUICK_CHARACTERS else await asyncio.to_thread(check)
+
+
+def check_operation_count(count: int, run_id: str | None = None) -> None:
+    """Raise TooLargeError for more operations than one command may hold."""
+    if count > OPERATIONS_MAX:
+        whose = "the request" if run_id is None else f"the report of run {run_id!r}"
+        raise TooLargeError(
+            f"{whose} holds {count:,} operations, the limit is {OPERATIONS_MAX:,}: send them in several parts, in their order",
+            field="operations",
+            limit=OPERATIONS_MAX,
+        )

@@ -361,3 +361,8 @@ def period_seconds(text: str, field: str = "filter[createdAt][period]") -> int:
             field=field,
         )
     return int(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+async def body(request: Request, kind: Any) -> Any:
+    """The body of a request as a message of this kind."""
+    return decode(await read_body(request), kind)

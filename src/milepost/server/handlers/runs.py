@@ -1,0 +1,89 @@
+"""Reading and watching runs and batches."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+
+from milepost.errors import NotFoundError
+from milepost.feed import matching, streams
+from milepost.feed.hub import Hub
+from milepost.reading.reader import Reader
+from milepost.server import requests
+from milepost.server.auth import caller_of
+
+
+class Runs:
+    """The endpoints that show runs and batches."""
+
+    def __init__(self, reader: Reader, hub: Hub, clock: Callable[[], int]) -> None:
+        self._reader = reader
+        self._hub = hub
+        self._clock = clock
+
+    async def retrieve_batch(self, request: Request) -> Any:
+        """A batch."""
+        return await asyncio.to_thread(self._reader.batch, request.path_params["batch"])
+
+    async def batch_results(self, request: Request) -> Any:
+        """The results of a batch, page by page."""
+        after = requests.whole_number(request, "page[after]", default=-1)
+        return await asyncio.to_thread(self._reader.batch_results, request.path_params["batch"], after=after)
+
+    async def list_runs(self, request: Request) -> Any:
+        """One page of runs."""
+        view = caller_of(request).view
+        filter, size = requests.run_filter(request, self._clock(), view), requests.page_size(request)
+        after, before = request.query_params.get("page[after]"), request.query_params.get("page[before]")
+        return await asyncio.to_thread(
+            self._reader.page, filter, size=size, after=after, before=before, keys=view.keys
+        )
+
+    async def retrieve_run(self, request: Request) -> Any:
+        """One run."""
+        return await asyncio.to_thread(self._reader.run, request.path_params["run"], caller_of(request).view)
+
+    def watch_run(self, request: Request) -> AsyncIterator[bytes]:
+        """One run, live, with its children where they are asked for."""
+        run_id, view = request.path_params["run"], caller_of(request).view.in_feeds()
+        if "children" not in request.query_params:
+            return streams.watch_run(self._hub, self._reader, run_id, view=view)
+        size = requests.page_size(request, "children")
+        return streams.watch_family(self._hub, self._reader, run_id, size=size, view=view)
+
+    async def watch_list(self, request: Request) -> AsyncGenerator[bytes]:
+        """The first page of a list, live."""
+        view = caller_of(request).view.in_feeds()
+        filter, size = requests.run_filter(request, self._clock(), view), requests.page_size(request)
+        rows = streams.watch_list(self._hub, self._reader, filter, size=size, keys=view.keys)
+        async with aclosing(rows) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def watch_matching(self, request: Request) -> AsyncGenerator[bytes]:
+        """All runs that match, live."""
+        view = caller_of(request).view.in_feeds()
+        filter = requests.run_filter(request, self._clock(), view)
+        runs = matching.watch_matching(self._hub, self._reader, filter, view.keys)
+        async with aclosing(runs) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def run_result(self, request: Request) -> Any:
+        """The result of a finished run."""
+        run_id = request.path_params["run"]
+        result = await asyncio.to_thread(self._reader.result, run_id)
+        if result is None:
+            raise NotFoundError(f"run {run_id!r} has not finished yet, so it has no result")
+        return result
+
+    async def run_log(self, request: Request) -> Any:
+        """Lines of the run's log."""
+        after = requests.whole_number(request, "page[after]", default=0)
+        return await asyncio.to_thread(self._reader.log, request.path_params["run"], after=after)
+
+    def watch_batch(self, request: Request) -> AsyncIterator[bytes]:
+        """How far a batch is, live."""
+        return streams.watch_batch(self._hub, self._reader, request.path_params["batch"])
