@@ -299,8 +299,9 @@ class Engine:
 
     def _decide(self, command: Command, transaction: Transaction) -> Any:
         try:
-            fencing.check(command, transaction)
-            return rule_of(command).decide(command, transaction, self.state)
+            rule = rule_of(command)
+            fencing.check(command, rule.parents(command), transaction)
+            return rule.decide(command, transaction, self.state)
         except MilepostError as refusal:
             return refusal
 

@@ -43,6 +43,10 @@ def _no_runs(command: Any) -> Iterable[str | None]:
     return ()
 
 
+def _no_parents(command: Any) -> Iterable[tuple[str, str | None]]:
+    return ()
+
+
 class Rule(msgspec.Struct, frozen=True):
     """How one kind of command is carried out.
 
@@ -50,12 +54,14 @@ class Rule(msgspec.Struct, frozen=True):
         order: its place in a group. What ends or frees comes before what asks for work, so that one commit can hand it on.
         decide: carries it out on the transaction; returns the result, or raises a `MilepostError` and has changed nothing.
         runs: the runs that it speaks of, loaded for the whole group in one go; None among them is passed over.
+        parents: the parents that it names for what it triggers, each with its place in the request.
         logs: whether the marks of these runs' logs are loaded too.
     """
 
     order: int
     decide: Callable[[Any, Transaction, EngineState], Any]
     runs: Callable[[Any], Iterable[str | None]] = _no_runs
+    parents: Callable[[Any], Iterable[tuple[str, str | None]]] = _no_parents
     logs: bool = False
 
 
@@ -68,6 +74,22 @@ def _chunk_runs(command: AddChunks) -> Iterable[str]:
     for written in command.runs:
         yield written.run_id
         yield from (part.run_id for part in written.parts)
+
+
+def _parent_of_item(command: Trigger) -> Iterable[tuple[str, str | None]]:
+    yield "options.parentRunId", command.item.options.parent_run_id
+
+
+def _parent_of_batch(command: CreateBatch | TriggerBatch) -> Iterable[tuple[str, str | None]]:
+    yield "parentRunId", command.parent_id
+    if isinstance(command, TriggerBatch):
+        for index, item in enumerate(command.items):
+            yield f"items[{index}].options.parentRunId", item.options.parent_run_id
+
+
+def _parents_of_lines(command: AddBatchItems) -> Iterable[tuple[str, str | None]]:
+    for index, line in enumerate(command.lines):
+        yield f"items[{index}].options.parentRunId", line.options.parent_run_id
 
 
 def _probe_writing(command: ProbeWriting, transaction: Transaction, state: EngineState) -> None:
@@ -98,10 +120,14 @@ _RULES: dict[type[Any], Rule] = {
     AppendLog: Rule(1, reporting.append_log, lambda command: (part.id for part in command.runs), logs=True),
     AddChunks: Rule(1, streams.add_chunks, _chunk_runs),
     UpdateMetadata: Rule(2, metadata.update_metadata, lambda command: [command.run_id]),
-    CreateBatch: Rule(3, triggering.create_batch),
-    Trigger: Rule(4, triggering.trigger, lambda command: [command.item.options.parent_run_id]),
-    TriggerBatch: Rule(4, triggering.trigger_batch, lambda command: [command.parent_id]),
-    AddBatchItems: Rule(4, triggering.add_batch_items),
+    CreateBatch: Rule(3, triggering.create_batch, parents=_parent_of_batch),
+    Trigger: Rule(
+        4, triggering.trigger, lambda command: [command.item.options.parent_run_id], parents=_parent_of_item
+    ),
+    TriggerBatch: Rule(
+        4, triggering.trigger_batch, lambda command: [command.parent_id], parents=_parent_of_batch
+    ),
+    AddBatchItems: Rule(4, triggering.add_batch_items, parents=_parents_of_lines),
     AddOutsideChunks: Rule(4, streams.add_outside_chunks, lambda command: [command.part.run_id]),
     WithdrawClaim: Rule(4, _withdraw_claim),
     ReleaseLostRuns: Rule(4, workers.release_lost),

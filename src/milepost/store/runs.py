@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -221,9 +222,12 @@ _STATE_NAMES = (
     "metadata_version",
     "metadata_unindexed",
 )
+# The first one, the status, is written as its text.
+_STATE_BUT_STATUS = attrgetter(*_STATE_NAMES[1:])
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 # No index has one of these, so that most reports write one page of the table and no other.
 _REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "metadata_version", "updated_at")
+_REPORT_VALUES = attrgetter(*_REPORT_NAMES, "id")
 
 
 def _update(names: Sequence[str]) -> Statement:
@@ -331,20 +335,7 @@ def save_rows(connection: Connection, rows: Iterable[RunRow]) -> None:
 
 def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back which report was applied last, for rows of which nothing else has changed."""
-    _SAVE_REPORT.write(
-        connection,
-        [
-            (
-                row.begun_at,
-                row.report_sequence,
-                row.report_checksum,
-                row.metadata_version,
-                row.updated_at,
-                row.id,
-            )
-            for row in rows
-        ],
-    )
+    _SAVE_REPORT.write(connection, [_REPORT_VALUES(row) for row in rows])
 
 
 def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | None, str | None]]) -> None:
@@ -363,26 +354,7 @@ def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | N
 
 
 def _state(row: RunRow) -> Row:
-    return (
-        _STATUS_TEXT[row.status],
-        row.attempt,
-        row.charged,
-        row.worker_id,
-        row.claim_sequence,
-        row.claimed_at,
-        row.begun_at,
-        row.is_apart,
-        row.resuming_at,
-        row.report_sequence,
-        row.report_checksum,
-        row.due_at,
-        row.updated_at,
-        row.started_at,
-        row.finished_at,
-        row.aged_from,
-        row.metadata_version,
-        row.metadata_unindexed,
-    )
+    return _STATUS_TEXT[row.status], *_STATE_BUT_STATUS(row)
 
 
 def due_ids(
