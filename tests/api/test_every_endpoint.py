@@ -134,6 +134,19 @@ class Calls:
         assert row["value"]["status"] == "PENDING"
         assert up_to_date == {"headers": {"control": "up-to-date"}}
 
+    def realtime_runs(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(tags=["of realtime"])
+        answer = self.call(endpoint, f"{endpoint.path}?offset=-1&tags=of%20realtime")
+        assert answer.status == endpoint.status
+        [row, _] = answer.json
+        assert row["value"]["friendlyId"] == run_id
+
+    def realtime_batch(self, endpoint: Endpoint) -> None:
+        made = self.served.post("/api/v2/tasks/batch", {"items": [{"task": "work"}] * 2})
+        answer = self.call(endpoint, f"/realtime/v1/batches/{made['id']}?offset=-1")
+        assert answer.status == endpoint.status
+        assert [row["key"] for row in answer.json[:-1]] == made["runs"]
+
     def runs_feed(self, endpoint: Endpoint) -> None:
         self.served.trigger()
         with self.served.events(endpoint.path) as events:

@@ -219,6 +219,23 @@ class ListWatch(Mailbox):
             self.wake.set()
 
 
+class RowsWatch(ListWatch):
+    """One watcher of a list of runs that reads them as a whole: which of those shown have changed, also by a new stream."""
+
+    def __init__(self, filter: RunFilter) -> None:
+        super().__init__(filter)
+        self.touched: set[str] = set()
+
+    def put(self, changed: RunChanged) -> None:
+        """A commit has changed a run of the list."""
+        self.touch(changed.row.id)
+
+    def touch(self, run_id: str) -> None:
+        """A run of the list is another than it was."""
+        self.touched.add(run_id)
+        self.wake.set()
+
+
 class MatchWatch(Mailbox):
     """One watcher of all runs that match a filter: news of the runs that have changed and may match.
 
@@ -360,6 +377,8 @@ class Hub:
         self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
         self.lists: Watches[ListWatch] = Watches()
+        # Those of `lists` that want to know of new streams.
+        self.rows: set[RowsWatch] = set()
         self.matches: Watches[MatchWatch] = Watches()
         self.inboxes: dict[str, Inbox] = {}
         # By run, then by name.
@@ -451,6 +470,16 @@ class Hub:
             if not topics:
                 del self.streams[topic.run_id]
 
+    def watch_rows(self, watch: RowsWatch) -> None:
+        """Tell this one of changed runs and new streams, until `leave_rows`."""
+        self.lists.add(watch)
+        self.rows.add(watch)
+
+    def leave_rows(self, watch: RowsWatch) -> None:
+        """Stop watching."""
+        self.lists.discard(watch)
+        self.rows.discard(watch)
+
     def look_at_streams(self, run_id: str) -> None:
         """The run may have ended: whoever reads one of its streams looks whether that has ended."""
         for topic in self.streams.get(run_id, {}).values():
@@ -461,6 +490,9 @@ class Hub:
             run = self.runs.get(grown.run_id) if grown.is_new or grown.has_ended else None
             if run is not None and grown.name.startswith(OUTPUT):
                 run.stream_changed()
+            for watch in self.rows if grown.is_new else ():
+                if grown.run_id in watch.shown:
+                    watch.touch(grown.run_id)
             topic = self.streams.get(grown.run_id, {}).get(grown.name)
             if topic is not None:
                 topic.take_in(grown)

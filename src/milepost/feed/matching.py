@@ -16,13 +16,14 @@ from milepost.feed.steps import (
     RunNews,
     Step,
     camel,
+    leave_out,
     place_of,
     run_delta,
     shown_changes,
     step_from,
 )
 from milepost.feed.waiting import in_reader, woken
-from milepost.model.shown_keys import Keys
+from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.protocol.feed import PING, MatchingRunFrame, RunDelta, encode_event
 from milepost.protocol.runs import RunSummary
 from milepost.reading.fields import STATE_FIELDS
@@ -42,7 +43,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def watch_matching(
-    hub: Hub, reader: Reader, filter: RunFilter, keys: Keys = None
+    hub: Hub, reader: Reader, filter: RunFilter, view: View = WHOLE_VIEW
 ) -> AsyncGenerator[bytes]:
     """All runs that match: each as it is now, newest first, then each that changes and matches, and once each that matches no more.
 
@@ -50,10 +51,11 @@ async def watch_matching(
     ends only when the reader is so slow that too many changed runs wait: then it connects anew and gets the present state.
 
     Args:
-        keys: the top-level keys of documents that the reader is shown; the filter looks at no others.
+        view: what the reader is shown of the runs that match; the filter looks at no other keys of documents.
     """
     watch = MatchWatch(filter)
-    told = Told(filter, keys)
+    told = Told(filter, view)
+    keys = view.keys
     hub.matches.add(watch)
     try:
         yield encode_event("begin", _encode(MatchingRunFrame()))
@@ -109,9 +111,10 @@ class Told:
     `RULED_OUT_MAX` are remembered, so that their documents need not be read again for changes that do not matter to the filter.
     """
 
-    def __init__(self, filter: RunFilter, keys: Keys = None) -> None:
+    def __init__(self, filter: RunFilter, view: View = WHOLE_VIEW) -> None:
         self._filter = filter
-        self._keys = keys
+        self._keys = view.keys
+        self._skipped = view.skipped
         # In the order in which they were told last.
         self.matching: dict[str, Place] = {}
         # The runs of which the reader keeps the document, with its bytes, about.
@@ -164,9 +167,13 @@ class Told:
                 news.row is None or not self._filter.statuses or news.row.status in self._filter.statuses
             )
             return self._tell_delta(
-                run_delta(run_id, step, matches=matches), step.place, step.changes, step.is_final
+                run_delta(run_id, step, matches=matches, skipped=self._skipped),
+                step.place,
+                step.changes,
+                step.is_final,
             )
         run, reached = found.run, place_of(found.run)
+        leave_out(run, self._skipped)
         if news.version <= reached.version and (news.row is None or news.row.updated_at <= reached.seen_at):
             watch.take(run_id)
         if place is None and not found.is_match:
@@ -182,11 +189,13 @@ class Told:
         step = Step(place.told, reached, changes, None)
         delta = run_delta(run_id, step, matches=found.is_match)
         if news.row is not None:
-            delta.run = {camel(name): getattr(run, name) for name in STATE_FIELDS}
+            told = [name for name in STATE_FIELDS if name not in self._skipped]
+            delta.run = {camel(name): getattr(run, name) for name in told}
         return self._tell_delta(delta, reached, changes, run.status.is_final)
 
     def tell_whole(self, run: RunSummary, *, is_match: bool) -> bytes:
         """Tell a run as a whole."""
+        leave_out(run, self._skipped)
         keeps = is_match and not run.status.is_final
         self._note(
             run.id, place_of(run), is_match=is_match, held_bytes=len(bytes(run.metadata)) if keeps else None

@@ -5,7 +5,7 @@ newest state if that is new to it. Where the operations are not at hand any more
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from milepost.model.operations import Operation, collapse
 from milepost.model.run import RunStatus
 from milepost.model.shown_keys import Keys, shown_operations
 from milepost.protocol.feed import RunDelta
-from milepost.protocol.runs import RunSummary
+from milepost.protocol.runs import RunObject, RunSummary
 from milepost.reading.fields import state_fields
 from milepost.store.runs import RunRow
 
@@ -130,7 +130,7 @@ class Step(NamedTuple):
         """The operations, joined and collapsed; None when there are none."""
         return collapse([operation for change in self.changes for operation in change.operations]) or None
 
-    def state(self, *, with_output: bool) -> dict[str, Any] | None:
+    def state(self, *, with_output: bool, with_error: bool = True) -> dict[str, Any] | None:
         """The changed fields of the run, named as on the wire; null takes a field away."""
         if self.news is None or self.news.row is None:
             return None
@@ -138,6 +138,8 @@ class Step(NamedTuple):
         if fields["error"] is None and not self.news.row.status.is_final:
             # Not known here: the error of the attempt before stays.
             del fields["error"]
+        if not with_error:
+            fields.pop("error", None)
         if with_output and self.news.output is not None:
             fields["output"] = msgspec.Raw(self.news.output.encode())
         return fields
@@ -182,16 +184,35 @@ def place_of(run: RunSummary) -> Place:
     return Place(version, round(run.updated_at.timestamp() * 1_000_000), version)
 
 
-def run_delta(run_id: str, step: Step, *, matches: bool = True) -> RunDelta:
-    """The same for readers of several runs."""
+def run_delta(
+    run_id: str, step: Step, *, matches: bool = True, skipped: Collection[str] = frozenset()
+) -> RunDelta:
+    """The same for readers of several runs, without the skipped fields."""
     return RunDelta(
         id=run_id,
         from_version=step.from_version,
         version=step.place.told,
         operations=step.operations,
-        run=step.state(with_output=False),
+        run=step.state(with_output=False, with_error="error" not in skipped),
         matches=matches,
     )
+
+
+def leave_out(run: RunSummary, skipped: Collection[str]) -> None:
+    """Take the fields that a token leaves out of feeds from a whole run; its document is none of them (`View.in_feeds`)."""
+    if "error" in skipped:
+        run.error = None
+    if not isinstance(run, RunObject):
+        return
+    if "payload" in skipped:
+        run.payload = None
+    if "output" in skipped:
+        run.output = None
+    if "error" in skipped:
+        run.attempts = [msgspec.structs.replace(attempt, error=None) for attempt in run.attempts]
+        for relative in (run.related_runs.root, run.related_runs.parent):
+            if relative is not None:
+                relative.error = None
 
 
 def camel(name: str) -> str:

@@ -16,12 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from milepost.engine.documents import Writer, join_steps
 from milepost.errors import UnavailableError
 from milepost.feed.hub import Hub, Inbox, ListWatch, Queued, RunTopic, Snapshot
-from milepost.feed.steps import Place, Step, place_of, run_delta, step_from
+from milepost.feed.steps import Place, Step, leave_out, place_of, run_delta, step_from
 from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.model.counted import pack
 from milepost.model.run import RunStatus
 from milepost.model.scopes import WHOLE_VIEW, View
-from milepost.model.shown_keys import Keys
 from milepost.protocol.feed import (
     PING,
     BatchFrame,
@@ -46,9 +45,6 @@ READING_SHARE = 10
 QUEUED_SECONDS = 2.0
 # Foreign writes to documents travel to a worker at most this often; ended children at once.
 INBOX_SECONDS = 0.02
-
-# Fields of a run that a token may have left out.
-_SKIPPED = frozenset({"payload", "output", "error"})
 
 logger = logging.getLogger("milepost.feed")
 _encode = msgspec.json.Encoder().encode
@@ -180,8 +176,7 @@ def _look_at_failure(task: asyncio.Future[Any]) -> None:
 
 def _read_snapshot(run_id: str, reader: Reader, view: View) -> tuple[bytes, Place, RunObject]:
     run = reader.snapshot(run_id, view)
-    for name in _SKIPPED & view.skipped:
-        setattr(run, name, None)
+    leave_out(run, view.skipped)
     frame = encode_event("snapshot", _encode(SnapshotFrame(run.metadata_version, run)))
     return frame, place_of(run), run
 
@@ -237,9 +232,7 @@ def paused_for(took_seconds: float) -> float:
 def _run_frame(
     step: Step, counts: dict[str, int] | None, streams: list[StreamSummary] | None, skipped: frozenset[str]
 ) -> bytes:
-    run = step.state(with_output="output" not in skipped)
-    if run is not None and "error" in skipped:
-        run.pop("error", None)
+    run = step.state(with_output="output" not in skipped, with_error="error" not in skipped)
     if streams is not None:
         run = {**(run or {}), "streams": streams}
     if counts is not None:
@@ -264,7 +257,7 @@ async def watch_family(
     if not is_settled:
         has_finished = asyncio.Event()
         run = watch_run(hub, reader, run_id, view=view, has_finished=has_finished, is_lasting=True)
-        rows = watch_list(hub, reader, children, size=size, urgent_first=True, keys=view.keys)
+        rows = watch_list(hub, reader, children, size=size, urgent_first=True, view=view)
         async with aclosing(_merged(run, _renamed(rows, "children"))) as frames:
             async for frame in frames:
                 yield frame
@@ -279,7 +272,7 @@ async def watch_family(
     # Nothing changes any more: what is told now is the end of it, whatever was under way.
     frame, place, _ = await in_reader(lambda: _read_snapshot(run_id, reader, view))
     yield frame
-    rows = watch_list(hub, reader, children, size=size, urgent_first=True, keys=view.keys)
+    rows = watch_list(hub, reader, children, size=size, urgent_first=True, view=view)
     async with aclosing(_renamed(rows, "children")) as frames:
         yield await anext(frames)
     yield encode_event("end", _encode(RunFrame(version=place.told)))
@@ -353,11 +346,12 @@ async def watch_list(
     *,
     size: int,
     urgent_first: bool = False,
-    keys: Keys = None,
+    view: View = WHOLE_VIEW,
 ) -> AsyncGenerator[bytes]:
     """The newest matching runs and the counts by status: in full first, then what is new or changed. Never ends by itself.
 
     A run that comes onto the page is told as a whole; what changes of it then, as deltas. `urgent_first` as for `Reader.first_page`.
+    Which runs match is up to the filter; the view says what is shown of them.
     """
     watch = ListWatch(filter)
     hub.lists.add(watch)
@@ -383,9 +377,11 @@ async def watch_list(
                 # From here on what changes of them is kept, and read below.
                 watch.shown = frozenset(order)
                 places = {run_id: place for run_id, place in places.items() if run_id in watch.shown}
-            deltas, whole = _list_deltas(watch, places, keys)
+            deltas, whole = _list_deltas(watch, places, view)
             whole += [run_id for run_id in order if run_id not in places]
-            rows = await in_reader(lambda ids=whole: reader.summaries(ids, keys)) if whole else []
+            rows = await in_reader(lambda ids=whole: reader.summaries(ids, view.keys)) if whole else []
+            for run in rows:
+                leave_out(run, view.skipped)
             places |= {run.id: place_of(run) for run in rows}
             frame = RunListFrame(
                 rows=rows,
@@ -406,7 +402,7 @@ async def watch_list(
         hub.lists.discard(watch)
 
 
-def _list_deltas(watch: ListWatch, places: dict[str, Place], keys: Keys) -> tuple[list[RunDelta], list[str]]:
+def _list_deltas(watch: ListWatch, places: dict[str, Place], view: View) -> tuple[list[RunDelta], list[str]]:
     """What has changed of the runs shown, and the ones that have to be told as a whole. Takes all news of the watch."""
     deltas: list[RunDelta] = []
     whole: list[str] = []
@@ -416,13 +412,13 @@ def _list_deltas(watch: ListWatch, places: dict[str, Place], keys: Keys) -> tupl
         if place is None:
             # It is not shown any more, or is told as a whole anyway.
             continue
-        step = step_from(place, news, keys)
+        step = step_from(place, news, view.keys)
         if step is None:
             whole.append(run_id)
             continue
         places[run_id] = step.place
         if not step.is_empty:
-            deltas.append(run_delta(run_id, step))
+            deltas.append(run_delta(run_id, step, skipped=view.skipped))
     return deltas, whole
 
 

@@ -222,15 +222,32 @@ RUN_FEED = Endpoint(
     ),
     problems=(400, 404), stream=True, tag="feed",
 )  # fmt: skip
+_POLLED = (
+    Parameter("offset", "what the last answer said in its header electric-offset; -1 at first"),
+    Parameter("handle", "what the last answer said in its header electric-handle"),
+    Parameter("live", "`true`: answer when something is another than at the offset, within 20 seconds"),
+    Parameter("skipColumns", "columns that are left out, with commas between them"),
+)
 REALTIME_RUN = Endpoint(
     "realtime_run", "GET", "/realtime/v1/runs/{run}", "A run for the official JavaScript clients: its row, when it has changed",
     RUN_READERS, response=list[dict[str, Any]],
+    parameters=_POLLED, problems=(404,), open_query=True, tag="feed",
+)  # fmt: skip
+REALTIME_RUNS = Endpoint(
+    "realtime_runs", "GET", "/realtime/v1/runs",
+    "Runs with tags for the official JavaScript clients: the rows that have changed, of the 1,000 newest runs at most",
+    RUNS_READERS, response=list[dict[str, Any]],
     parameters=(
-        Parameter("offset", "what the last answer said in its header electric-offset; -1 at first"),
-        Parameter("live", "`true`: answer when the run is another than at the offset, within 20 seconds"),
-        Parameter("skipColumns", "columns that are left out, with commas between them"),
+        Parameter("tags", "tags, joined with commas; runs with all of them"),
+        Parameter("createdAt", "a span such as 1d or 30m: only runs that are not older; 24h if it is not given"),
+        *_POLLED,
     ),
-    problems=(404,), open_query=True, tag="feed",
+    open_query=True, tag="feed",
+)  # fmt: skip
+REALTIME_BATCH = Endpoint(
+    "realtime_batch", "GET", "/realtime/v1/batches/{batch}",
+    "The runs of a batch for the official JavaScript clients: the rows that have changed", BATCH_READERS,
+    response=list[dict[str, Any]], parameters=_POLLED, problems=(404,), open_query=True, tag="feed",
 )  # fmt: skip
 RUNS_FEED = Endpoint(
     "runs_feed", "GET", "/api/v1/feed/runs", "Watch the first page of a list of runs", RUNS_READERS, response=feed.RunListFrame,
@@ -366,7 +383,8 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
-    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
+    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
+    RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
     # The first that fits is taken: a key may have slashes.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Sequence
 
+from milepost.errors import RunNotFoundError
 from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.model.shown_keys import Keys, shown_document
@@ -63,8 +64,19 @@ class Reader:
 
     def stored_run(self, run_id: str, keys: Keys = None) -> StoredRun:
         """A run with its payload and output as the texts that are stored. Raises RunNotFoundError."""
+        for found in self.stored_runs([run_id], keys):
+            return found
+        raise RunNotFoundError(f"there is no run {run_id!r}")
+
+    def stored_runs(self, run_ids: Sequence[str], keys: Keys = None) -> list[StoredRun]:
+        """The same of several runs, in the order asked for; those that are not there are left out."""
         with self._store.read() as connection:
-            return runs.stored(connection, run_id, keys)
+            return runs.stored(connection, run_ids, keys)
+
+    def newest_ids(self, filter: RunFilter, *, limit: int) -> list[str]:
+        """The ids of the newest matching runs, newest first. The filter's `metadata` is not looked at."""
+        with self._store.read() as connection:
+            return run_store.list_ids(connection, filter, limit=limit)
 
     def row(self, run_id: str) -> RunRow:
         """The state of a run. Raises RunNotFoundError."""

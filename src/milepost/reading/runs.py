@@ -49,12 +49,16 @@ def row_of(connection: Connection, run_id: str) -> RunRow:
     return row
 
 
-def stored(connection: Connection, run_id: str, keys: Keys) -> StoredRun:
-    """A run with its payload and output as the texts that are stored. Raises RunNotFoundError."""
-    record = record_of(connection, run_id)
-    metadata, version = shown_documents(connection, [run_id], keys)[run_id]
-    summaries = streams.summaries(connection, record.row, OUTPUT)
-    return StoredRun(record, bytes(metadata), version, [stream.key for stream in summaries])
+def stored(connection: Connection, run_ids: Sequence[str], keys: Keys) -> list[StoredRun]:
+    """Runs with payloads and outputs as the texts that are stored, in the order asked for; those that are not there are left out."""
+    records = run_store.load_records(connection, run_ids, values=True)
+    documents = shown_documents(connection, list(records), keys)
+    names = streams.keys_of(connection, list(records), OUTPUT)
+    return [
+        StoredRun(records[run_id], bytes(documents[run_id][0]), documents[run_id][1], names.get(run_id, []))
+        for run_id in run_ids
+        if run_id in records
+    ]
 
 
 def whole(

@@ -67,6 +67,16 @@ def position(connection: Connection, run_id: str, name: str, writer: str) -> int
     return found.next_number if found is not None else 0
 
 
+def keys_of(connection: Connection, run_ids: Sequence[str], kind: str) -> dict[str, list[str]]:
+    """The keys of the streams of some runs, the oldest first."""
+    found: dict[str, list[str]] = {}
+    rows = stream_store.load_streams(connection, run_ids)
+    for row in sorted(rows, key=lambda row: (row.created_at, row.name)):
+        if row.name.startswith(kind):
+            found.setdefault(row.run_id, []).append(row.name.removeprefix(kind))
+    return found
+
+
 def summaries(connection: Connection, row: RunRow, kind: str) -> list[StreamSummary]:
     """The streams of a run, in the order in which they were begun."""
     found = [

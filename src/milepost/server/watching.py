@@ -92,7 +92,7 @@ class Watching:
                 seconds = requests.period_seconds(watched.period, f"{place}.period")
                 created_from = max(0, self._clock() - seconds * 1_000_000)
             filter = RunFilter(tags=(tag,), created_from=created_from, shown=caller.view.runs)
-            return watch_matching(self._hub, self._reader, filter, caller.view.in_feeds().keys)
+            return watch_matching(self._hub, self._reader, filter, caller.view.in_feeds())
         assert run_id is not None, "it was looked at above"
         if key is None:
             await admit(caller, endpoints.RUN_FEED, {"run": run_id}, self._reader)

@@ -129,7 +129,8 @@ class GivenDocument(msgspec.Struct, frozen=True, gc=False):
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which runs a list holds; everything given must match, within one field any.
 
-    `top_level`: only runs without a parent (True), or only children (False). `shown`: only runs that a token shows.
+    `top_level`: only runs without a parent (True), or only children (False). `shown`: only runs that a token shows. `all_tags`: runs
+    with every one of these, beside any of `tags`.
     """
 
     statuses: tuple[RunStatus, ...] = ()
@@ -143,6 +144,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     created_to: int | None = None
     metadata: MetadataFilter | None = None
     shown: RunScope | None = None
+    all_tags: tuple[str, ...] = ()
 
 
 _ROW = [runs.c[name] for name in RunRow.__struct_fields__]
@@ -689,6 +691,8 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
         found.append(runs.c.created_at <= filter.created_to)
     if filter.shown is not None:
         found.append(_is_shown(filter.shown))
+    for tag in filter.all_tags:
+        found.append(exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag == tag)))
     return found
 
 

@@ -57,7 +57,7 @@ class Runs:
         """The first page of a list, live."""
         view = caller_of(request).view.in_feeds()
         filter, size = requests.run_filter(request, self._clock(), view), requests.page_size(request)
-        rows = streams.watch_list(self._hub, self._reader, filter, size=size, keys=view.keys)
+        rows = streams.watch_list(self._hub, self._reader, filter, size=size, view=view)
         async with aclosing(rows) as frames:
             async for frame in frames:
                 yield frame
@@ -66,7 +66,7 @@ class Runs:
         """All runs that match, live."""
         view = caller_of(request).view.in_feeds()
         filter = requests.run_filter(request, self._clock(), view)
-        runs = matching.watch_matching(self._hub, self._reader, filter, view.keys)
+        runs = matching.watch_matching(self._hub, self._reader, filter, view)
         async with aclosing(runs) as frames:
             async for frame in frames:
                 yield frame

@@ -52,6 +52,7 @@ class Handlers:
         metadata = Metadata(self._submit, reader)
         work = Work(settings, self._submit, reader, hub)
         streaming = Streaming(self._submit, reader, hub)
+        realtime = Realtime(hub, reader, clock)
         self.handlers: dict[str, Handler] = {
             endpoints.HEALTH.name: self.health,
             endpoints.OPENAPI.name: self.openapi,
@@ -82,7 +83,9 @@ class Handlers:
             endpoints.APPEND_CHUNK.name: streaming.append_chunk,
             endpoints.WRITE_STREAM.name: streaming.write_stream,
             endpoints.STREAM_POSITION.name: streaming.stream_position,
-            endpoints.REALTIME_RUN.name: Realtime(hub, reader).run,
+            endpoints.REALTIME_RUN.name: realtime.run,
+            endpoints.REALTIME_RUNS.name: realtime.tagged,
+            endpoints.REALTIME_BATCH.name: realtime.batch,
         }
         self.streams: dict[str, StreamHandler] = {
             endpoints.RUN_FEED.name: runs.watch_run,
