@@ -100,5 +100,32 @@ seen.batch = batch.runCount;
 const listed = await runs.list({ tag: "user:1", limit: 10 });
 seen.list = listed.data.map((item) => item.id === handle.id);
 
+// Runs with a tag, and those of a batch, until each has ended; with a token for just that.
+async function untilEnded(feed, count, change) {
+  const states = new Map();
+  const told = [];
+  for await (const run of feed) {
+    if (told.length === 0) await change?.();
+    told.push(run);
+    states.set(run.id, run);
+    if (states.size === count && [...states.values()].every((state) => state.isCompleted)) break;
+  }
+  return [...states.values()];
+}
+const tagScopes = { scopes: { read: { tags: ["tag one"] } } };
+await tasks.trigger("quick", 1, { tags: ["tag one", "both"], metadata: { user: "ada" } });
+const byTag = await withToken(tagScopes, async () =>
+  untilEnded(runs.subscribeToRunsWithTag("tag one", { skipColumns: ["payload"] }), 2, () =>
+    auth.withAuth({ accessToken: key }, () => tasks.trigger("quick", 2, { tags: ["tag one"] })),
+  ),
+);
+seen.tag = byTag.map((run) => [run.status, run.output, run.metadata ?? null, run.payload ?? null, run.tags]);
+seen.bothTags = (await untilEnded(runs.subscribeToRunsWithTag(["tag one", "both"]), 1)).map((run) => run.output);
+const watchedBatch = await tasks.batchTrigger("quick", [{ payload: 5 }, { payload: 6 }]);
+const ofBatch = await auth.withAuth({ accessToken: watchedBatch.publicAccessToken }, () =>
+  untilEnded(runs.subscribeToBatch(watchedBatch.batchId), 2),
+);
+seen.ofBatch = ofBatch.map((run) => run.output).sort();
+
 console.log(JSON.stringify(seen));
 process.exit(0);

@@ -3,7 +3,9 @@ import { createElement, useEffect } from "react";
 import renderer from "react-test-renderer";
 import {
   useInputStreamSend,
+  useRealtimeBatch,
   useRealtimeRun,
+  useRealtimeRunsWithTag,
   useRealtimeRunWithStreams,
   useRealtimeStream,
   useRun,
@@ -109,6 +111,32 @@ const triggered = await until(
   ({ handle, error }) => handle || error,
 );
 seen.triggered = { id: typeof triggered.handle?.id, error: triggered.error?.message };
+
+// Runs with a tag and those of a batch, as they come and end. One after the other: of several rows in one answer, these hooks keep
+// the last in this renderer, because they put each beside what was rendered before.
+const tagToken = await auth.createPublicToken({ scopes: { read: { tags: ["user:2"] } } });
+let first = null;
+let second = null;
+const tagged = await until(
+  () => useRealtimeRunsWithTag("user:2", { accessToken: tagToken, baseURL: url, createdAt: "1h" }),
+  ({ runs, error }) => {
+    if (runs?.length === 1 && runs[0].isCompleted) second ??= tasks.trigger("quick", 2, { tags: ["user:2"] });
+    if (runs?.length === 0) first ??= tasks.trigger("quick", 1, { tags: ["user:2"] });
+    return error || (runs?.length === 2 && runs.every((run) => run.isCompleted));
+  },
+);
+seen.ofTag = tagged.error?.message ?? tagged.runs.map((run) => run.output).sort();
+const made = await tasks.batchTrigger("quick", [{ payload: 3 }]);
+const batched = await until(
+  () => useRealtimeBatch(made.batchId, { accessToken: made.publicAccessToken, baseURL: url }),
+  ({ runs, error }) => error || runs?.[0]?.isCompleted,
+);
+seen.ofBatch = batched.error?.message ?? batched.runs.map((run) => run.output);
+const notShown = await until(
+  () => useRealtimeBatch("batch_other", { accessToken: tagToken, baseURL: url }),
+  ({ error }) => error,
+);
+seen.notShown = notShown.error.status;
 
 console.log(JSON.stringify(seen));
 process.exit(0);

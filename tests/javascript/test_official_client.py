@@ -43,6 +43,12 @@ def test_the_client(node: Node) -> None:
         "triggerByToken": {"id": "string", "again": {"name": "UnprocessableEntityError", "status": 422}},
         "batch": 3,
         "list": [True],
+        "tag": [
+            ["COMPLETED", 1, {"user": "ada"}, None, ["tag one", "both"]],
+            ["COMPLETED", 2, {}, None, ["tag one"]],
+        ],
+        "bothTags": [1],
+        "ofBatch": [5, 6],
     }
 
 
@@ -57,4 +63,7 @@ def test_the_hooks(node: Node) -> None:
         "run": {"status": "COMPLETED", "output": "".join([*WORDS, "more 0 "])},
         "refused": 403,
         "triggered": {"id": "string"},
+        "ofTag": [1, 2],
+        "ofBatch": [3],
+        "notShown": 403,
     }

@@ -96,9 +96,8 @@ class Realtime:
         wake = asyncio.Event()
 
         def read() -> tuple[bytes, str]:
-            found = self._reader.stored_run(run_id, view.keys)
-            row = _encoded(found, skipped)
-            return row, f"{found.record.row.updated_at}_{_fingerprint(row)}"
+            row = _ShownRow(self._reader.stored_run(run_id, view.keys), skipped)
+            return row.json, f"{row.fingerprint}_0"
 
         # Registered before the look, or a change in between would be lost.
         topic = self._hub.watch_run(run_id, wake, view)
@@ -270,11 +269,12 @@ class _RowsFeed:
             part = touched[first : first + ROWS_READ]
             rows = await self._read([run_id for run_id in part if run_id in self._fingerprints])
             for run_id in part:
-                fingerprint = _fingerprint(rows[run_id]) if run_id in rows else None
-                if fingerprint is None or fingerprint != self._fingerprints[run_id]:
+                row = rows.get(run_id)
+                if row is None:
                     self._count(run_id)
-                    if fingerprint is not None:
-                        self._fingerprints[run_id] = fingerprint
+                elif row.fingerprint != self._fingerprints[run_id]:
+                    self._fingerprints[run_id] = row.fingerprint
+                    self._count(run_id)
 
     def _count(self, run_id: str) -> None:
         self._newest += 1
@@ -294,18 +294,18 @@ class _RowsFeed:
                 row = rows.get(run_id)
                 if row is not None:
                     # What it is by now; if it has changed meanwhile, it is told again.
-                    self._fingerprints.setdefault(run_id, _fingerprint(row))
-                    messages.append(_message(run_id, row, is_new=told == -1))
-                    size += len(row)
+                    self._fingerprints.setdefault(run_id, row.fingerprint)
+                    messages.append(_message(run_id, row.json, is_new=told == -1))
+                    size += len(row.json)
                 reached = number
                 if size > ANSWER_BYTES and number != due[-1][1]:
                     return messages, f"{reached}_{self._id}", False
         return messages, f"{newest}_{self._id}", True
 
-    async def _read(self, run_ids: list[str]) -> dict[str, bytes]:
-        def read() -> dict[str, bytes]:
+    async def _read(self, run_ids: list[str]) -> dict[str, "_ShownRow"]:
+        def read() -> dict[str, _ShownRow]:
             found = self._reader.stored_runs(run_ids, self._view.keys)
-            return {run.record.row.id: _encoded(run, self._skipped) for run in found}
+            return {run.record.row.id: _ShownRow(run, self._skipped) for run in found}
 
         return await in_reader(read)
 
@@ -344,13 +344,20 @@ def _message(run_id: str, row: bytes, *, is_new: bool) -> bytes:
     )
 
 
-def _encoded(run: StoredRun, skipped: Collection[str]) -> bytes:
-    return msgspec.json.encode({name: value for name, value in _row(run).items() if name not in skipped})
+class _ShownRow:
+    """A row as JSON, without some columns.
 
+    Attributes:
+        fingerprint: tells what is shown apart. When it was updated does not count: that may have been where the client sees nothing.
+    """
 
-def _fingerprint(row: bytes) -> int:
-    """Tells rows apart."""
-    return int.from_bytes(blake2b(row, digest_size=7).digest())
+    __slots__ = ("fingerprint", "json")
+
+    def __init__(self, run: StoredRun, skipped: Collection[str]) -> None:
+        row = {name: value for name, value in _row(run).items() if name not in skipped}
+        self.json = msgspec.json.encode(row)
+        del row["updatedAt"]
+        self.fingerprint = int.from_bytes(blake2b(msgspec.json.encode(row), digest_size=7).digest())
 
 
 def _schema(skipped: Collection[str]) -> str:

@@ -692,7 +692,9 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
     if filter.shown is not None:
         found.append(_is_shown(filter.shown))
     for tag in filter.all_tags:
-        found.append(exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag == tag)))
+        # By a name of its own, because the list itself may be read off this table.
+        also = run_tags.alias()
+        found.append(exists().where(and_(also.c.run_id == runs.c.id, also.c.tag == tag)))
     return found
 
 
