@@ -1,11 +1,8 @@
 // Milepost in the browser: watch runs, read their streams, write their metadata, and two elements that show them.
 //
 //   <script type="module" src="https://milepost.example/client/milepost.js"></script>
-//   <milepost-progress run="run_1234" token="eyJ..."></milepost-progress>
 //
-// or: import { watch, stream } from "https://milepost.example/client/milepost.js"
-//
-// One page holds one connection to a server, whatever it watches: a browser opens at most six. The types are in milepost.d.ts.
+// All tabs of a site hold one connection to a server, whatever they watch: a browser opens at most six. The types are in milepost.d.ts.
 
 const DELAY_MIN = 250;
 const DELAY_MAX = 5000;
@@ -13,15 +10,15 @@ const DELAY_MAX = 5000;
 const GATHER = 10;
 /** The server sends something every 10 seconds; a connection that is silent for longer than this is dead. */
 const SILENCE = 25_000;
-/** A page that nobody has looked at for so long gives its connection back. */
+/** How long nobody has looked at a page that gives its connection back. */
 const HIDDEN = 30_000;
 /** A connection that lasted so long was a good one. */
 const LASTED = 2000;
+const WATCHES_MAX = 1000;
 /** Chunks that wait for a slow reader. Beyond them its stream is left, and read on from there when the reader has caught up. */
 const WAITING_MAX = 10_000;
 const SEND_TRIES = 6;
 
-/** What went wrong, as the server says it. `code` is for programs, `message` for people. */
 export class MilepostError extends Error {
   constructor(message, { status = 0, code = "", field, refused } = {}) {
     super(message);
@@ -38,7 +35,6 @@ function errorOf(problem, status) {
   return new MilepostError(message, { status, code: problem?.code ?? "", field: problem?.field });
 }
 
-/** What another try may cure. */
 function isPassing(status) {
   return status >= 500 || status === 408 || status === 429 || status === 499;
 }
@@ -75,14 +71,12 @@ function segmentsOf(key) {
   return path;
 }
 
-/** The same text with the other quotes. */
 function requoted(found) {
   return found === "\\'" ? "'" : found === '"' ? '\\"' : found;
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** Which member or element a segment means in a container; undefined if it can mean none. */
 function stepIn(container, segment) {
   if (Array.isArray(container)) {
     if (typeof segment === "string" && !POSITION_WORD.test(segment)) return undefined;
@@ -99,7 +93,6 @@ function sum(found, by) {
 
 const at = (container, step) => (Object.hasOwn(container, step) ? container[step] : undefined);
 
-/** Whether two JSON values are equal: numbers by value, objects in any order. */
 function equal(left, right) {
   if (left === right) return true;
   if (Array.isArray(left)) {
@@ -199,7 +192,6 @@ export function applyOperations(document, operations) {
   return fold.document;
 }
 
-/** A run as it is told: as a whole first, then what changes of it. */
 class FollowedRun {
   constructor(run) {
     this.run = run;
@@ -234,7 +226,6 @@ function connectionTo(base) {
   return connection;
 }
 
-/** Where the API is: this file lies in /client/ of it, unless the page says otherwise. */
 function baseOf(baseUrl) {
   const base = new URL(baseUrl ?? new URL("..", import.meta.url), globalThis.location?.href).href;
   return base.endsWith("/") ? base : `${base}/`;
@@ -253,11 +244,13 @@ class Connection {
     this.lastAt = 0;
     this.answeredAt = 0;
     this.hiddenTimer = 0;
+    /** Where this tab and others of its origin share the connection; null where it has one of its own. */
+    this.tabs = canShare ? new Tabs(this) : null;
     this.wake = () => {
       clearTimeout(this.hiddenTimer);
       if (globalThis.document?.hidden) {
         this.hiddenTimer = setTimeout(() => this.giveBack(), HIDDEN);
-      } else if (this.watches.size > 0 && (this.isDead || !(this.current || this.pending))) {
+      } else if (this.watches.size > 0 && (this.isDead || !(this.current || this.pending || this.tabs?.follows))) {
         this.reopen();
       }
     };
@@ -290,7 +283,9 @@ class Connection {
     globalThis.addEventListener?.("pageshow", this.wake);
     globalThis.document?.addEventListener("visibilitychange", this.wake);
     this.guard = setInterval(() => {
-      if ((this.current || this.pending) && this.isDead) this.reopen();
+      if (!this.isDead) return;
+      if (this.tabs?.follows) this.tabs.seize();
+      else if (this.current || this.pending) this.reopen();
     }, 5000);
     // The page may be opened where nobody looks.
     this.wake();
@@ -298,6 +293,7 @@ class Connection {
 
   close() {
     this.disconnect();
+    this.tabs?.leave();
     clearInterval(this.guard);
     clearTimeout(this.hiddenTimer);
     this.failures = 0;
@@ -318,6 +314,7 @@ class Connection {
   giveBack() {
     if ([...this.watches].some((watch) => watch.options.whileHidden)) return;
     this.disconnect();
+    this.tabs?.leave();
     this.tellAll("reconnecting");
   }
 
@@ -362,8 +359,10 @@ class Connection {
   }
 
   async open() {
+    if (this.tabs && !(await this.tabs.leads())) return this.tabs.follow();
     this.pending?.abort();
     const attempt = (this.pending = new AbortController());
+    attempt.id = newId();
     const isNewest = () => this.pending === attempt || this.current === attempt;
     this.lastAt = Date.now();
     let watches = [...this.watches].filter((watch) => !watch.isPaused);
@@ -391,6 +390,7 @@ class Connection {
       this.answeredAt = Date.now();
       await readEvents(response.body, (event, data) => this.receive(attempt, watches, event, data), () => {
         this.lastAt = Date.now();
+        this.tabs?.showLife();
       });
     } catch (error) {
       if (isNewest() && error instanceof MilepostError && !isPassing(error.status)) {
@@ -424,12 +424,225 @@ class Connection {
     const [, number, name] = /^(\d+)-(.*)$/.exec(event) ?? [];
     const watch = watches[number];
     if (watch === undefined || !this.watches.has(watch)) return;
-    const frame = JSON.parse(data);
+    this.deliver(watch, name, JSON.parse(data), attempt.id);
+  }
+
+  deliver(watch, name, frame, source) {
     if (name === "refused") return this.refuse(watch, errorOf(frame, frame.status));
     if (name === "error") return;
     watch.isGood = true;
     watch.tell("live");
-    if (watch.receive(name, frame, attempt) === false) this.failed();
+    if (watch.receive(name, frame, source) === false) this.failed();
+  }
+}
+
+const canShare = Boolean(globalThis.document && globalThis.BroadcastChannel && globalThis.navigator?.locks);
+
+/**
+ * The tabs of an origin that watch things of one server. The one that has the lock leads: it holds the connection and watches for the
+ * others too, each thing with the token that came with it. When it goes, the next one has the lock, and all tell it anew what they
+ * watch, and from where on.
+ */
+class Tabs {
+  constructor(connection) {
+    this.connection = connection;
+    this.name = `milepost 1 ${connection.base}`;
+    this.id = "";
+    /** What is watched for other tabs, by tab. */
+    this.lent = new Map();
+  }
+
+  /** Whether this tab leads. */
+  async leads() {
+    if (this.id === "") {
+      this.id = newId();
+      this.leader = undefined;
+      this.follows = false;
+      this.left = new AbortController();
+      this.common = new BroadcastChannel(this.name);
+      this.common.onmessage = ({ data }) => this.hear(data);
+      this.own = new BroadcastChannel(`${this.name} ${this.id}`);
+      this.own.onmessage = ({ data }) => this.told(data);
+      // By this lock the leader learns when this tab is no more.
+      this.hold(`${this.name} ${this.id}`, {}, () => {});
+      this.joined = new Promise((resolve) => {
+        this.hold(this.name, { ifAvailable: true }, (lock) => {
+          if (lock) this.lead();
+          else this.wait();
+          resolve();
+        });
+      });
+    }
+    const { id } = this;
+    await this.joined;
+    return id === this.id && !this.follows;
+  }
+
+  hold(name, options, got) {
+    const { left } = this;
+    const held = navigator.locks.request(name, options, (lock) => {
+      got(lock);
+      if (lock) return new Promise((resolve) => left.signal.addEventListener("abort", resolve));
+    });
+    return held.catch(() => {
+      if (left.signal.aborted || name !== this.name || options.signal?.aborted) return;
+      if (this.leader === this.id) {
+        // Another tab took it, because this one gave no sign of life.
+        this.drop();
+        this.connection.disconnect();
+        this.wait();
+      } else {
+        // No locks here, as in a frame without an origin.
+        this.alone();
+      }
+      this.connection.openIn(0);
+    });
+  }
+
+  wait() {
+    this.follows = true;
+    this.leader = undefined;
+    this.queue = new AbortController();
+    this.hold(this.name, { signal: this.queue.signal }, () => this.succeed());
+  }
+
+  /** The leader is silent: take its place. */
+  seize() {
+    this.queue.abort();
+    this.hold(this.name, { steal: true }, () => this.succeed());
+  }
+
+  lead() {
+    this.follows = false;
+    this.leader = this.id;
+    this.common.postMessage({ kind: "lead", from: this.id });
+  }
+
+  /** Later than the first time, when the connection is about to be opened anyway. */
+  succeed() {
+    this.lead();
+    this.connection.openIn(GATHER);
+  }
+
+  leave() {
+    if (this.id === "") return;
+    this.id = "";
+    this.follows = false;
+    this.left.abort();
+    this.queue?.abort();
+    this.common.close();
+    this.own.close();
+    this.drop();
+  }
+
+  alone() {
+    this.connection.tabs = null;
+    this.leave();
+  }
+
+  drop() {
+    for (const tab of this.lent.keys()) this.takeBack(tab);
+  }
+
+  takeBack(tab) {
+    const lent = this.lent.get(tab);
+    this.lent.delete(tab);
+    lent?.channel.close();
+    for (const watch of lent?.watches ?? []) this.connection.watches.delete(watch);
+    return lent;
+  }
+
+  async follow() {
+    const { connection, common } = this;
+    const watches = [...connection.watches].filter((watch) => !watch.isPaused);
+    await Promise.all(watches.map((watch) => watch.prepare()));
+    if (!this.follows || common !== this.common) return;
+    connection.lastAt = Date.now();
+    const wanted = watches.filter((watch) => connection.watches.has(watch)).map((watch) => [watch.id, watch.describe(), watch.token]);
+    common.postMessage({ kind: "want", from: this.id, wanted });
+  }
+
+  hear({ kind, from, wanted }) {
+    const { connection } = this;
+    if (kind === "lead" && this.follows) {
+      this.leader = from;
+      connection.openIn(0);
+    } else if (kind === "alive" && from === this.leader) {
+      connection.lastAt = Date.now();
+    } else if (kind === "want" && !this.follows && this.leader === this.id) {
+      this.lend(from, wanted);
+    }
+  }
+
+  lend(tab, wanted) {
+    const { watches } = this.connection;
+    let lent = this.lent.get(tab);
+    for (const watch of lent?.watches ?? []) watches.delete(watch);
+    if (!lent) {
+      this.lent.set(tab, (lent = { channel: new BroadcastChannel(`${this.name} ${tab}`) }));
+      navigator.locks.request(`${this.name} ${tab}`, () => this.takeBack(tab) && this.connection.openIn(1000));
+    }
+    lent.watches = [];
+    const tell = (id, event, frame, source) => lent.channel.postMessage({ from: this.id, id, event, frame, source });
+    if (watches.size + wanted.length > WATCHES_MAX) return tell(0, "full");
+    lent.watches = wanted.map((what) => new LentWatch(this.connection, tell, what));
+    for (const watch of lent.watches) watches.add(watch);
+    this.connection.openIn(GATHER);
+  }
+
+  told({ from, id, event, frame, source }) {
+    const { connection } = this;
+    if (!this.follows || from !== (this.leader ??= from)) return;
+    connection.lastAt = Date.now();
+    const watch = [...connection.watches].find((one) => one.id === id);
+    if (event === "full") {
+      this.alone();
+      connection.openIn(0);
+    } else if (event === "state") watch?.tell(frame);
+    else if (event === "fail") watch && connection.refuse(watch, new MilepostError(frame.message, frame));
+    else if (watch) connection.deliver(watch, event, frame, source);
+  }
+
+  showLife() {
+    const now = Date.now();
+    if (now - (this.shownAt ?? 0) < 5000) return;
+    this.shownAt = now;
+    this.common.postMessage({ kind: "alive", from: this.id });
+  }
+}
+
+class LentWatch {
+  options = {};
+
+  constructor(connection, tell, [id, described, token]) {
+    Object.assign(this, { connection, id, described, token, send: tell });
+  }
+
+  async prepare() {}
+
+  describe() {
+    return this.described;
+  }
+
+  renew() {
+    return false;
+  }
+
+  tell(state) {
+    if (state !== this.state) this.send(this.id, "state", (this.state = state));
+  }
+
+  fail({ message, status, code, field }) {
+    this.connection.watches.delete(this);
+    this.send(this.id, "fail", { message, status, code, field });
+  }
+
+  receive(event, frame, source) {
+    const { run, stream } = this.described;
+    const next = event === "begin" ? frame.next : event === "batch" ? frame.records.at(-1).seq_num + 1 : undefined;
+    if (stream !== undefined && next !== undefined) this.described = { run, stream, start: Math.max(next, this.described.start ?? 0) };
+    if (event === "end") this.connection.watches.delete(this);
+    this.send(this.id, event, frame, source);
   }
 }
 
@@ -449,7 +662,6 @@ function requestFor(watches, key) {
   return { watches: described, tokens: [...tokens.keys()] };
 }
 
-/** Server-sent events out of a body; the bytes may be cut anywhere. */
 async function readEvents(body, onEvent, onBytes) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = [];
@@ -478,7 +690,7 @@ async function readEvents(body, onEvent, onBytes) {
 
 // --- what is watched ---------------------------------------------------------------------------------------------
 
-/** One thing that is watched. `sink` takes what comes of it: `put`, `end`, `fail`. */
+/** `sink` takes what comes of it: `put`, `end`, `fail`. */
 class Watch {
   constructor(options, sink) {
     this.options = options;
@@ -489,6 +701,7 @@ class Watch {
     this.hasEnded = false;
     this.isGood = false;
     this.state = "";
+    this.id = newId();
     this.stop = this.stop.bind(this);
   }
 
@@ -506,7 +719,6 @@ class Watch {
     this.connection.remove(this);
   }
 
-  /** Have a token at hand. */
   async prepare() {
     if (this.token !== undefined) return;
     const { token } = this.options;
@@ -518,7 +730,6 @@ class Watch {
     }
   }
 
-  /** Whether another token may help. */
   renew(error) {
     const mayHelp = (error.status === 401 || error.status === 403) && typeof this.options.token === "function";
     const isFirst = this.isGood || !this.hasRenewed;
@@ -657,7 +868,6 @@ class StreamWatch extends Watch {
     return true;
   }
 
-  /** A slow reader: leave the stream for now. */
   pause() {
     if (this.isPaused) return;
     this.isPaused = true;
@@ -789,19 +999,16 @@ function checkName(name, what) {
   if (typeof name !== "string" || name === "") throw new TypeError(`${what} is a text that is not empty, not ${JSON.stringify(name)}`);
 }
 
-/** One run: its present state, then each newer one, until it has finished. */
 export function watch(runId, options = {}, callback) {
   checkName(runId, "the id of a run");
   return watched((sink) => new RunWatch(runId, options, sink), options, callback, { nameOf: () => "run" });
 }
 
-/** All runs with a tag: each as it is, then each newer state of any of them. Never ends by itself. */
 export function watchTag(tag, options = {}, callback) {
   checkName(tag, "a tag");
   return watched((sink) => new TagWatch(tag, options, sink), options, callback, { nameOf: (run) => run.id });
 }
 
-/** The chunks of a stream, in order and each once, until it has ended. */
 export function stream(runId, key, options = {}, callback) {
   checkName(runId, "the id of a run");
   checkName(key, "the key of a stream");
@@ -816,7 +1023,6 @@ export function stream(runId, key, options = {}, callback) {
 
 // --- writing metadata --------------------------------------------------------------------------------------------
 
-/** The metadata of a run, to be written. What is called in one go leaves in one request. */
 export function metadata(runId, options = {}) {
   checkName(runId, "the id of a run");
   return new MetadataWriter(runId, options);
@@ -936,7 +1142,6 @@ function findProgress(document, key, max) {
 const counted = (number) => number.toLocaleString(globalThis.document?.documentElement.lang || undefined, { maximumFractionDigits: 2 });
 const statusWord = (status) => status.charAt(0) + status.slice(1).toLowerCase().replaceAll("_", " ");
 
-/** What a person should read when something cannot be shown. */
 function refusedWords(error) {
   if (error.status === 401) return `This page's token is not valid: ${error.message}`;
   if (error.status === 403) return `This page's token does not show this: ${error.message}`;
@@ -1041,7 +1246,7 @@ class MilepostElement extends (globalThis.HTMLElement ?? Object) {
     this.#look();
   }
 
-  /** Once for all that happens in one go: an element that is only moved goes on. */
+  /** An element that is only moved goes on. */
   #look() {
     if (this.#isDue) return;
     this.#isDue = true;
@@ -1105,7 +1310,6 @@ class MilepostElement extends (globalThis.HTMLElement ?? Object) {
   }
 }
 
-/** A bar with a label and how the run stands. */
 class ProgressElement extends MilepostElement {
   prepare() {
     this.build(
@@ -1171,7 +1375,6 @@ const TEXT_MAX = 1_000_000;
 const LINES_MAX = 2000;
 const DRAW = 30;
 
-/** A stream as it flows: text is joined, anything else is a line. Follows its end unless the reader has scrolled away from it. */
 class StreamElement extends MilepostElement {
   prepare() {
     this.build(

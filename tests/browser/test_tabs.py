@@ -1,0 +1,219 @@
+"""Tabs of one site share one connection: one of them leads, and when it goes, the next one does.
+
+Nothing is missing then, and nothing comes twice.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Page
+
+from browser.conftest import Site, Tokens, until_unwatched
+from browser.writing import StreamWriter
+from dashboard.served import FakeWorker, RunningServer, set_
+
+FOLLOW = """
+async ([url, id, token]) => {
+  window.milepost = await import(url);
+  window.numbers = [];
+  window.newest = null;
+  window.errors = [];
+  const options = { token, onError: (error) => errors.push(error.status) };
+  milepost.stream(id, "numbers", options, (value) => numbers.push(value));
+  window.stop = milepost.watch(id, options, (run) => { newest = run.metadata.progress ?? 0; });
+}
+"""
+
+
+class Tabs:
+    """Tabs of the other site that follow a run, and what the server holds for them."""
+
+    def __init__(self, context: BrowserContext, site: Site, server: RunningServer) -> None:
+        self.context = context
+        self.server = server
+        self.pages: list[Page] = []
+        self.faults: list[str] = []
+        self.requests: set[Any] = set()
+        context.on("request", self._begin)
+        context.on("requestfinished", lambda request: self.requests.discard(request))
+        context.on("requestfailed", lambda request: self.requests.discard(request))
+
+    def _begin(self, request: Any) -> None:
+        if request.method == "POST" and "/feed/watch" in request.url:
+            self.requests.add(request)
+
+    def open(self, run_id: str, token: str, *, clock: bool = False) -> Page:
+        page = self.context.new_page()
+        if clock:
+            page.clock.install()
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.goto("/")
+        page.evaluate(FOLLOW, [f"{self.server.url}/client/milepost.js", run_id, token])
+        page.wait_for_function("newest !== null || errors.length", polling=20)
+        self.pages.append(page)
+        return page
+
+    def held_by(self) -> list[Page]:
+        return [request.frame.page for request in self.requests]
+
+    def until_one(self) -> Page:
+        """The tab that holds the one connection."""
+        page = self.pages[-1]
+        for _ in range(500):
+            if len(self.requests) == 1:
+                return self.held_by()[0]
+            page.wait_for_timeout(10)
+        raise AssertionError(f"there are {len(self.requests)} connections")
+
+
+@pytest.fixture
+def tabs(context: BrowserContext, site: Site, server: RunningServer) -> Iterator[Tabs]:
+    tabs = Tabs(context, site, server)
+    yield tabs
+    assert tabs.faults == []
+
+
+def shows(page: Page, count: int, progress: float) -> None:
+    page.wait_for_function(f"numbers.length >= {count} && newest === {progress}", polling=20)
+    assert page.evaluate("numbers") == list(range(count))
+
+
+def test_the_leader_goes_and_the_others_go_on(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    run_id = worker.start("work")
+    writer = StreamWriter(server, run_id, "numbers")
+    # Each with a token of its own.
+    pages = [tabs.open(run_id, tokens.run(run_id)) for _ in range(3)]
+    written = 0
+
+    def work() -> None:
+        nonlocal written
+        for _ in range(20):
+            writer.write(written, written + 1)
+            written += 2
+            worker.report(run_id, set_("progress", written))
+
+    def assert_shown() -> None:
+        for page in pages:
+            shows(page, written, written)
+
+    work()
+    assert_shown()
+    assert tabs.until_one() is pages[0]
+    # The leader is closed in the middle of it, twice.
+    while len(pages) > 1:
+        leader = tabs.until_one()
+        pages.remove(leader)
+        work()
+        leader.close()
+        tabs.requests.clear()
+        work()
+        assert_shown()
+        assert tabs.until_one() in pages
+    pages[0].evaluate("stop()")
+    work()
+    shows(pages[0], written, pages[0].evaluate("newest"))
+
+
+def test_a_leader_that_is_frozen_is_left(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    run_id = worker.start("work")
+    writer = StreamWriter(server, run_id, "numbers")
+    first = tabs.open(run_id, tokens.run(run_id))
+    second = tabs.open(run_id, tokens.run(run_id), clock=True)
+    writer.write(0)
+    shows(second, 1, 0)
+    assert tabs.until_one() is first
+    # A tab that is frozen tells the others nothing.
+    first.evaluate(
+        """() => {
+          window.tell = BroadcastChannel.prototype.postMessage;
+          BroadcastChannel.prototype.postMessage = function (message) { if (message.kind === "want") tell.call(this, message); };
+        }"""
+    )
+    writer.write(1, 2)
+    worker.report(run_id, set_("progress", 1))
+    second.clock.run_for(32_000)
+    shows(second, 3, 1)
+    first.evaluate("() => { BroadcastChannel.prototype.postMessage = tell; }")
+    writer.write(3)
+    shows(first, 4, 1)
+    shows(second, 4, 1)
+    assert tabs.until_one() is second
+
+
+def test_each_tab_is_shown_what_its_own_token_shows(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    run_id, other = worker.start("work"), worker.start("work")
+    worker.report(run_id, set_("progress", 1), set_("secret", "x"))
+    whole = tabs.open(run_id, tokens.run(run_id))
+    part = tabs.open(run_id, tokens.run(run_id, metadata_keys=["progress"]))
+    foreign = tabs.open(run_id, tokens.run(other))
+    foreign.wait_for_function("errors.length === 2")
+    assert foreign.evaluate("[errors, newest, numbers]") == [[403, 403], None, []]
+    keys = "(id) => new Promise((resolve) => milepost.watch(id, { token: window.token }, (run) => resolve(Object.keys(run.metadata))))"
+    for page, token, shown in (
+        (whole, tokens.run(run_id), ["progress", "secret"]),
+        (part, tokens.run(run_id, metadata_keys=["progress"]), ["progress"]),
+    ):
+        page.evaluate("(token) => { window.token = token; }", token)
+        assert page.evaluate(keys, run_id) == shown
+    assert tabs.until_one() is whole
+
+
+def test_a_tab_that_is_looked_at_takes_over_from_one_that_is_not(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    run_id = worker.start("work")
+    writer = StreamWriter(server, run_id, "numbers")
+    first = tabs.open(run_id, tokens.run(run_id), clock=True)
+    second = tabs.open(run_id, tokens.run(run_id))
+    first.evaluate(
+        """() => {
+          window.look = (isHidden) => {
+            Object.defineProperty(document, "hidden", { value: isHidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+          };
+          look(true);
+        }"""
+    )
+    first.clock.run_for(31_000)
+    writer.write(0, 1)
+    shows(second, 2, 0)
+    assert tabs.until_one() is second
+    assert first.evaluate("numbers") == []
+    first.evaluate("look(false)")
+    first.clock.run_for(1000)
+    shows(first, 2, 0)
+    assert tabs.until_one() is second
+    for page in (first, second):
+        page.close()
+    until_unwatched(server)
+
+
+def test_without_locks_each_tab_has_its_own(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    """As in pages that are not secure, and in frames without an origin."""
+    run_id = worker.start("work")
+    tabs.context.add_init_script("delete Navigator.prototype.locks;")
+    pages = [tabs.open(run_id, tokens.run(run_id)) for _ in range(2)]
+    worker.report(run_id, set_("progress", 1))
+    for page in pages:
+        shows(page, 0, 1)
+    assert len(tabs.requests) == 2
+
+
+def test_locks_that_are_refused_do_no_harm(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    run_id = worker.start("work")
+    tabs.context.add_init_script(
+        "LockManager.prototype.request = async () => { throw new DOMException('no origin', 'SecurityError'); };"
+    )
+    tabs.open(run_id, tokens.run(run_id))
+    assert len(tabs.requests) == 1
