@@ -198,7 +198,7 @@ class FollowedRun {
     this.version = run.metadataVersion;
   }
 
-  /** False if the delta does not continue what is here, so that only the whole run helps. */
+  /** False if only the whole run helps. */
   take({ fromVersion, version, operations = [], run = {} }) {
     let metadata = this.run.metadata;
     if (fromVersion !== undefined) {
@@ -228,6 +228,7 @@ function connectionTo(base) {
 
 function baseOf(baseUrl) {
   const base = new URL(baseUrl ?? new URL("..", import.meta.url), globalThis.location?.href).href;
+  if (!base.startsWith("http")) throw new TypeError(`baseUrl has to say where the server is, such as "https://milepost.example", not ${base}`);
   return base.endsWith("/") ? base : `${base}/`;
 }
 
@@ -518,7 +519,6 @@ class Tabs {
     this.common.postMessage({ kind: "lead", from: this.id });
   }
 
-  /** Later than the first time, when the connection is about to be opened anyway. */
   succeed() {
     this.lead();
     this.connection.openIn(GATHER);
@@ -881,13 +881,11 @@ class StreamWatch extends Watch {
   }
 }
 
-/** Bytes that are no text travel as base64. */
 function decoded(data) {
   if (!isObject(data) || typeof data.$bytes !== "string" || Object.keys(data).length !== 1) return data;
   return Uint8Array.from(atob(data.$bytes), (character) => character.charCodeAt(0));
 }
 
-/** For callbacks. Without `onError` an error is reported as one that nobody has caught. */
 class CallbackSink {
   constructor(callback, options) {
     this.callback = callback;
@@ -923,7 +921,7 @@ function reported(error) {
   else queueMicrotask(() => { throw error; });
 }
 
-/** For `for await`. Of one thing only the newest state waits (`nameOf` tells things apart), or everything does. */
+/** Of one thing only the newest state waits (`nameOf` tells things apart), or everything does. */
 class IteratorSink {
   constructor(makeWatch, nameOf, shown) {
     this.nameOf = nameOf;
