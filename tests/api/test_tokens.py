@@ -64,15 +64,17 @@ class Place:
         body = _JSON.get(endpoint.name, None if endpoint.method == "GET" else {})
         if endpoint.name == "add_batch_items":
             body = b'{"index":0,"task":"work"}\n'
+        if endpoint.name == "realtime_runs":
+            query = {"tags": "every", **query}
         return self.served.call(endpoint.method, path, body, key=token, query=query)
 
 
 @pytest.fixture(scope="module")
 def place(served: Served, worker: HttpWorker) -> Place:
-    mine = served.trigger(tags=["user:1", "a,b"], metadata={"progress": 1, "hidden": SECRET})
-    child = served.trigger(parentRunId=mine, tags=["user:2"], metadata={"who": SECRET})
+    mine = served.trigger(tags=["user:1", "a,b", "every"], metadata={"progress": 1, "hidden": SECRET})
+    child = served.trigger(parentRunId=mine, tags=["user:2", "every"], metadata={"who": SECRET})
     other = served.trigger(
-        tags=["user:2"], metadata={"progress": 1, "who": SECRET}, payload=json.dumps(SECRET)
+        tags=["user:2", "every"], metadata={"progress": 1, "who": SECRET}, payload=json.dumps(SECRET)
     )
     made = served.post("/api/v2/tasks/batch", {"items": [{"task": "work", "options": {"tags": ["b"]}}]})
     return Place(served, mine, child, other, made["id"], made["runs"][0])

@@ -18,6 +18,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from milepost.errors import BadRequestError
 from milepost.feed.hub import Hub, RowsWatch
 from milepost.feed.streams import paused_for
 from milepost.feed.waiting import in_reader, woken
@@ -118,8 +119,13 @@ class Realtime:
         return _answer(rows, run_id, offset, None if is_live else _schema(skipped))
 
     async def tagged(self, request: Request) -> Response:
-        """Runs that have all of some tags, and were created within a span."""
+        """Runs that have all of some tags, and were created within a span. Raises BadRequestError without tags or with a bad span."""
         tags = tuple(dict.fromkeys(tag for tag in request.query_params.get("tags", "").split(",") if tag))
+        if not tags:
+            # A page that has lost its user's id is not shown everybody's runs.
+            raise BadRequestError(
+                "tags names one or more tags, joined with commas, and it is empty", field="tags"
+            )
         view, skipped = _shown(request)
         # The bound stays where it was at the first request.
         found = re.fullmatch(r"runs-([0-9]{1,17})", request.query_params.get("handle", ""))
