@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from functools import lru_cache, partial
 from random import Random
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import aiohttp
 
@@ -120,16 +121,19 @@ class Network:
         await self._reach(peer)
         return status, body
 
-    async def stream(self, peer: Peer, path: str, headers: Any, silence_seconds: float | None) -> "Response":
+    async def stream(
+        self, peer: Peer, method: str, target: str, headers: Any, data: Any, silence_seconds: float | None
+    ) -> "Response":
         """Open an event stream."""
         random = peer.random
-        endpoint, parameters = _resolve("GET", path)
+        path, _, query = target.partition("?")
+        endpoint, parameters = _resolve(method, path)
         await asyncio.sleep(self.latency(random))
         await self._reach(peer)
         if self.chance(random, "lose_request"):
             await self._break(random)
         stream = Stream(self, peer, self.window, silence_seconds)
-        opened = self._server().open(endpoint, parameters, headers, stream)
+        opened = self._server().open(endpoint, parameters, query, headers, data, stream)
         self.streams[stream] = None
         try:
             status, body = await opened
@@ -305,12 +309,11 @@ class Session:
 
     def request(self, method: str, url: str, *, timeout: aiohttp.ClientTimeout, **given: Any) -> "_Opening":
         if (given.get("headers") or {}).get("accept") == "text/event-stream":
-            assert method == "GET", "no simulated client watches by a request with a body"
-            return self.get(url, timeout=timeout, **given)
+            return _Opening(self._stream(method, url, timeout, given))
         return _Opening(self._request(method, url, timeout, given))
 
     def get(self, url: str, *, timeout: aiohttp.ClientTimeout, **given: Any) -> "_Opening":
-        return _Opening(self._stream(url, timeout, given))
+        return _Opening(self._stream("GET", url, timeout, given))
 
     async def close(self) -> None:
         """Nothing is open between two requests."""
@@ -323,10 +326,14 @@ class Session:
             answer = self._network.request(self._peer, method, path, given.get("headers"), given.get("data"))
             return Response(*await answer)
 
-    async def _stream(self, url: str, limits: aiohttp.ClientTimeout, given: dict[str, Any]) -> Response:
+    async def _stream(
+        self, method: str, url: str, limits: aiohttp.ClientTimeout, given: dict[str, Any]
+    ) -> Response:
         async with asyncio.timeout(limits.sock_read):
-            path = url.removeprefix(URL)
-            return await self._network.stream(self._peer, path, given.get("headers"), limits.sock_read)
+            target = url.removeprefix(URL)
+            return await self._network.stream(
+                self._peer, method, target, given.get("headers"), given.get("data"), limits.sock_read
+            )
 
 
 class _Opening:
@@ -350,5 +357,5 @@ class _Opening:
 def _resolve(method: str, path: str) -> tuple[Endpoint, dict[str, str]]:
     for endpoint, pattern in _ROUTES:
         if endpoint.method == method and (found := pattern.fullmatch(path)) is not None:
-            return endpoint, found.groupdict()
+            return endpoint, {name: unquote(value) for name, value in found.groupdict().items()}
     raise AssertionError(f"there is no {method} {path}")

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from milepost.errors import MetadataError
 from milepost.model.operations import Operation
 from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.sdk.buffer import Batch, Buffer
+
+if TYPE_CHECKING:
+    from simulation.stream_code import Writer
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Attempt:
         can_be_retried: what it raised is worth another attempt.
         hooks: the hooks that were run, in order.
         is_over_early: the worker gave it up before its code had ended.
+        writers: what it writes into streams, by the names of the writers.
+        received: what it was given of what was sent to it, in order.
     """
 
     run_id: str
@@ -64,6 +69,8 @@ class Attempt:
     refused: dict[int, list[Refused]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     has_ended: bool = False
+    writers: "dict[str, Writer]" = field(default_factory=dict)
+    received: list[Any] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"attempt {self.number} of {self.run_id} in {self.process}"
@@ -149,6 +156,35 @@ class Seen:
     is_final: bool
 
 
+@dataclass(eq=False)
+class SeenStream:
+    """What one reader saw of a stream.
+
+    Attributes:
+        first: the index that it begins at; None while that is not known, because it reads what is new.
+        chunks: index, attempt and text of each chunk, in order.
+        end: at how many chunks it was told that the stream has ended, how, and why the source has failed.
+        is_whole: it has seen the run's last state, which comes behind all chunks.
+    """
+
+    reader: str
+    run_id: str
+    name: str
+    first: int | None
+    chunks: list[tuple[int, int, bytes]] = field(default_factory=list[tuple[int, int, bytes]])
+    end: tuple[int, str, str | None] | None = None
+    is_whole: bool = False
+
+
+@dataclass(eq=False)
+class SentInput:
+    """Something that was sent to a run. `fate` is "acknowledged", "refused", or "" while nobody knows."""
+
+    run_id: str
+    value: str
+    fate: str = ""
+
+
 @dataclass
 class Records:
     """Everything that was noted in one simulation.
@@ -158,6 +194,8 @@ class Records:
         runs: those whose trigger was acknowledged, by name.
         gone: worker processes that were killed, or have left.
         clock_went_back: the server's clock was set back at some time.
+        seen_streams: what readers of streams saw.
+        inputs: what was sent to runs, in the order of each sender.
         told: how many lines workers themselves have added to the log of an attempt.
     """
 
@@ -168,6 +206,8 @@ class Records:
     runs: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False
+    seen_streams: list[SeenStream] = field(default_factory=list[SeenStream])
+    inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
 
     def attempts_of(self, run_id: str, number: int) -> list[Attempt]:

@@ -291,12 +291,18 @@ class ServerProcess:
         return handling
 
     def open(
-        self, endpoint: Endpoint, parameters: dict[str, str], headers: Any, stream: Stream
+        self,
+        endpoint: Endpoint,
+        parameters: dict[str, str],
+        query: str,
+        headers: Any,
+        data: bytes | None,
+        stream: Stream,
     ) -> "asyncio.Future[tuple[int, bytes]]":
         """A reader of an event stream has come; status, and the problem where there is one."""
         opened: asyncio.Future[tuple[int, bytes]] = self.loop.create_future()
         self._streams[stream] = None
-        request = _http_request(endpoint, parameters, headers, None, asyncio.Event())
+        request = _http_request(endpoint, parameters, headers, data, asyncio.Event(), query)
         self._authenticator.check(request, OPEN)
         task = self._spawn(self._send(endpoint, request, stream, opened))
         stream.abandoned = task.cancel
@@ -397,14 +403,19 @@ def _reset() -> Exception:
 
 
 def _http_request(
-    endpoint: Endpoint, parameters: dict[str, str], headers: Any, data: bytes | None, gone: asyncio.Event
+    endpoint: Endpoint,
+    parameters: dict[str, str],
+    headers: Any,
+    data: bytes | None,
+    gone: asyncio.Event,
+    query: str = "",
 ) -> HttpRequest:
     sent = [(name, (headers or {}).get(name)) for name in (REQUEST_ID_HEADER, ATTEMPT_HEADER)]
     scope = {
         "type": "http",
         "method": endpoint.method,
         "path": endpoint.path.format(**parameters),
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in sent if value is not None],
         "path_params": dict(parameters),
     }

@@ -19,27 +19,31 @@ from milepost.client import async_transport, connection, portions, retries
 from milepost.client.connection import Connection
 from milepost.client.retries import Retries
 from milepost.engine import documents
+from milepost.engine import streams as engine_streams
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError
-from milepost.feed import hub
+from milepost.feed import chunks, hub, stream_topic
 from milepost.model.retry import Retry
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.sdk import buffer, calling
+from milepost.sdk import buffer, calling, inputs, streams, streams_outlet
 from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
-from milepost.worker import channel, claiming, link, log_book, membership
+from milepost.worker import channel, chunk_book, claiming, link, log_book, membership
 from simulation import server as server_module
 from simulation.loop import VirtualLoop
 from simulation.network import URL, Faults, Network
 from simulation.oracle import Oracle, describe
 from simulation.records import Records
 from simulation.run_oracle import RunOracle
+from simulation.stream_code import RecordingBook, RecordingOutlet
+from simulation.stream_oracle import StreamOracle
+from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
 from simulation.users import User, look, subscribe, write
 from simulation.watch import Watch
-from simulation.worker import WorkerProcess, make_task, trigger
+from simulation.worker import WorkerProcess, client_of_code, make_task, trigger
 
 # After the time of trouble everything has to be done within this time of the simulation.
 CALM_SECONDS_MAX = 900.0
@@ -107,10 +111,31 @@ class Plan:
         self.child_limit = random.choice([None, 1, 1, 2])
         # The runs' own limits of attempts.
         self.max_attempts = random.choice([[None], [None], [None, 1, 3]])
+        # How likely it is at each step that the code does something with a stream, and how many readers and senders there are.
+        self.streams = random.choice([0.0, 0.3, 0.8])
+        self.stream_readers = random.choice([0, 1, 2, 3]) if self.streams else 0
+        self.stream_subscribers = random.choice([0, 0, 1]) if self.streams else 0
+        self.input_senders = random.choice([0, 0, 1, 2]) if self.streams else 0
+        self.chunk_sizes = random.choice([[0], [0, 3], [0, 30, 300]])
+        # Small limits, so that they are met: of what waits in the worker, of requests and their parts, of rows, pages and frames.
+        self.chunks_waiting_max = random.choice([10_000, 10_000, 2, 5])
+        self.chunk_bytes_waiting_max = random.choice([1024 * 1024, 1024 * 1024, 100])
+        self.chunk_request_bytes_max = random.choice([2 * 1024 * 1024, 2 * 1024 * 1024, 200])
+        self.chunks_of_a_request_max = random.choice([10_000, 10_000, 1, 3])
+        self.chunk_row_bytes_max = random.choice([256 * 1024, 100])
+        self.stream_page_bytes = random.choice([256 * 1024, 150])
+        self.stream_recent_bytes = random.choice([1024 * 1024, 600, 1])
+        self.stream_event_bytes = random.choice([16 * 1024, 100])
+        self.stream_bytes_max = random.choice([2**30, 2**30, 2**30, 500])
 
     @property
     def is_exact(self) -> bool:
         return self.portion_bytes_max > 1000 and self.size_max > 1000 and self.body_bytes_max > 10_000
+
+    @property
+    def refuses_chunks(self) -> bool:
+        """The server may not take a chunk because of its size, or that of its stream."""
+        return self.body_bytes_max < 10_000 or self.stream_bytes_max < 10_000
 
     @property
     def checks_own_writes(self) -> bool:
@@ -155,6 +180,7 @@ class Simulation:
             grace_seconds=self.plan.grace_seconds,
             lease_seconds=self.plan.lease_seconds,
             log_bytes_max=self.plan.log_bytes_max,
+            stream_bytes_max=self.plan.stream_bytes_max,
         )
         self.machine = server_module.Machine(
             store, settings, self.network, Random(f"{seed}/server"), self.plan.group_seconds
@@ -180,6 +206,7 @@ class Simulation:
         self.machine.restart_later = self._restart_later
         self.workers: list[WorkerProcess] = []
         self._worker_numbers = 0
+        self._writer_count = 0
         self._supervisors: list[Supervisor] = []
         self._users: list[asyncio.Task[None]] = []
         self._names: set[str] = set()
@@ -232,6 +259,10 @@ class Simulation:
             seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.5])
             self.loop.call_later(0.01 if self._is_calm else seconds, lambda: self._start_worker())
 
+    def _writer_name(self, size: int) -> str:
+        self._writer_count += 1
+        return Random(f"{self.seed}/writer/{self._writer_count}").randbytes(size).hex()
+
     def _start_worker(self) -> None:
         if len(self.workers) < self.plan.workers:
             self._worker_numbers += 1
@@ -253,6 +284,9 @@ class Simulation:
             ("subscriber", plan.subscribers, subscribe),
             ("writer", plan.writers, write),
             ("looker", plan.lookers, look),
+            ("stream_reader", plan.stream_readers, read_stream),
+            ("stream_subscriber", plan.stream_subscribers, read_run_with_streams),
+            ("sender", plan.input_senders, send_inputs),
         ]
         for kind, most, work in kinds:
             for _ in range(random.randint(1 if kind == "subscriber" else 0, most) if most else 0):
@@ -297,6 +331,23 @@ class Simulation:
                 (log_book, "SHARE_BYTES_MIN", min(32 * 1024, plan.log_request_bytes_max // 2)),
                 (channel, "Channel", SupervisorsChannel),
                 (log_book, "now", lambda: round(self.loop.time() * 1_000_000)),
+                (link, "ChunkBook", RecordingBook),
+                (streams, "Outlet", RecordingOutlet),
+                (inputs, "Outlet", RecordingOutlet),
+                (inputs, "default_client", client_of_code),
+                (inputs, "time", clock),
+                (streams_outlet, "secrets", SimpleNamespace(token_hex=self._writer_name)),
+                (streams_outlet, "WAITING_CHUNKS_MAX", plan.chunks_waiting_max),
+                (chunk_book, "WAITING_BYTES_MAX", plan.chunk_bytes_waiting_max),
+                (chunk_book, "WAITING_BYTES_MIN", min(64 * 1024, plan.chunk_bytes_waiting_max)),
+                (chunk_book, "REQUEST_BYTES_MAX", plan.chunk_request_bytes_max),
+                (chunk_book, "SHARE_BYTES_MIN", min(16 * 1024, plan.chunk_request_bytes_max // 2)),
+                (chunk_book, "CHUNKS_MAX", plan.chunks_of_a_request_max),
+                (engine_streams, "ROW_BYTES_MAX", plan.chunk_row_bytes_max),
+                (chunks, "PAGE_BYTES", plan.stream_page_bytes),
+                (stream_topic, "RECENT_BYTES", plan.stream_recent_bytes),
+                (stream_topic, "EVENT_BYTES", plan.stream_event_bytes),
+                (stream_topic, "JOINED_BYTES", 4 * plan.stream_event_bytes),
                 (buffer, "STASH_MAX", plan.stash_max),
                 (documents, "FOLD_BYTES_MIN", plan.fold_bytes_min),
                 (documents, "RECENT_BYTES", plan.recent_bytes),
@@ -338,6 +389,8 @@ class Simulation:
             lines_wait_max=self.plan.log_waiting_bytes_max,
         ).judge()
         RunOracle(self._store, self.records, self.watch, self.plan.retry).judge()
+        small = self.plan.refuses_chunks
+        StreamOracle(self._store, self.records, self.watch, has_small_limits=small).judge()
 
     async def _course(self) -> None:
         plan, random = self.plan, self._random

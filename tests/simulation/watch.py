@@ -20,6 +20,7 @@ from milepost.model.retry import Retry
 from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
+from simulation.stream_watch import StreamWatch
 
 HELD = ("EXECUTING", "WAITING")
 FINAL = ("COMPLETED", "FAILED")
@@ -133,6 +134,7 @@ class Watch:
         # Which attempts have tried to trigger a run, by its name.
         self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._version = -1
+        self.streams = StreamWatch(self._connection, self.fail)
 
     def close(self) -> None:
         """Look no more."""
@@ -175,6 +177,7 @@ class Watch:
             changed = [(self.rows.get(row.id), row) for row in rows.values() if self.rows.get(row.id) != row]
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
+            self.streams.look(self._before, rows)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
             self._judge_occupancy()
@@ -342,6 +345,7 @@ class Watch:
             self.fail(f"{what} has ended, and nobody has executed it to its end: {attempt}")
             return
         real = attempt.outcome
+        self.streams.judge_outcome(attempt)
         if outcome.error is None:
             ledger.ends.append(End(before.attempt, frozenset({"returned"})))
             self._expect(row.status == "COMPLETED", f"{what} has returned, and the run is {row.status}")

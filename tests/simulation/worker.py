@@ -3,8 +3,10 @@
 import asyncio
 import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from contextvars import Context, ContextVar, copy_context
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
@@ -29,6 +31,8 @@ from milepost.sdk.attempt import run_attempt
 from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
 from milepost.sdk.scope import RunScope
+from milepost.sdk.streams_attempt import AttemptStreams
+from milepost.sdk.streams_pipes import AsyncPipe
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import WaitForEnd
 from milepost.worker import executor
@@ -41,8 +45,10 @@ from milepost.worker.outbox import HeldRun
 from simulation.loop import process_of_code
 from simulation.network import URL, Peer, Session
 from simulation.records import Attempt, RecordingBuffer
+from simulation.stream_code import StreamCode
 from simulation.supervisor import Supervisor
 from simulation.users import SimulatedConnection, perform
+from simulation.watch import Watch
 
 if TYPE_CHECKING:
     from simulation.simulation import Simulation
@@ -99,6 +105,26 @@ class SimulatedChannel(Channel):
 class SimulatedLink(WorkerLink):
     """The real one, on the loop that is there already."""
 
+    watch: Watch
+    slots: int
+
+    def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
+        """The code executes nothing until it comes back."""
+        attempt: Attempt = scope.buffer.attempt  # type: ignore[attr-defined]
+        back = super().step_aside(scope)
+        self.watch.pauses(attempt)
+
+        def goes_on(done: Future[None]) -> None:
+            if not done.cancelled() and done.exception() is None and not scope.is_lost:
+                self.watch.goes_on(attempt, slots=self.slots)
+
+        def come_back(at_once: bool) -> Future[None]:
+            future = back(at_once)
+            future.add_done_callback(goes_on)
+            return future
+
+        return come_back
+
     async def live(self) -> None:
         error: BaseException | None = None
         try:
@@ -145,6 +171,7 @@ class WorkerProcess:
             black_box=self.black_box,
             clock=simulation.machine.lease_clock,
         )
+        self._link.watch, self._link.slots = simulation.watch, self.concurrency
         self._note_what_is_told()
         self._spawn(self._link.live())
 
@@ -196,6 +223,10 @@ class WorkerProcess:
         for held in self._running:
             # So that nothing of it does anything more.
             held.scope.is_lost = True
+            if isinstance(held.scope.streams, AttemptStreams):
+                for pipe in list(held.scope.streams._pipes):
+                    if isinstance(pipe, AsyncPipe) and pipe._pump_task is not None:
+                        pipe._pump_task.cancel()
         for task in list(self._tasks):
             task.cancel()
         self._simulation.worker_has_ended(self)
@@ -314,6 +345,7 @@ class UserCode:
         assert isinstance(buffer, RecordingBuffer)
         self.attempt = buffer.attempt
         self.attempt.label = self._label
+        self._streams = StreamCode(simulation, scope, self._label)
         self._tokens = 0
         self._mine = 0
         self._counted_before = metadata_number(scope, "count")
@@ -350,12 +382,14 @@ class UserCode:
         for _ in range(random.choice([0, 2, 5, 9])):
             self._write()
             self._look()
+            await self._streams.step()
             await self._pause()
             self._look()
         while self._children and random.random() < 0.7:
             await self._wait_for(self._children.pop())
             self._look()
         self._write()
+        await self._streams.step()
         if self._ends_random.random() < self._simulation.plan.crash:
             self._process.kill()
             await asyncio.sleep(0)
@@ -470,6 +504,11 @@ async def trigger(connection: Connection, task: str, request: TriggerRequest, re
             return (await connection.asend(call)).id
         except UnavailableError:
             await asyncio.sleep(0.3)
+
+
+def client_of_code() -> Any:
+    """The client of the code that asks for one."""
+    return SimpleNamespace(connection=_code.get()._process.connection)
 
 
 def metadata_number(scope: RunScope, key: str) -> Any:
