@@ -1,4 +1,4 @@
-"""Mistakes outside metadata, to be put into engine, worker and SDK, so that the simulation can be tested. Many were made before.
+"""Mistakes outside metadata, to be put into engine, worker, SDK, feed and client, so that the simulation can be tested. Many were made before.
 
 PYTHONPATH=tests python -m simulation --planted        finds each of them within 150 seeds
 """
@@ -12,9 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.engine import claiming, ending, logs, queues, reporting, rules, workers
+from milepost.client import calls
+from milepost.client.streams import ChunkFollower
+from milepost.engine import claiming, ending, logs, queues, reading, reporting, rules, workers
+from milepost.engine import streams as engine_streams
 from milepost.engine.commands import ReleaseLostRuns
 from milepost.engine.transaction import Transaction
+from milepost.feed import run_streams
+from milepost.feed.stream_topic import StreamTopic
 from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
 from milepost.model.retry import Retry
@@ -22,7 +27,11 @@ from milepost.model.run import AttemptEnd, RunStatus
 from milepost.sdk.attempt import Attempt
 from milepost.store import runs as run_store
 from milepost.store.database import Store
+from milepost.protocol.streams import StreamState
+from milepost.sdk.streams_attempt import AttemptStreams
+from milepost.server import streaming
 from milepost.worker.black_box import BlackBox
+from milepost.worker.chunk_book import ChunkBook, Part
 from milepost.worker.holding import Holding
 from milepost.worker.lease import Lease
 from milepost.worker.slots import Slots
@@ -513,6 +522,223 @@ def lines_of_logs_are_doubled(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+def _patch_add(patch: pytest.MonkeyPatch, change: Callable[[Any, Transaction], Any]) -> None:
+    """Change the parts of streams before they are stored."""
+    add = engine_streams._add
+
+    def changed(part: Any, source: Any, target: Any, transaction: Transaction, state: Any) -> Any:
+        return add(change(part, transaction), source, target, transaction, state)
+
+    patch.setattr(engine_streams, "_add", changed)
+
+
+def a_part_that_comes_twice_is_stored_twice(patch: pytest.MonkeyPatch) -> None:
+    """As if its numbers went on where the writer stands."""
+
+    def renumbered(part: Any, transaction: Transaction) -> Any:
+        writer = transaction.stream_writer(part.run_id, part.name, part.writer)
+        first = part.first if writer is None else max(part.first, writer.next_number)
+        return msgspec.structs.replace(part, first=first)
+
+    _patch_add(patch, renumbered)
+
+
+def the_last_chunk_of_a_large_part_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    """And acknowledged, by the server."""
+    rows_of = engine_streams._rows_of
+    patch.setattr(engine_streams, "_rows_of", lambda chunks: rows_of(chunks)[:3])
+
+
+def what_a_divided_part_leaves_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    """By the worker."""
+    give_back = ChunkBook._return
+
+    def forgetful(self: ChunkBook, writer: Any, chunks: Any) -> None:
+        give_back(self, writer, chunks)
+        writer.returned.popleft()
+
+    patch.setattr(ChunkBook, "_return", forgetful)
+
+
+def what_a_divided_part_leaves_changes_its_order(patch: pytest.MonkeyPatch) -> None:
+    give_back = ChunkBook._return
+    patch.setattr(
+        ChunkBook, "_return", lambda self, writer, chunks: give_back(self, writer, list(reversed(chunks)))
+    )
+
+
+def two_parts_of_a_writer_change_their_order(patch: pytest.MonkeyPatch) -> None:
+    """What was added last goes first when a request is full."""
+    take_part = ChunkBook._take_part
+
+    def turned(self: ChunkBook, writer: Any, *bounds: int) -> Any:
+        if len(writer.outlet.waiting) > 3:
+            writer.outlet.waiting.rotate(1)
+        return take_part(self, writer, *bounds)
+
+    patch.setattr(ChunkBook, "_take_part", turned)
+
+
+def an_index_is_left_out_for_each_new_writer(patch: pytest.MonkeyPatch) -> None:
+    save_stream = Transaction.save_stream
+
+    def with_gap(self: Transaction, row: Any, stream: Any, writer: Any, chunks: Any, *, has_ended: bool) -> None:
+        save_stream(self, row, stream, writer, chunks, has_ended=has_ended)
+        stream.next_index += has_ended and stream.next_index > 0
+
+    patch.setattr(Transaction, "save_stream", with_gap)
+
+
+def an_attempt_that_is_over_still_writes_its_streams(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(engine_streams, "holds", lambda row, worker_id, attempt: True)
+
+
+def a_run_that_has_ended_still_takes_chunks(patch: pytest.MonkeyPatch) -> None:
+    refusal = engine_streams._refusal
+
+    def heedless(*given: Any) -> Any:
+        found = refusal(*given)
+        return None if found is not None and found.code == "run_finished" else found
+
+    patch.setattr(engine_streams, "_refusal", heedless)
+
+
+def anyone_may_write_to_any_run(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(engine_streams, "is_ancestor", lambda run_id, row, transaction: True)
+
+
+def chunks_are_said_to_be_of_the_first_attempt(patch: pytest.MonkeyPatch) -> None:
+    row = engine_streams.ChunkRow
+
+    def first(run_id: str, name: str, index: int, count: int, at: int, attempt: int, data: bytes) -> Any:
+        return row(run_id, name, index, count, at, min(attempt, 1), data)
+
+    patch.setattr(engine_streams, "ChunkRow", first)
+
+
+def an_outcome_does_not_wait_for_its_streams(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ChunkBook, "is_clear", lambda self, scope: True)
+
+
+def writers_that_are_left_open_never_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(AttemptStreams, "_end_writers", lambda self, error: None)
+    patch.setattr(ChunkBook, "end", lambda self, scope: self.stop(scope, "the attempt has ended", "lost"))
+
+
+def an_end_goes_before_the_last_chunks(patch: pytest.MonkeyPatch) -> None:
+    """If the server did not take them together."""
+    divide = ChunkBook.divide
+
+    def with_end(self: ChunkBook, part: Part) -> bool:
+        end = part.end
+        is_smaller = divide(self, part)
+        part.end = end
+        return is_smaller
+
+    patch.setattr(ChunkBook, "divide", with_end)
+
+
+def the_error_of_a_source_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    _patch_add(
+        patch,
+        lambda part, transaction: part
+        if part.end is None
+        else msgspec.structs.replace(part, end=msgspec.structs.replace(part.end, error=None)),
+    )
+
+
+def a_stream_ends_with_the_first_of_its_writers(patch: pytest.MonkeyPatch) -> None:
+    state_of = engine_streams.state_of
+
+    def hasty(writers: Any, *, run_has_finished: bool) -> Any:
+        ended = [writer for writer in writers if writer.has_ended and writer.error is None]
+        if ended and not run_has_finished:
+            return StreamState.ENDED, None
+        return state_of(writers, run_has_finished=run_has_finished)
+
+    patch.setattr(reading, "state_of", hasty)
+
+
+def the_writer_of_an_attempt_that_died_counts_as_ended(patch: pytest.MonkeyPatch) -> None:
+    state_of = engine_streams.state_of
+
+    def early(writers: Any, *, run_has_finished: bool) -> Any:
+        told = [msgspec.structs.replace(one, has_ended=one.has_ended or not one.is_alive) for one in writers]
+        return state_of(told, run_has_finished=run_has_finished)
+
+    patch.setattr(reading, "state_of", early)
+
+
+def _patch_reader(patch: pytest.MonkeyPatch, offset: int) -> None:
+    """A reader that comes back begins elsewhere, and takes what comes."""
+    read_stream = calls.read_stream
+    take = ChunkFollower.take
+
+    def elsewhere(run_id: str, key: str, *, start: int | None) -> Any:
+        return read_stream(run_id, key, start=start + offset if start else start)
+
+    def heedless(self: ChunkFollower, event: str, data: bytes) -> None:
+        if event == "batch" and self.position is not None:
+            first: int = msgspec.json.decode(data)["records"][0]["seq_num"]
+            if first == self.position + offset:
+                self.position = first
+        take(self, event, data)
+
+    patch.setattr(calls, "read_stream", elsewhere)
+    patch.setattr(ChunkFollower, "take", heedless)
+
+
+def a_reader_that_comes_back_leaves_one_out(patch: pytest.MonkeyPatch) -> None:
+    _patch_reader(patch, 1)
+
+
+def a_reader_that_comes_back_sees_one_twice(patch: pytest.MonkeyPatch) -> None:
+    _patch_reader(patch, -1)
+
+
+def chunks_whose_announcement_got_lost_are_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    """And readers take the next ones for them."""
+    after = StreamTopic.after
+
+    def heedless(self: StreamTopic, position: int) -> Any:
+        if self._recent and position < self._recent[0].first_index:
+            position = self._recent[0].first_index
+        return after(self, position)
+
+    patch.setattr(StreamTopic, "after", heedless)
+    patch.setattr(ChunkFollower, "take", _take_any)
+
+
+def _take_any(self: ChunkFollower, event: str, data: bytes) -> None:
+    if event == "batch":
+        self.position = msgspec.json.decode(data)["records"][0]["seq_num"]
+    _TAKE(self, event, data)
+
+
+_TAKE = ChunkFollower.take
+
+
+def the_end_of_a_run_is_told_before_its_last_chunks(patch: pytest.MonkeyPatch) -> None:
+    follow_run = run_streams._Watch.follow_run
+
+    async def hasty(self: Any, *, is_complete: bool) -> None:
+        self._streams, kept = {}, self._streams
+        try:
+            await follow_run(self, is_complete=True)
+        finally:
+            self._streams = kept
+
+    patch.setattr(run_streams._Watch, "follow_run", hasty)
+
+
+def what_is_sent_again_to_a_run_is_stored_again(patch: pytest.MonkeyPatch) -> None:
+    counts = iter(range(10**9))
+    patch.setattr(streaming, "_request_id", lambda request: f"{next(counts)}")
+
+
 def many_runs(plan: Plan) -> None:
     plan.roots, plan.runs_max, plan.workers, plan.children = 5, 12, 1, 4
 
@@ -552,6 +778,37 @@ def processes_die(plan: Plan) -> None:
     many_runs(plan)
     plan.pause_seconds_max, plan.chaos_seconds = 4.0, 8.0
     plan.troubles += ["kill_worker"] * 6
+
+
+def streams_are_long(plan: Plan) -> None:
+    plan.streams, plan.stream_readers, plan.stream_subscribers, plan.input_senders = 0.9, 3, 1, 2
+
+
+def many_runs_have_streams(plan: Plan) -> None:
+    many_runs(plan)
+    streams_are_long(plan)
+
+
+def chunks_are_large(plan: Plan) -> None:
+    streams_are_long(plan)
+    plan.chunk_sizes, plan.body_bytes_max, plan.chunk_row_bytes_max = [30, 100], 1500, 100
+
+
+def chunks_come_twice(plan: Plan) -> None:
+    streams_are_long(plan)
+    plan.faults.repeat = plan.faults.lose_reply = 0.3
+
+
+def streams_of_lost_attempts(plan: Plan) -> None:
+    many_leases_are_lost(plan)
+    streams_are_long(plan)
+    plan.retry = Retry(max_attempts=4, min_delay_seconds=0.1)
+
+
+def readers_come_back(plan: Plan) -> None:
+    streams_are_long(plan)
+    plan.faults.cut = 0.3
+    plan.troubles += ["cut_streams", "lose_announcements"] * 3
 
 
 PLANTS: list[Planted] = [
@@ -596,4 +853,25 @@ PLANTS: list[Planted] = [
     Planted(on_failure_runs_before_each_retry, seed=0),
     Planted(on_complete_is_forgotten, seed=0),
     Planted(lines_of_logs_are_doubled, seed=0),
+    Planted(a_part_that_comes_twice_is_stored_twice, seed=2, adjust=chunks_come_twice),
+    Planted(the_last_chunk_of_a_large_part_is_dropped, seed=1, adjust=chunks_are_large),
+    Planted(what_a_divided_part_leaves_is_dropped, seed=1, adjust=chunks_are_large),
+    Planted(what_a_divided_part_leaves_changes_its_order, seed=1, adjust=chunks_are_large),
+    Planted(two_parts_of_a_writer_change_their_order, seed=0, adjust=streams_are_long),
+    Planted(an_index_is_left_out_for_each_new_writer, seed=0, adjust=streams_are_long),
+    Planted(an_attempt_that_is_over_still_writes_its_streams, seed=26, adjust=streams_of_lost_attempts),
+    Planted(a_run_that_has_ended_still_takes_chunks, seed=0, adjust=chunks_come_twice),
+    Planted(anyone_may_write_to_any_run, seed=0, adjust=many_runs_have_streams),
+    Planted(chunks_are_said_to_be_of_the_first_attempt, seed=0, adjust=streams_of_lost_attempts),
+    Planted(an_outcome_does_not_wait_for_its_streams, seed=0, adjust=streams_are_long),
+    Planted(writers_that_are_left_open_never_end, seed=0, adjust=streams_are_long),
+    Planted(an_end_goes_before_the_last_chunks, seed=1, adjust=chunks_are_large),
+    Planted(the_error_of_a_source_is_forgotten, seed=0, adjust=streams_are_long),
+    Planted(a_stream_ends_with_the_first_of_its_writers, seed=0, adjust=streams_are_long),
+    Planted(the_writer_of_an_attempt_that_died_counts_as_ended, seed=24, adjust=streams_of_lost_attempts),
+    Planted(a_reader_that_comes_back_leaves_one_out, seed=0, adjust=readers_come_back),
+    Planted(a_reader_that_comes_back_sees_one_twice, seed=0, adjust=readers_come_back),
+    Planted(chunks_whose_announcement_got_lost_are_told_to_nobody, seed=14, adjust=readers_come_back),
+    Planted(the_end_of_a_run_is_told_before_its_last_chunks, seed=2, adjust=readers_come_back),
+    Planted(what_is_sent_again_to_a_run_is_stored_again, seed=2, adjust=chunks_come_twice),
 ]

@@ -16,6 +16,11 @@ from simulation.oracle import said_by
 from simulation.records import Attempt, Records
 from simulation.watch import FINAL, Watch
 
+SUCCESS = ["on_success", "on_complete"]
+FAILURE = ["catch_error", "on_failure", "on_complete"]
+RETRY = ["catch_error"]
+HOOKS_AT_ENDS = (SUCCESS, FAILURE, RETRY)
+
 
 class RunOracle:
     """Judges the runs of one simulation. Raises AssertionError."""
@@ -87,9 +92,14 @@ class RunOracle:
                 continue
             if is_first and not may_be_first:
                 is_first = "on_start" in hooks
-            expected = ["on_start_attempt", *(["on_start"] if is_first else []), *_hooks_at_end(attempt)]
-            if attempt.outcome is None or attempt.is_over_early:
-                # Its process has died, or nobody has heard the rest.
+            begin = ["on_start_attempt", *(["on_start"] if is_first else [])]
+            expected = [*begin, *_hooks_at_end(attempt)]
+            if attempt.outcome is None:
+                # Its process has died: while the code ran, or while the end waited for its streams.
+                possible = [[*begin, *end][: len(hooks)] for end in HOOKS_AT_ENDS]
+                assert hooks in possible, f"{attempt} has run {hooks}"
+            elif attempt.is_over_early:
+                # Nobody has heard the rest.
                 assert hooks == expected[: len(hooks)], f"{attempt} has run {hooks} instead of {expected}"
             else:
                 assert hooks == expected, f"{attempt} has run {hooks} instead of {expected}"
@@ -139,8 +149,7 @@ def _has_returned(attempt: Attempt) -> bool:
 def _hooks_at_end(attempt: Attempt) -> list[str]:
     outcome: Outcome | None = attempt.outcome
     if outcome is None:
-        # Any of these may have been under way.
         return []
     if outcome.error is None:
-        return ["on_success", "on_complete"]
-    return ["catch_error", *([] if outcome.retry_after_ms is not None else ["on_failure", "on_complete"])]
+        return SUCCESS
+    return FAILURE if outcome.retry_after_ms is None else RETRY

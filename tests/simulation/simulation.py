@@ -112,7 +112,7 @@ class Plan:
         # The runs' own limits of attempts.
         self.max_attempts = random.choice([[None], [None], [None, 1, 3]])
         # How likely it is at each step that the code does something with a stream, and how many readers and senders there are.
-        self.streams = random.choice([0.0, 0.3, 0.8])
+        self.streams = random.choice([0.0, 0.0, 0.0, 0.3, 0.8])
         self.stream_readers = random.choice([0, 1, 2, 3]) if self.streams else 0
         self.stream_subscribers = random.choice([0, 0, 1]) if self.streams else 0
         self.input_senders = random.choice([0, 0, 1, 2]) if self.streams else 0

@@ -15,9 +15,6 @@ from simulation.stream_code import Writer
 from simulation.stream_watch import Place
 from simulation.watch import FINAL, Watch
 
-# Why the chunks of a writer may not have been stored: the attempt was over, or the worker.
-_ENDS_OF_ATTEMPTS = ("lost", "worker_ended")
-
 
 class StreamOracle:
     """Judges the streams of one simulation. Raises AssertionError.
@@ -133,14 +130,12 @@ class StreamOracle:
             assert target is not None and target.status in FINAL, what
         elif reason in ("stream_too_large", "too_large"):
             assert self._has_small_limits, what
-        elif reason == "lost":
-            # Its last report was not heard in time, or its process has ended.
-            attempt = writer.attempt
-            gone = attempt.is_over_early or attempt.was_killed or attempt.process in self._records.gone
-            row = self._watch.rows[attempt.run_id]
-            assert gone or row.attempt != attempt.number or attempt.outcome is not None, what
         else:
-            assert reason == "worker_ended", what
+            # Its last report was not heard in time, or its process has ended. All is stored of an attempt whose outcome is.
+            assert reason in ("lost", "worker_ended"), what
+            attempt = writer.attempt
+            ends = [end for end in self._watch.ledgers[attempt.run_id].ends if end.number == attempt.number]
+            assert not any(end.ends & {"returned", "raised"} for end in ends), what
 
     # --- ends ----------------------------------------------------------------------------------------------------
 
