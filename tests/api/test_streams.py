@@ -297,6 +297,54 @@ def test_the_official_client_writes(served: Served, run: dict[str, Any]) -> None
         assert values(records.batch()) == ["raw text part"]
 
 
+def test_other_content_under_an_id_that_was_used_is_refused(served: Served, run: dict[str, Any]) -> None:
+    """The same content is answered as it was at first, and stored once."""
+    base = f"/realtime/v1/streams/{run['id']}"
+
+    def post(path: str, body: Any, **headers: str) -> Answer:
+        return served.call("POST", base + path, body, headers={**JSON, **headers})
+
+    def refused(answer: Answer, header: str) -> None:
+        assert (answer.status, answer.json["code"], answer.json["field"]) == (409, "conflict", header)
+        assert header in answer.json["error"]
+
+    request_id = "x-trigger-request-idempotency-key"
+    for path, header, first, other in [
+        ("/input/approvals", request_id, {"data": 1}, {"data": 2}),
+        ("/self/parts/append", "x-part-id", b"one", b"two"),
+        ("/self/parts/append", request_id, b"three", b"four"),
+        ("/self/lines", "x-client-id", b"1\n2\n3\n", b"1\n4\n3\n"),
+    ]:
+        for _ in range(2):
+            assert post(path, first, **{header: "r1"}).status == 200
+        refused(post(path, other, **{header: "r1"}), header)
+        assert post(path, first, **{header: "r1"}).status == 200
+    # Another one that is shorter, or longer, begins otherwise, or comes in several portions; and the id of those that give none.
+    client = {"x-client-id": "r1"}
+    for lines in (b"1\n2\n", b"2\n1\n3\n", b"1\n2\n4\n5\n", b"", iter([b"1\n", b"2\n", b"4\n"])):
+        answer = served.call(
+            "POST",
+            f"{base}/self/lines",
+            lines,
+            headers={**JSON, **client},
+            chunked=not isinstance(lines, bytes),
+        )
+        refused(answer, "x-client-id")
+    assert post("/self/lines", iter([b"1\n2", b"\n", b"3"]), **client).status == 200
+    assert post("/self/log", b"1\n").status == 200
+    refused(post("/self/log", b"2\n"), "x-client-id")
+    # One that broke off goes on with the rest, or with all of it.
+    assert post("/self/lines", b"4", **client, **{"x-resume-from-chunk": "3"}).status == 409
+    for path, expected in [
+        ("/lines", [1, 2, 3]),
+        ("/parts", ["one", "three"]),
+        ("/log", [1]),
+        ("/input/approvals", ["1"]),
+    ]:
+        with reading(served, base + path) as records:
+            assert values(records.batch()) == expected
+
+
 def test_what_an_outside_writer_may_not_do(served: Served, worker: HttpWorker, run: dict[str, Any]) -> None:
     path = f"/realtime/v1/streams/{run['id']}/self/out"
 

@@ -127,6 +127,19 @@ def test_a_stream_ends_with_its_writers(world: World, worker: WorkerDouble, run:
     assert state(world, run.id) == (StreamState.FAILED, "no paper")
 
 
+def test_the_writer_that_wrote_last_says_how_a_stream_stands_whatever_the_clock(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    add(worker, run, part(run.id, 1, writer="b", end=WriterEnd("no ink")))
+    world.clock.advance(-365 * 86400)
+    add(worker, run, part(run.id, 2, writer="a", end=WriterEnd()))
+    assert state(world, run.id) == (StreamState.ENDED, None)
+    add(worker, run, part(run.id, 3, writer="c", end=WriterEnd("no paper")))
+    add(worker, run, part(run.id, 4, writer="B", end=WriterEnd()))
+    worker.finish(run)
+    assert state(world, run.id) == (StreamState.ENDED, None)
+
+
 def test_an_attempt_that_died_leaves_the_stream_to_the_next_one(world: World) -> None:
     worker = WorkerDouble(world, "worker_1", WorkerTask(id="work", queue="q", retry=NO_RETRY))
     world.trigger(max_attempts=2)

@@ -585,7 +585,9 @@ def two_parts_of_a_writer_change_their_order(patch: pytest.MonkeyPatch) -> None:
 def an_index_is_left_out_for_each_new_writer(patch: pytest.MonkeyPatch) -> None:
     save_stream = Transaction.save_stream
 
-    def with_gap(self: Transaction, row: Any, stream: Any, writer: Any, chunks: Any, *, has_ended: bool) -> None:
+    def with_gap(
+        self: Transaction, row: Any, stream: Any, writer: Any, chunks: Any, *, has_ended: bool
+    ) -> None:
         save_stream(self, row, stream, writer, chunks, has_ended=has_ended)
         stream.next_index += has_ended and stream.next_index > 0
 
@@ -644,9 +646,11 @@ def an_end_goes_before_the_last_chunks(patch: pytest.MonkeyPatch) -> None:
 def the_error_of_a_source_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     _patch_add(
         patch,
-        lambda part, transaction: part
-        if part.end is None
-        else msgspec.structs.replace(part, end=msgspec.structs.replace(part.end, error=None)),
+        lambda part, transaction: (
+            part
+            if part.end is None
+            else msgspec.structs.replace(part, end=msgspec.structs.replace(part.end, error=None))
+        ),
     )
 
 

@@ -405,7 +405,7 @@ class Simulation:
         for at, kind in times:
             await asyncio.sleep(1000 + at - self.loop.time())
             self.note("trouble", kind)
-            (TROUBLES | OTHER_TROUBLES)[kind](self)
+            TROUBLES[kind](self)
         await asyncio.sleep(1000 + plan.chaos_seconds - self.loop.time())
         self._calm_down()
         while not all(task.done() for task in self._users):
@@ -658,8 +658,5 @@ TROUBLES: dict[str, Callable[[Simulation], None]] = {
     "freeze_all": _freeze_all,
     "sleep": _sleep,
     "hold_the_lock": _hold_the_lock,
-}
-# Those that no seed draws by itself.
-OTHER_TROUBLES: dict[str, Callable[[Simulation], None]] = {
     "restart_with_another_clock": _restart_with_another_clock,
 }

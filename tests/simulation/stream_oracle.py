@@ -32,7 +32,9 @@ class StreamOracle:
             name: writer for attempt in records.attempts for name, writer in attempt.writers.items()
         }
         with store.read() as connection:
-            self._streams = {(row.run_id, row.name): row for row in connection.execute(select(schema.streams))}
+            self._streams = {
+                (row.run_id, row.name): row for row in connection.execute(select(schema.streams))
+            }
             self._rows = connection.execute(
                 select(schema.chunks).order_by(
                     schema.chunks.c.run_id, schema.chunks.c.name, schema.chunks.c.first_index
@@ -89,25 +91,39 @@ class StreamOracle:
         for index, (attempt, text) in enumerate(self._chunks[place]):
             assert text in sources, f"nobody has written {text!r} to {place}"
             writer, number = sources[text]
-            assert number == counts[writer], f"{place} has at {index} chunk {number} of {writer} in place of {counts[writer]}"
+            assert number == counts[writer], (
+                f"{place} has at {index} chunk {number} of {writer} in place of {counts[writer]}"
+            )
             counts[writer] += 1
-            assert attempt == writer.attempt.number, f"chunk {index} of {place} is said to be of attempt {attempt}, not of {writer}"
+            assert attempt == writer.attempt.number, (
+                f"chunk {index} of {place} is said to be of attempt {attempt}, not of {writer}"
+            )
 
     def _judge_writer(self, writer: Writer) -> None:
         """What was acknowledged is stored, and what was not stored is missing for a reason."""
         row = self._watch.streams.writers.get((*writer.place, writer.outlet.writer))
         stored = 0 if row is None else row.next_number
         stopped = writer.outlet._stopped
-        assert stored >= writer.acknowledged, f"{stored} of {writer.acknowledged} acknowledged chunks are stored of {writer}"
-        assert stored <= len(writer.chunks), f"{stored} chunks are stored of {writer}, which has written {len(writer.chunks)}"
+        assert stored >= writer.acknowledged, (
+            f"{stored} of {writer.acknowledged} acknowledged chunks are stored of {writer}"
+        )
+        assert stored <= len(writer.chunks), (
+            f"{stored} chunks are stored of {writer}, which has written {len(writer.chunks)}"
+        )
         if row is not None:
-            assert (row.source_id, row.attempt) == (writer.attempt.run_id, writer.attempt.number), f"{row} is of {writer}"
+            assert (row.source_id, row.attempt) == (writer.attempt.run_id, writer.attempt.number), (
+                f"{row} is of {writer}"
+            )
         if row is not None and row.has_ended:
             end = writer.outlet.end
             assert end is not None, f"{writer} has not ended, and {row} says so"
             assert end.error == row.error, f"{writer} has ended by {end.error!r}, and {row} says otherwise"
-            assert stored == len(writer.chunks), f"{writer} has ended with {len(writer.chunks)} chunks, and {stored} are stored"
-        assert not writer.end_is_acknowledged or (row is not None and row.has_ended), f"the end of {writer} is missing"
+            assert stored == len(writer.chunks), (
+                f"{writer} has ended with {len(writer.chunks)} chunks, and {stored} are stored"
+            )
+        assert not writer.end_is_acknowledged or (row is not None and row.has_ended), (
+            f"the end of {writer} is missing"
+        )
         if not self._may_write(writer):
             assert row is None, f"{writer} was stored, and may not write there"
         if stopped is not None:
@@ -155,8 +171,12 @@ class StreamOracle:
         place = seen.run_id, seen.name
         chunks = self._chunks.get(place, [])
         first = seen.first if seen.first is not None else len(chunks)
-        expected = [(index, *chunks[index]) for index in range(first, min(len(chunks), first + len(seen.chunks)))]
-        assert seen.chunks == expected, f"{seen.reader} has read {seen.chunks} from {place}, which has {expected}"
+        expected = [
+            (index, *chunks[index]) for index in range(first, min(len(chunks), first + len(seen.chunks)))
+        ]
+        assert seen.chunks == expected, (
+            f"{seen.reader} has read {seen.chunks} from {place}, which has {expected}"
+        )
         if seen.is_whole:
             assert len(seen.chunks) == len(chunks), (
                 f"{seen.reader} has seen the end of {seen.run_id}, and {len(seen.chunks)} of {len(chunks)} chunks of {place}"
@@ -168,8 +188,15 @@ class StreamOracle:
         if place not in self._streams:
             # Nobody has ever written to it, and the run has ended.
             known = {(0, "ended", None)}
-        found = {end for end in known if end[1:] == (state, error) and (end[0] == count or end[0] < first == count or seen.first is None)}
-        assert found, f"{seen.reader} was told that {place} has ended as {seen.end}, and it has stood so: {known}"
+        found = {
+            end
+            for end in known
+            if end[1:] == (state, error)
+            and (end[0] == count or end[0] < first == count or seen.first is None)
+        }
+        assert found, (
+            f"{seen.reader} was told that {place} has ended as {seen.end}, and it has stood so: {known}"
+        )
 
     # --- inputs --------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def read_stream(user: User, run_id: str) -> None:
-    """Read a stream to its end: from anywhere, early or late, slow or quick, by one reader or by several that go on one after the other."""
+    """Read a stream to its end: from anywhere, early or late, slow or quick, by one reader or several that follow each other."""
     random, simulation = user.random, user.simulation
     await asyncio.sleep(random.choice([0.0, 0.0, random.uniform(0, simulation.plan.chaos_seconds)]))
     key = random.choice(KEYS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from simulation.watch import Row
 
 FINAL = ("COMPLETED", "FAILED")
-# The run was taken away, or its process has gone: the code was told, and nothing of it counts.
+# The run, and the name of the stream in the store.
 Place = tuple[str, str]
 
 
@@ -32,6 +32,7 @@ class WriterRow(NamedTuple):
     next_number: int
     has_ended: int
     error: str | None
+    updated_at: int
 
 
 _SELECT_WRITERS = f"SELECT {', '.join(WriterRow._fields)} FROM stream_writers"
@@ -63,8 +64,9 @@ class StreamWatch:
             return
         if not self.writers.keys() <= found.keys():
             self._fail("a writer of a stream has vanished")
-        # In one group, which is one moment, the name decides.
-        changed = sorted(key for key, row in found.items() if self.writers.get(key) != row)
+        # Which of one group came last can only be known from what is stored.
+        changed = [key for key, row in found.items() if self.writers.get(key) != row]
+        changed.sort(key=lambda key: found[key].updated_at)
         for key in changed:
             self._judge_change(self.writers.get(key), found[key], before, now)
             writers = self._by_stream[key[:2]]
@@ -85,7 +87,9 @@ class StreamWatch:
             self._fail(f"{new} has gone on from {old}")
         if new.source_id is not None:
             rows = (before.get(new.source_id), now.get(new.source_id))
-            if not any(row is not None and row.holder is not None and row.attempt == new.attempt for row in rows):
+            if not any(
+                row is not None and row.holder is not None and row.attempt == new.attempt for row in rows
+            ):
                 self._fail(f"{new} has written, and attempt {new.attempt} of {new.source_id} is over: {rows}")
 
     def _note_end(self, place: Place, runs: Mapping[str, Row]) -> None:
@@ -95,9 +99,9 @@ class StreamWatch:
         if runs[place[0]].status in FINAL:
             self.ends[place].add((self.counts[place], "failed" if last.error else "ended", last.error))
             return
-        if last.error is None and last.has_ended:
-            if not any(self._is_at_work(writer, runs) for writer in writers):
-                self.ends[place].add((self.counts[place], "ended", None))
+        is_open = any(self._is_at_work(writer, runs) for writer in writers)
+        if last.error is None and last.has_ended and not is_open:
+            self.ends[place].add((self.counts[place], "ended", None))
 
     def _is_at_work(self, writer: WriterRow, runs: Mapping[str, Row]) -> bool:
         if writer.has_ended:
@@ -115,6 +119,8 @@ class StreamWatch:
             row = self.writers.get((*writer.place, writer.outlet.writer))
             stored = 0 if row is None else row.next_number
             if stored != len(writer.chunks):
-                self._fail(f"{attempt} has ended, and of {len(writer.chunks)} chunks of {writer} {stored} are stored")
+                self._fail(
+                    f"{attempt} has ended, and of {len(writer.chunks)} chunks of {writer} {stored} are stored"
+                )
             elif row is None or not row.has_ended:
                 self._fail(f"{attempt} has ended, and {writer} has not")

@@ -175,6 +175,7 @@ class Written(msgspec.Struct, frozen=True):
     """Chunks of one writer for one stream, as they can be stored; see `StreamPart`.
 
     `name` is the stream's name in the store, `chunks` are JSON texts without line feeds. `fault` says why nothing of it can be stored.
+    `checksum_before` is that of all chunks before these as the sender has them: what is stored has to be the same. None: unknown.
     """
 
     run_id: str
@@ -184,6 +185,7 @@ class Written(msgspec.Struct, frozen=True):
     chunks: Sequence[bytes] = ()
     end: WriterEnd | None = None
     fault: PartReply | None = None
+    checksum_before: int | None = None
 
 
 class AttemptWritten(msgspec.Struct, frozen=True):

@@ -75,7 +75,8 @@ def _add(
     writer = transaction.stream_writer(target.id, part.name, part.writer)
     source_id, attempt = (source.id, source.attempt) if source is not None else (None, 0)
     if writer is None:
-        writer = WriterRow(target.id, part.name, part.writer, source_id, attempt)
+        checksum = 0 if source is None else None
+        writer = WriterRow(target.id, part.name, part.writer, source_id, attempt, checksum=checksum)
     elif (writer.source_id, writer.attempt) != (source_id, attempt):
         message = (
             f"another one writes to the stream under the name {part.writer!r}: choose a name of your own"
@@ -86,6 +87,9 @@ def _add(
             f"the next chunk of this writer is number {writer.next_number:,}, and {part.first:,} was sent"
         )
         return PartReply(next=writer.next_number, code="chunk_gap", message=message)
+    if _says_something_else(part, writer):
+        message = f"the writer {part.writer!r} has sent other chunks under the same numbers"
+        return PartReply(next=writer.next_number, code="other_content", message=message)
     fresh = part.chunks[writer.next_number - part.first :]
     ends = part.end is not None and not writer.has_ended
     if stream is not None and not fresh and not ends:
@@ -97,7 +101,10 @@ def _add(
     now = transaction.now
     if stream is None:
         stream = StreamRow(target.id, part.name, created_at=now)
-    stream.updated_at = writer.updated_at = now
+    # By this the writers of a stream are in order, also when the clock is set back.
+    stream.updated_at = writer.updated_at = max(now, stream.updated_at + 1)
+    if writer.checksum is not None:
+        writer.checksum = stream_store.checksum_of(fresh, writer.checksum)
     if part.end is not None:
         writer.has_ended = 1
         writer.error = part.end.error and _storable(part.end.error)
@@ -110,6 +117,17 @@ def _add(
         writer.next_number += len(chunks)
     transaction.save_stream(target, stream, writer, rows, has_ended=ends)
     return PartReply(next=writer.next_number)
+
+
+def _says_something_else(part: Written, writer: WriterRow) -> bool:
+    """Whether chunks that were sent before are other ones now."""
+    stored_count = writer.next_number - part.first
+    if part.checksum_before is None or writer.checksum is None:
+        return False
+    if stored_count > len(part.chunks):
+        # The next part may reach as far, unless this was the last.
+        return part.end is not None
+    return stream_store.checksum_of(part.chunks[:stored_count], part.checksum_before) != writer.checksum
 
 
 def _refusal(

@@ -40,7 +40,7 @@ from milepost.protocol.streams import (
 from milepost.reading.reader import Reader
 from milepost.server import access, requests
 from milepost.server.auth import caller_of
-from milepost.store.streams import INPUT, OUTPUT, TAKEN
+from milepost.store.streams import INPUT, OUTPUT, TAKEN, checksum_of
 
 IDLE_SECONDS_MAX = 600
 WRITER_CHARACTERS_MAX = 200
@@ -124,14 +124,16 @@ class Streaming:
                 f"request/{_request_id(request)}",
                 0,
                 [text],
+                checksum_before=0,
             ),
+            REQUEST_ID_HEADER,
         )
         return InputResponse()
 
     async def create_stream(self, request: Request) -> Any:
         """Make a stream known."""
         run_id = await self._target(request)
-        await self._store(request, Written(run_id, _name(request, OUTPUT), "created", 0, ()))
+        await self._store(request, Written(run_id, _name(request, OUTPUT), "created"), REQUEST_ID_HEADER)
         return StreamCreated()
 
     async def append_chunk(self, request: Request) -> Any:
@@ -142,12 +144,13 @@ class Streaming:
             text = msgspec.json.encode(content.decode())
         except UnicodeDecodeError as error:
             raise BadRequestError(f"the chunk is not UTF-8: {error}", field="body") from None
-        writer = request.headers.get("x-part-id") or _request_id(request)
+        part_id = request.headers.get("x-part-id")
+        writer = f"part/{_writer(part_id)}" if part_id else f"request/{_request_id(request)}"
+        chunks = [_chunk(text, "the chunk")]
         await self._store(
             request,
-            Written(
-                run_id, _name(request, OUTPUT), f"part/{_writer(writer)}", 0, [_chunk(text, "the chunk")]
-            ),
+            Written(run_id, _name(request, OUTPUT), writer, 0, chunks, checksum_before=0),
+            "x-part-id" if part_id else REQUEST_ID_HEADER,
         )
         return InputResponse()
 
@@ -169,12 +172,17 @@ class Streaming:
                 f"x-resume-from-chunk is a number from 0, not {first!r:.60}", field="x-resume-from-chunk"
             )
         number, rest, lines, size = int(first), b"", list[bytes](), 0
+        # Of a writer that goes on, what came before is not known here.
+        checksum = 0 if number == 0 else None
 
         async def store(end: WriterEnd | None = None) -> None:
-            nonlocal number, lines, size
+            nonlocal number, lines, size, checksum
             texts, lines, size = lines, [], 0
-            await self._store(request, Written(run_id, name, writer, number, texts, end))
+            part = Written(run_id, name, writer, number, texts, end, checksum_before=checksum)
+            await self._store(request, part, "x-client-id")
             number += len(texts)
+            if checksum is not None:
+                checksum = checksum_of(texts, checksum)
 
         # A writer whose connection breaks comes back, and goes on behind what is stored.
         async for content in request.stream():
@@ -194,12 +202,12 @@ class Streaming:
         await store(WriterEnd())
         return InputResponse()
 
-    async def _store(self, request: Request, part: Written) -> PartReply:
+    async def _store(self, request: Request, part: Written, id_header: str) -> None:
+        """Store chunks of the writer whose id is in this header."""
         attempt = access.attempt_of(caller_of(request), request)
         reply: PartReply = await self._submit(AddOutsideChunks(part, attempt))
         if reply.code is not None:
-            raise _refused(reply)
-        return reply
+            raise _refused(reply, id_header)
 
     async def _target(self, request: Request) -> str:
         """The run whose stream it is: the one of the path, its parent or its root."""
@@ -324,7 +332,12 @@ def _idle_seconds(request: Request) -> float | None:
     return float(text)
 
 
-def _refused(reply: PartReply) -> MilepostError:
+def _refused(reply: PartReply, id_header: str) -> MilepostError:
+    if reply.code == "other_content":
+        return ConflictError(
+            f"the id in {id_header} was used for something else: whatever is sent anew needs an id of its own",
+            field=id_header,
+        )
     if reply.code == "run_finished":
         # As the official clients expect it (protocol, section 8.2).
         return BadRequestError(reply.message)

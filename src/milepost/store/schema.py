@@ -320,6 +320,8 @@ stream_writers = Table(
     # Why its source has failed.
     Column("error", Text),
     Column("updated_at", BigInteger, nullable=False),
+    # Of all chunks of a writer from outside.
+    Column("checksum", BigInteger),
     sqlite_with_rowid=False,
 )
 

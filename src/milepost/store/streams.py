@@ -1,5 +1,6 @@
 """Streams of runs: chunks in order, and how far each writer has come."""
 
+import zlib
 from collections.abc import Collection, Iterable
 
 import msgspec
@@ -29,7 +30,7 @@ class StreamRow(msgspec.Struct, gc=False):
 
 class WriterRow(msgspec.Struct, gc=False):
     """A writer of a stream. `next_number` is the number of its first chunk that is not stored; `source_id` is the run whose attempt
-    it is part of."""
+    it is part of. `checksum` is that of all chunks of a writer from outside; None where it is not known."""
 
     run_id: str
     name: str
@@ -40,6 +41,7 @@ class WriterRow(msgspec.Struct, gc=False):
     has_ended: int = 0
     error: str | None = None
     updated_at: int = 0
+    checksum: int | None = None
 
 
 class ChunkRow(msgspec.Struct, gc=False):
@@ -94,7 +96,8 @@ _SAVE_WRITERS = Statement(
     _NEW_WRITERS.on_conflict_do_update(
         index_elements=["run_id", "name", "writer"],
         set_={
-            name: _NEW_WRITERS.excluded[name] for name in ("next_number", "has_ended", "error", "updated_at")
+            name: _NEW_WRITERS.excluded[name]
+            for name in ("next_number", "has_ended", "error", "updated_at", "checksum")
         },
     ),
     _WRITER_NAMES,
@@ -124,6 +127,13 @@ _CHUNKS_FROM = Statement(
     .limit(bindparam("rows")),
     ["run", "stream", "start", "rows"],
 )
+
+
+def checksum_of(chunks: Iterable[bytes], before: int = 0) -> int:
+    """The checksum of all chunks of a writer, of what it was before these."""
+    for chunk in chunks:
+        before = zlib.crc32(b"\n", zlib.crc32(chunk, before))
+    return before
 
 
 def load_stream(connection: Connection, run_id: str, name: str) -> StreamRow | None:
