@@ -22,6 +22,7 @@ def test_a_few_seconds_of_torture() -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "lost 0  doubled 0  reordered 0  backwards 0" in ended.stdout
     assert "wrong output 0  executed twice 0  charged without cause 0  orphan 0  stuck 0" in ended.stdout
+    assert "chunks lost 0  chunks doubled 0  chunks reordered 0  gaps 0" in ended.stdout
     assert "server killed" in ended.stdout
     left = [
         child for child in psutil.Process().children(recursive=True) if "milepost" in str(child.cmdline())

@@ -15,7 +15,7 @@ from milepost.protocol.work import log_line_size
 from milepost.reading.reader import Reader
 from milepost.store import schema
 from milepost.store.database import Store
-from simulation.records import Attempt, Group, Records, Sent, outcome_of
+from simulation.records import Attempt, Group, Records, Sent, line_size, outcome_of
 from simulation.worker import LOGGER
 
 _exactly = msgspec.json.Encoder(order="sorted").encode
@@ -291,9 +291,8 @@ class Oracle:
         assert len(said) <= len(stored) + sum(counted) <= len(said) + own, (
             f"{len(said)} lines were logged in {attempts[0]}, {len(stored)} are there and {counted} were left out"
         )
-        if sum(len(line.encode()) * 6 + 100 for line in said) < min(
-            self._log_bytes_max // 2, self._lines_wait_max
-        ):
+        size = sum(map(line_size, said)) + self._records.told_bytes[run_id, number]
+        if size < min(self._log_bytes_max // 2, self._lines_wait_max):
             needless = [
                 line for line in lines if LEFT_OUT.match(line.message) and "not take" not in line.message
             ]

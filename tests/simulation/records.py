@@ -197,6 +197,7 @@ class Records:
         seen_streams: what readers of streams saw.
         inputs: what was sent to runs, in the order of each sender.
         told: how many lines workers themselves have added to the log of an attempt.
+        told_bytes: how much room these need, at most.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
@@ -209,6 +210,7 @@ class Records:
     seen_streams: list[SeenStream] = field(default_factory=list[SeenStream])
     inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
+    told_bytes: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
 
     def attempts_of(self, run_id: str, number: int) -> list[Attempt]:
         """The executions of one attempt; more than one is a mistake, unless all but one never began."""
@@ -216,6 +218,11 @@ class Records:
 
     def saw(self, reader: str, run_id: str, version: int, value: dict[str, Any], is_final: bool) -> None:
         self.seen.append(Seen(reader, run_id, version, value, is_final))
+
+
+def line_size(line: str) -> int:
+    """How much room a line of a log needs, at most."""
+    return len(line.encode("utf-8", "backslashreplace")) * 6 + 100
 
 
 def outcome_of(operation: Operation, document: Any) -> str | None:

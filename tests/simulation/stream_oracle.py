@@ -143,7 +143,8 @@ class StreamOracle:
         if reason == "not_an_ancestor":
             assert not self._may_write(writer), what
         elif reason == "run_finished":
-            assert target is not None and target.status in FINAL, what
+            assert target is not None, what
+            assert target.status in FINAL, what
         elif reason in ("stream_too_large", "too_large"):
             assert self._has_small_limits, what
         else:

@@ -1,4 +1,5 @@
-"""Who reads streams from outside, with connections that are given up and taken up again, and who sends to runs. All by the real client."""
+"""Who reads streams from outside, with connections that are given up and taken up again, and who sends to runs. All through the real
+client."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ from milepost.worker.log_book import AttemptLog
 from milepost.worker.outbox import HeldRun
 from simulation.loop import process_of_code
 from simulation.network import URL, Peer, Session
-from simulation.records import Attempt, RecordingBuffer
+from simulation.records import Attempt, RecordingBuffer, line_size
 from simulation.stream_code import StreamCode
 from simulation.supervisor import Supervisor
 from simulation.users import SimulatedConnection, perform
@@ -176,11 +176,13 @@ class WorkerProcess:
         self._spawn(self._link.live())
 
     def _note_what_is_told(self) -> None:
-        book, told = self._link._book, self._simulation.records.told
+        book, records = self._link._book, self._simulation.records
         add = book.add
 
         def noted(log: AttemptLog, level: str, message: str, logger: str) -> None:
-            told[log.run_id, log.attempt] += logger != LOGGER
+            if logger != LOGGER:
+                records.told[log.run_id, log.attempt] += 1
+                records.told_bytes[log.run_id, log.attempt] += line_size(message)
             add(log, level, message, logger)
 
         book.add = noted  # type: ignore[method-assign]

@@ -33,7 +33,8 @@ from executions import Struck, check_executions
 from ledger import check_log
 from processes import Process, free_port, until_up
 from proxy import Chances, Proxy
-from verdict import KINDS, RUN_KINDS, Verdict
+from streaming import StreamAudit, StreamReader, StreamsWatcher
+from verdict import KINDS, RUN_KINDS, STREAM_KINDS, Verdict
 from watching import Watcher, look_at_document
 from writers import COUNTERS, TEXT_KEY, Account, Writer, until_answered
 
@@ -63,6 +64,9 @@ EXPECTED_ERRORS = re.compile(
     r"^Traceback \(most recent call last\):\n(?:[ +|].*\n|\n)*(?:ValueError: on purpose|\S*AttemptOverError).*$",
     re.MULTILINE,
 )
+# Chunks of each writer of a run that writes streams, and how many such runs there are at once.
+CHUNKS = 400
+STREAMING_AT_A_TIME = 2
 # Runs that are tried once, at most, that have not ended.
 ONCE_AT_A_TIME = 40
 
@@ -136,6 +140,9 @@ class Torture:
         self._waves: list[Run] = []
         self._writers: list[Writer] = []
         self._watchers: list[Watcher] = []
+        self._stream_readers: list[StreamReader] = []
+        self._streams_watchers: list[StreamsWatcher] = []
+        self._chunk_count = 0
         self._log_operations = 0
         self._struck = Struck()
         self._runs_found: Counter[str] = Counter()
@@ -206,6 +213,9 @@ class Torture:
         database = self._folder / "data" / "milepost.db"
         self._log_operations = check_log(database, accounts, self._folder, self.verdict)
         self._runs_found = check_executions(database, self._folder, self._struck, self.verdict)
+        audit = StreamAudit(database, self.verdict)
+        audit.check(self._stream_readers, self._streams_watchers)
+        self._chunk_count = audit.chunk_count
 
     # --- the load ------------------------------------------------------------------------------------------
 
@@ -230,6 +240,7 @@ class Torture:
             writing = [group.create_task(writer.run(self._stop)) for writer in self._writers]
             waves = group.create_task(self._make_waves())
             feeding = group.create_task(self._feed())
+            streaming = [group.create_task(self._stream()) for _ in range(STREAMING_AT_A_TIME)]
             fire = [
                 group.create_task(self._kill_workers()),
                 group.create_task(self._kill_server()),
@@ -245,9 +256,10 @@ class Torture:
                 async with asyncio.timeout(SETTLE_SECONDS_MAX):
                     await self._settle(writing, waves, watching)
                     await feeding
+                    await asyncio.wait(streaming)
                     await self._gather()
             except TimeoutError:
-                self._name_unfinished(writing, waves, watching)
+                self._name_unfinished(writing, waves, watching, streaming)
         await client.async_transport.close()
 
     async def _settle(
@@ -275,8 +287,14 @@ class Torture:
         writing: list[asyncio.Task[None]],
         waves: asyncio.Task[None],
         watching: list[asyncio.Task[None]],
+        streaming: list[asyncio.Task[None]],
     ) -> None:
-        for what, tasks in (("a writer", writing), ("a wave", [waves]), ("a subscriber", watching)):
+        for what, tasks in (
+            ("a writer", writing),
+            ("a wave", [waves]),
+            ("a subscriber", watching),
+            ("a reader of streams", streaming),
+        ):
             for task in tasks:
                 if not task.done():
                     self.verdict.add("unfinished", f"{what} has not come to its end")
@@ -294,6 +312,20 @@ class Torture:
             watcher.check_end(final)
             self._check_wave(final)
             self._waves.append(final)
+
+    async def _stream(self) -> None:
+        """One run after the other that writes streams, with readers that come back again and again."""
+        while not self._stop.is_set():
+            run_id = await self._trigger("streaming", CHUNKS)
+            number = len(self._streams_watchers)
+            readers = [
+                StreamReader(self._client, run_id, key, self._chance(f"reader {number} {key}"))
+                for key in ("tokens", "both")
+            ]
+            watcher = StreamsWatcher(self._client, run_id)
+            self._stream_readers += readers
+            self._streams_watchers.append(watcher)
+            await asyncio.gather(*(one.run() for one in [*readers, watcher]))
 
     async def _feed(self) -> None:
         """Runs that are tried once, one after the other, and some at once; in the end all of them have ended."""
@@ -503,9 +535,14 @@ class Torture:
         print(f"operations found in the log  {self._log_operations:,} of the shared runs")
         print(f"waves                        {len(self._waves)} of {self._options.wave_size} children")
         print(f"states seen by subscribers   {sum(watcher.states for watcher in self._watchers):,}")
+        resumes = sum(reader.resumes for reader in self._stream_readers)
+        print(
+            f"chunks of streams            {self._chunk_count:,}, read by {len(self._stream_readers)} readers"
+        )
         print("faults injected")
         faults = {**self._faults, **{fate.value: count for fate, count in self._proxy.injected.items()}}
         faults["requests sent twice at once"] = requests_twice
+        faults["readers of streams that went on elsewhere"] = resumes
         for what, count in sorted(faults.items()):
             print(f"  {count:8,}  {what}")
         print("runs that are tried once, and how their attempts have ended")
@@ -513,6 +550,7 @@ class Torture:
             print(f"  {count:8,}  {what}")
         print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in KINDS))
         print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in RUN_KINDS))
+        print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in STREAM_KINDS))
         for example in self.verdict.examples:
             print(f"  {example}")
 

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-from milepost import Context, Queue, Retry, metadata, runs, task
+from milepost import Context, Queue, Retry, metadata, runs, streams, task
+from milepost.errors import StreamStoppedError
 
 JOURNAL = "executions.txt"
 NARROW_LIMIT = 3
@@ -97,6 +99,53 @@ async def step(triggered_by: list[str | int], ctx: Context) -> str:
     note("begin", ctx)
     await asyncio.sleep(0.02)
     return note("end", ctx)
+
+
+@task(retry=PERSISTENT)
+async def streaming(count: int, ctx: Context) -> dict[str, int]:
+    """A run that writes streams, as its children do. A chunk says who has written it: `[run, attempt, process, number]`.
+
+    Returns: by stream, how many chunks this attempt has written.
+    """
+    children = asyncio.create_task(beside.abatch_trigger_and_wait([count] * 2))
+
+    async def tokens() -> AsyncIterator[list[str | int]]:
+        for number in range(count):
+            if number % 20 == 0:
+                await asyncio.sleep(0.01)
+            yield chunk(ctx, number)
+
+    read = 0
+    async with streams.writer("both") as write:
+        async for value in metadata.stream("tokens", tokens()):
+            read += 1
+            await write(value)
+    await children
+    return {"tokens": count, "both": read}
+
+
+@task(retry=PERSISTENT)
+async def beside(count: int, ctx: Context) -> dict[str, int]:
+    """A child that writes to a stream of its parent, where others write as well."""
+    try:
+        for number in range(count):
+            await streams.append("both", chunk(ctx, number), target="parent")
+            if number % 50 == 0:
+                await asyncio.sleep(0.01)
+    except StreamStoppedError as error:
+        if error.reason == "run_finished":
+            # A later attempt of the parent did not wait for it.
+            return {}
+        raise
+    return {"both": count}
+
+
+STREAMING = (streaming.id, beside.id)
+
+
+def chunk(ctx: Context, number: int) -> list[str | int]:
+    """What nobody else writes."""
+    return [ctx.run.id, ctx.attempt.number, os.getpid(), number]
 
 
 @task(retry=ONE_ATTEMPT)

@@ -14,6 +14,8 @@ RUN_KINDS = (
     "beyond the limit",
     "leaked slot",
 )
+# The same of the chunks of streams.
+STREAM_KINDS = ("chunks lost", "chunks doubled", "chunks reordered", "gaps")
 EXAMPLES_MAX = 30
 
 
@@ -27,6 +29,8 @@ class Verdict:
     Kinds of runs: `wrong output` (not what its last execution has returned), `executed twice` (one attempt), `charged without cause`
     (nothing was raised, killed or stopped), `orphan` (triggered by an attempt that was over), `stuck` (has not ended), `beyond the
     limit` (too many of a queue executed at once), `leaked slot` (a worker or a queue has less room than it should).
+
+    Kinds of streams: `chunks lost`, `chunks doubled` and `chunks reordered`, stored or read; `gaps` (in the indexes of a stream).
     """
 
     def __init__(self) -> None:
@@ -41,7 +45,7 @@ class Verdict:
 
     def add(self, kind: str, what: str, count: int = 1) -> None:
         """Something is wrong, `count` times over. The same words count once: a fault may show in many states of a document."""
-        assert kind in KINDS + RUN_KINDS, kind
+        assert kind in KINDS + RUN_KINDS + STREAM_KINDS, kind
         if what in self._seen:
             return
         self._seen.add(what)
