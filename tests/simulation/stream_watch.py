@@ -37,6 +37,7 @@ class WriterRow(NamedTuple):
 
 _SELECT_WRITERS = f"SELECT {', '.join(WriterRow._fields)} FROM stream_writers"
 _SELECT_STREAMS = "SELECT run_id, name, next_index FROM streams"
+_SELECT_CHUNKS = "SELECT run_id, name, sum(chunk_count) FROM chunks GROUP BY run_id, name"
 
 
 class StreamWatch:
@@ -73,7 +74,15 @@ class StreamWatch:
             writers.pop(key, None)
             writers[key] = None
         self.writers = found
-        self.counts = defaultdict(int, {row[:2]: row[2] for row in self._connection.execute(_SELECT_STREAMS)})
+        if changed:
+            self.counts = defaultdict(
+                int, {row[:2]: row[2] for row in self._connection.execute(_SELECT_STREAMS)}
+            )
+            for run_id, name, count in self._connection.execute(_SELECT_CHUNKS):
+                if self.counts[run_id, name] != count:
+                    self._fail(
+                        f"{name} of {run_id} has {count} chunks, and its next index is {self.counts[run_id, name]}"
+                    )
         for place in self._by_stream:
             self._note_end(place, now)
 

@@ -66,7 +66,7 @@ EXPECTED_ERRORS = re.compile(
 )
 # Chunks of each writer of a run that writes streams, and how many such runs there are at once.
 CHUNKS = 400
-STREAMING_AT_A_TIME = 2
+STREAMING_AT_A_TIME = 4
 # Runs that are tried once, at most, that have not ended.
 ONCE_AT_A_TIME = 40
 

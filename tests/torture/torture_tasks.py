@@ -111,7 +111,7 @@ async def streaming(count: int, ctx: Context) -> dict[str, int]:
 
     async def tokens() -> AsyncIterator[list[str | int]]:
         for number in range(count):
-            if number % 20 == 0:
+            if number % 4 == 0:
                 await asyncio.sleep(0.01)
             yield chunk(ctx, number)
 
@@ -130,7 +130,7 @@ async def beside(count: int, ctx: Context) -> dict[str, int]:
     try:
         for number in range(count):
             await streams.append("both", chunk(ctx, number), target="parent")
-            if number % 50 == 0:
+            if number % 5 == 0:
                 await asyncio.sleep(0.01)
     except StreamStoppedError as error:
         if error.reason == "run_finished":
