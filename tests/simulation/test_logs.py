@@ -27,7 +27,7 @@ def one_run(plan: Plan) -> None:
     plan.workers, plan.roots, plan.children, plan.writers, plan.lookers = 1, 1, 0, 0, 0
     plan.troubles = []
     plan.lease_seconds, plan.request_seconds_max = 600.0, 3.0
-    plan.faults.kill_client = 0.0
+    plan.faults.kill_client = plan.crash = 0.0
     plan.size_max = 262_144
 
 
