@@ -1,7 +1,6 @@
 """The faults of section 14 of the metadata contract, one property for each, at the level where the fault would live.
 
-Fault 16 (a fast stream loses chunks, a failing source leaves its reader hanging) is about streams, which do not exist yet; its test
-comes with them. `tests/sdk/test_buffer.py` has examples of some of these; `tests/simulation` meets all of them together.
+`tests/sdk/test_buffer.py` has examples of some of these; `tests/simulation` meets all of them together.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delivery.streams import StreamReader, StreamWire
 from milepost import metadata
 from milepost.client.requests import trigger_request
 from milepost.engine.commands import UpdateMetadata
@@ -396,6 +396,46 @@ def test_fault_15_watchers_get_what_changed_and_not_the_document(world: FeedWorl
         await subscriber.close()
 
     asyncio.run(follow())
+
+
+@FEW
+@given(
+    rounds=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 40), FATES, st.integers(0, 4), st.booleans()), max_size=8
+    ),
+    error=st.sampled_from([None, "the source has failed"]),
+)
+def test_fault_16_no_chunk_of_a_fast_stream_is_lost_and_no_reader_left_hanging(
+    world: FeedWorld, rounds: Any, error: str | None
+) -> None:
+    """Whatever gets lost, with two writers, servers that start anew and a reader that comes back behind its last chunk."""
+    worker = WorkerDouble(world, "streaming")
+    world.trigger()
+    [run] = worker.claim(1)
+    wire = StreamWire(worker, run)
+    outlets = [wire.open(), wire.open()]
+    written: list[list[str]] = [[], []]
+    reader = StreamReader(world, run.id)
+    for which, count, fates, frames, restarts in rounds:
+        written[which] += wire.add(outlets[which], count, len(written[which]))
+        for fate in fates:
+            wire.send(fate)
+        reader.read(frames)
+        if restarts:
+            world.restart()
+            worker.register(holding=[run.id])
+    # The code has ended, or its source has failed: either way the outcome waits for what is left.
+    outlets[0].close()
+    outlets[1].close(error)
+    wire.send_all()
+    assert wire.book.is_clear(wire.scope)
+    worker.finish(run)
+    reader.read()
+    for outlet, values in zip(outlets, written, strict=True):
+        assert [value for value in reader.values if value.startswith(outlet.writer)] == values
+    assert len(reader.values) == sum(map(len, written))
+    assert reader.follower.has_ended
+    assert reader.follower.error == error
 
 
 @FEW

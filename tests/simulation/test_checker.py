@@ -83,6 +83,7 @@ def sets_are_moved_behind_everything_else(patch: pytest.MonkeyPatch) -> None:
 
 def a_failed_transaction_leaves_its_mark_on_the_documents(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(documents.DocumentCache, "forget", lambda self, run_ids: None)
+    patch.setattr(documents.DocumentCache, "_is_newest", lambda self, row: row.id in self._documents)
 
 
 def a_flush_returns_when_the_run_is_lost(patch: pytest.MonkeyPatch) -> None:
