@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from milepost import Client, MetadataValueError, RunNotFoundError, UsageError
 from milepost.client.retries import Retries
 from milepost.client.streams import ChunkFollower, StreamReader, reader, value_of
+from milepost.errors import InvalidRequestError
 from milepost.feed import stream_topic
 from support.cutter import Cutter
 from support.served import KEY, HttpWorker, Served
@@ -135,11 +136,26 @@ def test_bytes_are_only_what_was_marked_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "latest"), [(-1, False), ("1", False), (True, False), (1.0, False), (3, True)]
+    ("start", "latest"), [(-1, False), (10**18, False), ("1", False), (True, False), (1.0, False), (3, True)]
 )
 def test_indexes_that_are_none(client: Client, start: Any, latest: bool) -> None:
     with pytest.raises(UsageError, match="start"):
         reader(client.connection, "run_1", "k", start, None, latest)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 257, "a\nb", "\ud800", 5, None])
+def test_keys_that_are_none(client: Client, key: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="key of a stream"):
+        reader(client.connection, "run_1", key, 0, None, False)
+
+
+@pytest.mark.parametrize("run_id", [None, 5, b"run_1", "\ud800"])
+def test_runs_that_cannot_be(client: Client, run_id: Any) -> None:
+    """Wherever an id stands in the address of a call."""
+    with pytest.raises(UsageError, match="run that a call names"):
+        list(reader(client.connection, run_id, "k", 0, None, False))
+    with pytest.raises(UsageError, match="run that a call names"):
+        client.runs.retrieve(run_id)
 
 
 def test_unknown_runs(client: Client) -> None:

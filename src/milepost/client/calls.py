@@ -20,6 +20,7 @@ from milepost.errors import (
     MilepostError,
     NotFoundError,
     UnreadableAnswerError,
+    UsageError,
 )
 from milepost.model.filters import parse_filter
 from milepost.model.jsontext import find_fault
@@ -427,8 +428,20 @@ def _decoder(name: str) -> msgspec.json.Decoder[Any]:
 
 
 def _target(endpoint: Endpoint, query: Mapping[str, Any], path: Mapping[str, str]) -> str:
-    target = endpoint.path.format(**{name: quote(value, safe="") for name, value in path.items()})
+    target = endpoint.path.format(**{name: _segment(name, value) for name, value in path.items()})
     return f"{target}?{urlencode(query)}" if query else target
+
+
+def _segment(name: str, value: object) -> str:
+    """A part of an address. Raises UsageError for what cannot be one."""
+    if not isinstance(value, str):
+        raise UsageError(f"the {name} that a call names is text, not {type(value).__name__}: {value!r:.100}")
+    try:
+        return quote(value, safe="")
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the {name} that a call names has a UTF-8 form, and {value!r:.100} has none: it holds a lone surrogate"
+        ) from None
 
 
 def _read_document(answer: MetadataResponse, _: Headers) -> MetadataDocument:

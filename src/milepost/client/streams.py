@@ -16,11 +16,14 @@ from milepost.client.calls import Feed
 from milepost.client.connection import Connection
 from milepost.client.shape import Shape, shape_of
 from milepost.client.subscription import Gap
-from milepost.errors import MetadataValueError, UnavailableError, UsageError
+from milepost.errors import InvalidRequestError, MetadataValueError, UnavailableError, UsageError
+from milepost.model.names import check_name
 from milepost.model.typed import Misfit
-from milepost.protocol.streams import BYTES_KEY, StreamState
+from milepost.protocol.streams import BYTES_KEY, KEY_CHARACTERS_MAX, StreamState
 
 ValueT = TypeVar("ValueT")
+
+INDEX_MAX = 10**18
 
 
 class _Body(msgspec.Struct):
@@ -186,9 +189,14 @@ def value_of(value: Any) -> Any:
 def reader(
     connection: Connection, run_id: str, key: str, start: int, kind: Any, from_latest: bool
 ) -> StreamReader[Any]:
-    """See `Streams.read`. Raises UsageError for an index that is none."""
-    if type(start) is not int or start < 0:
-        raise UsageError(f"start is the index of the first value, 0 or more, not {start!r:.100}")
+    """See `Streams.read`. Raises UsageError for an index that is none, InvalidRequestError for a key that is none."""
+    if not isinstance(cast("Any", key), str):
+        raise InvalidRequestError(f"the key of a stream is text, not {type(key).__name__}", field="key")
+    check_name(key, "the key of a stream", field="key", characters_max=KEY_CHARACTERS_MAX)
+    if type(start) is not int or not 0 <= start < INDEX_MAX:
+        raise UsageError(
+            f"start is the index of the first value, 0 or more and below 10**18, not {start!r:.100}"
+        )
     if from_latest and start:
         raise UsageError(
             "give either start or from_latest: one says where to begin, the other to begin at the end"
