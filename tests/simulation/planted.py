@@ -15,7 +15,7 @@ import pytest
 
 from milepost.client import calls
 from milepost.client.streams import ChunkFollower
-from milepost.engine import claiming, ending, logs, queues, reading, reporting, rules, workers
+from milepost.engine import claiming, ending, logs, queues, reporting, rules, workers
 from milepost.engine import streams as engine_streams
 from milepost.engine.commands import ReleaseLostRuns
 from milepost.engine.transaction import Transaction
@@ -26,6 +26,7 @@ from milepost.model.lifecycle import Move
 from milepost.model.retry import Retry
 from milepost.model.run import AttemptEnd, RunStatus
 from milepost.protocol.streams import StreamState
+from milepost.reading import streams as stream_reading
 from milepost.sdk.attempt import Attempt
 from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.server import streaming
@@ -656,7 +657,7 @@ def the_error_of_a_source_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_stream_ends_with_the_first_of_its_writers(patch: pytest.MonkeyPatch) -> None:
-    state_of = engine_streams.state_of
+    state_of = stream_reading.state_of
 
     def hasty(writers: Any, *, run_has_finished: bool) -> Any:
         ended = [writer for writer in writers if writer.has_ended and writer.error is None]
@@ -664,17 +665,17 @@ def a_stream_ends_with_the_first_of_its_writers(patch: pytest.MonkeyPatch) -> No
             return StreamState.ENDED, None
         return state_of(writers, run_has_finished=run_has_finished)
 
-    patch.setattr(reading, "state_of", hasty)
+    patch.setattr(stream_reading, "state_of", hasty)
 
 
 def the_writer_of_an_attempt_that_died_counts_as_ended(patch: pytest.MonkeyPatch) -> None:
-    state_of = engine_streams.state_of
+    state_of = stream_reading.state_of
 
     def early(writers: Any, *, run_has_finished: bool) -> Any:
         told = [msgspec.structs.replace(one, has_ended=one.has_ended or not one.is_alive) for one in writers]
         return state_of(told, run_has_finished=run_has_finished)
 
-    patch.setattr(reading, "state_of", early)
+    patch.setattr(stream_reading, "state_of", early)
 
 
 def _patch_reader(patch: pytest.MonkeyPatch, offset: int) -> None:

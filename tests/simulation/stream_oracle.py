@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import msgspec
 from sqlalchemy import select
 
-from milepost.engine.reading import Reader
+from milepost.reading.reader import Reader
 from milepost.store import schema
 from milepost.store.database import Store
 from simulation.records import Records, SeenStream, SentInput
@@ -27,7 +27,7 @@ class StreamOracle:
         self._records = records
         self._watch = watch
         self._has_small_limits = has_small_limits
-        self._reader = Reader(store, metadata_size_max=10**9)
+        self._reader = Reader(store)
         self._writers = {
             name: writer for attempt in records.attempts for name, writer in attempt.writers.items()
         }
