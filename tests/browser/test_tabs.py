@@ -90,7 +90,7 @@ def test_the_leader_goes_and_the_others_go_on(
 
     def work() -> None:
         nonlocal written
-        for _ in range(20):
+        for _ in range(8):
             writer.write(written, written + 1)
             written += 2
             worker.report(run_id, set_("progress", written))
