@@ -36,6 +36,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── RunFinishedError              run_finished            422
     │   └── RequestTimeoutError           request_timeout         408
     ├── UnavailableError                  unavailable             503   safe to retry
+    ├── CommitUnknownError                commit_unknown          500
     ├── UnreadableAnswerError             unreadable_answer       500
     ├── NotLoadedError                    not_loaded              500   also AttributeError
     ├── ConfigurationError                invalid_configuration   500
@@ -54,6 +55,7 @@ __all__ = [
     "AttemptOverError",
     "BadRequestError",
     "BatchNotFoundError",
+    "CommitUnknownError",
     "ConfigurationError",
     "ConflictError",
     "ForbiddenError",
@@ -527,6 +529,12 @@ class UnavailableError(MilepostError):
 
     code: ClassVar[str] = "unavailable"
     status: ClassVar[int] = 503
+
+
+class CommitUnknownError(MilepostError):
+    """The server lost its database while it stored what was asked for, and could not find out whether that was stored."""
+
+    code: ClassVar[str] = "commit_unknown"
 
 
 class UnreadableAnswerError(MilepostError):

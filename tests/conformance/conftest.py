@@ -6,21 +6,34 @@ from pathlib import Path
 import pytest
 
 from milepost.store.database import Store
+from support import postgres
 
 OpenStore = Callable[[], Store]
 
 
-@pytest.fixture(params=["sqlite"])
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStore]:
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
+    """Where a new database is: a path of SQLite, or the URL of a PostgreSQL one, which is removed at the end."""
+    if request.param == "sqlite":
+        yield tmp_path / "milepost.db"
+        return
+    server = postgres.server()
+    name = server.create_migrated_database()
+    yield server.url(name)
+    server.drop_database(name)
+
+
+@pytest.fixture
+def open_store(place: Path | str) -> Iterator[OpenStore]:
     """Opens one and the same database, each time anew; what is still open at the end is closed."""
     opened: list[Store] = []
 
-    def open_sqlite() -> Store:
-        store = Store(tmp_path / "milepost.db")
+    def open_at_place() -> Store:
+        store = Store(place)
         opened.append(store)
         return store
 
-    yield {"sqlite": open_sqlite}[request.param]
+    yield open_at_place
     for store in opened:
         store.close()
 

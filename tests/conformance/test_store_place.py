@@ -12,7 +12,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from conformance.rows import new_run
 from milepost.errors import UnavailableError
-from milepost.store import database, runs, sqlite
+from milepost.store import runs, sqlite
 from milepost.store.database import Store
 
 
@@ -196,7 +196,7 @@ def test_a_failing_read_is_unavailable_and_not_a_mistake(
         error.sqlite_errorcode = code
         raise OperationalError(statement, None, error)
 
-    monkeypatch.setattr(database, "execute", fail)
+    monkeypatch.setattr(sqlite, "execute", fail)
     with pytest.raises(UnavailableError, match="cannot be read now: it does not work"):
         count(store)
 
@@ -213,7 +213,7 @@ def test_the_log_is_cut_back_after_a_large_transaction(folder: Path, monkeypatch
     with store.write() as connection:
         connection.execute(text("CREATE TABLE large (value BLOB)"))
         connection.execute(text("INSERT INTO large VALUES (zeroblob(30000000))"))
-    log = sqlite.log_of(store.path)
+    log = sqlite.log_of(folder / "milepost.db")
     assert log.stat().st_size > 20_000_000
     for number in range(1, 4):
         # The log begins anew with the first write after everything in it has reached the file.

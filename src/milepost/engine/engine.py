@@ -28,7 +28,7 @@ from milepost.engine.state import (
     Worker,
 )
 from milepost.engine.transaction import Transaction
-from milepost.errors import InvalidRequestError, MilepostError, UnavailableError
+from milepost.errors import CommitUnknownError, InvalidRequestError, MilepostError, UnavailableError
 from milepost.model.identifiers import Identifiers
 from milepost.protocol.work import ClaimedRun
 from milepost.store import queues as queue_store
@@ -155,12 +155,16 @@ class Engine:
         """
         try:
             return self._execute(requests)
+        except CommitUnknownError as error:
+            return _all_failed(requests, error)
         except Exception as error:
             logger.warning(
                 "a group of %d commands could not be committed, trying once more: %s", len(requests), error
             )
         try:
             return self._execute(requests)
+        except CommitUnknownError as error:
+            return _all_failed(requests, error)
         except Exception as error:
             if len(requests) == 1:
                 return [(requests[0].answer, _failure(error, requests[0].command))], None
@@ -479,6 +483,12 @@ def _known(row: WorkerRow, seen_at: int) -> Worker:
     """A worker that held a lease before the server started: it begins anew."""
     tasks = msgspec.json.decode(row.tasks, type=tuple[str, ...])
     return Worker(row.id, row.name, tasks, seen_at, registration=row.registration, newest_claim=row.claims)
+
+
+def _all_failed(requests: Sequence[Request], error: Exception) -> tuple[list[tuple[Answer, Any]], None]:
+    """Nothing of the group may be tried again: it may be stored."""
+    logger.error("a group of %d commands may be stored or not: %s", len(requests), error)
+    return [(request.answer, error) for request in requests], None
 
 
 def _failure(error: Exception, command: Command) -> Exception:

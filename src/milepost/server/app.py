@@ -135,7 +135,7 @@ class Server:
         self.hub = Hub()
         self.authenticator = Authenticator(settings.secret_key, lambda: clock() / 1_000_000)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._store = Store(settings.database_path, synchronous=settings.sqlite_synchronous)
+        self._store = Store(settings.database, synchronous=settings.sqlite_synchronous)
         engine = Engine(
             self._store,
             EngineSettings(
@@ -217,12 +217,12 @@ class Server:
             is_displaced = await asyncio.to_thread(lambda: self._store.is_displaced)
             if is_displaced and not was_displaced:
                 logger.error(
-                    "the data folder %s was removed, replaced or moved while the server runs: nothing is stored until it is back; "
+                    "the data folder of %s was removed, replaced or moved while the server runs: nothing is stored until it is back; "
                     "put it back, or start the server anew",
-                    self._store.path.parent,
+                    self._store.place,
                 )
             elif was_displaced and not is_displaced:
-                logger.warning("the data folder %s is back, and the server goes on", self._store.path.parent)
+                logger.warning("the data folder of %s is back, and the server goes on", self._store.place)
             was_displaced = is_displaced
             await asyncio.sleep(WATCH_SECONDS)
 

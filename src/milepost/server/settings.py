@@ -19,6 +19,8 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore", populate_by_name=True)
 
     data_folder: Path = Path(".milepost")
+    # A PostgreSQL database that several servers share, postgresql://user:password@host:5432/name; SQLite in the data folder without.
+    database_url: str = ""
     secret_key: str = ""
     sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
@@ -60,6 +62,11 @@ class ServerSettings(BaseSettings):
     def database_path(self) -> Path:
         """The SQLite file."""
         return self.data_folder / "milepost.db"
+
+    @property
+    def database(self) -> Path | str:
+        """Where the database is: the SQLite file, or the URL of a PostgreSQL database."""
+        return self.database_url or self.database_path
 
 
 def load_settings(**given: object) -> ServerSettings:

@@ -1,20 +1,21 @@
 """The store as a whole: where it is, its one writer, its readers, its schema version."""
 
-import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from milepost.errors import ConfigurationError, UnavailableError
-from milepost.store import files, sqlite
+from milepost.store.kind import DatabaseKind
+from milepost.store.sqlite import SQLiteDatabase
 from milepost.store.statements import execute
 
 
@@ -24,45 +25,45 @@ class Store:
     One thread writes, through `write`; any number of threads read, through `read`. A reader sees what was committed when it began.
 
     Args:
-        path: the SQLite file; made when missing, migrated when old.
-        synchronous: `FULL` (what is acknowledged survives a power loss) or `NORMAL` (it survives a crash of the process only).
+        place: a file, which SQLite makes when it is missing, or the URL of a PostgreSQL database. Tables are made and migrated.
+        synchronous: of SQLite: `FULL` (what is acknowledged survives a power loss) or `NORMAL` (it survives a crash of the process
+            only).
         connection_class: of the writer's connection to the driver, which sees every statement and commit; a test may let them fail.
 
     Attributes:
         is_shared: True for a database on which several servers may work.
 
-    Raises: ConfigurationError when the folder cannot be written, the file is no database, or it comes from a newer version.
+    Raises: ConfigurationError when the database cannot be used: its folder cannot be written, it is none, it cannot be reached, it
+        comes from a newer version.
     """
 
-    is_shared = False
-
     def __init__(
-        self,
-        path: Path,
-        *,
-        synchronous: str = "FULL",
-        connection_class: type[sqlite3.Connection] = sqlite3.Connection,
+        self, place: Path | str, *, synchronous: str = "FULL", connection_class: type[Any] | None = None
     ) -> None:
-        # Absolute, because readers connect late, and the working folder may be another one by then.
-        self.path = path.absolute()
+        self._database = database_at(place, synchronous=synchronous, connection_class=connection_class)
+        self.is_shared = self._database.is_shared
         self._is_closed = False
-        # Which files these are. Not known before they are all there.
-        self._files: dict[str, tuple[int, int] | None] = {}
-        sqlite.check_writable(path)
-        self._writer = sqlite.writer(path, synchronous=synchronous, connection_class=connection_class)
-        self._readers = sqlite.readers(path)
+        self._database.prepare()
+        self._writer = self._database.writer()
+        self._readers = self._database.readers()
+        self._connection: Connection | None = None
         try:
-            self._connection = self._writer.connect()
             self._migrate()
-        except sqlite.DATABASE_ERRORS as error:
-            self._writer.dispose()
-            self._readers.dispose()
-            raise ConfigurationError(f"{path} cannot be used as Milepost's database: {error.orig}") from error
-        except ConfigurationError:
-            self.close()
+        except DatabaseError as error:
+            reason = self._database.reason(error)
+            self._release()
+            raise ConfigurationError(
+                f"{self.place} cannot be used as Milepost's database: {reason}"
+            ) from error
+        except BaseException:
+            self._release()
             raise
-        names = (str(self.path), str(sqlite.log_of(self.path)))
-        self._files = {name: files.identity(name) for name in names}
+        self._database.opened()
+
+    @property
+    def place(self) -> str:
+        """Where the database is, for messages: without a password."""
+        return self._database.place
 
     @property
     def is_displaced(self) -> bool:
@@ -70,19 +71,16 @@ class Store:
 
         What is written then goes to files that nobody will find again.
         """
-        return any(files.identity(name) != known for name, known in self._files.items())
+        return self._database.is_displaced
 
     @contextmanager
     def write(self) -> Generator[Connection]:
         """One transaction of the one writer: committed when the block ends, undone when it raises.
 
-        Raises: UnavailableError when the files are no longer in their place.
+        Raises: UnavailableError when the database is not there, is no longer in its place, or cannot be connected to.
         """
-        self.check_place()
-        with _transaction(self._connection, sqlite.BEGIN_WRITING):
-            yield self._connection
-            # What is committed to files that were removed meanwhile would be acknowledged and lost.
-            self.check_place()
+        with self._transaction(is_migration=False) as connection:
+            yield connection
 
     @contextmanager
     def read(self) -> Generator[Connection]:
@@ -94,60 +92,136 @@ class Store:
             raise UnavailableError("the database is closed: the server is about to stop")
         self.check_place()
         try:
-            with self._readers.connect() as connection, _transaction(connection, sqlite.BEGIN_READING):
+            connection = self._begin_reading()
+            try:
                 yield connection
+                execute(connection, "COMMIT")
+            finally:
+                self._undo(connection)
+                connection.close()
         except PoolTimeoutError as error:
             raise UnavailableError("the database has no free connection for reading; try again") from error
         except DBAPIError as error:
-            if not self._is_closed and not sqlite.is_unavailable(error):
+            if not self._is_closed and not self._database.is_unavailable(error):
                 raise
-            raise UnavailableError(f"the database cannot be read now: {error.orig}; try again") from error
+            raise UnavailableError(
+                f"the database cannot be read now: {self._database.reason(error)}; try again"
+            ) from error
 
     def check_place(self) -> None:
         """Raise UnavailableError when the files are no longer in their place."""
-        if self.is_displaced:
-            raise UnavailableError(
-                "the data folder was removed, replaced or moved while the server runs, so nothing is stored and nothing is read: "
-                "put it back, or start the server anew"
-            )
+        self._database.check_place()
 
     def close(self) -> None:
         """Close every connection; may be called twice."""
         self._is_closed = True
-        self._connection.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         self._writer.dispose()
         self._readers.dispose()
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        scripts = ScriptDirectory.from_config(config)
-        with self.write():
-            present = MigrationContext.configure(self._connection).get_current_revision()
+        config, scripts = _migrations()
+        with self._transaction(is_migration=True) as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
             known = {script.revision for script in scripts.walk_revisions()}
             if present is not None and present not in known:
                 raise ConfigurationError(
-                    f"{self.path} was written by a newer version of Milepost (schema {present}, this version knows up to "
-                    f"{scripts.get_current_head()}): upgrade Milepost, or use another data folder"
+                    f"{self.place} was written by a newer version of Milepost (schema {present}, this version knows up to "
+                    f"{scripts.get_current_head()}): upgrade Milepost, or use another database"
                 )
             if present != scripts.get_current_head():
-                config.attributes["connection"] = self._connection
+                config.attributes["connection"] = connection
                 command.upgrade(config, "head")
 
+    @contextmanager
+    def _transaction(self, *, is_migration: bool) -> Generator[Connection]:
+        self.check_place()
+        connection = self._begin_writing(is_migration)
+        try:
+            yield connection
+            self._database.commit(connection)
+        finally:
+            self._undo(connection)
 
-@contextmanager
-def _transaction(connection: Connection, begin: str) -> Generator[None]:
-    """Committed when the block ends, undone when it raises or cannot be committed.
+    def _begin_writing(self, is_migration: bool) -> Connection:
+        """Begin on the connection that is there; on a new one if it turns out to be lost. Nothing has been done on it yet."""
+        begin = self._database.begin_migrating if is_migration else self._database.begin_writing
+        connection = self._connection
+        if connection is not None and not self._database.is_broken(connection):
+            try:
+                begin(connection)
+                return connection
+            except DBAPIError:
+                self._undo(connection)
+                if not self._database.is_broken(connection):
+                    raise
+        if self._is_closed:
+            raise UnavailableError("the database is closed: the server is about to stop")
+        if connection is not None:
+            connection.close()
+            self._connection = None
+        self._connection = connection = self._writer.connect()
+        try:
+            begin(connection)
+        except BaseException:
+            self._undo(connection)
+            raise
+        return connection
 
-    By the driver alone: what SQLAlchemy does around beginning and committing takes longer than both.
-    """
-    try:
-        execute(connection, begin)
-        yield
-        execute(connection, "COMMIT")
-    finally:
-        # After a commit there is nothing left to undo, but whatever Core has executed began a transaction in SQLAlchemy's books.
+    def _begin_reading(self) -> Connection:
+        """Begin on a connection of the pool. Those that were lost while nobody used them are replaced, which may be all of them."""
+        for is_last in (*(False,) * self._database.reader_count, True):
+            connection = self._readers.connect()
+            try:
+                self._database.begin_reading(connection)
+                return connection
+            except BaseException as error:
+                is_lost = isinstance(error, DBAPIError) and self._database.is_broken(connection)
+                self._undo(connection)
+                connection.close()
+                if is_last or not is_lost:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _undo(self, connection: Connection) -> None:
+        """Undo what was not committed. After a commit there is nothing left to undo, but whatever Core has executed began a transaction
+        in SQLAlchemy's books.
+
+        By the driver alone where that does: what SQLAlchemy does around it takes longer.
+        """
+        if connection.closed:
+            return
+        if self._database.is_broken(connection):
+            with suppress(DBAPIError):
+                connection.invalidate()
         if connection.in_transaction():
             connection.rollback()
-        else:
+        elif not connection.invalidated:
             connection.connection.rollback()
+
+
+def database_at(
+    place: Path | str, *, synchronous: str = "FULL", connection_class: type[Any] | None = None
+) -> DatabaseKind:
+    """The database at a place: a path is a file of SQLite, a text the URL of a PostgreSQL database. Raises ConfigurationError."""
+    given: dict[str, Any] = {} if connection_class is None else {"connection_class": connection_class}
+    if isinstance(place, Path):
+        return SQLiteDatabase(place, synchronous=synchronous, **given)
+    try:
+        from milepost.store.postgres import PostgresDatabase
+    except ImportError as error:
+        raise ConfigurationError(
+            f"a PostgreSQL database needs the driver psycopg, which cannot be loaded ({error}): pip install 'milepost[postgres]'"
+        ) from error
+    return PostgresDatabase(place, **given)
+
+
+def _migrations() -> tuple[Config, ScriptDirectory]:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config, ScriptDirectory.from_config(config)

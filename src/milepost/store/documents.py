@@ -4,11 +4,33 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, insert, or_, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    LargeBinary,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    column,
+    func,
+    insert,
+    or_,
+    select,
+)
 
 from milepost.store.schema import changes, counted_ids, documents, refusals
-from milepost.store.statements import KEYS_MAX, Lookup, Row, Statement, padded, parameters
+from milepost.store.statements import (
+    KEYS_MAX,
+    Lookup,
+    Row,
+    Statement,
+    padded,
+    parameters,
+    takes_lists,
+    upsert,
+)
 
 
 class Snapshot(msgspec.Struct):
@@ -58,6 +80,26 @@ _SOME_COUNTED = Statement(
     select(counted_ids.c.id).where(counted_ids.c.run_id == bindparam("run_id")).limit(bindparam("limit")),
     ("run_id", "limit"),
 )
+_COUNTED = Statement(
+    select(counted_ids.c.id).where(
+        counted_ids.c.run_id == bindparam("run_id"),
+        counted_ids.c.id == any_(bindparam("ids", type_=ARRAY(LargeBinary))),
+    ),
+    ("run_id", "ids"),
+)
+_WANTED = (
+    func.unnest(bindparam("runs", type_=ARRAY(Text)), bindparam("versions", type_=ARRAY(BigInteger)))
+    .table_valued(column("run_id", Text), column("version", BigInteger))
+    .render_derived(name="wanted")
+)
+_CHANGES_OF_LISTS = Statement(
+    select(*(changes.c[name] for name in _CHANGE_NAMES))
+    .join_from(
+        _WANTED, changes, and_(changes.c.run_id == _WANTED.c.run_id, changes.c.version > _WANTED.c.version)
+    )
+    .order_by(changes.c.run_id, changes.c.version),
+    ("runs", "versions"),
+)
 # Documents whose log is read by one statement; a power of two.
 LOGS_MAX = 128
 
@@ -70,6 +112,10 @@ def load_snapshots(connection: Connection, ids: Sequence[str]) -> dict[str, Snap
 def load_changes(connection: Connection, since: dict[str, int]) -> dict[str, list[ChangeRow]]:
     """For each run, its changes above the given version, in order."""
     found: dict[str, list[ChangeRow]] = {}
+    if takes_lists(connection) and since:
+        for change in _CHANGES_OF_LISTS.read(connection, (list(since), list(since.values()))):
+            found.setdefault(change[0], []).append(ChangeRow(*change))
+        return found
     items = list(since.items())
     for start in range(0, len(items), LOGS_MAX):
         pairs = padded(tuple(items[start : start + LOGS_MAX]))
@@ -124,6 +170,8 @@ def save_snapshots(connection: Connection, snapshots: Sequence[Snapshot]) -> Non
 def load_counted(connection: Connection, run_id: str, ids: Iterable[bytes]) -> set[bytes]:
     """Which of these `once` ids were counted in a run."""
     asked = tuple(ids)
+    if takes_lists(connection):
+        return {id for (id,) in _COUNTED.read(connection, (run_id, list(asked)))}
     found: set[bytes] = set()
     for start in range(0, len(asked), KEYS_MAX):
         some = padded(asked[start : start + KEYS_MAX])

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, func, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.documents import ChangeRow, Snapshot
 from milepost.store.schema import changes, counted_ids, documents, log_starts, refusals
+from milepost.store.statements import among, upsert
 
 VERSION_MAX = 2**63 - 1
 _SNAPSHOT_NAMES = Snapshot.__struct_fields__
@@ -85,7 +85,7 @@ def last_version(connection: Connection, run_id: str) -> int | None:
 def snapshot_marks(connection: Connection, ids: Sequence[str]) -> dict[str, Mark]:
     """The versions of the saved snapshots, without the documents."""
     statement = select(documents.c.run_id, documents.c.version, documents.c.changed_at).where(
-        documents.c.run_id.in_(ids)
+        among(connection, documents.c.run_id, ids)
     )
     return {run_id: Mark(version, at) for run_id, version, at in connection.execute(statement)}
 
@@ -93,7 +93,7 @@ def snapshot_marks(connection: Connection, ids: Sequence[str]) -> dict[str, Mark
 def start_marks(connection: Connection, ids: Sequence[str]) -> dict[str, Mark]:
     """Where pruned logs begin, without the documents."""
     statement = select(log_starts.c.run_id, log_starts.c.version, log_starts.c.changed_at).where(
-        log_starts.c.run_id.in_(ids)
+        among(connection, log_starts.c.run_id, ids)
     )
     return {run_id: Mark(version, at) for run_id, version, at in connection.execute(statement)}
 
@@ -171,7 +171,7 @@ def log_spans(connection: Connection, ids: Sequence[str]) -> dict[str, LogSpan]:
             func.max(changes.c.version),
             func.max(changes.c.created_at),
         )
-        .where(changes.c.run_id.in_(ids))
+        .where(among(connection, changes.c.run_id, ids))
         .group_by(changes.c.run_id)
     )
     return {run_id: LogSpan(*values) for run_id, *values in connection.execute(statement)}

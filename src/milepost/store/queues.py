@@ -4,10 +4,9 @@ from collections.abc import Iterable
 
 import msgspec
 from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import queues
-from milepost.store.statements import Lookup, Statement
+from milepost.store.statements import Lookup, Statement, upsert
 
 
 class QueueRow(msgspec.Struct, gc=False):

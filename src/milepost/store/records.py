@@ -4,10 +4,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import answers, log_marks, logs, tasks, used_tokens
-from milepost.store.statements import Lookup, Row, Statement
+from milepost.store.statements import Lookup, Row, Statement, upsert
 
 
 class LogRow(msgspec.Struct):

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 
 from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import run_counts
-from milepost.store.statements import Row, Statement
+from milepost.store.statements import Row, Statement, upsert
 
 ALL = ""
 """Stands for all runs, where otherwise the parent's id stands."""

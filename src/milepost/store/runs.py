@@ -33,7 +33,7 @@ from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
 from milepost.store.run_counts import ALL, load_counts
 from milepost.store.schema import large_values, run_tags, runs
-from milepost.store.statements import Lookup, Row, Statement, padded
+from milepost.store.statements import Lookup, Row, Statement, among, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
 INLINE_CHARACTERS = 8192
@@ -264,10 +264,8 @@ def _row(values: Sequence[Any]) -> RunRow:
     return row
 
 
-def _pairs(
-    connection: Connection, statement: Executable, parameters: dict[str, Any] | None = None
-) -> dict[Any, Any]:
-    return {values[0]: values[1] for values in connection.execute(statement, parameters)}
+def _pairs(connection: Connection, statement: Executable) -> dict[Any, Any]:
+    return {values[0]: values[1] for values in connection.execute(statement)}
 
 
 def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
@@ -572,9 +570,9 @@ def _has_moved(name: str, large: str | None) -> bool:
 def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[str, str]:
     """Large values of one name, by run."""
     statement = select(large_values.c.run_id, large_values.c.value).where(
-        large_values.c.name == name, large_values.c.run_id.in_(bindparam("ids", expanding=True))
+        large_values.c.name == name, among(connection, large_values.c.run_id, ids)
     )
-    return _pairs(connection, statement, {"ids": list(ids)})
+    return _pairs(connection, statement)
 
 
 def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
@@ -723,7 +721,7 @@ def _is_shown(shown: RunScope) -> ColumnElement[bool]:
 
 def matching_ids(connection: Connection, filter: RunFilter, ids: Sequence[str]) -> set[str]:
     """The runs among these that match. The filter's `metadata` is not looked at."""
-    statement = select(runs.c.id).where(runs.c.id.in_(ids), *conditions(filter))
+    statement = select(runs.c.id).where(among(connection, runs.c.id, ids), *conditions(filter))
     return set(connection.execute(statement).scalars())
 
 

@@ -7,23 +7,28 @@ flush writes what changed and nothing else. Values that may be large and never c
 
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
     Double,
     Index,
-    Integer,
     LargeBinary,
     MetaData,
     Table,
-    Text,
     text,
 )
 
 from milepost.model.run import RunStatus
 
 tables = MetaData()
+
+# Texts are compared code point by code point, whatever order a PostgreSQL database was made with: ids are read in their order, and
+# the order of SQLite and of Python is the same one.
+Text = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+# Whole numbers have 64 bits everywhere. SQLite has one kind of them only, and numbers the rows of `INTEGER PRIMARY KEY` by itself.
+Integer = sa.Integer().with_variant(BigInteger(), "postgresql")
 
 _STATUSES = ", ".join(f"'{status}'" for status in RunStatus)
 
@@ -379,4 +384,23 @@ upkeep_jobs = Table(
     Column("holder", Text, nullable=False),
     Column("lease_until", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
+)
+
+# How many groups of all servers were committed that others are told of; one row, which each of them takes on with its commit, so that
+# there are no gaps. Only where several servers share a database is anything written here.
+commit_numbers = Table(
+    "commit_numbers",
+    tables,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+# What servers tell each other after a commit, for a minute.
+announcements = Table(
+    "announcements",
+    tables,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("server_id", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
 )

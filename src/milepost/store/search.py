@@ -30,11 +30,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
 from milepost.store import runs as run_store
-from milepost.store import sqlite
 from milepost.store.metadata_values import IndexedValue, Kind, Term, Trace, terms_of, traces_of
 from milepost.store.runs import RunFilter
 from milepost.store.schema import changes, documents, metadata_values, run_tags, runs
-from milepost.store.statements import Lookup, Statement
+from milepost.store.statements import HasBytes, Lookup, Statement, among
 
 CHUNK = 500
 # Up to this many rows are gathered and sorted; where there are more, the newest runs are looked at one after the other.
@@ -77,7 +76,9 @@ def replace_values(connection: Connection, documents: dict[str, set[IndexedValue
     _INSERT.write(connection, new)
     for start in range(0, len(ids), CHUNK):
         connection.execute(
-            update(runs).where(runs.c.id.in_(ids[start : start + CHUNK])).values(metadata_unindexed=0)
+            update(runs)
+            .where(among(connection, runs.c.id, ids[start : start + CHUNK]))
+            .values(metadata_unindexed=0)
         )
 
 
@@ -231,7 +232,7 @@ def _may_hold(trace: Trace) -> ColumnElement[bool]:
 
 
 def _holds(column: ColumnElement[Any], trace: Trace) -> ColumnElement[bool]:
-    return or_(*(sqlite.has_bytes(column, part) for part in trace.any_of))
+    return or_(*(HasBytes(column, part) for part in trace.any_of))
 
 
 def _has(term: Term, run_id: ColumnElement[str]) -> ColumnElement[bool]:

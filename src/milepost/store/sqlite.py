@@ -10,15 +10,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, LargeBinary, create_engine, event, func, literal
-from sqlalchemy.exc import DatabaseError, DBAPIError
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.compiler import SQLCompiler
 
-from milepost.errors import ConfigurationError
+from milepost.errors import ConfigurationError, UnavailableError
 from milepost.store import files
+from milepost.store.statements import HasBytes, execute
 
-DATABASE_ERRORS = (DatabaseError,)
 # What goes away by itself or by the care of whoever runs the machine: the statement is right, and may be tried again.
 _PASSING = frozenset(
     {
@@ -40,9 +41,6 @@ BUSY_SECONDS = 10
 CHECKPOINT_PAGES = 4000
 # After one large transaction the log is cut back to this, instead of keeping its largest size for ever.
 JOURNAL_BYTES_MAX = 64 * 1024 * 1024
-# A writer never has to upgrade a read lock.
-BEGIN_WRITING = "BEGIN IMMEDIATE"
-BEGIN_READING = "BEGIN"
 # The driver's own transactions would begin late and deferred; ours begin where the code says so.
 _CONNECT_ARGUMENTS: dict[str, Any] = {
     "check_same_thread": False,
@@ -51,50 +49,128 @@ _CONNECT_ARGUMENTS: dict[str, Any] = {
 }
 
 
-def is_unavailable(error: DBAPIError) -> bool:
-    """True when the database cannot be had at the moment, false when the statement is wrong."""
-    # The lowest byte is the kind of the fault, the others say more about it.
-    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _PASSING
+class SQLiteDatabase:
+    """A database in a file of this machine, which one server uses.
 
+    Args:
+        path: the file; made when missing.
+        synchronous: `FULL` (what is acknowledged survives a power loss) or `NORMAL` (it survives a crash of the process only).
+        connection_class: of the writer's connection to the driver, which sees every statement and commit.
+    """
 
-def check_writable(path: Path) -> None:
-    """Make folder and file, private ones; raise ConfigurationError where the database could not be written."""
-    files.prepare_folder(path.parent)
-    target = path if path.exists() else path.parent
-    # The read-only flag of a mounted file system does not show in the mode bits, so the system is asked.
-    if not os.access(path.parent, os.W_OK) or not os.access(target, os.W_OK):
-        raise ConfigurationError(
-            f"{target} cannot be written: choose another data folder with --data, or change its permissions"
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: str = "FULL",
+        connection_class: type[sqlite3.Connection] = sqlite3.Connection,
+    ) -> None:
+        # Absolute, because readers connect late, and the working folder may be another one by then.
+        self.path = path.absolute()
+        self._given = path
+        self._synchronous = synchronous
+        self._connection_class = connection_class
+        # Which files these are. Not known before they are all there.
+        self._files: dict[str, tuple[int, int] | None] = {}
+
+    is_shared = False
+
+    @property
+    def place(self) -> str:
+        """The path as it was given."""
+        return str(self._given)
+
+    @property
+    def is_displaced(self) -> bool:
+        """True when the files are no longer where they were opened: the data folder was removed, replaced or moved."""
+        return any(files.identity(name) != known for name, known in self._files.items())
+
+    def prepare(self) -> None:
+        """Make folder and file, private ones; raise ConfigurationError where the database could not be written."""
+        path = self._given
+        files.prepare_folder(path.parent)
+        target = path if path.exists() else path.parent
+        # The read-only flag of a mounted file system does not show in the mode bits, so the system is asked.
+        if not os.access(path.parent, os.W_OK) or not os.access(target, os.W_OK):
+            raise ConfigurationError(
+                f"{target} cannot be written: choose another data folder with --data, or change its permissions"
+            )
+        try:
+            if not path.exists():
+                files.create_private(path)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+
+    def opened(self) -> None:
+        """The files are all there: remember which ones they are."""
+        names = (str(self.path), str(log_of(self.path)))
+        self._files = {name: files.identity(name) for name in names}
+
+    def check_place(self) -> None:
+        """Raise UnavailableError when the files are no longer in their place."""
+        if self.is_displaced:
+            raise UnavailableError(
+                "the data folder was removed, replaced or moved while the server runs, so nothing is stored and nothing is read: "
+                "put it back, or start the server anew"
+            )
+
+    def writer(self) -> Engine:
+        """The engine of the one write connection."""
+        engine = create_engine(
+            "sqlite://",
+            poolclass=StaticPool,
+            creator=_opening(self.path, connection_class=self._connection_class),
         )
-    try:
-        if not path.exists():
-            files.create_private(path)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
+        _configure(
+            engine,
+            "PRAGMA journal_mode=WAL",
+            f"PRAGMA synchronous={self._synchronous}",
+            f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
+            f"PRAGMA journal_size_limit={JOURNAL_BYTES_MAX}",
+        )
+        return engine
 
+    @property
+    def reader_count(self) -> int:
+        """How many connections read at most."""
+        return READERS
 
-def writer(path: Path, *, synchronous: str, connection_class: type[sqlite3.Connection]) -> Engine:
-    """The engine of the one write connection."""
-    engine = create_engine(
-        "sqlite://", poolclass=StaticPool, creator=_opening(path, connection_class=connection_class)
-    )
-    _configure(
-        engine,
-        "PRAGMA journal_mode=WAL",
-        f"PRAGMA synchronous={synchronous}",
-        f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}",
-        f"PRAGMA journal_size_limit={JOURNAL_BYTES_MAX}",
-    )
-    return engine
+    def readers(self) -> Engine:
+        """The engine of the read connections."""
+        engine = create_engine(
+            "sqlite://", poolclass=QueuePool, pool_size=READERS, max_overflow=0, creator=_opening(self.path)
+        )
+        _configure(engine, "PRAGMA query_only=ON")
+        return engine
 
+    def begin_writing(self, connection: Connection) -> None:
+        """A writer never has to upgrade a read lock."""
+        execute(connection, "BEGIN IMMEDIATE")
 
-def readers(path: Path) -> Engine:
-    """The engine of the read connections."""
-    engine = create_engine(
-        "sqlite://", poolclass=QueuePool, pool_size=READERS, max_overflow=0, creator=_opening(path)
-    )
-    _configure(engine, "PRAGMA query_only=ON")
-    return engine
+    begin_migrating = begin_writing
+
+    def begin_reading(self, connection: Connection) -> None:
+        """A reader sees what was committed when it reads first."""
+        execute(connection, "BEGIN")
+
+    def commit(self, connection: Connection) -> None:
+        """Commit; what raises is not committed."""
+        # What is committed to files that were removed meanwhile would be acknowledged and lost.
+        self.check_place()
+        execute(connection, "COMMIT")
+
+    def is_broken(self, connection: Connection) -> bool:
+        """Never: nothing lies between us and the file."""
+        return False
+
+    def is_unavailable(self, error: DBAPIError) -> bool:
+        """True when the file cannot be had at the moment."""
+        # The lowest byte is the kind of the fault, the others say more about it.
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _PASSING
+
+    def reason(self, error: DBAPIError) -> str:
+        """What SQLite says."""
+        return str(error.orig)
 
 
 def copy_database(source: Path, target: Path) -> None:
@@ -124,9 +200,9 @@ def copy_database(source: Path, target: Path) -> None:
         os.close(descriptor)
 
 
-def has_bytes(column: ColumnElement[Any], part: bytes) -> ColumnElement[bool]:
-    """Whether a column of bytes has these somewhere; not true where it is null."""
-    return func.instr(column, literal(part, LargeBinary)) > 0
+@compiles(HasBytes, "sqlite")
+def _has_bytes(element: HasBytes, compiler: SQLCompiler, **options: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **options)}) > 0"
 
 
 def log_of(path: Path) -> Path:

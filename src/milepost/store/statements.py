@@ -10,15 +10,57 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Insert, Select, Update, bindparam
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Boolean,
+    Connection,
+    Insert,
+    LargeBinary,
+    Select,
+    Update,
+    any_,
+    bindparam,
+    literal,
+)
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 
 Row = tuple[Any, ...]
 
 # Keys in one statement; a power of two.
 KEYS_MAX = 1024
+
+# SQLite has taken `ON CONFLICT` over from PostgreSQL, and this is written alike for both.
+upsert = insert
+# What takes a whole list as one value, so that lists of all lengths are one statement.
+_TAKES_LISTS = frozenset({"postgresql"})
+
+
+class HasBytes(FunctionElement[bool]):
+    """Whether a column of bytes has these somewhere; not true where it is null. Each database writes it its own way."""
+
+    name = "has_bytes"
+    type = Boolean()
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[Any], part: bytes) -> None:
+        super().__init__(column, literal(part, LargeBinary))
+
+
+def takes_lists(connection: Connection) -> bool:
+    """Whether the database takes a whole list as one value."""
+    return connection.dialect.name in _TAKES_LISTS
+
+
+def among(connection: Connection, column: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
+    """Whether a column has one of some values, for a statement that is executed on this connection."""
+    if takes_lists(connection):
+        return column == any_(literal(list(values), ARRAY(column.type)))
+    return column.in_(list(values))
 
 
 def execute(connection: Connection, text: str, values: Any = (), *, many: bool = False) -> DBAPICursor:
@@ -88,10 +130,14 @@ class Lookup:
         self._statement = statement
         self._column = column
         self._by_count: dict[int, Statement] = {}
+        in_list = column == any_(bindparam("keys", type_=ARRAY(column.type)))
+        self._of_list = Statement(statement.where(in_list), ["keys"])
 
     def read(self, connection: Connection, keys: Iterable[str]) -> list[Row]:
         """The rows that exist, in no order."""
         wanted = tuple(keys)
+        if takes_lists(connection):
+            return self._of_list.read(connection, (list(wanted),)) if wanted else []
         if len(wanted) <= KEYS_MAX:
             return self._read(connection, wanted) if wanted else []
         found: list[Row] = []

@@ -5,10 +5,9 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, literal_column, or_, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import chunks, runs, stream_writers, streams
-from milepost.store.statements import Lookup, Statement
+from milepost.store.statements import Lookup, Statement, among, upsert
 
 OUTPUT = "out/"
 INPUT = "in/"
@@ -226,4 +225,4 @@ def prunable_runs(connection: Connection, *, before: int, limit: int) -> list[st
 def delete_streams(connection: Connection, run_ids: Collection[str]) -> None:
     """Forget all streams of these runs."""
     for table in (chunks, stream_writers, streams):
-        connection.execute(delete(table).where(table.c.run_id.in_(run_ids)))
+        connection.execute(delete(table).where(among(connection, table.c.run_id, run_ids)))

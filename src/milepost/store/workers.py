@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import workers
+from milepost.store.statements import among, upsert
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -41,4 +41,4 @@ def load_workers(connection: Connection) -> list[WorkerRow]:
 
 def delete_workers(connection: Connection, ids: Collection[str]) -> None:
     """These workers hold no lease any more."""
-    connection.execute(delete(workers).where(workers.c.id.in_(ids)))
+    connection.execute(delete(workers).where(among(connection, workers.c.id, ids)))

