@@ -42,3 +42,14 @@ def open_store(place: Path | str) -> Iterator[OpenStore]:
 def store(open_store: OpenStore) -> Store:
     """An open store with nothing in it."""
     return open_store()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def shared_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An open store for many examples of a property, each of which clears away what it needs to."""
+    if request.param == "sqlite":
+        store = Store(tmp_path_factory.mktemp("shared") / "milepost.db", synchronous="NORMAL")
+    else:
+        store = Store(postgres.server().url(postgres.server().create_migrated_database()))
+    yield store
+    store.close()

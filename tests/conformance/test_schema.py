@@ -1,8 +1,11 @@
 """The tables that the migrations make are the tables that the code speaks of."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Inspector, create_engine, inspect
@@ -10,6 +13,7 @@ from sqlalchemy import Connection, Inspector, create_engine, inspect
 from conformance.conftest import OpenStore
 from milepost.store.database import Store
 from milepost.store.schema import tables
+from support import postgres
 
 
 def described(connection: Connection) -> dict[str, Any]:
@@ -18,7 +22,11 @@ def described(connection: Connection) -> dict[str, Any]:
     return {
         table: {
             "columns": {
-                column["name"]: (str(column["type"]), column["nullable"], column["default"])
+                column["name"]: (
+                    column["type"].compile(connection.dialect),
+                    column["nullable"],
+                    column["default"],
+                )
                 for column in inspector.get_columns(table)
             },
             "key": inspector.get_pk_constraint(table)["constrained_columns"],
@@ -43,16 +51,28 @@ def _checks(inspector: Inspector, table: str) -> dict[Any, str]:
     return {check["name"]: check["sqltext"] for check in inspector.get_check_constraints(table)}
 
 
-def test_a_migrated_database_equals_a_fresh_one(store: Store) -> None:
-    engine = create_engine("sqlite://")
+@pytest.fixture
+def fresh(place: Path | str) -> Iterator[Connection]:
+    """A database of the same kind whose tables were made from `schema.py` alone."""
+    if isinstance(place, Path):
+        engine = create_engine("sqlite://")
+        name = None
+    else:
+        name = postgres.server().create_database()
+        engine = create_engine(postgres.server().url(name).replace("postgresql:", "postgresql+psycopg:"))
     with engine.begin() as connection:
         tables.create_all(connection)
-        fresh = described(connection)
+        yield connection
     engine.dispose()
+    if name is not None:
+        postgres.server().drop_database(name)
+
+
+def test_a_migrated_database_equals_a_fresh_one(store: Store, fresh: Connection) -> None:
     with store.read() as connection:
         migrated = described(connection)
     assert set(migrated) == set(tables.tables)
-    for table, parts in fresh.items():
+    for table, parts in described(fresh).items():
         assert migrated[table] == parts, table
 
 
@@ -77,28 +97,51 @@ def test_opening_again_changes_nothing(open_store: OpenStore) -> None:
         assert described(connection) == before
 
 
-def test_tables_without_row_ids_are_so_in_both(store: Store) -> None:
+WITHOUT_ROW_IDS = {
+    "attempts",
+    "changes",
+    "counted_ids",
+    "log_marks",
+    "metadata_values",
+    "run_counts",
+    "run_tags",
+    "stream_writers",
+    "streams",
+}
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_tables_without_row_ids_are_so_in_both(store: Store, fresh: Connection) -> None:
     """What only SQLite's own text tells."""
 
     def compact(connection: Connection) -> set[str]:
         texts = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
         return {name for name, sql in texts if re.search(r"WITHOUT\s+ROWID", sql)}
 
-    engine = create_engine("sqlite://")
-    with engine.begin() as connection:
-        tables.create_all(connection)
-        fresh = compact(connection)
-    engine.dispose()
     with store.read() as connection:
-        expected = {
-            "attempts",
-            "changes",
-            "counted_ids",
-            "log_marks",
-            "metadata_values",
-            "run_counts",
-            "run_tags",
-            "stream_writers",
-            "streams",
-        }
-        assert compact(connection) == fresh == expected
+        assert compact(connection) == compact(fresh) == WITHOUT_ROW_IDS
+
+
+@pytest.mark.parametrize("place", ["postgres"], indirect=True)
+def test_every_text_has_one_order_and_every_number_64_bits(store: Store) -> None:
+    """Whatever the database was made with: an order left to it, or a number that is full, would differ from SQLite."""
+    with store.read() as connection:
+        default = connection.exec_driver_sql("SELECT 'a' < 'B'").scalar()
+        found = connection.exec_driver_sql(
+            "SELECT table_name, column_name, data_type, collation_name FROM information_schema.columns "
+            "WHERE table_schema = 'public' AND table_name <> 'alembic_version'"
+        ).fetchall()
+    assert default is True or postgres.server().locale != postgres.LOCALE, (
+        "the database of the test sorts as people do"
+    )
+    assert {kind for _, _, kind, _ in found} == {"text", "bigint", "bytea", "double precision"}
+    assert [column for *column, kind, collation in found if kind == "text" and collation != "C"] == []
+
+
+@pytest.mark.parametrize("place", ["postgres"], indirect=True)
+def test_what_is_updated_often_has_room_on_its_page(store: Store) -> None:
+    with store.read() as connection:
+        found = connection.exec_driver_sql(
+            "SELECT relname FROM pg_class WHERE 'fillfactor=80' = ANY(reloptions)"
+        )
+        assert set(found.scalars()) == {"runs", "documents"}

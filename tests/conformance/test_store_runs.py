@@ -399,6 +399,7 @@ def test_every_filter_narrows_the_list_and_the_counts(store: Store) -> None:
                 assert sum(runs.count_by_status(connection, filter).values()) == len(numbers), fields
 
 
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_a_list_without_children_does_not_read_past_them(store: Store) -> None:
     filter = RunFilter(top_level=True)
     statement = select(table.c.id).where(*runs.conditions(filter)).order_by(table.c.id.desc())

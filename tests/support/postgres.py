@@ -92,7 +92,9 @@ class PostgresServer:
         """Stop it, `fast` or `immediate`, which is like a power loss of its processes."""
         self._run("pg_ctl", "-w", "-D", str(self._data), "-m", mode, "stop")
 
-    def url(self, database: str = "postgres", *, user: str = "postgres", password: str = QUOTED_PASSWORD) -> str:
+    def url(
+        self, database: str = "postgres", *, user: str = "postgres", password: str = QUOTED_PASSWORD
+    ) -> str:
         """The address of one of its databases."""
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
@@ -108,7 +110,9 @@ class PostgresServer:
         locale = f"LOCALE '{self.locale}'" if template == "template0" else ""
         with self.administer() as connection:
             # By writing the files anew in place of a checkpoint before and after.
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY WAL_LOG {locale}".encode())
+            connection.execute(
+                f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY WAL_LOG {locale}".encode()
+            )
         return name
 
     @cache  # noqa: B019 - as long as the process
@@ -134,7 +138,9 @@ class PostgresServer:
         folder.mkdir()
         # It returns 1 for mere warnings.
         subprocess.run(
-            ["localedef", "-i", "en_US", "-f", "UTF-8", str(folder / LOCALE)], capture_output=True, check=False
+            ["localedef", "-i", "en_US", "-f", "UTF-8", str(folder / LOCALE)],
+            capture_output=True,
+            check=False,
         )
         if not (folder / LOCALE / "LC_COLLATE").exists():
             return "C.UTF-8"

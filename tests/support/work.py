@@ -1,4 +1,5 @@
-"""What a database has to do for something: its statements and the steps of its virtual machine, which are the same everywhere."""
+"""What a database has to do for something: its statements and the steps of its virtual machine, which are the same everywhere. Of
+PostgreSQL the rows and the entries of indexes that it looks at."""
 
 import sqlite3
 from collections.abc import Generator, Iterator
@@ -6,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from milepost.store.database import Store
 
 # The virtual machine says so each time when it has gone so many steps.
 STEPS = 10
+STEPS_OF_A_ROW = 10
 
 
 @dataclass
@@ -33,7 +35,17 @@ class Work:
 @contextmanager
 def _watched(connection: Connection, work: Work) -> Iterator[None]:
     driver: Any = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
+    if isinstance(driver, sqlite3.Connection):
+        with _watched_machine(driver, work):
+            yield
+        return
+    before = _rows_seen(connection)
+    yield
+    work.steps += STEPS_OF_A_ROW * (_rows_seen(connection) - before)
+
+
+@contextmanager
+def _watched_machine(driver: sqlite3.Connection, work: Work) -> Iterator[None]:
     driver.set_progress_handler(work._count, STEPS)
     driver.set_trace_callback(work.statements.append)
     try:
@@ -43,29 +55,57 @@ def _watched(connection: Connection, work: Work) -> Iterator[None]:
         driver.set_trace_callback(None)
 
 
+def _rows_seen(connection: Connection) -> int:
+    """Rows that this transaction has read of tables of PostgreSQL, and entries of indexes."""
+    statement = (
+        "SELECT sum(pg_stat_get_xact_tuples_returned(oid)) FROM pg_class WHERE relkind IN ('r', 'i') "
+        "AND relnamespace = 'public'::regnamespace"
+    )
+    return int(connection.execute(text(statement)).scalar_one())
+
+
+def _gather_statistics(store: Store) -> None:
+    """What PostgreSQL does by itself once in a while, and plans by."""
+    with store.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("ANALYZE"))
+
+
 @contextmanager
 def work_of_writer(store: Store) -> Iterator[Work]:
     """What the writer does meanwhile."""
     with store.write() as connection:
-        pass
+        is_sqlite = connection.dialect.name == "sqlite"
     work = Work()
-    with _watched(connection, work):
+    if is_sqlite:
+        with _watched(connection, work):
+            yield work
+        return
+    _gather_statistics(store)
+    with _each_transaction(store, "write", work):
         yield work
 
 
 @contextmanager
 def work_of_readers(store: Store) -> Iterator[Work]:
     """What readers do meanwhile."""
+    _gather_statistics(store)
     work = Work()
-    read = store.read
+    with _each_transaction(store, "read", work):
+        yield work
+
+
+@contextmanager
+def _each_transaction(store: Store, way: str, work: Work) -> Iterator[None]:
+    begin = getattr(store, way)
 
     @contextmanager
     def watched() -> Generator[Connection]:
-        with read() as connection, _watched(connection, work):
+        with begin() as connection, _watched(connection, work):
             yield connection
 
-    store.read = watched  # type: ignore[method-assign]
+    setattr(store, way, watched)
     try:
-        yield work
+        yield
     finally:
-        del store.read  # type: ignore[attr-defined]
+        delattr(store, way)

@@ -189,8 +189,8 @@ class Store:
         raise AssertionError("the last try returns or raises")
 
     def _undo(self, connection: Connection) -> None:
-        """Undo what was not committed. After a commit there is nothing left to undo, but whatever Core has executed began a transaction
-        in SQLAlchemy's books.
+        """Undo what was not committed. After a commit there is nothing left to undo, but whatever Core has executed began a
+        transaction in SQLAlchemy's books.
 
         By the driver alone where that does: what SQLAlchemy does around it takes longer.
         """

@@ -40,7 +40,9 @@ COMMIT_SECONDS = 60
 _ASK_SECONDS = 0.25
 
 # A commit is on disk when it is acknowledged, even where the database is set to lose it.
-_SAFE = "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+_SAFE = (
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
 # The number of the transaction tells later what became of it, should the answer to its commit get lost.
 _BEGIN_WRITING = f"""
 BEGIN ISOLATION LEVEL READ COMMITTED;
@@ -98,7 +100,10 @@ _CURES: list[tuple[re.Pattern[str], str]] = [
             r"no pg_hba.conf entry",
             "let the server's pg_hba.conf accept this user from this machine; it may want ?sslmode=require at the end of the URL",
         ),
-        (r"connection refused|no such file or directory", "is PostgreSQL running there, and is the port right?"),
+        (
+            r"connection refused|no such file or directory",
+            "is PostgreSQL running there, and is the port right?",
+        ),
         (r"failed to resolve host|could not translate host name", "check the host in MILEPOST_DATABASE_URL"),
         (
             r"timeout expired|timed out",
@@ -218,12 +223,16 @@ class PostgresDatabase:
             if not self.is_broken(connection) or not self._transaction_id:
                 raise
             if self._has_committed(self._transaction_id):
-                logger.warning("the connection was lost during a commit, which was carried out: %s", error.orig)
+                logger.warning(
+                    "the connection was lost during a commit, which was carried out: %s", error.orig
+                )
                 return
             raise
         # To commit a transaction in which a statement has failed undoes it without an error.
         if cast(Any, cursor).statusmessage != "COMMIT":
-            raise UnavailableError("the database has undone the transaction instead of committing it; try again")
+            raise UnavailableError(
+                "the database has undone the transaction instead of committing it; try again"
+            )
 
     def is_broken(self, connection: Connection) -> bool:
         """Whether the connection is gone."""
@@ -234,7 +243,8 @@ class PostgresDatabase:
         code = _code_of(error)
         if code in _FORGOTTEN_STATEMENT and self._prepares:
             logger.warning(
-                "a pooler between this server and PostgreSQL does not keep prepared statements: they are used no more (%s)", error.orig
+                "a pooler between this server and PostgreSQL does not keep prepared statements: they are used no more (%s)",
+                error.orig,
             )
             self._prepares = False
         if code is None:
@@ -264,7 +274,9 @@ class PostgresDatabase:
         while time.monotonic() < until:
             try:
                 with self._connect() as connection:
-                    [found] = connection.execute("SELECT pg_xact_status(%s::xid8)", [transaction_id]).fetchone() or [None]
+                    [found] = connection.execute(
+                        "SELECT pg_xact_status(%s::xid8)", [transaction_id]
+                    ).fetchone() or [None]
                 if found != "in progress":
                     return found == "committed"
             except psycopg.DataError:
@@ -274,8 +286,8 @@ class PostgresDatabase:
                 said = _in_one_line(str(error))
             time.sleep(_ASK_SECONDS)
         raise CommitUnknownError(
-            f"the connection to the database was lost during a commit, and for {COMMIT_SECONDS} s it could not be found out whether it "
-            f"was carried out: {said}"
+            f"the connection to the database was lost during a commit, and for {COMMIT_SECONDS} s it could not be found out whether "
+            f"it was carried out: {said}"
         )
 
     def _engine(
@@ -361,14 +373,14 @@ def _options_of(url: str) -> dict[str, Any]:
     if scheme is None or scheme["scheme"].split("+")[0].lower() not in ("postgresql", "postgres"):
         said = f"{scheme['scheme']}:// is not known" if scheme else "it does not begin with postgresql://"
         raise ConfigurationError(
-            f"the database URL cannot be used: {said}; write postgresql://user:password@host:5432/name, or leave it out and use SQLite "
-            "in the folder that --data names"
+            f"the database URL cannot be used: {said}; write postgresql://user:password@host:5432/name, or leave it out and use "
+            "SQLite in the folder that --data names"
         )
     rest = url[scheme.end() :]
     address = rest.partition("?")[0]
     refused = ConfigurationError(
-        "the database URL cannot be read; write postgresql://user:password@host:5432/name, and in user and password %40 for @, %3A for :, "
-        "%2F for /, %3F for ?, %23 for # and %25 for % (the URL is not shown here, because it may have a password in it)"
+        "the database URL cannot be read; write postgresql://user:password@host:5432/name, and in user and password %40 for @, "
+        "%3A for :, %2F for /, %3F for ?, %23 for # and %25 for % (the URL is not shown here, because it may have a password in it)"
     )
     if address.count("@") > 1 or "#" in address or "@" in address.partition("/")[2]:
         raise refused

@@ -12,7 +12,17 @@ branch_labels: Sequence[str] | None = None
 depends_on: Sequence[str] | None = None
 
 # Rows that are updated often: a new version of a row fits on its page, and no index has to be told.
-_FILL = {"runs": 80, "documents": 80, "streams": 70, "stream_writers": 70, "log_marks": 70, "batches": 70, "queues": 20, "run_counts": 50, "workers": 50}
+_FILL = {
+    "runs": 80,
+    "documents": 80,
+    "streams": 70,
+    "stream_writers": 70,
+    "log_marks": 70,
+    "batches": 70,
+    "queues": 20,
+    "run_counts": 50,
+    "workers": 50,
+}
 
 
 def upgrade() -> None:

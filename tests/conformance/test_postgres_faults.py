@@ -1,0 +1,396 @@
+"""What holds for PostgreSQL alone: connections that are lost at any moment, and what is said when the database cannot be used."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from threading import Event, Thread
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from conformance.rows import insert, new_run, run_name
+from milepost.errors import CommitUnknownError, ConfigurationError, MilepostError, UnavailableError
+from milepost.store import postgres as kind
+from milepost.store import runs
+from milepost.store.database import Store
+from milepost.store.runs import RunFilter
+from support import postgres
+
+SERVER = postgres.server
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = SERVER().create_migrated_database()
+    yield name
+    SERVER().drop_database(name)
+
+
+@pytest.fixture
+def store(name: str) -> Iterator[Store]:
+    store = Store(SERVER().url(name))
+    yield store
+    store.close()
+
+
+def ids(store: Store) -> list[str]:
+    with store.read() as connection:
+        return runs.list_ids(connection, RunFilter(), limit=10)
+
+
+def end_connections(name: str) -> None:
+    with SERVER().administer() as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            [name],
+        )
+
+
+# --- connections that get lost -----------------------------------------------------------------------------
+
+
+def test_connections_that_were_ended_between_groups_are_not_noticed(store: Store, name: str) -> None:
+    insert(store, new_run(1))
+    assert ids(store) == [run_name(1)]
+    for number in (2, 3):
+        end_connections(name)
+        insert(store, new_run(number))
+        assert len(ids(store)) == number
+
+
+def test_a_connection_that_is_ended_in_the_middle_of_a_group_undoes_it(store: Store, name: str) -> None:
+    def insert_and_lose_it() -> None:
+        with store.write() as connection:
+            runs.insert_runs(connection, [new_run(1)])
+            end_connections(name)
+            runs.insert_runs(connection, [new_run(2)])
+
+    with pytest.raises((OperationalError, UnavailableError), match="terminating connection"):
+        insert_and_lose_it()
+    insert(store, new_run(3))
+    assert ids(store) == [run_name(3)]
+
+
+def test_a_connection_that_is_ended_while_somebody_reads_may_be_read_again(store: Store, name: str) -> None:
+    insert(store, new_run(1))
+
+    def read_and_lose_it() -> None:
+        with store.read() as connection:
+            end_connections(name)
+            runs.list_ids(connection, RunFilter(), limit=10)
+
+    for _ in range(6):
+        with pytest.raises(UnavailableError, match=r"cannot be read now.*terminating connection"):
+            read_and_lose_it()
+    assert ids(store) == [run_name(1)]
+
+
+def test_a_server_that_hangs_in_a_group_loses_it_and_the_others_go_on(
+    store: Store, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "_BEGIN_GROUP", kind._BEGIN_GROUP.replace(f"'{kind.IDLE_SECONDS}s'", "'200ms'"))
+    other = Store(SERVER().url(name))
+    begun, go_on = Event(), Event()
+
+    def hang() -> None:
+        with store.write() as connection:
+            runs.insert_runs(connection, [new_run(1)])
+            begun.set()
+            go_on.wait(60)
+            runs.insert_runs(connection, [new_run(2)])
+
+    failures: list[BaseException] = []
+
+    def hang_and_fail() -> None:
+        try:
+            hang()
+        except MilepostError as error:
+            failures.append(error)
+        except OperationalError as error:
+            failures.append(error)
+
+    thread = Thread(target=hang_and_fail)
+    thread.start()
+    assert begun.wait(60)
+    insert(other, new_run(3))
+    go_on.set()
+    thread.join()
+    assert len(failures) == 1
+    assert ids(other) == [run_name(3)]
+    insert(store, new_run(4))
+    other.close()
+
+
+class LosingConnection(psycopg.Connection[Any]):
+    """Loses its answer to `COMMIT`, after or before the database has heard it."""
+
+    lose: Callable[["LosingConnection", str], None] | None = None
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        return _LosingCursor(self)
+
+
+class _LosingCursor(psycopg.Cursor[Any]):
+    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        lose = LosingConnection.lose
+        if query == "COMMIT" and lose is not None:
+            LosingConnection.lose = None
+            lose(self.connection, query)  # type: ignore[arg-type]
+        return super().execute(query, *arguments, **options)
+
+
+@pytest.fixture
+def losing_store(name: str) -> Iterator[Store]:
+    store = Store(SERVER().url(name), connection_class=LosingConnection)
+    yield store
+    LosingConnection.lose = None
+    store.close()
+
+
+def test_a_commit_whose_answer_is_lost_was_carried_out_and_is_so_said(
+    losing_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise the group would be tried once more, and be stored twice."""
+
+    def commit_and_cut(connection: psycopg.Connection[Any], query: str) -> None:
+        connection.pgconn.exec_(query.encode())
+        os.close(os.dup(connection.fileno()))
+        connection.pgconn.finish()
+
+    LosingConnection.lose = commit_and_cut
+    with caplog.at_level(logging.WARNING):
+        insert(losing_store, new_run(1))
+    assert "was carried out" in caplog.text
+    assert ids(losing_store) == [run_name(1)]
+    insert(losing_store, new_run(2))
+    assert len(ids(losing_store)) == 2
+
+
+def test_a_commit_that_was_not_heard_is_not_carried_out(losing_store: Store) -> None:
+    LosingConnection.lose = lambda connection, query: connection.pgconn.finish()
+    with pytest.raises((OperationalError, UnavailableError)):
+        insert(losing_store, new_run(1))
+    assert ids(losing_store) == []
+    insert(losing_store, new_run(2))
+    assert ids(losing_store) == [run_name(2)]
+
+
+def test_a_commit_of_which_nothing_can_be_found_out_says_so(
+    losing_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "COMMIT_SECONDS", 0.3)
+
+    def cut(connection: psycopg.Connection[Any], query: str) -> None:
+        connection.pgconn.finish()
+        SERVER().stop("immediate")
+
+    LosingConnection.lose = cut
+    with pytest.raises(CommitUnknownError, match="could not be found out"):
+        insert(losing_store, new_run(1))
+    SERVER().start()
+    insert(losing_store, new_run(2))
+    assert ids(losing_store) == [run_name(2)]
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_of_the_database_is_got_over(store: Store, mode: str) -> None:
+    insert(store, new_run(1))
+    assert ids(store) == [run_name(1)]
+    SERVER().stop(mode)
+    for attempt in (lambda: insert(store, new_run(2)), lambda: ids(store)):
+        with pytest.raises((OperationalError, UnavailableError), match=r"[Cc]onnection refused"):
+            attempt()
+    SERVER().start()
+    insert(store, new_run(3))
+    assert ids(store) == [run_name(3), run_name(1)]
+
+
+# --- what is said when it cannot be used -------------------------------------------------------------------
+
+
+def refusal(url: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        Store(url).close()
+    told = str(caught.value)
+    for secret in ("s3cret", "p@ss", "p%40ss", "hidden"):
+        assert secret not in told
+    return told
+
+
+def test_a_wrong_password(name: str) -> None:
+    told = refusal(SERVER().url(name, password="hidden"))
+    assert f"127.0.0.1:{SERVER().port}/{name}" in told
+    assert "password authentication failed" in told
+    assert "%40" in told
+
+
+def test_no_such_database() -> None:
+    assert '"nowhere" does not exist (create it' in refusal(SERVER().url("nowhere"))
+
+
+def test_no_such_host_and_nobody_there() -> None:
+    assert "check the host" in refusal("postgresql://me:hidden@nowhere.invalid/name")
+    assert "is PostgreSQL running there" in refusal("postgresql://me:hidden@127.0.0.1:9/name")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hid@den@host/name",
+        "postgresql://me:hidden/more@host/name",
+        "postgresql://me:hidden#more@host/name",
+        "postgresql://me:hidden@host:port/name",
+        "postgresql://me:hidden@host/name?no_option=1",
+        "postgresql://me:hidden%zz@host/name",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_not_shown(url: str) -> None:
+    told = refusal(url)
+    assert "hid" not in told
+    assert "%40 for @" in told
+
+
+@pytest.mark.parametrize("url", ["mysql://me:hidden@host/name", "sqlite:///file.db", "host=hidden", "hidden"])
+def test_another_kind_of_database_is_none_of_ours(url: str) -> None:
+    assert "postgresql://user:password@host:5432/name" in refusal(url)
+
+
+def user(name: str, rights: str = "") -> str:
+    """A user of the database who may do this; its URL."""
+    with SERVER().administer(name) as connection:
+        connection.execute(f"CREATE ROLE {name}_user LOGIN PASSWORD '{postgres.PASSWORD}'".encode())
+        for right in filter(None, rights.split(";")):
+            connection.execute(right.format(user=f"{name}_user", name=name).encode())
+    return SERVER().url(name, user=f"{name}_user")
+
+
+def test_no_right_to_make_tables() -> None:
+    name = SERVER().create_database()
+    told = refusal(user(name))
+    assert "permission denied for schema public" in told
+    assert "GRANT CREATE" in told
+
+
+def test_no_right_on_the_tables(name: str) -> None:
+    told = refusal(user(name))
+    assert "permission denied for table alembic_version" in told
+    assert "grant this one all rights" in told
+
+
+def test_a_database_that_is_read_only(name: str) -> None:
+    with SERVER().administer() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+    assert "name the primary" in refusal(SERVER().url(name))
+
+
+def test_a_database_that_becomes_read_only_is_unavailable(store: Store, name: str) -> None:
+    with SERVER().administer() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+    end_connections(name)
+    with pytest.raises(UnavailableError, match="name the primary"):
+        insert(store, new_run(1))
+    assert ids(store) == []
+    with SERVER().administer() as connection:
+        connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only".encode())
+    insert(store, new_run(1))
+    assert ids(store) == [run_name(1)]
+
+
+def test_fewer_connections_than_the_pool(name: str) -> None:
+    url = user(
+        name, "GRANT ALL ON ALL TABLES IN SCHEMA public TO {user};ALTER ROLE {user} CONNECTION LIMIT 2"
+    )
+    store = Store(url)
+    with store.read():
+        with pytest.raises(UnavailableError, match="raise max_connections"), store.read():
+            pass
+    insert(store, new_run(1))
+    assert ids(store) == [run_name(1)]
+    store.close()
+    with SERVER().administer() as connection:
+        connection.execute(f"ALTER ROLE {name}_user CONNECTION LIMIT 0".encode())
+    assert "raise max_connections" in refusal(url)
+
+
+def test_a_statement_timeout(store: Store, name: str) -> None:
+    with SERVER().administer() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET statement_timeout = 100".encode())
+    end_connections(name)
+    with (
+        pytest.raises(UnavailableError, match=r"cannot be read now.*statement_timeout"),
+        store.read() as connection,
+    ):
+        connection.execute(text("SELECT pg_sleep(10)"))
+    insert(store, new_run(1))
+    assert ids(store) == [run_name(1)]
+
+
+def test_a_database_of_a_newer_version_is_left_alone_and_named(name: str, store: Store) -> None:
+    with store.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9876'"))
+    told = refusal(SERVER().url(name))
+    assert "newer version" in told
+    assert "9876" in told
+    with store.read() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9876"
+
+
+def test_a_database_of_somebody_else_is_refused_and_kept() -> None:
+    name = SERVER().create_database()
+    with SERVER().administer(name) as connection:
+        connection.execute("CREATE TABLE runs (distance real)")
+    assert '"runs" already exists' in refusal(SERVER().url(name))
+    with SERVER().administer(name) as connection:
+        found = connection.execute(
+            "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+        )
+        assert found.fetchall() == [("runs",)]
+
+
+def test_servers_that_start_at_once_migrate_once() -> None:
+    name = SERVER().create_database()
+    stores: list[Store] = []
+    threads = [Thread(target=lambda: stores.append(Store(SERVER().url(name)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 4
+    for number, store in enumerate(stores):
+        insert(store, new_run(number))
+    assert len(ids(stores[0])) == 4
+    for store in stores:
+        store.close()
+
+
+def test_a_commit_is_on_disk_even_where_the_database_is_set_to_lose_it(store: Store, name: str) -> None:
+    with SERVER().administer() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
+    end_connections(name)
+    with store.write() as connection:
+        assert connection.execute(text("SHOW synchronous_commit")).scalar() == "on"
+        assert connection.execute(text("SHOW application_name")).scalar() == "milepost"
+
+
+def test_a_pooler_that_forgets_prepared_statements_is_noticed(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(8):
+        insert(store, new_run(number))
+    with store.write() as connection:
+        connection.execute(text("DEALLOCATE ALL"))
+    with pytest.raises((OperationalError, UnavailableError)):
+        insert(store, new_run(8))
+    for number in range(8, 20):
+        insert(store, new_run(number))
+        with store.write() as connection:
+            connection.execute(text("DEALLOCATE ALL"))
+    assert "does not keep prepared statements" in caplog.text
+
+
+def test_without_the_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "milepost.store.postgres", None)
+    assert "pip install 'milepost[postgres]'" in refusal("postgresql://host/name")
