@@ -9,10 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
 from conformance.rows import insert, new_run, run_name
-from milepost.errors import CommitUnknownError, ConfigurationError, MilepostError, UnavailableError
+from milepost.errors import CommitUnknownError, ConfigurationError, UnavailableError
 from milepost.store import postgres as kind
 from milepost.store import runs
 from milepost.store.database import Store
@@ -68,7 +67,7 @@ def test_a_connection_that_is_ended_in_the_middle_of_a_group_undoes_it(store: St
             end_connections(name)
             runs.insert_runs(connection, [new_run(2)])
 
-    with pytest.raises((OperationalError, UnavailableError), match="terminating connection"):
+    with pytest.raises(UnavailableError, match=r"terminating connection|closed the connection"):
         insert_and_lose_it()
     insert(store, new_run(3))
     assert ids(store) == [run_name(3)]
@@ -83,7 +82,9 @@ def test_a_connection_that_is_ended_while_somebody_reads_may_be_read_again(store
             runs.list_ids(connection, RunFilter(), limit=10)
 
     for _ in range(6):
-        with pytest.raises(UnavailableError, match=r"cannot be read now.*terminating connection"):
+        with pytest.raises(
+            UnavailableError, match=r"cannot be read now.*(terminating|closed the) connection"
+        ):
             read_and_lose_it()
     assert ids(store) == [run_name(1)]
 
@@ -107,9 +108,7 @@ def test_a_server_that_hangs_in_a_group_loses_it_and_the_others_go_on(
     def hang_and_fail() -> None:
         try:
             hang()
-        except MilepostError as error:
-            failures.append(error)
-        except OperationalError as error:
+        except UnavailableError as error:
             failures.append(error)
 
     thread = Thread(target=hang_and_fail)
@@ -171,7 +170,7 @@ def test_a_commit_whose_answer_is_lost_was_carried_out_and_is_so_said(
 
 def test_a_commit_that_was_not_heard_is_not_carried_out(losing_store: Store) -> None:
     LosingConnection.lose = lambda connection, query: connection.pgconn.finish()
-    with pytest.raises((OperationalError, UnavailableError)):
+    with pytest.raises(UnavailableError):
         insert(losing_store, new_run(1))
     assert ids(losing_store) == []
     insert(losing_store, new_run(2))
@@ -201,7 +200,7 @@ def test_a_restart_of_the_database_is_got_over(store: Store, mode: str) -> None:
     assert ids(store) == [run_name(1)]
     SERVER().stop(mode)
     for attempt in (lambda: insert(store, new_run(2)), lambda: ids(store)):
-        with pytest.raises((OperationalError, UnavailableError), match=r"[Cc]onnection refused"):
+        with pytest.raises(UnavailableError, match=r"[Cc]onnection refused"):
             attempt()
     SERVER().start()
     insert(store, new_run(3))
@@ -378,17 +377,23 @@ def test_a_commit_is_on_disk_even_where_the_database_is_set_to_lose_it(store: St
 def test_a_pooler_that_forgets_prepared_statements_is_noticed(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def forget() -> None:
+        # The driver sees a plain DEALLOCATE, a pooler does not tell it.
+        for transaction in (store.read, store.write):
+            with transaction() as connection:
+                connection.exec_driver_sql("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")
+
     for number in range(8):
         insert(store, new_run(number))
-    with store.write() as connection:
-        connection.execute(text("DEALLOCATE ALL"))
-    with pytest.raises((OperationalError, UnavailableError)):
-        insert(store, new_run(8))
-    for number in range(8, 20):
-        insert(store, new_run(number))
-        with store.write() as connection:
-            connection.execute(text("DEALLOCATE ALL"))
+        assert len(ids(store)) == number + 1
+    # It is met once on each connection: by whoever reads or writes next, who may try again.
+    with pytest.raises(UnavailableError, match="prepared statement"):
+        forget()
     assert "does not keep prepared statements" in caplog.text
+    for number in range(8, 10):
+        forget()
+        insert(store, new_run(number))
+        assert len(ids(store)) == number + 1
 
 
 def test_without_the_driver_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

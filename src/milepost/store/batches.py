@@ -35,14 +35,15 @@ _BATCHES = Lookup(select(*(batches.c[name] for name in _NAMES)), batches.c.id)
 _INSERT = Statement(insert(batches), _NAMES)
 _SAVE = Statement(
     update(batches)
-    .where(batches.c.id == bindparam("batch"))
+    .where(batches.c.id == bindparam("batch", type_=batches.c.id.type))
     .values(
-        run_count=bindparam("runs"),
-        accepted_count=bindparam("accepted"),
-        finished_count=bindparam("finished"),
-        updated_at=bindparam("now"),
+        run_count=bindparam("runs", type_=batches.c.run_count.type),
+        accepted_count=bindparam("accepted", type_=batches.c.accepted_count.type),
+        finished_count=bindparam("finished", type_=batches.c.finished_count.type),
+        updated_at=bindparam("now", type_=batches.c.updated_at.type),
     ),
     ["runs", "accepted", "finished", "now", "batch"],
+    key=["batch"],
 )
 
 

@@ -77,10 +77,18 @@ class Store:
     def write(self) -> Generator[Connection]:
         """One transaction of the one writer: committed when the block ends, undone when it raises.
 
-        Raises: UnavailableError when the database is not there, is no longer in its place, or cannot be connected to.
+        Raises: UnavailableError when the database cannot be written now, or is no longer in its place; CommitUnknownError.
         """
-        with self._transaction(is_migration=False) as connection:
-            yield connection
+        try:
+            with self._transaction(is_migration=False) as connection:
+                yield connection
+        except DBAPIError as error:
+            if not self._database.is_unavailable(error):
+                raise
+            raise UnavailableError(
+                "the database did not take the change, nothing was stored: "
+                f"{self._database.reason(error)}; try again"
+            ) from error
 
     @contextmanager
     def read(self) -> Generator[Connection]:

@@ -68,6 +68,7 @@ _SAVE_SNAPSHOTS = Statement(
         where=_NEW.excluded.version >= documents.c.version,
     ),
     _SNAPSHOT_NAMES,
+    key=["run_id"],
 )
 _REFUSAL_NAMES = ("writer_id", "writer_attempt", "writer_sequence", "refused")
 _INSERT_REFUSALS = Statement(insert(refusals), _REFUSAL_NAMES)

@@ -213,6 +213,7 @@ class PostgresDatabase:
 
     def begin_reading(self, connection: Connection) -> None:
         """Begin a transaction that sees one state, that of its first statement."""
+        self._adapt(connection)
         execute(connection, _BEGIN_READING)
 
     def commit(self, connection: Connection) -> None:
@@ -259,6 +260,7 @@ class PostgresDatabase:
         return said if cure is None else f"{said} ({cure})"
 
     def _begin(self, connection: Connection, text: str) -> None:
+        self._adapt(connection)
         self._transaction_id = ""
         cursor = cast("psycopg.Cursor[Any]", execute(connection, text))
         while cursor.nextset():
@@ -266,6 +268,10 @@ class PostgresDatabase:
         found = cursor.fetchone()
         assert found is not None, "the last statement has a row"
         self._transaction_id = found[0]
+
+    def _adapt(self, connection: Connection) -> None:
+        if not self._prepares:
+            _driver_of(connection).prepare_threshold = None
 
     def _has_committed(self, transaction_id: str) -> bool:
         """What became of a transaction. Raises CommitUnknownError when that cannot be found out for a while."""

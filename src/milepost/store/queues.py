@@ -41,6 +41,7 @@ _SAVE = Statement(
         set_={name: _NEW.excluded[name] for name in QueueRow.__struct_fields__ if name != "name"},
     ),
     QueueRow.__struct_fields__,
+    key=["name"],
 )
 
 

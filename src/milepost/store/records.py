@@ -79,6 +79,7 @@ _SAVE_LOG_MARKS = Statement(
         },
     ),
     LogMark.__struct_fields__,
+    key=["run_id", "attempt", "writer_id"],
 )
 _USED_TOKEN = Lookup(select(*(used_tokens.c[name] for name in UsedToken.__struct_fields__)), used_tokens.c.id)
 _INSERT_USED_TOKENS = Statement(insert(used_tokens), UsedToken.__struct_fields__)

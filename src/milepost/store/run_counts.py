@@ -16,6 +16,7 @@ _ADD = Statement(
         index_elements=["parent_id", "status"], set_={"count": run_counts.c.count + _NEW.excluded.count}
     ),
     ("parent_id", "status", "count"),
+    key=("parent_id", "status"),
 )
 
 

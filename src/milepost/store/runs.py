@@ -234,8 +234,8 @@ _REPORT_VALUES = attrgetter(*_REPORT_NAMES, "id")
 
 def _update(names: Sequence[str]) -> Statement:
     values = {name: bindparam(f"new_{name}", type_=runs.c[name].type) for name in names}
-    statement = update(runs).where(runs.c.id == bindparam("run")).values(values)
-    return Statement(statement, [*(f"new_{name}" for name in names), "run"])
+    statement = update(runs).where(runs.c.id == bindparam("run", type_=runs.c.id.type)).values(values)
+    return Statement(statement, [*(f"new_{name}" for name in names), "run"], key=["run"])
 
 
 _INSERT = Statement(insert(runs), _INSERT_NAMES)

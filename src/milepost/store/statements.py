@@ -8,7 +8,7 @@ transaction, and both fail with SQLAlchemy's errors.
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     ARRAY,
@@ -21,11 +21,15 @@ from sqlalchemy import (
     Update,
     any_,
     bindparam,
+    column,
+    func,
     literal,
+    select,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import visitors
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -85,11 +89,20 @@ class Statement:
         statement: its parameters are named by `names`. The condition of a partial index must be a literal:
             SQLite plans a statement anew each time when its plan depends on the value of a parameter.
         names: what each row of values holds, in order. Values must be what the driver takes as it is: text, numbers, bytes, None.
+        key: those of the names by which an update or upsert finds its row, for one that may be written with several rows of values.
     """
 
-    def __init__(self, statement: Insert | Update | Select[*tuple[Any, ...]], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        statement: Insert | Update | Select[*tuple[Any, ...]],
+        names: Sequence[str],
+        *,
+        key: Sequence[str] = (),
+    ) -> None:
         self._statement = statement
         self._names = tuple(names)
+        self._key = tuple(self._names.index(name) for name in key)
+        self._of_lists: Statement | None = None
         self._compiled: dict[str, tuple[str, Callable[[Row], Any] | None]] = {}
 
     def read(self, connection: Connection, values: Row) -> list[Row]:
@@ -99,14 +112,36 @@ class Statement:
         return cursor.fetchall()  # pyright: ignore[reportReturnType]
 
     def write(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Execute an insert or update once for each row of values, in order."""
+        """Execute an insert or update for each row of values, as if in order."""
         if not rows:
             return
+        if takes_lists(connection) and len(rows) > 1:
+            self._write_lists(connection, rows)
+            return
         text, arrange = self._compiled.get(connection.dialect.name) or self._compile(connection)
+        if len(rows) == 1:
+            execute(connection, text, rows[0] if arrange is None else arrange(rows[0]))
+            return
         execute(connection, text, rows if arrange is None else [arrange(row) for row in rows], many=True)
 
+    def _write_lists(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """One statement for all rows, each of whose columns is a list. It may touch no row twice: later ones wait for the next."""
+        if self._of_lists is None:
+            self._of_lists = Statement(_of_lists(self._statement, self._names), self._names)
+        while rows:
+            later: list[Row] = []
+            if self._key:
+                rows, later = _distinct(rows, self._key)
+            text, arrange = self._of_lists._compiled.get(connection.dialect.name) or self._of_lists._compile(
+                connection
+            )
+            values = tuple(map(list, zip(*rows, strict=True)))
+            execute(connection, text, values if arrange is None else arrange(values))
+            rows = later
+
     def _compile(self, connection: Connection) -> tuple[str, Callable[[Row], Any] | None]:
-        keys = list(self._names) if isinstance(self._statement, Insert) else []
+        is_insert = isinstance(self._statement, Insert) and self._statement.select is None
+        keys = list(self._names) if is_insert else None
         compiled = self._statement.compile(dialect=connection.dialect, column_keys=keys)
         # Values that SQLAlchemy itself puts into a statement, such as an offset of 0.
         constants = {name: bound.value for name, bound in compiled.binds.items() if name not in self._names}
@@ -153,6 +188,42 @@ class Lookup:
             condition = self._column.in_(parameters(names))
             statement = self._by_count[len(keys)] = Statement(self._statement.where(condition), names)
         return statement.read(connection, keys)
+
+
+def _of_lists(statement: Any, names: Sequence[str]) -> Insert | Update:
+    """The same for many rows of values, given as one list for each name."""
+    types: list[Any]
+    if isinstance(statement, Insert):
+        types = [statement.table.c[name].type for name in names]
+    else:
+        found: dict[str, Any] = {
+            cast("Any", element).key: cast("Any", element).type
+            for element in visitors.iterate(statement)
+            if isinstance(element, BindParameter)
+        }
+        types = [found[name] for name in names]
+    lists = [bindparam(name, type_=ARRAY(type_)) for name, type_ in zip(names, types, strict=True)]
+    columns = [column(name, type_) for name, type_ in zip(names, types, strict=True)]
+    given = func.unnest(*lists).table_valued(*columns).render_derived(name="given")
+    if isinstance(statement, Insert):
+        return statement.from_select(list(names), select(*(given.c[name] for name in names)))
+
+    def replaced(element: Any, **_: Any) -> Any:
+        return given.c[element.key] if isinstance(element, BindParameter) and element.key in names else None
+
+    return cast("Update", cast("Any", visitors).replacement_traverse(statement, {}, replaced))
+
+
+def _distinct(rows: Sequence[Row], key: Sequence[int]) -> tuple[list[Row], list[Row]]:
+    """The first of the rows with each key, and those that come later."""
+    seen: set[Row] = set()
+    first: list[Row] = []
+    later: list[Row] = []
+    for row in rows:
+        found = tuple(row[place] for place in key)
+        (later if found in seen else first).append(row)
+        seen.add(found)
+    return first, later
 
 
 def padded(values: Row, filler: Any = None) -> Row:

@@ -89,6 +89,7 @@ _SAVE_STREAMS = Statement(
         set_={name: _NEW_STREAMS.excluded[name] for name in ("next_index", "size_bytes", "updated_at")},
     ),
     _STREAM_NAMES,
+    key=["run_id", "name"],
 )
 _NEW_WRITERS = upsert(stream_writers)
 _SAVE_WRITERS = Statement(
@@ -100,6 +101,7 @@ _SAVE_WRITERS = Statement(
         },
     ),
     _WRITER_NAMES,
+    key=["run_id", "name", "writer"],
 )
 _INSERT_CHUNKS = Statement(insert(chunks), _CHUNK_NAMES)
 # The row that holds an index is the last one that begins at it or before.
