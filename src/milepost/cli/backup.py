@@ -18,7 +18,13 @@ def back_up(data: Path, target: Path, *, overwrite: bool) -> None:
 
     Raises: ConfigurationError, which says what is in the way.
     """
-    source = load_settings(data_folder=data).database_path
+    settings = load_settings(data_folder=data)
+    if not isinstance(settings.database, Path):
+        raise ConfigurationError(
+            "the database is PostgreSQL (MILEPOST_DATABASE_URL is set), which is backed up by its own tools: pg_dump, or what your "
+            "provider has"
+        )
+    source = settings.database_path
     if not source.is_file():
         raise ConfigurationError(f"there is no database in {data}; name its folder with --data")
     if target.is_dir():

@@ -29,6 +29,15 @@ Port = Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one."
 Data = Annotated[
     Path, typer.Option(help="Folder for the database and the key.", envvar="MILEPOST_DATA_FOLDER")
 ]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="PostgreSQL database in place of the folder's: postgresql://user@host:5432/name. It is better named by "
+        "MILEPOST_DATABASE_URL: other users of this machine can see the options of a command.",
+        show_default=False,
+    ),
+]
 Processes = Annotated[
     int | None,
     typer.Option(help="Processes that run tasks. Default: one per core.", min=1, max=256, show_default=False),
@@ -181,6 +190,7 @@ def server(
     host: Host = "127.0.0.1",
     port: Port = 3030,
     data: Data = Path(".milepost"),
+    database: Database = None,
     log_level: LogLevelOption = "info",
     log_format: LogFormatOption = "text",
 ) -> None:
@@ -191,7 +201,7 @@ def server(
     from milepost.cli import serving, stopping
 
     _tell_with_time(log_level, log_format)
-    stopping.run(lambda: serving.serve(host=host, port=port, data=data))
+    stopping.run(lambda: serving.serve(host=host, port=port, data=data, database=database))
 
 
 @app.command()
@@ -414,11 +424,36 @@ app.add_typer(db, name="db")
 
 
 @db.command()
-def upgrade(data: Data = Path(".milepost")) -> None:
+def upgrade(data: Data = Path(".milepost"), database: Database = None) -> None:
     """Bring the database to the schema of this version. `milepost dev` and `milepost server` do it by themselves."""
-    from milepost.cli import serving
+    from milepost.cli import database as command
 
-    serving.upgrade_database(data)
+    command.upgrade(data, database)
+
+
+@db.command()
+def status(data: Data = Path(".milepost"), database: Database = None) -> None:
+    """Say which database is used and whether its schema is the one of this version. Changes nothing."""
+    from milepost.cli import database as command
+
+    command.show_status(data, database)
+
+
+@db.command()
+def copy(
+    source: Annotated[
+        str, typer.Argument(metavar="FROM", help="A data folder, or the URL of a PostgreSQL database.")
+    ],
+    target: Annotated[str, typer.Argument(metavar="TO", help="Likewise; it must be empty or new.")],
+) -> None:
+    """Copy everything into another database: from SQLite to PostgreSQL, back, or between two of a kind.
+
+    No server may use them meanwhile. Leave passwords out of the URLs: PGPASSWORD and ~/.pgpass are read.
+    Example:  milepost db copy .milepost postgresql://milepost@db.example/milepost
+    """
+    from milepost.cli import database as command
+
+    command.copy(source, target)
 
 
 @db.command()

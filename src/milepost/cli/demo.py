@@ -62,7 +62,7 @@ async def demo(options: DemoOptions) -> int:
         check_file(path)
         # Other users of this machine can reach the port.
         key = development_key(Path(folder))
-        settings = load_settings(data_folder=Path(folder), secret_key=key)
+        settings = load_settings(data_folder=Path(folder), database_url="", secret_key=key)
         async with hosted(settings, listener) as server:
             ready = asyncio.Event()
             worker = WorkerOptions(

@@ -1,24 +1,24 @@
-"""`milepost server`: the server and its dashboard, without executors; and the care of its database."""
+"""`milepost server`: the server and its dashboard, without executors."""
 
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
 from milepost.cli.console import err, note
+from milepost.cli.database import settings_of
 from milepost.cli.hosting import bind, hosted, owned_folder
 from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals, first_of
 from milepost.errors import ConfigurationError
 from milepost.server.auth import CODE_SECONDS
-from milepost.server.settings import load_settings
-from milepost.store.database import Store
 
 KEY_CHARACTERS_MIN = 16
 
 
-async def serve(*, host: str, port: int, data: Path) -> None:
+async def serve(*, host: str, port: int, data: Path, database: str | None) -> None:
     """Run the server until a signal asks for the end. Raises ConfigurationError."""
     name_unknown_settings()
-    settings = load_settings(data_folder=data)
+    settings = settings_of(data, database)
     if not settings.secret_key:
         raise ConfigurationError(
             "MILEPOST_SECRET_KEY is not set: choose a long random text (openssl rand -hex 24) and give it to the server, "
@@ -29,7 +29,9 @@ async def serve(*, host: str, port: int, data: Path) -> None:
             f"MILEPOST_SECRET_KEY has only {len(settings.secret_key)} characters, and who guesses it can do everything: "
             f"use {KEY_CHARACTERS_MIN} random ones or more (openssl rand -hex 24)"
         )
-    with StopSignals() as signals, bind(host, port) as listener, owned_folder(data):
+    # Only a folder has one user at a time.
+    owned = owned_folder(data) if isinstance(settings.database, Path) else nullcontext()
+    with StopSignals() as signals, bind(host, port) as listener, owned:
         async with hosted(settings, listener) as server:
             note(
                 f"Milepost {version('milepost')} serves at {server.url}", event="server.ready", url=server.url
@@ -41,11 +43,3 @@ async def serve(*, host: str, port: int, data: Path) -> None:
                 note(f"dashboard: {server.sign_in_link()} (once, within {CODE_SECONDS // 60} minutes)")
             note("`milepost dashboard` prints a link that signs a browser in")
             await first_of(signals.asked.wait(), server.ended)
-
-
-def upgrade_database(data: Path) -> None:
-    """Bring the database to the schema of this version. Raises ConfigurationError."""
-    with owned_folder(data):
-        settings = load_settings(data_folder=data)
-        Store(settings.database_path, synchronous=settings.sqlite_synchronous).close()
-        note(f"{settings.database_path} has the schema of Milepost {version('milepost')}")

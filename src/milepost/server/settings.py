@@ -20,7 +20,7 @@ class ServerSettings(BaseSettings):
 
     data_folder: Path = Path(".milepost")
     # A PostgreSQL database that several servers share, postgresql://user:password@host:5432/name; SQLite in the data folder without.
-    database_url: str = ""
+    database_url: Annotated[str, Field(repr=False)] = ""
     secret_key: str = ""
     sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -211,6 +212,35 @@ class Store:
             connection.rollback()
         elif not connection.invalidated:
             connection.connection.rollback()
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """Which schema a database has, None for no tables, and which one this version would give it."""
+
+    place: str
+    present: str | None
+    newest: str
+    is_known: bool
+
+
+def schema_of(place: Path | str) -> Schema:
+    """Look at a database and change nothing. Raises ConfigurationError when it cannot be looked at."""
+    database = database_at(place)
+    if isinstance(place, Path) and not place.is_file():
+        raise ConfigurationError(f"there is no database {place}; name its folder with --data")
+    engine = database.readers()
+    try:
+        with engine.connect() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+    except DatabaseError as error:
+        raise ConfigurationError(f"{database.place} cannot be looked at: {database.reason(error)}") from error
+    finally:
+        engine.dispose()
+    _, scripts = _migrations()
+    newest = scripts.get_current_head()
+    assert newest is not None, "there are migrations"
+    known = {script.revision for script in scripts.walk_revisions()}
+    return Schema(database.place, present, newest, present is None or present in known)
 
 
 def database_at(

@@ -363,6 +363,10 @@ class _NumberDumper(Dumper):
             raise OverflowError("whole numbers have at most 64 bits")
         return b"%d" % obj
 
+    def quote(self, obj: int) -> Buffer:
+        """As it stands in the text of a statement; behind another minus sign it must not begin a comment."""
+        return b" %d" % obj
+
 
 @compiles(HasBytes, "postgresql")
 def _has_bytes(element: HasBytes, compiler: SQLCompiler, **options: Any) -> str:
