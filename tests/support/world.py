@@ -1,6 +1,7 @@
 """A store, an engine and a clock, driven command by command; and doubles of workers that talk to it."""
 
 import atexit
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -93,7 +94,14 @@ def _template() -> Path:
 
 
 def new_store(path: Path) -> Store:
-    """An empty store at this path, which `faults` can let fail."""
+    """An empty store at this path, which `faults` can let fail.
+
+    With MILEPOST_TEST_DATABASE=postgres it is one of PostgreSQL, wherever the path is, and `faults` cannot.
+    """
+    if os.environ.get("MILEPOST_TEST_DATABASE") == "postgres":
+        from support import postgres
+
+        return Store(postgres.server().url(postgres.server().create_migrated_database()))
     shutil.copy(_template(), path)
     return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
 

@@ -38,7 +38,7 @@ def show_status(data: Path, database: str | None) -> None:
     elif schema.present is None:
         verdict = "means that it has no tables yet: `milepost db upgrade` makes them, and a server does at its start"
     elif schema.is_known:
-        verdict = f"is older than this version's {schema.newest}: `milepost db upgrade` brings it there, and a server does at its start"
+        verdict = f"is older than this version's {schema.newest}: `milepost db upgrade` brings it there, and so does a server"
     else:
         verdict = f"is newer than this version's {schema.newest}: upgrade Milepost"
     out.print(schema.place, markup=False, highlight=False, soft_wrap=True)

@@ -217,12 +217,14 @@ class Server:
             is_displaced = await asyncio.to_thread(lambda: self._store.is_displaced)
             if is_displaced and not was_displaced:
                 logger.error(
-                    "the data folder of %s was removed, replaced or moved while the server runs: nothing is stored until it is back; "
+                    "the data folder %s was removed, replaced or moved while the server runs: nothing is stored until it is back; "
                     "put it back, or start the server anew",
-                    self._store.place,
+                    self.settings.data_folder.absolute(),
                 )
             elif was_displaced and not is_displaced:
-                logger.warning("the data folder of %s is back, and the server goes on", self._store.place)
+                logger.warning(
+                    "the data folder %s is back, and the server goes on", self.settings.data_folder.absolute()
+                )
             was_displaced = is_displaced
             await asyncio.sleep(WATCH_SECONDS)
 
