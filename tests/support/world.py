@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import msgspec
+from sqlalchemy import inspect
 
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
@@ -197,14 +198,12 @@ class World:
     def dump(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table."""
         with self.store.read() as connection:
-            names = connection.exec_driver_sql(
-                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
-            ).scalars()
+            names = sorted(inspect(connection).get_table_names())
             return {
                 name: sorted(
                     (tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {name}")), key=repr
                 )
-                for name in list(names)
+                for name in names
             }
 
     def close(self) -> None:

@@ -216,7 +216,10 @@ class Search:
 def _may_hold(trace: Trace) -> ColumnElement[bool]:
     """Runs whose document may hold a trace, by the text of what it is made of: given at trigger, saved, changed since."""
     saved = exists().where(documents.c.run_id == runs.c.id, _holds(documents.c.value, trace))
-    saved_version = select(documents.c.version).where(documents.c.run_id == runs.c.id).scalar_subquery()
+    # Of the run that is looked at, two selects further out: nothing else would say so, and any document's version would be taken.
+    saved_version = (
+        select(documents.c.version).where(documents.c.run_id == runs.c.id).correlate(runs).scalar_subquery()
+    )
     since = [changes.c.run_id == runs.c.id, changes.c.version > func.coalesce(saved_version, 0)]
     changed = (
         exists().where(*since)
