@@ -86,6 +86,8 @@ def fill(store: Store) -> None:
         streams.save_streams(connection, [streams.StreamRow("run_1", "out/a")])
         streams.save_writers(connection, [streams.WriterRow("run_1", "out/a", "w", None, 1)])
         streams.append_chunks(connection, [streams.ChunkRow("run_1", "out/a", 0, 1, NOW, 1, b"1")])
+        upkeep_row = {"name": "job", "holder": "server", "lease_until": 2**40, "finished_at": None}
+        connection.execute(tables.tables["upkeep_jobs"].insert(), upkeep_row)
         announcements.append_announcement(connection, "server", b"\x00", now=NOW)
 
 

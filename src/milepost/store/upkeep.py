@@ -2,10 +2,9 @@
 
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, func, or_, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from milepost.store.schema import upkeep_jobs
-from milepost.store.statements import Statement
+from milepost.store.statements import Statement, upsert
 
 
 class JobRow(msgspec.Struct, gc=False):
