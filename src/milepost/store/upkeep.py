@@ -35,10 +35,12 @@ _IS_DUE = or_(
     upkeep_jobs.c.finished_at > bindparam("now"),
 )
 _TAKEN = {"holder": _NEW.excluded.holder, "lease_until": _NEW.excluded.lease_until}
-_TAKE = _NEW.on_conflict_do_update(index_elements=["name"], set_=_TAKEN, where=_IS_FREE)
+_TAKE = _NEW.on_conflict_do_update(index_elements=["name"], set_=_TAKEN, where=_IS_FREE).returning(
+    upkeep_jobs.c.name
+)
 _TAKE_WHEN_DUE = _NEW.on_conflict_do_update(
     index_elements=["name"], set_=_TAKEN, where=and_(_IS_FREE, _IS_DUE)
-)
+).returning(upkeep_jobs.c.name)
 _FINISH = (
     update(upkeep_jobs)
     .where(upkeep_jobs.c.name == bindparam("job"), upkeep_jobs.c.holder == bindparam("server"))
@@ -68,8 +70,8 @@ def take_job(
     """
     values = {"name": name, "holder": holder, "lease_until": now + lease, "now": now}
     if due_before is None:
-        return connection.execute(_TAKE, values).rowcount == 1
-    return connection.execute(_TAKE_WHEN_DUE, {**values, "due_before": due_before}).rowcount == 1
+        return connection.execute(_TAKE, values).first() is not None
+    return connection.execute(_TAKE_WHEN_DUE, {**values, "due_before": due_before}).first() is not None
 
 
 def finish_job(connection: Connection, name: str, holder: str, *, now: int) -> None:
