@@ -84,7 +84,7 @@ class Bench:
 
     def checkpoint(self) -> None:
         """Bring what was committed into the database file, so that its size tells."""
-        with closing(sqlite3.connect(self.store.path)) as connection:
+        with closing(sqlite3.connect(self.store.place)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def measure(self, count: int, parent_id: str | None) -> dict[str, float]:

@@ -155,7 +155,7 @@ def measure(options: Options) -> None:
         fill(bench, count, chance)
         filled = time.perf_counter() - began
         bench.checkpoint()
-        before = bench.store.path.stat().st_size
+        before = Path(bench.store.place).stat().st_size
         indexing = index(bench)
         bench.checkpoint()
         report.note(f"{count:,} runs were made in {filled:.0f} s and indexed in {indexing:.0f} s")
@@ -173,7 +173,7 @@ def measure(options: Options) -> None:
         report.add("p95", percentile(every, 0.95))
         report.add("p50", percentile(every, 0.5))
         report.add("indexing", indexing / count * 1e6)
-        report.add("bytes", (bench.store.path.stat().st_size - before) / count)
+        report.add("bytes", (Path(bench.store.place).stat().st_size - before) / count)
         rewrite(bench, chance)
         behind, _ = ask(reader, [QUESTIONS[name][1](chance) for name in QUESTIONS])
         report.add("behind", percentile(behind, 0.95))

@@ -205,7 +205,7 @@ def test_an_idle_server_writes_nothing_but_when_it_forgets(world: World) -> None
 
 
 def size_of_log(world: World) -> int:
-    return Path(f"{world.store.path}-wal").stat().st_size
+    return Path(f"{world.store.place}-wal").stat().st_size
 
 
 def test_jobs_that_forget_wait_while_the_clock_is_doubted(

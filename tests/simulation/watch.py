@@ -106,7 +106,7 @@ class Watch:
         steady: Callable[[], int],
         failed: Callable[[BaseException], None],
     ) -> None:
-        self._connection = sqlite3.connect(store.path, isolation_level=None)
+        self._connection = sqlite3.connect(store.place, isolation_level=None)
         self._records = records
         self._lease = round(settings.lease_seconds * MICROSECONDS)
         self._retry = retry
