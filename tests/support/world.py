@@ -142,10 +142,10 @@ class World:
         self.clock.advance(0.001)
         tickets = [Ticket() for _ in commands]
         requests = [Request(command, ticket) for command, ticket in zip(commands, tickets, strict=True)]
-        answers, announcement = self.engine.execute(requests)
+        answers, announcements = self.engine.execute(requests)
         for answer, result in answers:
             answer(result)
-        if announcement is not None:
+        for announcement in announcements:
             self.announced(announcement)
         return tickets
 
@@ -198,7 +198,7 @@ class World:
     def dump(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table."""
         with self.store.read() as connection:
-            names = sorted(inspect(connection).get_table_names())
+            names = sorted({*inspect(connection).get_table_names()} - {"announcements", "commit_numbers"})
             return {
                 name: sorted(
                     (tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {name}")), key=repr

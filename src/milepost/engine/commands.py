@@ -242,6 +242,12 @@ class PruneUsedTokens(msgspec.Struct, frozen=True):
     limit: int
 
 
+class PruneAnnouncements(msgspec.Struct, frozen=True):
+    """Forget up to `limit` announcements that every server has heard of long ago. Result: how many; less than `limit`: all."""
+
+    limit: int
+
+
 class PrunableLog(msgspec.Struct, frozen=True):
     """The changes of a run up to a version go. `start` is the document at that version; without one the run is settled, and its
     snapshot is all that is needed from now on: these of its `once` ids go too."""
@@ -290,6 +296,7 @@ Command = (
     | IndexDocuments
     | PruneAnswers
     | PruneUsedTokens
+    | PruneAnnouncements
     | PruneHistory
     | BeginJob
     | FinishJob

@@ -41,6 +41,7 @@ class Committer:
         self._waiting: deque[Request] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        self._has_news = False
         self._thread = threading.Thread(target=self._run, name="milepost-committer", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +66,12 @@ class Committer:
             raise result
         return result
 
+    def look(self) -> None:
+        """Other servers may have committed something: hear of it soon. Any thread may call it, as often as it likes."""
+        with self._wake:
+            self._has_news = True
+            self._wake.notify()
+
     def release_claims(self) -> None:
         """Answer parked claims with nothing, and park no more: the server is about to stop."""
         with self._wake:
@@ -82,34 +89,51 @@ class Committer:
 
     def _run(self) -> None:
         while True:
-            group, stopping = self._gather()
-            self._carry_out(group)
+            group, has_news, stopping = self._gather()
+            # A group hears of what is new by itself.
+            if not has_news or group or stopping or self._catch_up():
+                self._carry_out(group)
             if stopping:
                 return
 
+    def _catch_up(self) -> bool:
+        """Hear of what others have committed; whether a group has to look at it too."""
+        try:
+            answers, announcements = self._engine.catch_up()
+        except UnavailableError as error:
+            logger.debug("what other servers commit cannot be heard of now: %s", error)
+            return False
+        self._tell(announcements)
+        _deliver(answers)
+        return self._engine.has_offers
+
     def _carry_out(self, group: Sequence[Request]) -> None:
-        answers, announcement = self._engine.execute(group)
-        if announcement is not None and (announcement.runs or announcement.batches or announcement.streams):
-            self._announce(announcement)
+        answers, announcements = self._engine.execute(group)
+        self._tell(announcements)
         if not self._engine.state.accepts_parking:
             answers += self._engine.release_parked()
         _deliver(answers)
 
-    def _gather(self) -> tuple[list[Request], bool]:
+    def _tell(self, announcements: Sequence[Announcement]) -> None:
+        for announcement in announcements:
+            if not announcement.is_empty:
+                self._announce(announcement)
+
+    def _gather(self) -> tuple[list[Request], bool, bool]:
+        """The next group, whether others have committed something, and whether this is the end."""
         with self._wake:
-            while not self._waiting and not self._stopping:
+            is_due = False
+            while not (self._waiting or self._stopping or self._has_news or is_due):
                 if self._engine.has_claims_to_release:
                     break
                 wake_at = self._engine.wake_at()
-                if wake_at is None:
-                    self._wake.wait()
-                    continue
-                seconds = (wake_at - self._steady()) / 1_000_000
-                if seconds <= 0:
-                    break
-                self._wake.wait(seconds)
+                seconds = None if wake_at is None else (wake_at - self._steady()) / 1_000_000
+                is_due = seconds is not None and seconds <= 0
+                if not is_due:
+                    self._wake.wait(seconds)
             group = self._take_group(GROUP_MAX)
-            return group, self._stopping and not self._waiting
+            has_news, self._has_news = self._has_news and not is_due, False
+            return group, has_news, self._stopping and not self._waiting
 
     def _take_group(self, size_max: int) -> list[Request]:
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), size_max))]

@@ -62,7 +62,7 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
             if abs(transaction.age_now - now) > CLOCKS_APART_MICROSECONDS:
                 row.aged_from = transaction.age_now
     if row.is_apart:
-        state.may_have_apart = True
+        state.may_have_apart = transaction.has_apart = True
     if ending.move is not Move.RELEASE:
         transaction.save_result(row, ending.output, error)
     if row.status.is_final:

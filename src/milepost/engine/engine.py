@@ -7,6 +7,7 @@ so that only the one that cannot be carried out is answered with the failure.
 
 import logging
 from collections.abc import Callable, Container, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim, Command
 from milepost.engine.documents import DocumentCache
+from milepost.engine.others import Gap, HeardWorker, Learnt, Others, learn
 from milepost.engine.rules import rule_of
 from milepost.engine.state import (
     CLOCKS_APART_MICROSECONDS,
@@ -48,6 +50,9 @@ JUMP_MICROSECONDS = CLOCKS_APART_MICROSECONDS
 # A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
 FAR_MICROSECONDS = 24 * 3600 * 1_000_000
 DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
+
+# What a group teaches the other servers that has changed nothing.
+_NOTHING = Learnt()
 
 Answer = Callable[[Any], None]
 
@@ -84,6 +89,10 @@ class Engine:
         server_id: str | None = None,
     ) -> None:
         self._store = store
+        # What others have committed, for the feed, and what that answers, as far as it has not been handed on.
+        self._heard: list[Announcement] = []
+        self._heard_answers: list[tuple[Answer, Any]] = []
+        self._has_gap = False
         self._clock = clock
         self._steady = steady or clock
         # How far the wall clock is ahead of the steady one, as far as that is known.
@@ -91,20 +100,33 @@ class Engine:
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         if server_id is None:
             server_id = Identifiers().make("server", clock()) if store.is_shared else ""
+        self._others = Others(server_id) if store.is_shared else None
         self.state = EngineState(settings, started_at=self._steady(), server_id=server_id)
         with store.write() as connection:
             self._doubts_clock_until = self._settle_clock(connection)
             times = run_store.newest_time(connection), upkeep_store.newest_time(connection), self._clock()
             self._age_ahead = max(at for at in times if at is not None) - self._steady()
-        with store.read() as connection:
-            self.state.catalog = Catalog.of_rows(
-                records.load_tasks(connection), queue_store.all_queues(connection)
-            )
-            self.state.places.add(run_store.queued_places(connection))
-            self.state.next_due_at = run_store.next_due_at_after(connection, clock(), self.state.places.all())
-            self.state.change_workers(
-                [_known(row, self.state.leases_from) for row in worker_store.load_workers(connection)], []
-            )
+            self._load_state(connection)
+
+    def _load_state(self, connection: Connection) -> None:
+        """Take everything from the store, within a transaction beside which nothing is committed."""
+        state = self.state
+        self._load_catalog(connection)
+        state.places.add(run_store.queued_places(connection))
+        state.next_due_at = run_store.next_due_at_after(connection, self._clock(), state.places.all())
+        known = {row.id: row for row in worker_store.load_workers(connection)}
+        state.change_workers(
+            [_known(row, self._steady()) for row in known.values()],
+            [id for id in state.workers if id not in known],
+        )
+        state.leases_from = self._steady()
+        if self._others is not None:
+            self._others.begin_from(connection)
+
+    def _load_catalog(self, connection: Connection) -> None:
+        self.state.catalog = Catalog.of_rows(
+            records.load_tasks(connection), queue_store.all_queues(connection)
+        )
 
     @property
     def doubts_clock(self) -> bool:
@@ -131,7 +153,7 @@ class Engine:
     def _settle_clock(self, connection: Connection) -> int:
         """Make the best of a wall clock that another one was before; until when, on the steady clock, it is not to be trusted."""
         now, steady_now = self._clock(), self._steady()
-        newest = run_store.newest_of_delayed(connection, now)
+        newest = None if self._others else run_store.newest_of_delayed(connection, now)
         if newest is not None and newest > now + JUMP_MICROSECONDS:
             run_store.shift_due(connection, now - newest, now=now)
             logger.warning(
@@ -148,15 +170,39 @@ class Engine:
         )
         return steady_now + DOUBT_MICROSECONDS
 
-    def execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement | None]:
-        """Carry out a group; what to answer to whom, and what to announce. Nothing is answered here: the caller does, in this order.
+    def catch_up(self) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
+        """Hear of what other servers have committed: answers and announcements as of `execute`.
+
+        Raises: UnavailableError.
+        """
+        if self._others is not None:
+            try:
+                with self._store.read() as connection:
+                    self._hear(connection)
+            except Gap:
+                self._has_gap = True
+        return self._take_heard_answers(), self._take_heard()
+
+    @property
+    def has_offers(self) -> bool:
+        """True when a group has to look at what others have committed, also one without commands: there may be work for claims that
+        are parked here, or everything has to be taken from the store."""
+        return self._has_gap or self.state.has_offers
+
+    def execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
+        """Carry out a group; what to answer to whom, and what to announce, each in order. Nothing is answered here: the caller does,
+        after it has announced.
 
         A claim without due runs is parked and answered by a later group, or when its time is over.
         """
+        answers, own = self._commit(requests)
+        return [*self._take_heard_answers(), *answers], [*self._take_heard(), *own]
+
+    def _commit(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
         try:
             return self._execute(requests)
         except CommitUnknownError as error:
-            return _all_failed(requests, error)
+            return _all_failed(requests, error), []
         except Exception as error:
             logger.warning(
                 "a group of %d commands could not be committed, trying once more: %s", len(requests), error
@@ -164,25 +210,20 @@ class Engine:
         try:
             return self._execute(requests)
         except CommitUnknownError as error:
-            return _all_failed(requests, error)
+            return _all_failed(requests, error), []
         except Exception as error:
             if len(requests) == 1:
-                return [(requests[0].answer, _failure(error, requests[0].command))], None
+                return [(requests[0].answer, _failure(error, requests[0].command))], []
             if not requests:
                 logger.warning("parked claims cannot be served while the database is away: %s", error)
-                return self._without_database(), None
+                return self._without_database(), []
         answers: list[tuple[Answer, Any]] = []
-        announcement = Announcement([], [], [], [])
+        announcements: list[Announcement] = []
         for request in requests:
-            own_answers, own = self.execute([request])
+            own_answers, own = self._commit([request])
             answers += own_answers
-            if own is not None:
-                announcement.runs += own.runs
-                announcement.batches += own.batches
-                announcement.children_finished += own.children_finished
-                announcement.streams += own.streams
-                announcement.resumed += own.resumed
-        return answers, announcement
+            announcements += [*self._take_heard(), *own]
+        return answers, announcements
 
     def _without_database(self) -> list[tuple[Answer, Any]]:
         """Answer the parked claims whose time is over; look for due runs a little later."""
@@ -212,13 +253,14 @@ class Engine:
         parked, self.state.parked = self.state.parked, ParkedClaims()
         return [(answer, []) for claim in parked for answer in claim.answers]
 
-    def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], Announcement]:
+    def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
         claims = [request for request in requests if isinstance(request.command, Claim)]
         others = [request for request in requests if not isinstance(request.command, Claim)]
         others.sort(key=lambda request: rule_of(request.command).order)
         transaction: Transaction | None = None
         try:
             with self._store.write() as connection:
+                self._hear_before(connection)
                 now, steady_now = self._clock(), self._steady()
                 transaction = Transaction(
                     connection,
@@ -237,6 +279,8 @@ class Engine:
                     queues.resume_waiting(transaction)
                     transaction.save()
                 served = self._claim(claims, transaction, jump)
+                announcement = transaction.announcement()
+                number = self._tell_others(transaction, served, announcement)
         except BaseException:
             if transaction is not None:
                 self._documents.forget(transaction.touched)
@@ -249,14 +293,81 @@ class Engine:
             logger.warning("the clock was set by %.1f s; queued runs have moved along", jump / 1_000_000)
         self._documents.settle(transaction.touched)
         self._remember(transaction, served)
+        if self._others is not None and number is not None:
+            self._others.told(number)
         answers = [(request.answer, request.result) for request in others]
-        return answers + served.answers, transaction.announcement()
+        return answers + served.answers, [announcement]
+
+    def _hear_before(self, connection: Connection) -> None:
+        """Hear of every commit before this group. Where some can no longer be heard of, everything is taken from the store."""
+        try:
+            self._hear(connection)
+        except Gap:
+            logger.warning("this server was away for so long that it takes everything from the database anew")
+            self._load_state(connection)
+            self.state.everything_offered_elsewhere = self.state.may_have_apart = True
+            self._heard.append(Announcement([], [], [], is_gap=True))
+        self._has_gap = False
+
+    def _hear(self, connection: Connection) -> None:
+        if self._others is not None:
+            self._others.hear(connection, partial(self._take_in, connection))
+
+    def _take_in(self, connection: Connection, learnt: Learnt, announcement: Announcement) -> None:
+        state = self.state
+        if learnt.tasks_changed:
+            self._load_catalog(connection)
+        learn(learnt, state, steady_now=self._steady())
+        for worker_id in {*learnt.gone, *learnt.newest_claims}:
+            parked = state.parked.get(worker_id)
+            worker = state.workers.get(worker_id)
+            if parked is not None and (worker is None or worker.newest_claim > parked.claim.sequence):
+                # Nobody listens to it any more.
+                state.parked.remove(parked)
+                self._heard_answers += [(answer, []) for answer in parked.answers]
+        self._heard.append(announcement)
+
+    def _take_heard(self) -> list[Announcement]:
+        heard, self._heard = self._heard, []
+        return heard
+
+    def _take_heard_answers(self) -> list[tuple[Answer, Any]]:
+        answers, self._heard_answers = self._heard_answers, []
+        return answers
+
+    def _tell_others(
+        self, transaction: Transaction, served: "_Served", announcement: Announcement
+    ) -> int | None:
+        """Tell the other servers what this group changes; the number under which it is told, None when there is nothing to tell."""
+        if self._others is None:
+            return None
+        due_at = served.next_due_at
+        learnt = Learnt(
+            registered=[
+                HeardWorker(worker.id, worker.name, worker.tasks, worker.registration, worker.newest_claim)
+                for worker in transaction.registered_workers.values()
+            ],
+            gone=sorted(transaction.gone_workers),
+            heard=sorted(transaction.heard_workers),
+            newest_claims=served.newest,
+            answered_claims=served.answered_claims(),
+            places=sorted(transaction.places),
+            offered=sorted(transaction.offered_tasks),
+            everything_offered=bool(transaction.freed_queues),
+            tasks_changed=transaction.catalog is not self.state.catalog,
+            next_due_at=due_at if due_at is not None and due_at > transaction.now else None,
+            has_apart=transaction.has_apart,
+        )
+        if learnt == _NOTHING and announcement.is_empty:
+            return None
+        return self._others.tell(transaction.connection, learnt, announcement, now=transaction.now)
 
     def _jump(self, transaction: Transaction) -> int:
         """By how much the wall clock was set since the last group. Queued runs move along, so that none becomes due too early, or
         only when a clock that was set back has caught up."""
         jump = transaction.now - transaction.steady_now - self._ahead
-        if abs(jump) <= JUMP_MICROSECONDS:
+        if abs(jump) <= JUMP_MICROSECONDS or self._others is not None:
+            # Servers on one database go by its clock, and none of them could say for all that it was set.
             return 0
         run_store.shift_due(transaction.connection, jump, now=transaction.now)
         transaction.everything_offered = True
@@ -264,6 +375,8 @@ class Engine:
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has learnt or handed out is not so.
+        self.state.offered_elsewhere.clear()
+        self.state.everything_offered_elsewhere = False
         self.state.catalog = transaction.catalog
         self.state.places.add(transaction.places)
         self.state.places.remove(transaction.empty_places)
@@ -347,8 +460,12 @@ class Engine:
             parked, worker = served.parked_of(worker_id), transaction.worker(worker_id)
             if parked is not None and worker is not None:
                 served.wait(parked, worker.tasks)
-        offered = transaction.offered_tasks
-        if transaction.everything_offered or transaction.freed_queues:
+        offered = transaction.offered_tasks | self.state.offered_elsewhere
+        if (
+            transaction.everything_offered
+            or transaction.freed_queues
+            or self.state.everything_offered_elsewhere
+        ):
             offered = set(self.state.parked.tasks)
         for task in sorted(offered):
             for parked in self.state.parked.waiting_for(task):
@@ -462,6 +579,13 @@ class _Served:
             known = self.newest.get(worker.id, worker.newest_claim)
             self.newest[worker.id] = max(known, claim.sequence)
 
+    def answered_claims(self) -> dict[str, int]:
+        """The newest claim of each worker that this group answers."""
+        answered: dict[str, int] = {}
+        for claim in (*self.in_vain, *(claim for claim, _ in self.granted.values())):
+            answered[claim.worker_id] = max(answered.get(claim.worker_id, -1), claim.sequence)
+        return answered
+
     def is_behind(self, claim: Claim) -> bool:
         """True when the worker has sent a newer claim: it would not hear what this one brings."""
         return claim.sequence < self.newest.get(claim.worker_id, -1)
@@ -485,10 +609,10 @@ def _known(row: WorkerRow, seen_at: int) -> Worker:
     return Worker(row.id, row.name, tasks, seen_at, registration=row.registration, newest_claim=row.claims)
 
 
-def _all_failed(requests: Sequence[Request], error: Exception) -> tuple[list[tuple[Answer, Any]], None]:
+def _all_failed(requests: Sequence[Request], error: Exception) -> list[tuple[Answer, Any]]:
     """Nothing of the group may be tried again: it may be stored."""
     logger.error("a group of %d commands may be stored or not: %s", len(requests), error)
-    return [(request.answer, error) for request in requests], None
+    return [(request.answer, error) for request in requests]
 
 
 def _failure(error: Exception, command: Command) -> Exception:

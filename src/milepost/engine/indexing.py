@@ -32,10 +32,13 @@ def index_documents(command: IndexDocuments, transaction: Transaction, state: En
         if rows_left <= 0 or bytes_left <= 0:
             break
         part = ids[first : first + LOADED_AT_ONCE]
-        hot = {run_id: document for run_id in part if (document := transaction.at_hand(run_id)) is not None}
+        rows = run_store.load_rows(connection, part)
+        hot = {
+            run_id: found for run_id, row in rows.items() if (found := transaction.at_hand(row)) is not None
+        }
         # Read past the cache: a document that is only indexed must not drive out one that is written to.
-        rows = run_store.load_rows(connection, [run_id for run_id in part if run_id not in hot])
-        hot |= load_documents(connection, list(rows.values()), size_max=state.settings.metadata_size_max)
+        others = [row for run_id, row in rows.items() if run_id not in hot]
+        hot |= load_documents(connection, others, size_max=state.settings.metadata_size_max)
         for run_id in part:
             if rows_left <= 0 or bytes_left <= 0:
                 break

@@ -25,6 +25,7 @@ class JobName(StrEnum):
     STREAMS = "streams"
     ANSWERS = "answers"
     USED_TOKENS = "used_tokens"
+    ANNOUNCEMENTS = "announcements"
 
 
 def is_ours(job: JobName, transaction: Transaction, state: EngineState) -> bool:

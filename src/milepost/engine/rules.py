@@ -17,6 +17,7 @@ from milepost.engine.commands import (
     FinishJob,
     IndexDocuments,
     ProbeWriting,
+    PruneAnnouncements,
     PruneAnswers,
     PruneHistory,
     PruneStreams,
@@ -32,8 +33,10 @@ from milepost.engine.commands import (
 from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
-from milepost.store import records
+from milepost.store import announcements, records
 
+# A server that was away for longer takes everything from the database anew.
+ANNOUNCEMENTS_KEPT_MICROSECONDS = 300 * 1_000_000
 ANSWERS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
 # Beyond their expiry, by a clock that may be set back.
 USED_TOKENS_KEPT_MICROSECONDS = 24 * 3600 * 1_000_000
@@ -103,6 +106,13 @@ def _prune_answers(command: PruneAnswers, transaction: Transaction, state: Engin
     return records.prune_answers(transaction.connection, before=before, limit=command.limit)
 
 
+def _prune_announcements(command: PruneAnnouncements, transaction: Transaction, state: EngineState) -> int:
+    if not jobs.is_ours(JobName.ANNOUNCEMENTS, transaction, state):
+        return 0
+    before = transaction.now - ANNOUNCEMENTS_KEPT_MICROSECONDS
+    return announcements.prune_announcements(transaction.connection, before=before, limit=command.limit)
+
+
 def _prune_used_tokens(command: PruneUsedTokens, transaction: Transaction, state: EngineState) -> int:
     if not jobs.is_ours(JobName.USED_TOKENS, transaction, state):
         return 0
@@ -134,6 +144,7 @@ _RULES: dict[type[Any], Rule] = {
     ProbeWriting: Rule(4, _probe_writing),
     PruneAnswers: Rule(4, _prune_answers),
     PruneUsedTokens: Rule(4, _prune_used_tokens),
+    PruneAnnouncements: Rule(4, _prune_announcements),
     PruneStreams: Rule(4, streams.prune),
     PruneHistory: Rule(4, pruning.prune_history),
     BeginJob: Rule(4, jobs.begin),

@@ -192,6 +192,9 @@ class EngineState:
         self.may_have_apart = True
         # Where runs may be queued: a hint, no place is missing.
         self.places = Places()
+        # Tasks of which other servers have queued runs, or freed a place for them, that parked claims here have not looked at yet.
+        self.offered_elsewhere: set[str] = set()
+        self.everything_offered_elsewhere = False
 
     def change_workers(self, come: Iterable[Worker], gone: Iterable[str]) -> None:
         """These workers are here, with what they offer from now on, and those are not any more."""
@@ -199,6 +202,13 @@ class EngineState:
         for worker_id in gone:
             self.workers.pop(worker_id, None)
         self._online_tasks = frozenset(task for worker in self.workers.values() for task in worker.tasks)
+
+    @property
+    def has_offers(self) -> bool:
+        """True when a parked claim may find work that another server has offered."""
+        return bool(self.parked) and (
+            self.everything_offered_elsewhere or not self.offered_elsewhere.isdisjoint(self.parked.tasks)
+        )
 
     def queued_reason(self, task: str) -> QueuedReason | None:
         """Why nobody can take a run of this task; None when a worker is online that can. Thread-safe."""

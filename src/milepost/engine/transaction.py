@@ -57,6 +57,8 @@ class Transaction:
         # As this group leaves them. The engine's memory learns of it after the commit.
         self.catalog = state.catalog
         self.registered_workers: dict[str, Worker] = {}
+        # Those who have said something.
+        self.heard_workers: set[str] = set()
         self._known_workers = state.workers
         # What is written down is by the wall clock; what is waited for, by the one that nobody sets.
         self.now = now
@@ -70,6 +72,8 @@ class Transaction:
         self.empty_places: set[tuple[str, str]] = set()
         self.freed_queues: set[str] = set()
         self.everything_offered = False
+        # A run has to execute apart.
+        self.has_apart = False
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
         self.ended_attempts: list[AttemptRow] = []
@@ -270,9 +274,10 @@ class Transaction:
             if hot.snapshot_version < hot.document.version:
                 self._snapshots[row.id] = hot.fold()
 
-    def at_hand(self, run_id: str) -> HotDocument | None:
-        """The document when it is in memory; what nobody has written to lately need not be looked at."""
-        return self._documents.at_hand(run_id)
+    def at_hand(self, row: RunRow) -> HotDocument | None:
+        """The newest document of a run when it is in memory; what this group has written may not be in the row yet."""
+        hot = self._documents.at_hand(row.id)
+        return hot if hot is not None and hot.document.version >= row.metadata_version else None
 
     def load_answers(self, request_ids: Sequence[str]) -> None:
         """Load what was answered to these request ids before, in one go."""

@@ -19,6 +19,8 @@ from milepost.store.streams import OUTPUT
 MAILBOX_BYTES = 1024 * 1024
 # Changed runs that may wait for one watcher of matching runs.
 CHANGED_MAX = 10_000
+# After a gap: for how long a reader that does not take anything may hold up those who come anew.
+REOPEN_SECONDS = 30
 
 
 class Queued(NamedTuple):
@@ -383,8 +385,9 @@ class Hub:
         self.inboxes: dict[str, Inbox] = {}
         # By run, then by name.
         self.streams: dict[str, dict[str, StreamTopic]] = {}
-        # Set when the server stops: every stream ends at its next waking.
+        # Set when the server stops, or has missed something: every stream ends at its next waking.
         self.is_closed = False
+        self._is_stopping = False
 
     @property
     def is_watched(self) -> bool:
@@ -393,6 +396,25 @@ class Hub:
 
     def close(self) -> None:
         """End every event stream: readers see a clean end and come back later. May be called twice."""
+        self._is_stopping = True
+        self._end_streams()
+
+    def interrupt(self) -> None:
+        """Commits were missed that may have changed anything: end every event stream, so that their readers come back and read anew.
+        New ones are taken as soon as all have ended."""
+        if not self.is_closed:
+            self._end_streams()
+            self._reopen(asyncio.get_running_loop(), attempts=REOPEN_SECONDS * 20)
+
+    def _reopen(self, loop: asyncio.AbstractEventLoop, attempts: int) -> None:
+        if self._is_stopping:
+            return
+        if self.is_watched and attempts:
+            loop.call_later(0.05, self._reopen, loop, attempts - 1)
+        else:
+            self.is_closed = False
+
+    def _end_streams(self) -> None:
         self.is_closed = True
         run_topics = [topic for watched in self.runs.values() for topic in watched.topics.values()]
         for topic in (*run_topics, *self.batches.values()):
@@ -409,6 +431,8 @@ class Hub:
 
     def announce(self, announcement: Announcement) -> None:
         """A commit has been made: tell those who watch what it changed."""
+        if announcement.is_gap:
+            self.interrupt()
         if self.runs or self.lists or self.matches or self.inboxes:
             for changed in announcement.runs:
                 self._announce_run(changed)

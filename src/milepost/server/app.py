@@ -7,7 +7,6 @@ or a problem with a stable code. User error is never a traceback and never a 500
 import asyncio
 import logging
 import re
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from milepost.reading.reader import Reader
 from milepost.server.access import admit
 from milepost.server.auth import Authenticator
 from milepost.server.client.routes import client_routes
+from milepost.server.clocks import DatabaseClock, now_microseconds, steady_microseconds
 from milepost.server.cors import Cors
 from milepost.server.dashboard.routes import dashboard_routes
 from milepost.server.handlers.answers import WithToken
@@ -50,21 +50,9 @@ from milepost.upkeep.upkeep import Upkeep
 logger = logging.getLogger("milepost.server")
 
 WATCH_SECONDS = 1.0
+# Two clocks that nobody sets part by a few milliseconds within this time.
+CLOCK_SECONDS = 60.0
 JSON = "application/json"
-
-
-def now_microseconds() -> int:
-    """The clock of a server: microseconds since 1970."""
-    return time.time_ns() // 1000
-
-
-# Where there is one, a clock that goes on while the machine sleeps: sleep is no setting of the wall clock.
-_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def steady_microseconds() -> int:
-    """The clock by which a server waits: nobody sets it."""
-    return time.clock_gettime_ns(_STEADY) // 1000
 
 
 # Stands for an encoded slash while a path is routed; a path that holds it is refused before.
@@ -128,14 +116,18 @@ class Server:
         self,
         settings: ServerSettings,
         *,
-        clock: Callable[[], int] = now_microseconds,
+        clock: Callable[[], int] | None = None,
         steady: Callable[[], int] = steady_microseconds,
     ) -> None:
         self.settings = settings
         self.hub = Hub()
-        self.authenticator = Authenticator(settings.secret_key, lambda: clock() / 1_000_000)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._store = Store(settings.database, synchronous=settings.sqlite_synchronous)
+        self._database_clock: DatabaseClock | None = None
+        if clock is None and self._store.is_shared:
+            clock = self._database_clock = DatabaseClock(self._store.now, steady)
+        clock = clock or now_microseconds
+        self.authenticator = Authenticator(settings.secret_key, lambda: clock() / 1_000_000)
         engine = Engine(
             self._store,
             EngineSettings(
@@ -149,6 +141,7 @@ class Server:
             steady,
         )
         self.committer = Committer(engine, steady, self._announce)
+        self._listener = self._store.listener(self.committer.look)
         self.upkeep = Upkeep(
             UpkeepSettings(
                 lease_seconds=settings.lease_seconds,
@@ -201,12 +194,18 @@ class Server:
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         self._loop = asyncio.get_running_loop()
         self.committer.start()
+        if self._listener is not None:
+            self._listener.start()
         tasks = [*self.upkeep.start(), asyncio.create_task(self._watch_folder())]
+        if self._database_clock is not None:
+            tasks.append(asyncio.create_task(_keep_reading(self._database_clock)))
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
+            if self._listener is not None:
+                await asyncio.to_thread(self._listener.stop)
             await asyncio.to_thread(self.committer.stop)
             self._store.close()
 
@@ -264,6 +263,15 @@ class Server:
             )
 
         return answer
+
+
+async def _keep_reading(clock: DatabaseClock) -> None:
+    while True:
+        await asyncio.sleep(CLOCK_SECONDS)
+        try:
+            await asyncio.to_thread(clock.read)
+        except UnavailableError as error:
+            logger.debug("the database's clock cannot be read now: %s", error)
 
 
 class _Guarded:

@@ -1,6 +1,6 @@
 """The store as a whole: where it is, its one writer, its readers, its schema version."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from milepost.errors import ConfigurationError, UnavailableError
-from milepost.store.kind import DatabaseKind
+from milepost.store.kind import DatabaseKind, Ear
 from milepost.store.sqlite import SQLiteDatabase
 from milepost.store.statements import execute
 
@@ -30,9 +30,6 @@ class Store:
         synchronous: of SQLite: `FULL` (what is acknowledged survives a power loss) or `NORMAL` (it survives a crash of the process
             only).
         connection_class: of the writer's connection to the driver, which sees every statement and commit; a test may let them fail.
-
-    Attributes:
-        is_shared: True for a database on which several servers may work.
 
     Raises: ConfigurationError when the database cannot be used: its folder cannot be written, it is none, it cannot be reached, it
         comes from a newer version.
@@ -116,6 +113,16 @@ class Store:
             raise UnavailableError(
                 f"the database cannot be read now: {self._database.reason(error)}; try again"
             ) from error
+
+    def now(self) -> int:
+        """The database's time, microseconds since 1970. Raises UnavailableError."""
+        with self.read() as connection:
+            return self._database.now(connection)
+
+    def listener(self, woken: Callable[[], None]) -> Ear | None:
+        """What calls `woken`, in a thread of its own, whenever another server may have committed something; None where there are no
+        others."""
+        return self._database.listener(woken)
 
     def check_place(self) -> None:
         """Raise UnavailableError when the files are no longer in their place."""

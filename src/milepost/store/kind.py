@@ -1,9 +1,22 @@
 """What a database has to be for the store: the ways in which SQLite and PostgreSQL differ, and nothing else."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
+
+
+class Ear(Protocol):
+    """Hears of what others commit, from `start` to `stop`."""
+
+    def start(self) -> None:
+        """Begin to hear."""
+        ...
+
+    def stop(self) -> None:
+        """Hear no more; may be called twice."""
+        ...
 
 
 class DatabaseKind(Protocol):
@@ -66,6 +79,14 @@ class DatabaseKind(Protocol):
 
         Raises: CommitUnknownError, when neither could be found out.
         """
+        ...
+
+    def now(self, connection: Connection) -> int:
+        """Its time, microseconds since 1970."""
+        ...
+
+    def listener(self, woken: Callable[[], None]) -> "Ear | None":
+        """What calls `woken` whenever another server may have committed something; None where there are no others."""
         ...
 
     def is_broken(self, connection: Connection) -> bool:

@@ -7,6 +7,7 @@ one lock, as on SQLite. Settings are made inside of each transaction, because a 
 import logging
 import re
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import psycopg
@@ -14,20 +15,21 @@ from psycopg import conninfo
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.types.string import StrDumperUnknown, TextLoader
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from milepost.errors import CommitUnknownError, ConfigurationError, UnavailableError
+from milepost.store.listening import Listener
 from milepost.store.statements import HasBytes, execute
 
 logger = logging.getLogger("milepost.store")
 
 READERS = 4
-CONNECTIONS = READERS + 1
-"""Connections of one server at most, those for reading and the one that writes."""
+CONNECTIONS = READERS + 2
+"""Connections of one server at most: those for reading, the one that writes, the one that hears of others."""
 
 # The lock under which groups are committed and tables are changed. Any number will do that nobody else uses.
 _GROUP_LOCK = 5_870_001_912_640
@@ -234,6 +236,16 @@ class PostgresDatabase:
             raise UnavailableError(
                 "the database has undone the transaction instead of committing it; try again"
             )
+
+    def now(self, connection: Connection) -> int:
+        """The time of the machine that PostgreSQL runs on, not that of the transaction's beginning."""
+        return connection.execute(
+            text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        ).scalar_one()
+
+    def listener(self, woken: Callable[[], None]) -> Listener:
+        """What hears of the other servers' commits, on a connection of its own."""
+        return Listener(self._connect, woken)
 
     def is_broken(self, connection: Connection) -> bool:
         """Whether the connection is gone."""

@@ -5,6 +5,7 @@ One write connection per file, owned by one thread; readers see the last commit 
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -158,6 +159,13 @@ class SQLiteDatabase:
         # What is committed to files that were removed meanwhile would be acknowledged and lost.
         self.check_place()
         execute(connection, "COMMIT")
+
+    def now(self, connection: Connection) -> int:
+        """The time of this machine: SQLite has no other."""
+        return time.time_ns() // 1000
+
+    def listener(self, woken: Callable[[], None]) -> None:
+        """None: there are no other servers."""
 
     def is_broken(self, connection: Connection) -> bool:
         """Never: nothing lies between us and the file."""

@@ -10,6 +10,7 @@ import msgspec
 from milepost.engine.commands import (
     Command,
     IndexDocuments,
+    PruneAnnouncements,
     PruneAnswers,
     PruneHistory,
     PruneStreams,
@@ -63,6 +64,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         gives_way_after: seconds after which a round ends while others write too; without it a round ends when nothing is left.
         forgets: it deletes what is old. That is done once in a period by any server, and not by a clock that is not trusted; the other
             jobs are done by each server that finds work for them, in turns.
+        for_several: there is nothing to do where the server is alone on its database.
     """
 
     name: JobName
@@ -71,6 +73,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     work: Callable[[Workshop, int], AsyncIterator[None]]
     gives_way_after: float | None = None
     forgets: bool = False
+    for_several: bool = False
 
 
 async def _release_lost(workshop: Workshop, batch: int) -> AsyncIterator[None]:
@@ -126,6 +129,12 @@ async def _forget_used_tokens(workshop: Workshop, batch: int) -> AsyncIterator[N
         yield
 
 
+async def _forget_announcements(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """What servers on one database have told each other goes."""
+    while await workshop.submit(PruneAnnouncements(batch)) == batch:
+        yield
+
+
 def _seconds(period: float) -> Callable[[UpkeepSettings], float]:
     return lambda settings: period
 
@@ -169,6 +178,14 @@ JOBS = {
             batch=100,
             work=_forget_used_tokens,
             forgets=True,
+        ),
+        Job(
+            name=JobName.ANNOUNCEMENTS,
+            period=_seconds(60.0),
+            batch=1000,
+            work=_forget_announcements,
+            forgets=True,
+            for_several=True,
         ),
     )
 }

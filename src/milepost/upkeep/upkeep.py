@@ -51,7 +51,11 @@ class Upkeep:
 
     def start(self) -> "list[asyncio.Task[None]]":
         """Begin with every job; whoever has started it cancels the tasks in the end."""
-        return [asyncio.create_task(self.keep(job)) for job in JOBS.values()]
+        return [
+            asyncio.create_task(self.keep(job))
+            for job in JOBS.values()
+            if self.store.is_shared or not job.for_several
+        ]
 
     async def keep(self, job: Job) -> None:
         """Do a job again and again.

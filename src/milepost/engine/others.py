@@ -1,0 +1,248 @@
+"""What the servers on one database tell each other: each commit of one, as its engine and its feed have it, for those of the others.
+
+Whatever decides is in the database, and groups of all servers come one after the other. So an engine that has heard of every commit
+before its own knows what it would know had it made them all itself. It reads what is new at the beginning of each group, under the
+lock that lets no other group come in between, and besides whenever it is woken.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+from sqlalchemy import Connection
+
+from milepost.engine.announcements import (
+    Announcement,
+    BatchProgressed,
+    ChildrenFinished,
+    LoggedChange,
+    RunChanged,
+    RunsResumed,
+    StreamGrown,
+)
+from milepost.engine.state import EngineState, Worker
+from milepost.model.operations import decode_operations, encode_operations
+from milepost.store import announcements as store
+from milepost.store.runs import RunRow
+from milepost.store.streams import ChunkRow
+
+# Announcements that are read at once.
+PAGE = 100
+# Chunks of a stream that are told along; of more, readers elsewhere read the store.
+CHUNK_BYTES_MAX = 64 * 1024
+
+
+class HeardWorker(msgspec.Struct, frozen=True, array_like=True):
+    """A worker that has registered."""
+
+    id: str
+    name: str
+    tasks: tuple[str, ...]
+    registration: int
+    newest_claim: int
+
+
+class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a commit teaches an engine, as `EngineState` has it.
+
+    Args:
+        registered: workers that have registered; `gone`: that hold no lease any more; `heard`: that have said something.
+        newest_claims: the newest claim of each worker that was heard of; `answered_claims`: that was answered.
+        places: where runs may be queued now.
+        offered: tasks of which runs have become due; `everything_offered`: perhaps of all.
+        tasks_changed: tasks or queues have got other rules.
+        next_due_at: when a run becomes due that is queued for later.
+        has_apart: a run has to execute apart.
+    """
+
+    registered: Sequence[HeardWorker] = ()
+    gone: Sequence[str] = ()
+    heard: Sequence[str] = ()
+    newest_claims: dict[str, int] = {}
+    answered_claims: dict[str, int] = {}
+    places: Sequence[tuple[str, str]] = ()
+    offered: Sequence[str] = ()
+    everything_offered: bool = False
+    tasks_changed: bool = False
+    next_due_at: int | None = None
+    has_apart: bool = False
+
+
+class _Change(msgspec.Struct, array_like=True):
+    """A `LoggedChange`; its operations as they are logged, because they may hold whole numbers of any size."""
+
+    version: int
+    operations: bytes
+    writer_id: str | None
+    attempt: int | None
+    sequence: int | None
+    refused: Sequence[int]
+
+
+class _Changed(msgspec.Struct, omit_defaults=True):
+    row: RunRow
+    state_changed: bool = False
+    output: str | None = None
+    error: str | None = None
+    changes: list[_Change] = []
+    logged: bool = False
+    version: int | None = None
+
+
+class _News(msgspec.Struct, omit_defaults=True):
+    learnt: Learnt
+    runs: list[_Changed] = []
+    batches: list[BatchProgressed] = []
+    children_finished: list[ChildrenFinished] = []
+    streams: list[StreamGrown] = []
+    resumed: list[RunsResumed] = []
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_News)
+
+
+class Gap(Exception):
+    """Announcements were missed: they are kept only for a while, and this server was away for longer."""
+
+
+class Others:
+    """The other servers on the database, as the engine of this one hears of them."""
+
+    def __init__(self, server_id: str) -> None:
+        self._server_id = server_id
+        # The newest commit that this engine knows of.
+        self._number = 0
+
+    def begin_from(self, connection: Connection) -> None:
+        """Everything that is committed is known from now on."""
+        self._number = store.newest_announcement(connection)
+
+    def tell(self, connection: Connection, learnt: Learnt, announcement: Announcement, *, now: int) -> int:
+        """Tell what this transaction changes; it is told when that is committed. Its number, for `told`."""
+        return store.append_announcement(connection, self._server_id, _encode(learnt, announcement), now=now)
+
+    def told(self, number: int) -> None:
+        """The transaction was committed. All others before it had been heard of."""
+        self._number = number
+
+    def hear(self, connection: Connection, take_in: Callable[[Learnt, Announcement], None]) -> None:
+        """Take in what others have committed since, in order.
+
+        Raises: Gap.
+        """
+        while True:
+            rows = store.announcements_after(connection, self._number, limit=PAGE)
+            for row in rows:
+                if row.number != self._number + 1:
+                    raise Gap
+                # One of its own is new to this engine where the answer to the commit got lost.
+                take_in(*_decode(row.payload))
+                self._number = row.number
+            if len(rows) < PAGE:
+                break
+        if not rows and store.newest_announcement(connection) != self._number:
+            raise Gap
+
+
+def learn(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
+    """Take over what another server has committed; what it means for tasks and queues is read from the store (`tasks_changed`)."""
+    if learnt.registered or learnt.gone:
+        state.change_workers(
+            [
+                Worker(
+                    worker.id,
+                    worker.name,
+                    worker.tasks,
+                    steady_now,
+                    registration=worker.registration,
+                    newest_claim=worker.newest_claim,
+                )
+                for worker in learnt.registered
+            ],
+            learnt.gone,
+        )
+    workers = state.workers
+    for worker_id in learnt.heard:
+        if worker_id in workers:
+            workers[worker_id].seen_at = steady_now
+    for worker_id, sequence in learnt.newest_claims.items():
+        if worker_id in workers:
+            workers[worker_id].newest_claim = max(workers[worker_id].newest_claim, sequence)
+    for worker_id, sequence in learnt.answered_claims.items():
+        if worker_id in workers:
+            workers[worker_id].answered_claim = max(workers[worker_id].answered_claim, sequence)
+    state.places.add(learnt.places)
+    state.offered_elsewhere.update(learnt.offered)
+    state.everything_offered_elsewhere |= learnt.everything_offered
+    state.may_have_apart |= learnt.has_apart
+    if learnt.next_due_at is not None:
+        state.due_later(learnt.next_due_at)
+
+
+def _encode(learnt: Learnt, announcement: Announcement) -> bytes:
+    return _encoder.encode(
+        _News(
+            learnt,
+            [
+                _Changed(
+                    changed.row,
+                    changed.state_changed,
+                    changed.output,
+                    changed.error,
+                    [
+                        _Change(
+                            change.version,
+                            encode_operations(change.operations),
+                            change.writer_id,
+                            change.attempt,
+                            change.sequence,
+                            change.refused,
+                        )
+                        for change in changed.changes
+                    ],
+                    changed.logged,
+                    changed.version,
+                )
+                for changed in announcement.runs
+            ],
+            announcement.batches,
+            announcement.children_finished,
+            [_short(grown) for grown in announcement.streams],
+            announcement.resumed,
+        )
+    )
+
+
+def _short(grown: StreamGrown) -> StreamGrown:
+    if sum(len(row.data) for row in grown.rows) <= CHUNK_BYTES_MAX:
+        return grown
+    rows: list[ChunkRow] = []
+    return msgspec.structs.replace(grown, rows=rows)
+
+
+def _decode(payload: bytes) -> tuple[Learnt, Announcement]:
+    news = _decoder.decode(payload)
+    runs = [
+        RunChanged(
+            changed.row,
+            changed.state_changed,
+            changed.output,
+            changed.error,
+            [
+                LoggedChange(
+                    change.version,
+                    decode_operations(change.operations),
+                    len(change.operations),
+                    change.writer_id,
+                    change.attempt,
+                    change.sequence,
+                    change.refused,
+                )
+                for change in changed.changes
+            ],
+            changed.logged,
+            changed.version,
+        )
+        for changed in news.runs
+    ]
+    return news.learnt, Announcement(runs, news.batches, news.children_finished, news.streams, news.resumed)
