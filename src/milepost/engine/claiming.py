@@ -155,6 +155,7 @@ def _claimed(
 ) -> list[ClaimedRun]:
     written = [record.row for record in records if record.row.metadata_version]
     documents = transaction.documents(written) if written else {}
+    limits = transaction.catalog.queue_limits
     claimed: list[ClaimedRun] = []
     for record in records:
         row = record.row
@@ -166,7 +167,7 @@ def _claimed(
             charged=row.charged,
             has_begun=row.id in has_begun,
             is_apart=bool(row.is_apart),
-            has_queue_limit=row.queue in transaction.catalog.queue_limits,
+            has_queue_limit=row.queue in limits,
             payload=record.payload,
             payload_type=record.payload_type,
             tags=record.tags,

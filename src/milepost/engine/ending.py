@@ -36,10 +36,10 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
                 error,
             )
         )
-    if ending.end.is_charged:
-        row.charged += 1
+        if ending.end.is_charged:
+            row.charged += 1
     queues.give_up_resuming(row, transaction)
-    if ending.end in (AttemptEnd.RETURNED, AttemptEnd.RAISED):
+    if ending.end is AttemptEnd.RETURNED or ending.end is AttemptEnd.RAISED:
         row.is_apart = 0
     queues.change_status(row, ending.move, transaction)
     match ending.move:

@@ -16,11 +16,10 @@ from milepost.store.runs import RunRow
 
 def change_status(row: RunRow, move: Move, transaction: Transaction) -> None:
     """The run goes where this move leads, and its queue counts it."""
-    before = row.status is RunStatus.EXECUTING
-    transaction.count(row.parent_id, row.status, -1)
-    row.status = next_status(row.status, move)
-    transaction.count(row.parent_id, row.status, 1)
-    after = row.status is RunStatus.EXECUTING
+    status = row.status
+    row.status = next_status(status, move)
+    transaction.count_moved(row.parent_id, status, row.status)
+    before, after = status is RunStatus.EXECUTING, row.status is RunStatus.EXECUTING
     if before != after and (queue := transaction.queue(row.queue)) is not None:
         queue.executing += after - before
         transaction.save_queue(queue)

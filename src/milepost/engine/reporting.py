@@ -99,7 +99,10 @@ def _report_run(
         return deltas.reply(item, row, _REFUSED.decode(earlier) if earlier else [])
     if not holds(row, worker_id, item.attempt):
         return RunReply(id=item.id, lost=True)
-    _begin(item, row, transaction)
+    if row.begun_at is None and (item.begun or item.sequence or item.waiting is not None):
+        # Whatever an attempt says, it says once its code has begun; a report that asks only says nothing.
+        row.begun_at = transaction.now
+        transaction.save_report(row)
     refused: list[Refused] = []
     if item.sequence:
         row.report_sequence, row.report_checksum = item.sequence, checksum
@@ -115,13 +118,6 @@ def _report_run(
     if item.waiting is not None:
         _wait_or_go_on(row, item.waiting, transaction)
     return deltas.reply(item, row, refused)
-
-
-def _begin(item: RunReport, row: RunRow, transaction: Transaction) -> None:
-    """Whatever an attempt says, it says once its code has begun; a report that asks only says nothing."""
-    if row.begun_at is None and (item.begun or item.sequence or item.waiting is not None):
-        row.begun_at = transaction.now
-        transaction.save_report(row)
 
 
 def _wait_or_go_on(row: RunRow, waits: bool, transaction: Transaction) -> None:

@@ -1,6 +1,6 @@
 """One group of commands as one unit: what they load, change and announce. Saved at once with one statement per table."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
 import msgspec
@@ -100,8 +100,8 @@ class Transaction:
         # Rows of which only the newest report changed.
         self._reported_rows: dict[str, RunRow] = {}
         self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
-        # By parent, or `ALL`, and status: how many runs more.
-        self._counts: dict[tuple[str, RunStatus], int] = {}
+        # How many runs with this parent have gone from one status to another; None: they are new.
+        self._moved: dict[tuple[str | None, RunStatus | None, RunStatus], int] = {}
         self._queues: dict[str, QueueRow | None] = {}
         self._dirty_queues: dict[str, QueueRow] = {}
         self._resumed: dict[str, list[str]] = {}
@@ -166,11 +166,10 @@ class Transaction:
         changed = self._announcement(row)
         changed.output, changed.error = output, error
 
-    def count(self, parent_id: str | None, status: RunStatus, more: int) -> None:
-        """There are so many more runs with this status; fewer where it is negative."""
-        for parent in (ALL, parent_id):
-            if parent is not None:
-                self._counts[parent, status] = self._counts.get((parent, status), 0) + more
+    def count_moved(self, parent_id: str | None, before: RunStatus | None, after: RunStatus) -> None:
+        """A run with this parent has gone from one status to another; without the first it is new."""
+        moved = parent_id, before, after
+        self._moved[moved] = self._moved.get(moved, 0) + 1
 
     def offer(self, task: str, queue: str, *, later: bool = False) -> None:
         """A run of a task was queued in a queue; it is due, or will be later."""
@@ -460,12 +459,9 @@ class Transaction:
             self._reported_rows.clear()
         self._dirty_rows.clear()
         self._results.clear()
-        if self._counts:
-            changes = [
-                (parent, status.value, more) for (parent, status), more in self._counts.items() if more
-            ]
-            add_counts(connection, changes)
-            self._counts.clear()
+        if self._moved:
+            add_counts(connection, _counts_of(self._moved))
+            self._moved.clear()
         if self._dirty_queues:
             queue_store.save_queues(connection, self._dirty_queues.values())
             self._dirty_queues.clear()
@@ -543,3 +539,16 @@ class Transaction:
         # A run that was queued by this group may have been claimed by it too, as another copy of its row.
         changed.row = row
         return changed
+
+
+def _counts_of(
+    moved: Mapping[tuple[str | None, RunStatus | None, RunStatus], int],
+) -> list[tuple[str, str, int]]:
+    """How many runs more there are of each parent, and of all, by status."""
+    counts: dict[tuple[str, RunStatus], int] = {}
+    for (parent_id, before, after), runs in moved.items():
+        for parent in (ALL,) if parent_id is None else (ALL, parent_id):
+            counts[parent, after] = counts.get((parent, after), 0) + runs
+            if before is not None:
+                counts[parent, before] = counts.get((parent, before), 0) - runs
+    return [(parent, status.value, more) for (parent, status), more in counts.items() if more]

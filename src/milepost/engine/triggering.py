@@ -334,7 +334,7 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
     transaction.new_runs.extend(runs)
     for run in runs:
         transaction.offer(run.task, run.queue)
-        transaction.count(run.parent_id, RunStatus.QUEUED, 1)
+        transaction.count_moved(run.parent_id, None, RunStatus.QUEUED)
         transaction.announce_state(
             RunRow(
                 id=run.id,
