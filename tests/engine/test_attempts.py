@@ -160,6 +160,20 @@ def test_a_run_that_is_apart_and_had_not_come_to_its_code_is_not_charged(
     assert status(world, apart.id) is RunStatus.QUEUED
 
 
+def test_a_run_that_is_apart_and_whose_worker_gave_it_up_before_its_code_is_not_charged(
+    world: World, worker: WorkerDouble
+) -> None:
+    """The worker was past its lease by its own clock before it had the answer, so it begins nothing, and presents itself anew."""
+    world.trigger_batch(*[item(max_attempts=1)] * 2)
+    worker.die(*worker.claim(2))
+    following = next_worker(world, "worker_2")
+    [apart] = following.claim(2)
+    following.begin(apart)
+    following.register(holding=[])
+    assert ends(world, apart.id) == ["beside", "never_begun"]
+    assert status(world, apart.id) is RunStatus.QUEUED
+
+
 def test_suspects_are_tried_again_apart_and_the_one_that_kills_is_found(
     world: World, worker: WorkerDouble
 ) -> None:

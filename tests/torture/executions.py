@@ -3,12 +3,15 @@
 import json
 import sqlite3
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torture_tasks
 from verdict import Verdict
+
+from milepost.model.lifecycle import UNCHARGED_MAX
 
 TASKS = ("once", "once_in_thread", "step")
 
@@ -64,7 +67,16 @@ def check_executions(database: Path, folder: Path, struck: Struck, verdict: Verd
                 )
         for number, attempt in attempts[run_id].items():
             found[attempt["end"]] += 1
-            _check_attempt(what, attempt, executions.get((run_id, number)), struck, verdict)
+            execution = executions.get((run_id, number))
+            if (
+                execution is None
+                and attempt["end"] == "lost"
+                and _was_apart(attempt, attempts[run_id].values())
+            ):
+                # The server had heard that it begins, and its worker was gone before it did. Nobody can know that.
+                found["lost when it was about to begin apart"] += 1
+            else:
+                _check_attempt(what, attempt, execution, struck, verdict)
         charged = sum(one["end"] in ("raised", "crashed", "lost") for one in attempts[run_id].values())
         if charged != row["charged"] or (row["status"] == "FAILED") != (charged == 1):
             verdict.add(
@@ -75,6 +87,14 @@ def check_executions(database: Path, folder: Path, struck: Struck, verdict: Verd
             _check_parent(what, row, runs, attempts, verdict)
     _check_limit(runs, executions, verdict)
     return found
+
+
+def _was_apart(attempt: sqlite3.Row, attempts: Iterable[sqlite3.Row]) -> bool:
+    """Whether the attempt was one that begins only when the server has heard so."""
+    before = [one for one in attempts if one["number"] < attempt["number"]]
+    return attempt["begun_at"] is not None and (
+        any(one["end"] == "beside" for one in before) or len(before) >= UNCHARGED_MAX
+    )
 
 
 def _check_attempt(

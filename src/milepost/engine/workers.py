@@ -71,6 +71,9 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     attempts = dict(zip(command.holding, command.attempts, strict=False))
     for row in _held_by(command.worker_id, transaction):
         if row.id not in holding or attempts.get(row.id, row.attempt) != row.attempt:
+            if row.is_apart:
+                # It was to begin as soon as the server had heard so, and the answer has not reached the worker in time.
+                row.begun_at = None
             ending.lose(row, transaction, state)
 
 

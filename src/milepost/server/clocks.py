@@ -1,4 +1,4 @@
-"""The clocks of a server: the wall's, one that nobody sets, and on PostgreSQL that of the database, which its servers have in common."""
+"""The clocks of a server: the wall's, one that nobody sets, and on PostgreSQL that of the database."""
 
 import time
 from collections.abc import Callable
