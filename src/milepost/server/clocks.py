@@ -1,4 +1,4 @@
-"""The clocks of a server: the wall's, one that nobody sets, and on PostgreSQL that of the database."""
+"""The clocks of a server: the wall's, one that nobody sets, and on PostgreSQL that of the database, which its servers share."""
 
 import time
 from collections.abc import Callable
