@@ -70,7 +70,6 @@ class Fleet:
         for listener in listeners:
             listener.close()
         self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
-        # Two at once migrate once.
         self.servers = [self._start(port) for port in self.ports]
         for server in self.servers:
             server.says("serves at", 60)
