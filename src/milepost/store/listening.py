@@ -19,9 +19,10 @@ logger = logging.getLogger("milepost.store")
 # While notifications come: how long to wait for one before trying whether they still do.
 QUIET_SECONDS = 5.0
 ECHO_SECONDS = 2.0
-# While they do not: how often to look instead, and how long until the next attempt to hear.
+# While they do not: how often to look instead, and how long until the next attempt to hear, the first one and any.
 LOOK_SECONDS = 0.05
-AGAIN_SECONDS = 10.0
+AGAIN_SECONDS = 1.0
+AGAIN_SECONDS_MAX = 10.0
 
 
 class Listener:
@@ -50,14 +51,17 @@ class Listener:
             self._thread.join(timeout=ECHO_SECONDS + 1)
 
     def _run(self) -> None:
+        again = AGAIN_SECONDS
         while not self._stopping.is_set():
             try:
                 with self._connect() as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
                     self._hear(connection)
             except psycopg.Error as error:
+                again = AGAIN_SECONDS if self._is_hearing else again
                 self._say(is_hearing=False, why=str(error).strip().partition("\n")[0])
-            self._look(AGAIN_SECONDS)
+            self._look(again)
+            again = min(2 * again, AGAIN_SECONDS_MAX)
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for notifications, for as long as they come."""
