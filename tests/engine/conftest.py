@@ -1,25 +1,46 @@
+"""Worlds for the tests of the engine: of one server, and of several where what a file is about has to hold over several."""
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.many import servers_on_postgres, servers_on_sqlite
-from support.world import WorkerDouble, World, world_at
+from support.many import ON_POSTGRES, ONE_SERVER, THREE_SERVERS, world_of
+from support.world import WorkerDouble, World
+
+_ALL_ON_POSTGRES = os.environ.get("MILEPOST_TEST_DATABASE") == "postgres"
 
 
-@pytest.fixture(params=os.environ.get("KINDS", "one server").split(","))
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def pytest_configure(config: pytest.Config) -> None:
+    """Which tests run with several servers on one database."""
+    for line in (
+        "several_servers(postgres=False): as well with three servers on one SQLite file, and with `postgres` always, without it only "
+        "with MILEPOST_TEST_DATABASE=postgres, on one PostgreSQL database",
+        "one_server(why): in such a file, with one server only",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`deployment` says which servers there are, for `world_of`. Properties take long on PostgreSQL: only the whole run has them."""
+    if "deployment" not in metafunc.fixturenames:
+        return
+    kinds = [ONE_SERVER]
+    several = metafunc.definition.get_closest_marker("several_servers")
+    if several is not None and metafunc.definition.get_closest_marker("one_server") is None:
+        kinds.append(THREE_SERVERS)
+        is_property = metafunc.definition.get_closest_marker("hypothesis") is not None
+        if _ALL_ON_POSTGRES or (several.kwargs.get("postgres") and not is_property):
+            kinds.append(ON_POSTGRES)
+    metafunc.parametrize("deployment", kinds)
+
+
+@pytest.fixture
+def world(deployment: str, tmp_path: Path) -> Iterator[World]:
     """A world without workers, tasks or runs."""
-    if request.param == "one server":
-        with world_at(tmp_path / "milepost.db") as world:
-            yield world
-    elif request.param == "three servers":
-        with servers_on_sqlite(tmp_path / "milepost.db") as world:
-            yield world
-    else:
-        with servers_on_postgres() as world:
-            yield world
+    with world_of(deployment, tmp_path / "milepost.db") as world:
+        yield world
 
 
 @pytest.fixture

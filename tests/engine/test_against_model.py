@@ -5,7 +5,7 @@ Random commands in random groups: repeats, restarts, workers that vanish, jumps 
 
 import itertools
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -38,9 +38,10 @@ from milepost.protocol.work import AttemptLines, BegunRun, Death, RunReport, Tar
 from milepost.store.attempts import load_attempts
 from milepost.store.runs import RunFilter, count_by_status, load_rows
 from support.faults import faults
+from support.many import ON_POSTGRES, ONE_SERVER, THREE_SERVERS, world_of
 from support.operations import DOCUMENTS, OPERATIONS, RELATED, exactly
 from support.properties import database_property
-from support.world import World, failure, item, new_store, offered
+from support.world import failure, item, offered
 
 LEASE_SECONDS, GRACE_SECONDS, LOG_BYTES_MAX = 30, 100, 400
 WORKERS = ["worker_1", "worker_2", "worker_3"]
@@ -66,14 +67,20 @@ class Attempt:
 class EngineMachine(RuleBasedStateMachine):
     """Rules put commands into a group; most groups are carried out at once, some gather first."""
 
+    servers = ONE_SERVER
+
     @initialize()
     def begin(self) -> None:
         self.folder = Path(mkdtemp(prefix="milepost-machine-"))
-        self.world = World(
-            new_store(self.folder / "milepost.db"),
-            lease_seconds=LEASE_SECONDS,
-            grace_seconds=GRACE_SECONDS,
-            log_bytes_max=LOG_BYTES_MAX,
+        self.exits = ExitStack()
+        self.world = self.exits.enter_context(
+            world_of(
+                self.servers,
+                self.folder / "milepost.db",
+                lease_seconds=LEASE_SECONDS,
+                grace_seconds=GRACE_SECONDS,
+                log_bytes_max=LOG_BYTES_MAX,
+            )
         )
         self.model = Model(
             lease_seconds=LEASE_SECONDS,
@@ -100,7 +107,7 @@ class EngineMachine(RuleBasedStateMachine):
                     self.agree()
                     self.agree_in_everything()
             finally:
-                self.world.close()
+                self.exits.close()
                 shutil.rmtree(self.folder)
 
     # --- groups ------------------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ class EngineMachine(RuleBasedStateMachine):
     def carry_out(self, group: list[Command]) -> None:
         number, self.statement_that_fails = self.statement_that_fails, 0
         self.is_sound = False
-        failing = faults(self.world.store, lambda seen, _: seen == number) if number else nullcontext()
+        failing = faults(self.world.next_store, lambda seen, _: seen == number) if number else nullcontext()
         with failing:
             answers = [ticket.result for ticket in self.world.submit(*group)]
         self.model.apply(group, answers, self.world.clock())
@@ -377,3 +384,23 @@ class EngineMachine(RuleBasedStateMachine):
 
 EngineMachine.TestCase.settings = database_property(40, steps=40)
 TestEngineAgainstModel = EngineMachine.TestCase
+
+
+class ThreeServersMachine(EngineMachine):
+    """Each group by another of three engines."""
+
+    servers = THREE_SERVERS
+
+
+ThreeServersMachine.TestCase.settings = database_property(40, steps=40)
+TestThreeServersAgainstModel = ThreeServersMachine.TestCase
+
+
+class PostgresMachine(EngineMachine):
+    """The same on PostgreSQL."""
+
+    servers = ON_POSTGRES
+
+
+PostgresMachine.TestCase.settings = database_property(8, steps=40)
+TestPostgresAgainstModel = PostgresMachine.TestCase

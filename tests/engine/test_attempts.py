@@ -13,6 +13,8 @@ from milepost.store.attempts import AttemptRow, load_attempts
 from milepost.store.runs import load_rows
 from support.world import WorkerDouble, World, item, offered
 
+pytestmark = pytest.mark.several_servers
+
 TWICE = Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
 
 

@@ -14,6 +14,8 @@ from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.reading import batches
 from support.world import WorkerDouble, World, failure, item, result_of
 
+pytestmark = pytest.mark.several_servers(postgres=True)
+
 
 def lines(*indexes: int, task: str = "work") -> list[BatchLine]:
     return [BatchLine(index, task, str(index), TriggerOptions(tags=[f"t{index}"])) for index in indexes]

@@ -20,6 +20,8 @@ from milepost.protocol.triggering import BatchLine
 from milepost.protocol.work import ClaimedRun, RunReport
 from support.world import WorkerDouble, World, item
 
+pytestmark = pytest.mark.several_servers(postgres=True)
+
 SET = [("self", [{"type": "set", "key": "a", "value": 1}])]
 
 

@@ -16,9 +16,12 @@ from milepost.model.document import Document
 from milepost.model.operations import Append, Increment, Operation, Set, check, decode_operations
 from milepost.store import documents, schema
 from support.chance import cases, hold
+from support.many import world_of
 from support.operations import DOCUMENTS, LARGE, OPERATIONS, exactly
 from support.properties import database_property
-from support.world import WorkerDouble, World, item, world_at
+from support.world import WorkerDouble, World, item
+
+pytestmark = pytest.mark.several_servers
 
 
 def fold(document: Document, operations: list[Operation]) -> int:
@@ -65,11 +68,12 @@ def from_the_log(world: World, run_id: str, given: dict[str, object]) -> tuple[d
 )
 def test_snapshot_and_log_give_the_sequential_fold(
     tmp_path_factory: pytest.TempPathFactory,
+    deployment: str,
     given_at_trigger: dict[str, object],
     flushes: list[tuple[list[Operation], bool]],
 ) -> None:
     """M1, M29, M31 and the history: with the cache, without it, and by the log alone."""
-    with world_at(tmp_path_factory.mktemp("folding") / "milepost.db") as world:
+    with world_of(deployment, tmp_path_factory.mktemp("folding") / "milepost.db") as world:
         worker = WorkerDouble(world)
         run_id = world.trigger(metadata=given_at_trigger)
         run = worker.claim_one()

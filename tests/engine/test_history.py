@@ -18,9 +18,12 @@ from milepost.protocol.work import ClaimedRun, TargetOperations
 from milepost.reading import history
 from milepost.upkeep import old_history
 from milepost.upkeep.old_history import prunable
+from support.many import world_of
 from support.operations import DOCUMENTS, OPERATIONS, exactly
 from support.properties import database_property
-from support.world import WorkerDouble, World, world_at
+from support.world import WorkerDouble, World
+
+pytestmark = pytest.mark.several_servers
 
 GRACE_SECONDS = 100
 DAY = 86_400.0
@@ -230,6 +233,7 @@ _STEPS = st.one_of(
 )
 
 
+@pytest.mark.one_server("the clock is set back, and several servers go by that of the database, which is not")
 @database_property(20)
 @given(
     documents=st.tuples(DOCUMENTS, DOCUMENTS, DOCUMENTS),
@@ -240,6 +244,7 @@ _STEPS = st.one_of(
 def test_kept_versions_read_back_and_pruned_ones_are_refused(
     tmp_path_factory: pytest.TempPathFactory,
     documents: tuple[dict[str, Any], ...],
+    deployment: str,
     steps: list[tuple[Any, ...]],
     sizes: tuple[int, int],
     rows: int,
@@ -250,8 +255,8 @@ def test_kept_versions_read_back_and_pruned_ones_are_refused(
         patch.setattr(engine_documents, "FOLD_BYTES_MIN", 200)
         for name, size in zip(("CHANGES_PER_STEP", "BYTES_PER_STEP"), sizes, strict=True):
             patch.setattr(old_history, name, size)
-        with world_at(
-            tmp_path_factory.mktemp("history") / "milepost.db", grace_seconds=GRACE_SECONDS
+        with world_of(
+            deployment, tmp_path_factory.mktemp("history") / "milepost.db", grace_seconds=GRACE_SECONDS
         ) as world:
             machine = Machine(world)
             machine.rows = rows

@@ -14,6 +14,8 @@ from milepost.protocol.work import ClaimedRun, log_line_size
 from support.properties import database_property
 from support.world import WorkerDouble, World, failure, new_store, result_of, world_at
 
+pytestmark = pytest.mark.several_servers
+
 
 @pytest.fixture
 def run(world: World, worker: WorkerDouble) -> ClaimedRun:

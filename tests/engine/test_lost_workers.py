@@ -10,6 +10,8 @@ from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.work import RunReport
 from support.world import WorkerDouble, World, item, offered, result_of
 
+pytestmark = pytest.mark.several_servers(postgres=True)
+
 TWICE = Retry(max_attempts=2, min_delay_seconds=1, max_delay_seconds=1, jitter=False)
 
 

@@ -23,6 +23,8 @@ from milepost.protocol.metadata import ChangeWriter, MetadataChange
 from milepost.protocol.work import ClaimedRun, TargetOperations
 from support.world import WorkerDouble, World, item, result_of
 
+pytestmark = pytest.mark.several_servers(postgres=True)
+
 LIMIT = 262_144
 HOUR = 3600
 

@@ -11,8 +11,11 @@ from milepost.protocol.triggering import QueueOption
 from milepost.protocol.work import ClaimedRun, RunReport
 from milepost.store import schema
 from milepost.store.queues import all_queues
+from support.many import world_of
 from support.properties import database_property
-from support.world import WorkerDouble, World, item, offered, world_at
+from support.world import WorkerDouble, World, item, offered
+
+pytestmark = pytest.mark.several_servers(postgres=True)
 
 
 def limited(world: World, worker_id: str = "worker_1", *, concurrency: int | None = 1) -> WorkerDouble:
@@ -189,11 +192,11 @@ def test_limits_and_counts_survive_a_restart(world: World) -> None:
 @given(st.data())
 @database_property(30)
 def test_counts_are_what_the_runs_say_and_limits_hold(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, deployment: str, data: st.DataObject
 ) -> None:
     """Whatever happens, at each commit."""
     folder = tmp_path_factory.mktemp("queues")
-    with world_at(folder / "milepost.db") as world:
+    with world_of(deployment, folder / "milepost.db") as world:
         limits = {"narrow": data.draw(st.integers(1, 3)), "wide": None}
         workers = [_of_two_tasks(world, name, limits) for name in ("worker_1", "worker_2")]
         held: list[tuple[WorkerDouble, ClaimedRun]] = []

@@ -12,6 +12,8 @@ from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.work import ClaimedRun, RunReport, TargetOperations
 from support.world import WorkerDouble, World, failure, item, offered, result_of
 
+pytestmark = pytest.mark.several_servers(postgres=True)
+
 
 @pytest.fixture
 def run(world: World, worker: WorkerDouble) -> ClaimedRun:

@@ -22,8 +22,11 @@ from milepost.model.retry import NO_RETRY
 from milepost.protocol.streams import AttemptReply, PartReply, StreamState, WriterEnd
 from milepost.protocol.work import ClaimedRun, WorkerTask
 from milepost.store.streams import OUTPUT
+from support.many import world_of
 from support.properties import database_property
 from support.world import WorkerDouble, World, new_store
+
+pytestmark = pytest.mark.several_servers(postgres=True)
 
 NAME = OUTPUT + "tokens"
 
@@ -247,14 +250,13 @@ STEPS = st.lists(
 
 @database_property(60)
 @given(STEPS)
-def test_whatever_is_sent_twice_late_or_before_a_restart(steps: list[tuple[Any, ...]]) -> None:
+def test_whatever_is_sent_twice_late_or_before_a_restart(
+    deployment: str, steps: list[tuple[Any, ...]]
+) -> None:
     """The stream is what each writer has written, in its order, each chunk once; and every index is there once."""
     with TemporaryDirectory() as folder:
-        world = World(new_store(Path(folder) / "m.db"))
-        try:
+        with world_of(deployment, Path(folder) / "m.db") as world:
             hold(world, steps)
-        finally:
-            world.close()
 
 
 def hold(world: World, steps: list[tuple[Any, ...]]) -> None:

@@ -28,6 +28,8 @@ from milepost.protocol.work import WorkerTask
 from milepost.store.runs import RunFilter, load_trigger_metadata
 from support.world import WorkerDouble, World, item, offered, result_of
 
+pytestmark = pytest.mark.several_servers
+
 LIMIT = 262_144
 MEGABYTE = 1024 * 1024
 

@@ -17,6 +17,8 @@ from milepost.sdk.buffer import Buffer
 from milepost.store import records
 from support.world import WorkerDouble, World, item
 
+pytestmark = pytest.mark.several_servers
+
 PROGRESS = {
     "type": "object",
     "properties": {
@@ -200,6 +202,7 @@ def test_the_newest_registration_decides(world: World, worker: WorkerDouble) -> 
     assert world.write(run_id, Set("total", [])).refused == []
 
 
+@pytest.mark.one_server("each engine says it once")
 @pytest.mark.parametrize(
     "schema",
     [

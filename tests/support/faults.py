@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
+
 from milepost.store.database import Store
 
 
@@ -21,11 +23,12 @@ class Faults:
         self.failed = 0
         self._fails = fails
 
-    def before_statement(self, statement: str) -> None:
+    def next_fails(self, statement: str) -> bool:
+        """Whether this statement, the next one, fails."""
         self.seen += 1
-        if self._fails(self.seen, statement):
-            self.failed += 1
-            raise sqlite3.OperationalError("disk I/O error")
+        fails = self._fails(self.seen, statement)
+        self.failed += fails
+        return fails
 
 
 class FailingConnection(sqlite3.Connection):
@@ -49,19 +52,45 @@ class _FailingCursor(sqlite3.Cursor):
         return super().executemany(statement, *parameters)
 
     def _before(self, statement: str) -> None:
-        if self.connection.faults is not None:
-            self.connection.faults.before_statement(statement)
+        if self.connection.faults is not None and self.connection.faults.next_fails(statement):
+            raise sqlite3.OperationalError("disk I/O error")
+
+
+class FailingPostgresConnection(psycopg.Connection[Any]):
+    """The same for PostgreSQL; what begins a transaction is one statement."""
+
+    faults: Faults | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cursor_factory = _FailingPostgresCursor
+
+
+class _FailingPostgresCursor(psycopg.Cursor[Any]):
+    def execute(self, query: Any, *parameters: Any, **options: Any) -> Any:
+        self._before(query)
+        return super().execute(query, *parameters, **options)
+
+    def executemany(self, query: Any, *parameters: Any, **options: Any) -> Any:
+        self._before(query)
+        return super().executemany(query, *parameters, **options)
+
+    def _before(self, query: Any) -> None:
+        found = self.connection.faults if isinstance(self.connection, FailingPostgresConnection) else None
+        if found is not None and found.next_fails(str(query)):
+            raise psycopg.OperationalError("could not write to file: input/output error")
 
 
 @contextmanager
 def faults(store: Store, fails: Callable[[int, str], bool]) -> Iterator[Faults]:
     """While this lasts, statements of the writer fail for which `fails(number from 1, text)` says so; `COMMIT` is one.
 
-    The store was opened with `FailingConnection`.
+    The store was opened with one of the connections above.
     """
     with store.write() as connection:
         driver = connection.connection.driver_connection
-    assert isinstance(driver, FailingConnection), "open the store with connection_class=FailingConnection"
+    known = isinstance(driver, FailingConnection | FailingPostgresConnection)
+    assert known, "open the store with connection_class=FailingConnection"
     found = driver.faults = Faults(fails)
     try:
         yield found

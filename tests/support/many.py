@@ -2,18 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from milepost.engine import others
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import Command, ReleaseLostRuns
 from milepost.engine.engine import Answer, Engine, Request
+from milepost.engine.state import ParkedClaim
 from milepost.store.database import Store
 from milepost.store.sqlite import SQLiteDatabase
 from support import postgres
-from support.world import Ticket, World, new_store
+from support.faults import FailingConnection, FailingPostgresConnection
+from support.world import Ticket, World, new_store, world_at
+
+ONE_SERVER, THREE_SERVERS, ON_POSTGRES = "one server", "three servers", "three on PostgreSQL"
 
 
 class Servers(World):
@@ -21,12 +25,14 @@ class Servers(World):
 
     Attributes:
         heard: what each engine has announced, its own commits and those that it has heard of.
+        away: numbers of engines that hear of nothing at the moment, because they are frozen.
     """
 
     def __init__(self, stores: Sequence[Store], **settings: Any) -> None:
         self.stores = stores
         self.heard: list[list[Announcement]] = []
-        self._turns = count()
+        self.away: set[int] = set()
+        self._turn = 0
         super().__init__(stores[0], **settings)
 
     def restart(self) -> None:
@@ -39,34 +45,82 @@ class Servers(World):
         self.heard = [[] for _ in self.engines]
         self.engine = self.engines[0]
 
-    def pass_lease(self) -> int:
-        """As of one engine; each looks as often as one alone would."""
-        lost, until = 0, self.clock() + round((self.settings.lease_seconds + 1) * 1_000_000)
-        while self.clock() < until:
-            self.clock.advance(self.settings.lease_seconds / 5)
-            lost += sum(self.do(ReleaseLostRuns()) for _ in self.engines)
-        return lost
+    @property
+    def next_store(self) -> Store:
+        """The store of the engine whose turn is next."""
+        return self.stores[self._turn]
 
-    def submit(self, *commands: Command) -> list[Ticket]:
-        """Carry out commands as one group of the engine whose turn it is."""
+    def parked(self, worker_id: str) -> ParkedClaim | None:
+        """The claim of a worker that waits at the engine where it waits."""
+        found = [engine.state.parked.get(worker_id) for engine in self.engines]
+        return next((parked for parked in found if parked is not None), None)
+
+    def submit(self, *commands: Command, at: int | None = None) -> list[Ticket]:
+        """Carry out commands as one group of the engine whose turn it is, or of that with the number `at`.
+
+        Every engine wakes by the clock, so no commands are a group of each; and each looks after leases.
+        """
         self.clock.advance(0.001)
+        if not commands:
+            for number in range(len(self.engines)):
+                announcement = self._carry_out(number, [])
+                if not announcement.is_empty:
+                    self.announced(announcement)
+            self.look()
+            return []
         tickets = [Ticket() for _ in commands]
-        turn = next(self._turns) % len(self.engines)
-        self._carry_out(
-            turn, [Request(command, ticket) for command, ticket in zip(commands, tickets, strict=True)]
-        )
-        for number in range(len(self.engines)):
-            if number != turn:
-                self._look(number)
+        turn = self._turn if at is None else at
+        self._turn = (turn + 1) % len(self.engines)
+        requests = [Request(command, ticket) for command, ticket in zip(commands, tickets, strict=True)]
+        self.announced(self._carry_out(turn, requests))
+        for command, ticket in zip(commands, tickets, strict=True):
+            if isinstance(command, ReleaseLostRuns):
+                self._release_lost_elsewhere(turn, command, ticket)
+        self.look()
         # What a test asks the engine it asks the one that has answered.
         self.engine = self.engines[turn]
         return tickets
 
-    def _carry_out(self, number: int, requests: Sequence[Request]) -> None:
+    def look(self) -> None:
+        """Every engine that is not away hears of what the others have committed."""
+        # What one finds another may have to hear of.
+        for number in (*range(len(self.engines)), *range(len(self.engines))):
+            if number not in self.away:
+                self._look(number)
+
+    def agree(self) -> None:
+        """Every engine has told its feed the same, in the same order."""
+        self.look()
+        told = [
+            [(others.encode(others.Learnt(), one), one.is_gap) for one in heard if not one.is_empty]
+            for heard in self.heard
+        ]
+        for each in told[1:]:
+            assert each == told[0]
+        versions: dict[str, int] = {}
+        for announcement in self.heard[0]:
+            for changed in announcement.runs:
+                for change in changed.changes:
+                    before = versions.get(changed.row.id, change.version - 1)
+                    assert change.version == before + 1, (changed.row.id, "has a gap")
+                    versions[changed.row.id] = change.version
+
+    def _release_lost_elsewhere(self, turn: int, command: ReleaseLostRuns, ticket: Ticket) -> None:
+        for number in range(len(self.engines)):
+            if number != turn and number not in self.away and isinstance(ticket.result, int):
+                other = Ticket()
+                announcement = self._carry_out(number, [Request(command, other)])
+                if not announcement.is_empty:
+                    self.announced(announcement)
+                if isinstance(other.result, int):
+                    ticket.results[0] += other.result
+
+    def _carry_out(self, number: int, requests: Sequence[Request]) -> Announcement:
+        """A group of one engine; what it has announced of its own."""
         answers, announcements = self.engines[number].execute(requests)
         self._tell(number, answers, announcements)
-        for announcement in announcements[-1:]:
-            self.announced(announcement)
+        # Those before it are what others have committed, who have told so.
+        return announcements[-1] if announcements else Announcement([], [], [])
 
     def _look(self, number: int) -> None:
         self._tell(number, *self.engines[number].catch_up())
@@ -86,12 +140,24 @@ class Servers(World):
             store.close()
 
 
+def exact_leases() -> Any:
+    """Let servers tell each other of every word of a worker, so that a lease ends when a test expects it to."""
+    return patch.object(others, "QUIET_PART", 0)
+
+
 @contextmanager
 def servers_on_sqlite(path: Path, number: int = 3, **settings: Any) -> Iterator[Servers]:
     """Servers on one file. Nobody is offered that, but a file locks as one database does, and is quick."""
-    with patch.object(SQLiteDatabase, "is_shared", True):
+    with patch.object(SQLiteDatabase, "is_shared", True), exact_leases():
         world = Servers(
-            [new_store(path), *(Store(path, synchronous="NORMAL") for _ in range(number - 1))], **settings
+            [
+                new_store(path),
+                *(
+                    Store(path, synchronous="NORMAL", connection_class=FailingConnection)
+                    for _ in range(number - 1)
+                ),
+            ],
+            **settings,
         )
         try:
             yield world
@@ -104,9 +170,30 @@ def servers_on_postgres(number: int = 3, **settings: Any) -> Iterator[Servers]:
     """Servers on one PostgreSQL database."""
     server = postgres.server()
     name = server.create_migrated_database()
-    world = Servers([Store(server.url(name)) for _ in range(number)], **settings)
+    stores: list[Store] = []
     try:
-        yield world
+        with exact_leases():
+            stores += [
+                Store(server.url(name), connection_class=FailingPostgresConnection) for _ in range(number)
+            ]
+            yield Servers(stores, **settings)
     finally:
-        world.close()
+        for store in stores:
+            store.close()
         server.drop_database(name)
+
+
+@contextmanager
+def world_of(servers: str, path: Path, **settings: Any) -> Iterator[World]:
+    """A world of one server, of three on one file at this path, or of three on one PostgreSQL database.
+
+    Those of several have all told their feeds the same at the end.
+    """
+    if servers == ONE_SERVER:
+        with world_at(path, **settings) as world:
+            yield world
+        return
+    on_sqlite = servers == THREE_SERVERS
+    with servers_on_sqlite(path, **settings) if on_sqlite else servers_on_postgres(**settings) as world:
+        yield world
+        world.agree()

@@ -29,7 +29,7 @@ from milepost.engine.commands import (
 )
 from milepost.engine.engine import Engine, Request
 from milepost.engine.metadata import MetadataUpdated
-from milepost.engine.state import EngineSettings
+from milepost.engine.state import EngineSettings, ParkedClaim
 from milepost.model.operations import Operation
 from milepost.model.retry import NO_RETRY, Retry
 from milepost.model.run import Outcome, RunError
@@ -47,7 +47,7 @@ from milepost.protocol.work import (
 )
 from milepost.reading.reader import Reader
 from milepost.store.database import Store
-from support.faults import FailingConnection
+from support.faults import FailingConnection, FailingPostgresConnection
 
 START = 1_800_000_000_000_000
 
@@ -97,12 +97,13 @@ def _template() -> Path:
 def new_store(path: Path) -> Store:
     """An empty store at this path, which `faults` can let fail.
 
-    With MILEPOST_TEST_DATABASE=postgres it is one of PostgreSQL, wherever the path is, and `faults` cannot.
+    With MILEPOST_TEST_DATABASE=postgres it is one of PostgreSQL, wherever the path is.
     """
     if os.environ.get("MILEPOST_TEST_DATABASE") == "postgres":
         from support import postgres
 
-        return Store(postgres.server().url(postgres.server().create_migrated_database()))
+        url = postgres.server().url(postgres.server().create_migrated_database())
+        return Store(url, connection_class=FailingPostgresConnection)
     shutil.copy(_template(), path)
     return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
 
@@ -128,6 +129,15 @@ class World:
         """A new engine on the same store: nothing but the store is left of what was before."""
         self.clock.advance(0.001)
         self.engine = Engine(self.store, self.settings, self.clock)
+
+    @property
+    def next_store(self) -> Store:
+        """The store of the engine that carries out the next group."""
+        return self.store
+
+    def parked(self, worker_id: str) -> ParkedClaim | None:
+        """The claim of a worker that waits."""
+        return self.engine.state.parked.get(worker_id)
 
     def pass_lease(self) -> int:
         """Let the lease of whoever is silent go by, and a second more, with the upkeep looking in between; how many runs were lost."""

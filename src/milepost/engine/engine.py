@@ -19,7 +19,7 @@ from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim, Command
 from milepost.engine.documents import DocumentCache
-from milepost.engine.others import Gap, HeardWorker, Learnt, Others, learn
+from milepost.engine.others import Gap, HeardWorker, Learnt, Others, is_worth_telling, learn, were_told
 from milepost.engine.rules import rule_of
 from milepost.engine.state import (
     CLOCKS_APART_MICROSECONDS,
@@ -50,9 +50,6 @@ JUMP_MICROSECONDS = CLOCKS_APART_MICROSECONDS
 # A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
 FAR_MICROSECONDS = 24 * 3600 * 1_000_000
 DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
-
-# What a group teaches the other servers that has changed nothing.
-_NOTHING = Learnt()
 
 Answer = Callable[[Any], None]
 
@@ -280,8 +277,11 @@ class Engine:
                     transaction.save()
                 served = self._claim(claims, transaction, jump)
                 announcement = transaction.announcement()
-                number = self._tell_others(transaction, served, announcement)
+                learnt = self._learnt(transaction, served)
+                number = self._tell_others(transaction, learnt, announcement)
         except BaseException:
+            # What a claim has found is undone with the rest, and may be there again.
+            self.state.may_have_apart = True
             if transaction is not None:
                 self._documents.forget(transaction.touched)
             raise
@@ -295,6 +295,7 @@ class Engine:
         self._remember(transaction, served)
         if self._others is not None and number is not None:
             self._others.told(number)
+            were_told(learnt, self.state, steady_now=transaction.steady_now)
         answers = [(request.answer, request.result) for request in others]
         return answers + served.answers, [announcement]
 
@@ -306,6 +307,8 @@ class Engine:
             logger.warning("this server was away for so long that it takes everything from the database anew")
             self._load_state(connection)
             self.state.everything_offered_elsewhere = self.state.may_have_apart = True
+            # Their workers may have claimed anew or been answered since.
+            self.state.answered_elsewhere.update(parked.claim.worker_id for parked in self.state.parked)
             self._heard.append(Announcement([], [], [], is_gap=True))
         self._has_gap = False
 
@@ -318,13 +321,23 @@ class Engine:
         if learnt.tasks_changed:
             self._load_catalog(connection)
         learn(learnt, state, steady_now=self._steady())
-        for worker_id in {*learnt.gone, *learnt.newest_claims}:
+        registered = [worker.id for worker in learnt.registered]
+        for worker_id in dict.fromkeys(
+            [*registered, *learnt.gone, *learnt.newest_claims, *learnt.answered_claims]
+        ):
             parked = state.parked.get(worker_id)
             worker = state.workers.get(worker_id)
-            if parked is not None and (worker is None or worker.newest_claim > parked.claim.sequence):
+            if parked is None:
+                continue
+            if worker is None or worker.newest_claim > parked.claim.sequence:
                 # Nobody listens to it any more.
                 state.parked.remove(parked)
                 self._heard_answers += [(answer, []) for answer in parked.answers]
+            elif worker.answered_claim >= parked.claim.sequence:
+                state.answered_elsewhere.add(worker_id)
+            elif worker.tasks != parked.tasks:
+                state.parked.remove(parked)
+                state.parked.add(ParkedClaim(parked.claim, parked.deadline, parked.answers, worker.tasks))
         self._heard.append(announcement)
 
     def _take_heard(self) -> list[Announcement]:
@@ -336,31 +349,39 @@ class Engine:
         return answers
 
     def _tell_others(
-        self, transaction: Transaction, served: "_Served", announcement: Announcement
+        self, transaction: Transaction, learnt: Learnt, announcement: Announcement
     ) -> int | None:
         """Tell the other servers what this group changes; the number under which it is told, None when there is nothing to tell."""
         if self._others is None:
             return None
-        due_at = served.next_due_at
-        learnt = Learnt(
-            registered=[
-                HeardWorker(worker.id, worker.name, worker.tasks, worker.registration, worker.newest_claim)
-                for worker in transaction.registered_workers.values()
-            ],
-            gone=sorted(transaction.gone_workers),
-            heard=sorted(transaction.heard_workers),
-            newest_claims=served.newest,
-            answered_claims=served.answered_claims(),
-            places=sorted(transaction.places),
-            offered=sorted(transaction.offered_tasks),
-            everything_offered=bool(transaction.freed_queues),
-            tasks_changed=transaction.catalog is not self.state.catalog,
-            next_due_at=due_at if due_at is not None and due_at > transaction.now else None,
-            has_apart=transaction.has_apart,
-        )
-        if learnt == _NOTHING and announcement.is_empty:
+        if announcement.is_empty and not is_worth_telling(
+            learnt, self.state, steady_now=transaction.steady_now
+        ):
             return None
         return self._others.tell(transaction.connection, learnt, announcement, now=transaction.now)
+
+    def _learnt(self, transaction: Transaction, served: "_Served") -> Learnt:
+        """What this group teaches the engines of other servers."""
+        due_at, told = served.next_due_at, self.state.due_told
+        is_news = due_at is not None and due_at > transaction.now
+        if told is not None and due_at is not None and transaction.now < told <= due_at:
+            is_news = False
+        return Learnt(
+            registered=tuple(
+                HeardWorker(worker.id, worker.name, worker.tasks, worker.registration, worker.newest_claim)
+                for worker in transaction.registered_workers.values()
+            ),
+            gone=tuple(sorted(transaction.gone_workers)),
+            heard=tuple(sorted(transaction.heard_workers)),
+            newest_claims=served.newest,
+            answered_claims=served.answered_claims(),
+            places=tuple(sorted(transaction.places)),
+            offered=tuple(sorted(transaction.offered_tasks)),
+            everything_offered=bool(transaction.freed_queues),
+            tasks_changed=transaction.catalog is not self.state.catalog,
+            next_due_at=due_at if is_news else None,
+            has_apart=transaction.has_apart,
+        )
 
     def _jump(self, transaction: Transaction) -> int:
         """By how much the wall clock was set since the last group. Queued runs move along, so that none becomes due too early, or
@@ -377,6 +398,7 @@ class Engine:
         # Only now: what a failed transaction has learnt or handed out is not so.
         self.state.offered_elsewhere.clear()
         self.state.everything_offered_elsewhere = False
+        self.state.answered_elsewhere.clear()
         self.state.catalog = transaction.catalog
         self.state.places.add(transaction.places)
         self.state.places.remove(transaction.empty_places)
@@ -436,6 +458,10 @@ class Engine:
             parked = served.parked_of(worker_id)
             if parked is not None and not transaction.may_claim(worker_id, parked.claim.sequence):
                 served.answer(parked, [])
+        for worker_id in state.answered_elsewhere:
+            parked = served.parked_of(worker_id)
+            if parked is not None:
+                served.answer(parked, claiming.claimed_before(parked.claim, transaction))
         if served.next_due_at is not None and served.next_due_at <= now:
             transaction.everything_offered = True
             served.next_due_at = run_store.next_due_at_after(

@@ -19,7 +19,7 @@ from milepost.engine.announcements import (
     RunsResumed,
     StreamGrown,
 )
-from milepost.engine.state import EngineState, Worker
+from milepost.engine.state import EngineSettings, EngineState, Worker
 from milepost.model.operations import decode_operations, encode_operations
 from milepost.store import announcements as store
 from milepost.store.runs import RunRow
@@ -29,6 +29,8 @@ from milepost.store.streams import ChunkRow
 PAGE = 100
 # Chunks of a stream that are told along; of more, readers elsewhere read the store.
 CHUNK_BYTES_MAX = 64 * 1024
+# That a worker was heard, and nothing else, is told again only after this part of a lease: an idle fleet writes little.
+QUIET_PART = 0.1
 
 
 class HeardWorker(msgspec.Struct, frozen=True, array_like=True):
@@ -50,7 +52,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         places: where runs may be queued now.
         offered: tasks of which runs have become due; `everything_offered`: perhaps of all.
         tasks_changed: tasks or queues have got other rules.
-        next_due_at: when a run becomes due that is queued for later.
+        next_due_at: when a run becomes due that is queued for later, where the others do not know of one before it.
         has_apart: a run has to execute apart.
     """
 
@@ -65,6 +67,10 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks_changed: bool = False
     next_due_at: int | None = None
     has_apart: bool = False
+
+
+# What a group teaches that has changed nothing.
+_NOTHING = Learnt()
 
 
 class _Change(msgspec.Struct, array_like=True):
@@ -102,7 +108,8 @@ _decoder = msgspec.msgpack.Decoder(_News)
 
 
 class Gap(Exception):
-    """Announcements were missed: they are kept only for a while, and this server was away for longer."""
+    """Announcements were missed: they are kept only for a while, and this server was away for longer; or they are of another version
+    of Milepost and cannot be read."""
 
 
 class Others:
@@ -119,7 +126,7 @@ class Others:
 
     def tell(self, connection: Connection, learnt: Learnt, announcement: Announcement, *, now: int) -> int:
         """Tell what this transaction changes; it is told when that is committed. Its number, for `told`."""
-        return store.append_announcement(connection, self._server_id, _encode(learnt, announcement), now=now)
+        return store.append_announcement(connection, self._server_id, encode(learnt, announcement), now=now)
 
     def told(self, number: int) -> None:
         """The transaction was committed. All others before it had been heard of."""
@@ -136,12 +143,45 @@ class Others:
                 if row.number != self._number + 1:
                     raise Gap
                 # One of its own is new to this engine where the answer to the commit got lost.
-                take_in(*_decode(row.payload))
+                try:
+                    news = decode(row.payload)
+                except msgspec.DecodeError as error:
+                    raise Gap from error
+                take_in(*news)
                 self._number = row.number
             if len(rows) < PAGE:
                 break
         if not rows and store.newest_announcement(connection) != self._number:
             raise Gap
+
+
+def quiet_time(settings: EngineSettings) -> int:
+    """For how long a server may keep to itself that it has heard a worker, microseconds."""
+    return int(settings.lease_seconds * QUIET_PART * 1_000_000)
+
+
+def is_worth_telling(learnt: Learnt, state: EngineState, *, steady_now: int) -> bool:
+    """Whether a group that has announced nothing to the feed has news for the other servers."""
+    if msgspec.structs.replace(learnt, heard=()) != _NOTHING:
+        return True
+    quiet = quiet_time(state.settings)
+    return any(
+        worker.told_at is None or steady_now - worker.told_at >= quiet
+        for worker in map(state.workers.get, learnt.heard)
+        if worker is not None
+    )
+
+
+def were_told(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
+    """Every server knows that these workers were heard. Each may hear them for a while without a word to the others, so their leases
+    end later by as much."""
+    seen_at = steady_now + quiet_time(state.settings)
+    for worker_id in (*learnt.heard, *(worker.id for worker in learnt.registered)):
+        worker = state.workers.get(worker_id)
+        if worker is not None:
+            worker.told_at, worker.seen_at = steady_now, max(worker.seen_at, seen_at)
+    if learnt.next_due_at is not None:
+        state.due_told = learnt.next_due_at
 
 
 def learn(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
@@ -162,9 +202,6 @@ def learn(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
             learnt.gone,
         )
     workers = state.workers
-    for worker_id in learnt.heard:
-        if worker_id in workers:
-            workers[worker_id].seen_at = steady_now
     for worker_id, sequence in learnt.newest_claims.items():
         if worker_id in workers:
             workers[worker_id].newest_claim = max(workers[worker_id].newest_claim, sequence)
@@ -177,9 +214,11 @@ def learn(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
     state.may_have_apart |= learnt.has_apart
     if learnt.next_due_at is not None:
         state.due_later(learnt.next_due_at)
+    were_told(learnt, state, steady_now=steady_now)
 
 
-def _encode(learnt: Learnt, announcement: Announcement) -> bytes:
+def encode(learnt: Learnt, announcement: Announcement) -> bytes:
+    """What stands in the database for the other servers."""
     return _encoder.encode(
         _News(
             learnt,
@@ -220,7 +259,8 @@ def _short(grown: StreamGrown) -> StreamGrown:
     return msgspec.structs.replace(grown, rows=rows)
 
 
-def _decode(payload: bytes) -> tuple[Learnt, Announcement]:
+def decode(payload: bytes) -> tuple[Learnt, Announcement]:
+    """Read what `encode` wrote. Raises: `msgspec.DecodeError` where it is of another version."""
     news = _decoder.decode(payload)
     runs = [
         RunChanged(

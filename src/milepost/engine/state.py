@@ -41,7 +41,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Worker(msgspec.Struct):
     """A worker that holds a lease. `seen_at` is on the steady clock; `registration` and `newest_claim` are the highest numbers that
-    it has used, `answered_claim` that of its last claim that was answered."""
+    it has used, `answered_claim` that of its last claim that was answered. `told_at` is when, on the steady clock, servers last told
+    each other that it was heard."""
 
     id: str
     name: str
@@ -50,6 +51,7 @@ class Worker(msgspec.Struct):
     registration: int = 0
     newest_claim: int = -1
     answered_claim: int = -1
+    told_at: int | None = None
 
 
 class ParkedClaim(msgspec.Struct, eq=False):
@@ -188,6 +190,8 @@ class EngineState:
         self.accepts_parking = True
         # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
         self.next_due_at: int | None = None
+        # The newest of these times that servers have told each other.
+        self.due_told: int | None = None
         # False when it is known that no queued run has to execute apart.
         self.may_have_apart = True
         # Where runs may be queued: a hint, no place is missing.
@@ -195,6 +199,8 @@ class EngineState:
         # Tasks of which other servers have queued runs, or freed a place for them, that parked claims here have not looked at yet.
         self.offered_elsewhere: set[str] = set()
         self.everything_offered_elsewhere = False
+        # Workers whose parked claims may have been answered by a commit of which only the announcement was heard.
+        self.answered_elsewhere: set[str] = set()
 
     def change_workers(self, come: Iterable[Worker], gone: Iterable[str]) -> None:
         """These workers are here, with what they offer from now on, and those are not any more."""
@@ -205,9 +211,11 @@ class EngineState:
 
     @property
     def has_offers(self) -> bool:
-        """True when a parked claim may find work that another server has offered."""
+        """True when a parked claim may find work that another server has offered, or has been answered there."""
         return bool(self.parked) and (
-            self.everything_offered_elsewhere or not self.offered_elsewhere.isdisjoint(self.parked.tasks)
+            self.everything_offered_elsewhere
+            or bool(self.answered_elsewhere)
+            or not self.offered_elsewhere.isdisjoint(self.parked.tasks)
         )
 
     def queued_reason(self, task: str) -> QueuedReason | None:

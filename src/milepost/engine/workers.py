@@ -82,7 +82,7 @@ def worker_of(worker_id: str, transaction: Transaction) -> Worker:
     worker = transaction.worker(worker_id)
     if worker is None:
         raise NotFoundError(f"worker {worker_id!r} is not registered with this server: register it first")
-    worker.seen_at = transaction.steady_now
+    worker.seen_at = max(worker.seen_at, transaction.steady_now)
     transaction.heard_workers.add(worker_id)
     return worker
 
