@@ -97,7 +97,10 @@ def test_a_late_repeat_elsewhere_brings_what_the_claim_has_brought(world: Server
     run_id = at(world, A, Trigger(item())).run_ids[0]
     at(world, A, Trigger(item()))
     assert [run.id for run in at(world, B, claim)] == [run_id]
-    assert [run.id for run in at(world, C, claim)] == [run_id]
+    [run] = at(world, C, claim)
+    assert run.id == run_id
+    at(world, A, Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))]))
+    assert at(world, C, claim) == [], "and nothing new"
 
 
 def test_a_worker_with_other_tasks_is_known_where_its_claim_waits(world: Servers) -> None:
