@@ -100,7 +100,7 @@ def test_a_late_repeat_elsewhere_brings_what_the_claim_has_brought(world: Server
     [run] = at(world, C, claim)
     assert run.id == run_id
     at(world, A, Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))]))
-    assert at(world, C, claim) == [], "and nothing new"
+    assert at(world, A, claim) == [], "and nothing new, where it was never seen"
 
 
 def test_a_worker_with_other_tasks_is_known_where_its_claim_waits(world: Servers) -> None:
