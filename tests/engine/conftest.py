@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     several = metafunc.definition.get_closest_marker("several_servers")
     if several is not None and metafunc.definition.get_closest_marker("one_server") is None:
         kinds.append(THREE_SERVERS)
-        is_property = metafunc.definition.get_closest_marker("hypothesis") is not None
+        is_property = getattr(metafunc.function, "is_hypothesis_test", False)
         if _ALL_ON_POSTGRES or (several.kwargs.get("postgres") and not is_property):
             kinds.append(ON_POSTGRES)
     metafunc.parametrize("deployment", kinds)
