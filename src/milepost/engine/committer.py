@@ -100,8 +100,10 @@ class Committer:
         """Hear of what others have committed; whether a group has to look at it too."""
         try:
             answers, announcements = self._engine.catch_up()
-        except UnavailableError as error:
-            logger.debug("what other servers commit cannot be heard of now: %s", error)
+        except Exception as error:
+            # The next group, or the next look, tries again; a thread that ended would answer nobody any more.
+            level = logging.DEBUG if isinstance(error, UnavailableError) else logging.ERROR
+            logger.log(level, "what other servers commit cannot be heard of now: %s", error)
             return False
         self._tell(announcements)
         _deliver(answers)
