@@ -65,6 +65,17 @@ def test_a_run_queued_at_one_wakes_the_claim_at_another(world: Servers) -> None:
     world.agree()
 
 
+def test_what_is_due_at_one_is_due_at_another_whose_clock_is_a_moment_behind(
+    world: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads the database's clock by itself, and on a busy machine they come out some milliseconds apart."""
+    waiting = park(world, WorkerDouble(world), A)
+    monkeypatch.setattr(world.engines[A], "_clock", lambda: world.clock() - 300_000)
+    run_ids = at(world, B, Trigger(item())).run_ids
+    assert [run.id for run in waiting.result] == run_ids
+    world.agree()
+
+
 def test_a_claim_is_answered_when_a_newer_one_arrives_elsewhere(world: Servers) -> None:
     worker = WorkerDouble(world)
     older, newer = park(world, worker, A), park(world, worker, B)

@@ -259,6 +259,9 @@ class Engine:
             with self._store.write() as connection:
                 self._hear_before(connection)
                 now, steady_now = self._clock(), self._steady()
+                if self._others is not None:
+                    # What another server has queued as due is due here too, although its clock may be a moment ahead.
+                    now = max(now, self._others.newest_time)
                 transaction = Transaction(
                     connection,
                     self._documents,

@@ -119,6 +119,8 @@ class Others:
         self._server_id = server_id
         # The newest commit that this engine knows of.
         self._number = 0
+        # The newest time at which any of them has committed, as far as that is known.
+        self.newest_time = 0
 
     def begin_from(self, connection: Connection) -> None:
         """Everything that is committed is known from now on."""
@@ -142,6 +144,7 @@ class Others:
             for row in rows:
                 if row.number != self._number + 1:
                     raise Gap
+                self.newest_time = max(self.newest_time, row.created_at)
                 # One of its own is new to this engine where the answer to the commit got lost.
                 try:
                     news = decode(row.payload)
