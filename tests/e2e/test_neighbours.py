@@ -168,7 +168,6 @@ def test_what_would_end_a_program_ends_the_run_alone(
         "exits_in_a_loop_of_its_own": "SystemExit",
         "stops_the_loop": "UsageError",
         "stops_the_loop_later": "LookupError",
-        "is_alarmed": "LookupError",
         "cancels_itself": "CancelledError",
     }
     ids = {task_id: dev.trigger(task_id) for task_id in expected}
@@ -178,6 +177,19 @@ def test_what_would_end_a_program_ends_the_run_alone(
     assert [each.pid for each in dev.executors()] == [executor.pid]
     (tmp_path / "gate").touch()
     assert dev.finished(run_id).output == 1
+    assert dev.end() == 0
+
+
+def test_a_signal_handler_that_exits_ends_no_executor(
+    house: Callable[..., House], tmp_path: Path, loop: dict[str, str]
+) -> None:
+    """It has no neighbour here: what such a handler raises hits whatever executes at that moment, a neighbour too."""
+    dev = house(GATE + ENDERS, "--processes", "1", env=LONG_LEASE | loop)
+    [executor] = dev.executors()
+    run = dev.finished(dev.trigger("is_alarmed"))
+    assert run.error is not None
+    assert run.error.name == "LookupError"
+    assert [each.pid for each in dev.executors()] == [executor.pid]
     assert dev.end() == 0
 
 
