@@ -21,12 +21,10 @@ from milepost.store.database import Store
 def test_announcements_are_numbered_without_gaps_and_read_in_order(store: Store) -> None:
     for number in range(1, 6):
         with store.write() as connection:
-            assert append_announcement(connection, "server_1", b"\x00%d" % number, now=number * 10) == number
+            assert append_announcement(connection, b"\x00%d" % number, now=number * 10) == number
     with store.read() as connection:
         found = announcements_after(connection, 2, limit=2)
-        assert found == [
-            AnnouncementRow(number, "server_1", b"\x00%d" % number, number * 10) for number in (3, 4)
-        ]
+        assert found == [AnnouncementRow(number, b"\x00%d" % number, number * 10) for number in (3, 4)]
         assert announcements_after(connection, 5, limit=9) == []
         assert newest_announcement(connection) == 5
 
@@ -34,27 +32,27 @@ def test_announcements_are_numbered_without_gaps_and_read_in_order(store: Store)
 def test_what_is_undone_takes_no_number(store: Store) -> None:
     def fail_half_way() -> None:
         with store.write() as connection:
-            append_announcement(connection, "server_1", b"", now=1)
+            append_announcement(connection, b"", now=1)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_half_way()
     with store.write() as connection:
         assert newest_announcement(connection) == 0
-        assert append_announcement(connection, "server_1", b"", now=1) == 1
+        assert append_announcement(connection, b"", now=1) == 1
 
 
 def test_pruned_announcements_leave_the_numbers_alone(store: Store) -> None:
     for number in range(1, 6):
         with store.write() as connection:
-            append_announcement(connection, "server_1", b"", now=number)
+            append_announcement(connection, b"", now=number)
     with store.write() as connection:
         assert prune_announcements(connection, before=5, limit=3) == 3
         assert prune_announcements(connection, before=9, limit=9) == 2
         assert prune_announcements(connection, before=9, limit=9) == 0
     with store.write() as connection:
         assert newest_announcement(connection) == 5
-        assert append_announcement(connection, "server_1", b"", now=9) == 6
+        assert append_announcement(connection, b"", now=9) == 6
 
 
 @pytest.mark.parametrize("place", ["postgres"], indirect=True)
@@ -65,7 +63,7 @@ def test_servers_that_commit_at_once_leave_no_gap_and_no_reader_sees_one(open_st
     def commit(store: Store) -> None:
         for _ in range(50):
             with store.write() as connection:
-                append_announcement(connection, "server", b"", now=1)
+                append_announcement(connection, b"", now=1)
 
     threads = [Thread(target=commit, args=[store]) for store in stores]
     for thread in threads:
@@ -87,7 +85,7 @@ def test_a_notification_comes_with_the_commit_and_not_before(store: Store, place
     with psycopg.connect(place, autocommit=True) as listener:
         listener.execute(f"LISTEN {CHANNEL}".encode())
         with store.write() as connection:
-            append_announcement(connection, "server_1", b"", now=1)
+            append_announcement(connection, b"", now=1)
             assert list(listener.notifies(timeout=0.05)) == []
         [told] = listener.notifies(timeout=30, stop_after=1)
         assert (told.channel, told.payload) == (CHANNEL, "1")

@@ -88,7 +88,7 @@ def fill(store: Store) -> None:
         streams.append_chunks(connection, [streams.ChunkRow("run_1", "out/a", 0, 1, NOW, 1, b"1")])
         upkeep_row = {"name": "job", "holder": "server", "lease_until": 2**40, "finished_at": None}
         connection.execute(tables.tables["upkeep_jobs"].insert(), upkeep_row)
-        announcements.append_announcement(connection, "server", b"\x00", now=NOW)
+        announcements.append_announcement(connection, b"\x00", now=NOW)
 
 
 def rows(store: Store) -> dict[str, list[tuple[Any, ...]]]:

@@ -76,6 +76,19 @@ def test_what_is_due_at_one_is_due_at_another_whose_clock_is_a_moment_behind(
     world.agree()
 
 
+def test_what_is_due_at_one_whose_clock_is_far_ahead_is_due_at_another_when_it_gets_there(
+    world: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = park(world, WorkerDouble(world), A, wait=600)
+    monkeypatch.setattr(world.engines[A], "_clock", lambda: world.clock() - 60_000_000)
+    run_ids = at(world, B, Trigger(item())).run_ids
+    assert not waiting.is_answered, "it follows nobody who is so far ahead"
+    world.clock.advance(61)
+    world.submit(at=A)
+    assert [run.id for run in waiting.result] == run_ids
+    world.agree()
+
+
 def test_a_claim_is_answered_when_a_newer_one_arrives_elsewhere(world: Servers) -> None:
     worker = WorkerDouble(world)
     older, newer = park(world, worker, A), park(world, worker, B)
@@ -226,7 +239,7 @@ def test_what_cannot_be_read_is_taken_from_the_database(world: Servers) -> None:
     world.away = {B, C}
     WorkerDouble(world)
     with world.store.write() as connection:
-        store.append_announcement(connection, "server_newer", b"\x93what?", now=world.clock())
+        store.append_announcement(connection, b"\x93what?", now=world.clock())
     world.away = set()
     world.look()
     assert all(engine.state.workers.keys() == {"worker_1"} for engine in world.engines)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from milepost.engine.announcements import Announcement
 from milepost.errors import RunNotFoundError
 from milepost.feed.hub import ListWatch
 from milepost.feed.streams import watch_family
@@ -207,6 +208,31 @@ def test_whoever_vanishes_leaves_nothing_behind(world: FeedWorld, worker: Worker
             await asyncio.wait(others)
         assert not world.hub.runs
         assert not world.hub.lists
+
+    run_async(follow)
+
+
+def test_after_commits_that_nobody_heard_of_every_stream_ends_and_new_ones_are_taken(
+    world: FeedWorld, worker: WorkerDouble
+) -> None:
+    parent = world.trigger()
+
+    async def follow() -> None:
+        watcher = FamilyWatcher(world, parent)
+        await watcher.until(lambda: len(watcher.events) == 2)
+        world.hub.announce(Announcement([], [], [], is_gap=True))
+        assert world.hub.is_closed
+        with pytest.raises(StopAsyncIteration):
+            await watcher.next()
+        for _ in range(2000):
+            if world.hub.is_closed:
+                await asyncio.sleep(0.01)
+        assert not world.hub.is_closed
+        again = FamilyWatcher(world, parent)
+        await again.until(lambda: len(again.events) == 2)
+        world.hub.close()
+        world.hub.announce(Announcement([], [], [], is_gap=True))
+        assert world.hub.is_closed, "a server that stops stays closed"
 
     run_async(follow)
 

@@ -102,8 +102,10 @@ class Committer:
             answers, announcements = self._engine.catch_up()
         except Exception as error:
             # The next group, or the next look, tries again; a thread that ended would answer nobody any more.
-            level = logging.DEBUG if isinstance(error, UnavailableError) else logging.ERROR
-            logger.log(level, "what other servers commit cannot be heard of now: %s", error)
+            if isinstance(error, UnavailableError):
+                logger.debug("what other servers commit cannot be heard of now: %s", error)
+            else:
+                logger.exception("what other servers commit could not be heard of, and is tried again")
             return False
         self._tell(announcements)
         _deliver(answers)

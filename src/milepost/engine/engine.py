@@ -97,7 +97,7 @@ class Engine:
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         if server_id is None:
             server_id = Identifiers().make("server", clock()) if store.is_shared else ""
-        self._others = Others(server_id) if store.is_shared else None
+        self._others = Others() if store.is_shared else None
         self.state = EngineState(settings, started_at=self._steady(), server_id=server_id)
         with store.write() as connection:
             self._doubts_clock_until = self._settle_clock(connection)
@@ -260,8 +260,10 @@ class Engine:
                 self._hear_before(connection)
                 now, steady_now = self._clock(), self._steady()
                 if self._others is not None:
-                    # What another server has queued as due is due here too, although its clock may be a moment ahead.
-                    now = max(now, self._others.newest_time)
+                    # What another server has queued as due is due here too, although its clock may be a moment ahead. One that is
+                    # further ahead is none to follow.
+                    ahead = self._others.newest_time - now
+                    now += ahead if 0 < ahead <= JUMP_MICROSECONDS else 0
                 transaction = Transaction(
                     connection,
                     self._documents,
@@ -324,6 +326,9 @@ class Engine:
         if learnt.tasks_changed:
             self._load_catalog(connection)
         learn(learnt, state, steady_now=self._steady())
+        if self._others is not None and self._others.newest_time > self._clock():
+            # What was due there is due here then, at the latest.
+            state.due_later(self._others.newest_time)
         registered = [worker.id for worker in learnt.registered]
         for worker_id in dict.fromkeys(
             [*registered, *learnt.gone, *learnt.newest_claims, *learnt.answered_claims]

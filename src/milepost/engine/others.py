@@ -115,8 +115,7 @@ class Gap(Exception):
 class Others:
     """The other servers on the database, as the engine of this one hears of them."""
 
-    def __init__(self, server_id: str) -> None:
-        self._server_id = server_id
+    def __init__(self) -> None:
         # The newest commit that this engine knows of.
         self._number = 0
         # The newest time at which any of them has committed, as far as that is known.
@@ -128,7 +127,7 @@ class Others:
 
     def tell(self, connection: Connection, learnt: Learnt, announcement: Announcement, *, now: int) -> int:
         """Tell what this transaction changes; it is told when that is committed. Its number, for `told`."""
-        return store.append_announcement(connection, self._server_id, encode(learnt, announcement), now=now)
+        return store.append_announcement(connection, encode(learnt, announcement), now=now)
 
     def told(self, number: int) -> None:
         """The transaction was committed. All others before it had been heard of."""

@@ -20,7 +20,6 @@ class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
     """What one server has told the others: `payload` is its own form, `created_at` microseconds since 1970."""
 
     number: int
-    server_id: str
     payload: bytes
     created_at: int
 
@@ -39,10 +38,10 @@ _AFTER = Statement(
 )
 
 
-def append_announcement(connection: Connection, server_id: str, payload: bytes, *, now: int) -> int:
+def append_announcement(connection: Connection, payload: bytes, *, now: int) -> int:
     """Tell the other servers something once this transaction is committed; its number."""
     number: int = connection.execute(_NEXT_NUMBER).scalar_one()
-    _INSERT.write(connection, [(number, server_id, payload, now)])
+    _INSERT.write(connection, [(number, payload, now)])
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_notify(CHANNEL, str(number))))
     return number

@@ -400,7 +400,6 @@ announcements = Table(
     "announcements",
     tables,
     Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("server_id", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
 )

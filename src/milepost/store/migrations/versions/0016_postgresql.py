@@ -37,7 +37,6 @@ def upgrade() -> None:
     op.create_table(
         "announcements",
         sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("server_id", text, nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("number"),
