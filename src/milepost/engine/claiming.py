@@ -50,20 +50,24 @@ def claim_runs(
     is_idle = state.may_have_apart and not run_store.holds_any(transaction.connection, worker.id)
     if state.may_have_apart:
         apart = _due_apart(worker.id, tasks, is_idle, transaction, state)
-    ids = [run_id for run_id, _ in apart]
+    records: list[RunRecord] = []
     if not (apart and is_idle):
         taken = [queue for _, queue in apart]
-        ids = [*_due_within_limits(tasks, slots - len(ids), taken, transaction, state), *ids]
-    if not ids:
-        return []
-    records = run_store.load_records(transaction.connection, ids, values=True)
+        records = _due_within_limits(tasks, slots - len(apart), taken, transaction, state)
+    if apart:
+        records += _records([run_id for run_id, _ in apart], transaction)
     has_begun: set[str] = set()
-    for record in records.values():
+    for record in records:
         transaction.adopt(record.row)
         if record.row.started_at is not None:
             has_begun.add(record.row.id)
         _lease(record.row, worker.id, command.sequence, transaction)
-    return _claimed([records[run_id] for run_id in ids], has_begun, transaction)
+    return _claimed(records, has_begun, transaction)
+
+
+def _records(ids: Sequence[str], transaction: Transaction) -> list[RunRecord]:
+    found = run_store.load_records(transaction.connection, ids, values=True)
+    return [found[run_id] for run_id in ids]
 
 
 def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction) -> None:
@@ -108,8 +112,8 @@ def _due_apart(
 
 def _due_within_limits(
     tasks: Sequence[str], limit: int, taken: Sequence[str], transaction: Transaction, state: EngineState
-) -> list[str]:
-    """Ids of due runs that may execute now, oldest first. Runs in full queues are not looked at.
+) -> list[RunRecord]:
+    """Due runs that may execute now, oldest first. Runs in full queues are not looked at.
 
     Args:
         taken: the queues of runs that this claim is given beside these.
@@ -122,6 +126,10 @@ def _due_within_limits(
     for queue in taken:
         room.take(queue)
     open_places = [place for place in places if room.has(place[1])]
+    if len(open_places) == 1:
+        [(task, queue)] = open_places
+        count = int(min(limit, room.of(queue)))
+        return run_store.due_records(transaction.connection, task, queue, limit=count, now=transaction.now)
     if len(open_places) > PLACES_MAX:
         _look_for_empty(open_places, transaction)
         # Each claim begins somewhere else, so that none of very many queues has to wait for the others.
@@ -138,7 +146,7 @@ def _due_within_limits(
                 chosen.append(run_id)
         if len(chosen) == limit:
             break
-    return chosen
+    return _records(chosen, transaction) if chosen else []
 
 
 def _look_for_empty(places: Sequence[tuple[str, str]], transaction: Transaction) -> None:

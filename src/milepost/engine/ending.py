@@ -16,58 +16,67 @@ from milepost.store.runs import RunRow
 
 # The texts of an error, in characters. Our own workers send less.
 ERROR_CHARACTERS_MAX = 100_000
+_ENDED_BY_ITSELF = frozenset({AttemptEnd.RETURNED, AttemptEnd.RAISED})
 _ANY = msgspec.json.Decoder(msgspec.Raw)
 
 
 def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
     """The newest attempt of a run that is held has ended like this."""
-    now = transaction.now
     error = msgspec.json.encode(ending.error).decode() if ending.error else None
-    if ending.move is not Move.COMPLETE:
-        transaction.ended_attempts.append(
-            AttemptRow(
-                row.id,
-                row.attempt,
-                row.worker_id,
-                row.claimed_at,
-                row.begun_at,
-                now,
-                ending.end.value,
-                error,
-            )
-        )
-        if ending.end.is_charged:
-            row.charged += 1
-    queues.give_up_resuming(row, transaction)
-    if ending.end is AttemptEnd.RETURNED or ending.end is AttemptEnd.RAISED:
+    move = ending.move
+    if move is not Move.COMPLETE:
+        _keep_attempt(row, ending, error, transaction)
+    if row.resuming_at is not None:
+        queues.give_up_resuming(row, transaction)
+    if row.is_apart and ending.end in _ENDED_BY_ITSELF:
         row.is_apart = 0
-    queues.change_status(row, ending.move, transaction)
-    match ending.move:
-        case Move.RETRY:
-            row.worker_id = None
-            row.due_at = now + ending.delay_ms * 1000
-            transaction.offer(row.task, row.queue, later=row.due_at > now)
-            if row.due_at > now:
-                state.due_later(row.due_at)
-        case Move.RELEASE:
-            row.worker_id = None
-            if ending.end is AttemptEnd.NEVER_BEGUN and row.started_at == row.claimed_at:
-                # No earlier attempt has begun either.
-                row.started_at = None
-            # It keeps its place in the line, whatever clock it was queued by.
-            row.due_at = min(row.due_at, now)
-            transaction.offer(row.task, row.queue)
-        case _:
-            row.finished_at = now
-            if abs(transaction.age_now - now) > CLOCKS_APART_MICROSECONDS:
-                row.aged_from = transaction.age_now
-    if row.is_apart:
-        state.may_have_apart = transaction.has_apart = True
-    if ending.move is not Move.RELEASE:
-        transaction.save_result(row, ending.output, error)
-    if row.status.is_final:
-        transaction.fold(row)
-        _tell_parent(row, transaction)
+    queues.change_status(row, move, transaction)
+    if move is Move.RETRY or move is Move.RELEASE:
+        _queue_again(row, ending, transaction, state)
+        if row.is_apart:
+            state.may_have_apart = transaction.has_apart = True
+        if move is Move.RETRY:
+            transaction.save_result(row, None, error)
+        return
+    row.finished_at = transaction.now
+    if abs(transaction.age_now - transaction.now) > CLOCKS_APART_MICROSECONDS:
+        row.aged_from = transaction.age_now
+    transaction.save_result(row, ending.output, error)
+    transaction.fold(row)
+    _tell_parent(row, transaction)
+
+
+def _keep_attempt(row: RunRow, ending: Ending, error: str | None, transaction: Transaction) -> None:
+    transaction.ended_attempts.append(
+        AttemptRow(
+            row.id,
+            row.attempt,
+            row.worker_id,
+            row.claimed_at,
+            row.begun_at,
+            transaction.now,
+            ending.end.value,
+            error,
+        )
+    )
+    if ending.end.is_charged:
+        row.charged += 1
+
+
+def _queue_again(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
+    now = transaction.now
+    row.worker_id = None
+    if ending.move is Move.RETRY:
+        row.due_at = now + ending.delay_ms * 1000
+        if row.due_at > now:
+            state.due_later(row.due_at)
+    else:
+        if ending.end is AttemptEnd.NEVER_BEGUN and row.started_at == row.claimed_at:
+            # No earlier attempt has begun either.
+            row.started_at = None
+        # It keeps its place in the line, whatever clock it was queued by.
+        row.due_at = min(row.due_at, now)
+    transaction.offer(row.task, row.queue, later=row.due_at > now)
 
 
 def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:

@@ -4,6 +4,7 @@ A waiting run gives its place in the queue back. To go on it needs one again, an
 not hold it up.
 """
 
+import math
 from collections.abc import Iterable
 
 from milepost.engine.transaction import Transaction
@@ -15,17 +16,20 @@ from milepost.store.runs import RunRow
 
 
 def change_status(row: RunRow, move: Move, transaction: Transaction) -> None:
-    """The run goes where this move leads, and its queue counts it."""
-    status = row.status
-    row.status = next_status(status, move)
-    transaction.count_moved(row.parent_id, status, row.status)
-    before, after = status is RunStatus.EXECUTING, row.status is RunStatus.EXECUTING
-    if before != after and (queue := transaction.queue(row.queue)) is not None:
-        queue.executing += after - before
+    """The run goes where this move leads, and its queue counts it. One that completes is written with its result."""
+    before, after = row.status, next_status(row.status, move)
+    row.status = after
+    transaction.count_moved(row.parent_id, before, after)
+    had_place, has_place = before is RunStatus.EXECUTING, after is RunStatus.EXECUTING
+    if had_place is not has_place and (queue := transaction.queue(row.queue)) is not None:
+        queue.executing += has_place - had_place
         transaction.save_queue(queue)
-        if before:
+        if had_place:
             transaction.freed_queues.add(row.queue)
-    transaction.save_run(row)
+    if move is Move.CLAIM:
+        transaction.save_claim(row)
+    elif move is not Move.COMPLETE:
+        transaction.save_run(row)
     transaction.announce_state(row)
 
 
@@ -102,11 +106,15 @@ class Room:
         self._transaction = transaction
         self._taken: dict[str, int] = {}
 
-    def has(self, name: str) -> bool:
-        """Whether a run of this queue may be claimed."""
+    def of(self, name: str) -> float:
+        """How many more runs of this queue may be claimed."""
         queue = self._transaction.queue(name)
         room = None if queue is None else queue.room
-        return room is None or room > self._taken.get(name, 0)
+        return math.inf if room is None else room - self._taken.get(name, 0)
+
+    def has(self, name: str) -> bool:
+        """Whether a run of this queue may be claimed."""
+        return self.of(name) > 0
 
     def take(self, name: str) -> None:
         """A run of this queue is claimed."""

@@ -99,14 +99,16 @@ def _report_run(
         return deltas.reply(item, row, _REFUSED.decode(earlier) if earlier else [])
     if not holds(row, worker_id, item.attempt):
         return RunReply(id=item.id, lost=True)
-    if row.begun_at is None and (item.begun or item.sequence or item.waiting is not None):
+    begins = row.begun_at is None and (item.begun or item.sequence > 0 or item.waiting is not None)
+    if begins:
         # Whatever an attempt says, it says once its code has begun; a report that asks only says nothing.
         row.begun_at = transaction.now
+    if item.sequence:
+        row.report_sequence, row.report_checksum = item.sequence, checksum
+    if begins or item.sequence:
         transaction.save_report(row)
     refused: list[Refused] = []
     if item.sequence:
-        row.report_sequence, row.report_checksum = item.sequence, checksum
-        transaction.save_report(row)
         if item.changes:
             refused = write_reported(item, row, transaction, state)
         if refused:

@@ -99,7 +99,11 @@ class Transaction:
         self._dirty_rows: dict[str, RunRow] = {}
         # Rows of which only the newest report changed.
         self._reported_rows: dict[str, RunRow] = {}
+        # Rows of which only changed what a claim changes.
+        self._claimed_rows: dict[str, RunRow] = {}
         self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
+        # Runs whose rows have the time of this group already.
+        self._renewed: set[str] = set()
         # How many runs with this parent have gone from one status to another; None: they are new.
         self._moved: dict[tuple[str | None, RunStatus | None, RunStatus], int] = {}
         self._queues: dict[str, QueueRow | None] = {}
@@ -151,8 +155,14 @@ class Transaction:
         self._touch(row)
         self._reported_rows[row.id] = row
 
+    def save_claim(self, row: RunRow) -> None:
+        """The run was claimed; nothing else of the row was changed, or `save_run` says so too."""
+        self._touch(row)
+        self._claimed_rows[row.id] = row
+
     def _touch(self, row: RunRow) -> None:
-        if row.id not in self._dirty_rows and row.id not in self._reported_rows:
+        if row.id not in self._renewed:
+            self._renewed.add(row.id)
             # Grows with each group, whatever the clock does: readers tell by it which of two states is newer.
             row.updated_at = max(self.now, row.updated_at + 1)
 
@@ -161,15 +171,18 @@ class Transaction:
         self._rows[row.id] = row
 
     def save_result(self, row: RunRow, output: str | None, error: str | None) -> None:
-        """The run's output or error, JSON texts."""
+        """The run's output or error, JSON texts. Of the row nothing else was changed than completes a run, or `save_run` says so."""
+        self._touch(row)
         self._results[row.id] = (row, output, error)
         changed = self._announcement(row)
         changed.output, changed.error = output, error
 
-    def count_moved(self, parent_id: str | None, before: RunStatus | None, after: RunStatus) -> None:
-        """A run with this parent has gone from one status to another; without the first it is new."""
+    def count_moved(
+        self, parent_id: str | None, before: RunStatus | None, after: RunStatus, *, runs: int = 1
+    ) -> None:
+        """Runs with this parent have gone from one status to another; without the first they are new."""
         moved = parent_id, before, after
-        self._moved[moved] = self._moved.get(moved, 0) + 1
+        self._moved[moved] = self._moved.get(moved, 0) + runs
 
     def offer(self, task: str, queue: str, *, later: bool = False) -> None:
         """A run of a task was queued in a queue; it is due, or will be later."""
@@ -445,20 +458,7 @@ class Transaction:
         if self.ended_attempts:
             attempt_store.insert_attempts(connection, self.ended_attempts)
             self.ended_attempts.clear()
-        if self._results:
-            run_store.save_results(connection, self._results.values())
-        if self._dirty_rows:
-            run_store.save_rows(
-                connection, [row for row in self._dirty_rows.values() if row.id not in self._results]
-            )
-        if self._reported_rows:
-            saved = self._dirty_rows.keys() | self._results.keys()
-            run_store.save_reports(
-                connection, [row for row in self._reported_rows.values() if row.id not in saved]
-            )
-            self._reported_rows.clear()
-        self._dirty_rows.clear()
-        self._results.clear()
+        self._save_rows()
         if self._moved:
             add_counts(connection, _counts_of(self._moved))
             self._moved.clear()
@@ -512,6 +512,29 @@ class Transaction:
                 connection, [(request_id, answer, self.now) for request_id, answer in self._answers.items()]
             )
             self._answers.clear()
+
+    def _save_rows(self) -> None:
+        """Write each changed row once, by the statement that sets the least."""
+        connection, dirty, claimed = self.connection, self._dirty_rows, self._claimed_rows
+        results, reported = self._results, self._reported_rows
+        if claimed:
+            for run_id in claimed.keys() & (reported.keys() | results.keys()):
+                dirty[run_id] = claimed[run_id]
+            run_store.save_claims(connection, [row for row in claimed.values() if row.id not in dirty])
+        if results:
+            completions = [result for run_id, result in results.items() if run_id not in dirty]
+            run_store.save_completions(connection, completions)
+            if len(completions) < len(results):
+                run_store.save_results(
+                    connection, [result for run_id, result in results.items() if run_id in dirty]
+                )
+        if dirty:
+            run_store.save_rows(connection, [row for row in dirty.values() if row.id not in results])
+        if reported:
+            saved = dirty.keys() | results.keys()
+            run_store.save_reports(connection, [row for row in reported.values() if row.id not in saved])
+        for changed in (dirty, claimed, results, reported, self._renewed):
+            changed.clear()
 
     def _note_logged(self, run_ids: Iterable[str]) -> None:
         for run_id in set(run_ids) & self._rows.keys():

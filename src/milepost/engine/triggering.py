@@ -332,42 +332,31 @@ def _max_attempts(options: TriggerOptions, place: str) -> int | None:
 
 def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
     transaction.new_runs.extend(runs)
+    queued: dict[tuple[str, str, str | None], int] = {}
     for run in runs:
-        transaction.offer(run.task, run.queue)
-        transaction.count_moved(run.parent_id, None, RunStatus.QUEUED)
+        place = run.task, run.queue, run.parent_id
+        queued[place] = queued.get(place, 0) + 1
         transaction.announce_state(
             RunRow(
                 id=run.id,
                 task=run.task,
                 queue=run.queue,
                 status=RunStatus.QUEUED,
-                attempt=0,
-                charged=0,
-                max_attempts=run.max_attempts,
-                worker_id=None,
-                claim_sequence=None,
-                claimed_at=None,
-                begun_at=None,
-                is_apart=0,
-                resuming_at=None,
-                report_sequence=0,
-                report_checksum=None,
                 due_at=run.due_at,
                 created_at=run.created_at,
                 updated_at=run.created_at,
-                started_at=None,
-                finished_at=None,
-                aged_from=None,
-                parent_id=run.parent_id,
                 root_id=run.root_id,
-                batch_id=run.batch_id,
-                depth=run.depth,
                 trigger_function=run.trigger_function,
-                metadata_version=0,
+                depth=run.depth,
+                parent_id=run.parent_id,
+                batch_id=run.batch_id,
+                max_attempts=run.max_attempts,
                 metadata_unindexed=run_store.is_unindexed(run.trigger_metadata),
-                large=None,
             )
         )
+    for (task, queue, parent_id), count in queued.items():
+        transaction.offer(task, queue)
+        transaction.count_moved(parent_id, None, RunStatus.QUEUED, runs=count)
 
 
 def _check_unused(token: OneTimeToken | None, transaction: Transaction) -> None:

@@ -1,6 +1,6 @@
 """Runs: insert, load, save, find the due ones, list, count."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -48,31 +48,31 @@ class RunRow(msgspec.Struct, gc=False):
     task: str
     queue: str
     status: RunStatus
-    attempt: int
-    charged: int
-    max_attempts: int | None
-    worker_id: str | None
-    claim_sequence: int | None
-    claimed_at: int | None
-    begun_at: int | None
-    is_apart: int
-    resuming_at: int | None
-    report_sequence: int
-    report_checksum: int | None
     due_at: int
     created_at: int
     updated_at: int
-    started_at: int | None
-    finished_at: int | None
-    aged_from: int | None
-    parent_id: str | None
     root_id: str
-    batch_id: str | None
-    depth: int
     trigger_function: str
-    metadata_version: int
-    metadata_unindexed: int
-    large: str | None
+    depth: int = 0
+    parent_id: str | None = None
+    batch_id: str | None = None
+    attempt: int = 0
+    charged: int = 0
+    max_attempts: int | None = None
+    worker_id: str | None = None
+    claim_sequence: int | None = None
+    claimed_at: int | None = None
+    begun_at: int | None = None
+    is_apart: int = 0
+    resuming_at: int | None = None
+    report_sequence: int = 0
+    report_checksum: int | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    aged_from: int | None = None
+    metadata_version: int = 0
+    metadata_unindexed: int = 0
+    large: str | None = None
 
     @property
     def ended_at(self) -> int | None:
@@ -224,11 +224,39 @@ _STATE_NAMES = (
     "metadata_version",
     "metadata_unindexed",
 )
+_RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
+# SQLite looks at each index with a column that is set, whether it changes or not: what most runs go through sets only what it changes.
+# No index has one of the first, so that most reports write one page of the table and no other.
+_REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "updated_at", "metadata_version")
+_CLAIM_NAMES = (
+    "status",
+    "attempt",
+    "worker_id",
+    "claim_sequence",
+    "claimed_at",
+    "begun_at",
+    "report_sequence",
+    "updated_at",
+    "started_at",
+)
+_COMPLETION_NAMES = (
+    "status",
+    "begun_at",
+    "is_apart",
+    "report_sequence",
+    "report_checksum",
+    "updated_at",
+    "finished_at",
+    "aged_from",
+    "metadata_version",
+    "output",
+    "error",
+    "large",
+)
 # The first one, the status, is written as its text.
 _STATE_BUT_STATUS = attrgetter(*_STATE_NAMES[1:])
-_RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
-# No index has one of these, so that most reports write one page of the table and no other.
-_REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "metadata_version", "updated_at")
+_CLAIM_BUT_STATUS = attrgetter(*_CLAIM_NAMES[1:], "id")
+_COMPLETION_BUT_STATUS = attrgetter(*_COMPLETION_NAMES[1:-3])
 _REPORT_VALUES = attrgetter(*_REPORT_NAMES, "id")
 
 
@@ -241,6 +269,8 @@ def _update(names: Sequence[str]) -> Statement:
 _INSERT = Statement(insert(runs), _INSERT_NAMES)
 _SAVE = _update(_STATE_NAMES)
 _SAVE_RESULT = _update(_RESULT_NAMES)
+_SAVE_COMPLETION = _update(_COMPLETION_NAMES)
+_SAVE_CLAIM = _update(_CLAIM_NAMES)
 _SAVE_REPORT = _update(_REPORT_NAMES)
 _INSERT_LARGE = Statement(insert(large_values), ("run_id", "name", "value"))
 _INSERT_TAGS = Statement(insert(run_tags), ("tag", "run_id"))
@@ -330,7 +360,7 @@ def load_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RunRow]:
 
 def save_rows(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back what commands may change."""
-    _SAVE.write(connection, [(*_state(row), row.id) for row in rows])
+    _SAVE.write(connection, [(_STATUS_TEXT[row.status], *_STATE_BUT_STATUS(row), row.id) for row in rows])
 
 
 def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
@@ -338,8 +368,29 @@ def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
     _SAVE_REPORT.write(connection, [_REPORT_VALUES(row) for row in rows])
 
 
+def save_claims(connection: Connection, rows: Iterable[RunRow]) -> None:
+    """Write back rows that were claimed, of which nothing else has changed."""
+    _SAVE_CLAIM.write(connection, [(_STATUS_TEXT[row.status], *_CLAIM_BUT_STATUS(row)) for row in rows])
+
+
+def save_completions(
+    connection: Connection, results: Iterable[tuple[RunRow, str | None, str | None]]
+) -> None:
+    """Write back rows of runs that completed, of which nothing else has changed: (row, output, error), as of `save_results`."""
+    _save_results(connection, _SAVE_COMPLETION, _COMPLETION_BUT_STATUS, results)
+
+
 def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | None, str | None]]) -> None:
     """Write back rows of attempts that ended, with output and error (JSON texts): (row, output, error)."""
+    _save_results(connection, _SAVE_RESULT, _STATE_BUT_STATUS, results)
+
+
+def _save_results(
+    connection: Connection,
+    statement: Statement,
+    but_status: Callable[[RunRow], Row],
+    results: Iterable[tuple[RunRow, str | None, str | None]],
+) -> None:
     values: list[Row] = []
     large: list[Row] = []
     for row, output, error in results:
@@ -348,13 +399,9 @@ def save_results(connection: Connection, results: Iterable[tuple[RunRow, str | N
             large.append((row.id, "output", output))
             row.large = "output" if row.large is None else f"{row.large},output"
             output = None
-        values.append((*_state(row), output, error, row.large, row.id))
-    _SAVE_RESULT.write(connection, values)
+        values.append((_STATUS_TEXT[row.status], *but_status(row), output, error, row.large, row.id))
+    statement.write(connection, values)
     _INSERT_LARGE.write(connection, large)
-
-
-def _state(row: RunRow) -> Row:
-    return _STATUS_TEXT[row.status], *_STATE_BUT_STATUS(row)
 
 
 def due_ids(
@@ -578,23 +625,51 @@ def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[st
 def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
     """Whole runs by id; payload, output and trigger document only with `values`, a large trigger document only where it is the present
     one."""
-    records: dict[str, RunRecord] = {}
-    for found in (_RECORDS if values else _SUMMARIES).read(connection, ids):
-        record = _record(found)
-        records[record.row.id] = record
+    lookup = _RECORDS if values else _SUMMARIES
+    records = {found[0]: _record(found) for found in lookup.read(connection, ids)}
     if values:
-        for name in ("payload", "output"):
-            moved = [record.row.id for record in records.values() if _has_moved(name, record.row.large)]
-            for run_id, value in load_large(connection, moved, name).items() if moved else ():
-                setattr(records[run_id], name, value)
-        given = [
-            record.row.id
-            for record in records.values()
-            if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_version
-        ]
-        for run_id, value in load_large(connection, given, "trigger_metadata").items() if given else ():
-            records[run_id].trigger_metadata = value.encode()
+        _fill_in_large(connection, records)
     return records
+
+
+def due_records(connection: Connection, task: str, queue: str, *, limit: int, now: int) -> list[RunRecord]:
+    """The due runs of one task in one queue, oldest first, whole: one reading, where `due_ids` and `load_records` take two."""
+    found = _DUE_RECORDS.read(connection, (task, queue, now, limit))
+    records = {values[0]: _record(values) for values in found}
+    _fill_in_large(connection, records)
+    return list(records.values())
+
+
+_DUE_RECORDS = Statement(
+    select(*_RECORD)
+    .where(
+        _DUE,
+        runs.c.task == bindparam("of_task"),
+        runs.c.queue == bindparam("in_queue"),
+        runs.c.due_at <= bindparam("now"),
+    )
+    .order_by(runs.c.due_at, runs.c.id)
+    .limit(bindparam("count", type_=Integer)),
+    ["of_task", "in_queue", "now", "count"],
+)
+
+
+def _fill_in_large(connection: Connection, records: dict[str, RunRecord]) -> None:
+    """Read what has moved to `large_values`, but a trigger document only where it is the present one."""
+    moved = {record.row.id: record for record in records.values() if record.row.large is not None}
+    if not moved:
+        return
+    for name in ("payload", "output"):
+        ids = [run_id for run_id, record in moved.items() if _has_moved(name, record.row.large)]
+        for run_id, value in load_large(connection, ids, name).items() if ids else ():
+            setattr(records[run_id], name, value)
+    given = [
+        run_id
+        for run_id, record in moved.items()
+        if _has_moved("trigger_metadata", record.row.large) and not record.row.metadata_version
+    ]
+    for run_id, value in load_large(connection, given, "trigger_metadata").items() if given else ():
+        records[run_id].trigger_metadata = value.encode()
 
 
 def _record(values: Sequence[Any]) -> RunRecord:
