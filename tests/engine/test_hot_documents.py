@@ -16,6 +16,7 @@ from milepost.store.statements import Row, Statement
 from milepost.upkeep.old_history import prunable
 from support.operations import OPERATIONS, exactly
 from support.properties import database_property
+from support.work import work_of_writer
 from support.world import WorkerDouble, World, world_at
 
 LARGE = "x" * 200_000
@@ -128,6 +129,28 @@ def test_what_another_server_allowed_fits_also_where_the_limit_is_lower(servers:
     assert small.written_answer(run_id)[1] == 4
     [refused] = small.write(run_id, Set("c", "x" * 2_000)).refused
     assert refused.code == "metadata_too_large"
+
+
+@pytest.mark.parametrize("has_document", [False, True])
+def test_a_group_takes_as_many_statements_for_many_documents_as_for_two(
+    world: World, has_document: bool
+) -> None:
+    """Also where a server has just started, and none of them is at hand."""
+    worker = WorkerDouble(world)
+
+    def statements(count: int) -> int:
+        for number in range(count):
+            world.trigger(metadata={"row": number} if number % 2 else None)
+        runs = worker.claim(count)
+        if has_document:
+            worker.send(*(worker.next_report(run, Set("n", 0)) for run in runs))
+        world.restart()
+        with work_of_writer(world.store) as work:
+            worker.send(*(worker.next_report(run, Set("n", 1)) for run in runs))
+        assert [world.document(run.id)[0]["n"] for run in runs] == [1] * count
+        return work.matching("SELECT")
+
+    assert 0 < statements(50) <= statements(2)
 
 
 @database_property(30)

@@ -275,6 +275,14 @@ class DocumentCache:
         """The document, when it is in the cache."""
         return self._documents.get(run_id)
 
+    def newest(self, connection: Connection, row: RunRow) -> HotDocument:
+        """The document of one run at its newest version, as `load` has it."""
+        hot = self._documents.get(row.id)
+        if hot is None or hot.document.version != row.metadata_version:
+            return self.load(connection, [row])[row.id]
+        self._documents.move_to_end(row.id)
+        return hot
+
     def load(self, connection: Connection, rows: Sequence[RunRow]) -> dict[str, HotDocument]:
         """The documents of these runs at their newest version. One in the cache to which another server has written since is led on by
         the log."""

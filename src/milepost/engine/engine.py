@@ -426,6 +426,7 @@ class Engine:
         ids: set[str] = set()
         request_ids: list[str] = []
         logged: set[str] = set()
+        written: set[str] = set()
         for request in requests:
             command = request.command
             rule = rule_of(command)
@@ -433,6 +434,7 @@ class Engine:
             ids.update(found)
             if rule.logs:
                 logged.update(found)
+            written.update(rule.writes(command))
             attempt = fencing.attempt_of(command)
             if attempt is not None:
                 ids.add(attempt.run)
@@ -441,6 +443,7 @@ class Engine:
                 request_ids.append(request_id)
         transaction.load_runs(ids)
         transaction.load_runs(transaction.parents_of(ids))
+        transaction.load_documents(written)
         transaction.load_answers(request_ids)
         transaction.load_log_marks(logged)
 

@@ -76,7 +76,7 @@ def update_metadata(command: UpdateMetadata, transaction: Transaction, state: En
     if not _accepts_writes(row, transaction, state):
         raise RunFinishedError(_finished_message(row, state))
     if command.if_version is not None:
-        version = transaction.documents([row])[row.id].document.version
+        version = transaction.document(row).document.version
         if version != command.if_version:
             raise VersionConflictError(
                 f"the metadata of run {row.id!r} is at version {version}, not at {command.if_version}: read it again and decide anew",
@@ -118,7 +118,7 @@ def _checksum(command: UpdateMetadata) -> int:
 
 
 def _updated(row: RunRow, refused: list[Refused], transaction: Transaction) -> MetadataUpdated:
-    document = transaction.documents([row])[row.id].document
+    document = transaction.document(row).document
     return MetadataUpdated(jsonvalue.encode(document.value), document.version, refused)
 
 

@@ -55,6 +55,11 @@ def related_run_ids(reports: Iterable[RunReport]) -> set[str]:
     return ids
 
 
+def written_run_ids(reports: Iterable[RunReport]) -> set[str]:
+    """Every run whose document these reports would change."""
+    return {target.run for item in reports for target in item.changes if target.operations}
+
+
 class _Deltas:
     """What the worker's copies of documents lack, for the answer to one report, within `REPLY_BYTES_MAX`."""
 
@@ -68,7 +73,7 @@ class _Deltas:
         since = item.metadata_version
         if since < 0 or not row.metadata_version:
             return RunReply(id=item.id, refused=refused, resumed=resumed)
-        hot = self._transaction.documents([row])[row.id]
+        hot = self._transaction.document(row)
         if self._room_bytes <= 0:
             return RunReply(id=item.id, refused=refused, resumed=resumed, behind=since < hot.document.version)
         reader = Writer(item.id, item.attempt)

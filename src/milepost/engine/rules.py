@@ -46,6 +46,10 @@ def _no_runs(command: Any) -> Iterable[str | None]:
     return ()
 
 
+def _no_documents(command: Any) -> Iterable[str]:
+    return ()
+
+
 def _no_parents(command: Any) -> Iterable[tuple[str, str | None]]:
     return ()
 
@@ -59,6 +63,7 @@ class Rule(msgspec.Struct, frozen=True):
         runs: the runs that it speaks of, loaded for the whole group in one go; None among them is passed over.
         parents: the parents that it names for what it triggers, each with its place in the request.
         logs: whether the marks of these runs' logs are loaded too.
+        writes: the runs to whose documents it would write, and which are loaded in one go too.
     """
 
     order: int
@@ -66,6 +71,7 @@ class Rule(msgspec.Struct, frozen=True):
     runs: Callable[[Any], Iterable[str | None]] = _no_runs
     parents: Callable[[Any], Iterable[tuple[str, str | None]]] = _no_parents
     logs: bool = False
+    writes: Callable[[Any], Iterable[str]] = _no_documents
 
 
 def rule_of(command: Command) -> Rule:
@@ -126,10 +132,20 @@ def _withdraw_claim(command: WithdrawClaim, transaction: Transaction, state: Eng
 
 _RULES: dict[type[Any], Rule] = {
     RegisterWorker: Rule(0, workers.register),
-    Report: Rule(1, reporting.report, lambda command: reporting.related_run_ids(command.runs)),
+    Report: Rule(
+        1,
+        reporting.report,
+        lambda command: reporting.related_run_ids(command.runs),
+        writes=lambda command: reporting.written_run_ids(command.runs),
+    ),
     AppendLog: Rule(1, reporting.append_log, lambda command: (part.id for part in command.runs), logs=True),
     AddChunks: Rule(1, streams.add_chunks, _chunk_runs),
-    UpdateMetadata: Rule(2, metadata.update_metadata, lambda command: [command.run_id]),
+    UpdateMetadata: Rule(
+        2,
+        metadata.update_metadata,
+        lambda command: [command.run_id],
+        writes=lambda command: [command.run_id],
+    ),
     CreateBatch: Rule(3, triggering.create_batch, parents=_parent_of_batch),
     Trigger: Rule(
         4, triggering.trigger, lambda command: [command.item.options.parent_run_id], parents=_parent_of_item

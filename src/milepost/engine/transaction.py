@@ -225,10 +225,23 @@ class Transaction:
         """More runs of the batch have ended."""
         self._progressed[row.id] = row
 
+    def document(self, row: RunRow) -> HotDocument:
+        """The document of a run at its newest version, this transaction's own changes included."""
+        self.touched.add(row.id)
+        return self._documents.newest(self.connection, row)
+
     def documents(self, rows: Sequence[RunRow]) -> dict[str, HotDocument]:
         """The documents of these runs at their newest version, this transaction's own changes included."""
         self.touched.update(row.id for row in rows)
         return self._documents.load(self.connection, rows)
+
+    def load_documents(self, ids: Iterable[str]) -> None:
+        """Load the documents of the loaded ones among these runs, in one go."""
+        rows = [
+            row for run_id in ids if (row := self._rows.get(run_id)) is not None and not row.status.is_final
+        ]
+        if len(rows) > 1:
+            self.documents(rows)
 
     def write_document(
         self, row: RunRow, operations: Sequence[Operation], writer: Writer, declared: Declared | None = None
@@ -238,7 +251,7 @@ class Transaction:
         Args:
             declared: the type of the document, which every operation is held to (M76).
         """
-        hot = self.documents([row])[row.id]
+        hot = self.document(row)
         ids = ids_of(operations)
         before = self._counted_before(row.id, ids) if any(ids) else set[bytes]()
         counted = set(before)
@@ -280,7 +293,7 @@ class Transaction:
     def fold(self, row: RunRow) -> None:
         """The run has ended: readers from now on want one snapshot and no log."""
         self.touched.add(row.id)
-        hot = self.documents([row])[row.id] if row.metadata_version else self._documents.at_hand(row.id)
+        hot = self.document(row) if row.metadata_version else self._documents.at_hand(row.id)
         if hot is not None:
             self._announcement(row).version = hot.document.version
             if hot.snapshot_version < hot.document.version:
