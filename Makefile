@@ -28,7 +28,7 @@ dev: .venv/.runtime ## Run server, dashboard and workers on the examples
 
 # Two processes for each core, because many tests wait for other processes, and each takes whole files: their tests share servers and
 # browsers. Files that mostly wait begin first (tests/conftest.py).
-test: check .venv/.browser .venv/javascript/.installed ## Everything that the continuous integration runs: the checks and all tests
+test: check .venv/.browser .venv/.pooler .venv/javascript/.installed ## Everything that the continuous integration runs: the checks and all tests
 	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
 
 check: .venv/.development ## Lint, formatting, types, import rules
@@ -93,6 +93,19 @@ clean: ## Remove what was set up and built
 		else \
 			echo "The dashboard's tests need Chromium: install the packages chromium and fonts-dejavu-core (sudo apt install chromium fonts-dejavu-core)." >&2; \
 			exit 1; \
+		fi; \
+	fi
+	@touch $@
+
+# A pooler in front of PostgreSQL, which tests try our servers behind. Without it they are skipped.
+.venv/.pooler: | .venv/.made
+	@if ! [ -x /usr/sbin/pgbouncer ] && ! command -v pgbouncer >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing PgBouncer for the tests ..."; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -qq --no-install-recommends pgbouncer >/dev/null; \
+		else \
+			echo "There is no PgBouncer here: the tests behind a pooler are skipped (sudo apt install pgbouncer)."; \
 		fi; \
 	fi
 	@touch $@
