@@ -61,8 +61,8 @@ def now() -> int:
 class Bench:
     """An engine on a fresh database, driven one command at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store = Store(folder / "milepost.db")
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self._engine = Engine(self.store, EngineSettings(), now)
         self._sequence = 0
         tasks = [WorkerTask(id=task, queue=task, retry=Retry()) for task in ("noop", "other")]
@@ -140,7 +140,7 @@ def measure(options: Options) -> None:
         ) as report,
         tempfile.TemporaryDirectory(prefix="milepost-bench-") as folder,
     ):
-        bench = Bench(Path(folder))
+        bench = Bench(Store(Path(folder) / "milepost.db"))
         bench.measure(BATCH, None)
         parent = bench.do(Trigger(TriggerItem("noop", None, TriggerOptions()))).run_ids[0]
         bench.claim(1)
