@@ -27,6 +27,14 @@ class Calls:
         assert answer.json["status"] == "ok"
         assert text(answer.json["version"])
 
+    def ready(self, endpoint: Endpoint) -> None:
+        assert self.call(endpoint, endpoint.path, key=None).json == {"status": "ready"}
+
+    def metrics(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path)
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert b"\nmilepost_ready " in answer.body
+
     def openapi(self, endpoint: Endpoint) -> None:
         assert self.call(endpoint, endpoint.path).json["openapi"].startswith("3.1")
 

@@ -191,6 +191,16 @@ def server(
     port: Port = 3030,
     data: Data = Path(".milepost"),
     database: Database = None,
+    drain: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds to go on serving after Ctrl-C or SIGTERM while /api/v1/ready says 503, so that a load balancer notices. "
+            "Default: MILEPOST_DRAIN_SECONDS, or 0.",
+            min=0,
+            max=3600,
+            show_default=False,
+        ),
+    ] = None,
     log_level: LogLevelOption = "info",
     log_format: LogFormatOption = "text",
 ) -> None:
@@ -201,7 +211,9 @@ def server(
     from milepost.cli import serving, stopping
 
     _tell_with_time(log_level, log_format)
-    stopping.run(lambda: serving.serve(host=host, port=port, data=data, database=database))
+    stopping.run(
+        lambda: serving.serve(host=host, port=port, data=data, database=database, drain_seconds=drain)
+    )
 
 
 @app.command()

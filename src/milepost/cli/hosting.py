@@ -44,6 +44,12 @@ class HostedServer:
     server: Server
     ended: asyncio.Task[None]
 
+    async def drain(self, seconds: float, hurried: asyncio.Event) -> None:
+        """Say from now on that the server is not ready, and go on serving for so long, or until somebody hurries."""
+        self.server.begin_drain()
+        if seconds > 0:
+            await first_of(asyncio.sleep(seconds), hurried.wait(), self.ended)
+
     def sign_in_link(self) -> str:
         """A link that opens the dashboard signed in; it works once, and soon no more."""
         return self.url + self.server.sign_in_path()
@@ -146,8 +152,13 @@ def write_development_file(folder: Path, *, url: str, secret_key: str) -> None:
 
 
 @asynccontextmanager
-async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGenerator[HostedServer]:
+async def hosted(
+    settings: ServerSettings, listener: socket.socket, hurried: asyncio.Event | None = None
+) -> AsyncGenerator[HostedServer]:
     """Serve on this socket while the block runs; at its end streams are ended and what is under way is finished.
+
+    Args:
+        hurried: set when what is under way need not be waited for.
 
     Raises: ConfigurationError when the database cannot be used.
     """
@@ -173,8 +184,11 @@ async def hosted(settings: ServerSettings, listener: socket.socket) -> AsyncGene
         _relieve_collector()
         yield HostedServer(url_of(listener), network_url_of(listener), server, ended)
     finally:
+        server.begin_drain()
         runner.should_exit = True
         while not ended.done():
+            if hurried is not None and hurried.is_set():
+                runner.force_exit = True
             # Again and again: workers and watchers come back at once for as long as there is a socket.
             server.stop_streams()
             await asyncio.wait({ended}, timeout=0.05)

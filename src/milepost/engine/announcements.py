@@ -73,19 +73,26 @@ class StreamGrown(msgspec.Struct, gc=False):
 
 
 class Announcement(msgspec.Struct):
-    """Everything that one commit changed. `is_gap`: some commits of other servers could not be heard of, and have changed who knows
-    what."""
+    """Everything that one commit changed. `ended_sessions`: sessions of the dashboard that were signed out. `is_gap`: some commits of
+    other servers could not be heard of, and have changed who knows what."""
 
     runs: list[RunChanged]
     batches: list[BatchProgressed]
     children_finished: list[ChildrenFinished]
     streams: list[StreamGrown] = []
     resumed: list[RunsResumed] = []
+    ended_sessions: list[str] = []
     is_gap: bool = False
 
     @property
     def is_empty(self) -> bool:
         """True when nobody need be told."""
         return not (
-            self.runs or self.batches or self.children_finished or self.streams or self.resumed or self.is_gap
+            self.runs
+            or self.batches
+            or self.children_finished
+            or self.streams
+            or self.resumed
+            or self.ended_sessions
+            or self.is_gap
         )

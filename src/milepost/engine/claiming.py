@@ -71,6 +71,7 @@ def _records(ids: Sequence[str], transaction: Transaction) -> list[RunRecord]:
 
 
 def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction) -> None:
+    transaction.claim_waits.append(max(0, transaction.now - row.due_at))
     queues.change_status(row, Move.CLAIM, transaction)
     row.attempt += 1
     row.worker_id, row.claim_sequence = worker_id, sequence

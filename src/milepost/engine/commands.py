@@ -210,6 +210,22 @@ class AddOutsideChunks(msgspec.Struct, frozen=True):
     attempt: AttemptRef | None = None
 
 
+class UseToken(msgspec.Struct, frozen=True):
+    """Use up a token that works once, such as the code of a sign-in link. Result: False when it was used before."""
+
+    token: OneTimeToken
+
+
+class EndSession(msgspec.Struct, frozen=True):
+    """A session of the dashboard was signed out: no server accepts it any more, and its feeds end. Result: None.
+
+    `session` tells it apart among all tokens; it would have expired at `expires_at`, microseconds since 1970.
+    """
+
+    session: str
+    expires_at: int
+
+
 class PruneStreams(msgspec.Struct, frozen=True):
     """Forget the streams of up to `limit` runs that have ended before a time. Result: how many runs; less than `limit`: all."""
 
@@ -291,6 +307,8 @@ Command = (
     | AppendLog
     | AddChunks
     | AddOutsideChunks
+    | UseToken
+    | EndSession
     | PruneStreams
     | ReleaseLostRuns
     | IndexDocuments

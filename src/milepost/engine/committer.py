@@ -9,11 +9,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import Command
+from milepost.engine.commands import Command, Report
 from milepost.engine.engine import Answer, Engine, Request
+from milepost.engine.measures import CommitterMeasures
 from milepost.errors import UnavailableError
 
 logger = logging.getLogger("milepost.engine")
@@ -38,6 +40,7 @@ class Committer:
         self._announce = announce
         # Commands that were ever submitted, by which one sees whether others have work for it.
         self.submitted = 0
+        self.measures = CommitterMeasures()
         self._waiting: deque[Request] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -53,6 +56,7 @@ class Committer:
 
         Giving up waiting does not take the command back.
         """
+        began = perf_counter()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         with self._wake:
@@ -62,6 +66,8 @@ class Committer:
             self._waiting.append(Request(command, _Answer(loop, future)))
             self._wake.notify()
         result = await future
+        if type(command) is Report:
+            self.measures.report_seconds.observe(perf_counter() - began)
         if isinstance(result, BaseException):
             raise result
         return result
@@ -71,6 +77,11 @@ class Committer:
         with self._wake:
             self._has_news = True
             self._wake.notify()
+
+    @property
+    def parked_count(self) -> int:
+        """How many claims wait for work. Thread-safe."""
+        return len(self._engine.state.parked)
 
     def release_claims(self) -> None:
         """Answer parked claims with nothing, and park no more: the server is about to stop."""
@@ -112,7 +123,10 @@ class Committer:
         return self._engine.has_offers
 
     def _carry_out(self, group: Sequence[Request]) -> None:
+        began = perf_counter()
         answers, announcements = self._engine.execute(group)
+        self.measures.commit_seconds.observe(perf_counter() - began)
+        self.measures.commit_sizes.observe(len(group))
         self._tell(announcements)
         if not self._engine.state.accepts_parking:
             answers += self._engine.release_parked()

@@ -19,6 +19,7 @@ from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim, Command
 from milepost.engine.documents import DocumentCache
+from milepost.engine.measures import EngineMeasures
 from milepost.engine.others import Gap, HeardWorker, Learnt, Others, is_worth_telling, learn, were_told
 from milepost.engine.rules import rule_of
 from milepost.engine.state import (
@@ -97,8 +98,11 @@ class Engine:
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         if server_id is None:
             server_id = Identifiers().make("server", clock()) if store.is_shared else ""
+        self.measures = EngineMeasures()
         self._others = Others() if store.is_shared else None
         self.state = EngineState(settings, started_at=self._steady(), server_id=server_id)
+        # On the steady clock, when a group was last committed; any thread may look.
+        self.committed_at = self._steady()
         with store.write() as connection:
             self._doubts_clock_until = self._settle_clock(connection)
             times = run_store.newest_time(connection), upkeep_store.newest_time(connection), self._clock()
@@ -179,6 +183,11 @@ class Engine:
             except Gap:
                 self._has_gap = True
         return self._take_heard_answers(), self._take_heard()
+
+    @property
+    def heard_number(self) -> int | None:
+        """The number of the newest commit that this server knows of; None where it is alone on its database. Thread-safe."""
+        return None if self._others is None else self._others.number
 
     @property
     def has_offers(self) -> bool:
@@ -290,6 +299,7 @@ class Engine:
             if transaction is not None:
                 self._documents.forget(transaction.touched)
             raise
+        self.committed_at = self._steady()
         self._ahead = transaction.now - transaction.steady_now
         self._age_ahead = transaction.age_now - transaction.steady_now
         if jump > FAR_MICROSECONDS:
@@ -326,6 +336,9 @@ class Engine:
         if learnt.tasks_changed:
             self._load_catalog(connection)
         learn(learnt, state, steady_now=self._steady())
+        if self._others is not None:
+            microseconds = self._clock() - self._others.newest_time
+            self.measures.told_seconds.observe(max(0, microseconds) / 1_000_000)
         if self._others is not None and self._others.newest_time > self._clock():
             # What was due there is due here then, at the latest.
             state.due_later(self._others.newest_time)
@@ -412,6 +425,8 @@ class Engine:
         self.state.places.remove(transaction.empty_places)
         if transaction.gone_workers or transaction.registered_workers:
             self.state.change_workers(transaction.registered_workers.values(), transaction.gone_workers)
+        for microseconds in transaction.claim_waits:
+            self.measures.claim_seconds.observe(microseconds / 1_000_000)
         served.park(self.state.parked)
         self.state.next_due_at = served.next_due_at
         for worker_id, sequence in served.newest.items():

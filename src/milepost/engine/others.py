@@ -101,6 +101,7 @@ class _News(msgspec.Struct, omit_defaults=True):
     children_finished: list[ChildrenFinished] = []
     streams: list[StreamGrown] = []
     resumed: list[RunsResumed] = []
+    ended_sessions: list[str] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -113,17 +114,20 @@ class Gap(Exception):
 
 
 class Others:
-    """The other servers on the database, as the engine of this one hears of them."""
+    """The other servers on the database, as the engine of this one hears of them.
+
+    Attributes:
+        number: of the newest commit that this engine knows of.
+        newest_time: the newest time at which any of them has committed, as far as that is known.
+    """
 
     def __init__(self) -> None:
-        # The newest commit that this engine knows of.
-        self._number = 0
-        # The newest time at which any of them has committed, as far as that is known.
+        self.number = 0
         self.newest_time = 0
 
     def begin_from(self, connection: Connection) -> None:
         """Everything that is committed is known from now on."""
-        self._number = store.newest_announcement(connection)
+        self.number = store.newest_announcement(connection)
 
     def tell(self, connection: Connection, learnt: Learnt, announcement: Announcement, *, now: int) -> int:
         """Tell what this transaction changes; it is told when that is committed. Its number, for `told`."""
@@ -131,7 +135,7 @@ class Others:
 
     def told(self, number: int) -> None:
         """The transaction was committed. All others before it had been heard of."""
-        self._number = number
+        self.number = number
 
     def hear(self, connection: Connection, take_in: Callable[[Learnt, Announcement], None]) -> None:
         """Take in what others have committed since, in order.
@@ -139,9 +143,9 @@ class Others:
         Raises: Gap.
         """
         while True:
-            rows = store.announcements_after(connection, self._number, limit=PAGE)
+            rows = store.announcements_after(connection, self.number, limit=PAGE)
             for row in rows:
-                if row.number != self._number + 1:
+                if row.number != self.number + 1:
                     raise Gap
                 self.newest_time = max(self.newest_time, row.created_at)
                 # One of its own is new to this engine where the answer to the commit got lost.
@@ -150,10 +154,10 @@ class Others:
                 except msgspec.DecodeError as error:
                     raise Gap from error
                 take_in(*news)
-                self._number = row.number
+                self.number = row.number
             if len(rows) < PAGE:
                 break
-        if not rows and store.newest_announcement(connection) != self._number:
+        if not rows and store.newest_announcement(connection) != self.number:
             raise Gap
 
 
@@ -250,6 +254,7 @@ def encode(learnt: Learnt, announcement: Announcement) -> bytes:
             announcement.children_finished,
             [_short(grown) for grown in announcement.streams],
             announcement.resumed,
+            announcement.ended_sessions,
         )
     )
 
@@ -287,4 +292,6 @@ def decode(payload: bytes) -> tuple[Learnt, Announcement]:
         )
         for changed in news.runs
     ]
-    return news.learnt, Announcement(runs, news.batches, news.children_finished, news.streams, news.resumed)
+    return news.learnt, Announcement(
+        runs, news.batches, news.children_finished, news.streams, news.resumed, news.ended_sessions
+    )

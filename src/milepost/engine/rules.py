@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from milepost.engine import indexing, jobs, metadata, pruning, reporting, streams, triggering, workers
+from milepost.engine import indexing, jobs, metadata, pruning, reporting, streams, tokens, triggering, workers
 from milepost.engine.commands import (
     AddBatchItems,
     AddChunks,
@@ -14,6 +14,7 @@ from milepost.engine.commands import (
     BeginJob,
     Command,
     CreateBatch,
+    EndSession,
     FinishJob,
     IndexDocuments,
     ProbeWriting,
@@ -28,6 +29,7 @@ from milepost.engine.commands import (
     Trigger,
     TriggerBatch,
     UpdateMetadata,
+    UseToken,
     WithdrawClaim,
 )
 from milepost.engine.jobs import JobName
@@ -155,6 +157,8 @@ _RULES: dict[type[Any], Rule] = {
     ),
     AddBatchItems: Rule(4, triggering.add_batch_items, parents=_parents_of_lines),
     AddOutsideChunks: Rule(4, streams.add_outside_chunks, lambda command: [command.part.run_id]),
+    UseToken: Rule(4, tokens.use),
+    EndSession: Rule(4, tokens.end_session),
     WithdrawClaim: Rule(4, _withdraw_claim),
     ReleaseLostRuns: Rule(4, workers.release_lost),
     ProbeWriting: Rule(4, _probe_writing),

@@ -166,6 +166,11 @@ class Places:
         """Every place."""
         return self.of(self._queues)
 
+    def copy(self) -> list[tuple[str, str]]:
+        """Every place, for another thread: each table is copied in one step, so it does not matter that it may change meanwhile."""
+        tables = list(self._queues.items())
+        return [(task, queue) for task, queues in tables for queue in list(queues)]
+
 
 class EngineState:
     """What the engine knows of tasks and workers, which claims are parked, and when the next run is due.

@@ -72,6 +72,8 @@ class Transaction:
         self.empty_places: set[tuple[str, str]] = set()
         self.freed_queues: set[str] = set()
         self.everything_offered = False
+        # For how long each run that was claimed had been due, microseconds.
+        self.claim_waits: list[int] = []
         # A run has to execute apart.
         self.has_apart = False
         self.new_runs: list[NewRun] = []
@@ -93,6 +95,8 @@ class Transaction:
         # Tokens that work once, used by this group; those that are not saved yet are in the second.
         self._used_tokens: dict[str, UsedToken] = {}
         self._new_used_tokens: list[UsedToken] = []
+        # Sessions of the dashboard that were signed out.
+        self.ended_sessions: list[str] = []
         self._documents = documents
         self._rows: dict[str, RunRow] = {}
         self._absent: set[str] = set()
@@ -566,6 +570,7 @@ class Transaction:
             ],
             streams=list(self._grown.values()),
             resumed=[RunsResumed(holder, ids) for holder, ids in self._resumed.items()],
+            ended_sessions=self.ended_sessions,
         )
 
     def _announcement(self, row: RunRow) -> RunChanged:

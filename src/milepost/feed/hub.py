@@ -8,6 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
 from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
 from milepost.feed.stream_topic import StreamTopic
+from milepost.feed.waiting import Lags, Wake
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
@@ -334,8 +335,8 @@ class Inbox:
     Bounded: beyond `RECENT_BYTES` of steps, a run's document is sent as a whole instead.
     """
 
-    def __init__(self) -> None:
-        self.wake = asyncio.Event()
+    def __init__(self, wake: asyncio.Event) -> None:
+        self.wake = wake
         self.finished: list[str] = []
         self.resumed: list[str] = []
         self.changes: dict[str, list[LoggedChange]] = {}
@@ -376,6 +377,7 @@ class Hub:
     """Who watches what. Belongs to one event loop; `announce` is called in it."""
 
     def __init__(self) -> None:
+        self.lags = Lags()
         self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
         self.lists: Watches[ListWatch] = Watches()
@@ -385,6 +387,8 @@ class Hub:
         self.inboxes: dict[str, Inbox] = {}
         # By run, then by name.
         self.streams: dict[str, dict[str, StreamTopic]] = {}
+        # Who is connected with a session of the dashboard, by its id.
+        self._sessions: dict[str, set[asyncio.Event]] = {}
         # Set when the server stops, or has missed something: every stream ends at its next waking.
         self.is_closed = False
         self._is_stopping = False
@@ -429,8 +433,23 @@ class Hub:
                 for watcher in topic.watchers:
                     watcher.set()
 
-    def announce(self, announcement: Announcement) -> None:
-        """A commit has been made: tell those who watch what it changed."""
+    def announce(self, announcement: Announcement, committed_at: float | None = None) -> None:
+        """A commit has been made: tell those who watch what it changed.
+
+        Args:
+            committed_at: when that was, or when it was heard of, on the clock of `perf_counter`.
+        """
+        self.lags.committed_at = committed_at
+        try:
+            self._announce(announcement)
+        finally:
+            self.lags.committed_at = None
+
+    def new_inbox(self) -> Inbox:
+        """An inbox of which it is measured how soon it is told."""
+        return Inbox(Wake(self.lags, self.lags.of_inboxes))
+
+    def _announce(self, announcement: Announcement) -> None:
         if announcement.is_gap:
             self.interrupt()
         if self.runs or self.lists or self.matches or self.inboxes:
@@ -449,11 +468,25 @@ class Hub:
             if inbox is not None:
                 inbox.resumed += gone_on.ids
                 inbox.wake.set()
+        for session_id in announcement.ended_sessions:
+            for session_ended in self._sessions.get(session_id, ()):
+                session_ended.set()
         for ended in announcement.children_finished:
             inbox = self.inboxes.get(ended.holder)
             if inbox is not None:
                 inbox.finished.extend(ended.ids)
                 inbox.wake.set()
+
+    def watch_session(self, session_id: str, ended: asyncio.Event) -> None:
+        """Set this event when the session is signed out, until `leave_session`."""
+        self._sessions.setdefault(session_id, set()).add(ended)
+
+    def leave_session(self, session_id: str, ended: asyncio.Event) -> None:
+        """Stop watching."""
+        watchers = self._sessions.get(session_id, set())
+        watchers.discard(ended)
+        if not watchers:
+            self._sessions.pop(session_id, None)
 
     def watch_run(self, run_id: str, watcher: asyncio.Event, view: View = WHOLE_VIEW) -> RunTopic:
         """Be woken when the run changes, until `leave_run`."""

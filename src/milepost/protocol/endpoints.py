@@ -140,6 +140,17 @@ PAGE_SIZE = Parameter("page[size]", "runs on a page, 1 to 100, default 25", "int
 HEALTH = Endpoint(
     "health", "GET", "/api/v1/health", "Is the server up?", OPEN, response=dict[str, Any], tag="server"
 )
+READY = Endpoint(
+    "ready", "GET", "/api/v1/ready",
+    "May requests be sent here? 503 while the database does not answer, has another schema, or takes nothing, and once the server is "
+    "about to end; `details.reason` is `draining`, `database`, `schema` or `committer`",
+    OPEN, response=dict[str, Any], tag="server",
+)  # fmt: skip
+METRICS = Endpoint(
+    "metrics", "GET", "/metrics",
+    "What the server does, for Prometheus; with MILEPOST_METRICS=open without credentials", READERS,
+    response=str, open_query=True, tag="server",
+)  # fmt: skip
 OPENAPI = Endpoint(
     "openapi", "GET", "/api/openapi.json", "This description", READERS, response=dict[str, Any], tag="server"
 )
@@ -381,7 +392,7 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 )  # fmt: skip
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    HEALTH, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
+    HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,

@@ -14,6 +14,7 @@ from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.runs import StoredRun
 from milepost.reading.streams import StreamPage
+from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
@@ -49,6 +50,11 @@ class Reader:
         """Whether a run is among those that a token shows; one that does not exist is not."""
         with self._store.read() as connection:
             return bool(run_store.matching_ids(connection, RunFilter(shown=shown), [run_id]))
+
+    def is_used(self, token_id: str) -> bool:
+        """Whether a token works no more: it works once and was used, or it is a session that was signed out."""
+        with self._store.read() as connection:
+            return records.load_used_token(connection, token_id) is not None
 
     # --- one run -----------------------------------------------------------------------------------------------
 

@@ -6,10 +6,13 @@ or a problem with a stable code. User error is never a traceback and never a 500
 
 import asyncio
 import logging
+import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from time import perf_counter
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
@@ -28,12 +31,13 @@ from milepost.engine.engine import Engine
 from milepost.engine.state import EngineSettings
 from milepost.errors import BadRequestError, MilepostError, UnavailableError
 from milepost.feed.hub import Hub
-from milepost.protocol.endpoints import ENDPOINTS, Endpoint
+from milepost.protocol.endpoints import ENDPOINTS, METRICS, OPEN, READY, Endpoint
 from milepost.protocol.problems import Problem, to_problem
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.reading.reader import Reader
+from milepost.server import agreement
 from milepost.server.access import admit
-from milepost.server.auth import Authenticator
+from milepost.server.auth import Authenticator, Caller, Ticket, no_credentials
 from milepost.server.client.routes import client_routes
 from milepost.server.clocks import DatabaseClock, now_microseconds, steady_microseconds
 from milepost.server.cors import Cors
@@ -41,8 +45,12 @@ from milepost.server.dashboard.routes import dashboard_routes
 from milepost.server.handlers.answers import WithToken
 from milepost.server.handlers.table import Handlers
 from milepost.server.handlers.tokens import sign_in_path
+from milepost.server.metrics import Metrics, Sources
+from milepost.server.readiness import Readiness
 from milepost.server.requests import check_query
+from milepost.server.sessions import Sessions
 from milepost.server.settings import ServerSettings
+from milepost.server.traffic import ROUTE, RouteMeasures, Traffic
 from milepost.store.database import Store
 from milepost.upkeep.jobs import UpkeepSettings
 from milepost.upkeep.upkeep import Upkeep
@@ -55,6 +63,8 @@ CLOCK_SECONDS = 60.0
 JSON = "application/json"
 
 
+# What a reader whose stream ends with the server is told to wait before it comes again.
+_RETRY_MILLISECONDS = 100, 1000
 # Stands for an encoded slash while a path is routed; a path that holds it is refused before.
 _SLASH = "\0"
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
@@ -88,22 +98,38 @@ class StrictPaths:
 
 
 class SafeAnswers:
-    """Says with every answer what browsers must not do with it, whatever made the answer."""
+    """What every answer has in common, whatever made it: it says what browsers must not do with it, it closes the connection while the
+    server is about to end, and it is counted."""
 
-    def __init__(self, inner: ASGIApp) -> None:
+    def __init__(self, inner: ASGIApp, traffic: Traffic, readiness: Readiness) -> None:
         self.inner = inner
+        self._traffic = traffic
+        self._readiness = readiness
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        if scope["type"] != "http":
+            await self.inner(scope, receive, send)
+            return
+        began = perf_counter()
+        status = 0
 
         async def send_safely(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers: list[tuple[bytes, bytes]] = message["headers"]
                 names = {name for name, _ in headers}
                 headers.extend(header for header in _SAFE_HEADERS if header[0] not in names)
+                if self._readiness.is_draining:
+                    # The next request finds a server that stays.
+                    headers.append((b"connection", b"close"))
             await send(message)
 
-        await self.inner(scope, receive, send_safely if scope["type"] == "http" else send)
+        try:
+            await self.inner(scope, receive, send_safely)
+        finally:
+            self._traffic.answered(scope, status, began)
 
 
 class Server:
@@ -128,6 +154,8 @@ class Server:
             clock = self._database_clock = DatabaseClock(self._store.now, steady)
         clock = clock or now_microseconds
         self.authenticator = Authenticator(settings.secret_key, lambda: clock() / 1_000_000)
+        if self._store.is_shared:
+            agreement.compare(self._store, settings, now=clock())
         engine = Engine(
             self._store,
             EngineSettings(
@@ -157,6 +185,23 @@ class Server:
             self._store,
             queued_reason=engine.state.queued_reason,
         )
+        self.readiness = Readiness(self._store, lambda: (steady() - engine.committed_at) / 1_000_000)
+        self.traffic = Traffic()
+        metrics = Metrics(
+            Sources(
+                version=version("milepost"),
+                store=self._store,
+                engine=engine,
+                committer=self.committer,
+                hub=self.hub,
+                upkeep=self.upkeep,
+                traffic=self.traffic,
+                readiness=self.readiness,
+                listener=self._listener,
+            ),
+            clock,
+        )
+        self._sessions = Sessions(self.authenticator, self.committer.submit, self.reader.is_used)
         handlers = Handlers(
             settings,
             self.committer,
@@ -167,23 +212,32 @@ class Server:
             version("milepost"),
             queued_reason=engine.state.queued_reason,
         )
+        handlers.handlers |= {READY.name: self.readiness.answer, METRICS.name: metrics.answer}
         application = Starlette(
             routes=[
                 *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),
                 *client_routes(),
-                *dashboard_routes(self.authenticator),
+                *dashboard_routes(self.authenticator, self._sessions),
             ],
             middleware=[Middleware(StrictPaths)],
             lifespan=self._lifespan,
-            exception_handlers={HTTPException: _plain_problem, Exception: _unexpected_problem},
+            exception_handlers={
+                HTTPException: _plain_problem,
+                MilepostError: _refusal,
+                Exception: _unexpected_problem,
+            },
         )
         # A redirection would name the host that the request named, which anyone can choose.
         application.router.redirect_slashes = False
-        self.app: ASGIApp = SafeAnswers(Cors(application, settings.origins))
+        self.app: ASGIApp = SafeAnswers(Cors(application, settings.origins), self.traffic, self.readiness)
 
     def sign_in_path(self) -> str:
         """The path of a link that signs a browser in, once and soon."""
         return sign_in_path(self.authenticator)
+
+    def begin_drain(self) -> None:
+        """Say from now on that the server is not ready, and close connections with their next answer; everything is still served."""
+        self.readiness.is_draining = True
 
     def stop_streams(self) -> None:
         """End event streams and long polls cleanly, so that the server can stop. Call it in the server's loop; twice is fine."""
@@ -229,23 +283,32 @@ class Server:
 
     def _announce(self, announcement: Announcement) -> None:
         loop = self._loop
-        if loop is not None and self.hub.is_watched and not loop.is_closed():
-            loop.call_soon_threadsafe(self.hub.announce, announcement)
+        is_wanted = self.hub.is_watched or announcement.ended_sessions
+        if loop is not None and is_wanted and not loop.is_closed():
+            loop.call_soon_threadsafe(self.hub.announce, announcement, perf_counter())
 
     def _route(self, endpoint: Endpoint, handlers: Handlers) -> Route:
+        if endpoint is METRICS and self.settings.metrics == "open":
+            endpoint = replace(endpoint, access=OPEN)
         stream = handlers.streams.get(endpoint.name)
+        route = self.traffic.route(endpoint.method, endpoint.path, is_stream=stream is not None)
         answering = (
             _answering(handlers.handlers[endpoint.name], endpoint.status)
             if stream is None
-            else self._streaming(stream, endpoint.stream_headers)
+            else self._streaming(stream, endpoint.stream_headers, route)
         )
 
-        application = _Guarded(endpoint, answering, self.authenticator, self.reader)
+        application = _Guarded(
+            endpoint, answering, self.authenticator, self._sessions, self.reader, self.hub, route
+        )
         path = endpoint.path.replace("{key}", "{key:path}")
         return Route(path, application, methods=[endpoint.method], name=endpoint.name)
 
     def _streaming(
-        self, handler: Callable[[Request], AsyncIterator[bytes]], stream_headers: Iterable[tuple[str, str]]
+        self,
+        handler: Callable[[Request], AsyncIterator[bytes]],
+        stream_headers: Iterable[tuple[str, str]],
+        route: RouteMeasures,
     ) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             if self.hub.is_closed:
@@ -257,12 +320,32 @@ class Server:
                 await events.aclose()
                 return Response(media_type="text/event-stream")
             return StreamingResponse(
-                _with_first(first, events),
+                self._whole(first, events, route),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-store", "x-accel-buffering": "no", **dict(stream_headers)},
             )
 
         return answer
+
+    async def _whole(
+        self, first: bytes, events: AsyncGenerator[bytes], route: RouteMeasures
+    ) -> AsyncGenerator[bytes]:
+        """An event stream from its first frame to its last; where it ends because the server does, with a word to come again."""
+        route.open += 1
+        try:
+            async with aclosing(events):
+                yield first
+                try:
+                    async for event in events:
+                        yield event
+                except UnavailableError as error:
+                    # The reader connects anew, and is told there what is wrong.
+                    logger.warning("an event stream ends early: %s", error)
+            if self.hub.is_closed:
+                # Not all at the same moment: those who stay have to take them in.
+                yield b"retry: %d\n\n" % random.randrange(*_RETRY_MILLISECONDS)
+        finally:
+            route.open -= 1
 
 
 async def _keep_reading(clock: DatabaseClock) -> None:
@@ -282,39 +365,90 @@ class _Guarded:
         endpoint: Endpoint,
         answering: Callable[[Request], Awaitable[Response]],
         authenticator: Authenticator,
+        sessions: Sessions,
         reader: Reader,
+        hub: Hub,
+        route: RouteMeasures,
     ) -> None:
         self._endpoint = endpoint
         self._answering = answering
         self._authenticator = authenticator
+        self._sessions = sessions
         self._reader = reader
+        self._hub = hub
+        self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive, send)
+        scope[ROUTE] = self._route
         for name, value in request.path_params.items():
             request.path_params[name] = value.replace(_SLASH, "/")
         try:
             caller = self._authenticator.check(request, self._endpoint.access)
-            await admit(caller, self._endpoint, request.path_params, self._reader)
-            check_query(request, self._endpoint)
-            response = await self._answering(request)
+            if caller.session is not None:
+                await self._answer_session(caller, caller.session, request, send)
+                return
+            response = await self._answer(caller, request)
         except MilepostError as error:
             response = problem_response(error)
         except ClientDisconnect:
             response = Response(status_code=499)
         await response(scope, receive, send)
 
+    async def _answer(self, caller: Caller, request: Request) -> Response:
+        await admit(caller, self._endpoint, request.path_params, self._reader)
+        check_query(request, self._endpoint)
+        return await self._answering(request)
 
-async def _with_first(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    async with aclosing(events):
-        yield first
+    async def _answer_session(self, caller: Caller, session: Ticket, request: Request, send: Send) -> None:
+        """Answer a browser that has signed in, for as long as it has not signed out."""
+        ended = asyncio.Event()
+        # Before it is looked at, or a signing out in between would be missed.
+        self._hub.watch_session(session.id, ended)
         try:
-            async for event in events:
-                yield event
-        except UnavailableError as error:
-            # The reader connects anew, and is told there what is wrong.
-            logger.warning("an event stream ends early: %s", error)
+            try:
+                await self._sessions.check(session)
+                response = await self._answer(caller, request)
+                if ended.is_set():
+                    raise no_credentials()
+            except MilepostError as error:
+                response = problem_response(error)
+            except ClientDisconnect:
+                response = Response(status_code=499)
+            if isinstance(response, StreamingResponse):
+                response.body_iterator = _until(ended, cast("AsyncGenerator[bytes]", response.body_iterator))
+            await response(request.scope, request.receive, send)
+        finally:
+            self._hub.leave_session(session.id, ended)
+
+
+async def _until(ended: asyncio.Event, frames: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The frames up to this event."""
+    end = asyncio.ensure_future(ended.wait())
+    upcoming: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            upcoming = asyncio.ensure_future(anext(frames))
+            await asyncio.wait({upcoming, end}, return_when=asyncio.FIRST_COMPLETED)
+            if end.done():
+                return
+            try:
+                frame = upcoming.result()
+            except StopAsyncIteration:
+                return
+            yield frame
+    finally:
+        end.cancel()
+        # Shielded, because a reader that vanishes cancels whatever is awaited from here on.
+        await asyncio.shield(asyncio.ensure_future(_close(upcoming, frames)))
+
+
+async def _close(upcoming: asyncio.Future[bytes] | None, frames: AsyncGenerator[bytes]) -> None:
+    if upcoming is not None:
+        upcoming.cancel()
+        await asyncio.gather(upcoming, return_exceptions=True)
+    await frames.aclose()
 
 
 def _answering(
@@ -354,6 +488,11 @@ async def _plain_problem(request: Request, error: Exception) -> Response:
     else:
         problem = Problem(error.detail, "bad_request")
     return Response(msgspec.json.encode(problem), error.status_code, error.headers, JSON)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MilepostError)
+    return problem_response(error)
 
 
 async def _unexpected_problem(request: Request, error: Exception) -> Response:

@@ -7,11 +7,15 @@ for the other.
 A link carries a code that works once and soon expires; the browser gets a signed cookie for it. So the key itself never stands in a
 URL. What a session may call, the table of endpoints says. A page of another site could not send the cookie (`SameSite=Strict`); one
 that another server of the same host has served could, so a session counts only in requests that come from this server's own pages.
+
+Nothing is remembered here. What is signed is valid at every server with the same key; which codes have been used and which sessions
+were signed out is in the database (`sessions.py`).
 """
 
 import hmac
 import secrets
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,9 +32,9 @@ from milepost.protocol.tokens import TokenError
 
 SESSION_SECONDS = 30 * 24 * 3600
 CODE_SECONDS = 15 * 60
-# Of the oldest ones beyond this nobody has made use.
-CODES_MAX = 1000
-SIGNED_OUT_MAX = 10_000
+# Of a code: until when it works, in seconds; what tells it apart; its signature.
+_TIME_BYTES, _ID_BYTES, _SIGNATURE_BYTES = 5, 16, 16
+_CODE_BYTES = _TIME_BYTES + _ID_BYTES + _SIGNATURE_BYTES
 _ALGORITHM = "HS256"
 _AUDIENCE = "milepost-dashboard"
 # Whom the guard has let in, for the endpoint, in the scope of the request.
@@ -54,6 +58,11 @@ class _Claims(msgspec.Struct, rename="camel"):
     realtime: _Realtime | None = None
 
 
+class _SessionClaims(msgspec.Struct):
+    exp: float
+    jti: str
+
+
 class PublicToken(msgspec.Struct, frozen=True):
     """A token that is valid.
 
@@ -72,10 +81,23 @@ class PublicToken(msgspec.Struct, frozen=True):
     is_one_time: bool
 
 
+class Ticket(msgspec.Struct, frozen=True):
+    """A session or the code of a sign-in link, rightly signed and not expired.
+
+    Attributes:
+        id: tells it apart from everything else that works only for a while.
+        expires_at: seconds since 1970.
+    """
+
+    id: str
+    expires_at: float
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Whoever sends a request: with a public token, or with the key or a session (`token` is None), which see everything."""
 
     token: PublicToken | None = None
+    session: Ticket | None = None
 
     @property
     def view(self) -> View:
@@ -108,43 +130,46 @@ class Authenticator:
         # Not the key itself: a cookie must never pass where a token signed with the key is expected.
         self._session_key = hmac.digest(secret_key.encode(), b"milepost dashboard session", "sha256")
         self.cookie = f"milepost_session_{hmac.digest(self._session_key, b'cookie', 'sha256').hex()[:8]}"
+        self._code_key = hmac.digest(secret_key.encode(), b"milepost sign-in code", "sha256")
         self._clock = clock
-        self._codes: dict[str, float] = {}
-        # Sessions that were ended before their time, with that time.
-        self._signed_out: dict[str, float] = {}
 
     def new_code(self) -> str:
-        """A code for a sign-in link; it works once, within `CODE_SECONDS`."""
-        now = self._clock()
-        self._codes = {code: expires_at for code, expires_at in self._codes.items() if expires_at > now}
-        while len(self._codes) >= CODES_MAX:
-            del self._codes[next(iter(self._codes))]
-        code = secrets.token_urlsafe(24)
-        self._codes[code] = now + CODE_SECONDS
-        return code
+        """A code for a sign-in link; it works once, at any server with this key, within `CODE_SECONDS`."""
+        expires_at = int(self._clock() + CODE_SECONDS)
+        content = expires_at.to_bytes(_TIME_BYTES) + secrets.token_bytes(_ID_BYTES)
+        return urlsafe_b64encode(content + self._signature(content)).rstrip(b"=").decode()
 
-    def session_for_code(self, code: str) -> str | None:
-        """The cookie for a code, which is used up; None for a code that is unknown, used or expired."""
-        expires_at = self._codes.pop(code, 0.0)
-        return self._session() if expires_at > self._clock() else None
+    def read_code(self, code: str) -> Ticket | None:
+        """A code that works, unless it was used before; None for one that was not made with this key, or has expired."""
+        if not code.isascii():
+            return None
+        try:
+            sent = urlsafe_b64decode(code + "=" * (-len(code) % 4))
+        except ValueError:
+            return None
+        content, signature = sent[:-_SIGNATURE_BYTES], sent[-_SIGNATURE_BYTES:]
+        if len(sent) != _CODE_BYTES or not hmac.compare_digest(self._signature(content), signature):
+            return None
+        expires_at = int.from_bytes(content[:_TIME_BYTES])
+        # By what is signed, so that another spelling of the same code is no other code.
+        return Ticket(f"sign-in/{content.hex()}", expires_at) if self._clock() < expires_at else None
+
+    def new_session(self) -> str:
+        """The cookie of a new session."""
+        claims = {
+            "aud": _AUDIENCE,
+            "exp": int(self._clock() + SESSION_SECONDS),
+            "jti": secrets.token_urlsafe(12),
+        }
+        return jwt.encode(claims, self._session_key, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]
 
     def session_for_key(self, key: str) -> str | None:
         """The cookie for whoever knows the secret key."""
-        return self._session() if self._is_key(key) else None
-
-    def sign_out(self, connection: HTTPConnection) -> None:
-        """End the session that the request carries, also where its cookie was copied. The server forgets it at its own end."""
-        claims = self._claims(connection)
-        if claims is not None:
-            now = self._clock()
-            kept = {session: ends_at for session, ends_at in self._signed_out.items() if ends_at > now}
-            while len(kept) >= SIGNED_OUT_MAX:
-                del kept[next(iter(kept))]
-            kept[claims["jti"]] = claims["exp"]
-            self._signed_out = kept
+        return self.new_session() if self._is_key(key) else None
 
     def check(self, connection: HTTPConnection, access: Access) -> Caller:
-        """Find out who sends this request, and make sure that such a caller may come here; what a token's scopes say is not looked at.
+        """Find out who sends this request, and make sure that such a caller may come here; what a token's scopes say is not looked at,
+        and neither is whether a session was signed out.
 
         Raises: UnauthorizedError without credentials or with wrong ones, ForbiddenError when a session is not enough.
         """
@@ -159,15 +184,14 @@ class Authenticator:
         scheme, _, credentials = header.partition(" ")
         if scheme.lower() == "bearer":
             return self.bearer(credentials.strip())
-        if not self.has_session(connection):
-            raise UnauthorizedError(
-                "this needs the secret key: send it as 'Authorization: Bearer <key>'; `milepost dev` prints it (MILEPOST_SECRET_KEY)"
-            )
+        session = self.session_of(connection)
+        if session is None:
+            raise no_credentials()
         if not is_from_own_page(connection):
             raise ForbiddenError("a request with a session has to come from the dashboard's own pages")
         if not access.session:
             raise ForbiddenError("a session of the dashboard may not do this, it needs the secret key")
-        return _ANYONE
+        return Caller(session=session)
 
     def bearer(self, credentials: str) -> Caller:
         """Who has these credentials, the key or a public token. Raises UnauthorizedError that says what is wrong with them."""
@@ -219,11 +243,8 @@ class Authenticator:
         )
         return tokens.sign(claims, self._token_key)
 
-    def has_session(self, connection: HTTPConnection) -> bool:
-        """True when the browser has signed in."""
-        return self._claims(connection) is not None
-
-    def _claims(self, connection: HTTPConnection) -> dict[str, Any] | None:
+    def session_of(self, connection: HTTPConnection) -> Ticket | None:
+        """The session that a request carries, unless it was signed out."""
         cookie = connection.cookies.get(self.cookie)
         if not cookie:
             return None
@@ -233,23 +254,27 @@ class Authenticator:
                 self._session_key,
                 algorithms=[_ALGORITHM],
                 audience=_AUDIENCE,
-                options={"require": ["exp", "jti"]},
+                # By the clock that the servers share, and not by that of this machine.
+                options={"require": ["exp", "jti"], "verify_exp": False},
             )
-        except jwt.InvalidTokenError:
+            session = msgspec.convert(claims, _SessionClaims)
+        except (jwt.InvalidTokenError, msgspec.ValidationError):
             return None
-        return None if claims["jti"] in self._signed_out else claims
+        return Ticket(f"session/{session.jti}", session.exp) if self._clock() < session.exp else None
 
-    def _session(self) -> str:
-        claims = {
-            "aud": _AUDIENCE,
-            "exp": int(self._clock() + SESSION_SECONDS),
-            "jti": secrets.token_urlsafe(12),
-        }
-        return jwt.encode(claims, self._session_key, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]
+    def _signature(self, content: bytes) -> bytes:
+        return hmac.digest(self._code_key, content, "sha256")[:_SIGNATURE_BYTES]
 
     def _is_key(self, key: str) -> bool:
         # Digests have one length, so the time tells neither the key nor how long it is.
         return hmac.compare_digest(_digest(key), self._key_digest)
+
+
+def no_credentials() -> UnauthorizedError:
+    """What whoever comes without a key, a token or a session is told."""
+    return UnauthorizedError(
+        "this needs the secret key: send it as 'Authorization: Bearer <key>'; `milepost dev` prints it (MILEPOST_SECRET_KEY)"
+    )
 
 
 def is_from_own_page(connection: HTTPConnection) -> bool:

@@ -39,6 +39,13 @@ class ServerSettings(BaseSettings):
     stream_bytes_max: Annotated[int, Field(gt=0, lt=2**53)] = STREAM_BYTES_MAX
     stream_days: Annotated[float, Field(ge=0, le=36_500)] = 30
 
+    # Seconds for which the server goes on after it was told to end, and says that it is not ready: so long a load balancer may take to
+    # notice.
+    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 0
+
+    # Who may read /metrics: whoever has the secret key or a session of the dashboard, or anybody who reaches the server.
+    metrics: Literal["key", "open"] = "key"
+
     # Origins of pages that may use the API with a token, joined with commas; `*` for every one.
     cors_origins: str = ""
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from alembic import command
@@ -13,6 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import QueuePool
 
 from milepost.errors import ConfigurationError, UnavailableError
 from milepost.store.kind import DatabaseKind, Ear
@@ -40,6 +42,7 @@ class Store:
     ) -> None:
         self._database = database_at(place, synchronous=synchronous, connection_class=connection_class)
         self.is_shared = self._database.is_shared
+        self.schema = _newest_schema()
         self._is_closed = False
         self._database.prepare()
         self._writer = self._database.writer()
@@ -113,6 +116,22 @@ class Store:
             raise UnavailableError(
                 f"the database cannot be read now: {self._database.reason(error)}; try again"
             ) from error
+
+    def present_schema(self) -> str | None:
+        """The schema that the database has now: a newer server may have changed it. Raises UnavailableError."""
+        with self.read() as connection:
+            [found] = execute(connection, "SELECT version_num FROM alembic_version").fetchall() or [(None,)]
+            return cast("tuple[str | None]", found)[0]
+
+    @property
+    def reader_count(self) -> int:
+        """How many connections read at most."""
+        return self._database.reader_count
+
+    @property
+    def readers_in_use(self) -> int:
+        """How many of them read at this moment. Thread-safe."""
+        return cast("QueuePool", self._readers.pool).checkedout()
 
     def now(self) -> int:
         """The database's time, microseconds since 1970. Raises UnavailableError."""
@@ -243,9 +262,8 @@ def schema_of(place: Path | str) -> Schema:
         raise ConfigurationError(f"{database.place} cannot be looked at: {database.reason(error)}") from error
     finally:
         engine.dispose()
+    newest = _newest_schema()
     _, scripts = _migrations()
-    newest = scripts.get_current_head()
-    assert newest is not None, "there are migrations"
     known = {script.revision for script in scripts.walk_revisions()}
     return Schema(database.place, present, newest, present is None or present in known)
 
@@ -264,6 +282,14 @@ def database_at(
             f"a PostgreSQL database needs the driver psycopg, which cannot be loaded ({error}): pip install 'milepost[postgres]'"
         ) from error
     return PostgresDatabase(place, **given)
+
+
+@cache
+def _newest_schema() -> str:
+    _, scripts = _migrations()
+    newest = scripts.get_current_head()
+    assert newest is not None, "there are migrations"
+    return newest
 
 
 def _migrations() -> tuple[Config, ScriptDirectory]:

@@ -10,6 +10,11 @@ from sqlalchemy.exc import DBAPIError
 class Ear(Protocol):
     """Hears of what others commit, from `start` to `stop`."""
 
+    @property
+    def is_notified(self) -> bool:
+        """Whether notifications arrive; otherwise it looks now and then. Thread-safe."""
+        ...
+
     def start(self) -> None:
         """Begin to hear."""
         ...

@@ -40,6 +40,11 @@ class Listener:
         self._is_hearing: bool | None = None
         self._thread = threading.Thread(target=self._run, name="milepost-listener", daemon=True)
 
+    @property
+    def is_notified(self) -> bool:
+        """Whether notifications arrive; otherwise this looks every `LOOK_SECONDS`."""
+        return self._is_hearing is True
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

@@ -365,7 +365,8 @@ answers = Table(
     Index("answers_created_at", "created_at"),
 )
 
-# Tokens that work once and have been used, by what tells them apart; kept until they expire. Times are microseconds since 1970.
+# Tokens that work no more, by what tells them apart, kept until they expire: those that work once and have been used, codes of sign-in
+# links among them, and sessions of the dashboard that were signed out. Times are microseconds since 1970.
 used_tokens = Table(
     "used_tokens",
     tables,
@@ -402,4 +403,15 @@ announcements = Table(
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("payload", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+)
+
+# The settings that servers on one database should agree in, as the last one that had another value has them. Only where several
+# servers share a database is anything written here.
+server_settings = Table(
+    "server_settings",
+    tables,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("server", Text, nullable=False),
+    Column("changed_at", BigInteger, nullable=False),
 )

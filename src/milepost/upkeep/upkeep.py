@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
-from milepost.engine.commands import BeginJob, Command, FinishJob
+from milepost.engine.commands import BeginJob, Command, FinishJob, PruneHistory
 from milepost.engine.committer import Committer
 from milepost.engine.engine import Engine
 from milepost.engine.jobs import JobName
@@ -23,8 +23,23 @@ LOOK_SECONDS = 60.0
 SAID_SECONDS = 60.0
 
 
+class JobMeasures:
+    """What this server has done of one job: rounds, seconds, and how much (runs, documents, rows); and when it last did, in seconds
+    since 1970 by the machine's clock, None while it has not."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.seconds = 0.0
+        self.done = 0
+        self.finished_at: float | None = None
+
+
 class Upkeep:
-    """The upkeep of one server. Belongs to one event loop."""
+    """The upkeep of one server. Belongs to one event loop.
+
+    Attributes:
+        measures: of each job.
+    """
 
     def __init__(self, settings: UpkeepSettings, committer: Committer, engine: Engine, store: Store) -> None:
         self.settings = settings
@@ -35,6 +50,7 @@ class Upkeep:
         self._submitted = 0
         # What each job has said last about why it has to wait, and when.
         self._said: dict[JobName, tuple[str, float]] = {}
+        self.measures = {name: JobMeasures() for name in JOBS}
 
     def clock(self) -> int:
         """Microseconds since 1970."""
@@ -81,7 +97,8 @@ class Upkeep:
         """One round of a job, whether it is due or not."""
         job = JOBS[name]
         began, others = time.monotonic(), self._committer.submitted - self._submitted
-        async with aclosing(cast(Any, job.work(self, job.batch))) as steps:
+        measures = self.measures[name]
+        async with aclosing(cast(Any, job.work(_Counted(self, measures), job.batch))) as steps:
             async for _ in steps:
                 if (
                     job.gives_way_after is not None
@@ -89,6 +106,9 @@ class Upkeep:
                     and time.monotonic() - began > job.gives_way_after
                 ):
                     break
+        measures.rounds += 1
+        measures.seconds += time.monotonic() - began
+        measures.finished_at = time.time()
 
     @contextmanager
     def _waiting(self, name: JobName) -> Generator[None]:
@@ -102,3 +122,21 @@ class Upkeep:
                 logger.warning("the job %r of the upkeep has to wait: %s", name.value, error)
         except Exception:
             logger.exception("the job %r of the upkeep failed, and is tried again", name.value)
+
+
+class _Counted:
+    """The workshop of one job, which counts how much is done of it."""
+
+    def __init__(self, upkeep: Upkeep, measures: JobMeasures) -> None:
+        self.settings = upkeep.settings
+        self.store = upkeep.store
+        self.clock = upkeep.clock
+        self.age_clock = upkeep.age_clock
+        self._upkeep = upkeep
+        self._measures = measures
+
+    async def submit(self, command: Command) -> Any:
+        """Carry out a command; its result."""
+        done = await self._upkeep.submit(command)
+        self._measures.done += len(command.logs) if isinstance(command, PruneHistory) else done
+        return done

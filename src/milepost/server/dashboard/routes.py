@@ -23,6 +23,7 @@ from milepost.model.run import RunStatus
 from milepost.protocol.endpoints import GET_METADATA
 from milepost.server.attempts import SignInAttempts
 from milepost.server.auth import CODE_SECONDS, SESSION_SECONDS, Authenticator, is_from_own_page
+from milepost.server.sessions import Sessions
 
 FORM_BYTES_MAX = 16 * 1024
 FORM_SECONDS = 10.0
@@ -57,9 +58,9 @@ _PLACE = re.compile(r"/(?:runs/(?!\.{1,2}(?:\?|$))[^/?#\\]+)?(?:\?[^#\\]*)?")
 PLACE_CHARACTERS_MAX = 16 * 1024
 
 
-def dashboard_routes(authenticator: Authenticator) -> list[BaseRoute]:
+def dashboard_routes(authenticator: Authenticator, sessions: Sessions) -> list[BaseRoute]:
     """Routes of the pages, to be mounted beside the API."""
-    pages = _Pages(authenticator)
+    pages = _Pages(authenticator, sessions)
     return [
         Route("/", pages.signed_in(pages.runs)),
         Route("/runs/{run}", pages.signed_in(pages.run)),
@@ -71,8 +72,9 @@ def dashboard_routes(authenticator: Authenticator) -> list[BaseRoute]:
 
 
 class _Pages:
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator, sessions: Sessions) -> None:
         self._authenticator = authenticator
+        self._sessions = sessions
         self._attempts = SignInAttempts(time.monotonic)
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
@@ -88,7 +90,7 @@ class _Pages:
         """The page for whoever has a session; the others are asked to sign in and come back."""
 
         async def guarded(request: Request) -> Response:
-            if self._authenticator.has_session(request):
+            if await self._sessions.of(request) is not None:
                 return await page(request)
             place = _place_of(request)
             query = f"?{urlencode({'next': place})}" if place != "/" else ""
@@ -149,13 +151,13 @@ class _Pages:
     async def sign_in_with_code(self, request: Request) -> Response:
         """Follow a sign-in link, or be asked for the key."""
         place = _safe_place(request.query_params.get("next", "/"))
-        if self._authenticator.has_session(request):
+        if await self._sessions.of(request) is not None:
             return RedirectResponse(place, 303, headers=_PAGE_HEADERS)
         code = request.query_params.get("code")
         # Whatever only looks at the link (HEAD) does not use it up.
         if code is None or request.method != "GET":
             return self._sign_in_page(place)
-        session = self._authenticator.session_for_code(code)
+        session = await self._sessions.begin_with_code(code)
         if session is None:
             return self._sign_in_page(place, 401, _USED_LINK)
         return self._begin_session(request, session, place)
@@ -190,7 +192,7 @@ class _Pages:
         """End the session, and go to the sign-in page."""
         if not is_from_own_page(request):
             return self._sign_in_page("/", 403, _FOREIGN_FORM)
-        self._authenticator.sign_out(request)
+        await self._sessions.sign_out(request)
         response = RedirectResponse("/sign-in", 303, headers=_PAGE_HEADERS)
         response.delete_cookie(self._authenticator.cookie, path="/", httponly=True, samesite="strict")
         return response
