@@ -1,5 +1,6 @@
 """Fixtures that start `milepost` in the test's folder and end whatever is left of it."""
 
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,3 +54,13 @@ def site(command: Callable[..., Command], tmp_path: Path) -> Iterator[Callable[.
         return Site(command, tmp_path, **env)
 
     return start
+
+
+@pytest.fixture
+def free_ports() -> list[int]:
+    """Two ports of this machine that nobody uses."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports

@@ -6,23 +6,36 @@ import threading
 from collections.abc import Sequence
 from itertools import count
 
+import urllib3
+
 
 class Balancer:
     """Passes connections on to ports of this machine, in turn. When one side closes its connection, the other one is closed.
 
+    Args:
+        asks_seconds: so often it asks each server whether it is ready, and sends connections only to those that are; without it,
+            to any that accepts.
+
     Attributes:
         url: what clients and workers connect to.
+        ready: the ports of the servers that were ready when they were last asked.
     """
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], *, asks_seconds: float | None = None) -> None:
         self._ports = ports
         self._turns = count()
+        self.ready = set(ports)
+        self._closing = threading.Event()
+        if asks_seconds is not None:
+            for port in ports:
+                threading.Thread(target=self._ask, args=(port, asks_seconds), daemon=True).start()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
         """Take no more connections."""
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -34,6 +47,18 @@ class Balancer:
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _ask(self, port: int, seconds: float) -> None:
+        with urllib3.PoolManager(retries=False, timeout=1.0) as pool:
+            while not self._closing.wait(seconds):
+                try:
+                    is_ready = pool.request("GET", f"http://127.0.0.1:{port}/api/v1/ready").status == 200
+                except urllib3.exceptions.HTTPError:
+                    is_ready = False
+                if is_ready:
+                    self.ready.add(port)
+                else:
+                    self.ready.discard(port)
 
     def _serve(self, near: socket.socket) -> None:
         with near:
@@ -50,6 +75,8 @@ class Balancer:
         turn = next(self._turns)
         for number in range(len(self._ports)):
             port = self._ports[(turn + number) % len(self._ports)]
+            if port not in self.ready:
+                continue
             try:
                 far = socket.create_connection(("127.0.0.1", port), timeout=1)
             except OSError:

@@ -8,7 +8,7 @@ import platform
 
 import msgspec
 
-from milepost.server.settings import ServerSettings
+from milepost.server.settings import ServerSettings, variable_of
 from milepost.store.database import Store
 from milepost.store.server_settings import SettingRow, load_settings_rows, save_settings_rows
 
@@ -61,9 +61,9 @@ def compare(store: Store, settings: ServerSettings, *, now: int) -> None:
             )
         else:
             logger.warning(
-                "MILEPOST_%s is %s at this server and %s at %s, on the same database %s: give every server the same, or what "
+                "%s is %s at this server and %s at %s, on the same database %s: give every server the same, or what "
                 "happens depends on which one is asked",
-                row.name.upper(),
+                variable_of(row.name),
                 row.value,
                 before.value,
                 before.server,

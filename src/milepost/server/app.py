@@ -187,7 +187,7 @@ class Server:
         )
         self.readiness = Readiness(self._store, lambda: (steady() - engine.committed_at) / 1_000_000)
         self.traffic = Traffic()
-        metrics = Metrics(
+        self._metrics = Metrics(
             Sources(
                 version=version("milepost"),
                 store=self._store,
@@ -212,7 +212,7 @@ class Server:
             version("milepost"),
             queued_reason=engine.state.queued_reason,
         )
-        handlers.handlers |= {READY.name: self.readiness.answer, METRICS.name: metrics.answer}
+        handlers.handlers |= {READY.name: self.readiness.answer, METRICS.name: self._metrics.answer}
         application = Starlette(
             routes=[
                 *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),

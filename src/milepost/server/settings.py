@@ -96,6 +96,12 @@ def load_settings(**given: object) -> ServerSettings:
     return settings
 
 
+def variable_of(name: str) -> str:
+    """The variable of the environment by which a setting is given."""
+    alias = ServerSettings.model_fields[name].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"MILEPOST_{name.upper()}"
+
+
 def _name(location: tuple[int | str, ...]) -> str:
     name = str(location[0]) if location else ""
     return name if name.isupper() else f"MILEPOST_{name.upper()}"

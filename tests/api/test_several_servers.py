@@ -1,19 +1,28 @@
-"""Signing in and out where there are three servers on one PostgreSQL database: what one was told, each of them knows at once."""
+"""Three servers on one PostgreSQL database: who signs in and out at one, what each tells of itself, and settings that differ."""
 
 import asyncio
+import logging
+import os
+import platform
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 from milepost.engine.jobs import JobName
 from milepost.errors import UnavailableError
+from milepost.server import metrics
+from milepost.server.app import Server
 from milepost.server.auth import CODE_SECONDS, SESSION_SECONDS
+from milepost.server.settings import load_settings
+from milepost.store.database import Store
 from support import postgres
-from support.served import KEY, HttpWorker, Served
+from support.served import KEY, HttpWorker, Served, offer
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +192,131 @@ def test_a_database_that_is_away_lets_nobody_in_and_says_so(servers: list[Served
     finally:
         served.server._sessions._is_used = read
     assert statuses([served], session) == [200, 200]
+
+
+# --- what each tells of itself -----------------------------------------------------------------------------
+
+
+def scraped(served: Served) -> dict[str, float]:
+    """The samples of a scrape, by their names with labels."""
+    text = served.call("GET", "/metrics").body.decode()
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def test_gauges_of_the_database_are_the_same_at_each_server_and_the_rest_is_its_own(
+    servers: list[Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(metrics, "READING_SHARE", 0)
+    first = servers[0]
+    HttpWorker(first, "worker_metrics", offer("counted"))
+    before = [scraped(served) for served in servers]
+    for _ in range(7):
+        first.trigger("counted")
+    triggered = (
+        'milepost_http_requests_total{method="POST",route="/api/v1/tasks/{task}/trigger",status="200"}'
+    )
+    after = [scraped(served) for served in servers]
+    assert after[0][triggered] - before[0].get(triggered, 0) == 7
+    for told, told_before in zip(after[1:], before[1:], strict=True):
+        assert told.get(triggered, 0) == told_before.get(triggered, 0)
+    heard = "milepost_announcement_delay_seconds_count"
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        after = [scraped(served) for served in servers]
+        if all(told["milepost_announcements_behind"] == 0 for told in after):
+            break
+    for told in after:
+        assert told['milepost_queue_due_runs{queue="task/counted"}'] == 7
+        assert told['milepost_queue_oldest_due_age_seconds{queue="task/counted"}'] >= 0
+        assert told["milepost_announcements_behind"] == 0
+        assert told["milepost_notifications_active"] == 1
+        assert told["milepost_database_up"] == 1
+    for told, told_before in zip(after[1:], before[1:], strict=True):
+        assert told[heard] - told_before[heard] >= 7
+        # On one machine, with one clock.
+        delay = "milepost_announcement_delay_seconds_sum"
+        assert told[delay] - told_before[delay] < 20
+
+
+# --- settings that differ ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database() -> Iterator[str]:
+    server = postgres.server()
+    name = server.create_migrated_database()
+    yield server.url(name)
+    server.drop_database(name)
+
+
+def differences(caplog: pytest.LogCaptureFixture) -> list[str]:
+    found = [
+        message for message in caplog.messages if "at this server" in message or "of this server" in message
+    ]
+    caplog.clear()
+    return found
+
+
+def test_a_server_with_other_settings_says_which_and_whose(
+    database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(key: str = KEY, **settings: Any) -> None:
+        server = Server(
+            load_settings(data_folder=tmp_path, database_url=database, secret_key=key, **settings)
+        )
+        server._store.close()
+
+    caplog.set_level(logging.WARNING)
+    start()
+    start()
+    assert differences(caplog) == []
+    start(metadata_size_max=500_000, lease_seconds=20)
+    said = differences(caplog)
+    assert len(said) == 2
+    [size] = [line for line in said if line.startswith("TASK_RUN_METADATA_MAXIMUM_SIZE ")]
+    for words in ("500000", "262144", platform.node(), str(os.getpid()), "postgresql://postgres@"):
+        assert words in size
+    assert postgres.QUOTED_PASSWORD not in size
+    # The next one that has the same says nothing: that is how a setting is changed, server after server.
+    start(metadata_size_max=500_000, lease_seconds=20)
+    assert differences(caplog) == []
+    start(key="tr_dev_another_key", metadata_size_max=500_000, lease_seconds=20)
+    [line] = differences(caplog)
+    assert "MILEPOST_SECRET_KEY" in line
+    assert "tr_dev" not in line
+    start(metadata_size_max=500_000, lease_seconds=20)
+    assert len(differences(caplog)) == 1
+    store = Store(database)
+    with store.read() as connection:
+        kept = connection.exec_driver_sql("SELECT value FROM server_settings").scalars().all()
+    store.close()
+    assert all("tr_dev" not in value for value in kept)
+
+
+def test_servers_with_other_limits_of_documents_lose_nothing(database: str, tmp_path: Path) -> None:
+    """What one has stored is read, changed and made smaller at another that would not have taken it."""
+    large = Served(tmp_path / "large", database_url=database, metadata_size_max=600_000)
+    small = Served(tmp_path / "small", database_url=database)
+    try:
+        HttpWorker(large)
+        run_id = large.trigger()
+        large.put_metadata(run_id, {"type": "set", "key": "text", "value": "x" * 400_000})
+        assert len(small.get(f"/api/v1/runs/{run_id}/metadata")["metadata"]["text"]) == 400_000
+        grown = small.call(
+            "PUT",
+            f"/api/v1/runs/{run_id}/metadata",
+            {"operations": [{"type": "set", "key": "a", "value": 1}]},
+        )
+        assert grown.status < 500
+        smaller = small.call(
+            "PUT", f"/api/v1/runs/{run_id}/metadata", {"operations": [{"type": "delete", "key": "text"}]}
+        )
+        assert smaller.status == 200
+        assert "text" not in large.get(f"/api/v1/runs/{run_id}/metadata")["metadata"]
+        small.put_metadata(run_id, {"type": "set", "key": "b", "value": 2})
+        assert large.get(f"/api/v1/runs/{run_id}/metadata")["metadata"]["b"] == 2
+    finally:
+        small.stop()
+        large.stop()
