@@ -147,15 +147,6 @@ def test_a_rolling_restart_under_load_is_noticed_by_nobody(
     assert charged == (0,)
     assert "Traceback" not in worker.errors, worker.errors
     balancer.close()
-    for server in servers:
-        # In a hurry: the second signal is another one, half a second after the first.
-        began = time.monotonic()
-        server.signal(signal.SIGTERM)
-        server.says("not ready any more")
-        time.sleep(0.6)
-        server.signal(signal.SIGINT)
-        assert server.ended() == 0
-        assert time.monotonic() - began < DRAIN_SECONDS
 
 
 def test_a_second_signal_ends_the_drain(command: Callable[..., Command], free_ports: list[int]) -> None:
