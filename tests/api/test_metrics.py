@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 from milepost.engine.jobs import JobName
@@ -167,11 +167,24 @@ def test_who_scrapes_often_gets_the_same_answer(served: Served, monkeypatch: pyt
     assert len(readings) == 1
 
 
-def test_other_forms_are_told_too(served: Served) -> None:
-    headers = {"accept": "application/openmetrics-text; version=1.0.0"}
-    answer = served.call("GET", "/metrics", headers=headers)
-    assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert "milepost_ready" in {family.name for family in read_openmetrics(answer.body.decode())}
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=1.0.0",
+        "text/plain;version=abc",
+        "application/openmetrics-text;version=",
+        ";;;=,",
+        "x" * 5000,
+    ],
+    ids=lambda accept: accept[:20],
+)
+def test_whatever_form_is_asked_for_the_same_is_told(served: Served, accept: str) -> None:
+    answer = served.call("GET", "/metrics", headers={"accept": accept})
+    assert answer.status == 200
+    assert answer.headers["content-type"] == CONTENT_TYPE_LATEST
+    assert "milepost_ready" in {
+        family.name for family in text_string_to_metric_families(answer.body.decode())
+    }
 
 
 def test_requests_are_counted_by_route_and_never_by_what_was_asked(served: Served) -> None:

@@ -27,6 +27,10 @@ class Lags:
         self.of_inboxes = Histogram(SECONDS)
 
 
+# Each commit sets one for each of its watchers.
+_set, _clear = asyncio.Event.set, asyncio.Event.clear
+
+
 class Wake(asyncio.Event):
     """An event that remembers which commit has set it, so that it is known how long that took to be told.
 
@@ -42,15 +46,15 @@ class Wake(asyncio.Event):
 
     def set(self) -> None:
         """There is something to tell."""
-        if not self.is_set():
+        if self._waiting_since is None:
             self._waiting_since = self._lags.committed_at
-        super().set()
+        _set(self)
 
     def clear(self) -> None:
         """What there is will be told now."""
-        if self.is_set():
-            self._telling_since = self._waiting_since
-        super().clear()
+        if self._waiting_since is not None:
+            self._telling_since, self._waiting_since = self._waiting_since, None
+        _clear(self)
 
     def sent(self) -> None:
         """It has been handed to the subscriber's connection."""

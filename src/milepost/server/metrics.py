@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
@@ -128,32 +127,28 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
         ProcessCollector(registry=self._registry)
-        # By content type.
-        self._kept: dict[str, tuple[float, bytes]] = {}
-        self._making: dict[str, asyncio.Future[bytes]] = {}
+        self._kept: tuple[float, bytes] = 0.0, b""
+        self._making: asyncio.Future[bytes] | None = None
 
     async def answer(self, request: Request) -> Response:
-        """The metrics, in the form that is asked for."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        until, text = self._kept.get(content_type, (0.0, b""))
+        """The metrics as text, which every Prometheus takes, whatever form it would rather have."""
+        until, text = self._kept
         if time.monotonic() >= until:
-            making = self._making.get(content_type)
-            if making is None:
+            if self._making is None:
                 # Whoever asks meanwhile waits for the same.
-                making = asyncio.ensure_future(self._make(content_type, lambda: encode(self._registry)))
-                self._making[content_type] = making
-            text = await asyncio.shield(making)
-        return Response(text, headers={"content-type": content_type})
+                self._making = asyncio.ensure_future(self._make())
+            text = await asyncio.shield(self._making)
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
 
-    async def _make(self, content_type: str, encode: Callable[[], bytes]) -> bytes:
+    async def _make(self) -> bytes:
         try:
             began = time.monotonic()
-            text = await asyncio.to_thread(encode)
+            text = await asyncio.to_thread(generate_latest, self._registry)
             now = time.monotonic()
-            self._kept[content_type] = now + max(KEPT_SECONDS, (now - began) * READING_SHARE), text
+            self._kept = now + max(KEPT_SECONDS, (now - began) * READING_SHARE), text
             return text
         finally:
-            del self._making[content_type]
+            self._making = None
 
 
 class _ServerCollector(Collector):
