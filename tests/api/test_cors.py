@@ -6,7 +6,7 @@ import pytest
 
 from api.test_tokens import token_of
 from milepost.errors import ConfigurationError
-from milepost.protocol.endpoints import ENDPOINTS, Endpoint
+from milepost.protocol.endpoints import ENDPOINTS, METRICS, Endpoint
 from milepost.server.settings import load_settings
 from support.served import KEY, Answer, Served
 
@@ -30,7 +30,17 @@ def preflight(served: Served, path: str, origin: str = PAGE, names: str = ASKED)
     return served.call("OPTIONS", path, key=None, headers=headers)
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
+# Metrics are for no page.
+OF_PAGES = [endpoint for endpoint in ENDPOINTS if endpoint is not METRICS]
+
+
+def test_metrics_are_for_no_page_of_another_origin(open_served: Served) -> None:
+    assert preflight(open_served, METRICS.path).status == 405
+    answer = open_served.call("GET", METRICS.path, headers={"origin": PAGE})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("endpoint", OF_PAGES, ids=lambda endpoint: endpoint.name)
 def test_every_preflight_is_answered_without_credentials(open_served: Served, endpoint: Endpoint) -> None:
     answer = preflight(open_served, endpoint.path.replace("{", "").replace("}", ""))
     assert answer.status == 204

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 from milepost.engine.jobs import JobName
 from milepost.engine.measures import Histogram
 from milepost.protocol.endpoints import ENDPOINTS
 from milepost.server import metrics
-from milepost.server.metrics import METRICS_HELP
+from milepost.server.metrics import CONTENT_TYPE, METRICS_HELP
 from milepost.store.due_runs import due_runs
 from support.served import PATIENCE_SECONDS, HttpWorker, Served, offer, set_to
 
@@ -181,7 +180,7 @@ def test_who_scrapes_often_gets_the_same_answer(served: Served, monkeypatch: pyt
 def test_whatever_form_is_asked_for_the_same_is_told(served: Served, accept: str) -> None:
     answer = served.call("GET", "/metrics", headers={"accept": accept})
     assert answer.status == 200
-    assert answer.headers["content-type"] == CONTENT_TYPE_LATEST
+    assert answer.headers["content-type"] == CONTENT_TYPE
     assert "milepost_ready" in {
         family.name for family in text_string_to_metric_families(answer.body.decode())
     }

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,10 @@ def reason(answer: Answer) -> str:
     return answer.json["details"]["reason"]
 
 
-def execute(served: Served, statement: str) -> None:
-    with served.server._store.write() as connection:
-        connection.exec_driver_sql(statement)
+def execute(folder: Path, statement: str) -> None:
+    """As another process would: the server's own connection is its committer's."""
+    with closing(sqlite3.connect(folder / "milepost.db", timeout=PATIENCE_SECONDS)) as connection, connection:
+        connection.execute(statement)
 
 
 def test_a_server_that_serves_is_ready_and_says_nothing_else(served: Served) -> None:
@@ -51,15 +54,17 @@ def test_a_server_that_serves_is_ready_and_says_nothing_else(served: Served) -> 
         assert connection.exec_driver_sql("SELECT count(*) FROM answers").scalar_one() == 0
 
 
-def test_another_schema_is_not_ready(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_schema_is_not_ready(
+    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = served.server._store
     with caplog.at_level(logging.WARNING):
-        execute(served, "UPDATE alembic_version SET version_num = '9999'")
+        execute(tmp_path / "data", "UPDATE alembic_version SET version_num = '9999'")
         answer = ask(served)
         assert reason(answer) == "schema"
         assert "9999" in answer.json["error"]
         assert ask(served).status == 503
-        execute(served, f"UPDATE alembic_version SET version_num = '{store.schema}'")
+        execute(tmp_path / "data", f"UPDATE alembic_version SET version_num = '{store.schema}'")
         assert ask(served).status == 200
     # Said once, and once that it is over.
     said = [message for message in caplog.messages if "ready" in message]

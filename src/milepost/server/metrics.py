@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
@@ -46,6 +46,9 @@ PLACES_MAX = 2000
 COUNTED_MAX = 10_000
 COUNTED_TOGETHER = 100_000
 COUNTED_LEAST = 50
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The form that every version of Prometheus reads."""
 
 METRICS_HELP: dict[str, str] = {
     "milepost_build_info": "1, with the version of Milepost and the kind of the database.",
@@ -138,7 +141,7 @@ class Metrics:
                 # Whoever asks meanwhile waits for the same.
                 self._making = asyncio.ensure_future(self._make())
             text = await asyncio.shield(self._making)
-        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def _make(self) -> bytes:
         try:

@@ -82,7 +82,11 @@ def _callers(access: Access) -> str:
 
 
 def _responses(endpoint: Endpoint, schemas: dict[int, Any]) -> dict[str, Any]:
-    kind = "text/event-stream" if endpoint.stream else "application/json"
+    kind = "application/json"
+    if endpoint.stream:
+        kind = "text/event-stream"
+    elif endpoint.response is str:
+        kind = "text/plain"
     responses: dict[str, Any] = {str(endpoint.status): {"description": HTTPStatus(endpoint.status).phrase}}
     if endpoint.response is not None:
         responses[str(endpoint.status)]["content"] = {kind: {"schema": schemas[id(endpoint.response)]}}
