@@ -18,6 +18,7 @@ from milepost.store import (
     history,
     queues,
     records,
+    server_settings,
     streams,
     workers,
 )
@@ -89,6 +90,8 @@ def fill(store: Store) -> None:
         upkeep_row = {"name": "job", "holder": "server", "lease_until": 2**40, "finished_at": None}
         connection.execute(tables.tables["upkeep_jobs"].insert(), upkeep_row)
         announcements.append_announcement(connection, b"\x00", now=NOW)
+        setting = server_settings.SettingRow("lease_seconds", "30.0", "host, process 7", NOW)
+        server_settings.save_settings_rows(connection, [setting])
 
 
 def rows(store: Store) -> dict[str, list[tuple[Any, ...]]]:
