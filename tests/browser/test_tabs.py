@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import BrowserContext, Page
 
-from browser.conftest import Site, Tokens, until_unwatched
+from browser.conftest import Site, Tokens
 from browser.writing import StreamWriter
-from dashboard.served import FakeWorker, RunningServer, set_
+from dashboard.served import FakeWorker, RunningServer, set_, until_unwatched
 
 FOLLOW = """
 async ([url, id, token]) => {
@@ -193,6 +193,38 @@ def test_a_tab_that_is_looked_at_takes_over_from_one_that_is_not(
     for page in (first, second):
         page.close()
     until_unwatched(server)
+
+
+def test_a_tab_that_has_lost_its_place_is_told_anew_however_much_comes(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    """The others' tab goes on telling it what it cannot use, until it has asked again."""
+    run_id = worker.start("work")
+    token = tokens.run(run_id)
+    tabs.open(run_id, token)
+    second = tabs.open(run_id, token)
+    second.evaluate(
+        """([id, token]) => {
+          window.events = [];
+          milepost.follow(() => ({ run: id }), { token }, (event, text) => {
+            events.push(event);
+            return event === "snapshot" || events.filter((one) => one === "snapshot").length > 1;
+          });
+        }""",
+        [run_id, token],
+    )
+    second.wait_for_function("events.length > 0")
+    for number in range(200):
+        worker.report(run_id, set_("progress", number))
+        second.wait_for_timeout(25)
+        if second.evaluate(
+            "events.filter((event) => event === 'snapshot').length > 1 && events.at(-1) === 'delta'"
+        ):
+            break
+    else:
+        raise AssertionError(second.evaluate("events"))
+    shows(second, 0, number)
+    assert len(tabs.requests) == 1
 
 
 def test_without_locks_each_tab_has_its_own(

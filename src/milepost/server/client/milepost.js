@@ -6,16 +6,17 @@
 
 const DELAY_MIN = 250;
 const DELAY_MAX = 5000;
-/** What is added within so many milliseconds comes onto one connection together. */
+/** What is added within so many milliseconds is asked for together. */
 const GATHER = 10;
-/** The server sends something every 10 seconds; a connection that is silent for longer than this is dead. */
+/** A connection that is silent for so long is dead: the server sends something every 10 seconds. */
 const SILENCE = 25_000;
-/** How long nobody has looked at a page that gives its connection back. */
+/** A page that is hidden for so long gives its connection back, and one that shares it with no other tab sooner: there are six. */
 const HIDDEN = 30_000;
+const HIDDEN_ALONE = 1000;
 /** A connection that lasted so long was a good one. */
 const LASTED = 2000;
 const WATCHES_MAX = 1000;
-/** Chunks that wait for a slow reader. Beyond them its stream is left, and read on from there when the reader has caught up. */
+/** So many chunks wait for a slow reader; then its stream is left until the reader has caught up. */
 const WAITING_MAX = 10_000;
 const SEND_TRIES = 6;
 
@@ -109,7 +110,7 @@ function equal(left, right) {
 class Fold {
   constructor(document) {
     this.document = document;
-    /** Containers that this fold has made itself; nobody else knows them, so they may be changed in place. */
+    /** Containers that this fold has made itself, which may be changed in place. */
     this.own = new Set();
   }
 
@@ -185,7 +186,7 @@ class Fold {
   }
 }
 
-/** The document after operations, which the server has applied already. What did not change is shared with the document before. */
+/** The document after operations, which the server has applied already. */
 export function applyOperations(document, operations) {
   const fold = new Fold(document);
   for (const operation of operations) fold.apply(operation);
@@ -250,7 +251,7 @@ class Connection {
     this.wake = () => {
       clearTimeout(this.hiddenTimer);
       if (globalThis.document?.hidden) {
-        this.hiddenTimer = setTimeout(() => this.giveBack(), HIDDEN);
+        this.hiddenTimer = setTimeout(() => this.giveBack(), this.tabs ? HIDDEN : HIDDEN_ALONE);
       } else if (this.watches.size > 0 && (this.isDead || !(this.current || this.pending || this.tabs?.follows))) {
         this.reopen();
       }
@@ -279,10 +280,14 @@ class Connection {
   }
 
   listen() {
-    globalThis.addEventListener?.("online", this.wake);
-    globalThis.addEventListener?.("offline", this.lose);
-    globalThis.addEventListener?.("pageshow", this.wake);
-    globalThis.document?.addEventListener("visibilitychange", this.wake);
+    this.listening = new AbortController();
+    const { signal } = this.listening;
+    const listen = (name, heard, where = globalThis) => where?.addEventListener?.(name, heard, { signal });
+    listen("online", this.wake);
+    listen("offline", this.lose);
+    listen("pageshow", this.wake);
+    listen("visibilitychange", this.wake, globalThis.document);
+    listen("resume", this.wake, globalThis.document);
     this.guard = setInterval(() => {
       if (!this.isDead) return;
       if (this.tabs?.follows) this.tabs.seize();
@@ -298,10 +303,7 @@ class Connection {
     clearInterval(this.guard);
     clearTimeout(this.hiddenTimer);
     this.failures = 0;
-    globalThis.removeEventListener?.("online", this.wake);
-    globalThis.removeEventListener?.("offline", this.lose);
-    globalThis.removeEventListener?.("pageshow", this.wake);
-    globalThis.document?.removeEventListener("visibilitychange", this.wake);
+    this.listening.abort();
   }
 
   disconnect() {
@@ -310,6 +312,8 @@ class Connection {
     const attempts = [this.current, this.pending];
     this.current = this.pending = null;
     for (const attempt of attempts) attempt?.abort();
+    // What other tabs still tell is an answer to what was asked before.
+    if (this.tabs) this.tabs.request = undefined;
   }
 
   giveBack() {
@@ -363,7 +367,6 @@ class Connection {
     if (this.tabs && !(await this.tabs.leads())) return this.tabs.follow();
     this.pending?.abort();
     const attempt = (this.pending = new AbortController());
-    attempt.id = newId();
     const isNewest = () => this.pending === attempt || this.current === attempt;
     this.lastAt = Date.now();
     let watches = [...this.watches].filter((watch) => !watch.isPaused);
@@ -383,8 +386,7 @@ class Connection {
       });
       if (!response.ok) throw errorOf(await response.json().catch(() => null), response.status);
       if (!isNewest()) return;
-      // From here on the new one tells of everything, and the one before may go. Nothing is lost: it begins with whole states, and
-      // streams go on at their next chunk.
+      // From here on the new one tells of everything: it begins with whole states, and streams go on at their next chunk.
       this.current?.abort();
       this.current = attempt;
       this.pending = null;
@@ -394,17 +396,16 @@ class Connection {
         this.tabs?.showLife();
       });
     } catch (error) {
-      if (isNewest() && error instanceof MilepostError && !isPassing(error.status)) {
-        return this.refused(watches, key, error);
-      }
-      if (isNewest()) return this.failed(error);
+      if (!isNewest()) return;
+      if (error instanceof MilepostError && !isPassing(error.status)) return this.refused(watches, key, error);
+      return this.failed(error);
     }
     if (!isNewest()) return;
     if (this.pending === null && watches.some((watch) => this.watches.has(watch))) this.failed();
     else if (this.current === attempt) this.current = null;
   }
 
-  /** The request as a whole is refused: because of the credentials that it was sent with, or whatever is asked. */
+  /** The request is refused as a whole, because of its credentials or of what it asks. */
   refused(watches, key, error) {
     this.disconnect();
     const isCredential = error.status === 401 || error.status === 403;
@@ -423,17 +424,18 @@ class Connection {
   receive(attempt, watches, event, data) {
     if (this.current !== attempt) return;
     const [, number, name] = /^(\d+)-(.*)$/.exec(event) ?? [];
-    const watch = watches[number];
-    if (watch === undefined || !this.watches.has(watch)) return;
-    this.deliver(watch, name, JSON.parse(data), attempt.id);
+    if (this.watches.has(watches[number])) this.deliver(watches[number], name, data);
   }
 
-  deliver(watch, name, frame, source) {
-    if (name === "refused") return this.refuse(watch, errorOf(frame, frame.status));
+  deliver(watch, name, data) {
+    if (name === "refused") {
+      const problem = JSON.parse(data);
+      return this.refuse(watch, errorOf(problem, problem.status));
+    }
     if (name === "error") return;
     watch.isGood = true;
     watch.tell("live");
-    if (watch.receive(name, frame, source) === false) this.failed();
+    if (watch.receive(name, data) === false) this.failed();
   }
 }
 
@@ -441,13 +443,12 @@ const canShare = Boolean(globalThis.document && globalThis.BroadcastChannel && g
 
 /**
  * The tabs of an origin that watch things of one server. The one that has the lock leads: it holds the connection and watches for the
- * others too, each thing with the token that came with it. When it goes, the next one has the lock, and all tell it anew what they
- * watch, and from where on.
+ * others too, each thing with its own token. When it goes, the next one has the lock, and all tell it anew what they watch.
  */
 class Tabs {
   constructor(connection) {
     this.connection = connection;
-    this.name = `milepost 1 ${connection.base}`;
+    this.name = `milepost 2 ${connection.base}`;
     this.id = "";
     /** What is watched for other tabs, by tab. */
     this.lent = new Map();
@@ -559,10 +560,10 @@ class Tabs {
     if (!this.follows || common !== this.common) return;
     connection.lastAt = Date.now();
     const wanted = watches.filter((watch) => connection.watches.has(watch)).map((watch) => [watch.id, watch.describe(), watch.token]);
-    common.postMessage({ kind: "want", from: this.id, wanted });
+    common.postMessage({ kind: "want", from: this.id, wanted, request: (this.request = newId()) });
   }
 
-  hear({ kind, from, wanted }) {
+  hear({ kind, from, wanted, request }) {
     const { connection } = this;
     if (kind === "lead" && this.follows) {
       this.leader = from;
@@ -570,11 +571,11 @@ class Tabs {
     } else if (kind === "alive" && from === this.leader) {
       connection.lastAt = Date.now();
     } else if (kind === "want" && !this.follows && this.leader === this.id) {
-      this.lend(from, wanted);
+      this.lend(from, wanted, request);
     }
   }
 
-  lend(tab, wanted) {
+  lend(tab, wanted, request) {
     const { watches } = this.connection;
     let lent = this.lent.get(tab);
     for (const watch of lent?.watches ?? []) watches.delete(watch);
@@ -583,24 +584,24 @@ class Tabs {
       navigator.locks.request(`${this.name} ${tab}`, () => this.takeBack(tab) && this.connection.openIn(1000));
     }
     lent.watches = [];
-    const tell = (id, event, frame, source) => lent.channel.postMessage({ from: this.id, id, event, frame, source });
+    const tell = (id, event, data) => lent.channel.postMessage({ from: this.id, request, id, event, data });
     if (watches.size + wanted.length > WATCHES_MAX) return tell(0, "full");
     lent.watches = wanted.map((what) => new LentWatch(this.connection, tell, what));
     for (const watch of lent.watches) watches.add(watch);
     this.connection.openIn(GATHER);
   }
 
-  told({ from, id, event, frame, source }) {
+  told({ from, request, id, event, data }) {
     const { connection } = this;
-    if (!this.follows || from !== (this.leader ??= from)) return;
+    if (!this.follows || request !== this.request || from !== (this.leader ??= from)) return;
     connection.lastAt = Date.now();
     const watch = [...connection.watches].find((one) => one.id === id);
     if (event === "full") {
       this.alone();
       connection.openIn(0);
-    } else if (event === "state") watch?.tell(frame);
-    else if (event === "fail") watch && connection.refuse(watch, new MilepostError(frame.message, frame));
-    else if (watch) connection.deliver(watch, event, frame, source);
+    } else if (event === "state") watch?.tell(data);
+    else if (event === "fail") watch && connection.refuse(watch, new MilepostError(data.message, data));
+    else if (watch) connection.deliver(watch, event, data);
   }
 
   showLife() {
@@ -637,12 +638,14 @@ class LentWatch {
     this.send(this.id, "fail", { message, status, code, field });
   }
 
-  receive(event, frame, source) {
-    const { run, stream } = this.described;
-    const next = event === "begin" ? frame.next : event === "batch" ? frame.records.at(-1).seq_num + 1 : undefined;
-    if (stream !== undefined && next !== undefined) this.described = { run, stream, start: Math.max(next, this.described.start ?? 0) };
+  receive(event, data) {
+    const { run, stream, start = 0 } = this.described;
+    if (stream !== undefined && event !== "end") {
+      const { next, records } = JSON.parse(data);
+      this.described = { run, stream, start: Math.max(next ?? records.at(-1).seq_num + 1, start) };
+    }
     if (event === "end") this.connection.watches.delete(this);
-    this.send(this.id, event, frame, source);
+    this.send(this.id, event, data);
   }
 }
 
@@ -723,8 +726,7 @@ class Watch {
     if (this.token !== undefined) return;
     const { token } = this.options;
     try {
-      const found = typeof token === "function" ? await token() : token;
-      this.token = found === null || found === "" ? undefined : found;
+      this.token = (typeof token === "function" ? await token() : token) || undefined;
     } catch (error) {
       this.fail(error);
     }
@@ -737,6 +739,10 @@ class Watch {
     this.isGood = false;
     if (mayHelp && isFirst) this.token = undefined;
     return mayHelp && isFirst;
+  }
+
+  receive(event, data) {
+    return this.take(event, JSON.parse(data));
   }
 
   tell(state) {
@@ -764,19 +770,15 @@ class RunWatch extends Watch {
   constructor(runId, options, sink) {
     super(options, sink);
     this.runId = runId;
-    this.source = null;
   }
 
   describe() {
     return { run: this.runId };
   }
 
-  receive(event, frame, source) {
+  take(event, frame) {
     if (event === "snapshot") {
-      this.source = source;
       this.followed = new FollowedRun(frame.run);
-    } else if (source !== this.source) {
-      return true;
     } else if (event === "delta") {
       if (!this.followed.take(frame)) return false;
     } else {
@@ -801,13 +803,10 @@ class TagWatch extends Watch {
     return { tag: this.tag, period: this.options.period };
   }
 
-  receive(event, frame, source) {
+  take(event, frame) {
     if (event === "begin") {
-      this.source = source;
       this.runs.clear();
-    }
-    if (source !== this.source) return true;
-    if (event === "run") {
+    } else if (event === "run") {
       this.put(new FollowedRun(frame.run), frame.matches !== false);
     } else if (event === "delta") {
       const followed = this.runs.get(frame.id);
@@ -846,7 +845,7 @@ class StreamWatch extends Watch {
     return { run: this.runId, stream: this.key, ...place };
   }
 
-  receive(event, frame) {
+  take(event, frame) {
     if (event === "begin") {
       this.next ??= frame.next;
     } else if (this.isPaused) {
@@ -881,6 +880,20 @@ class StreamWatch extends Watch {
   }
 }
 
+/** Hands on the events of anything that can be watched as they are. */
+class FeedWatch extends Watch {
+  constructor(what, options, sink) {
+    super(options, sink);
+    this.describe = what;
+  }
+
+  receive(event, data) {
+    const fits = this.sink.put([event, data]);
+    if (event === "end" && !this.hasEnded) this.finish();
+    return fits;
+  }
+}
+
 function decoded(data) {
   if (!isObject(data) || typeof data.$bytes !== "string" || Object.keys(data).length !== 1) return data;
   return Uint8Array.from(atob(data.$bytes), (character) => character.charCodeAt(0));
@@ -893,7 +906,7 @@ class CallbackSink {
   }
 
   put(item) {
-    this.guarded(() => this.callback(item));
+    return this.guarded(() => this.callback(item));
   }
 
   end(value) {
@@ -909,7 +922,7 @@ class CallbackSink {
   /** What goes wrong in the page's code does not harm the connection. */
   guarded(call) {
     try {
-      call();
+      return call();
     } catch (error) {
       reported(error);
     }
@@ -1017,6 +1030,10 @@ export function stream(runId, key, options = {}, callback) {
   const called = callback && (({ value, ...about }) => callback(value, about));
   const shown = options.records ? (record) => record : (record) => record.value;
   return watched((sink) => new StreamWatch(runId, key, options, sink), options, called, { shown });
+}
+
+export function follow(what, options, callback) {
+  return watched((sink) => new FeedWatch(what, options, sink), options, (event) => callback(...event), {});
 }
 
 // --- writing metadata --------------------------------------------------------------------------------------------
