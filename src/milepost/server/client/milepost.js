@@ -10,13 +10,15 @@ const DELAY_MAX = 5000;
 const GATHER = 10;
 /** A connection that is silent for so long is dead: the server sends something every 10 seconds. */
 const SILENCE = 25_000;
-/** A page that is hidden for so long gives its connection back, and one that shares it with no other tab sooner: there are six. */
+/** After so many looks without a word of the tab that leads, another takes its place. */
+const LOOKS_MAX = 5;
+/** A page that is hidden for so long gives its connection back; sooner where tabs do not share it. */
 const HIDDEN = 30_000;
 const HIDDEN_ALONE = 1000;
 /** A connection that lasted so long was a good one. */
 const LASTED = 2000;
 const WATCHES_MAX = 1000;
-/** So many chunks wait for a slow reader; then its stream is left until the reader has caught up. */
+/** A slow reader's stream is left while so many chunks wait. */
 const WAITING_MAX = 10_000;
 const SEND_TRIES = 6;
 
@@ -265,6 +267,11 @@ class Connection {
     return Date.now() - this.lastAt > SILENCE;
   }
 
+  heard() {
+    this.lastAt = Date.now();
+    this.looks = 0;
+  }
+
   add(watch) {
     if (this.watches.size === 0) this.listen();
     this.watches.add(watch);
@@ -289,9 +296,10 @@ class Connection {
     listen("visibilitychange", this.wake, globalThis.document);
     listen("resume", this.wake, globalThis.document);
     this.guard = setInterval(() => {
-      if (!this.isDead) return;
-      if (this.tabs?.follows) this.tabs.seize();
-      else if (this.current || this.pending) this.reopen();
+      if (this.tabs?.follows) {
+        // Counted and not measured: when a machine has slept, nobody has been silent.
+        if (++this.looks > LOOKS_MAX) this.tabs.seize();
+      } else if (this.isDead && (this.current || this.pending)) this.reopen();
     }, 5000);
     // The page may be opened where nobody looks.
     this.wake();
@@ -368,7 +376,7 @@ class Connection {
     this.pending?.abort();
     const attempt = (this.pending = new AbortController());
     const isNewest = () => this.pending === attempt || this.current === attempt;
-    this.lastAt = Date.now();
+    this.heard();
     let watches = [...this.watches].filter((watch) => !watch.isPaused);
     if (watches.length === 0) return this.disconnect();
     let key;
@@ -386,13 +394,13 @@ class Connection {
       });
       if (!response.ok) throw errorOf(await response.json().catch(() => null), response.status);
       if (!isNewest()) return;
-      // From here on the new one tells of everything: it begins with whole states, and streams go on at their next chunk.
+      // The new one tells of everything: it begins with whole states, and streams go on at their next chunk.
       this.current?.abort();
       this.current = attempt;
       this.pending = null;
       this.answeredAt = Date.now();
       await readEvents(response.body, (event, data) => this.receive(attempt, watches, event, data), () => {
-        this.lastAt = Date.now();
+        this.heard();
         this.tabs?.showLife();
       });
     } catch (error) {
@@ -482,13 +490,15 @@ class Tabs {
 
   hold(name, options, got) {
     const { left } = this;
+    const turn = (this.turn = {});
     const held = navigator.locks.request(name, options, (lock) => {
       got(lock);
       if (lock) return new Promise((resolve) => left.signal.addEventListener("abort", resolve));
     });
-    return held.catch(() => {
-      if (left.signal.aborted || name !== this.name || options.signal?.aborted) return;
-      if (this.leader === this.id) {
+    return held.catch((error) => {
+      // Only what was asked for last counts.
+      if (left.signal.aborted || turn !== this.turn) return;
+      if (error.name === "AbortError") {
         // Another tab took it, because this one gave no sign of life.
         this.drop();
         this.connection.disconnect();
@@ -510,6 +520,7 @@ class Tabs {
 
   /** The leader is silent: take its place. */
   seize() {
+    this.connection.heard();
     this.queue.abort();
     this.hold(this.name, { steal: true }, () => this.succeed());
   }
@@ -558,20 +569,21 @@ class Tabs {
     const watches = [...connection.watches].filter((watch) => !watch.isPaused);
     await Promise.all(watches.map((watch) => watch.prepare()));
     if (!this.follows || common !== this.common) return;
-    connection.lastAt = Date.now();
+    connection.heard();
+    // Whoever answers first leads, as far as this tab can know.
+    this.leader = undefined;
     const wanted = watches.filter((watch) => connection.watches.has(watch)).map((watch) => [watch.id, watch.describe(), watch.token]);
     common.postMessage({ kind: "want", from: this.id, wanted, request: (this.request = newId()) });
   }
 
   hear({ kind, from, wanted, request }) {
     const { connection } = this;
-    if (kind === "lead" && this.follows) {
-      this.leader = from;
-      connection.openIn(0);
-    } else if (kind === "alive" && from === this.leader) {
-      connection.lastAt = Date.now();
-    } else if (kind === "want" && !this.follows && this.leader === this.id) {
-      this.lend(from, wanted, request);
+    if (kind === "want") {
+      if (this.leader === this.id) this.lend(from, wanted, request);
+    } else if (this.follows) {
+      if (kind === "alive" && from === (this.leader ?? from)) connection.heard();
+      // Another one leads by now.
+      else connection.openIn(0);
     }
   }
 
@@ -594,7 +606,7 @@ class Tabs {
   told({ from, request, id, event, data }) {
     const { connection } = this;
     if (!this.follows || request !== this.request || from !== (this.leader ??= from)) return;
-    connection.lastAt = Date.now();
+    connection.heard();
     const watch = [...connection.watches].find((one) => one.id === id);
     if (event === "full") {
       this.alone();
@@ -880,7 +892,6 @@ class StreamWatch extends Watch {
   }
 }
 
-/** Hands on the events of anything that can be watched as they are. */
 class FeedWatch extends Watch {
   constructor(what, options, sink) {
     super(options, sink);
@@ -1139,7 +1150,6 @@ function progressOf(value, max = 1) {
   return typeof value.progress === "number" ? progressOf(value.progress) : null;
 }
 
-/** What a document says of its progress: at the place that is asked for, or where one would look. */
 function findProgress(document, key, max) {
   if (key) {
     const found = at(document, key) ?? key.split(".").reduce((inner, name) => (isObject(inner) ? at(inner, name) : undefined), document);
@@ -1248,7 +1258,6 @@ class MilepostElement extends (globalThis.HTMLElement ?? Object) {
     this.#look();
   }
 
-  /** The token, or a function that gives one: then it is asked again when the one before has expired. */
   get token() {
     return this.#makeToken ?? this.getAttribute("token");
   }
@@ -1430,7 +1439,7 @@ class StreamElement extends MilepostElement {
     });
   }
 
-  /** All that has come since the last time at once, so that a fast stream costs a page no more than its eyes can take. */
+  /** All since the last time at once: a fast stream costs a page no more than eyes can take. */
   write() {
     clearTimeout(this.drawing);
     this.drawing = undefined;
