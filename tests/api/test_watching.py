@@ -212,6 +212,84 @@ def test_a_run_with_its_streams(served: Served, worker: HttpWorker) -> None:
         assert [events.next()[0] for _ in range(3)] == ["0-0-end", "0-delta", "0-end"]
 
 
+def test_a_run_with_its_children(served: Served, worker: HttpWorker) -> None:
+    parent = worker.take(served.trigger())
+    child = served.trigger(parentRunId=parent["id"])
+    with watching(served, {"run": parent["id"], "children": 5}) as events:
+        first = dict(events.next() for _ in range(3))
+        assert set(first) == {"begin", "0-snapshot", "0-children-snapshot"}
+        assert [row["id"] for row in first["0-children-snapshot"]["rows"]] == [child]
+        worker.finish(parent)
+        worker.finish(worker.take(child))
+        assert names_to_the_end(events)[-1] == "0-end"
+
+
+def test_lists(served: Served, worker: HttpWorker) -> None:
+    """As their own feed tells them, within what the token shows."""
+    mine = served.trigger("listed", tags=["user:1"], metadata={"progress": 1, "hidden": 2})
+    other = served.trigger("listed", tags=["user:2"], metadata={"progress": 1})
+    token = token_of(served, {"read": {"tags": ["user:1"]}}, metadata_keys=["progress"])
+    everything = {"list": {"filter[taskIdentifier]": "listed", "page[size]": "10"}}
+    watches: list[dict[str, Any]] = [
+        everything, {"list": {"filter[tag]": "user:2", "filter[metadata]": '{"progress": 1}'}}, {**everything, "token": 0},
+        {"list": {"filter[tag]": "user:2"}, "token": 0}, {"list": {"page[size]": "1"}},
+        {"list": {"filter[metadata]": '{"hidden": 2}'}, "token": 0},
+    ]  # fmt: skip
+    with watching(served, *watches, tokens=(token,)) as events:
+        assert events.next() == ("begin", {})
+        told = dict(events.next() for _ in watches)
+        assert [told[f"{number}-snapshot"]["order"] for number in range(5)] == [
+            [other, mine], [other], [mine], [], [other],
+        ]  # fmt: skip
+        assert (told["5-refused"]["status"], told["5-refused"]["field"]) == (
+            403,
+            "watches[5].list.filter[metadata]",
+        )
+        assert told["2-snapshot"]["counts"]["QUEUED"] == 1
+        assert told["2-snapshot"]["rows"][0]["metadata"] == {"progress": 1}
+        served.put_metadata(mine, set_to("progress", 2))
+        changed = dict(events.next() for _ in range(2))
+        assert set(changed) == {"0-rows", "2-rows"}
+        assert changed["2-rows"]["deltas"][0]["operations"] == [set_to("progress", 2)]
+
+
+def test_lists_and_children_that_cannot_be(served: Served) -> None:
+    run_id = served.trigger()
+    wrong: list[tuple[dict[str, Any], int, str]] = [
+        ({"list": {"page[size]": "1000"}}, 400, "watches[0].list.page[size]"),
+        ({"list": {"page[size]": "ten"}}, 400, "watches[0].list.page[size]"),
+        ({"list": {"filter[status]": "GONE"}}, 400, "watches[0].list.filter[status]"),
+        ({"list": {"filter[statuses]": "FAILED"}}, 422, "watches[0].list.filter[statuses]"),
+        ({"list": {"filter[metadata]": "{"}}, 400, "watches[0].list.filter[metadata]"),
+        ({"list": {"filter[tag]": ""}}, 400, "watches[0].list.filter[tag]"),
+        ({"list": {"filter[region]": "x"}}, 422, "watches[0].list.filter[region]"),
+        ({"list": {}, "run": run_id}, 400, "watches[0]"),
+        ({"list": {}, "tag": "a"}, 400, "watches[0]"),
+        ({"list": {}, "children": 1}, 400, "watches[0]"),
+        ({"children": 1}, 400, "watches[0]"),
+        ({"run": run_id, "children": 1, "stream": "s"}, 400, "watches[0]"),
+        ({"run": run_id, "children": 1, "streams": {}}, 400, "watches[0]"),
+        ({"run": run_id, "children": 0}, 400, "watches[0].children"),
+        ({"run": run_id, "children": 101}, 400, "watches[0].children"),
+    ]
+    for watch, status, field in wrong:
+        with watching(served, watch) as events:
+            assert events.next() == ("begin", {})
+            event, problem = events.next()
+            assert (event, problem["status"], problem["field"]) == ("0-refused", status, field), watch
+    for wrong_token in (
+        token_of(served, {"read": {"runs": ["run_another"]}}),
+        token_of(served, {"write": {"metadata": {run_id: True}}}),
+    ):
+        watches: list[dict[str, Any]] = [{"run": run_id, "children": 1, "token": 0}, {"list": {}, "token": 0}]
+        with watching(served, *watches, tokens=(wrong_token,)) as events:
+            assert events.next() == ("begin", {})
+            told = dict(events.next() for _ in watches)
+            assert told["0-refused"]["status"] == 403
+            shown = told.get("1-snapshot", {"order": []})["order"]
+            assert shown == [] or told["1-refused"]["status"] == 403
+
+
 def test_watched_streams_that_cannot_be(served: Served, worker: HttpWorker) -> None:
     run_id = worker.take(served.trigger())["id"]
     too_many = {str(number): 0 for number in range(STREAMS_MAX + 1)}

@@ -1,7 +1,6 @@
 """Fixtures: the server, a worker, a page of another origin that has nothing but a token."""
 
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,11 +109,3 @@ def client(page: Page, server: RunningServer) -> Page:
         "async (url) => { window.milepost = await import(url); }", f"{server.url}/client/milepost.js"
     )
     return page
-
-
-def until_unwatched(server: RunningServer) -> None:
-    """The page's connection has gone: nobody is told of anything any more."""
-    deadline = time.monotonic() + 20
-    while server.app.hub.is_watched:
-        assert time.monotonic() < deadline, "the page still holds its connection"
-        time.sleep(0.02)

@@ -9,9 +9,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-from browser.conftest import Site, Tokens, until_unwatched
+from browser.conftest import Site, Tokens
 from browser.writing import StreamWriter
-from dashboard.served import FakeWorker, RunningServer, append, set_
+from dashboard.served import FakeWorker, RunningServer, append, set_, until_unwatched
 
 PICTURES = os.environ.get("MILEPOST_TEST_PICTURES")
 

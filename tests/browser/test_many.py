@@ -7,9 +7,9 @@ from typing import Any
 
 from playwright.sync_api import BrowserContext, Page, expect
 
-from browser.conftest import Site, Tokens, until_unwatched
+from browser.conftest import Site, Tokens
 from browser.writing import StreamWriter
-from dashboard.served import FakeWorker, RunningServer, append, increment, set_
+from dashboard.served import FakeWorker, RunningServer, append, increment, set_, until_unwatched
 
 PICTURES = os.environ.get("MILEPOST_TEST_PICTURES")
 COUNT = 50

@@ -11,9 +11,9 @@ import urllib3
 from playwright.sync_api import BrowserContext, Page
 
 import milepost.server.client
-from browser.conftest import Tokens, until_unwatched
+from browser.conftest import Tokens
 from browser.writing import StreamWriter
-from dashboard.served import FakeWorker, RunningServer, append, increment, set_
+from dashboard.served import FakeWorker, RunningServer, append, increment, set_, until_unwatched
 
 FILES = Path(milepost.server.client.__file__).parent
 GZIP_BYTES_MAX = 15_000

@@ -3,16 +3,28 @@
 Nothing is missing then, and nothing comes twice.
 """
 
+import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from playwright.sync_api import BrowserContext, Page
 
-from browser.conftest import Site, Tokens, until_unwatched
+from browser.conftest import Site, Tokens
 from browser.writing import StreamWriter
-from dashboard.served import FakeWorker, RunningServer, set_
+from dashboard.served import FakeWorker, RunningServer, set_, until_unwatched
 
+SEEDS = int(os.environ.get("MILEPOST_TEST_TAB_SEEDS", "2"))
+STEPS = 25
+MORE = """
+([id, token]) => {
+  window.more ??= [];
+  const numbers = [];
+  more.push(numbers);
+  milepost.stream(id, "numbers", { token }, (value) => numbers.push(value));
+}
+"""
 FOLLOW = """
 async ([url, id, token]) => {
   window.milepost = await import(url);
@@ -145,6 +157,27 @@ def test_a_leader_that_is_frozen_is_left(
     assert tabs.until_one() is second
 
 
+def test_tabs_that_all_take_the_place_of_a_silent_one_agree_on_one(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    """As when a browser has opened them all at the same moment: then they look at the same moment too."""
+    run_id = worker.start("work")
+    token = tokens.run(run_id)
+    writer = StreamWriter(server, run_id, "numbers")
+    # One clock for all of them.
+    pages = [tabs.open(run_id, token, clock=True) for _ in range(6)]
+    writer.write(0)
+    for page in pages:
+        shows(page, 1, 0)
+    for progress in (1, 2, 3):
+        pages[0].clock.run_for(40_000)
+        writer.write(progress)
+        worker.report(run_id, set_("progress", progress))
+        for page in pages:
+            shows(page, progress + 1, progress)
+        tabs.until_one()
+
+
 def test_each_tab_is_shown_what_its_own_token_shows(
     tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
 ) -> None:
@@ -195,6 +228,38 @@ def test_a_tab_that_is_looked_at_takes_over_from_one_that_is_not(
     until_unwatched(server)
 
 
+def test_a_tab_that_has_lost_its_place_is_told_anew_however_much_comes(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
+) -> None:
+    """The others' tab goes on telling it what it cannot use, until it has asked again."""
+    run_id = worker.start("work")
+    token = tokens.run(run_id)
+    tabs.open(run_id, token)
+    second = tabs.open(run_id, token)
+    second.evaluate(
+        """([id, token]) => {
+          window.events = [];
+          milepost.follow(() => ({ run: id }), { token }, (event, text) => {
+            events.push(event);
+            return event === "snapshot" || events.filter((one) => one === "snapshot").length > 1;
+          });
+        }""",
+        [run_id, token],
+    )
+    second.wait_for_function("events.length > 0")
+    for number in range(200):
+        worker.report(run_id, set_("progress", number))
+        second.wait_for_timeout(25)
+        if second.evaluate(
+            "events.filter((event) => event === 'snapshot').length > 1 && events.at(-1) === 'delta'"
+        ):
+            break
+    else:
+        raise AssertionError(second.evaluate("events"))
+    shows(second, 0, number)
+    assert len(tabs.requests) == 1
+
+
 def test_without_locks_each_tab_has_its_own(
     tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer
 ) -> None:
@@ -217,3 +282,46 @@ def test_locks_that_are_refused_do_no_harm(
     )
     tabs.open(run_id, tokens.run(run_id))
     assert len(tabs.requests) == 1
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_whatever_happens_to_the_tabs_each_is_told_everything_once(
+    tabs: Tabs, worker: FakeWorker, tokens: Tokens, server: RunningServer, seed: int
+) -> None:
+    chance = random.Random(seed)
+    run_id = worker.start("work")
+    token = tokens.run(run_id)
+    writer = StreamWriter(server, run_id, "numbers")
+    open_tabs = [tabs.open(run_id, token)]
+
+    def write() -> None:
+        writer.write(*range(writer.next, writer.next + chance.randint(1, 5)))
+        worker.report(run_id, set_("progress", writer.next))
+
+    for _ in range(STEPS):
+        match chance.choice(["write", "write", "open", "close", "more", "lose", "restart"]):
+            case "open" if len(open_tabs) < 5:
+                open_tabs.append(tabs.open(run_id, token))
+            case "close" if len(open_tabs) > 1:
+                # The one that leads, as often as not.
+                tab = open_tabs.pop(chance.choice([0, -1]))
+                tab.close()
+            case "more":
+                # Something more is watched, and everything asked for anew.
+                chance.choice(open_tabs).evaluate(MORE, [run_id, token])
+            case "lose":
+                chance.choice(open_tabs).evaluate("() => { window.dispatchEvent(new Event('offline')); }")
+            case "restart" if chance.random() < 0.3:
+                server.stop()
+                server.start()
+                worker.register()
+            case _:
+                pass
+        write()
+    for tab in open_tabs:
+        shows(tab, writer.next, writer.next)
+        tab.wait_for_function(f"(window.more ??= []).every((one) => one.length >= {writer.next})", polling=20)
+        for numbers in tab.evaluate("more"):
+            assert numbers == list(range(writer.next))
+    tabs.requests = {request for request in tabs.requests if not request.frame.page.is_closed()}
+    assert tabs.until_one() in open_tabs

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ class RunningServer:
         response = self._http.request(method, self.url + path, json=body)
         assert response.status < 300, (response.status, response.data)
         return response.json()
+
+
+def until_unwatched(server: RunningServer) -> None:
+    """The page's connection has gone: nobody is told of anything any more."""
+    deadline = time.monotonic() + 20
+    while server.app.hub.is_watched:
+        assert time.monotonic() < deadline, "the page still holds its connection"
+        time.sleep(0.02)
 
 
 class FakeWorker:

@@ -1,35 +1,39 @@
 """One run, watched while it works."""
 
 import json
-import re
 from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from browser.writing import StreamWriter
 from dashboard.served import FakeWorker, RunningServer, append, increment, set_
 
 MARKUP = '<img src=x onerror="window.pwned = 1"><script>window.pwned = 1</script>'
 
 
 # Lets a test see how many connections a page holds open, and speak in the server's name.
-KEEP_SOURCES = """
-    window.sources = [];
-    window.EventSource = class extends EventSource {
-      constructor(url) {
-        super(url);
-        window.sources.push(this);
-        this.count();
-      }
-      close() {
-        super.close();
-        this.count();
-      }
-      count() {
-        document.documentElement.dataset.open = window.sources.filter((source) => source.readyState !== 2).length;
-      }
+KEEP_FEEDS = """
+    window.feeds = [];
+    const ask = window.fetch;
+    window.fetch = async (url, options) => {
+      const response = await ask(url, options);
+      if (!response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
+      const feed = {
+        isOpen: true,
+        start: (controller) => {
+          feed.say = (text) => controller.enqueue(new TextEncoder().encode(text));
+        },
+      };
+      window.feeds.push(feed);
+      options.signal.addEventListener("abort", () => { feed.isOpen = false; });
+      return new Response(response.body.pipeThrough(new TransformStream(feed)), response);
     };
 """
+
+
+def until_it_holds(page: Page, count: int) -> None:
+    page.wait_for_function(f"feeds.filter((feed) => feed.isOpen).length === {count}")
 
 
 def tree(page: Page, name: str = "metadata") -> Locator:
@@ -180,7 +184,7 @@ def test_children(page: Page, worker: FakeWorker, server: RunningServer) -> None
 
 
 def test_a_child_of_the_last_moment(page: Page, worker: FakeWorker) -> None:
-    page.add_init_script(KEEP_SOURCES)
+    page.add_init_script(KEEP_FEEDS)
     parent = worker.start("handle-upload")
     open_run(page, parent)
     expect(connection(page)).to_have_text("Live")
@@ -191,7 +195,7 @@ def test_a_child_of_the_last_moment(page: Page, worker: FakeWorker) -> None:
     worker.complete(child)
     expect(page.locator("#child-counts")).to_have_text("1 completed")
     # Nothing is left to happen, so nothing is watched.
-    expect(page.locator("html")).to_have_attribute("data-open", "0")
+    until_it_holds(page, 0)
 
 
 def test_the_children_that_need_a_look_come_first_and_lead_to_their_like(
@@ -219,10 +223,10 @@ def test_the_children_that_need_a_look_come_first_and_lead_to_their_like(
 
 
 def test_a_page_holds_one_connection_and_asks_for_nothing_by_the_clock(
-    page: Page, worker: FakeWorker
+    page: Page, worker: FakeWorker, server: RunningServer
 ) -> None:
-    """Children, counts and log included; a browser has six connections for all its tabs."""
-    page.add_init_script(KEEP_SOURCES)
+    """Children, counts, log and a stream included; a browser has six connections for all its tabs."""
+    page.add_init_script(KEEP_FEEDS)
     parent = worker.start("handle-upload", metadata={"n": 0})
     children = [worker.trigger("handle-row", parentRunId=parent) for _ in range(3)]
     worker.claim()
@@ -237,9 +241,11 @@ def test_a_page_holds_one_connection_and_asks_for_nothing_by_the_clock(
         expect(page.locator("#log li").last).to_contain_text(f"line {number}")
         worker.complete(children[number])
         expect(page.locator("#child-counts")).to_contain_text(f"{number + 1} completed")
-    expect(page.locator("html")).to_have_attribute("data-open", "1")
-    # Once at the beginning, and once for each time that it was announced.
-    assert len(asked) == 4
+    StreamWriter(server, parent, "answer").write("The moon")
+    expect(page.locator("#stream")).to_have_text("The moon")
+    until_it_holds(page, 1)
+    # Once at the beginning, once for each time that it was announced, and once when the stream came onto the connection.
+    assert len(asked) == 5
 
 
 def test_a_run_that_nobody_can_take_says_so(page: Page, worker: FakeWorker, server: RunningServer) -> None:
@@ -403,20 +409,14 @@ def test_a_restart_of_the_server_is_survived(page: Page, worker: FakeWorker, ser
 
 
 def test_a_gap_in_the_versions_is_healed_by_a_snapshot(page: Page, worker: FakeWorker) -> None:
-    page.add_init_script(KEEP_SOURCES)
+    page.add_init_script(KEEP_FEEDS)
     run_id = worker.start("handle-upload", metadata={"n": 1})
     open_run(page, run_id)
     expect(connection(page)).to_have_text("Live")
-    speak = """
-        (delta) => {
-          const feed = window.sources.find((source) => source.url.includes("/feed?"));
-          feed.dispatchEvent(new MessageEvent("delta", { data: delta }));
-          return feed.readyState;
-        }
-    """
     gap = {"fromVersion": 5, "version": 6, "operations": [increment("n", 100)]}
-    with page.expect_request(re.compile(rf"/runs/{run_id}/feed\?")):
-        assert page.evaluate(speak, json.dumps(gap)) == 2
+    with page.expect_request("**/feed/watch"):
+        page.evaluate("(text) => feeds[0].say(text)", f"event: 0-delta\ndata: {json.dumps(gap)}\n\n")
+        page.wait_for_function("!feeds[0].isOpen")
     expect(connection(page)).to_have_text("Live")
     worker.report(run_id, increment("n"))
     expect(leaf(page, "n")).to_have_text("2")
@@ -424,7 +424,13 @@ def test_a_gap_in_the_versions_is_healed_by_a_snapshot(page: Page, worker: FakeW
 
 def test_a_run_that_is_gone(page: Page, worker: FakeWorker) -> None:
     run_id = worker.start("handle-upload")
-    page.route(f"**/api/v1/runs/{run_id}/**", lambda route: route.fulfill(status=404, body="{}"))
+    problem = '{"status": 404, "error": "there is no such run", "code": "run_not_found"}'
+    page.route(
+        "**/feed/watch",
+        lambda route: route.fulfill(
+            body=f"event: 0-refused\ndata: {problem}\n\n", content_type="text/event-stream"
+        ),
+    )
     page.goto(f"/runs/{run_id}")
     expect(connection(page)).to_have_text("Not found")
 
@@ -432,9 +438,9 @@ def test_a_run_that_is_gone(page: Page, worker: FakeWorker) -> None:
 def test_what_cannot_be_read_is_said(page: Page, worker: FakeWorker) -> None:
     run_id = worker.start("handle-upload")
     too_deep = "[" * 1100 + "]" * 1100
-    frame = f'event: snapshot\ndata: {{"version": 0, "run": {{"payload": {too_deep}}}}}\n\n'
+    frame = f'event: 0-snapshot\ndata: {{"version": 0, "run": {{"payload": {too_deep}}}}}\n\n'
     page.route(
-        re.compile(rf"/{run_id}/feed\?"),
+        "**/feed/watch",
         lambda route: route.fulfill(body=frame, content_type="text/event-stream"),
     )
     page.goto(f"/runs/{run_id}")

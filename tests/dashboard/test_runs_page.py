@@ -1,8 +1,10 @@
 """The list of runs, watched while runs come and change."""
 
-from playwright.sync_api import Locator, Page, expect
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, Request, expect
 
-from dashboard.served import FakeWorker, RunningServer, increment, set_
+from browser.writing import StreamWriter
+from dashboard.served import FakeWorker, RunningServer, increment, set_, until_unwatched
 
 
 def row(page: Page, run_id: str) -> Locator:
@@ -131,29 +133,151 @@ def test_a_session_that_has_ended_leads_to_the_sign_in_page(page: Page, server: 
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-def test_a_tab_that_is_hidden_holds_no_connection(
+HIDE = """
+(hidden) => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}
+"""
+
+
+class Connections:
+    """The event streams that the pages of a browser hold."""
+
+    def __init__(self, context: BrowserContext) -> None:
+        self.held: list[Request] = []
+        context.on("request", self._begin)
+        for end in ("requestfinished", "requestfailed"):
+            context.on(end, lambda request: self.held.remove(request) if request in self.held else None)
+
+    def _begin(self, request: Request) -> None:
+        if "/feed" in request.url or "/realtime/" in request.url:
+            self.held.append(request)
+
+    def until_one(self, page: Page) -> Page:
+        """The page that holds the only one. Raises AssertionError when there are more, or none, for long."""
+        for _ in range(1000):
+            # Of a page that is closed nothing is told any more.
+            self.held = [request for request in self.held if not request.frame.page.is_closed()]
+            if len(self.held) == 1:
+                return self.held[0].frame.page
+            page.wait_for_timeout(10)
+        raise AssertionError([request.url for request in self.held])
+
+
+@pytest.fixture
+def connections(context: BrowserContext) -> Connections:
+    return Connections(context)
+
+
+def test_tabs_share_a_connection_and_one_that_is_hidden_lets_another_hold_it(
+    connections: Connections, page: Page, worker: FakeWorker, server: RunningServer
+) -> None:
+    """A browser has six for each server, and whoever looks after many runs has many tabs."""
+    # This page alone sees the time go by that a hidden one keeps its connection.
+    page.add_init_script(
+        "const wait = setTimeout; window.setTimeout = (call, delay) => wait(call, delay === 30_000 ? 100 : delay);"
+    )
+    page.goto("/")
+    expect(page.get_by_role("status")).to_have_text("Live")
+    parent = worker.start("handle-upload", metadata={"big": 2**63 + 1})
+    writer = StreamWriter(server, parent, "answer")
+    paths = ["/", f"/runs/{parent}", "/?task=handle-row&level=all", f"/runs/{parent}", "/", "/", "/"]
+    others = [page.context.new_page() for _ in paths]
+    for other, path in zip(others, paths, strict=True):
+        other.goto(path)
+        expect(other.locator("#connection")).to_have_text("Live")
+    assert connections.until_one(page) is page
+    child = worker.trigger("handle-row", parentRunId=parent)
+    writer.write("The ", "moon")
+    worker.report(parent, increment("big"))
+    expect(row(others[2], child)).to_be_visible()
+    for other in (others[1], others[3]):
+        expect(other.locator("#child-counts")).to_have_text("1 queued")
+        expect(other.locator("#stream")).to_have_text("The moon")
+        # What one tab hands to another is as exact as what the server tells.
+        expect(other.locator("#metadata")).to_contain_text(str(2**63 + 2))
+    assert connections.until_one(page) is page
+    page.evaluate(HIDE, True)
+    expect(page.get_by_role("status")).to_have_text("Reconnecting…")
+    writer.write(" is far.")
+    new = worker.trigger("handle-upload")
+    expect(row(others[0], new)).to_be_visible()
+    for other in (others[1], others[3]):
+        expect(other.locator("#stream")).to_have_text("The moon is far.")
+    expect(row(page, new)).to_have_count(0)
+    leader = connections.until_one(page)
+    assert leader is not page
+    leader.close()
+    others.remove(leader)
+    page.evaluate(HIDE, False)
+    expect(row(page, new)).to_be_visible()
+    last = worker.trigger("handle-upload")
+    expect(row(page, last)).to_be_visible()
+    for other in others:
+        expect(other.locator("#connection")).to_have_text("Live")
+    assert connections.until_one(page) is not page
+
+
+def test_a_hidden_tab_that_shares_nothing_holds_no_connection(
     page: Page, worker: FakeWorker, server: RunningServer
 ) -> None:
-    """A browser has six for each server; ten tabs must not starve the one that is looked at."""
-    expect(page.get_by_role("status")).to_have_text("Live")
-    hide = """
-        (hidden) => {
-          Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
-          document.dispatchEvent(new Event("visibilitychange"));
+    """As in pages that are not secure: ten tabs must not starve the one that is looked at."""
+    page.context.add_init_script("delete Navigator.prototype.locks;")
+    hidden = [page.context.new_page() for _ in range(6)]
+    for tab in hidden:
+        tab.goto("/")
+        expect(tab.locator("#connection")).to_have_text("Live")
+        tab.evaluate(HIDE, True)
+        expect(tab.locator("#connection")).to_have_text("Reconnecting…")
+    page.goto("/")
+    expect(page.locator("#connection")).to_have_text("Live")
+    run_id = worker.trigger("handle-upload")
+    expect(row(page, run_id)).to_be_visible()
+    expect(row(hidden[0], run_id)).to_have_count(0)
+    hidden[0].evaluate(HIDE, False)
+    expect(row(hidden[0], run_id)).to_be_visible()
+
+
+def test_whoever_signs_out_sees_nothing_in_other_tabs_either(
+    connections: Connections, page: Page, worker: FakeWorker, server: RunningServer
+) -> None:
+    run_id = worker.start("handle-upload", metadata={"n": 1})
+    other, third = page.context.new_page(), page.context.new_page()
+    other.goto(f"/runs/{run_id}")
+    third.goto("/")
+    for tab in (page, other, third):
+        expect(tab.locator("#connection")).to_have_text("Live")
+    assert connections.until_one(page) is page
+    other.get_by_role("button", name="Sign out").click()
+    for tab in (page, other, third):
+        expect(tab.get_by_role("heading", name="Sign in")).to_be_visible()
+    until_unwatched(server)
+
+
+def test_a_tab_without_a_session_sees_nothing_through_the_others(
+    connections: Connections, page: Page, worker: FakeWorker, server: RunningServer
+) -> None:
+    """Its browser has lost the cookie, and the connection of another tab is still open."""
+    run_id = worker.start("handle-upload", metadata={"secret": "x"})
+    expect(row(page, run_id)).to_be_visible()
+    page.context.clear_cookies()
+    stranger = page.context.new_page()
+    stranger.goto("/client/milepost.d.ts")
+    follow = """
+        async (id) => {
+          const { follow } = await import("/client/milepost.js");
+          const told = [];
+          const error = await new Promise((onError) => {
+            follow(() => ({ run: id }), { onError }, (event, data) => { told.push(event, data); });
+          });
+          return [error.status, told];
         }
     """
-    page.evaluate(hide, True)
-    others = [page.context.new_page() for _ in range(5)]
-    for other in others:
-        other.goto("/")
-        expect(other.get_by_role("status")).to_have_text("Live")
-    run_id = worker.trigger("handle-upload")
-    for other in others:
-        expect(row(other, run_id)).to_be_visible()
-    expect(row(page, run_id)).to_have_count(0)
-    others[0].close()
-    page.evaluate(hide, False)
-    expect(row(page, run_id)).to_be_visible()
+    assert stranger.evaluate(follow, run_id) == [401, []]
+    # Nor does the other tab see anything from now on.
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    until_unwatched(server)
 
 
 def test_the_runs_at_the_top_are_shown_and_all_on_demand(

@@ -57,6 +57,17 @@ def test_text_flows_and_values_are_lines(page: Page, worker: FakeWorker, server:
     rows.write("a word", 3, end={"error": "no ink"})
     expect(stream).to_contain_text("a word")
     expect(page.locator("#stream-about")).to_have_text("4 values, failed: no ink")
+    # A value that is text among others that are not is JSON too, so that each line can be read.
+    with page.expect_download() as download:
+        page.locator("#stream-download").click()
+    assert download.value.suggested_filename == "rows_checked.jsonl"
+    lines_of_json = '{"row":1,"ok":true}\n[null,2.5]\n"a word"\n3\n'
+    assert download.value.path().read_text() == lines_of_json
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#stream-copy").click()
+    page.wait_for_function(
+        "async (text) => (await navigator.clipboard.readText()) === text", arg=lines_of_json
+    )
     answer.write("!", end={})
     tabs.nth(1).press("ArrowLeft")
     expect(tabs.nth(0)).to_be_focused()

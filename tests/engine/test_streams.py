@@ -143,6 +143,25 @@ def test_the_writer_that_wrote_last_says_how_a_stream_stands_whatever_the_clock(
     assert state(world, run.id) == (StreamState.ENDED, None)
 
 
+def test_streams_are_in_the_order_in_which_they_were_begun_whatever_the_clock(
+    world: World, worker: WorkerDouble, run: ClaimedRun
+) -> None:
+    def keys() -> list[str]:
+        listed = [stream.key for stream in world.reader.streams(run.id)]
+        assert world.reader.stored_run(run.id).streams == listed
+        return listed
+
+    add(worker, run, *(part(run.id, 1, name=OUTPUT + key) for key in ("z", "m")))
+    world.clock.advance(-365 * 86400)
+    # In one commit, and in several.
+    add(worker, run, *(part(run.id, 1, name=OUTPUT + key) for key in ("y", "a")))
+    add(worker, run, part(run.id, 1, name=OUTPUT + "x"))
+    assert keys() == ["z", "m", "y", "a", "x"]
+    world.clock.advance(2 * 365 * 86400)
+    add(worker, run, part(run.id, 1, name=OUTPUT + "b"), part(run.id, 2, first=1, name=OUTPUT + "m"))
+    assert keys() == ["z", "m", "y", "a", "x", "b"]
+
+
 def test_an_attempt_that_died_leaves_the_stream_to_the_next_one(world: World) -> None:
     worker = WorkerDouble(world, "worker_1", WorkerTask(id="work", queue="q", retry=NO_RETRY))
     world.trigger(max_attempts=2)

@@ -1,7 +1,18 @@
-// The official React hooks, unchanged, in a page without a browser. What they have rendered is printed as one line of JSON.
+// The official React hooks, unchanged, rendered by React itself into a page that is no browser's. What they have rendered is printed as
+// one line of JSON. (With React's test renderer they lose rows: it renders later than they go on.)
+import { JSDOM } from "jsdom";
 import { createElement, useEffect } from "react";
-import renderer from "react-test-renderer";
-import {
+import { auth, configure, tasks } from "@trigger.dev/sdk";
+
+// React and the hooks look for a page when they are loaded.
+const { window } = new JSDOM("<!doctype html>", { url: "http://localhost/", pretendToBeVisual: true });
+const { document, navigator } = window;
+for (const [name, value] of Object.entries({ window, document, navigator })) {
+  // Node has a navigator of its own by now, which cannot be set.
+  Object.defineProperty(globalThis, name, { value, configurable: true });
+}
+const { createRoot } = await import("react-dom/client");
+const {
   useInputStreamSend,
   useRealtimeBatch,
   useRealtimeRun,
@@ -10,8 +21,7 @@ import {
   useRealtimeStream,
   useRun,
   useTaskTrigger,
-} from "@trigger.dev/react-hooks";
-import { auth, configure, tasks } from "@trigger.dev/sdk";
+} = await import("@trigger.dev/react-hooks");
 
 const { url, key } = JSON.parse(process.argv[2]);
 configure({ baseURL: url, secretKey: key });
@@ -22,7 +32,7 @@ function until(hook, isSo) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error("it did not come: " + JSON.stringify(last))), 20_000);
     let last = null;
-    let root = null;
+    const root = createRoot(document.createElement("div"));
     function Shown() {
       const given = hook();
       last = given;
@@ -35,7 +45,7 @@ function until(hook, isSo) {
       });
       return null;
     }
-    root = renderer.create(createElement(Shown));
+    root.render(createElement(Shown));
   });
 }
 
@@ -112,8 +122,7 @@ const triggered = await until(
 );
 seen.triggered = { id: typeof triggered.handle?.id, error: triggered.error?.message };
 
-// Runs with a tag and those of a batch, as they come and end. One after the other: of several rows in one answer, these hooks keep
-// the last in this renderer, because they put each beside what was rendered before.
+// Runs with a tag, as they come and end.
 const tagToken = await auth.createPublicToken({ scopes: { read: { tags: ["user:2"] } } });
 let first = null;
 let second = null;
@@ -126,12 +135,21 @@ const tagged = await until(
   },
 );
 seen.ofTag = tagged.error?.message ?? tagged.runs.map((run) => run.output).sort();
-const made = await tasks.batchTrigger("quick", [{ payload: 3 }]);
+// Many at once, in one answer: those of a batch while they end, and those with a tag when they have.
+const items = Array.from({ length: 8 }, (_, number) => ({ payload: number, options: { tags: ["user:3"] } }));
+const made = await tasks.batchTrigger("quick", items);
+const areThere = ({ runs, error }) => error || (runs?.length === items.length && runs.every((run) => run.isCompleted));
 const batched = await until(
   () => useRealtimeBatch(made.batchId, { accessToken: made.publicAccessToken, baseURL: url }),
-  ({ runs, error }) => error || runs?.[0]?.isCompleted,
+  areThere,
 );
-seen.ofBatch = batched.error?.message ?? batched.runs.map((run) => run.output);
+seen.ofBatch = batched.error?.message ?? batched.runs.map((run) => run.output).sort();
+const manyToken = await auth.createPublicToken({ scopes: { read: { tags: ["user:3"] } } });
+const many = await until(
+  () => useRealtimeRunsWithTag("user:3", { accessToken: manyToken, baseURL: url, createdAt: "1h" }),
+  areThere,
+);
+seen.many = many.error?.message ?? many.runs.map((run) => run.output).sort();
 const notShown = await until(
   () => useRealtimeBatch("batch_other", { accessToken: tagToken, baseURL: url }),
   ({ error }) => error,

@@ -64,6 +64,7 @@ def test_the_hooks(node: Node) -> None:
         "refused": 403,
         "triggered": {"id": "string"},
         "ofTag": [1, 2],
-        "ofBatch": [3],
+        "ofBatch": list(range(8)),
+        "many": list(range(8)),
         "notShown": 403,
     }

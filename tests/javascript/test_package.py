@@ -37,7 +37,7 @@ try {
 console.log(JSON.stringify(seen));
 """
 TYPED = """
-import { metadata, stream, watch, watchTag, MilepostError, type Run } from "milepost";
+import { follow as followFeed, metadata, stream, watch, watchTag, MilepostError, type Run } from "milepost";
 
 interface Progress { progress: number }
 
@@ -47,6 +47,7 @@ export async function follow(id: string, token: () => Promise<string>): Promise<
   for await (const word of stream<string>(id, "words", { token, start: "latest" })) last += word.length;
   const stop: () => void = watchTag("user:1", { token, period: "1d" }, (run: Run) => { last += run.tags.length; });
   stop();
+  followFeed(() => ({ run: id, children: 10 }), { token }, (event: string, data: string) => event === "end" || data !== "")();
   await metadata(id, { token }).set("approved", true).increment("votes");
   const bar = document.createElement("milepost-progress");
   bar.token = token;

@@ -100,9 +100,10 @@ def _add(
         return refusal
     now = transaction.now
     if stream is None:
-        stream = StreamRow(target.id, part.name, created_at=now)
+        newest_at = transaction.count_streams(target.id).newest_at
+        stream = StreamRow(target.id, part.name, created_at=max(now, newest_at + 1))
     # By this the writers of a stream are in order, also when the clock is set back.
-    stream.updated_at = writer.updated_at = max(now, stream.updated_at + 1)
+    stream.updated_at = writer.updated_at = max(now, stream.updated_at + 1, stream.created_at)
     if writer.checksum is not None:
         writer.checksum = stream_store.checksum_of(fresh, writer.checksum)
     if part.end is not None:
@@ -145,7 +146,7 @@ def _refusal(
     if target.status.is_final:
         message = f"run {target.id} has finished, and its streams take no more"
         return PartReply(next=next, code="run_finished", message=message)
-    if stream is None and transaction.count_streams(target.id) >= STREAMS_MAX:
+    if stream is None and transaction.count_streams(target.id).count >= STREAMS_MAX:
         message = f"run {target.id} has {STREAMS_MAX:,} streams already, and takes no further key"
         return PartReply(next=next, code="too_many_streams", message=message)
     size = sum(map(len, fresh)) + (stream.size_bytes if stream is not None else 0)

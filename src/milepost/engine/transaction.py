@@ -36,7 +36,7 @@ from milepost.store.queues import QueueRow
 from milepost.store.records import LogMark, LogRow, UsedToken
 from milepost.store.run_counts import ALL, add_counts
 from milepost.store.runs import NewRun, RunRow
-from milepost.store.streams import ChunkRow, StreamRow, WriterRow
+from milepost.store.streams import ChunkRow, StreamCount, StreamRow, WriterRow
 from milepost.store.workers import WorkerRow
 
 
@@ -124,7 +124,7 @@ class Transaction:
         self._progressed: dict[str, BatchRow] = {}
         self._streams: dict[tuple[str, str], StreamRow | None] = {}
         self._writers: dict[tuple[str, str, str], WriterRow | None] = {}
-        self._stream_counts: dict[str, int] = {}
+        self._stream_counts: dict[str, StreamCount] = {}
         self._dirty_streams: dict[tuple[str, str], StreamRow] = {}
         self._dirty_writers: dict[tuple[str, str, str], WriterRow] = {}
         self._chunks: list[ChunkRow] = []
@@ -370,8 +370,8 @@ class Transaction:
             self._writers[key] = stream_store.load_writer(self.connection, run_id, name, writer)
         return self._writers[key]
 
-    def count_streams(self, run_id: str) -> int:
-        """How many streams a run has, new ones included."""
+    def count_streams(self, run_id: str) -> StreamCount:
+        """The streams of a run, counted, new ones included."""
         if run_id not in self._stream_counts:
             self._stream_counts[run_id] = stream_store.count_streams(self.connection, run_id)
         return self._stream_counts[run_id]
@@ -390,7 +390,8 @@ class Transaction:
         is_new = self._streams.get(key) is None
         if is_new:
             self._streams[key] = stream
-            self._stream_counts[row.id] = self.count_streams(row.id) + 1
+            count = self.count_streams(row.id).count + 1
+            self._stream_counts[row.id] = StreamCount(count, stream.created_at)
         writer_key = (*key, writer.writer)
         self._writers[writer_key] = self._dirty_writers[writer_key] = writer
         self._dirty_streams[key] = stream

@@ -271,7 +271,7 @@ MATCHING_RUNS_FEED = Endpoint(
 )  # fmt: skip
 WATCH_FEED = Endpoint(
     "watch_feed", "POST", "/api/v1/feed/watch",
-    "Watch many runs, streams and tags on one connection, because a browser has only six", WATCHERS,
+    "Watch many runs, streams, tags and lists on one connection, because a browser has only six", WATCHERS,
     feed.WatchRequest, feed.RunFrame, problems=(400, 413, 422), stream=True, tag="feed",
 )  # fmt: skip
 

@@ -104,11 +104,12 @@ WATCHES_MAX = 1000
 class Watched(
     msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
 ):
-    """One thing that a page watches: a run, one of its streams, or all runs with a tag.
+    """One thing that a page watches: a run, one of its streams, all runs with a tag, or a list of runs.
 
-    run: as `GET /api/v1/runs/{run}/feed` tells of it. run and stream: as `GET /realtime/v1/streams/{run}/{key}`, from the chunk
-    with the index `start` on, or with `latest` what is written from now on. tag: as `GET /api/v1/feed/matching-runs`, of the runs
-    that are not older than `period`, such as `1d`.
+    run: as `GET /api/v1/runs/{run}/feed` tells of it, with `children` so many of its children too. run and stream: as
+    `GET /realtime/v1/streams/{run}/{key}`, from the chunk with the index `start` on, or with `latest` what is written from now on.
+    tag: as `GET /api/v1/feed/matching-runs`, of the runs that are not older than `period`, such as `1d`. list: as
+    `GET /api/v1/feed/runs` with these query parameters.
 
     run and streams: the run, and all its streams, also those that begin later. `streams` says by key which index to begin at, and
     the others are told from their beginning; with `onlyStreams` there are no others. An event `stream` (see `StreamFrame`) gives
@@ -118,6 +119,7 @@ class Watched(
     """
 
     run: str | None = None
+    children: int | None = None
     stream: str | None = None
     start: int | None = None
     latest: bool = False
@@ -125,6 +127,7 @@ class Watched(
     only_streams: bool = False
     tag: str | None = None
     period: str | None = None
+    list: dict[str, str] | None = None
     token: int | None = None
 
 

@@ -71,7 +71,7 @@ def keys_of(connection: Connection, run_ids: Sequence[str], kind: str) -> dict[s
     """The keys of the streams of some runs, the oldest first."""
     found: dict[str, list[str]] = {}
     rows = stream_store.load_streams(connection, run_ids)
-    for row in sorted(rows, key=lambda row: (row.created_at, row.name)):
+    for row in sorted(rows, key=lambda row: row.created_at):
         if row.name.startswith(kind):
             found.setdefault(row.run_id, []).append(row.name.removeprefix(kind))
     return found
@@ -84,7 +84,7 @@ def summaries(connection: Connection, row: RunRow, kind: str) -> list[StreamSumm
     ]
     writers = stream_store.writer_states(connection, row.id) if found else {}
     shown: list[StreamSummary] = []
-    for stream in sorted(found, key=lambda stream: (stream.created_at, stream.name)):
+    for stream in sorted(found, key=lambda stream: stream.created_at):
         state, error = state_of(writers.get(stream.name, []), run_has_finished=row.status.is_final)
         shown.append(
             StreamSummary(

@@ -262,7 +262,11 @@ def _query_text(raw: bytes) -> str:
 
 def page_size(request: Request, name: str = "page[size]", *, most: int = PAGE_SIZE_MAX) -> int:
     """How many rows are asked for, 1 to `most`."""
-    size = whole_number(request, name, default=PAGE_SIZE)
+    return check_page_size(whole_number(request, name, default=PAGE_SIZE), name, most=most)
+
+
+def check_page_size(size: int, name: str, *, most: int = PAGE_SIZE_MAX) -> int:
+    """The same number. Raises BadRequestError that names the parameter when it is not from 1 to `most`."""
     if not 1 <= size <= most:
         raise BadRequestError(f"{name} must be from 1 to {most:,}, not {size}", field=name, limit=most)
     return size

@@ -2,16 +2,17 @@
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 
-from milepost.errors import BadRequestError, InvalidRequestError, TooLargeError
+from milepost.errors import BadRequestError, InvalidRequestError, RequestError, TooLargeError
 from milepost.feed.chunks import watch_stream
 from milepost.feed.hub import Hub
 from milepost.feed.many import watch_many
 from milepost.feed.matching import watch_matching
 from milepost.feed.run_streams import watch_run_streams
-from milepost.feed.streams import watch_run
+from milepost.feed.streams import watch_family, watch_list, watch_run
 from milepost.protocol import endpoints
 from milepost.protocol.feed import WATCHES_MAX, Watched, WatchRequest
 from milepost.protocol.streams import STREAMS_MAX
@@ -76,15 +77,18 @@ class Watching:
 
     async def _admitted(self, watched: Watched, place: str, caller: Caller) -> AsyncGenerator[bytes]:
         run_id, key, tag = watched.run, watched.stream, watched.tag
+        of_the_run = [watched.children, key, watched.streams]
         if (
-            (run_id is None) == (tag is None)
-            or (key is not None and run_id is None)
-            or (watched.streams is not None and (run_id is None or key is not None))
+            [run_id, tag, watched.list].count(None) != 2
+            or of_the_run.count(None) < (3 if run_id is None else 2)
             or (watched.only_streams and watched.streams is None)
         ):
             raise BadRequestError(
-                f"{place} names a run, a run and a stream of it, a run and its streams, or a tag", field=place
+                f"{place} names a run, a run and its children, a run and a stream of it, a run and its streams, a tag, or a list",
+                field=place,
             )
+        if watched.list is not None:
+            return await self._list(watched.list, place, caller)
         if tag is not None:
             await admit(caller, endpoints.MATCHING_RUNS_FEED, {}, self._reader)
             created_from = None
@@ -96,8 +100,12 @@ class Watching:
         assert run_id is not None, "it was looked at above"
         if key is None:
             await admit(caller, endpoints.RUN_FEED, {"run": run_id}, self._reader)
+            view = caller.view.in_feeds()
+            if watched.children is not None:
+                requests.check_page_size(watched.children, f"{place}.children")
+                return watch_family(self._hub, self._reader, run_id, size=watched.children, view=view)
             if watched.streams is None:
-                return watch_run(self._hub, self._reader, run_id, view=caller.view.in_feeds())
+                return watch_run(self._hub, self._reader, run_id, view=view)
             _check_starts(watched.streams, f"{place}.streams")
             await admit(caller, endpoints.LIST_STREAMS, {"run": run_id}, self._reader)
             return watch_run_streams(
@@ -106,7 +114,7 @@ class Watching:
                 run_id,
                 watched.streams,
                 only=watched.only_streams,
-                view=caller.view.in_feeds(),
+                view=view,
             )
         check_key(key)
         start = watched.start or 0
@@ -114,6 +122,19 @@ class Watching:
         await admit(caller, endpoints.READ_STREAM, {"run": run_id, "key": key}, self._reader)
         name = OUTPUT + key
         return watch_stream(self._hub, self._reader, run_id, name, start=None if watched.latest else start)
+
+    async def _list(self, parameters: Mapping[str, str], place: str, caller: Caller) -> AsyncGenerator[bytes]:
+        """The first page of a list, asked for with the query parameters that the list's own feed takes."""
+        await admit(caller, endpoints.RUNS_FEED, {}, self._reader)
+        query = Request({"type": "http", "query_string": urlencode(parameters).encode(), "headers": []})
+        view = caller.view.in_feeds()
+        try:
+            requests.check_query(query, endpoints.RUNS_FEED)
+            filter, size = requests.run_filter(query, self._clock(), view), requests.page_size(query)
+        except RequestError as error:
+            error.field = f"{place}.list.{error.field}"
+            raise
+        return watch_list(self._hub, self._reader, filter, size=size, view=view)
 
 
 def _check_starts(starts: Mapping[str, int], place: str) -> None:

@@ -17,7 +17,11 @@ each value that it has taken of that."""
 
 
 class StreamRow(msgspec.Struct, gc=False):
-    """A stream: how many chunks it has, and their bytes. Times are microseconds since 1970."""
+    """A stream: how many chunks it has, and their bytes. Times are microseconds since 1970.
+
+    By `created_at` the streams of a run are in the order in which they were begun: each has a later one than those before it, also
+    when the clock was set back meanwhile, or when two were begun in one commit.
+    """
 
     run_id: str
     name: str
@@ -148,10 +152,18 @@ def load_streams(connection: Connection, run_ids: Collection[str]) -> list[Strea
     return [StreamRow(*values) for values in _STREAMS_OF_RUNS.read(connection, run_ids)]
 
 
-def count_streams(connection: Connection, run_id: str) -> int:
-    """How many streams a run has."""
-    counted = connection.execute(select(func.count()).select_from(streams).where(streams.c.run_id == run_id))
-    return counted.scalar_one()
+class StreamCount(msgspec.Struct, frozen=True):
+    """How many streams a run has, and when the newest was begun, 0 when there is none."""
+
+    count: int
+    newest_at: int
+
+
+def count_streams(connection: Connection, run_id: str) -> StreamCount:
+    """The streams of a run, counted."""
+    counted = select(func.count(), func.coalesce(func.max(streams.c.created_at), 0))
+    count, newest_at = connection.execute(counted.where(streams.c.run_id == run_id)).one()
+    return StreamCount(count, newest_at)
 
 
 def save_streams(connection: Connection, rows: Iterable[StreamRow]) -> None:

@@ -55,8 +55,8 @@ export interface Options {
   /** Aborting it ends everything that was begun with it; an iteration then throws the signal's reason. */
   signal?: AbortSignal;
   onConnection?: (state: ConnectionState) => void;
-  /** Keep the connection while nobody looks at the page. Otherwise it is given back after 30 seconds, and the page catches up when it
-   * is seen again: a browser opens at most six connections to one server. */
+  /** Keep the connection while nobody looks at the page. Otherwise it is given back after 30 seconds, or one second where tabs do not
+   * share it, and the page catches up when it is seen again: a browser opens at most six connections to one server. */
   whileHidden?: boolean;
 }
 
@@ -127,6 +127,15 @@ export function stream<T = any>(
   key: string,
   options: CallbackOptions<StreamEnd> & StreamOptions,
   callback: (value: T, about: ChunkAbout) => void,
+): Stop;
+
+/** The events of anything that `POST /api/v1/feed/watch` takes as a watch, on the same connection: for readers with a fold of their own.
+ * `what` is called whenever a connection is opened, so it says from where on. `data` is JSON text; each connection begins with a whole
+ * state. Return false for an event that does not fit what is at hand: then the connection is opened anew. */
+export function follow(
+  what: () => object,
+  options: CallbackOptions<undefined>,
+  callback: (event: string, data: string) => boolean | void,
 ): Stop;
 
 /** Writes to the metadata of a run. What is called in one go leaves in one request, which is applied once however often it has to be

@@ -6,16 +6,19 @@
 
 const DELAY_MIN = 250;
 const DELAY_MAX = 5000;
-/** What is added within so many milliseconds comes onto one connection together. */
+/** What is added within so many milliseconds is asked for together. */
 const GATHER = 10;
-/** The server sends something every 10 seconds; a connection that is silent for longer than this is dead. */
+/** A connection that is silent for so long is dead: the server sends something every 10 seconds. */
 const SILENCE = 25_000;
-/** How long nobody has looked at a page that gives its connection back. */
+/** After so many looks without a word of the tab that leads, another takes its place. */
+const LOOKS_MAX = 5;
+/** A page that is hidden for so long gives its connection back; sooner where tabs do not share it. */
 const HIDDEN = 30_000;
+const HIDDEN_ALONE = 1000;
 /** A connection that lasted so long was a good one. */
 const LASTED = 2000;
 const WATCHES_MAX = 1000;
-/** Chunks that wait for a slow reader. Beyond them its stream is left, and read on from there when the reader has caught up. */
+/** A slow reader's stream is left while so many chunks wait. */
 const WAITING_MAX = 10_000;
 const SEND_TRIES = 6;
 
@@ -109,7 +112,7 @@ function equal(left, right) {
 class Fold {
   constructor(document) {
     this.document = document;
-    /** Containers that this fold has made itself; nobody else knows them, so they may be changed in place. */
+    /** Containers that this fold has made itself, which may be changed in place. */
     this.own = new Set();
   }
 
@@ -185,7 +188,7 @@ class Fold {
   }
 }
 
-/** The document after operations, which the server has applied already. What did not change is shared with the document before. */
+/** The document after operations, which the server has applied already. */
 export function applyOperations(document, operations) {
   const fold = new Fold(document);
   for (const operation of operations) fold.apply(operation);
@@ -250,7 +253,7 @@ class Connection {
     this.wake = () => {
       clearTimeout(this.hiddenTimer);
       if (globalThis.document?.hidden) {
-        this.hiddenTimer = setTimeout(() => this.giveBack(), HIDDEN);
+        this.hiddenTimer = setTimeout(() => this.giveBack(), this.tabs ? HIDDEN : HIDDEN_ALONE);
       } else if (this.watches.size > 0 && (this.isDead || !(this.current || this.pending || this.tabs?.follows))) {
         this.reopen();
       }
@@ -262,6 +265,11 @@ class Connection {
 
   get isDead() {
     return Date.now() - this.lastAt > SILENCE;
+  }
+
+  heard() {
+    this.lastAt = Date.now();
+    this.looks = 0;
   }
 
   add(watch) {
@@ -279,14 +287,19 @@ class Connection {
   }
 
   listen() {
-    globalThis.addEventListener?.("online", this.wake);
-    globalThis.addEventListener?.("offline", this.lose);
-    globalThis.addEventListener?.("pageshow", this.wake);
-    globalThis.document?.addEventListener("visibilitychange", this.wake);
+    this.listening = new AbortController();
+    const { signal } = this.listening;
+    const listen = (name, heard, where = globalThis) => where?.addEventListener?.(name, heard, { signal });
+    listen("online", this.wake);
+    listen("offline", this.lose);
+    listen("pageshow", this.wake);
+    listen("visibilitychange", this.wake, globalThis.document);
+    listen("resume", this.wake, globalThis.document);
     this.guard = setInterval(() => {
-      if (!this.isDead) return;
-      if (this.tabs?.follows) this.tabs.seize();
-      else if (this.current || this.pending) this.reopen();
+      if (this.tabs?.follows) {
+        // Counted and not measured: when a machine has slept, nobody has been silent.
+        if (++this.looks > LOOKS_MAX) this.tabs.seize();
+      } else if (this.isDead && (this.current || this.pending)) this.reopen();
     }, 5000);
     // The page may be opened where nobody looks.
     this.wake();
@@ -298,10 +311,7 @@ class Connection {
     clearInterval(this.guard);
     clearTimeout(this.hiddenTimer);
     this.failures = 0;
-    globalThis.removeEventListener?.("online", this.wake);
-    globalThis.removeEventListener?.("offline", this.lose);
-    globalThis.removeEventListener?.("pageshow", this.wake);
-    globalThis.document?.removeEventListener("visibilitychange", this.wake);
+    this.listening.abort();
   }
 
   disconnect() {
@@ -310,6 +320,8 @@ class Connection {
     const attempts = [this.current, this.pending];
     this.current = this.pending = null;
     for (const attempt of attempts) attempt?.abort();
+    // What other tabs still tell is an answer to what was asked before.
+    if (this.tabs) this.tabs.request = undefined;
   }
 
   giveBack() {
@@ -363,9 +375,8 @@ class Connection {
     if (this.tabs && !(await this.tabs.leads())) return this.tabs.follow();
     this.pending?.abort();
     const attempt = (this.pending = new AbortController());
-    attempt.id = newId();
     const isNewest = () => this.pending === attempt || this.current === attempt;
-    this.lastAt = Date.now();
+    this.heard();
     let watches = [...this.watches].filter((watch) => !watch.isPaused);
     if (watches.length === 0) return this.disconnect();
     let key;
@@ -383,28 +394,26 @@ class Connection {
       });
       if (!response.ok) throw errorOf(await response.json().catch(() => null), response.status);
       if (!isNewest()) return;
-      // From here on the new one tells of everything, and the one before may go. Nothing is lost: it begins with whole states, and
-      // streams go on at their next chunk.
+      // The new one tells of everything: it begins with whole states, and streams go on at their next chunk.
       this.current?.abort();
       this.current = attempt;
       this.pending = null;
       this.answeredAt = Date.now();
       await readEvents(response.body, (event, data) => this.receive(attempt, watches, event, data), () => {
-        this.lastAt = Date.now();
+        this.heard();
         this.tabs?.showLife();
       });
     } catch (error) {
-      if (isNewest() && error instanceof MilepostError && !isPassing(error.status)) {
-        return this.refused(watches, key, error);
-      }
-      if (isNewest()) return this.failed(error);
+      if (!isNewest()) return;
+      if (error instanceof MilepostError && !isPassing(error.status)) return this.refused(watches, key, error);
+      return this.failed(error);
     }
     if (!isNewest()) return;
     if (this.pending === null && watches.some((watch) => this.watches.has(watch))) this.failed();
     else if (this.current === attempt) this.current = null;
   }
 
-  /** The request as a whole is refused: because of the credentials that it was sent with, or whatever is asked. */
+  /** The request is refused as a whole, because of its credentials or of what it asks. */
   refused(watches, key, error) {
     this.disconnect();
     const isCredential = error.status === 401 || error.status === 403;
@@ -423,17 +432,18 @@ class Connection {
   receive(attempt, watches, event, data) {
     if (this.current !== attempt) return;
     const [, number, name] = /^(\d+)-(.*)$/.exec(event) ?? [];
-    const watch = watches[number];
-    if (watch === undefined || !this.watches.has(watch)) return;
-    this.deliver(watch, name, JSON.parse(data), attempt.id);
+    if (this.watches.has(watches[number])) this.deliver(watches[number], name, data);
   }
 
-  deliver(watch, name, frame, source) {
-    if (name === "refused") return this.refuse(watch, errorOf(frame, frame.status));
+  deliver(watch, name, data) {
+    if (name === "refused") {
+      const problem = JSON.parse(data);
+      return this.refuse(watch, errorOf(problem, problem.status));
+    }
     if (name === "error") return;
     watch.isGood = true;
     watch.tell("live");
-    if (watch.receive(name, frame, source) === false) this.failed();
+    if (watch.receive(name, data) === false) this.failed();
   }
 }
 
@@ -441,13 +451,12 @@ const canShare = Boolean(globalThis.document && globalThis.BroadcastChannel && g
 
 /**
  * The tabs of an origin that watch things of one server. The one that has the lock leads: it holds the connection and watches for the
- * others too, each thing with the token that came with it. When it goes, the next one has the lock, and all tell it anew what they
- * watch, and from where on.
+ * others too, each thing with its own token. When it goes, the next one has the lock, and all tell it anew what they watch.
  */
 class Tabs {
   constructor(connection) {
     this.connection = connection;
-    this.name = `milepost 1 ${connection.base}`;
+    this.name = `milepost 2 ${connection.base}`;
     this.id = "";
     /** What is watched for other tabs, by tab. */
     this.lent = new Map();
@@ -481,13 +490,15 @@ class Tabs {
 
   hold(name, options, got) {
     const { left } = this;
+    const turn = (this.turn = {});
     const held = navigator.locks.request(name, options, (lock) => {
       got(lock);
       if (lock) return new Promise((resolve) => left.signal.addEventListener("abort", resolve));
     });
-    return held.catch(() => {
-      if (left.signal.aborted || name !== this.name || options.signal?.aborted) return;
-      if (this.leader === this.id) {
+    return held.catch((error) => {
+      // Only what was asked for last counts.
+      if (left.signal.aborted || turn !== this.turn) return;
+      if (error.name === "AbortError") {
         // Another tab took it, because this one gave no sign of life.
         this.drop();
         this.connection.disconnect();
@@ -509,6 +520,7 @@ class Tabs {
 
   /** The leader is silent: take its place. */
   seize() {
+    this.connection.heard();
     this.queue.abort();
     this.hold(this.name, { steal: true }, () => this.succeed());
   }
@@ -557,24 +569,25 @@ class Tabs {
     const watches = [...connection.watches].filter((watch) => !watch.isPaused);
     await Promise.all(watches.map((watch) => watch.prepare()));
     if (!this.follows || common !== this.common) return;
-    connection.lastAt = Date.now();
+    connection.heard();
+    // Whoever answers first leads, as far as this tab can know.
+    this.leader = undefined;
     const wanted = watches.filter((watch) => connection.watches.has(watch)).map((watch) => [watch.id, watch.describe(), watch.token]);
-    common.postMessage({ kind: "want", from: this.id, wanted });
+    common.postMessage({ kind: "want", from: this.id, wanted, request: (this.request = newId()) });
   }
 
-  hear({ kind, from, wanted }) {
+  hear({ kind, from, wanted, request }) {
     const { connection } = this;
-    if (kind === "lead" && this.follows) {
-      this.leader = from;
-      connection.openIn(0);
-    } else if (kind === "alive" && from === this.leader) {
-      connection.lastAt = Date.now();
-    } else if (kind === "want" && !this.follows && this.leader === this.id) {
-      this.lend(from, wanted);
+    if (kind === "want") {
+      if (this.leader === this.id) this.lend(from, wanted, request);
+    } else if (this.follows) {
+      if (kind === "alive" && from === (this.leader ?? from)) connection.heard();
+      // Another one leads by now.
+      else connection.openIn(0);
     }
   }
 
-  lend(tab, wanted) {
+  lend(tab, wanted, request) {
     const { watches } = this.connection;
     let lent = this.lent.get(tab);
     for (const watch of lent?.watches ?? []) watches.delete(watch);
@@ -583,24 +596,24 @@ class Tabs {
       navigator.locks.request(`${this.name} ${tab}`, () => this.takeBack(tab) && this.connection.openIn(1000));
     }
     lent.watches = [];
-    const tell = (id, event, frame, source) => lent.channel.postMessage({ from: this.id, id, event, frame, source });
+    const tell = (id, event, data) => lent.channel.postMessage({ from: this.id, request, id, event, data });
     if (watches.size + wanted.length > WATCHES_MAX) return tell(0, "full");
     lent.watches = wanted.map((what) => new LentWatch(this.connection, tell, what));
     for (const watch of lent.watches) watches.add(watch);
     this.connection.openIn(GATHER);
   }
 
-  told({ from, id, event, frame, source }) {
+  told({ from, request, id, event, data }) {
     const { connection } = this;
-    if (!this.follows || from !== (this.leader ??= from)) return;
-    connection.lastAt = Date.now();
+    if (!this.follows || request !== this.request || from !== (this.leader ??= from)) return;
+    connection.heard();
     const watch = [...connection.watches].find((one) => one.id === id);
     if (event === "full") {
       this.alone();
       connection.openIn(0);
-    } else if (event === "state") watch?.tell(frame);
-    else if (event === "fail") watch && connection.refuse(watch, new MilepostError(frame.message, frame));
-    else if (watch) connection.deliver(watch, event, frame, source);
+    } else if (event === "state") watch?.tell(data);
+    else if (event === "fail") watch && connection.refuse(watch, new MilepostError(data.message, data));
+    else if (watch) connection.deliver(watch, event, data);
   }
 
   showLife() {
@@ -637,12 +650,14 @@ class LentWatch {
     this.send(this.id, "fail", { message, status, code, field });
   }
 
-  receive(event, frame, source) {
-    const { run, stream } = this.described;
-    const next = event === "begin" ? frame.next : event === "batch" ? frame.records.at(-1).seq_num + 1 : undefined;
-    if (stream !== undefined && next !== undefined) this.described = { run, stream, start: Math.max(next, this.described.start ?? 0) };
+  receive(event, data) {
+    const { run, stream, start = 0 } = this.described;
+    if (stream !== undefined && event !== "end") {
+      const { next, records } = JSON.parse(data);
+      this.described = { run, stream, start: Math.max(next ?? records.at(-1).seq_num + 1, start) };
+    }
     if (event === "end") this.connection.watches.delete(this);
-    this.send(this.id, event, frame, source);
+    this.send(this.id, event, data);
   }
 }
 
@@ -723,8 +738,7 @@ class Watch {
     if (this.token !== undefined) return;
     const { token } = this.options;
     try {
-      const found = typeof token === "function" ? await token() : token;
-      this.token = found === null || found === "" ? undefined : found;
+      this.token = (typeof token === "function" ? await token() : token) || undefined;
     } catch (error) {
       this.fail(error);
     }
@@ -737,6 +751,10 @@ class Watch {
     this.isGood = false;
     if (mayHelp && isFirst) this.token = undefined;
     return mayHelp && isFirst;
+  }
+
+  receive(event, data) {
+    return this.take(event, JSON.parse(data));
   }
 
   tell(state) {
@@ -764,19 +782,15 @@ class RunWatch extends Watch {
   constructor(runId, options, sink) {
     super(options, sink);
     this.runId = runId;
-    this.source = null;
   }
 
   describe() {
     return { run: this.runId };
   }
 
-  receive(event, frame, source) {
+  take(event, frame) {
     if (event === "snapshot") {
-      this.source = source;
       this.followed = new FollowedRun(frame.run);
-    } else if (source !== this.source) {
-      return true;
     } else if (event === "delta") {
       if (!this.followed.take(frame)) return false;
     } else {
@@ -801,13 +815,10 @@ class TagWatch extends Watch {
     return { tag: this.tag, period: this.options.period };
   }
 
-  receive(event, frame, source) {
+  take(event, frame) {
     if (event === "begin") {
-      this.source = source;
       this.runs.clear();
-    }
-    if (source !== this.source) return true;
-    if (event === "run") {
+    } else if (event === "run") {
       this.put(new FollowedRun(frame.run), frame.matches !== false);
     } else if (event === "delta") {
       const followed = this.runs.get(frame.id);
@@ -846,7 +857,7 @@ class StreamWatch extends Watch {
     return { run: this.runId, stream: this.key, ...place };
   }
 
-  receive(event, frame) {
+  take(event, frame) {
     if (event === "begin") {
       this.next ??= frame.next;
     } else if (this.isPaused) {
@@ -881,6 +892,19 @@ class StreamWatch extends Watch {
   }
 }
 
+class FeedWatch extends Watch {
+  constructor(what, options, sink) {
+    super(options, sink);
+    this.describe = what;
+  }
+
+  receive(event, data) {
+    const fits = this.sink.put([event, data]);
+    if (event === "end" && !this.hasEnded) this.finish();
+    return fits;
+  }
+}
+
 function decoded(data) {
   if (!isObject(data) || typeof data.$bytes !== "string" || Object.keys(data).length !== 1) return data;
   return Uint8Array.from(atob(data.$bytes), (character) => character.charCodeAt(0));
@@ -893,7 +917,7 @@ class CallbackSink {
   }
 
   put(item) {
-    this.guarded(() => this.callback(item));
+    return this.guarded(() => this.callback(item));
   }
 
   end(value) {
@@ -909,7 +933,7 @@ class CallbackSink {
   /** What goes wrong in the page's code does not harm the connection. */
   guarded(call) {
     try {
-      call();
+      return call();
     } catch (error) {
       reported(error);
     }
@@ -1019,6 +1043,10 @@ export function stream(runId, key, options = {}, callback) {
   return watched((sink) => new StreamWatch(runId, key, options, sink), options, called, { shown });
 }
 
+export function follow(what, options, callback) {
+  return watched((sink) => new FeedWatch(what, options, sink), options, (event) => callback(...event), {});
+}
+
 // --- writing metadata --------------------------------------------------------------------------------------------
 
 export function metadata(runId, options = {}) {
@@ -1122,7 +1150,6 @@ function progressOf(value, max = 1) {
   return typeof value.progress === "number" ? progressOf(value.progress) : null;
 }
 
-/** What a document says of its progress: at the place that is asked for, or where one would look. */
 function findProgress(document, key, max) {
   if (key) {
     const found = at(document, key) ?? key.split(".").reduce((inner, name) => (isObject(inner) ? at(inner, name) : undefined), document);
@@ -1231,7 +1258,6 @@ class MilepostElement extends (globalThis.HTMLElement ?? Object) {
     this.#look();
   }
 
-  /** The token, or a function that gives one: then it is asked again when the one before has expired. */
   get token() {
     return this.#makeToken ?? this.getAttribute("token");
   }
@@ -1413,7 +1439,7 @@ class StreamElement extends MilepostElement {
     });
   }
 
-  /** All that has come since the last time at once, so that a fast stream costs a page no more than its eyes can take. */
+  /** All since the last time at once: a fast stream costs a page no more than eyes can take. */
   write() {
     clearTimeout(this.drawing);
     this.drawing = undefined;

@@ -1,10 +1,8 @@
-// One live connection: server-sent events, opened again whenever it breaks. Each time the server begins with a snapshot, so a break
-// costs nothing but time.
-//
-// A browser opens at most six connections to one server. A tab that nobody looks at therefore gives its own back and catches up
-// when it is seen again.
+// What the pages watch, on the connection of the browser client: one for the whole page, shared with the other tabs of the dashboard.
+// Whenever it has to be opened again the server begins with a snapshot, so a break costs nothing but time.
 
-import { AnswerError, get } from "./api.js";
+import { follow } from "/client/milepost.js";
+import { signIn } from "./api.js";
 import { parse } from "./json.js";
 import { apply } from "./operations.js";
 
@@ -16,128 +14,98 @@ import { apply } from "./operations.js";
  * @typedef {"connecting" | "live" | "reconnecting" | "ended" | "gone" | "refused" | "unreadable"} FeedState
  */
 
-const DELAY_MIN = 250;
-const DELAY_MAX = 5000;
+/** Where the sign-in page is shown, the session may be over: it says so here. */
+const signedOut = new BroadcastChannel("milepost sign-in");
 
 export class Feed {
   /**
    * @param {object} options
-   * @param {string} options.url the event stream
-   * @param {string} options.probe what to ask when the stream is refused, to learn why
-   * @param {string[]} options.events names of the events; `end` closes the feed for good
-   * @param {(event: string, frame: Map<string, any>) => boolean | void} options.onEvent false: the frame does not fit what is
-   *   at hand, so a snapshot is needed
+   * @param {() => object} options.watch what is watched, as `POST /api/v1/feed/watch` takes it; asked for whenever a connection is opened
+   * @param {(text: string) => any} [options.read] makes a frame of its text
+   * @param {(event: string, frame: any) => boolean | void} options.onEvent false: the frame does not fit what is at hand, so a snapshot
+   *   is needed
    * @param {(state: FeedState) => void} [options.onState]
    * @param {(message: string) => void} [options.onRefused] why the server does not take what it is asked
    */
-  constructor({ url, probe, events, onEvent, onState = () => {}, onRefused = () => {} }) {
-    this.url = url;
-    this.probe = probe;
-    this.events = events;
+  constructor({ watch, read = parse, onEvent, onState = () => {}, onRefused = () => {} }) {
+    this.watch = watch;
+    this.read = read;
     this.onEvent = onEvent;
     this.onState = onState;
     this.onRefused = onRefused;
     /** @type {FeedState} */
     this.state = "connecting";
-    /** @type {EventSource | null} */
-    this.source = null;
-    this.timer = 0;
-    this.delay = DELAY_MIN;
-    this.stopped = false;
-    this.watchVisibility = () => (document.hidden ? this.disconnect() : this.wake());
-    document.addEventListener("visibilitychange", this.watchVisibility);
-    window.addEventListener("online", this.watchVisibility);
+    this.isOver = false;
+    this.unfollow = () => {};
+    this.listening = new AbortController();
+    const { signal } = this.listening;
+    document.addEventListener("visibilitychange", () => this.wake(), { signal });
+    window.addEventListener("online", () => this.wake(), { signal });
+    signedOut.addEventListener("message", () => this.begin(), { signal });
     onState(this.state);
-    this.connect();
+    this.begin();
   }
 
   /** Close it for good. */
   stop() {
-    this.stopped = true;
-    this.disconnect();
-    document.removeEventListener("visibilitychange", this.watchVisibility);
-    window.removeEventListener("online", this.watchVisibility);
+    this.listening.abort();
+    this.unfollow();
   }
 
-  /** Seen again, or online again: what is shown may be old, also after the end. */
+  /** Seen again, or online again: what is shown may be old, also after the end. Before that, the connection wakes by itself. */
   wake() {
-    if (this.source !== null) return;
-    this.delay = DELAY_MIN;
-    this.connect();
+    if (this.isOver && !document.hidden) this.begin();
   }
 
-  /** Open it, anew if it is open. What comes next is a snapshot. */
-  connect() {
-    this.disconnect();
-    if (this.stopped || document.hidden) return;
-    const source = new EventSource(this.url);
-    this.source = source;
-    for (const name of this.events) {
-      source.addEventListener(name, (event) => this.receive(name, /** @type {MessageEvent} */ (event).data));
-    }
-    source.addEventListener("end", () => {
-      this.disconnect();
-      this.enter("ended");
-    });
-    source.addEventListener("error", () => this.lose(source));
-  }
-
-  disconnect() {
-    clearTimeout(this.timer);
-    this.source?.close();
-    this.source = null;
+  /** Watch it, anew if it is watched: then the server looks again whether there is a session. */
+  begin() {
+    const before = this.unfollow;
+    this.isOver = false;
+    this.unfollow = follow(
+      this.watch,
+      {
+        onConnection: (state) => {
+          if (state === "live") this.enter("live");
+          else if ((state === "reconnecting" || state === "unreachable") && this.state !== "connecting") this.enter("reconnecting");
+        },
+        onError: (error) => this.refuse(error),
+        onEnd: () => this.finish("ended"),
+      },
+      (event, text) => this.receive(event, text),
+    );
+    before();
   }
 
   /**
-   * @param {string} name
-   * @param {string} data
+   * @param {string} event
+   * @param {string} text
+   * @returns {boolean | void}
    */
-  receive(name, data) {
+  receive(event, text) {
+    if (event === "end") return;
     let frame;
     try {
-      frame = /** @type {Map<string, any>} */ (parse(data));
+      frame = this.read(text);
     } catch {
-      this.disconnect();
-      return this.enter("unreadable");
+      this.unfollow();
+      return this.finish("unreadable");
     }
-    if (this.onEvent(name, frame) === false) {
-      this.retry();
-    } else if (!this.stopped) {
-      this.delay = DELAY_MIN;
-      this.enter("live");
-    }
+    return this.onEvent(event, frame);
   }
 
-  /** @param {EventSource} source */
-  async lose(source) {
-    if (source !== this.source) return;
-    // A browser tries again by itself after a break, but gives up for good when it is refused; and it does not tell why.
-    const refused = source.readyState === EventSource.CLOSED;
-    this.disconnect();
-    if (this.state !== "connecting") this.enter("reconnecting");
-    if (refused) {
-      try {
-        await get(this.probe);
-      } catch (error) {
-        if (error instanceof AnswerError && error.status === 404) return this.enter("gone");
-        if (error instanceof AnswerError && (error.status === 400 || error.status === 422)) {
-          this.onRefused(error.message);
-          return this.enter("refused");
-        }
-      }
-      // It may have been opened again while the answer was on its way.
-      if (this.source !== null) return;
-    }
-    this.retry();
+  /** @param {import("/client/milepost.js").MilepostError} error */
+  refuse({ status, message }) {
+    if (status === 401) return signIn();
+    if (status === 404) return this.finish("gone");
+    if (status !== 400 && status !== 422) return this.finish("unreadable");
+    this.onRefused(message);
+    this.finish("refused");
   }
 
-  /** Connect again, later each time in a row. */
-  retry() {
-    this.disconnect();
-    if (this.stopped) return;
-    if (this.state !== "connecting") this.enter("reconnecting");
-    this.timer = setTimeout(() => this.connect(), this.delay);
-    this.delay = Math.min(this.delay * 2, DELAY_MAX);
+  /** @param {FeedState} state */
+  finish(state) {
+    this.isOver = true;
+    this.enter(state);
   }
 
   /** @param {FeedState} state */

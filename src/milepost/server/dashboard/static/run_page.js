@@ -1,6 +1,6 @@
 // One run: its state, its metadata with their history, its children and its log, live over one connection.
 
-import { runPage, runUrl } from "./api.js";
+import { runPage } from "./api.js";
 import { Attempts } from "./attempts.js";
 import { copyOnClick } from "./copy.js";
 import { arrange, byId, element, oncePerFrame, setText } from "./dom.js";
@@ -268,9 +268,7 @@ function countOf(status, number) {
 }
 
 new Feed({
-  url: `${runUrl(runId)}/feed?${new URLSearchParams({ children: String(CHILDREN_SHOWN) })}`,
-  probe: `${runUrl(runId)}/metadata`,
-  events: ["snapshot", "delta", "log", "streams", "children-snapshot", "children-rows"],
+  watch: () => ({ run: runId, children: CHILDREN_SHOWN }),
   onEvent: receive,
   onState: (state) => {
     showConnection(byId("connection"), state);

@@ -80,9 +80,7 @@ function showProblem(problem) {
 /** The newest page, live. */
 function showNewest() {
   new Feed({
-    url: `/api/v1/feed/runs?${query}`,
-    probe: `/api/v1/runs?${query}`,
-    events: ["snapshot", "rows"],
+    watch: () => ({ list: Object.fromEntries(query) }),
     onEvent: showFrame,
     onState: (state) => showConnection(connection, state),
     onRefused: (message) => showProblem(message),

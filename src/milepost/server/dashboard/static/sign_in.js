@@ -4,5 +4,7 @@
 const response = await fetch("/sign-in", { redirect: "manual" });
 // Whoever has a session is led away from the sign-in page.
 if (response.type === "opaqueredirect") location.replace(document.querySelector("form")?.dataset.next ?? "/");
+// There may be none any more: pages that are open elsewhere look again.
+else new BroadcastChannel("milepost sign-in").postMessage(null);
 
 export {};

@@ -10,6 +10,7 @@ import { clockTime, count, counted, fullTime } from "./format.js";
 import { parse, stringify } from "./json.js";
 
 /** @typedef {{index: number, at: number, value: any}} Chunk */
+/** @typedef {{seq_num: number, timestamp: number, body: string}} Record */
 
 /** Pieces of the page that are shown at most, the last ones: lines, or runs of text of about `PIECE` characters. */
 const SHOWN = 1000;
@@ -124,8 +125,7 @@ class Tab {
    * @param {() => void} changed
    */
   constructor(runId, key, changed) {
-    this.url = `/realtime/v1/streams/${encodeURIComponent(runId)}/${encodeURIComponent(key)}`;
-    this.probe = `${runUrl(runId)}/streams`;
+    this.runId = runId;
     this.key = key;
     this.changed = changed;
     this.error = "";
@@ -154,22 +154,20 @@ class Tab {
     if (this.feed !== null && this.state !== "ended") return;
     this.close();
     this.state = "connecting";
-    const feed = new Feed({
-      url: `${this.url}?start=${this.chunks.length}`,
-      probe: this.probe,
-      events: ["batch"],
-      onEvent: (_, frame) => {
-        for (const record of frame.get("records")) this.add(record);
-        // A break costs nothing but time: it goes on behind what is here.
-        feed.url = `${this.url}?start=${this.chunks.length}`;
+    this.feed = new Feed({
+      // After a break it goes on behind what is here.
+      watch: () => ({ run: this.runId, stream: this.key, start: this.chunks.length }),
+      read: JSON.parse,
+      onEvent: (event, { records }) => {
+        if (event !== "batch") return;
         this.changed();
+        return records.every((/** @type {Record} */ record) => this.take(record));
       },
       onState: (state) => {
         this.state = state;
         this.changed();
       },
     });
-    this.feed = feed;
   }
 
   close() {
@@ -177,12 +175,16 @@ class Tab {
     this.feed = null;
   }
 
-  /** @param {Map<string, any>} record */
-  add(record) {
-    const index = Number(record.get("seq_num"));
-    if (index !== this.chunks.length) return;
-    const body = /** @type {Map<string, any>} */ (parse(record.get("body")));
-    this.chunks.push({ index, at: Number(record.get("timestamp")), value: body.get("data") });
+  /**
+   * @param {Record} record
+   * @returns {boolean} false if something before it is missing
+   */
+  take({ seq_num: index, timestamp: at, body }) {
+    if (index > this.chunks.length) return false;
+    // What came before a break may come again.
+    if (index < this.chunks.length) return true;
+    this.chunks.push({ index, at, value: /** @type {Map<string, any>} */ (parse(body)).get("data") });
+    return true;
   }
 
   /**
@@ -228,20 +230,21 @@ class Tab {
     }
   }
 
-  /** All of it: text as it is, everything else as lines of JSON. */
+  isText() {
+    return this.chunks.every(({ value }) => typeof value === "string");
+  }
+
+  /** All of it: text as it flows, or else a line of JSON for each value. */
   text() {
-    let all = "";
-    for (const { value } of this.chunks) {
-      if (typeof value === "string") all += value;
-      else all += `${all === "" || all.endsWith("\n") ? "" : "\n"}${stringify(value)}\n`;
-    }
-    return all;
+    return this.isText()
+      ? this.chunks.map(({ value }) => value).join("")
+      : this.chunks.map(({ value }) => `${stringify(value)}\n`).join("");
   }
 
   download() {
-    const isText = this.chunks.every(({ value }) => typeof value === "string");
     const url = URL.createObjectURL(new Blob([this.text()], { type: "text/plain" }));
-    const link = element("a", { href: url, download: `${this.key.replaceAll(/[^\w.-]+/g, "_")}.${isText ? "txt" : "jsonl"}` });
+    const kind = this.isText() ? "txt" : "jsonl";
+    const link = element("a", { href: url, download: `${this.key.replaceAll(/[^\w.-]+/g, "_")}.${kind}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 1000);
   }
