@@ -142,6 +142,9 @@ def test_every_text_has_one_order_and_every_number_64_bits(store: Store) -> None
 def test_what_is_updated_often_has_room_on_its_page(store: Store) -> None:
     with store.read() as connection:
         found = connection.exec_driver_sql(
-            "SELECT relname, reloptions[1] FROM pg_class WHERE relname IN ('runs', 'documents')"
+            "SELECT relname, reloptions[1] AS option FROM pg_class WHERE relname IN ('runs', 'documents')"
         )
-        assert dict(found.tuples()) == {"runs": "fillfactor=70", "documents": "fillfactor=80"}
+        assert {row.relname: row.option for row in found} == {
+            "runs": "fillfactor=70",
+            "documents": "fillfactor=80",
+        }
