@@ -1,12 +1,15 @@
-"""The proxy between everything and the server. It knows of HTTP only that a request is answered, and breaks connections by chance:
-before a request has reached the server, after it was processed and before the answer has left, and in the middle of an answer."""
+"""The proxy between everything and the servers, a load balancer where there are several. It knows of HTTP only that a request is
+answered, and breaks connections by chance: before a request has reached the server, after it was processed and before the answer has
+left, and in the middle of an answer."""
 
 import asyncio
 import contextlib
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 
 CHUNK_BYTES = 256 * 1024
 
@@ -33,29 +36,39 @@ class Chances:
 
 
 class Proxy:
-    """Forwards connections to the server; use it as an async context manager.
+    """Forwards connections to servers; use it as an async context manager.
 
     Attributes:
         is_calm: no faults from now on.
         injected: how many faults of each kind there have been.
     """
 
-    def __init__(self, server_port: int, chances: Chances, chance: random.Random) -> None:
-        self._server_port = server_port
+    def __init__(self, chances: Chances, chance: random.Random) -> None:
         self._chances = chances
         self._chance = chance
         self._open: set[asyncio.Task[None]] = set()
+        self._listeners: list[asyncio.Server] = []
         self.is_calm = False
         self.injected: Counter[Fate] = Counter()
-        self.url = ""
+
+    async def listen(self, server_ports: Sequence[int]) -> str:
+        """A new address; each connection there goes to the next of these servers that takes it."""
+        turns = count()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            first = next(turns) % len(server_ports)
+            await self._connected(reader, writer, [*server_ports[first:], *server_ports[:first]])
+
+        listener = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=1024)
+        self._listeners.append(listener)
+        return f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
 
     async def __aenter__(self) -> "Proxy":
-        self._listener = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
-        self.url = f"http://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in self._open:
             connection.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -84,12 +97,14 @@ class Proxy:
         """How long a delayed request is held."""
         return self._chance.uniform(0, self._chances.delay_seconds_max)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server_ports: Sequence[int]
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
         try:
-            await _Connection(self, reader, writer).run(self._server_port)
+            await _Connection(self, reader, writer).run(server_ports)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             # Either side has gone, or the proxy ends; both sides are closed below.
             pass
@@ -109,9 +124,14 @@ class _Connection:
         self._fate = Fate.PASS
         self._is_answered = True
 
-    async def run(self, server_port: int) -> None:
-        """Forward both ways until either side ends or a fault ends both."""
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", server_port)
+    async def run(self, server_ports: Sequence[int]) -> None:
+        """Forward both ways until either side ends or a fault ends both, to the first of these that takes the connection."""
+        for port in server_ports:
+            with contextlib.suppress(OSError):
+                from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+                break
+        else:
+            return
         directions = [
             asyncio.create_task(self._forward_requests(to_server)),
             asyncio.create_task(self._forward_answers(from_server)),

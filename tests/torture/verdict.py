@@ -6,6 +6,8 @@ from collections import Counter
 KINDS = ("lost", "doubled", "reordered", "backwards", "unfinished", "broken")
 # The same of runs and their attempts.
 RUN_KINDS = (
+    "lost runs",
+    "doubled runs",
     "wrong output",
     "executed twice",
     "charged without cause",
@@ -13,6 +15,7 @@ RUN_KINDS = (
     "stuck",
     "beyond the limit",
     "leaked slot",
+    "miscounted",
 )
 # The same of the chunks of streams.
 STREAM_KINDS = ("chunks lost", "chunks doubled", "chunks reordered", "gaps")
@@ -26,9 +29,11 @@ class Verdict:
     order), `backwards` (a reader saw an older state than before, or did not end on the final document), `unfinished` (did not
     come to its end in time), `broken` (a process ended by itself, or its log has a traceback).
 
-    Kinds of runs: `wrong output` (not what its last execution has returned), `executed twice` (one attempt), `charged without cause`
-    (nothing was raised, killed or stopped), `orphan` (triggered by an attempt that was over), `stuck` (has not ended), `beyond the
-    limit` (too many of a queue executed at once), `leaked slot` (a worker or a queue has less room than it should).
+    Kinds of runs: `lost runs` (acknowledged and not there), `doubled runs` (there and never acknowledged), `wrong output` (not what
+    its last execution has returned), `executed twice` (one attempt), `charged without cause` (nothing was raised, killed or stopped),
+    `orphan` (triggered by an attempt that was over), `stuck` (has not ended), `beyond the limit` (too many of a queue executed at
+    once), `leaked slot` (a worker or a queue has less room than it should), `miscounted` (there are more or fewer runs of a status
+    than are counted).
 
     Kinds of streams: `chunks lost`, `chunks doubled` and `chunks reordered`, stored or read; `gaps` (in the indexes of a stream).
     """
