@@ -20,7 +20,6 @@ Trouble = Callable[[random.Random], Coroutine[Any, Any, None]]
 # Rows that are read at once.
 PAGE_ROWS = 2000
 RESTARTS = ("database restarted", "database stopped at once")
-NOTICED_SECONDS = 0.2
 RECOVERY_SECONDS_MAX = 60.0
 
 
@@ -135,12 +134,7 @@ class Postgres:
 
     async def _crash(self, chance: random.Random) -> None:
         """All others are ended by the first process then, and it recovers by itself."""
-        struck = chance.choice(self.processes()[1:])
-        with suppress(psutil.NoSuchProcess):
-            struck.send_signal(signal.SIGKILL)
-        # It takes a moment until the first process has noticed.
-        await asyncio.sleep(NOTICED_SECONDS)
-        await asyncio.to_thread(self._until_up)
+        await asyncio.to_thread(self._kill_one, chance)
 
     async def _end_sessions(self, chance: random.Random) -> None:
         await asyncio.to_thread(self._terminate)
@@ -152,9 +146,14 @@ class Postgres:
                 [self._name],
             )
 
-    def _until_up(self) -> None:
+    def _kill_one(self, chance: random.Random) -> None:
         from psycopg import OperationalError
 
+        with suppress(OperationalError), self._server.administer() as connection:
+            with suppress(psutil.NoSuchProcess):
+                chance.choice(self.processes()[1:]).send_signal(signal.SIGKILL)
+            # This session ends when the first process has noticed.
+            connection.execute("SELECT pg_sleep(60)")
         until = time.monotonic() + RECOVERY_SECONDS_MAX
         while True:
             try:

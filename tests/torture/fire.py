@@ -127,6 +127,11 @@ class Fire:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
 
+    def check_alive(self) -> None:
+        """Every server and worker is there: none has ended by itself."""
+        for each in (*self._servers, *self._workers):
+            self._has_ended(each.process)
+
     def _has_ended(self, process: Process) -> bool:
         if process.has_ended:
             self._verdict.add("broken", f"{process.name} has ended by itself; {process.log} says why")
@@ -226,7 +231,10 @@ class Fire:
         async with self._database_is_busy:
             server, started = self._servers[number], time.monotonic()
             await server.process.start()
-            await until_up(server.process, server.port)
+            try:
+                await until_up(server.process, server.port)
+            except RuntimeError as error:
+                self._verdict.add("broken", str(error))
             self.start_seconds = time.monotonic() - started
 
     async def _stop_server(self, number: int, chance: random.Random) -> None:

@@ -128,15 +128,26 @@ def free_ports(number: int) -> list[int]:
 
 
 async def until_up(process: Process, port: int) -> None:
-    """Wait until the port accepts connections. Raises RuntimeError when the process has ended instead."""
+    """Wait until the server answers. Raises RuntimeError when the process has ended instead."""
     async with asyncio.timeout(UP_SECONDS_MAX):
         while True:
             if process.has_ended:
                 raise RuntimeError(f"{process.name} has ended by itself; {process.log} says why")
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
+            if await _answers(port):
                 return
+            await asyncio.sleep(0.02)
+
+
+async def _answers(port: int) -> bool:
+    """Whether a server that can write answers. It takes connections before it does."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return b" 200 " in await reader.readline()
+    except OSError:
+        return False
+    finally:
+        writer.close()

@@ -51,6 +51,7 @@ class Verdict:
     def add(self, kind: str, what: str, count: int = 1) -> None:
         """Something is wrong, `count` times over. The same words count once: a fault may show in many states of a document."""
         assert kind in KINDS + RUN_KINDS + STREAM_KINDS, kind
+        assert count > 0, what
         if what in self._seen:
             return
         self._seen.add(what)
