@@ -5,12 +5,15 @@ left, and in the middle of an answer."""
 import asyncio
 import contextlib
 import random
+import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import count
 
+_IDENTIFIER = re.compile(r"(?<=/)[a-z]+_[0-9a-z]{20,}")
 CHUNK_BYTES = 256 * 1024
 
 
@@ -26,8 +29,14 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Chances:
-    """How likely each fault is, for one request. Streams are cut `CUT_WITHIN` a piece, a tenth as often."""
+    """How likely each fault is, for one request. Streams are cut `CUT_WITHIN` a piece, a tenth as often.
 
+    What writes has to be safe against being sent again, and some requests are rare: of each kind that writes so many answers a second
+    are lost at least, but never more than one in five.
+    """
+
+    after_per_second: float = 0.25
+    after_max: float = 0.2
     before: float = 0.01
     after: float = 0.015
     within: float = 0.005
@@ -48,6 +57,8 @@ class Proxy:
         self._chance = chance
         self._open: set[asyncio.Task[None]] = set()
         self._listeners: list[asyncio.Server] = []
+        self._began_at = time.monotonic()
+        self._requests: Counter[str] = Counter()
         self.is_calm = False
         self.injected: Counter[Fate] = Counter()
 
@@ -73,14 +84,14 @@ class Proxy:
             connection.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
-    def draw(self) -> Fate:
-        """The fate of one request."""
+    def draw(self, head: bytes) -> Fate:
+        """The fate of one request, of which this is the beginning."""
         if self.is_calm:
             return Fate.PASS
         drawn = self._chance.random()
         for fate, share in (
             (Fate.CUT_BEFORE, self._chances.before),
-            (Fate.CUT_AFTER, self._chances.after),
+            (Fate.CUT_AFTER, self._chance_of_lost_answer(head)),
             (Fate.CUT_WITHIN, self._chances.within),
             (Fate.DELAY, self._chances.delay),
         ):
@@ -88,6 +99,16 @@ class Proxy:
                 return fate
             drawn -= share
         return Fate.PASS
+
+    def _chance_of_lost_answer(self, head: bytes) -> float:
+        if head.startswith(b"GET "):
+            return self._chances.after
+        # Without what differs from one such request to the next.
+        kind = _IDENTIFIER.sub("*", head.partition(b"\r\n")[0].partition(b"?")[0].decode(errors="replace"))
+        self._requests[kind] += 1
+        seconds = max(1.0, time.monotonic() - self._began_at)
+        wanted = self._chances.after_per_second * seconds / self._requests[kind]
+        return max(self._chances.after, min(self._chances.after_max, wanted))
 
     def draw_for_piece(self) -> bool:
         """Whether a stream is cut at this piece."""
@@ -152,7 +173,7 @@ class _Connection:
         while data := await self._from_client.read(CHUNK_BYTES):
             if self._is_answered:
                 self._is_answered = False
-                self._fate = self._proxy.draw()
+                self._fate = self._proxy.draw(data)
                 if self._fate in (Fate.CUT_BEFORE, Fate.DELAY):
                     self._proxy.injected[self._fate] += 1
                 if self._fate is Fate.CUT_BEFORE:

@@ -19,7 +19,8 @@ RUN_KINDS = (
 )
 # The same of the chunks of streams.
 STREAM_KINDS = ("chunks lost", "chunks doubled", "chunks reordered", "gaps")
-EXAMPLES_MAX = 30
+# Of each kind.
+EXAMPLES_MAX = 6
 
 
 class Verdict:
@@ -41,6 +42,7 @@ class Verdict:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: list[str] = []
+        self._examples_by_kind: Counter[str] = Counter()
         self._seen: set[str] = set()
 
     @property
@@ -56,7 +58,8 @@ class Verdict:
             return
         self._seen.add(what)
         self.counts[kind] += count
-        if len(self.examples) < EXAMPLES_MAX:
+        self._examples_by_kind[kind] += 1
+        if self._examples_by_kind[kind] <= EXAMPLES_MAX:
             self.examples.append(f"{kind}: {what}" + (f" ({count} times)" if count > 1 else ""))
 
     def compare(self, what: str, value: object, *, acknowledged: int, attempted: int) -> None:
