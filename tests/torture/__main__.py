@@ -60,7 +60,7 @@ EXPECTED_ERRORS = re.compile(
 )
 # Chunks of each writer of a run that writes streams, and how many such runs there are at once.
 CHUNKS = 400
-STREAMING_AT_A_TIME = 4
+STREAMING_AT_A_TIME = 3
 # Runs that are tried once, at most, that have not ended; and batches of short ones.
 ONCE_AT_A_TIME = 40
 CROWDS_AT_A_TIME = 3

@@ -75,6 +75,7 @@ class RunAudit:
         self._check_counts()
         for row in self._runs.values():
             self._check_run(row)
+        self._check_crashes()
         self._check_documents()
         self._check_limit()
 
@@ -167,6 +168,21 @@ class RunAudit:
             self._verdict.add("executed twice", f"{what} has begun, and is said not to have")
         if not has_cause:
             self._verdict.add("charged without cause", f"{what} is {end}: {attempt['error']}")
+
+    def _check_crashes(self) -> None:
+        """A process that was killed costs one run its attempt at most, and only where no other one executed in it."""
+        crashed: defaultdict[int, list[str]] = defaultdict(list)
+        for run_id, attempts in self._attempts.items():
+            for number, attempt in attempts.items():
+                execution = self._executions.get((run_id, number))
+                if attempt["end"] == "crashed" and execution is not None:
+                    crashed[execution.process_id].append(run_id)
+        for process_id, run_ids in crashed.items():
+            if len(run_ids) > 1:
+                what = (
+                    f"the end of process {process_id} is charged to {len(run_ids)} runs, {run_ids[0]} is one"
+                )
+                self._verdict.add("charged without cause", what, len(run_ids) - 1)
 
     def _was_silent(self, attempt: Row, execution: _Execution) -> bool:
         """Whether the worker could not be heard for long enough, while the attempt was its own."""

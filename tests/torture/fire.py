@@ -27,6 +27,9 @@ SUPERVISOR_SHARE = 0.15
 SERVER_STOP_SHARE = 0.3
 # The database is left alone for so many times longer than the others: meanwhile nobody gets anything done.
 DATABASE_PAUSES = 6.0
+# For so long it burns, and then it does not, so that much gets done, and what has gone wrong shows.
+BLAZE_SECONDS = 8.0
+LULL_SECONDS = 12.0
 # A server that is away for less than this part of a lease costs none.
 AWAY_LEASES_MIN = 0.5
 # Between two restarts in order, that all may go on for a while.
@@ -106,11 +109,13 @@ class Fire:
         self._lease_seconds = lease_seconds
         self._pause_seconds = pause_seconds
         self._seed = seed
+        self._begun_at = time.monotonic()
         # A server that starts while the database is away ends by itself, and says why.
         self._database_is_busy = asyncio.Lock()
 
     def all(self) -> list[Coroutine[Any, Any, None]]:
         """What is to be run at once, until it is time to stop."""
+        self._begun_at = time.monotonic()
         fires = [self._strike_workers(), self._strike_servers()]
         return [*fires, self._strike_database()] if self._database.troubles else fires
 
@@ -118,8 +123,11 @@ class Fire:
         return random.Random(f"{self._seed} {name}")
 
     async def _goes_on(self, chance: random.Random, *, seconds_min: float = 0.0, pauses: float = 1.0) -> bool:
-        """Pause; False when it is time to stop."""
+        """Pause, to the end of a lull if there is one; False when it is time to stop."""
         await self.pause(max(seconds_min, pauses * self._pause_seconds * chance.uniform(0.5, 1.5)))
+        within = (time.monotonic() - self._begun_at) % (BLAZE_SECONDS + LULL_SECONDS)
+        if within > BLAZE_SECONDS:
+            await self.pause(BLAZE_SECONDS + LULL_SECONDS - within)
         return not self._stop.is_set()
 
     async def pause(self, seconds: float) -> None:

@@ -39,7 +39,7 @@ class StreamReader:
         """Read until the run has ended."""
         while True:
             values = reader(self._client.connection, self.run_id, self.key, len(self.chunks), None, False)
-            leaves_after = self._chance.choice([1, 10, 100])
+            leaves_after = self._chance.choice([1, 30, 300])
             try:
                 async for value in values:
                     self.chunks.append((values.index, values.attempt, value))

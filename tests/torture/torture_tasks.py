@@ -144,11 +144,16 @@ async def streaming(count: int, ctx: Context) -> dict[str, int]:
             yield chunk(ctx, number)
 
     read = 0
-    async with streams.writer("both") as write:
-        async for value in metadata.stream("tokens", tokens()):
-            read += 1
-            await write(value)
-    await children
+    try:
+        async with streams.writer("both") as write:
+            async for value in metadata.stream("tokens", tokens()):
+                read += 1
+                await write(value)
+        await children
+    finally:
+        # An attempt that is over does not leave it behind.
+        children.cancel()
+        await asyncio.gather(children, return_exceptions=True)
     return {"tokens": count, "both": read}
 
 
