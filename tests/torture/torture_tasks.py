@@ -19,6 +19,7 @@ PERSISTENT = Retry(max_attempts=1000, min_delay_seconds=0.05, max_delay_seconds=
 INCREMENTS = 10
 LEDGER_ITEMS_MAX = 100
 BEATS_PER_FLUSH = 5
+BEATS_MAX = 100
 ONE_ATTEMPT = Retry(max_attempts=1)
 ONCE = ("once", "once_in_thread", "step", "brief", "brief_in_thread", "gathering")
 """The tasks whose runs are tried once."""
@@ -31,6 +32,9 @@ async def shared(number: int, ctx: Context) -> int:
 
     It writes as well: `[attempt, beat]` at each beat. What `aflush` has acknowledged it notes in a file, which a killed process leaves
     behind: a line says that this beat and all before it of the same attempt are committed.
+
+    An attempt fails after a while. One that goes on for ever and has been in a process that was killed would have a process to itself
+    for ever: it is suspected, and executes apart until it has ended.
     """
     note("begin", ctx)
     beat = 0
@@ -44,6 +48,9 @@ async def shared(number: int, ctx: Context) -> int:
                 await metadata.aflush()
                 os.write(ledger, f"{ctx.attempt.number} {beat}\n".encode())
             await asyncio.sleep(0.02)
+            if beat == BEATS_MAX:
+                note("raise", ctx)
+                raise ValueError("on purpose")
     finally:
         os.close(ledger)
     return beat
