@@ -104,11 +104,11 @@ def main() -> None:
     )
     parser.add_argument("--servers", type=int, default=1, help="server processes; several need postgres")
     parser.add_argument("--writers", type=int, default=64, help="writers from outside")
-    parser.add_argument("--rest", type=float, default=2.0, help="seconds between two requests of a writer")
+    parser.add_argument("--rest", type=float, default=4.0, help="seconds between two requests of a writer")
     parser.add_argument("--runs", type=int, default=4, help="shared runs that they write to")
     parser.add_argument("--workers", type=int, default=3, help="worker processes")
     parser.add_argument("--wave-size", type=int, default=1000, help="children of each root")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two kills, about")
+    parser.add_argument("--pause", type=float, default=2.5, help="seconds between two kills, about")
     parser.add_argument(
         "--server-restarts",
         type=int,
