@@ -4,8 +4,8 @@
     make torture DATABASE=postgres SERVERS=3
 
 Real servers and real workers, and a proxy between them and everything else, which is a load balancer where there are several servers;
-every other worker speaks to one server only. Servers and workers are killed every second or so and started again on the same ports
-and data, or stopped for a while, alone or all together; PostgreSQL is restarted, stopped as by a power loss of its processes, crashes,
+every other worker speaks to one server only. Every few seconds a server and a worker are killed and started again on the same port
+and data, or stopped for a while, alone or all together; now and then they are left alone, so that much gets done; PostgreSQL is restarted, stopped as by a power loss of its processes, crashes,
 ends all sessions, or stands still; the proxy cuts connections before a request was forwarded, after it was processed and in the
 middle of the answer. Meanwhile 64 writers send to a few shared runs, waves of 1,000 children write to their root, runs write streams,
 thousands of short runs that are tried once come and go, and subscribers watch. In the end every acknowledged run and operation has to
