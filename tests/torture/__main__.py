@@ -5,12 +5,12 @@
 
 Real servers and real workers, and a proxy between them and everything else, which is a load balancer where there are several servers;
 every other worker speaks to one server only. Every few seconds a server and a worker are killed and started again on the same port
-and data, or stopped for a while, alone or all together; now and then they are left alone, so that much gets done; PostgreSQL is restarted, stopped as by a power loss of its processes, crashes,
-ends all sessions, or stands still; the proxy cuts connections before a request was forwarded, after it was processed and in the
-middle of the answer. Meanwhile 64 writers send to a few shared runs, waves of 1,000 children write to their root, runs write streams,
-thousands of short runs that are tried once come and go, and subscribers watch. In the end every acknowledged run and operation has to
-be there once, operations in the order of their writer. Runs that are tried once end as their code did, and none is charged with what
-it has not done.
+and data, or stopped for a while, alone or all together; now and then they are left alone, so that much gets done; PostgreSQL is
+restarted, stopped as by a power loss of its processes, crashes, ends all sessions, or stands still; the proxy cuts connections before
+a request was forwarded, after it was processed and in the middle of the answer. Meanwhile 64 writers send to a few shared runs, waves
+of 1,000 children write to their root, runs write streams, thousands of short runs that are tried once come and go, and subscribers
+watch. In the end every acknowledged run and operation has to be there once, operations in the order of their writer. Runs that are
+tried once end as their code did, and none is charged with what it has not done.
 
 The seed decides what is drawn; when it happens depends on the machine, so a run is not repeated to the letter.
 """
