@@ -228,26 +228,23 @@ class RunAudit:
 
     def _check_limit(self) -> None:
         """Of a queue no more execute at once than its limit, of those whose word counted."""
-        moments: list[tuple[int, int]] = []
+        moments: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for (run_id, number), execution in self._executions.items():
             row = self._runs.get(run_id)
             if (
-                row is None
-                or row["queue"] != torture_tasks.narrow.name
-                or row["status"] != "COMPLETED"
-                or row["attempt"] != number
-                or execution.ended_at is None
+                row is not None
+                and row["queue"] in torture_tasks.LIMITS
+                and (row["status"], row["attempt"]) == ("COMPLETED", number)
+                and execution.ended_at is not None
             ):
-                continue
-            moments += [(execution.begun_at, 1), (execution.ended_at, -1)]
-        at_once = 0
-        for at, change in sorted(moments):
-            at_once += change
-            if at_once > torture_tasks.NARROW_LIMIT:
-                self._verdict.add(
-                    "beyond the limit",
-                    f"{at_once} runs executed at once at {at}, the limit is {torture_tasks.NARROW_LIMIT}",
-                )
+                moments[row["queue"]] += [(execution.begun_at, 1), (execution.ended_at, -1)]
+        for queue, limit in torture_tasks.LIMITS.items():
+            at_once = 0
+            for at, change in sorted(moments[queue]):
+                at_once += change
+                if at_once > limit:
+                    what = f"{at_once} runs of queue {queue} executed at once at {at}, the limit is {limit}"
+                    self._verdict.add("beyond the limit", what)
 
 
 def _was_apart(attempt: Row, attempts: Iterable[Row]) -> bool:

@@ -171,6 +171,7 @@ class Fire:
 
     async def _strike_workers(self) -> None:
         chance = self._chance("workers")
+        killed_executors = 0
         while await self._goes_on(chance):
             worker = chance.choice(self._workers).process
             if self._has_ended(worker):
@@ -179,13 +180,15 @@ class Fire:
             if not executors:
                 # It has hardly begun to work since it was killed the last time.
                 continue
-            if chance.random() < STOP_SHARE:
+            if chance.random() < STOP_SHARE and killed_executors:
                 self.faults["workers stopped for longer than the lease"] += 1
                 executor = chance.choice(executors)
                 begun_at = _now()
                 await self._stop_for_a_while([executor], self._lease_seconds * 1.5)
                 self.struck.stopped.setdefault(executor.pid, []).append((begun_at, _now()))
-            elif chance.random() < 0.6:
+            elif chance.random() < 0.6 or not killed_executors:
+                # The first one always, so that a short session has it too.
+                killed_executors += 1
                 self.faults["executors killed"] += 1
                 executor = chance.choice(executors)
                 self.struck.killed.add(executor.pid)

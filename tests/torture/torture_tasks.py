@@ -15,6 +15,8 @@ WORKER_VARIABLE = "TORTURE_WORKER"
 # Where a short run notes in its document who has executed it.
 TOKEN_KEY = "token"
 NARROW_LIMIT = 3
+# So many that some of them are in any process that is killed.
+WIDE_LIMIT = 30
 PERSISTENT = Retry(max_attempts=1000, min_delay_seconds=0.05, max_delay_seconds=0.5)
 INCREMENTS = 10
 LEDGER_ITEMS_MAX = 100
@@ -24,6 +26,8 @@ ONE_ATTEMPT = Retry(max_attempts=1)
 ONCE = ("once", "once_in_thread", "step", "brief", "brief_in_thread", "gathering")
 """The tasks whose runs are tried once."""
 narrow = Queue("narrow", concurrency=NARROW_LIMIT)
+wide = Queue("wide", concurrency=WIDE_LIMIT)
+LIMITS = {narrow.name: NARROW_LIMIT, wide.name: WIDE_LIMIT}
 
 
 @task(retry=PERSISTENT)
@@ -128,9 +132,9 @@ async def brief(number: int, ctx: Context) -> str:
     return note("end", ctx)
 
 
-@task(retry=ONE_ATTEMPT)
+@task(retry=ONE_ATTEMPT, queue=wide)
 def brief_in_thread(number: int, ctx: Context) -> str:
-    """The same in a thread."""
+    """The same in a thread, in a queue with a limit."""
     metadata.set(TOKEN_KEY, note("begin", ctx))
     return note("end", ctx)
 
