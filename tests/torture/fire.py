@@ -22,7 +22,7 @@ LONG_LIFE_LEASES = 2.5
 # How often a worker is not killed but stopped for longer than its lease, so that it comes back to runs that are not its own any more.
 STOP_SHARE = 0.15
 # How often a supervisor is killed without its executors, which have to hand back what they have.
-SUPERVISOR_SHARE = 0.15
+SUPERVISOR_SHARE = 0.4
 # How often a server, or everything at once, is stopped instead of a server being killed.
 SERVER_STOP_SHARE = 0.3
 # The database is left alone for so many times longer than the others: meanwhile nobody gets anything done.
