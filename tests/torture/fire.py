@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import cycle
 from typing import Any
 
@@ -19,10 +20,6 @@ from verdict import Verdict
 # workers held: this often it is spared for longer.
 LONG_LIFE_SHARE = 0.15
 LONG_LIFE_LEASES = 2.5
-# How often a worker is not killed but stopped for longer than its lease, so that it comes back to runs that are not its own any more.
-STOP_SHARE = 0.15
-# How often a supervisor is killed without its executors, which have to hand back what they have.
-SUPERVISOR_SHARE = 0.4
 # How often a server, or everything at once, is stopped instead of a server being killed.
 SERVER_STOP_SHARE = 0.3
 # The database is left alone for so many times longer than the others: meanwhile nobody gets anything done.
@@ -34,6 +31,22 @@ LULL_SECONDS = 12.0
 AWAY_LEASES_MIN = 0.5
 # Between two restarts in order, that all may go on for a while.
 CALM_SECONDS = 2.0
+
+
+class Strike(StrEnum):
+    """What is done to a worker, as it is counted."""
+
+    STOP = "workers stopped for longer than the lease"
+    EXECUTOR = "executors killed"
+    SUPERVISOR = "supervisors killed"
+    WORKER = "whole workers killed"
+
+
+# How often each is chosen. One that was stopped comes back to runs that are not its own any more; executors whose supervisor was
+# killed have to hand back what they have.
+STRIKE_SHARES = {Strike.STOP: 0.15, Strike.EXECUTOR: 0.5, Strike.SUPERVISOR: 0.15, Strike.WORKER: 0.2}
+# A short session has these two at least.
+FIRST_STRIKES = (Strike.EXECUTOR, Strike.SUPERVISOR)
 
 
 @dataclass(frozen=True)
@@ -171,7 +184,7 @@ class Fire:
 
     async def _strike_workers(self) -> None:
         chance = self._chance("workers")
-        killed_executors = 0
+        strikes = 0
         while await self._goes_on(chance):
             worker = chance.choice(self._workers).process
             if self._has_ended(worker):
@@ -180,26 +193,23 @@ class Fire:
             if not executors:
                 # It has hardly begun to work since it was killed the last time.
                 continue
-            if chance.random() < STOP_SHARE and killed_executors:
-                self.faults["workers stopped for longer than the lease"] += 1
+            strike = FIRST_STRIKES[strikes] if strikes < len(FIRST_STRIKES) else _strike(chance)
+            strikes += 1
+            self.faults[strike] += 1
+            if strike is Strike.STOP:
                 executor = chance.choice(executors)
                 begun_at = _now()
                 await self._stop_for_a_while([executor], self._lease_seconds * 1.5)
                 self.struck.stopped.setdefault(executor.pid, []).append((begun_at, _now()))
-            elif chance.random() < 0.6 or not killed_executors:
-                # The first one always, so that a short session has it too.
-                killed_executors += 1
-                self.faults["executors killed"] += 1
+            elif strike is Strike.EXECUTOR:
                 executor = chance.choice(executors)
                 self.struck.killed.add(executor.pid)
                 with contextlib.suppress(psutil.NoSuchProcess):
                     executor.kill()
-            elif chance.random() < SUPERVISOR_SHARE:
-                self.faults["supervisors killed"] += 1
+            elif strike is Strike.SUPERVISOR:
                 await worker.kill_alone()
                 await worker.start()
             else:
-                self.faults["whole workers killed"] += 1
                 self.struck.killed |= {child.pid for child in worker.children()}
                 await worker.kill()
                 await worker.start()
@@ -287,6 +297,10 @@ class Fire:
         await self._stop_for_a_while(
             self._database.processes(), self._lease_seconds * chance.choice([0.3, 1.5])
         )
+
+
+def _strike(chance: random.Random) -> Strike:
+    return chance.choices(list(STRIKE_SHARES), list(STRIKE_SHARES.values()))[0]
 
 
 def _all_of(process: Process) -> list[psutil.Process]:
