@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format explore bench torture soak clean
+.PHONY: help demo dev test check format explore bench torture restarts soak clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -14,6 +14,8 @@ SHORT := awk '/^Collecting / {print "  " $$2; fflush()} /^Installing collected/ 
 FILE ?=
 SEED ?=
 SECONDS ?=
+DATABASE ?=
+SERVERS ?=
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,11 +51,15 @@ format: .venv/.development ## Put the code into its format
 bench: .venv/.development ## Measure cost and speed; the numbers are explained in benchmarks/README.md
 	$(BIN)/python benchmarks/run.py
 
-torture: .venv/.development ## Kill workers and server and cut connections under load; nothing may be lost (SECONDS=60 SEED=)
-	$(BIN)/python tests/torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
+torture: .venv/.development ## Kill workers and servers and cut connections under load; nothing may be lost (SECONDS=60 SEED= DATABASE=postgres SERVERS=3)
+	$(BIN)/python tests/torture --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED)) \
+		--database $(or $(DATABASE),sqlite) --servers $(or $(SERVERS),1)
 
-soak: .venv/.development ## 8 executors x 50 updates/s on SQLite: memory, latency, locks (SECONDS=600)
-	$(BIN)/python benchmarks/soak.py --seconds $(or $(SECONDS),600)
+restarts: .venv/.development ## Restart three servers one after the other 20 times, and PostgreSQL 10 times, under load; nothing may be lost or charged
+	$(BIN)/python tests/torture --database postgres --servers 3 --server-restarts 20 --database-restarts 10 $(if $(SEED),--seed $(SEED))
+
+soak: .venv/.development ## 8 executors x 50 updates/s: memory, latency, locks (SECONDS=600 DATABASE=postgres)
+	$(BIN)/python benchmarks/soak.py --seconds $(or $(SECONDS),600) --database $(or $(DATABASE),sqlite)
 
 clean: ## Remove what was set up and built
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

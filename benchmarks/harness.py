@@ -378,17 +378,24 @@ class House:
 
 @contextmanager
 def dev(
-    *, processes: int = 1, concurrency: int = 100, flush_interval_ms: float | None = None
+    *,
+    processes: int = 1,
+    concurrency: int = 100,
+    flush_interval_ms: float | None = None,
+    database_url: str | None = None,
 ) -> Generator[House]:
     """Run `milepost dev` on the benchmarks' tasks while the block runs; data and processes are gone afterwards.
 
     Args:
         flush_interval_ms: another metadata flush interval than the default.
+        database_url: a PostgreSQL database; SQLite without.
     Raises: RuntimeError when it does not come up.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
     if flush_interval_ms is not None:
         environment["MILEPOST_METADATA_FLUSH_INTERVAL_MS"] = str(flush_interval_ms)
+    if database_url is not None:
+        environment["MILEPOST_DATABASE_URL"] = database_url
     with tempfile.TemporaryDirectory(prefix="milepost-bench-") as name:
         folder = Path(name)
         command = [

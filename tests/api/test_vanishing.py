@@ -1,6 +1,7 @@
 """Clients that vanish: whatever the server was doing for them, it goes on, says nothing, and keeps nothing."""
 
 import asyncio
+import gc
 import logging
 import random
 import socket
@@ -9,10 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
+from starlette.requests import Request
 
+from milepost.engine.commands import Command, WithdrawClaim
+from milepost.errors import UnavailableError
+from milepost.server.handlers.work import Work
 from support.served import KEY, PATIENCE_SECONDS, HttpWorker, Served, set_to
 
 ROUNDS = 12
@@ -96,3 +102,38 @@ def wait_until_all_are_gone(served: Served) -> None:
     while hub.runs or hub.lists or hub.matches or hub.inboxes:
         assert time.monotonic() < deadline, (hub.runs, list(hub.lists), list(hub.matches), hub.inboxes)
         time.sleep(0.02)
+
+
+def test_nobody_hears_of_a_claim_whose_worker_vanishes_while_the_database_is_away() -> None:
+    said: list[Any] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        withdrawn = asyncio.Event()
+
+        async def submit(command: Command) -> Any:
+            if isinstance(command, WithdrawClaim):
+                withdrawn.set()
+            else:
+                await withdrawn.wait()
+                await asyncio.sleep(0)
+            raise UnavailableError("the database is away")
+
+        messages = [
+            {"type": "http.request", "body": b'{"sequence": 1, "slots": 1, "waitSeconds": 1}'},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop(0)
+
+        scope = {"type": "http", "method": "POST", "headers": [], "path_params": {"worker": "worker_1"}}
+        nothing: Any = None
+        with pytest.raises(UnavailableError):
+            await Work(nothing, submit, nothing, nothing).claim_runs(Request(scope, receive))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(main())
+    assert said == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -19,12 +20,14 @@ from milepost import (
     Client,
     ConfigurationError,
     MetadataTooLargeError,
+    NotFoundError,
     PayloadValidationError,
     RunNotFoundError,
     UnauthorizedError,
     UnavailableError,
 )
 from milepost.client import retries
+from milepost.client.async_transport import AsyncTransport
 from milepost.client.retries import Patience
 from milepost.client.transport import SyncTransport
 
@@ -253,3 +256,47 @@ def test_an_answer_that_breaks_off_within_its_head_is_asked_for_again() -> None:
                 transport.exchange("GET", "/", None, {}, Patience(None))
             assert transport.exchange("GET", "/", None, {}, Patience(None)).content == body
             serving.join()
+
+
+@pytest.mark.parametrize("colour", ["blocking", "async"])
+def test_a_refused_stream_that_breaks_off_is_opened_again(colour: str) -> None:
+    """At whatever byte of the refusal: what it says is not known then."""
+    body = b'{"type":"t","title":"t","status":404,"detail":"none","code":"run_not_found"}'
+    head = b"HTTP/1.1 404 Not Found\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n\r\n"
+    whole = head % len(body) + body
+    for length in (*range(0, len(whole), 7), len(whole)):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+            def serve(length: int = length, listener: socket.socket = listener) -> None:
+                # The library tries some requests once more by itself.
+                with contextlib.suppress(OSError):
+                    while True:
+                        connection, _ = listener.accept()
+                        with connection:
+                            connection.recv(65_536)
+                            connection.sendall(whole[:length])
+
+            serving = threading.Thread(target=serve, daemon=True)
+            serving.start()
+            expected = NotFoundError if length == len(whole) else UnavailableError
+            with pytest.raises(expected):
+                _open_stream(url, colour)
+            listener.shutdown(socket.SHUT_RDWR)
+            serving.join()
+
+
+def _open_stream(url: str, colour: str) -> None:
+    if colour == "blocking":
+        with SyncTransport(url, "key").open("/", None, {}, Patience(None)):
+            return
+
+    async def open_it() -> None:
+        transport = AsyncTransport(url, "key")
+        try:
+            async with transport.open("/", None, {}, Patience(None)):
+                return
+        finally:
+            await transport.close()
+
+    asyncio.run(open_it())

@@ -1,7 +1,6 @@
 """Several servers on one PostgreSQL, with real processes: one is as good as another, and none of them, nor the database, is missed for
 longer than it is away."""
 
-import shutil
 import socket
 import threading
 import time
@@ -111,11 +110,9 @@ class Fleet:
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
     """One of this file's own, because it is restarted."""
-    folder = Path(mkdtemp(prefix="milepost-postgres-"))
-    server = PostgresServer(folder)
+    server = PostgresServer(Path(mkdtemp(prefix="milepost-postgres-")))
     yield server
-    server.stop("immediate")
-    shutil.rmtree(folder, ignore_errors=True)
+    server.end()
 
 
 @pytest.fixture

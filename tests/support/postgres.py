@@ -7,7 +7,8 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -19,12 +20,14 @@ from typing import Any
 import psycopg
 
 from milepost.store.database import Store
+from support.postgres_watchdog import processes_of
 
 PASSWORD = "s3cret/p@ss"
 QUOTED_PASSWORD = "s3cret%2Fp%40ss"
 LOCALE = "en_US.UTF-8"
 # Of the machine: PostgreSQL refuses to be run by root.
 _SYSTEM_USER = "nobody"
+_WATCHDOG = Path(__file__).with_name("postgres_watchdog.py")
 # What is written by tests need not survive a power loss.
 _SETTINGS = {
     "fsync": "off",
@@ -40,14 +43,22 @@ _SETTINGS = {
 
 
 class PostgresServer:
-    """A server on a port of its own of this machine, in a temporary folder.
+    """A server on a port of its own of this machine, in a temporary folder. It ends with this process, however that ends, and then the
+    folder is removed.
 
     Its databases sort as people do (`en_US.UTF-8`), so that an order that is left to the database is found out.
+
+    Args:
+        settings: of PostgreSQL, in place of those for short tests.
+        is_kept: leave the folder where it is in the end.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, settings: Mapping[str, str] | None = None, is_kept: bool = False
+    ) -> None:
         self._folder = folder
         self._data = folder / "data"
+        self._settings = {**_SETTINGS, **(settings or {})}
         self._programs = _installed()
         self._user: str | None = None
         self._numbers = count(1)
@@ -79,11 +90,27 @@ class PostgresServer:
             "-D",
             str(self._data),
         )
+        # It reads a pipe whose other end is this process, and notices when that is gone.
+        self._watchdog = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(_WATCHDOG),
+                str(self._data),
+                *([] if is_kept else [str(folder)]),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            # What is meant for the processes of a terminal, or of a test, is not meant for it.
+            start_new_session=True,
+        )
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it accepts connections."""
-        settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": str(self._folder)}
+        settings = {**self._settings, "port": str(self.port), "unix_socket_directories": str(self._folder)}
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         log = str(self._folder / "log")
         self._run("pg_ctl", "-w", "-D", str(self._data), "-l", log, "-o", options, "start")
@@ -91,6 +118,20 @@ class PostgresServer:
     def stop(self, mode: str = "fast") -> None:
         """Stop it, `fast` or `immediate`, which is like a power loss of its processes."""
         self._run("pg_ctl", "-w", "-D", str(self._data), "-m", mode, "stop")
+
+    def end(self) -> None:
+        """Stop it for good, and remove its folder unless that is kept; may be called twice."""
+        pipe = self._watchdog.stdin
+        assert pipe is not None
+        if not pipe.closed:
+            # A process that was forked may hold the other end as well.
+            pipe.write(b".")
+            pipe.close()
+        self._watchdog.wait()
+
+    def processes(self) -> list[int]:
+        """The ids of its processes, the first one at the beginning; none while it does not run."""
+        return processes_of(self._data)
 
     def url(
         self, database: str = "postgres", *, user: str = "postgres", password: str = QUOTED_PASSWORD
@@ -177,14 +218,12 @@ def _installed() -> Path:
 @cache
 def server() -> PostgresServer:
     """The server of this process; it ends with the process."""
-    folder = Path(mkdtemp(prefix="milepost-postgres-"))
-    started = PostgresServer(folder)
+    started = PostgresServer(Path(mkdtemp(prefix="milepost-postgres-")))
     owner = os.getpid()
 
     def end() -> None:
         if os.getpid() == owner:
-            started.stop("immediate")
-            shutil.rmtree(folder, ignore_errors=True)
+            started.end()
 
     atexit.register(end)
     return started

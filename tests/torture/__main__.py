@@ -1,19 +1,22 @@
 """Torture: real processes under fire, and nothing may be lost, doubled or reordered.
 
     make torture SECONDS=60 SEED=1
+    make torture DATABASE=postgres SERVERS=3
 
-A real server and real workers, a proxy between them and everything else. Workers and the server are killed every second or so and
-started again on the same port and data, or stopped for a while, alone or all together; the proxy cuts connections before a request
-was forwarded, after it was processed and in the middle of the answer. Meanwhile 64 writers send to a few shared runs, waves of
-1,000 children write to their root, and subscribers watch. In the end every acknowledged operation has to be there once, in the order
-of its writer. Runs that are tried once end as their code did, and none is charged with what it has not done.
+Real servers and real workers, and a proxy between them and everything else, which is a load balancer where there are several servers;
+every other worker speaks to one server only. Every few seconds a server and a worker are killed and started again on the same port
+and data, or stopped for a while, alone or all together; now and then they are left alone, so that much gets done; PostgreSQL is
+restarted, stopped as by a power loss of its processes, crashes, ends all sessions, or stands still; the proxy cuts connections before
+a request was forwarded, after it was processed and in the middle of the answer. Meanwhile 64 writers send to a few shared runs, waves
+of 1,000 children write to their root, runs write streams, thousands of short runs that are tried once come and go, and subscribers
+watch. In the end every acknowledged run and operation has to be there once, operations in the order of their writer. Runs that are
+tried once end as their code did, and none is charged with what it has not done.
 
 The seed decides what is drawn; when it happens depends on the machine, so a run is not repeated to the letter.
 """
 
 import argparse
 import asyncio
-import contextlib
 import random
 import re
 import shutil
@@ -27,11 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torture_tasks
-from executions import Struck, check_executions
+from crowds import Crowds
+from database import DATABASES, Database
+from executions import Noted, RunAudit
+from fire import Fire, Server, Worker
 from ledger import check_log
-from processes import Process, free_port, until_up
+from processes import Process, free_ports, until_up
 from proxy import Chances, Proxy
 from streaming import StreamAudit, StreamReader, StreamsWatcher
 from verdict import KINDS, RUN_KINDS, STREAM_KINDS, Verdict
@@ -44,20 +49,9 @@ from milepost.client.requests import trigger_request
 
 HERE = Path(__file__).resolve().parent
 SECRET_KEY = "torture"
-LEASE_SECONDS = 2
-# A server gives workers that it has not heard of one lease from its start, so one that never lives that long never gives up what dead
-# workers held: this often it is spared for longer.
-LONG_LIFE_SHARE = 0.15
-LONG_LIFE_SECONDS = LEASE_SECONDS * 2.5
 # How long everything may take to come to its end once the fire has ceased.
 SETTLE_SECONDS_MAX = 120.0
 SAY_SECONDS = 10.0
-# How often a worker is not killed but stopped for longer than its lease, so that it comes back to runs that are not its own any more.
-STOP_SHARE = 0.15
-# How often a supervisor is killed without its executors, which have to hand back what they have.
-SUPERVISOR_SHARE = 0.15
-# How often the server, or everything at once, is stopped instead of the server being killed.
-SERVER_STOP_SHARE = 0.3
 CONCURRENCY = 40
 # What the tasks raise themselves, as workers show it.
 EXPECTED_ERRORS = re.compile(
@@ -66,9 +60,10 @@ EXPECTED_ERRORS = re.compile(
 )
 # Chunks of each writer of a run that writes streams, and how many such runs there are at once.
 CHUNKS = 400
-STREAMING_AT_A_TIME = 4
-# Runs that are tried once, at most, that have not ended.
+STREAMING_AT_A_TIME = 3
+# Runs that are tried once, at most, that have not ended; and batches of short ones.
 ONCE_AT_A_TIME = 40
+CROWDS_AT_A_TIME = 3
 
 
 @dataclass(frozen=True)
@@ -77,11 +72,26 @@ class Options:
 
     seconds: float
     seed: int
+    database: str
+    servers: int
     writers: int
+    rest_seconds: float
     runs: int
     workers: int
     wave_size: int
     pause_seconds: float
+    server_restarts: int
+    database_restarts: int
+
+    @property
+    def is_in_order(self) -> bool:
+        """True when there are restarts only, which cost no run anything."""
+        return bool(self.server_restarts or self.database_restarts)
+
+    @property
+    def lease_seconds(self) -> int:
+        """How long a worker may be silent: short, so that leases are often over, or longer than a restart takes."""
+        return 20 if self.is_in_order else 2
 
 
 def main() -> None:
@@ -89,22 +99,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make torture", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="how long the fire lasts")
     parser.add_argument("--seed", type=int, help="what is drawn; default: by chance")
+    parser.add_argument(
+        "--database", choices=DATABASES, default="sqlite", help="where the servers keep things"
+    )
+    parser.add_argument("--servers", type=int, default=1, help="server processes; several need postgres")
     parser.add_argument("--writers", type=int, default=64, help="writers from outside")
+    parser.add_argument("--rest", type=float, default=4.0, help="seconds between two requests of a writer")
     parser.add_argument("--runs", type=int, default=4, help="shared runs that they write to")
     parser.add_argument("--workers", type=int, default=3, help="worker processes")
     parser.add_argument("--wave-size", type=int, default=1000, help="children of each root")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between two kills, about")
+    parser.add_argument("--pause", type=float, default=2.5, help="seconds between two kills, about")
+    parser.add_argument(
+        "--server-restarts",
+        type=int,
+        default=0,
+        help="nothing but rolling restarts of all servers, so many times, in place of the fire",
+    )
+    parser.add_argument(
+        "--database-restarts", type=int, default=0, help="nothing but restarts of PostgreSQL, so many times"
+    )
     given = parser.parse_args()
+    servers_max = DATABASES[given.database].servers_max
+    if not 1 <= given.servers <= servers_max:
+        parser.error(
+            f"SERVERS={given.servers}: with DATABASE={given.database} there can be 1 to {servers_max}; several servers "
+            "share a database with DATABASE=postgres only"
+        )
+    if given.database_restarts and given.database == "sqlite":
+        parser.error(
+            "SQLite has no server that could be restarted: --database-restarts needs --database postgres"
+        )
     options = Options(
         seconds=given.seconds,
         seed=random.randrange(1_000_000) if given.seed is None else given.seed,
+        database=given.database,
+        servers=given.servers,
         writers=given.writers,
+        rest_seconds=given.rest,
         runs=given.runs,
         workers=given.workers,
         wave_size=given.wave_size,
         pause_seconds=given.pause,
+        server_restarts=given.server_restarts,
+        database_restarts=given.database_restarts,
     )
     folder = Path(tempfile.mkdtemp(prefix="milepost-torture-"))
+    # PostgreSQL, which refuses to be run by root, has to find its own folder in it.
+    folder.chmod(0o711)
     print(f"seed {options.seed}, {options.seconds:g} s, {folder}", flush=True)
     torture = Torture(options, folder)
     try:
@@ -130,13 +171,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 class Torture:
-    """One session, from the start of the server to the last check."""
+    """One session, from the start of the servers to the last check."""
 
     def __init__(self, options: Options, folder: Path) -> None:
         self._options = options
         self._folder = folder
         self.verdict = Verdict()
-        self._faults: Counter[str] = Counter()
+        self._triggered: dict[str, str] = {}
         self._waves: list[Run] = []
         self._writers: list[Writer] = []
         self._watchers: list[Watcher] = []
@@ -144,11 +185,7 @@ class Torture:
         self._streams_watchers: list[StreamsWatcher] = []
         self._chunk_count = 0
         self._log_operations = 0
-        self._struck = Struck()
-        self._runs_found: Counter[str] = Counter()
         self._fire_seconds = 0.0
-        # How long the server took to start the last time: how busy the machine is.
-        self._start_seconds = 0.0
 
     def _chance(self, name: str) -> random.Random:
         return random.Random(f"{self._options.seed} {name}")
@@ -167,52 +204,87 @@ class Torture:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, interrupted)
-        port = free_port()
-        async with Proxy(port, Chances(), self._chance("proxy")) as self._proxy:
-            self._server = Process(
-                "server",
-                ["server", "--port", str(port), "--data", str(self._folder / "data")],
-                folder=self._folder,
-                env={"MILEPOST_SECRET_KEY": SECRET_KEY, "MILEPOST_LEASE_SECONDS": str(LEASE_SECONDS)},
-            )
-            self._port = port
-            # Until there is something to torture.
-            self._proxy.is_calm = True
-            self._workers = [
+        database = await asyncio.to_thread(DATABASES[self._options.database], self._folder / "data")
+        try:
+            async with Proxy(Chances(), self._chance("proxy")) as self._proxy:
+                await self._run_on(database)
+            self._check(database)
+        finally:
+            database.end()
+
+    async def _run_on(self, database: Database) -> None:
+        ports = free_ports(self._options.servers)
+        self._servers = [
+            Server(
                 Process(
-                    f"worker-{number}",
-                    [
-                        "worker",
-                        str(HERE / "torture_tasks.py"),
-                        "--processes",
-                        "1",
-                        "--grace",
-                        "1",
-                        "--concurrency",
-                        str(CONCURRENCY),
-                    ],
+                    "server" if len(ports) == 1 else f"server-{number}",
+                    ["server", "--port", str(port)],
                     folder=self._folder,
-                    env={"MILEPOST_SECRET_KEY": SECRET_KEY, "MILEPOST_API_URL": self._proxy.url},
-                )
-                for number in range(1, self._options.workers + 1)
-            ]
-            try:
-                await self._server.start()
-                await until_up(self._server, port)
-                for worker in self._workers:
-                    await worker.start()
-                await self._load()
-            finally:
-                await asyncio.gather(*(worker.end() for worker in self._workers))
-                await self._server.end()
+                    env={
+                        "MILEPOST_SECRET_KEY": SECRET_KEY,
+                        "MILEPOST_LEASE_SECONDS": str(self._options.lease_seconds),
+                        **database.environment,
+                    },
+                ),
+                port,
+            )
+            for number, port in enumerate(ports, 1)
+        ]
+        # Until there is something to torture.
+        self._proxy.is_calm = True
+        self._url = await self._proxy.listen(ports)
+        self._workers = [await self._worker(number, ports) for number in range(self._options.workers)]
+        self._fire = Fire(
+            self._servers,
+            self._workers,
+            database,
+            self.verdict,
+            stop=self._stop,
+            lease_seconds=self._options.lease_seconds,
+            pause_seconds=self._options.pause_seconds,
+            seed=self._options.seed,
+        )
+        processes = [one.process for one in (*self._workers, *self._servers)]
+        try:
+            for server in self._servers:
+                await server.process.start()
+            for server in self._servers:
+                await until_up(server.process, server.port)
+            for worker in self._workers:
+                await worker.process.start()
+            await self._load()
+        finally:
+            await asyncio.gather(*(process.end() for process in processes))
+
+    async def _worker(self, number: int, ports: list[int]) -> Worker:
+        """With several servers every other worker speaks to one of them only."""
+        server = number // 2 % len(ports) if len(ports) > 1 and number % 2 else None
+        arguments = ["worker", str(HERE / "torture_tasks.py"), "--processes", "1", "--grace", "1"]
+        process = Process(
+            f"worker-{number + 1}",
+            [*arguments, "--concurrency", str(CONCURRENCY)],
+            folder=self._folder,
+            env={
+                "MILEPOST_SECRET_KEY": SECRET_KEY,
+                "MILEPOST_API_URL": self._url
+                if server is None
+                else await self._proxy.listen([ports[server]]),
+                torture_tasks.WORKER_VARIABLE: str(number),
+            },
+        )
+        return Worker(process, server)
+
+    def _check(self, database: Database) -> None:
+        """Compare what is kept with what should be."""
         self._check_logs()
         accounts = {
             run_id: {writer.number: writer.accounts[run_id] for writer in self._writers}
             for run_id in self._shared_ids
         }
-        database = self._folder / "data" / "milepost.db"
         self._log_operations = check_log(database, accounts, self._folder, self.verdict)
-        self._runs_found = check_executions(database, self._folder, self._struck, self.verdict)
+        noted = Noted(self._triggered, self._fire.struck, [worker.server for worker in self._workers])
+        self._runs = RunAudit(database, self._folder, noted, self.verdict)
+        self._runs.check()
         audit = StreamAudit(database, self.verdict)
         audit.check(self._stream_readers, self._streams_watchers)
         self._chunk_count = audit.chunk_count
@@ -220,16 +292,24 @@ class Torture:
     # --- the load ------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        client = self._client = Client(self._proxy.url, SECRET_KEY)
+        client = self._client = Client(self._url, SECRET_KEY)
         first = {TEXT_KEY: "no number"}
         self._shared_ids = [
             await self._trigger("shared", number, metadata=first) for number in range(self._options.runs)
         ]
-        self._proxy.is_calm = False
+        self._proxy.is_calm = self._options.is_in_order
         self._writers = [
-            Writer(number, client, self._shared_ids, self._chance(f"writer {number}"), self.verdict)
+            Writer(
+                number,
+                client,
+                self._shared_ids,
+                self._chance(f"writer {number}"),
+                self.verdict,
+                rest_seconds=self._options.rest_seconds,
+            )
             for number in range(self._options.writers)
         ]
+        self._crowds = Crowds(client, self._triggered)
         watching: list[asyncio.Task[None]] = []
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -241,14 +321,18 @@ class Torture:
             waves = group.create_task(self._make_waves())
             feeding = group.create_task(self._feed())
             streaming = [group.create_task(self._stream()) for _ in range(STREAMING_AT_A_TIME)]
-            fire = [
-                group.create_task(self._kill_workers()),
-                group.create_task(self._kill_server()),
-                group.create_task(self._say(started)),
-            ]
-            await self._pause(self._options.seconds)
+            crowding = [group.create_task(self._crowds.run(self._stop)) for _ in range(CROWDS_AT_A_TIME)]
+            saying = group.create_task(self._say(started))
+            fire = [saying]
+            if self._options.is_in_order:
+                await self._fire.restart_servers(self._options.server_restarts)
+                await self._fire.restart_database(self._options.database_restarts)
+            else:
+                fire += [group.create_task(fire) for fire in self._fire.all()]
+                await self._fire.pause(self._options.seconds)
             self._stop.set()
             await asyncio.wait(fire)
+            self._fire.check_alive()
             self._fire_seconds = time.monotonic() - started
             self._proxy.is_calm = True
             print("the fire has ceased; waiting for everything to come to its end", flush=True)
@@ -256,10 +340,19 @@ class Torture:
                 async with asyncio.timeout(SETTLE_SECONDS_MAX):
                     await self._settle(writing, waves, watching)
                     await feeding
-                    await asyncio.wait(streaming)
+                    await asyncio.wait([*streaming, *crowding])
                     await self._gather()
             except TimeoutError:
-                self._name_unfinished(writing, waves, watching, streaming)
+                self._name_unfinished(
+                    {
+                        "a writer": writing,
+                        "a wave": [waves],
+                        "a subscriber": watching,
+                        "a reader of streams": streaming,
+                        "a crowd of short runs": crowding,
+                        "the runs that are tried once": [feeding],
+                    }
+                )
         await client.async_transport.close()
 
     async def _settle(
@@ -282,19 +375,8 @@ class Torture:
                 if watcher.last is not None and watcher.last.id == final.id:
                     watcher.check_end(final)
 
-    def _name_unfinished(
-        self,
-        writing: list[asyncio.Task[None]],
-        waves: asyncio.Task[None],
-        watching: list[asyncio.Task[None]],
-        streaming: list[asyncio.Task[None]],
-    ) -> None:
-        for what, tasks in (
-            ("a writer", writing),
-            ("a wave", [waves]),
-            ("a subscriber", watching),
-            ("a reader of streams", streaming),
-        ):
+    def _name_unfinished(self, tasks_by_name: dict[str, list[asyncio.Task[None]]]) -> None:
+        for what, tasks in tasks_by_name.items():
             for task in tasks:
                 if not task.done():
                     self.verdict.add("unfinished", f"{what} has not come to its end")
@@ -354,103 +436,20 @@ class Torture:
         slots = len(self._workers) * CONCURRENCY
         ids = [await self._trigger("gathering", slots) for _ in range(slots)]
         gathered = [await self._client.runs.await_(run_id) for run_id in ids]
-        if not all(run.output for run in gathered):
-            here = (self._folder / "gathering.txt").stat().st_size
+        alone = sum(not run.output for run in gathered)
+        if alone:
             self.verdict.add(
-                "leaked slot", f"{here} runs execute at once, there are {slots} slots", slots - here
+                "leaked slot",
+                f"there are {slots} slots, and of as many runs {alone} have waited in vain for the others",
+                alone,
             )
 
     async def _trigger(self, task_id: str, payload: object, **options: Any) -> str:
         """Trigger one run, however long it takes until the server is there."""
-        return (
-            await until_answered(self._client, calls.trigger(task_id, trigger_request(payload, options)))
-        ).id
-
-    # --- the fire ------------------------------------------------------------------------------------------
-
-    async def _kill_workers(self) -> None:
-        chance = self._chance("workers")
-        while await self._goes_on(chance):
-            worker = chance.choice(self._workers)
-            if worker.has_ended:
-                self.verdict.add("broken", f"{worker.name} has ended by itself; {worker.log} says why")
-                return
-            executors = worker.children(older_than_seconds=self._start_seconds + self._options.pause_seconds)
-            if not executors:
-                # It has hardly begun to work since it was killed the last time.
-                continue
-            if chance.random() < STOP_SHARE:
-                self._faults["workers stopped for longer than the lease"] += 1
-                executor = chance.choice(executors)
-                self._struck.stopped.add(executor.pid)
-                await self._stop_for_a_while([executor], LEASE_SECONDS * 1.5)
-            elif chance.random() < 0.6:
-                self._faults["executors killed"] += 1
-                executor = chance.choice(executors)
-                self._struck.killed.add(executor.pid)
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    executor.kill()
-            elif chance.random() < SUPERVISOR_SHARE:
-                self._faults["supervisors killed"] += 1
-                await worker.kill_alone()
-                await worker.start()
-            else:
-                self._faults["whole workers killed"] += 1
-                self._struck.killed |= {child.pid for child in worker.children()}
-                await worker.kill()
-                await worker.start()
-
-    async def _stop_for_a_while(self, processes: list[psutil.Process], seconds: float) -> None:
-        try:
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.suspend()
-            await self._pause(seconds)
-        finally:
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.resume()
-
-    async def _kill_server(self) -> None:
-        chance = self._chance("server")
-        spared_seconds = 0.0
-        while await self._goes_on(chance, spared_seconds):
-            if self._server.has_ended:
-                self.verdict.add("broken", f"the server has ended by itself; {self._server.log} says why")
-                return
-            if chance.random() < SERVER_STOP_SHARE:
-                await self._stop_server(chance)
-                continue
-            self._faults["server killed"] += 1
-            await self._server.kill()
-            started = time.monotonic()
-            await self._server.start()
-            await until_up(self._server, self._port)
-            # On a busy machine it lives at least as long as it takes to start, or it would hardly ever be there.
-            self._start_seconds = spared_seconds = time.monotonic() - started
-            if chance.random() < LONG_LIFE_SHARE:
-                spared_seconds += LONG_LIFE_SECONDS
-
-    async def _stop_server(self, chance: random.Random) -> None:
-        """Nobody can be heard meanwhile, so it costs no run anything."""
-        seconds = LEASE_SECONDS * chance.choice([0.3, 1.5])
-        everything = chance.random() < 0.5
-        self._faults["everything stopped" if everything else "server stopped"] += 1
-        stopped = [psutil.Process(self._server.process_id), *self._server.children()]
-        if everything:
-            for worker in self._workers:
-                stopped += worker.children()
-        await self._stop_for_a_while(stopped, seconds)
-
-    async def _goes_on(self, chance: random.Random, seconds_min: float = 0.0) -> bool:
-        """Pause; False when it is time to stop."""
-        await self._pause(max(seconds_min, self._options.pause_seconds * chance.uniform(0.5, 1.5)))
-        return not self._stop.is_set()
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait for so long, or until it is time to stop."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), seconds)
+        call = calls.trigger(task_id, trigger_request(payload, options))
+        run_id = (await until_answered(self._client, call)).id
+        self._triggered[run_id] = task_id
+        return run_id
 
     # --- what came of it -----------------------------------------------------------------------------------
 
@@ -503,7 +502,7 @@ class Torture:
 
     def _check_logs(self) -> None:
         """What the processes have written: no locked database, no traceback."""
-        for process in (self._server, *self._workers):
+        for process in (one.process for one in (*self._servers, *self._workers)):
             text = EXPECTED_ERRORS.sub("", process.log.read_text(errors="replace"))
             for words in ("database is locked", "Traceback (most recent call last)"):
                 if words in text:
@@ -516,11 +515,12 @@ class Torture:
 
     async def _say(self, started: float) -> None:
         while not self._stop.is_set():
-            await self._pause(SAY_SECONDS)
+            await self._fire.pause(SAY_SECONDS)
             seconds = time.monotonic() - started
-            faults = self._faults.total() + self._proxy.injected.total()
+            faults = self._fire.faults.total() + self._proxy.injected.total()
             print(
-                f"{seconds:6.0f} s  {self._acknowledged:,} operations acknowledged, {len(self._waves)} waves, {faults:,} faults",
+                f"{seconds:6.0f} s  {self._acknowledged:,} operations acknowledged, {len(self._waves)} waves, "
+                f"{self._crowds.ended} crowds of short runs, {faults:,} faults",
                 flush=True,
             )
 
@@ -528,11 +528,17 @@ class Torture:
         """Print everything that is to be known."""
         rate = self._acknowledged / self._fire_seconds if self._fire_seconds else 0
         requests_twice = sum(writer.repeats for writer in self._writers)
-        print(f"\nseed                         {self._options.seed}")
+        options = self._options
+        print(f"\nseed                         {options.seed}")
+        print(
+            f"database                     {options.database}, {options.servers} servers, {options.workers} workers"
+        )
         print(f"seconds under fire           {self._fire_seconds:.1f}")
         print(f"operations acknowledged      {self._acknowledged:,}")
         print(f"operations per second        {rate:,.0f}")
         print(f"operations found in the log  {self._log_operations:,} of the shared runs")
+        print(f"  of short runs              {self._runs.operations_of_short_runs:,}")
+        print(f"runs                         {self._runs.run_count:,}")
         print(f"waves                        {len(self._waves)} of {self._options.wave_size} children")
         print(f"states seen by subscribers   {sum(watcher.states for watcher in self._watchers):,}")
         resumes = sum(reader.resumes for reader in self._stream_readers)
@@ -540,13 +546,15 @@ class Torture:
             f"chunks of streams            {self._chunk_count:,}, read by {len(self._stream_readers)} readers"
         )
         print("faults injected")
-        faults = {**self._faults, **{fate.value: count for fate, count in self._proxy.injected.items()}}
+        faults = {**self._fire.faults, **{fate.value: count for fate, count in self._proxy.injected.items()}}
         faults["requests sent twice at once"] = requests_twice
         faults["readers of streams that went on elsewhere"] = resumes
         for what, count in sorted(faults.items()):
             print(f"  {count:8,}  {what}")
-        print("runs that are tried once, and how their attempts have ended")
-        for what, count in sorted(self._runs_found.items()):
+        print(
+            "runs that are tried once, and how all attempts have ended that were not the last of a completed run"
+        )
+        for what, count in sorted(self._runs.found.items()):
             print(f"  {count:8,}  {what}")
         print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in KINDS))
         print("  ".join(f"{kind} {self.verdict.counts[kind]}" for kind in RUN_KINDS))

@@ -1,17 +1,18 @@
 """What the database holds in the end, operation by operation: documents keep the newest items only, the log has every one."""
 
-import sqlite3
 from collections import Counter, defaultdict
-from contextlib import closing
 from pathlib import Path
 
+from database import Database
 from verdict import Verdict
 from writers import Account
 
 from milepost.model.operations import Append, Increment, decode_operations
 
 
-def check_log(database: Path, accounts: dict[str, dict[int, Account]], folder: Path, verdict: Verdict) -> int:
+def check_log(
+    database: Database, accounts: dict[str, dict[int, Account]], folder: Path, verdict: Verdict
+) -> int:
     """Go through the log of the shared runs; how many operations it holds.
 
     Args:
@@ -19,16 +20,15 @@ def check_log(database: Path, accounts: dict[str, dict[int, Account]], folder: P
         folder: where the runs' own notes of what was acknowledged are.
     """
     operations = 0
-    with closing(sqlite3.connect(database)) as connection:
-        for run_id, of_writers in accounts.items():
-            log = _Log()
-            query = "SELECT operations FROM changes WHERE run_id = ? ORDER BY version"
-            for (data,) in connection.execute(query, (run_id,)):
-                log.take(data)
-            operations += log.operations
-            for writer, account in of_writers.items():
-                log.check_writer(f"run {run_id}, writer {writer}", writer, account, verdict)
-            log.check_beats(run_id, folder / f"ledger-{run_id}.txt", verdict)
+    query = "SELECT operations FROM changes WHERE run_id = ? ORDER BY version"
+    for run_id, of_writers in accounts.items():
+        log = _Log()
+        for row in database.rows(query, [run_id]):
+            log.take(row["operations"])
+        operations += log.operations
+        for writer, account in of_writers.items():
+            log.check_writer(f"run {run_id}, writer {writer}", writer, account, verdict)
+        log.check_beats(run_id, folder / f"ledger-{run_id}.txt", verdict)
     return operations
 
 

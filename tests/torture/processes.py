@@ -87,6 +87,17 @@ class Process:
                 self._process.kill()
             await self._process.wait()
 
+    async def stop(self) -> bool:
+        """SIGTERM to the command, and wait; True when it has ended in time, with everything that it has started."""
+        assert self._process is not None
+        self.children()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), END_SECONDS_MAX)
+            return not any(map(_is_alive, self._seen.values()))
+        return False
+
     async def end(self) -> None:
         """SIGTERM, and SIGKILL for what is left after a while."""
         if self._process is None:
@@ -109,22 +120,34 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+def free_ports(number: int) -> list[int]:
+    """So many ports that were free a moment ago."""
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [listener.getsockname()[1] for listener in listeners]
 
 
 async def until_up(process: Process, port: int) -> None:
-    """Wait until the port accepts connections. Raises RuntimeError when the process has ended instead."""
+    """Wait until the server answers. Raises RuntimeError when the process has ended instead."""
     async with asyncio.timeout(UP_SECONDS_MAX):
         while True:
             if process.has_ended:
                 raise RuntimeError(f"{process.name} has ended by itself; {process.log} says why")
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
+            if await _answers(port):
                 return
+            await asyncio.sleep(0.02)
+
+
+async def _answers(port: int) -> bool:
+    """Whether a server that can write answers. It takes connections before it does."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return b" 200 " in await reader.readline()
+    except OSError:
+        return False
+    finally:
+        writer.close()

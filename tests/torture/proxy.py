@@ -1,13 +1,19 @@
-"""The proxy between everything and the server. It knows of HTTP only that a request is answered, and breaks connections by chance:
-before a request has reached the server, after it was processed and before the answer has left, and in the middle of an answer."""
+"""The proxy between everything and the servers, a load balancer where there are several. It knows of HTTP only that a request is
+answered, and breaks connections by chance: before a request has reached the server, after it was processed and before the answer has
+left, and in the middle of an answer."""
 
 import asyncio
 import contextlib
 import random
+import re
+import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 
+_IDENTIFIER = re.compile(r"(?<=/)[a-z]+_[0-9a-z]{20,}")
 CHUNK_BYTES = 256 * 1024
 
 
@@ -23,8 +29,14 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Chances:
-    """How likely each fault is, for one request. Streams are cut `CUT_WITHIN` a piece, a tenth as often."""
+    """How likely each fault is, for one request. Streams are cut `CUT_WITHIN` a piece, a tenth as often.
 
+    What writes has to be safe against being sent again, and some requests are rare: of each kind that writes so many answers a second
+    are lost at least, but never more than one in five.
+    """
+
+    after_per_second: float = 0.25
+    after_max: float = 0.2
     before: float = 0.01
     after: float = 0.015
     within: float = 0.005
@@ -33,41 +45,53 @@ class Chances:
 
 
 class Proxy:
-    """Forwards connections to the server; use it as an async context manager.
+    """Forwards connections to servers; use it as an async context manager.
 
     Attributes:
         is_calm: no faults from now on.
         injected: how many faults of each kind there have been.
     """
 
-    def __init__(self, server_port: int, chances: Chances, chance: random.Random) -> None:
-        self._server_port = server_port
+    def __init__(self, chances: Chances, chance: random.Random) -> None:
         self._chances = chances
         self._chance = chance
         self._open: set[asyncio.Task[None]] = set()
+        self._listeners: list[asyncio.Server] = []
+        self._began_at = time.monotonic()
+        self._requests: Counter[str] = Counter()
         self.is_calm = False
         self.injected: Counter[Fate] = Counter()
-        self.url = ""
+
+    async def listen(self, server_ports: Sequence[int]) -> str:
+        """A new address; each connection there goes to the next of these servers that takes it."""
+        turns = count()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            first = next(turns) % len(server_ports)
+            await self._connected(reader, writer, [*server_ports[first:], *server_ports[:first]])
+
+        listener = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=1024)
+        self._listeners.append(listener)
+        return f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
 
     async def __aenter__(self) -> "Proxy":
-        self._listener = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
-        self.url = f"http://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for connection in self._open:
             connection.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
-    def draw(self) -> Fate:
-        """The fate of one request."""
+    def draw(self, head: bytes) -> Fate:
+        """The fate of one request, of which this is the beginning."""
         if self.is_calm:
             return Fate.PASS
         drawn = self._chance.random()
         for fate, share in (
             (Fate.CUT_BEFORE, self._chances.before),
-            (Fate.CUT_AFTER, self._chances.after),
+            (Fate.CUT_AFTER, self._chance_of_lost_answer(head)),
             (Fate.CUT_WITHIN, self._chances.within),
             (Fate.DELAY, self._chances.delay),
         ):
@@ -75,6 +99,16 @@ class Proxy:
                 return fate
             drawn -= share
         return Fate.PASS
+
+    def _chance_of_lost_answer(self, head: bytes) -> float:
+        if head.startswith(b"GET "):
+            return self._chances.after
+        # Without what differs from one such request to the next.
+        kind = _IDENTIFIER.sub("*", head.partition(b"\r\n")[0].partition(b"?")[0].decode(errors="replace"))
+        self._requests[kind] += 1
+        seconds = max(1.0, time.monotonic() - self._began_at)
+        wanted = self._chances.after_per_second * seconds / self._requests[kind]
+        return max(self._chances.after, min(self._chances.after_max, wanted))
 
     def draw_for_piece(self) -> bool:
         """Whether a stream is cut at this piece."""
@@ -84,12 +118,14 @@ class Proxy:
         """How long a delayed request is held."""
         return self._chance.uniform(0, self._chances.delay_seconds_max)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server_ports: Sequence[int]
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
         try:
-            await _Connection(self, reader, writer).run(self._server_port)
+            await _Connection(self, reader, writer).run(server_ports)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             # Either side has gone, or the proxy ends; both sides are closed below.
             pass
@@ -109,9 +145,14 @@ class _Connection:
         self._fate = Fate.PASS
         self._is_answered = True
 
-    async def run(self, server_port: int) -> None:
-        """Forward both ways until either side ends or a fault ends both."""
-        from_server, to_server = await asyncio.open_connection("127.0.0.1", server_port)
+    async def run(self, server_ports: Sequence[int]) -> None:
+        """Forward both ways until either side ends or a fault ends both, to the first of these that takes the connection."""
+        for port in server_ports:
+            with contextlib.suppress(OSError):
+                from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+                break
+        else:
+            return
         directions = [
             asyncio.create_task(self._forward_requests(to_server)),
             asyncio.create_task(self._forward_answers(from_server)),
@@ -132,7 +173,7 @@ class _Connection:
         while data := await self._from_client.read(CHUNK_BYTES):
             if self._is_answered:
                 self._is_answered = False
-                self._fate = self._proxy.draw()
+                self._fate = self._proxy.draw(data)
                 if self._fate in (Fate.CUT_BEFORE, Fate.DELAY):
                     self._proxy.injected[self._fate] += 1
                 if self._fate is Fate.CUT_BEFORE:

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import random
-import sqlite3
 from collections import Counter, defaultdict
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torture_tasks
+from database import Database
 from verdict import Verdict
 
 from milepost import Client, Run
@@ -41,7 +39,7 @@ class StreamReader:
         """Read until the run has ended."""
         while True:
             values = reader(self._client.connection, self.run_id, self.key, len(self.chunks), None, False)
-            leaves_after = self._chance.choice([1, 10, 100])
+            leaves_after = self._chance.choice([1, 30, 300])
             try:
                 async for value in values:
                     self.chunks.append((values.index, values.attempt, value))
@@ -96,22 +94,10 @@ class StreamAudit:
         chunk_count: how many chunks there are.
     """
 
-    def __init__(self, database: Path, verdict: Verdict) -> None:
+    def __init__(self, database: Database, verdict: Verdict) -> None:
         self.chunk_count = 0
+        self._database = database
         self._verdict = verdict
-        with closing(sqlite3.connect(database)) as connection:
-            self._rows = connection.execute(
-                "SELECT run_id, name, first_index, chunk_count, attempt, data FROM chunks ORDER BY run_id, name, first_index"
-            ).fetchall()
-            self._counts = {
-                (run_id, name): count
-                for run_id, name, count in connection.execute("SELECT run_id, name, next_index FROM streams")
-            }
-            marks = ", ".join("?" * len(torture_tasks.STREAMING))
-            self._runs = connection.execute(
-                f"SELECT id, task, status, attempt, output, parent_id FROM runs WHERE task IN ({marks})",
-                torture_tasks.STREAMING,
-            ).fetchall()
         self._chunks: dict[tuple[str, str], list[Chunk]] = defaultdict(list[Chunk])
 
     def check(self, readers: list[StreamReader], watchers: list[StreamsWatcher]) -> None:
@@ -119,8 +105,10 @@ class StreamAudit:
         self._check_indexes()
         for (run_id, key), chunks in self._chunks.items():
             self._check_writers(f"stream {key} of run {run_id}", chunks)
-        for run in self._runs:
-            self._check_run(*run)
+        marks = ", ".join("?" * len(torture_tasks.STREAMING))
+        query = f"SELECT id, task, status, attempt, output, parent_id FROM runs WHERE task IN ({marks})"
+        for run in self._database.rows(query, torture_tasks.STREAMING):
+            self._check_run(**run)
         for one in readers:
             stored = self._chunks[one.run_id, one.key]
             self._compare(f"a reader of stream {one.key} of run {one.run_id}", one.chunks, stored)
@@ -131,7 +119,9 @@ class StreamAudit:
                 self._compare(what, watcher.chunks[key], self._chunks[watcher.run_id, key])
 
     def _check_indexes(self) -> None:
-        for run_id, name, first_index, count, attempt, data in self._rows:
+        query = "SELECT run_id, name, first_index, chunk_count, attempt, data FROM chunks ORDER BY run_id, name, first_index"
+        for row in self._database.rows(query):
+            run_id, name, first_index, count, attempt, data = row.values()
             chunks = self._chunks[run_id, name.removeprefix("out/")]
             texts = data.split(b"\n")
             if first_index != len(chunks) or len(texts) != count:
@@ -139,7 +129,8 @@ class StreamAudit:
                 self._verdict.add("gaps", what)
             chunks += [(len(chunks) + place, attempt, json.loads(text)) for place, text in enumerate(texts)]
             self.chunk_count += len(texts)
-        for (run_id, name), count in self._counts.items():
+        for row in self._database.rows("SELECT run_id, name, next_index FROM streams"):
+            run_id, name, count = row.values()
             found = len(self._chunks[run_id, name.removeprefix("out/")])
             if found != count:
                 self._verdict.add("gaps", f"{name} of run {run_id} is said to have {count} chunks of {found}")
@@ -159,9 +150,10 @@ class StreamAudit:
             next_numbers[tuple(writer)] = max(due, number + 1)
 
     def _check_run(
-        self, run_id: str, task: str, status: str, attempt: int, output: str | None, parent_id: str | None
+        self, id: str, task: str, status: str, attempt: int, output: str | None, parent_id: str | None
     ) -> None:
         """A run that has succeeded has waited for its streams: all that its last attempt has written is there."""
+        run_id = id
         if status != "COMPLETED":
             self._verdict.add("unfinished", f"run {run_id} ({task}) is {status}")
             return

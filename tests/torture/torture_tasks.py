@@ -10,13 +10,24 @@ from milepost import Context, Queue, Retry, metadata, runs, streams, task
 from milepost.errors import StreamStoppedError
 
 JOURNAL = "executions.txt"
+# Says to an executor which of the workers it belongs to.
+WORKER_VARIABLE = "TORTURE_WORKER"
+# Where a short run notes in its document who has executed it.
+TOKEN_KEY = "token"
 NARROW_LIMIT = 3
+# So many that some of them are in any process that is killed.
+WIDE_LIMIT = 30
 PERSISTENT = Retry(max_attempts=1000, min_delay_seconds=0.05, max_delay_seconds=0.5)
 INCREMENTS = 10
 LEDGER_ITEMS_MAX = 100
 BEATS_PER_FLUSH = 5
+BEATS_MAX = 100
 ONE_ATTEMPT = Retry(max_attempts=1)
+ONCE = ("once", "once_in_thread", "step", "brief", "brief_in_thread", "gathering")
+"""The tasks whose runs are tried once."""
 narrow = Queue("narrow", concurrency=NARROW_LIMIT)
+wide = Queue("wide", concurrency=WIDE_LIMIT)
+LIMITS = {narrow.name: NARROW_LIMIT, wide.name: WIDE_LIMIT}
 
 
 @task(retry=PERSISTENT)
@@ -25,7 +36,11 @@ async def shared(number: int, ctx: Context) -> int:
 
     It writes as well: `[attempt, beat]` at each beat. What `aflush` has acknowledged it notes in a file, which a killed process leaves
     behind: a line says that this beat and all before it of the same attempt are committed.
+
+    An attempt fails after a while. One that goes on for ever and has been in a process that was killed would have a process to itself
+    for ever: it is suspected, and executes apart until it has ended.
     """
+    note("begin", ctx)
     beat = 0
     ledger = os.open(Path(f"ledger-{ctx.run.id}.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
@@ -37,6 +52,9 @@ async def shared(number: int, ctx: Context) -> int:
                 await metadata.aflush()
                 os.write(ledger, f"{ctx.attempt.number} {beat}\n".encode())
             await asyncio.sleep(0.02)
+            if beat == BEATS_MAX:
+                note("raise", ctx)
+                raise ValueError("on purpose")
     finally:
         os.close(ledger)
     return beat
@@ -45,6 +63,7 @@ async def shared(number: int, ctx: Context) -> int:
 @task(retry=PERSISTENT)
 async def wave(size: int, ctx: Context) -> int:
     """A root with `size` children. A later attempt finds the children of an earlier one and waits for those."""
+    note("begin", ctx)
     while True:
         # An attempt that was killed may have begun the children, or be beginning them right now.
         counts = (await runs.aretrieve(ctx.run.id)).child_counts if ctx.attempt.number > 1 else {}
@@ -60,6 +79,7 @@ async def wave(size: int, ctx: Context) -> int:
 async def member(index: int, ctx: Context) -> None:
     """A child. Its ids name its place in the wave, and not its run: a root that was killed while it began its children may have begun
     them twice."""
+    note("begin", ctx)
     for number in range(INCREMENTS):
         ancestor = metadata.root if number % 2 else metadata.parent
         ancestor.increment("count", once=f"{index}-{number}")
@@ -101,12 +121,31 @@ async def step(triggered_by: list[str | int], ctx: Context) -> str:
     return note("end", ctx)
 
 
+@task(retry=ONE_ATTEMPT)
+async def brief(number: int, ctx: Context) -> str:
+    """A short run that is tried once. Some fail."""
+    token = note("begin", ctx)
+    metadata.set(TOKEN_KEY, token)
+    if number % 101 == 0:
+        note("raise", ctx)
+        raise ValueError("on purpose")
+    return note("end", ctx)
+
+
+@task(retry=ONE_ATTEMPT, queue=wide)
+def brief_in_thread(number: int, ctx: Context) -> str:
+    """The same in a thread, in a queue with a limit."""
+    metadata.set(TOKEN_KEY, note("begin", ctx))
+    return note("end", ctx)
+
+
 @task(retry=PERSISTENT)
 async def streaming(count: int, ctx: Context) -> dict[str, int]:
     """A run that writes streams, as its children do. A chunk says who has written it: `[run, attempt, process, number]`.
 
     Returns: by stream, how many chunks this attempt has written.
     """
+    note("begin", ctx)
     children = asyncio.create_task(beside.abatch_trigger_and_wait([count] * 2))
 
     async def tokens() -> AsyncIterator[list[str | int]]:
@@ -116,17 +155,23 @@ async def streaming(count: int, ctx: Context) -> dict[str, int]:
             yield chunk(ctx, number)
 
     read = 0
-    async with streams.writer("both") as write:
-        async for value in metadata.stream("tokens", tokens()):
-            read += 1
-            await write(value)
-    await children
+    try:
+        async with streams.writer("both") as write:
+            async for value in metadata.stream("tokens", tokens()):
+                read += 1
+                await write(value)
+        await children
+    finally:
+        # An attempt that is over does not leave it behind.
+        children.cancel()
+        await asyncio.gather(children, return_exceptions=True)
     return {"tokens": count, "both": read}
 
 
 @task(retry=PERSISTENT)
 async def beside(count: int, ctx: Context) -> dict[str, int]:
     """A child that writes to a stream of its parent, where others write as well."""
+    note("begin", ctx)
     try:
         for number in range(count):
             await streams.append("both", chunk(ctx, number), target="parent")
@@ -151,6 +196,7 @@ def chunk(ctx: Context, number: int) -> list[str | int]:
 @task(retry=ONE_ATTEMPT)
 async def gathering(size: int, ctx: Context) -> bool:
     """True when so many of these execute at once: no slot of any worker has got lost."""
+    note("begin", ctx)
     meeting = os.open(Path("gathering.txt"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(meeting, b"x")
     os.close(meeting)
@@ -160,13 +206,15 @@ async def gathering(size: int, ctx: Context) -> bool:
         if size_now >= size:
             break
         await asyncio.sleep(0.05)
+    note("end", ctx)
     return size_now >= size
 
 
 def note(what: str, ctx: Context) -> str:
     """Note in a file what an execution has come to; a killed process leaves it behind. Returns what tells the execution apart."""
     token = f"{ctx.run.id} {ctx.attempt.number} {os.getpid()}"
-    journal = os.open(Path(JOURNAL), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(journal, f"{what} {token} {time.monotonic_ns()}\n".encode())
+    journal = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    worker = os.environ.get(WORKER_VARIABLE, "-")
+    os.write(journal, f"{what} {token} {worker} {time.monotonic_ns()}\n".encode())
     os.close(journal)
     return token

@@ -6,6 +6,8 @@ from collections import Counter
 KINDS = ("lost", "doubled", "reordered", "backwards", "unfinished", "broken")
 # The same of runs and their attempts.
 RUN_KINDS = (
+    "lost runs",
+    "doubled runs",
     "wrong output",
     "executed twice",
     "charged without cause",
@@ -13,10 +15,12 @@ RUN_KINDS = (
     "stuck",
     "beyond the limit",
     "leaked slot",
+    "miscounted",
 )
 # The same of the chunks of streams.
 STREAM_KINDS = ("chunks lost", "chunks doubled", "chunks reordered", "gaps")
-EXAMPLES_MAX = 30
+# Of each kind.
+EXAMPLES_MAX = 6
 
 
 class Verdict:
@@ -26,9 +30,11 @@ class Verdict:
     order), `backwards` (a reader saw an older state than before, or did not end on the final document), `unfinished` (did not
     come to its end in time), `broken` (a process ended by itself, or its log has a traceback).
 
-    Kinds of runs: `wrong output` (not what its last execution has returned), `executed twice` (one attempt), `charged without cause`
-    (nothing was raised, killed or stopped), `orphan` (triggered by an attempt that was over), `stuck` (has not ended), `beyond the
-    limit` (too many of a queue executed at once), `leaked slot` (a worker or a queue has less room than it should).
+    Kinds of runs: `lost runs` (acknowledged and not there), `doubled runs` (there and never acknowledged), `wrong output` (not what
+    its last execution has returned), `executed twice` (one attempt), `charged without cause` (nothing was raised, killed or stopped),
+    `orphan` (triggered by an attempt that was over), `stuck` (has not ended), `beyond the limit` (too many of a queue executed at
+    once), `leaked slot` (a worker or a queue has less room than it should), `miscounted` (there are more or fewer runs of a status
+    than are counted).
 
     Kinds of streams: `chunks lost`, `chunks doubled` and `chunks reordered`, stored or read; `gaps` (in the indexes of a stream).
     """
@@ -36,6 +42,7 @@ class Verdict:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.examples: list[str] = []
+        self._examples_by_kind: Counter[str] = Counter()
         self._seen: set[str] = set()
 
     @property
@@ -46,11 +53,13 @@ class Verdict:
     def add(self, kind: str, what: str, count: int = 1) -> None:
         """Something is wrong, `count` times over. The same words count once: a fault may show in many states of a document."""
         assert kind in KINDS + RUN_KINDS + STREAM_KINDS, kind
+        assert count > 0, what
         if what in self._seen:
             return
         self._seen.add(what)
         self.counts[kind] += count
-        if len(self.examples) < EXAMPLES_MAX:
+        self._examples_by_kind[kind] += 1
+        if self._examples_by_kind[kind] <= EXAMPLES_MAX:
             self.examples.append(f"{kind}: {what}" + (f" ({count} times)" if count > 1 else ""))
 
     def compare(self, what: str, value: object, *, acknowledged: int, attempted: int) -> None:

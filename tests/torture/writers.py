@@ -60,13 +60,23 @@ class Account:
 class Writer:
     """One writer. Odd ones use `runs.metadata(...)`, even ones raw requests, which they sometimes send twice at once.
 
+    Args:
+        rest_seconds: how long it rests between two requests, on average.
+
     Attributes:
         accounts: by run.
         repeats: how many requests were sent twice at once.
     """
 
     def __init__(
-        self, number: int, client: Client, run_ids: list[str], chance: random.Random, verdict: Verdict
+        self,
+        number: int,
+        client: Client,
+        run_ids: list[str],
+        chance: random.Random,
+        verdict: Verdict,
+        *,
+        rest_seconds: float,
     ) -> None:
         self.number = number
         self.accounts = {run_id: Account() for run_id in run_ids}
@@ -74,6 +84,7 @@ class Writer:
         self._client = client
         self._chance = chance
         self._verdict = verdict
+        self._rest_seconds = rest_seconds
         self._updaters = {run_id: client.runs.metadata(run_id) for run_id in run_ids}
 
     @property
@@ -96,6 +107,7 @@ class Writer:
                 refused = await self._send_raw(run_id, account)
             self._check_refused(refused, account.sent.refused - before)
             account.settle()
+            await asyncio.sleep(self._chance.uniform(0, 2 * self._rest_seconds))
 
     def _check_refused(self, refused: list[str], expected: int) -> None:
         if len(refused) != expected or set(refused) - {TEXT_KEY}:

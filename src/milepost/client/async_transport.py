@@ -111,10 +111,17 @@ class AsyncTransport:
             raise unreachable(self._api_url, reason_of(error)) from None
         try:
             if response.status != 200:
-                raise from_problem(response.status, await response.read())
+                raise from_problem(response.status, await self._refusal(response))
             yield self._read(response, patience)
         finally:
             response.close()
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> bytes:
+        """What the server says in place of a stream. Raises UnavailableError when not all of it has come."""
+        try:
+            return await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(self._api_url, reason_of(error)) from None
 
     async def _read(self, response: aiohttp.ClientResponse, patience: Patience) -> AsyncIterator[bytes]:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Container, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -226,8 +226,18 @@ class SyncTransport:
                 raise unreachable(self._api_url, reason_of(error)) from None
             with closing(response):
                 if response.status != 200:
-                    raise from_problem(response.status, response.read())
+                    raise from_problem(response.status, self._refusal(response))
                 yield self._read(sock, response, patience)
+
+    def _refusal(self, response: HTTPResponse) -> bytes:
+        """What the server says in place of a stream. Raises UnavailableError when not all of it has come."""
+        try:
+            content = response.read()
+        except (HTTPException, OSError) as error:
+            raise unreachable(self._api_url, reason_of(error)) from None
+        if not content and not _says_its_length(response.headers):
+            raise unreachable(self._api_url, "the connection broke within the answer")
+        return content
 
     def _read(self, sock: socket, response: HTTPResponse, patience: Patience) -> Iterator[bytes]:
         chunks = ChunkDecoder() if response.chunked else None
@@ -296,7 +306,7 @@ class ChunkDecoder:
         return b"".join(found)
 
 
-def _says_its_length(headers: Mapping[str, str]) -> bool:
+def _says_its_length(headers: Container[str]) -> bool:
     return "content-length" in headers or "transfer-encoding" in headers
 
 

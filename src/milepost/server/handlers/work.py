@@ -62,6 +62,7 @@ class Work:
         claim = asyncio.ensure_future(
             self._submit(commands.Claim(worker_id, body.sequence, body.slots, wait_seconds))
         )
+        claim.add_done_callback(_look_at_failure)
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait({claim, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,3 +105,9 @@ class Work:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _look_at_failure(claim: asyncio.Future[Any]) -> None:
+    """The worker is told of it; when that has gone and its claim could not be withdrawn, nobody is."""
+    if not claim.cancelled():
+        claim.exception()
