@@ -27,6 +27,7 @@ BENCHMARKS = {
     "throughput": "throughput.py",
     "feed": "feed.py",
     "streams": "streams.py",
+    "postgres": "postgres_cost.py",
     "memory": "memory.py",
 }
 # Each limits itself below this.

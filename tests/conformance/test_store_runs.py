@@ -55,6 +55,49 @@ def test_a_new_run_is_queued_and_comes_back_as_it_was_given(store: Store) -> Non
     assert (record.output, record.error, record.trigger_metadata) == (None, None, b'{"k":1}')
 
 
+@pytest.mark.parametrize("count", [1, 2, 60], ids="{} at once".format)
+def test_runs_come_back_as_they_were_given_however_many_are_inserted_at_once(
+    store: Store, count: int
+) -> None:
+    """PostgreSQL takes one, a few and many rows in different ways."""
+    odd = [
+        "",
+        "\\N",
+        "\\.",
+        "\\",
+        "a\tb\nc\rd",
+        "\0",
+        "'\"%s{}",
+        "ü\u2028\U0001f600",
+        "null",
+        "\x7f\x01",
+        " x ",
+    ]
+    new = [
+        new_run(
+            number,
+            payload=None if number % 7 == 5 else odd[number % len(odd)],
+            tags=[odd[number % len(odd)] + str(number)],
+            batch_id=None if number % 2 else "batch_1",
+            batch_index=number,
+            trigger_metadata=None if number % 3 else b'{"k":"\\\\N"}',
+        )
+        for number in range(count)
+    ]
+    insert(store, *new)
+    with store.read() as connection:
+        found = runs.load_records(connection, names(*range(count)), values=True)
+    assert len(found) == count
+    for run in new:
+        record = found[run.id]
+        assert (record.payload, record.tags, record.trigger_metadata, record.row.batch_id) == (
+            run.payload,
+            run.tags,
+            run.trigger_metadata,
+            run.batch_id,
+        )
+
+
 @pytest.mark.parametrize("length", [0, 8192, 8193, 260_000])
 def test_a_trigger_document_comes_back_whatever_its_length(store: Store, length: int) -> None:
     """A report must not write it again, so a large one is not in the row; see `large_values`."""

@@ -75,6 +75,10 @@ class _FailingPostgresCursor(psycopg.Cursor[Any]):
         self._before(query)
         return super().executemany(query, *parameters, **options)
 
+    def copy(self, statement: Any, *parameters: Any, **options: Any) -> Any:
+        self._before(statement)
+        return super().copy(statement, *parameters, **options)
+
     def _before(self, query: Any) -> None:
         found = self.connection.faults if isinstance(self.connection, FailingPostgresConnection) else None
         if found is not None and found.next_fails(str(query)):

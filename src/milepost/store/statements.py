@@ -40,6 +40,8 @@ KEYS_MAX = 1024
 
 # SQLite has taken `ON CONFLICT` over from PostgreSQL, and this is written alike for both.
 upsert = insert
+# From so many new rows on they go by COPY where the database has it: of 1,000 runs that took half the time of one statement of lists.
+COPY_ROWS_MIN = 20
 # What takes a whole list as one value, so that lists of all lengths are one statement.
 _TAKES_LISTS = frozenset({"postgresql"})
 
@@ -76,10 +78,26 @@ def execute(connection: Connection, text: str, values: Any = (), *, many: bool =
         else:
             cursor.execute(text, values)
     except connection.dialect.loaded_dbapi.Error as error:
-        raise DBAPIError.instance(
-            text, None, error, connection.dialect.loaded_dbapi.Error, dialect=connection.dialect
-        ) from error
+        raise _as_sqlalchemy(error, connection, text) from error
     return cursor
+
+
+def copy_in(connection: Connection, text: str, rows: Iterable[Row]) -> None:
+    """Execute a COPY from here. Raises SQLAlchemy's errors."""
+    cursor: Any = connection.connection.cursor()
+    try:
+        with cursor.copy(text) as copy:
+            for row in rows:
+                copy.write_row(row)
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _as_sqlalchemy(error, connection, text) from error
+
+
+def _as_sqlalchemy(error: Exception, connection: Connection, text: str) -> DBAPIError:
+    kind = connection.dialect.loaded_dbapi.Error
+    found = DBAPIError.instance(text, None, error, kind, dialect=connection.dialect)
+    assert isinstance(found, DBAPIError), "it is one of the driver"
+    return found
 
 
 class Statement:
@@ -103,6 +121,7 @@ class Statement:
         self._names = tuple(names)
         self._key = tuple(self._names.index(name) for name in key)
         self._of_lists: Statement | None = None
+        self._copy = _copy_of(statement, self._names)
         self._compiled: dict[str, tuple[str, Callable[[Row], Any] | None]] = {}
 
     def read(self, connection: Connection, values: Row) -> list[Row]:
@@ -116,7 +135,10 @@ class Statement:
         if not rows:
             return
         if takes_lists(connection) and len(rows) > 1:
-            self._write_lists(connection, rows)
+            if self._copy is not None and len(rows) >= COPY_ROWS_MIN:
+                copy_in(connection, self._copy, rows)
+            else:
+                self._write_lists(connection, rows)
             return
         text, arrange = self._compiled.get(connection.dialect.name) or self._compile(connection)
         if len(rows) == 1:
@@ -188,6 +210,15 @@ class Lookup:
             condition = self._column.in_(parameters(names))
             statement = self._by_count[len(keys)] = Statement(self._statement.where(condition), names)
         return statement.read(connection, keys)
+
+
+def _copy_of(statement: Any, names: Sequence[str]) -> str | None:
+    """The COPY that does the same as an insert; None for any other statement, and where rows may be there already."""
+    is_plain = isinstance(statement, Insert) and statement.select is None
+    if not is_plain or getattr(statement, "_post_values_clause", None) is not None:
+        return None
+    columns = ", ".join(f'"{name}"' for name in names)
+    return f'COPY "{statement.table.name}" ({columns}) FROM STDIN'
 
 
 def _of_lists(statement: Any, names: Sequence[str]) -> Insert | Update:
