@@ -95,6 +95,8 @@ class Engine:
         self._steady = steady or clock
         # How far the wall clock is ahead of the steady one, as far as that is known.
         self._ahead = self._clock() - self._steady()
+        # The time of the last group.
+        self._last_now = self._clock()
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         if server_id is None:
             server_id = Identifiers().make("server", clock()) if store.is_shared else ""
@@ -282,6 +284,9 @@ class Engine:
                     age_now=self._age(now, steady_now),
                 )
                 jump = self._jump(transaction)
+                if not jump and now < self._last_now:
+                    # The clock has gone back a little: what was due is due again by then.
+                    self.state.due_later(self._last_now)
                 self._load(others, transaction)
                 for request in others:
                     request.result = self._decide(request.command, transaction)
@@ -301,6 +306,7 @@ class Engine:
             raise
         self.committed_at = self._steady()
         self._ahead = transaction.now - transaction.steady_now
+        self._last_now = transaction.now
         self._age_ahead = transaction.age_now - transaction.steady_now
         if jump > FAR_MICROSECONDS:
             self._doubts_clock_until = transaction.steady_now + DOUBT_MICROSECONDS
