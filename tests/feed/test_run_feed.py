@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milepost.engine.commands import ReleaseLostRuns
+from milepost.engine.commands import AddChunks, AttemptWritten, ReleaseLostRuns, Written
 from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
+from milepost.feed.hub import RunTopic
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.model.scopes import WHOLE_VIEW, View
@@ -669,5 +670,35 @@ def test_a_queued_run_says_when_nobody_can_take_it(
         assert "queuedReason" not in other.run
         await subscriber.close()
         await other.close()
+
+    run_async(follow)
+
+
+def test_what_happens_while_a_reader_looks_at_streams_is_told_with_its_document(
+    world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M38: the run ends while its streams are read for a state before."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    looking = streams.streams_of
+
+    async def finish_meanwhile(topic: RunTopic, reader: Reader) -> Any:
+        monkeypatch.setattr(streams, "streams_of", looking)
+        found = await looking(topic, reader)
+        worker.finish(run, Set("last", True))
+        return found
+
+    async def follow() -> None:
+        subscriber = watch(world, run_id)
+        assert await subscriber.read() == "snapshot"
+        monkeypatch.setattr(streams, "streams_of", finish_meanwhile)
+        part = Written(run_id, "out/key", "a", 0, [b"1"])
+        world.do(AddChunks(worker.id, [AttemptWritten(run_id, run.attempt, [part])]))
+        worker.report(run, waiting=True)
+        assert await subscriber.read() == "delta"
+        assert (subscriber.run["status"], subscriber.value) == ("WAITING", {})
+        assert await subscriber.read() == "delta"
+        assert (subscriber.run["status"], subscriber.value) == ("COMPLETED", {"last": True})
+        await subscriber.read_to_end()
 
     run_async(follow)

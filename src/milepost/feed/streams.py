@@ -102,8 +102,8 @@ async def watch_run(
                     has_finished.set()
                 yield frame
                 continue
-            if step.news is not None and step.news.row is not None:
-                told, queued = queued, _queued(step.news.row)
+            if step.newest is not None:
+                told, queued = queued, _queued(step.newest.row)
                 if told is not None and told.reason is not None:
                     yield _queued_frame(place, queued)
             if step.is_final:
