@@ -1,6 +1,7 @@
 """Watching one run (M82): early, late, slow; the last state is never skipped, and a gap is healed by one snapshot."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from milepost.engine.commands import AddChunks, AttemptWritten, ReleaseLostRuns, Written
 from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
-from milepost.feed.hub import RunTopic
+from milepost.feed.hub import Hub, RunTopic
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.model.scopes import WHOLE_VIEW, View
@@ -702,3 +703,36 @@ def test_what_happens_while_a_reader_looks_at_streams_is_told_with_its_document(
         await subscriber.read_to_end()
 
     run_async(follow)
+
+
+def test_who_comes_from_another_server_is_told_no_older_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other server has told them was not announced here yet, and somebody has read the run here before."""
+    with feed_world_at(tmp_path / "milepost.db") as world:
+        world.hub = Hub(hears_late=True)
+        worker = WorkerDouble(world)
+        run_id = world.trigger()
+        run = worker.claim_one()
+
+        async def follow() -> None:
+            first = watch(world, run_id)
+            assert await first.read() == "snapshot"
+            world.is_deaf = True
+            worker.report(run, Set("a", 1))
+            readings: list[str] = []
+            snapshot = Reader.snapshot
+
+            def counted(self: Reader, *given: Any) -> RunObject:
+                readings.append("one")
+                return snapshot(self, *given)
+
+            monkeypatch.setattr(Reader, "snapshot", counted)
+            later = [watch(world, run_id) for _ in range(20)]
+            await asyncio.gather(*(one.read() for one in later))
+            assert {one.version for one in later} == {1}
+            assert len(readings) <= 2, "those who ask at once share a reading"
+            for one in (first, *later):
+                await one.close()
+
+        run_async(follow)
