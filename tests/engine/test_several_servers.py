@@ -167,6 +167,23 @@ def test_who_is_heard_at_one_keeps_its_lease_at_all(world: Servers, quiet_part: 
         assert world.reader.run(run_id).status is RunStatus.QUEUED
 
 
+def test_whom_a_server_hears_that_was_frozen_all_hear(world: Servers) -> None:
+    """It hears of the worker late, and must not take that for the time at which the others have."""
+    with patch.object(others, "QUIET_PART", 0.1):
+        worker = WorkerDouble(world)
+        at(world, A, Trigger(item()))
+        world.away = {C}
+        at(world, A, worker.next_claim())
+        for _ in range(4):
+            world.clock.advance(5)
+            assert at(world, A, ReleaseLostRuns()) == 0
+        world.away = set()
+        at(world, C, Report(worker.id, []))
+        for _ in range(5):
+            world.clock.advance(5)
+            assert at(world, A, ReleaseLostRuns()) == 0
+
+
 def test_an_idle_fleet_writes_little(world: Servers) -> None:
     """Of a worker that is heard by any of them, servers tell each other once in a tenth of a lease."""
     with patch.object(others, "QUIET_PART", 0.1):

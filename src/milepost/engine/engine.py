@@ -316,7 +316,8 @@ class Engine:
         self._remember(transaction, served)
         if self._others is not None and number is not None:
             self._others.told(number)
-            were_told(learnt, self.state, steady_now=transaction.steady_now)
+            steady_now = transaction.steady_now
+            were_told(learnt, self.state, steady_now=steady_now, told_at=steady_now)
         answers = [(request.answer, request.result) for request in others]
         return answers + served.answers, [announcement]
 
@@ -341,13 +342,16 @@ class Engine:
         state = self.state
         if learnt.tasks_changed:
             self._load_catalog(connection)
-        learn(learnt, state, steady_now=self._steady())
-        if self._others is not None:
-            microseconds = self._clock() - self._others.newest_time
-            self.measures.told_seconds.observe(max(0, microseconds) / 1_000_000)
-        if self._others is not None and self._others.newest_time > self._clock():
+        now, steady_now, others = self._clock(), self._steady(), self._others
+        assert others is not None, "somebody else has told it"
+        self.measures.told_seconds.observe(max(0, now - others.told_at) / 1_000_000)
+        # Of a clock that is ahead of this one it is not known how long ago that was.
+        is_known = others.told_at - now <= CLOCKS_APART_MICROSECONDS
+        told_at = steady_now - max(0, now - others.told_at) if is_known else None
+        learn(learnt, state, steady_now=steady_now, told_at=told_at)
+        if others.newest_time > now:
             # What was due there is due here then, at the latest.
-            state.due_later(self._others.newest_time)
+            state.due_later(others.newest_time)
         registered = [worker.id for worker in learnt.registered]
         for worker_id in dict.fromkeys(
             [*registered, *learnt.gone, *learnt.newest_claims, *learnt.answered_claims]
