@@ -115,6 +115,25 @@ def test_the_same_claim_at_two_servers_brings_one_run(world: Servers) -> None:
     assert [run.id for run in first.result] == [run.id for run in second.result] == run_ids[:1]
 
 
+def test_a_claim_is_answered_with_what_another_server_has_given_to_its_repeat(world: Servers) -> None:
+    """Also with a run that nobody has offered since: one that is to execute apart goes to a busy worker after a while."""
+    worker = WorkerDouble(world)
+    at(world, A, Trigger(item()))
+    assert len(at(world, A, worker.next_claim())) == 1
+    [apart] = at(world, A, Trigger(item())).run_ids
+    with world.store.write() as connection:
+        connection.exec_driver_sql(f"UPDATE runs SET is_apart = 1 WHERE id = '{apart}'")
+    waiting = park(world, worker, A)
+    world.clock.advance(11)
+    parked = world.engines[A].state.parked.get(worker.id)
+    assert parked is not None
+    [repeat] = world.submit(parked.claim, at=B)
+    assert [run.id for run in repeat.result] == [apart]
+    assert [run.id for run in waiting.result] == [apart], (
+        "nobody knows which of the two the worker listens to"
+    )
+
+
 def test_a_late_repeat_elsewhere_brings_what_the_claim_has_brought(world: Servers) -> None:
     worker = WorkerDouble(world)
     claim = worker.next_claim()
