@@ -31,13 +31,13 @@ from milepost.sdk.attempt import Attempt
 from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.server import streaming
 from milepost.store import runs as run_store
-from milepost.store.database import Store
 from milepost.worker.black_box import BlackBox
 from milepost.worker.chunk_book import ChunkBook, Part
 from milepost.worker.holding import Holding
 from milepost.worker.lease import Lease
 from milepost.worker.slots import Slots
 from milepost.worker.waits import Waits
+from simulation.database import Database
 from simulation.network import Faults
 from simulation.running import simulate
 from simulation.simulation import Failed, Plan
@@ -64,11 +64,11 @@ class Planted:
         return self.plant.__name__
 
 
-def find(planted: Planted, store: Store, seeds: Iterable[int]) -> tuple[int, Failed] | None:
+def find(planted: Planted, database: Database, seeds: Iterable[int]) -> tuple[int, Failed] | None:
     """The first of these seeds that finds a mistake which was put in, with what it says; None when none does."""
     for seed in seeds:
         try:
-            simulate(seed, store, adjust=planted.adjust)
+            simulate(seed, database, adjust=planted.adjust)
         except Failed as found:
             if isinstance(found.__cause__, TypeError | AttributeError | NameError | KeyError):
                 # A planted mistake that is one in itself proves nothing.
