@@ -89,6 +89,20 @@ def test_what_is_due_at_one_whose_clock_is_far_ahead_is_due_at_another_when_it_g
     world.agree()
 
 
+def test_a_server_whose_clock_was_set_back_is_followed_again(
+    world: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it committed while its clock was far ahead says nothing any more."""
+    worker = WorkerDouble(world)
+    monkeypatch.setattr(world.engines[B], "_clock", lambda: world.clock() + 60_000_000)
+    at(world, B, Trigger(item("other")))
+    monkeypatch.setattr(world.engines[B], "_clock", lambda: world.clock() + 300_000)
+    waiting = park(world, worker, A)
+    run_ids = at(world, B, Trigger(item())).run_ids
+    assert [run.id for run in waiting.result] == run_ids
+    world.agree()
+
+
 def test_a_claim_is_answered_when_a_newer_one_arrives_elsewhere(world: Servers) -> None:
     worker = WorkerDouble(world)
     older, newer = park(world, worker, A), park(world, worker, B)

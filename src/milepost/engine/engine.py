@@ -349,9 +349,9 @@ class Engine:
         is_known = others.told_at - now <= CLOCKS_APART_MICROSECONDS
         told_at = steady_now - max(0, now - others.told_at) if is_known else None
         learn(learnt, state, steady_now=steady_now, told_at=told_at)
-        if others.newest_time > now:
+        if others.told_at > now:
             # What was due there is due here then, at the latest.
-            state.due_later(others.newest_time)
+            state.due_later(others.told_at)
         registered = [worker.id for worker in learnt.registered]
         for worker_id in dict.fromkeys(
             [*registered, *learnt.gone, *learnt.newest_claims, *learnt.answered_claims]

@@ -19,7 +19,7 @@ from milepost.engine.announcements import (
     RunsResumed,
     StreamGrown,
 )
-from milepost.engine.state import EngineSettings, EngineState, Worker
+from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineSettings, EngineState, Worker
 from milepost.model.operations import decode_operations, encode_operations
 from milepost.store import announcements as store
 from milepost.store.runs import RunRow
@@ -118,7 +118,8 @@ class Others:
 
     Attributes:
         number: of the newest commit that this engine knows of.
-        newest_time: the newest time at which any of them has committed, as far as that is known.
+        newest_time: the newest time at which any of them has committed, as far as that is known, by clocks that agree with the
+            last one that was heard.
     """
 
     def __init__(self) -> None:
@@ -150,7 +151,8 @@ class Others:
                 if row.number != self.number + 1:
                     raise Gap
                 self.told_at = row.created_at
-                self.newest_time = max(self.newest_time, row.created_at)
+                if not 0 <= self.newest_time - row.created_at <= CLOCKS_APART_MICROSECONDS:
+                    self.newest_time = row.created_at
                 # One of its own is new to this engine where the answer to the commit got lost.
                 try:
                     news = decode(row.payload)
