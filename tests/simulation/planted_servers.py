@@ -92,7 +92,8 @@ def nobody_notices_that_announcements_are_gone(patch: pytest.MonkeyPatch) -> Non
 
 
 def a_clock_that_is_a_moment_ahead_is_not_followed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Others, "newest_time", property(lambda self: 0, lambda self, at: None), raising=False)
+    for name in ("newest_time", "told_at"):
+        patch.setattr(Others, name, property(lambda self: 0, lambda self, at: None), raising=False)
 
 
 # --- what is told ----------------------------------------------------------------------------------------------

@@ -70,8 +70,8 @@ class Witness(Protocol):
         heard: Sequence[Command],
         known_workers: Collection[str],
     ) -> None:
-        """A server has carried out a group, or has tried to: its commands that were not refused, those of them that are known to be
-        committed, and the workers that the server knows."""
+        """A server has carried out a transaction, or has tried to: its commands that were not refused, those of them that are known to
+        be committed, and the workers that the server knows."""
         ...
 
     def look_at_claims(self, tasks: Collection[str], now: int) -> None:
@@ -179,11 +179,13 @@ class Servers:
         commands: Sequence[Command],
         heard: Sequence[Command],
         known_workers: Collection[str],
+        *,
+        is_done: bool,
     ) -> None:
-        """A server has carried out a group, or has tried to."""
+        """A server has carried out a transaction, or has tried to (`is_done` is false)."""
         witness = self.witness
         witness.look(machine.name, commands, heard, known_workers)
-        if len(heard) < len(commands):
+        if not is_done:
             witness.is_disturbed()
             return
         at_work = [one.process for one in self.machines if one.process is not None and one.is_at_work]
@@ -349,26 +351,29 @@ class SimulatedEngine(Engine):
     _has_told = False
 
     def execute(self, requests: Sequence[Request]) -> Any:
-        lost: set[Any] = set(requests)
         self._has_told = False
         try:
             result = self._carry_out(requests)
-            unavailable = {id(answer) for answer, value in result[0] if isinstance(value, UnavailableError)}
-            lost = {one for one in requests if id(one.answer) in unavailable}
             if self.machine.dies_at == "executed":
                 self.machine.dies_at = None
                 raise Killed
             return result
         finally:
-            done = [one for one in requests if not isinstance(one.result, Exception)]
-            self.machine.servers.looked(
-                self.machine,
-                [one.command for one in done],
-                [one.command for one in done if one not in lost],
-                self.state.workers,
-            )
             if self._has_told:
                 self.machine.servers.tell(self.machine)
+
+    def _execute(self, requests: Sequence[Request]) -> Any:
+        """One transaction; a group that failed is carried out in several."""
+        is_done = False
+        try:
+            result = super()._execute(requests)
+            is_done = True
+            return result
+        finally:
+            commands = [one.command for one in requests if not isinstance(one.result, Exception)]
+            self.machine.servers.looked(
+                self.machine, commands, commands if is_done else [], self.state.workers, is_done=is_done
+            )
 
     def _carry_out(self, requests: Sequence[Request]) -> Any:
         machine = self.machine
