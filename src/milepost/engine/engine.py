@@ -294,7 +294,7 @@ class Engine:
                 if transaction.freed_queues:
                     queues.resume_waiting(transaction)
                     transaction.save()
-                served = self._claim(claims, transaction, jump)
+                served = self._claim(claims, transaction)
                 announcement = transaction.announcement()
                 learnt = self._learnt(transaction, served)
                 number = self._tell_others(transaction, learnt, announcement)
@@ -422,6 +422,10 @@ class Engine:
             # Servers on one database go by its clock, and none of them could say for all that it was set.
             return 0
         run_store.shift_due(transaction.connection, jump, now=transaction.now)
+        # Read anew, because a group that failed may have known of runs by either clock.
+        self.state.next_due_at = run_store.next_due_at_after(
+            transaction.connection, transaction.now, self.state.places.all()
+        )
         transaction.everything_offered = True
         return jump
 
@@ -480,10 +484,10 @@ class Engine:
         except MilepostError as refusal:
             return refusal
 
-    def _claim(self, claims: Sequence[Request], transaction: Transaction, jump: int) -> "_Served":
-        """Serve new claims and, where there may be work for them, parked ones. `jump`: by how much times of queued runs have moved."""
+    def _claim(self, claims: Sequence[Request], transaction: Transaction) -> "_Served":
+        """Serve new claims and, where there may be work for them, parked ones."""
         now, state = transaction.now, self.state
-        served = _Served(state.parked, None if state.next_due_at is None else state.next_due_at + jump)
+        served = _Served(state.parked, state.next_due_at)
         for request in claims:
             assert isinstance(request.command, Claim)
             served.hear_of(request.command, transaction)
