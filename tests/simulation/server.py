@@ -17,7 +17,7 @@ from milepost.engine.commands import Command
 from milepost.engine.committer import GROUP_MAX, Committer
 from milepost.engine.engine import Engine, Request
 from milepost.engine.jobs import JobName
-from milepost.engine.state import EngineSettings
+from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineSettings
 from milepost.errors import MilepostError, UnavailableError
 from milepost.feed.hub import Hub
 from milepost.protocol.endpoints import ATTEMPT_HEADER, OPEN, REQUEST_ID_HEADER, Endpoint
@@ -196,8 +196,12 @@ class Servers:
             if parked.claim.slots > 0
             for task in parked.tasks
         }
-        if tasks:
-            witness.look_at_claims(tasks, min(process.engine.now for process in at_work))
+        clocks = [process.engine.now for process in at_work]
+        if max(clocks, default=0) - min(clocks, default=0) > CLOCKS_APART_MICROSECONDS:
+            # The database's clock was set, and some have not read it since: a run that is due for one is not for another.
+            witness.is_disturbed()
+        elif tasks:
+            witness.look_at_claims(tasks, min(clocks))
 
     def tell(self, teller: "Machine") -> None:
         """A server has committed something: the others are woken, where they hear of it."""

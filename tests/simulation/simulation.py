@@ -49,8 +49,6 @@ from simulation.worker import WorkerProcess, client_of_code, make_task, trigger
 # After the time of trouble everything has to be done within this time of the simulation.
 CALM_SECONDS_MAX = 900.0
 CHILDREN_MAX = 4
-# By then whatever was broken in the time of trouble has been noticed.
-QUIET_AFTER_MICROSECONDS = 60_000_000
 
 
 class Failed(AssertionError):
@@ -474,8 +472,6 @@ class Simulation:
             self.network.mend()
         self.network.faults = Faults()
         self.servers.calm_down()
-        if self.watch.quiet_from is None:
-            self.watch.quiet_from = self.servers.steady() + QUIET_AFTER_MICROSECONDS
         for worker in self.workers:
             self.loop.continue_process(worker)
         for _ in range(self.plan.workers):

@@ -149,7 +149,7 @@ class Watch:
         self._given_up_at: dict[str, int] = {}
         # Since when each run waits although a claim waits for it.
         self._waiting_since: dict[str, int] = {}
-        # From when on nothing is lost or late that servers and workers tell each other; None while that is not so.
+        # From when on nothing is lost or late that servers and workers tell each other; None where something may be.
         self.quiet_from: int | None = None
         # When each run has ended, and when one that waited was let go on.
         self._ended_at: dict[str, int] = {}
