@@ -300,6 +300,9 @@ class Watch:
             self._ended_at[row.id] = now
         elif (before.status, row.status) == ("WAITING", "EXECUTING"):
             self._let_at[row.id] = now
+        elif row.status == "WAITING":
+            # Code whose queue has no limit goes on before it is let.
+            self._let_at.pop(row.id, None)
         if before.holder is not None and before.holder != row.holder:
             self._judge_end(before, row, commands, now)
         elif before.status not in HELD and row.status in FINAL:
@@ -582,9 +585,7 @@ class Watch:
             here.append(attempt)
         if not self._is_held(attempt):
             return
-        let_at = self._let_at.pop(attempt.run_id, None)
-        if let_at is not None:
-            self._judge_delay(f"{attempt} goes on", let_at)
+        self.learns_that_it_may(attempt.process, attempt.run_id)
         held = [one for one in here if self._is_held(one)]
         self._expect(len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots")
         self._expect(
@@ -610,10 +611,16 @@ class Watch:
             f"{process} learns that {run_id} has ended", max(waits_since, self._ended_at[run_id])
         )
 
+    def learns_that_it_may(self, process: str, run_id: str) -> None:
+        """A worker has learnt that a run that waited may go on; then it needs a slot."""
+        let_at = self._let_at.pop(run_id, None)
+        if let_at is not None:
+            self._judge_delay(f"{process} learns that {run_id} may go on", let_at)
+
     def _judge_delay(self, what: str, since: int) -> None:
         if self.quiet_from is not None:
             late = self._steady() - max(since, self.quiet_from)
-            self._expect(late <= WORD_MICROSECONDS, f"{what} {late / 1e6} s late")
+            self._expect(late <= WORD_MICROSECONDS, f"{what}, {late / 1e6} s late")
 
     def pauses(self, attempt: Attempt) -> None:
         """The code waits for another run, or has ended."""

@@ -26,7 +26,7 @@ from milepost.model.run import Outcome
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.protocol.work import ClaimedRun, ClaimRequest
+from milepost.protocol.work import ClaimedRun, ClaimRequest, InboxFrame
 from milepost.sdk.attempt import run_attempt
 from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
@@ -173,7 +173,7 @@ class WorkerProcess:
         )
         self._link.watch, self._link.slots = simulation.watch, self.concurrency
         self._note_what_is_told()
-        self._note_ends()
+        self._note_what_is_learnt()
         # Since when code here waits for a run.
         self.waits_since: dict[str, int] = {}
         self._spawn(self._link.live())
@@ -190,16 +190,22 @@ class WorkerProcess:
 
         book.add = noted  # type: ignore[method-assign]
 
-    def _note_ends(self) -> None:
+    def _note_what_is_learnt(self) -> None:
         holding, watch = self._link._holding, self._simulation.watch
-        target_ended = holding.target_ended
+        target_ended, hear = holding.target_ended, holding.hear
 
         def noted(target_id: str) -> None:
             if target_id in holding.waits._targets and not self.peer.is_dead:
                 watch.learns_of_end(self.name, target_id, self.waits_since[target_id])
             target_ended(target_id)
 
+        def heard(frame: InboxFrame) -> None:
+            for run_id in frame.resumed:
+                watch.learns_that_it_may(self.name, run_id)
+            hear(frame)
+
         holding.target_ended = noted  # type: ignore[method-assign]
+        holding.hear = heard  # type: ignore[method-assign]
 
     @property
     def has_lines_to_send(self) -> bool:
