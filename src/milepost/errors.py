@@ -36,7 +36,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── RunFinishedError              run_finished            422
     │   └── RequestTimeoutError           request_timeout         408
     ├── UnavailableError                  unavailable             503   safe to retry
-    ├── CommitUnknownError                commit_unknown          500
+    │   └── CommitUnknownError            commit_unknown          503   safe to retry with the same request id
     ├── UnreadableAnswerError             unreadable_answer       500
     ├── NotLoadedError                    not_loaded              500   also AttributeError
     ├── ConfigurationError                invalid_configuration   500
@@ -531,8 +531,9 @@ class UnavailableError(MilepostError):
     status: ClassVar[int] = 503
 
 
-class CommitUnknownError(MilepostError):
-    """The server lost its database while it stored what was asked for, and could not find out whether that was stored."""
+class CommitUnknownError(UnavailableError):
+    """The server lost its database while it stored what was asked for, and could not find out whether that was stored. Repeating the
+    request with the same request id is safe, and is what our own clients do."""
 
     code: ClassVar[str] = "commit_unknown"
 

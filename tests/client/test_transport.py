@@ -30,6 +30,7 @@ from milepost.client import retries
 from milepost.client.async_transport import AsyncTransport
 from milepost.client.retries import Patience
 from milepost.client.transport import SyncTransport
+from milepost.errors import CommitUnknownError
 
 TRIGGERED = Answer(200, {"id": "run_1", "isCached": False}, {"x-trigger-jwt": "token"})
 
@@ -103,6 +104,16 @@ def test_passing_refusals_are_repeated_under_the_same_request_id(
     assert len(set(ids)) == 1
     trigger("t")
     assert server.asked[-1].headers["x-trigger-request-idempotency-key"] != ids[0]
+
+
+def test_what_may_be_stored_or_not_is_asked_for_again_under_the_same_request_id(
+    server: ScriptedServer, trigger: Trigger
+) -> None:
+    error = CommitUnknownError("nobody knows")
+    script(server, Answer(error.status, {"error": str(error), "code": error.code}), TRIGGERED)
+    assert trigger("t").id == "run_1"
+    assert len({asked.headers["x-trigger-request-idempotency-key"] for asked in server.asked}) == 1
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,39 @@ def test_no_run_is_given_up_because_the_clock_was_set(world: SteadyWorld, second
     assert world.reader.run(run_id).status is RunStatus.FAILED
 
 
+def test_a_clock_that_goes_back_a_little_holds_up_no_claim_for_longer(world: SteadyWorld) -> None:
+    """By less than what is taken for setting it. Nobody is told when the run, which was due before, is due again."""
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    world.jump(-0.7)
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    assert not waiting.is_answered
+    wake_at = world.engine.wake_at()
+    assert wake_at is not None
+    assert wake_at <= world.steady() + 700_000
+    world.pass_time(0.7)
+    world.submit()
+    assert [run.id for run in waiting.result] == [run_id]
+
+
+@pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+def test_a_retry_is_in_time_that_is_reported_as_the_clock_was_set(world: SteadyWorld, seconds: float) -> None:
+    """Its time is by the new clock already."""
+    worker = WorkerDouble(world)
+    run_id = world.trigger()
+    run = worker.claim_one()
+    worker.begin(run)
+    world.jump(seconds)
+    worker.report(run, outcome=failure(retry_after_ms=5000))
+    [waiting] = world.submit(worker.next_claim(wait=60))
+    wake_at = world.engine.wake_at()
+    assert wake_at is not None
+    assert 0 < wake_at - world.steady() <= 5_000_000
+    world.pass_time(5)
+    world.submit()
+    assert [run.id for run in waiting.result] == [run_id]
+
+
 def test_a_clock_that_is_set_back_holds_up_no_queued_run(world: SteadyWorld) -> None:
     worker = WorkerDouble(world)
     run_id = world.trigger()

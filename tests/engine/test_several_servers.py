@@ -89,6 +89,20 @@ def test_what_is_due_at_one_whose_clock_is_far_ahead_is_due_at_another_when_it_g
     world.agree()
 
 
+def test_a_server_whose_clock_was_set_back_is_followed_again(
+    world: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it committed while its clock was far ahead says nothing any more."""
+    worker = WorkerDouble(world)
+    monkeypatch.setattr(world.engines[B], "_clock", lambda: world.clock() + 60_000_000)
+    at(world, B, Trigger(item("other")))
+    monkeypatch.setattr(world.engines[B], "_clock", lambda: world.clock() + 300_000)
+    waiting = park(world, worker, A)
+    run_ids = at(world, B, Trigger(item())).run_ids
+    assert [run.id for run in waiting.result] == run_ids
+    world.agree()
+
+
 def test_a_claim_is_answered_when_a_newer_one_arrives_elsewhere(world: Servers) -> None:
     worker = WorkerDouble(world)
     older, newer = park(world, worker, A), park(world, worker, B)
@@ -113,6 +127,25 @@ def test_the_same_claim_at_two_servers_brings_one_run(world: Servers) -> None:
     [second] = world.submit(claim, at=B)
     run_ids = [at(world, C, Trigger(item())).run_ids[0] for _ in range(2)]
     assert [run.id for run in first.result] == [run.id for run in second.result] == run_ids[:1]
+
+
+def test_a_claim_is_answered_with_what_another_server_has_given_to_its_repeat(world: Servers) -> None:
+    """Also with a run that nobody has offered since: one that is to execute apart goes to a busy worker after a while."""
+    worker = WorkerDouble(world)
+    at(world, A, Trigger(item()))
+    assert len(at(world, A, worker.next_claim())) == 1
+    [apart] = at(world, A, Trigger(item())).run_ids
+    with world.store.write() as connection:
+        connection.exec_driver_sql(f"UPDATE runs SET is_apart = 1 WHERE id = '{apart}'")
+    waiting = park(world, worker, A)
+    world.clock.advance(11)
+    parked = world.engines[A].state.parked.get(worker.id)
+    assert parked is not None
+    [repeat] = world.submit(parked.claim, at=B)
+    assert [run.id for run in repeat.result] == [apart]
+    assert [run.id for run in waiting.result] == [apart], (
+        "nobody knows which of the two the worker listens to"
+    )
 
 
 def test_a_late_repeat_elsewhere_brings_what_the_claim_has_brought(world: Servers) -> None:
@@ -165,6 +198,23 @@ def test_who_is_heard_at_one_keeps_its_lease_at_all(world: Servers, quiet_part: 
             assert at(world, C, ReleaseLostRuns()) == 0
         assert world.pass_lease() == 1
         assert world.reader.run(run_id).status is RunStatus.QUEUED
+
+
+def test_whom_a_server_hears_that_was_frozen_all_hear(world: Servers) -> None:
+    """It hears of the worker late, and must not take that for the time at which the others have."""
+    with patch.object(others, "QUIET_PART", 0.1):
+        worker = WorkerDouble(world)
+        at(world, A, Trigger(item()))
+        world.away = {C}
+        at(world, A, worker.next_claim())
+        for _ in range(4):
+            world.clock.advance(5)
+            assert at(world, A, ReleaseLostRuns()) == 0
+        world.away = set()
+        at(world, C, Report(worker.id, []))
+        for _ in range(5):
+            world.clock.advance(5)
+            assert at(world, A, ReleaseLostRuns()) == 0
 
 
 def test_an_idle_fleet_writes_little(world: Servers) -> None:

@@ -1,6 +1,7 @@
 """Watching one run (M82): early, late, slow; the last state is never skipped, and a gap is healed by one snapshot."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milepost.engine.commands import ReleaseLostRuns
+from milepost.engine.commands import AddChunks, AttemptWritten, ReleaseLostRuns, Written
 from milepost.errors import RunNotFoundError, UnavailableError
 from milepost.feed import streams
+from milepost.feed.hub import Hub, RunTopic
 from milepost.feed.streams import watch_run
 from milepost.model.operations import Append, Increment, Set, Update
 from milepost.model.scopes import WHOLE_VIEW, View
@@ -671,3 +673,66 @@ def test_a_queued_run_says_when_nobody_can_take_it(
         await other.close()
 
     run_async(follow)
+
+
+def test_what_happens_while_a_reader_looks_at_streams_is_told_with_its_document(
+    world: FeedWorld, worker: WorkerDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M38: the run ends while its streams are read for a state before."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    looking = streams.streams_of
+
+    async def finish_meanwhile(topic: RunTopic, reader: Reader) -> Any:
+        monkeypatch.setattr(streams, "streams_of", looking)
+        found = await looking(topic, reader)
+        worker.finish(run, Set("last", True))
+        return found
+
+    async def follow() -> None:
+        subscriber = watch(world, run_id)
+        assert await subscriber.read() == "snapshot"
+        monkeypatch.setattr(streams, "streams_of", finish_meanwhile)
+        part = Written(run_id, "out/key", "a", 0, [b"1"])
+        world.do(AddChunks(worker.id, [AttemptWritten(run_id, run.attempt, [part])]))
+        worker.report(run, waiting=True)
+        assert await subscriber.read() == "delta"
+        assert (subscriber.run["status"], subscriber.value) == ("WAITING", {})
+        assert await subscriber.read() == "delta"
+        assert (subscriber.run["status"], subscriber.value) == ("COMPLETED", {"last": True})
+        await subscriber.read_to_end()
+
+    run_async(follow)
+
+
+def test_who_comes_from_another_server_is_told_no_older_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other server has told them was not announced here yet, and somebody has read the run here before."""
+    with feed_world_at(tmp_path / "milepost.db") as world:
+        world.hub = Hub(hears_late=True)
+        worker = WorkerDouble(world)
+        run_id = world.trigger()
+        run = worker.claim_one()
+
+        async def follow() -> None:
+            first = watch(world, run_id)
+            assert await first.read() == "snapshot"
+            world.is_deaf = True
+            worker.report(run, Set("a", 1))
+            readings: list[str] = []
+            snapshot = Reader.snapshot
+
+            def counted(self: Reader, *given: Any) -> RunObject:
+                readings.append("one")
+                return snapshot(self, *given)
+
+            monkeypatch.setattr(Reader, "snapshot", counted)
+            later = [watch(world, run_id) for _ in range(20)]
+            await asyncio.gather(*(one.read() for one in later))
+            assert {one.version for one in later} == {1}
+            assert len(readings) <= 2, "those who ask at once share a reading"
+            for one in (first, *later):
+                await one.close()
+
+        run_async(follow)

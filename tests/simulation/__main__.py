@@ -4,13 +4,15 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 import pytest
 
-from milepost.store.database import Store
+from simulation.database import Database
 from simulation.planted import PLANTS, SEEDS_MAX, find
-from simulation.running import empty_store, simulate
-from simulation.simulation import Failed, Simulation
+from simulation.planted_servers import SERVERS_PLANTS
+from simulation.running import empty_database, simulate
+from simulation.simulation import Failed, Plan, Simulation
 
 
 def main() -> int:
@@ -28,18 +30,24 @@ def main() -> int:
         action="store_true",
         help="put each planted mistake into the code, and say which seed finds it",
     )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="of these, those whose names have this text"
+    )
+    parser.add_argument(
+        "--servers", type=int, metavar="N", help="with so many servers, whatever the seed says; 1 to 3"
+    )
     parser.add_argument("--go-on", action="store_true", help="do not stop at a seed that fails")
     options = parser.parse_args()
     if options.seed is not None:
-        return _replay(options.seed, options.trace)
+        return _replay(options.seed, options.trace, _adjusted(options.servers))
     if options.planted:
-        return _find_planted()
+        return _find_planted(options.only)
     first, last = _range(options.seeds)
     began_at, failed = time.monotonic(), 0
-    with empty_store() as store:
+    with empty_database() as database:
         for seed in range(first, last):
             try:
-                simulate(seed, store)
+                simulate(seed, database, adjust=_adjusted(options.servers))
             except Failed as error:
                 print(error, flush=True)
                 failed += 1
@@ -50,19 +58,20 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _find_planted() -> int:
+def _find_planted(text: str) -> int:
     """Each mistake alone, from seed 0 on."""
     missed = 0
-    with empty_store() as store:
+    plants = [planted for planted in (*PLANTS, *SERVERS_PLANTS) if text in planted.name]
+    with empty_database() as database:
         # A seed that fails anyway finds nothing.
-        seeds = [seed for seed in range(SEEDS_MAX) if not _fails(seed, store)]
+        seeds = [seed for seed in range(SEEDS_MAX) if not _fails(seed, database)]
         if len(seeds) < SEEDS_MAX:
             print(f"{SEEDS_MAX - len(seeds)} seeds fail without any of these mistakes and do not count")
-        for planted in PLANTS:
+        for planted in plants:
             began_at = time.monotonic()
             with pytest.MonkeyPatch.context() as patch:
                 planted.plant(patch)
-                found = find(planted, store, seeds)
+                found = find(planted, database, seeds)
             seconds = time.monotonic() - began_at
             if found is None:
                 missed += 1
@@ -71,13 +80,13 @@ def _find_planted() -> int:
                 seed, failed = found
                 says = str(failed).splitlines()[0]
                 print(f"{planted.name}: seed {seed} ({seconds:.1f} s)\n    {says:.200}", flush=True)
-    print(f"{len(PLANTS) - missed} of {len(PLANTS)} planted mistakes were found")
+    print(f"{len(plants) - missed} of {len(plants)} planted mistakes were found")
     return 1 if missed else 0
 
 
-def _fails(seed: int, store: Store) -> bool:
+def _fails(seed: int, database: Database) -> bool:
     try:
-        simulate(seed, store)
+        simulate(seed, database)
     except Failed:
         return True
     return False
@@ -88,9 +97,16 @@ def _range(text: str) -> tuple[int, int]:
     return int(first), int(first) + int(last) if last.startswith("+") else int(last)
 
 
-def _replay(seed: int, traces: bool) -> int:
-    with empty_store() as store:
-        simulation = Simulation(seed, store, traces=traces)
+def _adjusted(servers: int | None) -> Callable[[Plan], None]:
+    def adjust(plan: Plan) -> None:
+        plan.servers = servers or plan.servers
+
+    return adjust
+
+
+def _replay(seed: int, traces: bool, adjust: Callable[[Plan], None]) -> int:
+    with empty_database() as database:
+        simulation = Simulation(seed, database, traces=traces, adjust=adjust)
         try:
             simulation.run()
         except Failed as error:

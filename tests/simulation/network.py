@@ -6,7 +6,7 @@ On the client side it looks like an `aiohttp.ClientSession`, so the worker's cha
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from functools import lru_cache, partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -62,14 +62,47 @@ class Peer:
         self.killed = killed
 
 
+class Balancer:
+    """Leads each request to one of the servers.
+
+    Args:
+        servers: the processes of the moment, None for a machine where none is.
+        sticky: a peer keeps its server while that is there. Otherwise each request goes anywhere.
+    """
+
+    def __init__(
+        self, random: Random, servers: "Callable[[], Sequence[ServerProcess | None]]", *, sticky: bool
+    ) -> None:
+        self._random = random
+        self._servers = servers
+        self._sticky = sticky
+        self._homes: dict[str, int] = {}
+
+    def server_of(self, peer: Peer) -> "ServerProcess | None":
+        """The server that gets a request of this peer; None where nobody takes it."""
+        servers = self._servers()
+        if len(servers) == 1:
+            return servers[0]
+        random = self._random
+        home = self._homes.get(peer.name) if self._sticky else None
+        # It takes a while until the balancer knows that a server is gone, and now and then it has another idea.
+        if home is None or random.random() < (0.02 if servers[home] else 0.7):
+            home = self._homes[peer.name] = random.randrange(len(servers))
+            there = [place for place, server in enumerate(servers) if server is not None]
+            if servers[home] is None and there and random.random() < 0.7:
+                home = self._homes[peer.name] = random.choice(there)
+        return servers[home]
+
+
 class Network:
-    """What lies between the peers and the server of the moment."""
+    """What lies between the peers and the servers of the moment."""
+
+    balancer: Balancer
 
     def __init__(self, loop: VirtualLoop, note: Callable[..., None]) -> None:
         self.loop = loop
         self.note = note
         self.faults = Faults()
-        self.server: ServerProcess | None = None
         self.streams: dict[Stream, None] = {}
         self.window = 64
         # Repeats that are under way, with how to deliver each now.
@@ -100,12 +133,12 @@ class Network:
         if self.chance(random, "lose_request"):
             self.note(peer.name, "request lost", endpoint.name)
             await self._break(random)
-        server = self._server()
+        server = self._server(peer)
         if self.chance(random, "repeat"):
             for seconds in (random.uniform(0.0, 0.02), random.uniform(0.0, 60.0))[: random.randint(1, 2)]:
                 again = partial(self._repeat, peer, endpoint, parameters, headers, data)
                 self._repeats[self.loop.call_later(seconds, again)] = again
-        self.note(peer.name, endpoint.name, data)
+        self.note(peer.name, f"{endpoint.name} to {server.machine.name}", data)
         handling = server.receive(endpoint, parameters, headers, data)
         try:
             status, body = await handling.answer
@@ -133,23 +166,25 @@ class Network:
         if self.chance(random, "lose_request"):
             await self._break(random)
         stream = Stream(self, peer, self.window, silence_seconds)
-        opened = self._server().open(endpoint, parameters, query, headers, data, stream)
+        server = self._server(peer)
+        opened = server.open(endpoint, parameters, query, headers, data, stream)
         self.streams[stream] = None
         try:
             status, body = await opened
         except BaseException:
             stream.leave()
             raise
-        self.note(peer.name, endpoint.name, "open", status)
+        self.note(peer.name, f"{endpoint.name} to {server.machine.name}", "open", status)
         if self.chance(random, "cut"):
             silent = self.chance(random, "half_open")
             self.loop.call_later(random.expovariate(1.0), stream.cut, silent)
         return Response(status, body, stream)
 
-    def _server(self) -> "ServerProcess":
-        if self.server is None:
+    def _server(self, peer: Peer) -> "ServerProcess":
+        server = self.balancer.server_of(peer)
+        if server is None:
             raise aiohttp.ClientConnectionError("connection refused")
-        return self.server
+        return server
 
     def _maybe_kill(self, peer: Peer) -> None:
         if peer.killed is not None and self.chance(peer.random, "kill_client"):
@@ -172,9 +207,10 @@ class Network:
     def _repeat(
         self, peer: Peer, endpoint: Endpoint, parameters: dict[str, str], headers: Any, data: Any
     ) -> None:
-        if self.server is not None:
-            self.note(peer.name, f"{endpoint.name} comes again", data)
-            handling = self.server.receive(endpoint, parameters, headers, data)
+        server = self.balancer.server_of(peer)
+        if server is not None:
+            self.note(peer.name, f"{endpoint.name} comes again at {server.machine.name}", data)
+            handling = server.receive(endpoint, parameters, headers, data)
             handling.answer.add_done_callback(lambda done: done.cancelled() or done.exception())
             self.loop.call_later(1.0, handling.gone.set)
 

@@ -263,6 +263,10 @@ class Oracle:
             if group.fate == "acknowledged" and not group.has_refused:
                 assert version is not None, f"{group.token} was acknowledged and is missing"
             assert group.fate, f"{group.token} never got an answer"
+            if version is not None and group.read_version is not None:
+                assert group.read_version >= version, (
+                    f"{group.token} is version {version}, and its writer has read version {group.read_version} after the answer"
+                )
 
     # --- logs --------------------------------------------------------------------------------------------------
 

@@ -136,6 +136,7 @@ class Group:
     Attributes:
         fate: "acknowledged", "refused" as a whole, or "" while nobody knows.
         has_refused: some operation was reported as refused.
+        read_version: the version of the document that was read after the answer, from any server; None where nobody has read.
     """
 
     run_id: str
@@ -143,6 +144,7 @@ class Group:
     operations: list[Operation] = field(default_factory=list)
     fate: str = ""
     has_refused: bool = False
+    read_version: int | None = None
 
 
 @dataclass
@@ -193,7 +195,7 @@ class Records:
         wanted: the names of all runs that somebody has tried to trigger.
         runs: those whose trigger was acknowledged, by name.
         gone: worker processes that were killed, or have left.
-        clock_went_back: the server's clock was set back at some time.
+        clock_went_back: a server has gone by an earlier time than it, or another one, did before.
         seen_streams: what readers of streams saw.
         inputs: what was sent to runs, in the order of each sender.
         told: how many lines workers themselves have added to the log of an attempt.

@@ -1,4 +1,4 @@
-"""Running seeds: one store after the other in memory, so that a seed costs milliseconds."""
+"""Running seeds: one database in memory for all of them, so that a seed costs milliseconds."""
 
 import shutil
 import tempfile
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from milepost.store import schema
 from milepost.store.database import Store
+from simulation.database import Database
 from simulation.simulation import Plan, Simulation
 from support.world import new_store
 
@@ -17,34 +17,44 @@ _MEMORY = Path("/dev/shm")
 
 @contextmanager
 def empty_store() -> Iterator[Store]:
-    """A new database, gone afterwards."""
-    folder = tempfile.mkdtemp(prefix="milepost-simulation-", dir=_MEMORY if _MEMORY.is_dir() else None)
-    try:
-        store = new_store(Path(folder) / "milepost.db")
+    """A new database as one server has it, gone afterwards."""
+    with _folder() as folder:
+        store = new_store(folder / "milepost.db")
         try:
             yield store
         finally:
             store.close()
+
+
+@contextmanager
+def empty_database() -> Iterator[Database]:
+    """A new database, gone afterwards."""
+    with _folder() as folder:
+        database = Database(folder / "milepost.db")
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    folder = tempfile.mkdtemp(prefix="milepost-simulation-", dir=_MEMORY if _MEMORY.is_dir() else None)
+    try:
+        yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wipe(store: Store) -> None:
-    """Make the store an empty one again, which is quicker than a new one."""
-    with store.write() as connection:
-        for table in schema.tables.sorted_tables:
-            connection.execute(table.delete())
-
-
 def simulate(
     seed: int,
-    store: Store,
+    database: Database,
     *,
     traces: bool = False,
     adjust: Callable[[Plan], None] = lambda plan: None,
 ) -> Simulation:
     """Run one seed. Raises `Failed`, which says how to replay it."""
-    wipe(store)
-    simulation = Simulation(seed, store, traces=traces, adjust=adjust)
+    database.wipe()
+    simulation = Simulation(seed, database, traces=traces, adjust=adjust)
     simulation.run()
     return simulation

@@ -28,15 +28,16 @@ from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from milepost.sdk import buffer, calling, inputs, streams, streams_outlet
 from milepost.server import requests
 from milepost.store import runs as run_store
-from milepost.store.database import Store
 from milepost.store.runs import RunFilter
 from milepost.worker import channel, chunk_book, claiming, link, log_book, membership
 from simulation import server as server_module
+from simulation.database import SERVERS_MAX, Database, SharedStore
 from simulation.loop import VirtualLoop
-from simulation.network import URL, Faults, Network
+from simulation.network import URL, Balancer, Faults, Network
 from simulation.oracle import Oracle, describe
 from simulation.records import Records
 from simulation.run_oracle import RunOracle
+from simulation.server import Machine, Servers, ServersPlan
 from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
@@ -127,6 +128,27 @@ class Plan:
         self.stream_recent_bytes = random.choice([1024 * 1024, 600, 1])
         self.stream_event_bytes = random.choice([16 * 1024, 100])
         self.stream_bytes_max = random.choice([2**30, 2**30, 2**30, 500])
+        # How many servers there are on the database, and how the balancer before them leads requests.
+        self.servers = random.choice([1, 1, 1, 2, 2, SERVERS_MAX])
+        self.is_sticky = random.random() < 0.5
+        # By how many seconds each may be wrong about the database's clock, and how often it reads it; how long the word that
+        # something was committed may be under way.
+        self.clocks_apart = random.choice([0.0, 0.02, 0.4])
+        self.clock_seconds = random.choice([5.0, 60.0])
+        self.hint_seconds_max = random.choice([0.004, 0.004, 0.5])
+        self.servers_troubles: list[str] = []
+        for kind in SERVERS_TROUBLES:
+            self.servers_troubles += [kind] * random.choice([0, 0, 1, 3])
+
+    @property
+    def all_troubles(self) -> list[str]:
+        """Those that only servers have that share a database count where there are several."""
+        return self.troubles + (self.servers_troubles if self.servers > 1 else [])
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing fails from the beginning on."""
+        return not self.all_troubles and not self.crash and vars(self.faults) == vars(Faults())
 
     @property
     def is_exact(self) -> bool:
@@ -153,7 +175,7 @@ class Simulation:
     def __init__(
         self,
         seed: int,
-        store: Store,
+        database: Database,
         *,
         traces: bool = False,
         adjust: Callable[[Plan], None] = lambda plan: None,
@@ -169,7 +191,8 @@ class Simulation:
             "child": make_task("child", self.plan.retry, self.plan.child_limit),
         }
         self.records = Records()
-        self._store = store
+        self._database = database
+        self._store = database.store
         self._failure: BaseException | None = None
         latencies = Random(f"{seed}/reads")
         self.loop = VirtualLoop(lambda: latencies.uniform(0.0, 0.003))
@@ -182,11 +205,20 @@ class Simulation:
             log_bytes_max=self.plan.log_bytes_max,
             stream_bytes_max=self.plan.stream_bytes_max,
         )
-        self.machine = server_module.Machine(
-            store, settings, self.network, Random(f"{seed}/server"), self.plan.group_seconds
+        servers_plan = ServersPlan(
+            self.plan.group_seconds,
+            self.plan.clocks_apart,
+            self.plan.clock_seconds,
+            self.plan.hint_seconds_max,
+        )
+        self.servers = Servers(
+            database, settings, self.network, servers_plan, count=self.plan.servers, seed=seed
+        )
+        self.network.balancer = Balancer(
+            Random(f"{seed}/balancer"), self.servers.processes, sticky=self.plan.is_sticky
         )
         self.watch = Watch(
-            store,
+            self._store,
             self.records,
             settings,
             retry=self.plan.retry,
@@ -195,15 +227,16 @@ class Simulation:
                 for task in self.tasks.values()
                 if task.queue is not None and task.queue.concurrency is not None
             },
-            steady=self.machine.steady,
+            steady=self.servers.steady,
             failed=self.failed,
+            are_several=self.servers.are_several,
+            clocks_apart=self.plan.clocks_apart if self.servers.are_several else 0.0,
         )
-        self.machine.looked = self.watch.look
-        self.machine.started = self.watch.server_starts
-        self.machine.clock_was_set = self.watch.clock_was_set
-        self.machine.went_on = self.watch.server_goes_on
-        self.machine.failed = self.failed
-        self.machine.restart_later = self._restart_later
+        if self.plan.is_quiet:
+            self.watch.quiet_from = 0
+        self.servers.witness = self.watch
+        self.servers.failed = self.failed
+        self.servers.restart_later = self._restart_later
         self.workers: list[WorkerProcess] = []
         self._worker_numbers = 0
         self._writer_count = 0
@@ -273,9 +306,14 @@ class Simulation:
                 self._supervisors += free
             self.workers.append(WorkerProcess(self, f"w{self._worker_numbers}", free[0]))
 
-    def _restart_later(self) -> None:
+    def _restart_later(self, machine: Machine) -> None:
         seconds = self._random.choice([0.01, 1.0, self.plan.lease_seconds * 1.2])
-        self.loop.call_later(0.01 if self._is_calm else seconds, lambda: self.machine.start())
+        self.loop.call_later(0.01 if self._is_calm else seconds, lambda: machine.start(), context=Context())
+
+    def a_machine(self) -> Machine:
+        """Any machine of a server."""
+        machines = self.servers.machines
+        return machines[0] if len(machines) == 1 else self._random.choice(machines)
 
     def _watch(self, run_id: str) -> None:
         """People take an interest in a new run."""
@@ -394,18 +432,18 @@ class Simulation:
 
     async def _course(self) -> None:
         plan, random = self.plan, self._random
-        self.machine.start()
+        self.servers.start()
         for _ in range(plan.workers):
             self._start_worker()
         for number in range(plan.roots):
             self._spawn_user(self._trigger_root(f"root{number}"))
         self.network.faults = plan.faults
         # Most of it early, while much is going on.
-        times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.troubles)
+        times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.all_troubles)
         for at, kind in times:
             await asyncio.sleep(1000 + at - self.loop.time())
             self.note("trouble", kind)
-            TROUBLES[kind](self)
+            (TROUBLES.get(kind) or SERVERS_TROUBLES[kind])(self)
         await asyncio.sleep(1000 + plan.chaos_seconds - self.loop.time())
         self._calm_down()
         while not all(task.done() for task in self._users):
@@ -433,12 +471,9 @@ class Simulation:
         if self.plan.mends:
             self.network.mend()
         self.network.faults = Faults()
-        self.machine.is_deaf = False
-        self.machine.statement_that_fails = self.machine.dies_at = None
-        self.machine.go_on()
+        self.servers.calm_down()
         for worker in self.workers:
             self.loop.continue_process(worker)
-        self.machine.start()
         for _ in range(self.plan.workers):
             self._start_worker()
         for worker in self.workers:
@@ -477,10 +512,12 @@ class Simulation:
         loop = self.loop
         loop.ends_at = float("inf")
         # Nothing is started any more, whatever was to come.
-        self.machine.start = self._start_worker = lambda: None  # type: ignore[method-assign]
+        self._start_worker = lambda: None  # type: ignore[method-assign]
+        for machine in self.servers.machines:
+            machine.start = lambda: None  # type: ignore[method-assign]
         for worker in self.workers:
             worker.peer.is_dead = True
-        self.machine.kill()
+        self.servers.kill()
         for worker in self.workers:
             loop.continue_process(worker)
         for _ in range(20):
@@ -515,13 +552,14 @@ class Simulation:
 
 
 def _kill_server(simulation: Simulation) -> None:
-    if simulation.machine.process is not None:
-        simulation.machine.kill()
-        simulation._restart_later()
+    machine = simulation.a_machine()
+    if machine.process is not None:
+        machine.kill()
+        simulation._restart_later(machine)
 
 
 def _kill_server_within_a_group(simulation: Simulation) -> None:
-    simulation.machine.dies_at = simulation._random.choice(server_module.KILL_STAGES)
+    simulation.a_machine().dies_at = simulation._random.choice(server_module.KILL_STAGES)
 
 
 def _kill_worker(simulation: Simulation) -> None:
@@ -560,13 +598,14 @@ def _hold_the_lock(simulation: Simulation) -> None:
 
 
 def _freeze_server(simulation: Simulation) -> None:
-    simulation.machine.freeze(_freeze_seconds(simulation))
+    simulation.a_machine().freeze(_freeze_seconds(simulation))
 
 
 def _freeze_all(simulation: Simulation) -> None:
-    """Server and workers, as in a container that is paused."""
+    """Servers and workers, as in a container that is paused."""
     seconds = _freeze_seconds(simulation)
-    simulation.machine.freeze(seconds)
+    for machine in simulation.servers.machines:
+        machine.freeze(seconds)
     for worker in simulation.workers:
         _freeze(simulation, worker, seconds * simulation._random.choice([1.0, 1.0, 0.99, 1.01]))
 
@@ -584,16 +623,20 @@ def _freeze(simulation: Simulation, process: Any, seconds: float) -> None:
 def _sleep(simulation: Simulation) -> None:
     """The machine sleeps: the wall clock goes on, and so does the clock of leases; all other clocks stand still."""
     seconds = _freeze_seconds(simulation) * simulation._random.choice([1, 1000])
-    simulation.machine.slept_seconds += seconds
-    simulation.machine.set_clock(seconds)
+    simulation.servers.slept_seconds += seconds
+    simulation.servers.set_clock(seconds)
 
 
 def _restart_with_another_clock(simulation: Simulation) -> None:
-    machine = simulation.machine
+    """Of several servers each goes by the database's clock, which stays as it is."""
+    machine = simulation.a_machine()
     seconds = simulation._random.choice([3600, -3600, 40 * 86400, -365 * 86400])
     machine.kill()
-    machine.set_clock(seconds)
-    simulation._restart_later()
+    if simulation.servers.are_several:
+        machine.move()
+    else:
+        simulation.servers.set_clock(seconds)
+    simulation._restart_later(machine)
 
 
 def _drain_worker(simulation: Simulation) -> None:
@@ -611,12 +654,12 @@ def _part_worker(simulation: Simulation) -> None:
 
 def _jump(simulation: Simulation) -> None:
     seconds = simulation._random.choice([-45.0, -1.0, 0.5, 10.0, 60.0])
-    simulation.machine.set_clock(seconds)
+    simulation.servers.set_clock(seconds)
 
 
 def _lose_announcements(simulation: Simulation) -> None:
     """Whoever is connected hears of nothing for a while. Then the connections break, as they do now and then."""
-    machine = simulation.machine
+    machine = simulation.a_machine()
     machine.is_deaf = True
 
     def hear() -> None:
@@ -631,13 +674,45 @@ def _cut_streams(simulation: Simulation) -> None:
 
 
 def _forget_documents(simulation: Simulation) -> None:
-    if simulation.machine.process is not None:
-        simulation.machine.process.forget_documents()
+    process = simulation.a_machine().process
+    if process is not None:
+        process.forget_documents()
 
 
 def _fail_statement(simulation: Simulation) -> None:
     random = simulation._random
-    simulation.machine.statement_that_fails = random.randint(1, 12), random.choice([1, 2, 3, 30])
+    simulation.a_machine().statement_that_fails = random.randint(1, 12), random.choice([1, 2, 3, 30])
+
+
+def _cut_off_server(simulation: Simulation) -> None:
+    """It goes on, and does not reach the database."""
+    simulation.a_machine().cut_off(_freeze_seconds(simulation))
+
+
+def _lose_hints(simulation: Simulation) -> None:
+    """A connection on which a server hears of the others is lost, with or without a word."""
+    random = simulation._random
+    simulation.a_machine().lose_hints(
+        seconds=random.choice([1.0, 5.0]), noticed_after=random.choice([0.0, random.uniform(0.0, 7.0)])
+    )
+
+
+def _lose_answer_of_commit(simulation: Simulation) -> None:
+    store = simulation.a_machine().store
+    if isinstance(store, SharedStore):
+        store.loses_answer = True
+
+
+def _forget_announcements(simulation: Simulation) -> None:
+    """Who was away for longer than they are kept takes everything from the database anew."""
+    simulation._database.forget_announcements()
+
+
+def _freeze_while_announcements_go(simulation: Simulation) -> None:
+    """A server is away, and what the others have told is forgotten meanwhile."""
+    seconds = _freeze_seconds(simulation)
+    simulation.a_machine().freeze(seconds)
+    simulation.loop.call_later(0.9 * seconds, simulation._database.forget_announcements, context=Context())
 
 
 TROUBLES: dict[str, Callable[[Simulation], None]] = {
@@ -659,4 +734,12 @@ TROUBLES: dict[str, Callable[[Simulation], None]] = {
     "sleep": _sleep,
     "hold_the_lock": _hold_the_lock,
     "restart_with_another_clock": _restart_with_another_clock,
+}
+# What only happens to servers that share a database.
+SERVERS_TROUBLES: dict[str, Callable[[Simulation], None]] = {
+    "cut_off_server": _cut_off_server,
+    "lose_hints": _lose_hints,
+    "lose_answer_of_commit": _lose_answer_of_commit,
+    "forget_announcements": _forget_announcements,
+    "freeze_while_announcements_go": _freeze_while_announcements_go,
 }

@@ -15,14 +15,14 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.work import ReportRequest, ReportResponse, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.store import documents as document_store
-from milepost.store.database import Store
 from milepost.worker import link, outbox, sending
 from milepost.worker.channel import Channel, Unreachable
 from milepost.worker.holding import Holding
 from milepost.worker.log_book import AttemptLog, LogBook, Part
 from model import planted
+from simulation.database import Database
 from simulation.network import Network
-from simulation.running import empty_store, simulate
+from simulation.running import empty_database, simulate
 from simulation.simulation import Failed, Plan
 
 SEEDS_MAX = 500
@@ -272,19 +272,19 @@ PLANTS: list[tuple[Plant, Callable[[Plan], None]]] = [
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with empty_store() as store:
-        yield store
+def database() -> Iterator[Database]:
+    with empty_database() as database:
+        yield database
 
 
 @pytest.mark.parametrize(("plant", "adjust"), PLANTS, ids=lambda given: given.__name__)
 def test_the_simulation_finds(
-    plant: Plant, adjust: Callable[[Plan], None], store: Store, monkeypatch: pytest.MonkeyPatch
+    plant: Plant, adjust: Callable[[Plan], None], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
     for seed in range(SEEDS_MAX):
         try:
-            simulate(seed, store, adjust=adjust)
+            simulate(seed, database, adjust=adjust)
         except Failed as found:
             if isinstance(found.__cause__, TypeError | AttributeError | NameError):
                 # A planted mistake that is one in itself proves nothing.

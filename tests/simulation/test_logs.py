@@ -9,17 +9,17 @@ from sqlalchemy import select
 
 from milepost.reading.reader import Reader
 from milepost.store import schema
-from milepost.store.database import Store
-from simulation.running import empty_store, simulate
+from simulation.database import Database
+from simulation.running import empty_database, simulate
 from simulation.simulation import Plan
 
 SEEDS = 60
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with empty_store() as store:
-        yield store
+def database() -> Iterator[Database]:
+    with empty_database() as database:
+        yield database
 
 
 def one_run(plan: Plan) -> None:
@@ -43,10 +43,10 @@ def with_logs(plan: Plan) -> None:
     plan.log_bytes_max, plan.log_waiting_bytes_max = 4096, 3000
 
 
-def ends(store: Store) -> list[Any]:
+def ends(database: Database) -> list[Any]:
     """What became of the runs."""
-    reader = Reader(store)
-    with store.read() as connection:
+    reader = Reader(database.store)
+    with database.store.read() as connection:
         rows = connection.execute(select(schema.runs).order_by(schema.runs.c.payload)).all()
     return [
         (
@@ -61,12 +61,12 @@ def ends(store: Store) -> list[Any]:
     ]
 
 
-def test_no_volume_of_logs_changes_a_document_or_an_outcome(store: Store) -> None:
+def test_no_volume_of_logs_changes_a_document_or_an_outcome(database: Database) -> None:
     logged = 0
     for seed in range(SEEDS):
-        simulate(seed, store, adjust=without_logs)
-        quiet = ends(store)
-        simulation = simulate(seed, store, adjust=with_logs)
-        assert ends(store) == quiet, f"seed {seed}"
+        simulate(seed, database, adjust=without_logs)
+        quiet = ends(database)
+        simulation = simulate(seed, database, adjust=with_logs)
+        assert ends(database) == quiet, f"seed {seed}"
         logged += sum(len(attempt.lines) for attempt in simulation.records.attempts)
     assert logged > 1000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from milepost.store.database import Store
-from simulation.running import empty_store, simulate
+from simulation.database import Database
+from simulation.running import empty_database, simulate
 
 # The same seeds in every run of the suite, and others each day. A failure names its seed.
 FIXED_SEEDS = 1500
@@ -20,35 +20,37 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
+def database() -> Iterator[Database]:
     """One database for many seeds, emptied for each."""
-    with empty_store() as store:
-        yield store
+    with empty_database() as database:
+        yield database
 
 
 @pytest.mark.parametrize("first", range(0, FIXED_SEEDS, AT_ONCE), ids=lambda first: f"seeds-{first}")
-def test_whatever_happens_everything_ends_as_the_sequential_model_says(store: Store, first: int) -> None:
+def test_whatever_happens_everything_ends_as_the_sequential_model_says(
+    database: Database, first: int
+) -> None:
     for seed in range(first, first + AT_ONCE):
-        simulate(seed, store)
+        simulate(seed, database)
 
 
 @pytest.mark.parametrize("offset", range(0, MOVING_SEEDS, AT_ONCE), ids=lambda offset: f"today-{offset}")
-def test_so_it_does_with_the_seeds_of_the_day(store: Store, offset: int) -> None:
+def test_so_it_does_with_the_seeds_of_the_day(database: Database, offset: int) -> None:
     first = 1_000_000 + date.today().toordinal() * MOVING_SEEDS + offset
     for seed in range(first, first + AT_ONCE):
-        simulate(seed, store)
+        simulate(seed, database)
 
 
-def test_a_seed_is_the_same_course_of_things_again(store: Store) -> None:
+def test_a_seed_is_the_same_course_of_things_again(database: Database) -> None:
     for seed in (3, 12, 57, 217):
-        first = simulate(seed, store, traces=True)
-        again = simulate(seed, store, traces=True)
+        first = simulate(seed, database, traces=True)
+        again = simulate(seed, database, traces=True)
         assert len(first.trace) > 20
         assert first.lines() == again.lines()
 
 
-def test_a_seed_is_the_same_in_another_process(store: Store) -> None:
-    here = simulate(217, store, traces=True).fingerprint
+def test_a_seed_is_the_same_in_another_process(database: Database) -> None:
+    here = simulate(217, database, traces=True).fingerprint
     command = [sys.executable, "-m", "simulation", "--seed", "217", "--trace"]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "1"}

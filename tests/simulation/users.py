@@ -122,6 +122,7 @@ class User:
         self.simulation = simulation
         self.name = name
         self.random = Random(f"{simulation.seed}/{name}")
+        self.read_random = Random(f"{simulation.seed}/{name}/reads")
         peer = Peer(name, Random(f"{simulation.seed}/{name}/network"))
         self.connection = SimulatedConnection(Session(simulation.network, peer))
 
@@ -144,11 +145,11 @@ async def write(user: User, run_id: str) -> None:
                 perform(updater, random, f"{group.token}.{index}", wild=wild)
         updater.append("out", group.token)
         unsent.append(group)
-        await _send(updater, unsent, patient=random.random() < 0.5)
-    await _send(updater, unsent, patient=True)
+        await _send(user, updater, unsent, patient=random.random() < 0.5)
+    await _send(user, updater, unsent, patient=True)
 
 
-async def _send(updater: RecordingMetadata, unsent: list[Group], *, patient: bool) -> None:
+async def _send(user: User, updater: RecordingMetadata, unsent: list[Group], *, patient: bool) -> None:
     while unsent:
         fate, has_refused = "acknowledged", False
         # An unanswered request is repeated first, and what was called later goes with a second one.
@@ -173,6 +174,12 @@ async def _send(updater: RecordingMetadata, unsent: list[Group], *, patient: boo
         for group in refused:
             group.fate, group.has_refused = fate, has_refused
             unsent.remove(group)
+        if fate == "acknowledged" and user.read_random.random() < 0.3:
+            # Whatever server answers knows of it.
+            with contextlib.suppress(UnavailableError):
+                document = await user.connection.asend(calls.get_metadata(updater._run_id))
+                for group in refused:
+                    group.read_version = document.version
 
 
 def _flat(collected: Any) -> list[Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
 from milepost.engine.commands import Claim, Command, RegisterWorker, Report, WithdrawClaim
+from milepost.engine.jobs import RENEWED_MICROSECONDS
 from milepost.engine.state import EngineSettings
 from milepost.model.retry import Retry
 from milepost.model.run import AttemptEnd, Outcome, RunError
@@ -29,6 +30,14 @@ REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
 MICROSECONDS = 1_000_000
 # A clock that is set by less than this between two groups is not noticed.
 JUMP_MICROSECONDS = 1_000_000
+# So long a run may be due, and not be given to a claim that waits for it: servers that hear of nothing look once in a second.
+CLAIMS_WAIT_MICROSECONDS = 3 * MICROSECONDS
+# One that has to execute apart is given to a busy worker only after a while, and with a claim that comes after that.
+APART_WAITS_MICROSECONDS = 40 * MICROSECONDS
+# So long the word that a run has ended, or may go on, is under way to who waits for it, where nothing is lost.
+WORD_MICROSECONDS = 3 * MICROSECONDS
+# For so long at least nobody else does what a server does of the upkeep: its lease is renewed in time, by clocks that may be apart.
+UPKEEP_MICROSECONDS = RENEWED_MICROSECONDS - 2 * MICROSECONDS
 # A server that was stopped for at least this share of a lease starts all leases anew.
 AWAY_SHARE = 0.5
 _error = msgspec.json.Decoder(RunError)
@@ -49,6 +58,9 @@ class Row(NamedTuple):
     payload: str | None
     charged: int
     begun_at: int | None
+    task: str
+    due_at: int
+    is_apart: int
 
     @property
     def holder(self) -> tuple[int, str] | None:
@@ -93,6 +105,8 @@ class Watch:
         limits: how many runs of a queue may execute at once, for the queues that have a limit.
         steady: the clock that nobody sets, microseconds.
         failed: called with what should not have happened.
+        are_several: there are several servers.
+        clocks_apart: seconds by which each may be wrong about the time.
     """
 
     def __init__(
@@ -105,6 +119,8 @@ class Watch:
         limits: dict[str, int],
         steady: Callable[[], int],
         failed: Callable[[BaseException], None],
+        are_several: bool,
+        clocks_apart: float,
     ) -> None:
         self._connection = sqlite3.connect(store.place, isolation_level=None)
         self._records = records
@@ -113,18 +129,32 @@ class Watch:
         self._limits = limits
         self._steady = steady
         self._failed = failed
+        self._are_several = are_several
+        self._clocks_apart = clocks_apart
+        records.clock_went_back |= clocks_apart > 0
+        # By how much in all the wall clock was set.
+        self._jumped = 0.0
         self.rows: dict[str, Row] = {}
         self._before: dict[str, Row] = {}
         self.ledgers: dict[str, Ledger] = defaultdict(Ledger)
         # Who each attempt was given to.
         self.claims: dict[tuple[str, int], set[str]] = defaultdict(set)
-        # When the server heard each worker last, and from when its leases count at all.
+        # When any server heard each worker last, and from when the leases of each server count at all.
         self._heard_at: dict[str, int] = {}
         # The newest claims and registrations.
         self._claims: dict[str, int] = {}
         self._registrations: dict[str, int] = {}
-        self._leases_from = 0
-        self._restarted_at = 0
+        self._leases_from: dict[str, int] = defaultdict(int)
+        # When each server has given up runs of lost workers.
+        self._given_up_at: dict[str, int] = {}
+        # Since when each run waits although a claim waits for it.
+        self._waiting_since: dict[str, int] = {}
+        # From when on nothing is lost or late that servers and workers tell each other; None where something may be.
+        self.quiet_from: int | None = None
+        # When each run has ended, and when one that waited was let go on.
+        self._ended_at: dict[str, int] = {}
+        self._let_at: dict[str, int] = {}
+        self._server = ""
         # When the wall clock was set.
         self._jumps: list[int] = []
         self._begun: dict[tuple[str, int], list[Attempt]] = defaultdict(list)
@@ -150,25 +180,44 @@ class Watch:
 
     # --- the machine ---------------------------------------------------------------------------------------------
 
-    def server_starts(self) -> None:
-        """No lease counts from before: nobody could be heard."""
-        self._leases_from = self._restarted_at = self._steady()
+    def server_starts(self, server: str) -> None:
+        """For it no lease counts from before: it could not hear anybody."""
+        self._leases_from[server] = self._steady()
 
-    def server_goes_on(self, stopped_microseconds: int) -> None:
+    def server_goes_on(self, server: str, stopped_microseconds: int) -> None:
         """It had been stopped."""
         if stopped_microseconds >= AWAY_SHARE * self._lease:
-            self._leases_from = self._steady()
+            self._leases_from[server] = self._steady()
 
     def clock_was_set(self, seconds: float) -> None:
         """The wall clock."""
         self._jumps.append(self._steady())
-        self._records.clock_went_back |= seconds < 0
+        self._jumped += abs(seconds) * MICROSECONDS
+        self._records.clock_went_back |= seconds < 0 or self._clocks_apart > 0
+
+    def is_disturbed(self) -> None:
+        """Something happens to a server, so that claims may have to wait."""
+        self._waiting_since.clear()
+        if self.quiet_from is not None:
+            self.quiet_from = max(self.quiet_from, self._steady())
 
     # --- the database --------------------------------------------------------------------------------------------
 
-    def look(self, commands: Sequence[Command], known_workers: Iterable[str]) -> None:
-        """A group was carried out, or was tried: see what is different."""
-        self._hear(commands, known_workers, (RegisterWorker, Report))
+    def look(
+        self,
+        server: str,
+        commands: Sequence[Command],
+        heard: Sequence[Command],
+        known_workers: Collection[str],
+    ) -> None:
+        """A server has carried out a group, or has tried to: see what is different.
+
+        Args:
+            commands: those that were not refused.
+            heard: those of them that were not in vain, as far as that is known.
+        """
+        self._server = server
+        self._hear(heard, known_workers, (RegisterWorker, Report))
         [(version,)] = self._connection.execute("PRAGMA data_version")
         if version != self._version:
             self._version = version
@@ -181,7 +230,40 @@ class Watch:
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
             self._judge_occupancy()
-        self._hear(commands, known_workers, None)
+        self._hear(heard, known_workers, None)
+
+    def look_at_claims(self, tasks: Collection[str], now: int) -> None:
+        """No run waits for long that a claim could have.
+
+        Args:
+            tasks: of which claims take runs, each at a server that is at work.
+            now: by the wall clock of each server that is at work it is at least so late.
+        """
+        steady = self._steady()
+        for row in self.rows.values():
+            since = self._waiting_since.get(row.id)
+            if not (
+                row.status == "QUEUED"
+                and row.task in tasks
+                and row.due_at <= now
+                and self._has_room(row.queue)
+            ):
+                if since is not None:
+                    del self._waiting_since[row.id]
+            elif since is None:
+                self._waiting_since[row.id] = steady
+            else:
+                most = APART_WAITS_MICROSECONDS if row.is_apart else CLAIMS_WAIT_MICROSECONDS
+                self._expect(
+                    steady - since <= most,
+                    f"{row.id} is due since {(steady - since) / 1e6} s, and a claim waits for it",
+                )
+
+    def _has_room(self, queue: str) -> bool:
+        most = self._limits.get(queue)
+        return most is None or most > sum(
+            row.queue == queue and row.status in HELD for row in self.rows.values()
+        )
 
     def _hear(
         self, commands: Sequence[Command], known_workers: Iterable[str], kinds: tuple[type[Any], ...] | None
@@ -214,6 +296,13 @@ class Watch:
                 f"{row.id} had ended as {before} and is {row}",
             )
             return
+        if row.status in FINAL:
+            self._ended_at[row.id] = now
+        elif (before.status, row.status) == ("WAITING", "EXECUTING"):
+            self._let_at[row.id] = now
+        elif row.status == "WAITING":
+            # Code whose queue has no limit goes on before it is let.
+            self._let_at.pop(row.id, None)
         if before.holder is not None and before.holder != row.holder:
             self._judge_end(before, row, commands, now)
         elif before.status not in HELD and row.status in FINAL:
@@ -244,6 +333,9 @@ class Watch:
         )
         self.claims[key].add(row.worker_id)
         slack = sum(JUMP_MICROSECONDS for jump in self._jumps if jump >= ledger.ended_at)
+        if self._are_several:
+            # Each goes by the database's clock as it has read it last, and follows one that is a moment ahead.
+            slack = JUMP_MICROSECONDS + 2 * round(self._clocks_apart * MICROSECONDS) + self._jumped
         self._expect(
             now + slack >= ledger.ready_at,
             f"{row.id} was tried again {(ledger.ready_at - now) / 1e6} s too early",
@@ -401,11 +493,12 @@ class Watch:
                         f"attempt {before.attempt} of {before.id} executes in {worker_id}, which says not to hold it",
                     )
                     return {"never_begun"}
-        from_ = max(self._heard_at.get(worker_id, 0), self._leases_from)
+        from_ = max(self._heard_at.get(worker_id, 0), self._leases_from[self._server])
         self._expect(
             now - from_ >= self._lease,
             f"attempt {before.attempt} of {before.id} was given up {(now - from_) / 1e6} s after its worker {worker_id} was heard",
         )
+        self._judge_who_gives_up(now)
         if before.begun_at is not None:
             # A run that is apart is said to begin before its code does.
             may_have_begun = has_started or (attempt is not None and attempt.is_apart)
@@ -414,6 +507,15 @@ class Watch:
             )
             return {"lost"}
         return {"never_begun"}
+
+    def _judge_who_gives_up(self, now: int) -> None:
+        """One server at a time looks after leases."""
+        for server, at in self._given_up_at.items():
+            self._expect(
+                server == self._server or self._jumps or now - at >= UPKEEP_MICROSECONDS,
+                f"{self._server} gives up runs {(now - at) / 1e6} s after {server} did",
+            )
+        self._given_up_at[self._server] = now
 
     def _ends_by_death(self, before: Row, attempt: Attempt | None, has_started: bool, death: Any) -> set[str]:
         what = f"attempt {before.attempt} of {before.id}"
@@ -483,6 +585,7 @@ class Watch:
             here.append(attempt)
         if not self._is_held(attempt):
             return
+        self.learns_that_it_may(attempt.process, attempt.run_id)
         held = [one for one in here if self._is_held(one)]
         self._expect(len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots")
         self._expect(
@@ -501,6 +604,23 @@ class Watch:
                 len(of_queue) <= most,
                 f"code of {[str(one) for one in of_queue]} executes at once, and the limit is {most}",
             )
+
+    def learns_of_end(self, process: str, run_id: str, waits_since: int) -> None:
+        """A worker in which code waits for a run has learnt that it has ended."""
+        self._judge_delay(
+            f"{process} learns that {run_id} has ended", max(waits_since, self._ended_at[run_id])
+        )
+
+    def learns_that_it_may(self, process: str, run_id: str) -> None:
+        """A worker has learnt that a run that waited may go on; then it needs a slot."""
+        let_at = self._let_at.pop(run_id, None)
+        if let_at is not None:
+            self._judge_delay(f"{process} learns that {run_id} may go on", let_at)
+
+    def _judge_delay(self, what: str, since: int) -> None:
+        if self.quiet_from is not None:
+            late = self._steady() - max(since, self.quiet_from)
+            self._expect(late <= WORD_MICROSECONDS, f"{what}, {late / 1e6} s late")
 
     def pauses(self, attempt: Attempt) -> None:
         """The code waits for another run, or has ended."""

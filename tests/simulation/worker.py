@@ -26,7 +26,7 @@ from milepost.model.run import Outcome
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.protocol.work import ClaimedRun, ClaimRequest
+from milepost.protocol.work import ClaimedRun, ClaimRequest, InboxFrame
 from milepost.sdk.attempt import run_attempt
 from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
@@ -169,10 +169,13 @@ class WorkerProcess:
             asyncio.new_event_loop,
             open_channel=self._open_channel,
             black_box=self.black_box,
-            clock=simulation.machine.lease_clock,
+            clock=simulation.servers.lease_clock,
         )
         self._link.watch, self._link.slots = simulation.watch, self.concurrency
         self._note_what_is_told()
+        self._note_what_is_learnt()
+        # Since when code here waits for a run.
+        self.waits_since: dict[str, int] = {}
         self._spawn(self._link.live())
 
     def _note_what_is_told(self) -> None:
@@ -186,6 +189,23 @@ class WorkerProcess:
             add(log, level, message, logger)
 
         book.add = noted  # type: ignore[method-assign]
+
+    def _note_what_is_learnt(self) -> None:
+        holding, watch = self._link._holding, self._simulation.watch
+        target_ended, hear = holding.target_ended, holding.hear
+
+        def noted(target_id: str) -> None:
+            if target_id in holding.waits._targets and not self.peer.is_dead:
+                watch.learns_of_end(self.name, target_id, self.waits_since[target_id])
+            target_ended(target_id)
+
+        def heard(frame: InboxFrame) -> None:
+            for run_id in frame.resumed:
+                watch.learns_that_it_may(self.name, run_id)
+            hear(frame)
+
+        holding.target_ended = noted  # type: ignore[method-assign]
+        holding.hear = heard  # type: ignore[method-assign]
 
     @property
     def has_lines_to_send(self) -> bool:
@@ -273,7 +293,7 @@ class WorkerProcess:
         """See `Host`."""
         for held in runs:
             code = UserCode(self._simulation, self, held.scope)
-            code.attempt.started_at = self._simulation.machine.steady()
+            code.attempt.started_at = self._simulation.servers.steady()
             self._running[held] = self._spawn(self._run(held, code)), code
 
     async def _run(self, held: HeldRun, code: "UserCode") -> None:
@@ -361,7 +381,7 @@ class UserCode:
         attempt, watch = self.attempt, self._simulation.watch
         attempt.hooks.append(name)
         if name == "on_start_attempt":
-            attempt.begun_at = self._simulation.machine.steady()
+            attempt.begun_at = self._simulation.servers.steady()
             self._simulation.note(self._process.name, "begins", attempt.run_id, attempt.number)
             watch.begins(attempt, slots=self._process.concurrency)
         elif name == "on_wait":
@@ -489,6 +509,7 @@ class UserCode:
         self._children.append(run_id)
 
     async def _wait_for(self, run_id: str) -> None:
+        self._process.waits_since[run_id] = self._simulation.servers.steady()
         try:
             await WaitForEnd(self._scope, run_id).acarry_out(self._process.connection)
         except MilepostError:

@@ -213,6 +213,15 @@ def test_an_end_that_was_announced_before_the_wait_is_no_wait() -> None:
     assert desk.report() == []
 
 
+@pytest.mark.parametrize(("attempt", "asks"), [(1, []), (2, ["run_x"])])
+def test_what_an_earlier_attempt_has_begun_is_asked_after_at_once(attempt: int, asks: list[str]) -> None:
+    """It may have ended while nobody held the run, and was announced to nobody."""
+    desk = Desk(1)
+    [parent] = desk.admit("run_parent", attempt=attempt)
+    desk.wait(parent, "run_x")
+    assert desk.holding.waits.to_check(desk.now) == asks
+
+
 def test_the_first_change_leaves_at_once_and_later_ones_by_the_interval() -> None:
     desk = Desk(2)
     [one, other] = desk.admit("run_1", "run_2")

@@ -1158,7 +1158,7 @@ def test_a_run_whose_queue_is_full_goes_on_when_it_is_let(
     has_gone_on = threading.Event()
 
     def body(run: Run) -> str:
-        run.wait_for("run_x").result(30)
+        run.wait_for("run_x" if run.id == "run_1" else "run_y").result(30)
         has_gone_on.set()
         return "1"
 
@@ -1178,7 +1178,7 @@ def test_a_run_whose_queue_is_full_goes_on_when_it_is_let(
         server.break_inbox()
     assert has_gone_on.wait(4), "earlier than it would have asked by itself"
     server.until(lambda: "run_1" in server.outcomes())
-    server.say(finished=["run_x"])
+    server.say(finished=["run_y"])
 
 
 def test_a_run_whose_queue_is_full_asks_again_by_itself(

@@ -14,11 +14,15 @@ def test_an_end_reaches_all_who_wait() -> None:
     assert waits.ended("run_2") == []
 
 
-def test_an_end_that_came_before_anyone_waited_is_remembered_once() -> None:
+def test_an_end_is_remembered_for_all_who_come_later() -> None:
+    """Whoever waits for a run a second time would else have to ask the server, after a while."""
     waits: Waits[str] = Waits()
     waits.ended("run_1")
     assert waits.add("run_1", "a", Future(), now=0.0, check_now=False)
-    assert not waits.add("run_1", "a", Future(), now=0.0, check_now=False)
+    assert waits.add("run_1", "a", Future(), now=0.0, check_now=False)
+    assert not waits.add("run_2", "a", Future(), now=0.0, check_now=False)
+    assert len(waits.ended("run_2")) == 1
+    assert waits.add("run_2", "a", Future(), now=0.0, check_now=False)
 
 
 def test_the_oldest_ends_are_forgotten() -> None:

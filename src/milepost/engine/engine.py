@@ -95,6 +95,8 @@ class Engine:
         self._steady = steady or clock
         # How far the wall clock is ahead of the steady one, as far as that is known.
         self._ahead = self._clock() - self._steady()
+        # The time of the last group.
+        self._last_now = self._clock()
         self._documents = DocumentCache(size_max=settings.metadata_size_max)
         if server_id is None:
             server_id = Identifiers().make("server", clock()) if store.is_shared else ""
@@ -282,6 +284,9 @@ class Engine:
                     age_now=self._age(now, steady_now),
                 )
                 jump = self._jump(transaction)
+                if not jump and now < self._last_now:
+                    # The clock has gone back a little: what was due is due again by then.
+                    self.state.due_later(self._last_now)
                 self._load(others, transaction)
                 for request in others:
                     request.result = self._decide(request.command, transaction)
@@ -289,7 +294,7 @@ class Engine:
                 if transaction.freed_queues:
                     queues.resume_waiting(transaction)
                     transaction.save()
-                served = self._claim(claims, transaction, jump)
+                served = self._claim(claims, transaction)
                 announcement = transaction.announcement()
                 learnt = self._learnt(transaction, served)
                 number = self._tell_others(transaction, learnt, announcement)
@@ -301,6 +306,7 @@ class Engine:
             raise
         self.committed_at = self._steady()
         self._ahead = transaction.now - transaction.steady_now
+        self._last_now = transaction.now
         self._age_ahead = transaction.age_now - transaction.steady_now
         if jump > FAR_MICROSECONDS:
             self._doubts_clock_until = transaction.steady_now + DOUBT_MICROSECONDS
@@ -310,7 +316,8 @@ class Engine:
         self._remember(transaction, served)
         if self._others is not None and number is not None:
             self._others.told(number)
-            were_told(learnt, self.state, steady_now=transaction.steady_now)
+            steady_now = transaction.steady_now
+            were_told(learnt, self.state, steady_now=steady_now, told_at=steady_now)
         answers = [(request.answer, request.result) for request in others]
         return answers + served.answers, [announcement]
 
@@ -335,13 +342,16 @@ class Engine:
         state = self.state
         if learnt.tasks_changed:
             self._load_catalog(connection)
-        learn(learnt, state, steady_now=self._steady())
-        if self._others is not None:
-            microseconds = self._clock() - self._others.newest_time
-            self.measures.told_seconds.observe(max(0, microseconds) / 1_000_000)
-        if self._others is not None and self._others.newest_time > self._clock():
+        now, steady_now, others = self._clock(), self._steady(), self._others
+        assert others is not None, "somebody else has told it"
+        self.measures.told_seconds.observe(max(0, now - others.told_at) / 1_000_000)
+        # Of a clock that is ahead of this one it is not known how long ago that was.
+        is_known = others.told_at - now <= CLOCKS_APART_MICROSECONDS
+        told_at = steady_now - max(0, now - others.told_at) if is_known else None
+        learn(learnt, state, steady_now=steady_now, told_at=told_at)
+        if others.told_at > now:
             # What was due there is due here then, at the latest.
-            state.due_later(self._others.newest_time)
+            state.due_later(others.told_at)
         registered = [worker.id for worker in learnt.registered]
         for worker_id in dict.fromkeys(
             [*registered, *learnt.gone, *learnt.newest_claims, *learnt.answered_claims]
@@ -412,6 +422,10 @@ class Engine:
             # Servers on one database go by its clock, and none of them could say for all that it was set.
             return 0
         run_store.shift_due(transaction.connection, jump, now=transaction.now)
+        # Read anew, because a group that failed may have known of runs by either clock.
+        self.state.next_due_at = run_store.next_due_at_after(
+            transaction.connection, transaction.now, self.state.places.all()
+        )
         transaction.everything_offered = True
         return jump
 
@@ -470,10 +484,10 @@ class Engine:
         except MilepostError as refusal:
             return refusal
 
-    def _claim(self, claims: Sequence[Request], transaction: Transaction, jump: int) -> "_Served":
-        """Serve new claims and, where there may be work for them, parked ones. `jump`: by how much times of queued runs have moved."""
+    def _claim(self, claims: Sequence[Request], transaction: Transaction) -> "_Served":
+        """Serve new claims and, where there may be work for them, parked ones."""
         now, state = transaction.now, self.state
-        served = _Served(state.parked, None if state.next_due_at is None else state.next_due_at + jump)
+        served = _Served(state.parked, state.next_due_at)
         for request in claims:
             assert isinstance(request.command, Claim)
             served.hear_of(request.command, transaction)

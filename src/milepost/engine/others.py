@@ -19,7 +19,7 @@ from milepost.engine.announcements import (
     RunsResumed,
     StreamGrown,
 )
-from milepost.engine.state import EngineSettings, EngineState, Worker
+from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineSettings, EngineState, Worker
 from milepost.model.operations import decode_operations, encode_operations
 from milepost.store import announcements as store
 from milepost.store.runs import RunRow
@@ -118,12 +118,15 @@ class Others:
 
     Attributes:
         number: of the newest commit that this engine knows of.
-        newest_time: the newest time at which any of them has committed, as far as that is known.
+        newest_time: the newest time at which any of them has committed, as far as that is known, by clocks that agree with the
+            last one that was heard.
     """
 
     def __init__(self) -> None:
         self.number = 0
         self.newest_time = 0
+        # When what is being taken in was told, by the clock of whoever told it.
+        self.told_at = 0
 
     def begin_from(self, connection: Connection) -> None:
         """Everything that is committed is known from now on."""
@@ -147,7 +150,9 @@ class Others:
             for row in rows:
                 if row.number != self.number + 1:
                     raise Gap
-                self.newest_time = max(self.newest_time, row.created_at)
+                self.told_at = row.created_at
+                if not 0 <= self.newest_time - row.created_at <= CLOCKS_APART_MICROSECONDS:
+                    self.newest_time = row.created_at
                 # One of its own is new to this engine where the answer to the commit got lost.
                 try:
                     news = decode(row.payload)
@@ -178,20 +183,28 @@ def is_worth_telling(learnt: Learnt, state: EngineState, *, steady_now: int) -> 
     )
 
 
-def were_told(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
+def were_told(learnt: Learnt, state: EngineState, *, steady_now: int, told_at: int | None) -> None:
     """Every server knows that these workers were heard. Each may hear them for a while without a word to the others, so their leases
-    end later by as much."""
+    end later by as much.
+
+    Args:
+        told_at: when that was, on the steady clock; None where nobody knows. The others count from then, whenever it is heard here.
+    """
     seen_at = steady_now + quiet_time(state.settings)
     for worker_id in (*learnt.heard, *(worker.id for worker in learnt.registered)):
         worker = state.workers.get(worker_id)
         if worker is not None:
-            worker.told_at, worker.seen_at = steady_now, max(worker.seen_at, seen_at)
+            worker.told_at, worker.seen_at = told_at, max(worker.seen_at, seen_at)
     if learnt.next_due_at is not None:
         state.due_told = learnt.next_due_at
 
 
-def learn(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
-    """Take over what another server has committed; what it means for tasks and queues is read from the store (`tasks_changed`)."""
+def learn(learnt: Learnt, state: EngineState, *, steady_now: int, told_at: int | None) -> None:
+    """Take over what another server has committed; what it means for tasks and queues is read from the store (`tasks_changed`).
+
+    Args:
+        told_at: as of `were_told`.
+    """
     if learnt.registered or learnt.gone:
         state.change_workers(
             [
@@ -220,7 +233,7 @@ def learn(learnt: Learnt, state: EngineState, *, steady_now: int) -> None:
     state.may_have_apart |= learnt.has_apart
     if learnt.next_due_at is not None:
         state.due_later(learnt.next_due_at)
-    were_told(learnt, state, steady_now=steady_now)
+    were_told(learnt, state, steady_now=steady_now, told_at=told_at)
 
 
 def encode(learnt: Learnt, announcement: Announcement) -> bytes:

@@ -55,13 +55,17 @@ class RunTopic:
 
     Args:
         news: of the run, taken in by the hub; those who are shown something else read the same.
+        hears_late: as of `Hub`.
 
     Attributes:
+        turn: of who reads the run, where each reading helps only those who have asked before it began.
         child_counts: the children by status, as the reading of number `counted_by` has found them.
         children_changed: a child has changed since the children were counted.
     """
 
-    def __init__(self, run_id: str, view: View, news: RunNews) -> None:
+    def __init__(self, run_id: str, view: View, news: RunNews, *, hears_late: bool) -> None:
+        self.hears_late = hears_late
+        self.turn = asyncio.Lock()
         self.run_id = run_id
         self.view = view
         self.watchers: set[asyncio.Event] = set()
@@ -374,9 +378,15 @@ class Inbox:
 
 
 class Hub:
-    """Who watches what. Belongs to one event loop; `announce` is called in it."""
+    """Who watches what. Belongs to one event loop; `announce` is called in it.
 
-    def __init__(self) -> None:
+    Args:
+        hears_late: other servers commit as well, and may have told somebody what is not announced here yet. So what was read a moment
+            ago need not be new enough for who comes now.
+    """
+
+    def __init__(self, *, hears_late: bool = False) -> None:
+        self._hears_late = hears_late
         self.lags = Lags()
         self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
@@ -493,7 +503,7 @@ class Hub:
         watched = self.runs.setdefault(run_id, WatchedRun())
         topic = watched.topics.get(view)
         if topic is None:
-            topic = watched.topics[view] = RunTopic(run_id, view, watched.news)
+            topic = watched.topics[view] = RunTopic(run_id, view, watched.news, hears_late=self._hears_late)
         topic.watchers.add(watcher)
         return topic
 

@@ -95,6 +95,14 @@ class Place(NamedTuple):
         return (self.version, self.seen_at) == (other.version, other.seen_at)
 
 
+class State(NamedTuple):
+    """The state of a run, as it was when it was looked at: what is heard afterwards does not change it."""
+
+    row: RunRow
+    output: str | None
+    error: str | None
+
+
 class Step(NamedTuple):
     """What leads a reader of a run on: the operations from its version to another one, the newest state if that is new to it.
 
@@ -102,23 +110,23 @@ class Step(NamedTuple):
         begins_at: the version that the reader has heard of.
         place: where it is afterwards.
         changes: the steps of the document, in order, as far as they are shown.
-        news: where the new state is; None when the reader has it.
+        newest: the newest state; None when the reader has it.
     """
 
     begins_at: int
     place: Place
     changes: Sequence[LoggedChange]
-    news: RunNews | None
+    newest: State | None
 
     @property
     def is_empty(self) -> bool:
         """True when there is nothing to tell."""
-        return not self.changes and self.news is None
+        return not self.changes and self.newest is None
 
     @property
     def is_final(self) -> bool:
         """True when the run has ended."""
-        return self.news is not None and self.news.row is not None and self.news.row.status.is_final
+        return self.newest is not None and self.newest.row.status.is_final
 
     @property
     def from_version(self) -> int | None:
@@ -132,16 +140,17 @@ class Step(NamedTuple):
 
     def state(self, *, with_output: bool, with_error: bool = True) -> dict[str, Any] | None:
         """The changed fields of the run, named as on the wire; null takes a field away."""
-        if self.news is None or self.news.row is None:
+        if self.newest is None:
             return None
-        fields = {camel(name): value for name, value in state_fields(self.news.row, self.news.error).items()}
-        if fields["error"] is None and not self.news.row.status.is_final:
+        row, output, error = self.newest
+        fields = {camel(name): value for name, value in state_fields(row, error).items()}
+        if fields["error"] is None and not row.status.is_final:
             # Not known here: the error of the attempt before stays.
             del fields["error"]
         if not with_error:
             fields.pop("error", None)
-        if with_output and self.news.output is not None:
-            fields["output"] = msgspec.Raw(self.news.output.encode())
+        if with_output and output is not None:
+            fields["output"] = msgspec.Raw(output.encode())
         return fields
 
 
@@ -164,7 +173,8 @@ def step_from(place: Place, news: RunNews, keys: Keys = None) -> Step | None:
         row.updated_at if row is not None else place.seen_at,
         version if changes else place.told,
     )
-    return Step(place.told, reached, changes, news if row is not None else None)
+    newest = State(row, news.output, news.error) if row is not None else None
+    return Step(place.told, reached, changes, newest)
 
 
 def shown_changes(changes: list[LoggedChange], keys: Keys) -> list[LoggedChange]:

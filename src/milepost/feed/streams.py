@@ -102,8 +102,8 @@ async def watch_run(
                     has_finished.set()
                 yield frame
                 continue
-            if step.news is not None and step.news.row is not None:
-                told, queued = queued, _queued(step.news.row)
+            if step.newest is not None:
+                told, queued = queued, _queued(step.newest.row)
                 if told is not None and told.reason is not None:
                     yield _queued_frame(place, queued)
             if step.is_final:
@@ -144,6 +144,15 @@ async def _snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
 
 
 async def _take_snapshot(topic: RunTopic, reader: Reader) -> Snapshot:
+    if not topic.hears_late:
+        return await _read_for_all(topic, reader)
+    async with topic.turn:
+        # Who asks from now on may come from another server, and know more than this reading will find.
+        topic.snapshot = None
+        return await _read_for_all(topic, reader)
+
+
+async def _read_for_all(topic: RunTopic, reader: Reader) -> Snapshot:
     reading = topic.begin_reading()
     frame, place, run = await in_reader(lambda: _read_snapshot(topic.run_id, reader, topic.view))
     topic.take_in_counts(run.child_counts, reading)

@@ -146,9 +146,9 @@ class Server:
         steady: Callable[[], int] = steady_microseconds,
     ) -> None:
         self.settings = settings
-        self.hub = Hub()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._store = Store(settings.database, synchronous=settings.sqlite_synchronous)
+        self.hub = Hub(hears_late=self._store.is_shared)
         self._database_clock: DatabaseClock | None = None
         if clock is None and self._store.is_shared:
             clock = self._database_clock = DatabaseClock(self._store.now, steady)

@@ -216,8 +216,10 @@ class Holding:
         if held is None or held.is_over:
             fail(future, UsageError("a run that has ended cannot wait for another one"))
             return
-        # An inbox that has been heard for longer than the run has been here has announced all that the run has begun.
-        if self.waits.add(target_id, held, future, now=now, check_now=held.admitted_at < heard_at):
+        # An inbox that has been heard for longer than the run has been here has announced all that the run has begun; but not what
+        # an earlier attempt of it began, if that ended while nobody held the run.
+        may_be_missed = held.admitted_at < heard_at or scope.run.attempt > 1
+        if self.waits.add(target_id, held, future, now=now, check_now=may_be_missed):
             resolve(future)
             return
         future.add_done_callback(lambda done: self._call_later(self._wait_is_done, held, target_id, done))

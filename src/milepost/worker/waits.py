@@ -40,7 +40,7 @@ class Waits(Generic[Waiter]):
         Args:
             check_now: the announcement may have been missed: ask the server soon.
         """
-        if self._ended.pop(target_id, True) is None:
+        if target_id in self._ended:
             return True
         target = self._targets.get(target_id)
         if target is None:
@@ -49,14 +49,12 @@ class Waits(Generic[Waiter]):
         return False
 
     def ended(self, target_id: str) -> list[tuple[Waiter, Future[None]]]:
-        """The target has ended: those who waited for it. With nobody there, the end is remembered for who comes."""
-        target = self._targets.pop(target_id, None)
-        if target is not None:
-            return target.waiters
+        """The target has ended: those who waited for it. That is remembered for who comes, also a second time."""
         self._ended[target_id] = None
         if len(self._ended) > REMEMBERED_MAX:
             del self._ended[next(iter(self._ended))]
-        return []
+        target = self._targets.pop(target_id, None)
+        return [] if target is None else target.waiters
 
     def cancel(self, target_id: str, future: Future[None]) -> bool:
         """This waiter has given up; False when it was not waiting any more."""
