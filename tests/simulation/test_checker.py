@@ -218,7 +218,7 @@ def workers_die(plan: Plan) -> None:
 
 def leases_are_lost(plan: Plan) -> None:
     plan.lease_seconds, plan.chaos_seconds, plan.request_seconds_max = 4.0, 10.0, 3.0
-    plan.workers, plan.in_thread = 2, 1.0
+    plan.workers, plan.in_thread, plan.servers = 2, 1.0, 1
     plan.troubles += ["part_worker"] * 4
 
 
@@ -233,7 +233,7 @@ def statements_fail(plan: Plan) -> None:
 
 def announcements_are_lost(plan: Plan) -> None:
     plan.troubles += ["lose_announcements"] * 6
-    plan.faults.cut, plan.chaos_seconds = 0.0, 8.0
+    plan.faults.cut, plan.chaos_seconds, plan.servers = 0.0, 8.0, 1
 
 
 def only_additions(plan: Plan) -> None:
