@@ -12,7 +12,7 @@ from milepost.client.streams import ChunkFollower
 from milepost.engine.commands import AddChunks, AttemptWritten, Written
 from milepost.feed.chunks import watch_stream
 from milepost.protocol.feed import EventReader
-from milepost.protocol.streams import AttemptReply, ChunksRequest
+from milepost.protocol.streams import AttemptReply, ChunksRequest, StreamState
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
@@ -124,19 +124,24 @@ class StreamReader:
         try:
             while frames_max and not self.follower.has_ended:
                 frame: asyncio.Future[bytes] = asyncio.ensure_future(cast("Any", anext(frames)))
-                done, _ = await asyncio.wait({frame}, timeout=0.02)
-                if not done:
-                    # Nothing more has been written.
-                    frame.cancel()
-                    await asyncio.wait({frame})
-                    break
+                while not (await asyncio.wait({frame}, timeout=0.02))[0]:
+                    if self._has_all():
+                        # Nothing more has been written.
+                        frame.cancel()
+                        await asyncio.wait({frame})
+                        return
                 for event, data in events.feed(frame.result()):
                     self.follower.take(event, data)
                 frames_max -= 1
         finally:
             await frames.aclose()
-        while (chunk := self.follower.newest()) is not None:
-            self.seen.append((chunk.index, chunk.attempt, msgspec.json.decode(chunk.text)))
+            while (chunk := self.follower.newest()) is not None:
+                self.seen.append((chunk.index, chunk.attempt, msgspec.json.decode(chunk.text)))
+
+    def _has_all(self) -> bool:
+        """Whether it has all that is stored, and nothing says that more is not to come."""
+        page = self._world.reader.stream_page(self._run_id, NAME, start=0, bytes_max=0)
+        return page.state is StreamState.OPEN and (self.follower.position or 0) >= page.next_index
 
     @property
     def values(self) -> list[str]:

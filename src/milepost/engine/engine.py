@@ -285,8 +285,7 @@ class Engine:
                 )
                 jump = self._jump(transaction)
                 if not jump and now < self._last_now:
-                    # The clock has gone back a little: what was due is due again by then.
-                    self.state.due_later(self._last_now)
+                    self._clock_went_back(connection, now)
                 self._load(others, transaction)
                 for request in others:
                     request.result = self._decide(request.command, transaction)
@@ -428,6 +427,15 @@ class Engine:
         )
         transaction.everything_offered = True
         return jump
+
+    def _clock_went_back(self, connection: Connection, now: int) -> None:
+        """What was due by the last group is due again in a while, and this server has to look then."""
+        due_at: int | None = self._last_now
+        if self._last_now - now > JUMP_MICROSECONDS:
+            # Its own time would be too late for what was due long before that group.
+            due_at = run_store.next_due_at_after(connection, now, self.state.places.all())
+        if due_at is not None:
+            self.state.due_later(due_at)
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has learnt or handed out is not so.
