@@ -313,7 +313,8 @@ class ChildLink:
             return
         if scope.buffer.has_unacknowledged:
             try:
-                await asyncio.wait_for(asyncio.wrap_future(self.flush(scope)), FAREWELL_SECONDS_MAX)
+                async with asyncio.timeout(FAREWELL_SECONDS_MAX):
+                    await asyncio.wrap_future(self.flush(scope))
             except TimeoutError:
                 _tell_uncommitted(scope)
             except UsageError:

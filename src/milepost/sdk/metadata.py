@@ -275,7 +275,8 @@ class Metadata(_Streaming):
             # Shielded: giving up here must not cancel the link's own future.
             flushed = asyncio.shield(asyncio.wrap_future(scope.link.flush(scope)))
             try:
-                await asyncio.wait_for(flushed, timeout)
+                async with asyncio.timeout(timeout):
+                    await flushed
             except TimeoutError:
                 raise _too_late(timeout) from None
         _raise_refused(scope)

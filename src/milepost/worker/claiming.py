@@ -59,7 +59,8 @@ class Claiming:
     async def run(self, inbox_is_heard: asyncio.Event) -> None:
         """Claim runs for ever, the first ones when the inbox is heard."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(inbox_is_heard.wait(), INBOX_SECONDS_MAX)
+            async with asyncio.timeout(INBOX_SECONDS_MAX):
+                await inbox_is_heard.wait()
         while True:
             if self._holding.seconds_in_line(self._loop.time()) >= LINE_SECONDS_MAX:
                 await self._give_back()

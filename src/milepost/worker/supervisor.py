@@ -437,7 +437,8 @@ class _Generation:
         """Wait a little longer than the last time, or until the end; how long it was."""
         pause = min(RESTART_SECONDS_MAX, max(0.1, pause * 2))
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ending.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._ending.wait()
         return pause
 
     def _say(self, message: str) -> None:
