@@ -166,7 +166,7 @@ def test_the_units_fit_the_program(unit: Path, tmp_path: Path) -> None:
         if line and not line.startswith("#"):
             assert line.partition("=")[0] in known_settings()
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("there is no systemd-analyze here")
+        pytest.skip("there is no systemd-analyze here (Debian: systemd)")
     tried = tmp_path / unit.name
     tried.write_text(text.replace(program, shutil.which("true") or "/bin/true"))
     said = subprocess.run(
@@ -190,7 +190,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate with its key in one file, for programs that want to see one."""
     folder = tmp_path_factory.mktemp("certificate")
     if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl here")
+        pytest.skip("there is no openssl here (Debian: openssl)")
     command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=milepost.example -days 1"
     subprocess.run(
         [*command.split(), "-keyout", str(folder / "key"), "-out", str(folder / "chain")],
@@ -211,7 +211,7 @@ def check(*command: str | Path) -> None:
 def test_caddy_reads_its_file(name: str) -> None:
     assert READY.path in (DEPLOY / name).read_text()
     if shutil.which("caddy") is None:
-        pytest.skip("there is no Caddy here")
+        pytest.skip("there is no Caddy here (Debian: caddy)")
     check("caddy", "validate", "--adapter", "caddyfile", "--config", DEPLOY / name)
 
 
@@ -221,7 +221,7 @@ def test_haproxy_reads_its_file_and_what_the_page_shows_of_it(certificate: Path,
     assert shown in text
     assert f"httpchk GET {READY.path}\n" in text
     if shutil.which("haproxy") is None:
-        pytest.skip("there is no HAProxy here")
+        pytest.skip("there is no HAProxy here (Debian: haproxy)")
     path = tmp_path / "haproxy.cfg"
     path.write_text(text.replace("/etc/ssl/milepost/milepost.pem", str(certificate)))
     check("haproxy", "-c", "-f", path)
@@ -232,7 +232,7 @@ def test_nginx_reads_its_file_and_what_the_page_shows_of_it(certificate: Path, t
     [shown] = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
     assert shown in text
     if shutil.which("nginx") is None:
-        pytest.skip("there is no nginx here")
+        pytest.skip("there is no nginx here (Debian: nginx-light)")
     for name in ("fullchain.pem", "key.pem"):
         text = text.replace(f"/etc/ssl/milepost/{name}", str(certificate))
     included = tmp_path / "milepost.conf"
