@@ -244,8 +244,9 @@ def test_a_page_holds_one_connection_and_asks_for_nothing_by_the_clock(
     StreamWriter(server, parent, "answer").write("The moon")
     expect(page.locator("#stream")).to_have_text("The moon")
     until_it_holds(page, 1)
-    # Once at the beginning, once for each time that it was announced, and once when the stream came onto the connection.
-    assert len(asked) == 5
+    # Once at the beginning, once for each time that it was announced, and once when the stream came onto the connection; what is
+    # announced while it asks may be found with the next one.
+    assert 1 < len(asked) <= 5
 
 
 def test_a_run_that_nobody_can_take_says_so(page: Page, worker: FakeWorker, server: RunningServer) -> None:

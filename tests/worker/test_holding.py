@@ -222,6 +222,20 @@ def test_what_an_earlier_attempt_has_begun_is_asked_after_at_once(attempt: int, 
     assert desk.holding.waits.to_check(desk.now) == asks
 
 
+def test_what_others_wrote_while_the_inbox_was_away_is_asked_for() -> None:
+    """A run that only looks at its document would never see it otherwise: nothing else may come for as long as it runs."""
+    desk = Desk(2)
+    desk.admit("run_1", "run_2")
+    desk.report()
+    desk.hear(hello=True)
+    desk.now += INTERVAL
+    entries = desk.exchange()
+    assert [entry.held.scope.run.id for entry in entries] == ["run_1", "run_2"]
+    assert [(entry.report.metadata_version, entry.report.sequence) for entry in entries] == [(0, 0)] * 2
+    desk.now += INTERVAL
+    assert desk.exchange() == [], "once"
+
+
 def test_the_first_change_leaves_at_once_and_later_ones_by_the_interval() -> None:
     desk = Desk(2)
     [one, other] = desk.admit("run_1", "run_2")

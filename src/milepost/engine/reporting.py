@@ -71,7 +71,7 @@ class _Deltas:
         """The answer for one run, with what is newer than its copy of the document."""
         resumed = None if item.waiting is not False else row.status is RunStatus.EXECUTING
         since = item.metadata_version
-        if since < 0 or not row.metadata_version:
+        if since < 0 or since == row.metadata_version:
             return RunReply(id=item.id, refused=refused, resumed=resumed)
         hot = self._transaction.document(row)
         if self._room_bytes <= 0:

@@ -425,6 +425,9 @@ class Holding:
             # It may have been said while nobody listened.
             for held in list(self._not_let):
                 self._ask_again(held)
+            for held in self._by_run.values():
+                held.is_behind = True
+                self.outbox.add(held)
 
     def target_ended(self, target_id: str) -> None:
         """A run or batch has ended: whoever waits for it may go on, as soon as there is a slot."""

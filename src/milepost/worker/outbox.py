@@ -83,7 +83,7 @@ class HeldRun:
     outcome: Outcome | None = None
     is_held_back: bool = False
     is_over: bool = False
-    # The last answer had no room for what is new in the document.
+    # What may be new in the document is to be asked for: the last answer had no room for it, or nobody listened when it was said.
     is_behind: bool = False
 
 
