@@ -301,7 +301,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 def list_runs(
     status: Annotated[
         list[str] | None,
-        typer.Option(help="QUEUED, EXECUTING, WAITING, COMPLETED or FAILED.", show_default=False),
+        typer.Option(
+            help="Such as QUEUED, EXECUTING, COMPLETED or FAILED; may be given several times.",
+            show_default=False,
+        ),
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Runs of this task.", show_default=False)] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Runs with this tag.", show_default=False)] = None,
@@ -350,6 +353,52 @@ def get_run(run_id: RunId, json: AsJson = False) -> None:
     from milepost.cli import runs as command
 
     command.get_run(run_id, as_json=json)
+
+
+@runs.command("cancel")
+def cancel_runs(
+    run_ids: Annotated[list[str], typer.Argument(help="The ids of the runs (run_...).", show_default=False)],
+) -> None:
+    """Cancel runs and their children. What executes is asked to end; what has ended stays as it is."""
+    from milepost.cli import runs as command
+
+    command.cancel(run_ids)
+
+
+@runs.command("replay")
+def replay_run(
+    run_id: RunId,
+    payload: Annotated[str | None, typer.Argument(help="Another payload, JSON.", show_default=False)] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the new run until it has finished.")] = False,
+) -> None:
+    """Trigger the same again, as a run of its own, and print its id."""
+    from milepost.cli import runs as command
+
+    command.replay(run_id, payload, watch=watch)
+
+
+@runs.command("reschedule")
+def reschedule_run(
+    run_id: RunId,
+    delay: Annotated[
+        str, typer.Argument(help="From now on (10m, 2h), or a time (2030-01-31T14:05Z).", show_default=False)
+    ],
+) -> None:
+    """Delay a run that is DELAYED to another time."""
+    from milepost.cli import runs as command
+
+    command.reschedule(run_id, delay)
+
+
+@runs.command("tag")
+def tag_run(
+    run_id: RunId,
+    tags: Annotated[list[str], typer.Argument(help="Tags to add.", show_default=False)],
+) -> None:
+    """Add tags to a run, and print all that it has."""
+    from milepost.cli import runs as command
+
+    command.add_tags(run_id, tags)
 
 
 @runs.command("stream")

@@ -18,11 +18,18 @@ VALUE_CHARACTERS_MAX = 200
 BAR_COLUMNS = 40
 
 STATUS_STYLES = {
+    "PENDING_VERSION": "dim",
+    "DELAYED": "dim",
     "QUEUED": "dim",
     "EXECUTING": "cyan",
     "WAITING": "yellow",
     "COMPLETED": "green",
+    "CANCELED": "magenta",
     "FAILED": "red",
+    "CRASHED": "red",
+    "SYSTEM_FAILURE": "red",
+    "EXPIRED": "red",
+    "TIMED_OUT": "red",
 }
 
 

@@ -41,6 +41,8 @@ ATTEMPT_ENDS = {
     AttemptEnd.LOST: "was lost",
     AttemptEnd.HANDED_BACK: "was handed back",
     AttemptEnd.NEVER_BEGUN: "never began",
+    AttemptEnd.CANCELLED: "was cancelled",
+    AttemptEnd.TIMED_OUT: "took too long",
 }
 
 
@@ -58,6 +60,34 @@ def trigger(
         err.print(_why_queued(task_id, handle.queued_reason), markup=False, soft_wrap=True)
     if watch:
         _watch(client, handle.id, as_json=False)
+
+
+def cancel(run_ids: Sequence[str]) -> None:
+    """Ask runs to end."""
+    client = Client()
+    for run_id in run_ids:
+        client.runs.cancel(run_id)
+        print_line(run_id)
+
+
+def replay(run_id: str, payload: str | None, *, watch: bool) -> None:
+    """Trigger the same again; the id of the new run goes to standard output."""
+    client = Client()
+    handle = client.runs.replay(run_id, NO_PAYLOAD if payload is None else _payload_of(payload))
+    print_line(handle.id)
+    if watch:
+        _watch(client, handle.id, as_json=False)
+
+
+def reschedule(run_id: str, delay: str) -> None:
+    """Delay a run to another time."""
+    run = Client().runs.reschedule(run_id, delay)
+    print_line(f"{run.id} {run.status}" + (f" until {run.delayed_until}" if run.delayed_until else ""))
+
+
+def add_tags(run_id: str, tags: Sequence[str]) -> None:
+    """Add tags to a run; prints all that it has now."""
+    print_line(" ".join(Client().runs.add_tags(run_id, tags)))
 
 
 def print_sign_in_link() -> None:

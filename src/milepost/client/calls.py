@@ -35,7 +35,7 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
-from milepost.protocol.runs import RunObject, RunResult
+from milepost.protocol.runs import Replayed, RunObject, RunResult, TagsRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.protocol.triggering import (
@@ -43,6 +43,8 @@ from milepost.protocol.triggering import (
     BatchLine,
     BatchRequest,
     BatchResults,
+    ReplayRequest,
+    RescheduleRequest,
     TriggerRequest,
 )
 
@@ -230,6 +232,30 @@ def add_batch_items(
 def retrieve_run(run_id: str) -> Call[Run]:
     """One run as it is now."""
     return _call("runs.retrieve", endpoints.RETRIEVE_RUN, lambda answer, _: run_from_wire(answer), run=run_id)
+
+
+def cancel_run(run_id: str) -> Call[None]:
+    """Ask a run and its children to end."""
+    return _call("runs.cancel", endpoints.CANCEL_RUN, lambda _, __: None, run=run_id)
+
+
+def replay_run(run_id: str, request: ReplayRequest) -> Call[Replayed]:
+    """Trigger the same again."""
+    return _call("runs.replay", endpoints.REPLAY_RUN, lambda answer, _: answer, body=request, run=run_id)
+
+
+def reschedule_run(run_id: str, request: RescheduleRequest) -> Call[Run]:
+    """Delay a run to another time."""
+    return _call(
+        "runs.reschedule", endpoints.RESCHEDULE_RUN, lambda answer, _: run_from_wire(answer), body=request, run=run_id,
+    )  # fmt: skip
+
+
+def add_tags(run_id: str, tags: Sequence[str]) -> Call[list[str]]:
+    """Add tags to a run; all that it has now."""
+    return _call(
+        "runs.add_tags", endpoints.ADD_TAGS, lambda answer, _: answer.tags, body=TagsRequest(list(tags)), run=run_id
+    )  # fmt: skip
 
 
 def list_runs(filters: Mapping[str, Any], *, page_size: int, after: str | None) -> Call[Page]:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, TypedDict, TypeVar
 
 from milepost.client.queue import Queue
-from milepost.errors import MetadataValueError, PayloadValidationError
+from milepost.errors import InvalidRequestError, MetadataValueError, PayloadValidationError
 from milepost.model.document import SIZE_LIMIT, Document
+from milepost.model.durations import delay_text, parse_duration
 from milepost.model.jsonvalue import encode, to_json
-from milepost.protocol.triggering import JSON_TYPE, QueueOption, TriggerOptions, TriggerRequest
+from milepost.protocol.triggering import (
+    JSON_TYPE,
+    QueueOption,
+    ReplayRequest,
+    RescheduleRequest,
+    TriggerOptions,
+    TriggerRequest,
+)
+
+ResultT = TypeVar("ResultT")
 
 NO_PAYLOAD: Final[Any] = object()
 """Stands for a payload that was left out, which is not the same as None."""
@@ -22,12 +33,21 @@ class RunOptions(TypedDict, total=False):
     tags: up to ten texts of up to 128 characters, to find and watch runs by; one text alone counts as one tag.
     max_attempts: attempts in all, the first included; wins over the task's retry rule.
     queue: another queue than the task's, or its name.
+    delay: begin only then: after a `timedelta`, a number of seconds or a text like "10m", or at an aware datetime. A time that is over
+        is no delay. Until then the run is DELAYED, and `runs.reschedule` names another time.
+    ttl: a duration as of `delay`: the run expires (EXPIRED) when no worker has taken it that long after it was queued.
+    priority: by so many seconds the run is put forward in its queue, or back where negative.
+    max_duration: how long an attempt may take, a duration as of `delay`; then it ends, and the run is TIMED_OUT. Wins over the task's.
     """
 
     metadata: object
     tags: str | Iterable[str]
     max_attempts: int
     queue: str | Queue
+    delay: timedelta | float | str | datetime
+    ttl: timedelta | float | str
+    priority: int
+    max_duration: timedelta | float | str
 
 
 OPTION_NAMES: Final = frozenset(RunOptions.__annotations__)
@@ -57,7 +77,8 @@ def trigger_options(
         metadata_limit: bytes that a document may have.
         parent_run_id: the run that triggers.
         resume: the parent waits for the new run.
-    Raises: MetadataError for a document that cannot be one (M73, M85); TypeError for an option that there is not.
+    Raises: MetadataError for a document that cannot be one (M73, M85); InvalidRequestError for a duration or a time that is none;
+        TypeError for an option that there is not.
     """
     unknown = options.keys() - OPTION_NAMES
     if unknown:
@@ -73,9 +94,41 @@ def trigger_options(
         tags=[tags] if isinstance(tags, str) else None if tags is None else list(tags),
         max_attempts=options.get("max_attempts"),
         queue=None if queue is None else QueueOption(queue.name if isinstance(queue, Queue) else queue),
+        delay=None if options.get("delay") is None else _of_user("delay", delay_text, options["delay"]),
+        ttl=_span("ttl", options),
+        priority=options.get("priority"),
+        max_duration=_span("max_duration", options),
         parent_run_id=parent_run_id,
         resume_parent_on_completion=resume,
     )
+
+
+def replay_request(options: Mapping[str, Any], *, payload: object) -> ReplayRequest:
+    """What is to be another way at a replay. Raises as `payload_text` and `trigger_options`."""
+    said = trigger_options(options, has_payload=True)
+    request = ReplayRequest()
+    for option in options:
+        setattr(request, option, getattr(said, option))
+    if payload is not NO_PAYLOAD:
+        request.payload, request.payload_type = payload_text(payload), JSON_TYPE
+    return request
+
+
+def reschedule_request(delay: timedelta | float | str | datetime) -> RescheduleRequest:
+    """Another delay. Raises InvalidRequestError for one that is none."""
+    return RescheduleRequest(_of_user("delay", delay_text, delay))
+
+
+def _span(name: str, options: Mapping[str, Any]) -> float | None:
+    value = options.get(name)
+    return None if value is None else _of_user(name, parse_duration, value).total_seconds()
+
+
+def _of_user(name: str, parse: Callable[[Any], ResultT], value: Any) -> ResultT:
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise InvalidRequestError(f"{name}=: {error}", field=name) from None
 
 
 def trigger_request(

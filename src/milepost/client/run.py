@@ -58,6 +58,11 @@ class Run:
         child_counts: its children by status.
         streams: its streams in the order in which they were begun: `key`, `chunk_count`, `size_bytes`, `state`, `error`. A
             subscription tells them anew when one has begun or a writer has ended, and at the run's end.
+        delayed_until: when it will be queued, while it is DELAYED, and when the next attempt begins, after a failed one.
+        expired_at: when it expired: no worker had taken it within its time to live.
+        cancel_asked_at: when it was asked to end. It is CANCELED (`is_cancelled`) once that has come true.
+        ttl, priority, max_duration_seconds, concurrency_key, idempotency_key: as they were asked for at the trigger.
+        replay_of: the run that it repeats.
     """
 
     id: str
@@ -91,6 +96,15 @@ class Run:
     is_success: bool
     is_failed: bool
     is_cancelled: bool
+    delayed_until: datetime | None = None
+    expired_at: datetime | None = None
+    cancel_asked_at: datetime | None = None
+    ttl: str | None = None
+    priority: int = 0
+    max_duration_seconds: float | None = None
+    concurrency_key: str | None = None
+    idempotency_key: str | None = None
+    replay_of: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -163,6 +177,15 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         is_success=wire.is_success,
         is_failed=wire.is_failed,
         is_cancelled=wire.is_cancelled,
+        delayed_until=wire.delayed_until,
+        expired_at=wire.expired_at,
+        cancel_asked_at=wire.cancel_asked_at,
+        ttl=wire.ttl,
+        priority=wire.priority,
+        max_duration_seconds=wire.max_duration_seconds,
+        concurrency_key=wire.concurrency_key,
+        idempotency_key=wire.idempotency_key,
+        replay_of=wire.replay_of,
     )
     if not is_whole:
         for name in NOT_IN_LISTS:

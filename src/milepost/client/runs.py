@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 from milepost.client import calls, endings
 from milepost.client.calling import check_blocking
 from milepost.client.calls import Feed, HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
+from milepost.client.handles import RunHandle
+from milepost.client.requests import NO_PAYLOAD, RunOptions, replay_request, reschedule_request
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run
 from milepost.client.subscription import MatchFollower
@@ -175,6 +177,66 @@ class Runs:
     async def aretrieve(self, run_id: str) -> Run:
         """As `retrieve`, without blocking."""
         return await self._connection().asend(calls.retrieve_run(run_id))
+
+    def cancel(self, run_id: str) -> None:
+        """Let a run and its children end as CANCELED; returns as soon as that is asked.
+
+        What no worker holds ends at once. A task that executes is asked to end (`ctx.cancelled`, or CancelledError in an `async def`);
+        until it has, `run.cancel_asked_at` says since when. A run that has ended stays as it is. Repeatable.
+
+        Raises: RunNotFoundError.
+        """
+        self._connection().send(calls.cancel_run(run_id))
+
+    async def acancel(self, run_id: str) -> None:
+        """As `cancel`, without blocking."""
+        await self._connection().asend(calls.cancel_run(run_id))
+
+    def replay(self, run_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[Any]:
+        """Trigger the same again as a run of its own: with the payload and the metadata of its trigger (M2), its tags and queue.
+
+        Args:
+            payload: another payload, plain JSON.
+            options: what is to be another way; see `RunOptions`.
+        Raises: RunNotFoundError.
+        """
+        connection = self._connection()
+        replayed = connection.send(calls.replay_run(run_id, replay_request(options, payload=payload)))
+        return RunHandle(replayed.id, replayed.task_identifier, None, connection)
+
+    async def areplay(
+        self, run_id: str, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
+    ) -> RunHandle[Any]:
+        """As `replay`, without blocking."""
+        connection = self._connection()
+        replayed = await connection.asend(calls.replay_run(run_id, replay_request(options, payload=payload)))
+        return RunHandle(replayed.id, replayed.task_identifier, None, connection)
+
+    def reschedule(self, run_id: str, delay: timedelta | float | str | datetime) -> Run:
+        """Delay a run that is DELAYED to another time.
+
+        Args:
+            delay: from now on, or an aware datetime; see `RunOptions`.
+        Raises: RunNotFoundError; ConflictError unless the run is delayed.
+        """
+        return self._connection().send(calls.reschedule_run(run_id, reschedule_request(delay)))
+
+    async def areschedule(self, run_id: str, delay: timedelta | float | str | datetime) -> Run:
+        """As `reschedule`, without blocking."""
+        return await self._connection().asend(calls.reschedule_run(run_id, reschedule_request(delay)))
+
+    def add_tags(self, run_id: str, tags: str | Sequence[str]) -> Sequence[str]:
+        """Add tags to a run, at any time; all that it has now, at most ten. Repeatable.
+
+        Raises: RunNotFoundError; InvalidRequestError for more than ten.
+        """
+        return self._connection().send(calls.add_tags(run_id, [tags] if isinstance(tags, str) else tags))
+
+    async def aadd_tags(self, run_id: str, tags: str | Sequence[str]) -> Sequence[str]:
+        """As `add_tags`, without blocking."""
+        return await self._connection().asend(
+            calls.add_tags(run_id, [tags] if isinstance(tags, str) else tags)
+        )
 
     @overload
     def subscribe(self, run_id: str, *, streams: Literal[False] = False) -> Iterator[Run]: ...

@@ -25,8 +25,8 @@ class LoggedChange(msgspec.Struct, frozen=True, gc=False):
 class RunChanged(msgspec.Struct, gc=False):
     """A run has changed: its state (`state_changed`), its document (`changes`, without a gap), its log (`logged`), or all at once.
 
-    `row` is the run as committed; `output` and `error` (JSON texts) are there when this commit set them. `version` is that of the
-    document when the run has finished: by it a reader notices that an earlier announcement has not reached it (M38).
+    `row` is the run as committed; `output` and `error` (JSON texts) and `tags` are there when this commit set them. `version` is that
+    of the document when the run has finished: by it a reader notices that an earlier announcement has not reached it (M38).
     """
 
     row: RunRow
@@ -36,6 +36,7 @@ class RunChanged(msgspec.Struct, gc=False):
     changes: list[LoggedChange] = []
     logged: bool = False
     version: int | None = None
+    tags: list[str] | None = None
 
 
 class BatchProgressed(msgspec.Struct, frozen=True):
@@ -55,6 +56,13 @@ class ChildrenFinished(msgspec.Struct, frozen=True):
 
 class RunsResumed(msgspec.Struct, frozen=True):
     """Runs that this worker holds may go on after a wait: their queues have room."""
+
+    holder: str
+    ids: list[str]
+
+
+class CancelAsked(msgspec.Struct, frozen=True):
+    """Runs that this worker holds are to end."""
 
     holder: str
     ids: list[str]
@@ -81,6 +89,7 @@ class Announcement(msgspec.Struct):
     children_finished: list[ChildrenFinished]
     streams: list[StreamGrown] = []
     resumed: list[RunsResumed] = []
+    cancel_asked: list[CancelAsked] = []
     ended_sessions: list[str] = []
     is_gap: bool = False
 
@@ -93,6 +102,7 @@ class Announcement(msgspec.Struct):
             or self.children_finished
             or self.streams
             or self.resumed
+            or self.cancel_asked
             or self.ended_sessions
             or self.is_gap
         )

@@ -15,6 +15,7 @@ from milepost.engine.workers import worker_of
 from milepost.model import jsonvalue
 from milepost.model.counted import pack
 from milepost.model.lifecycle import Move
+from milepost.model.run import asked_of
 from milepost.protocol.work import ClaimedRun
 from milepost.store import runs as run_store
 from milepost.store.runs import RunRecord, RunRow
@@ -71,8 +72,12 @@ def _records(ids: Sequence[str], transaction: Transaction) -> list[RunRecord]:
 
 
 def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction) -> None:
-    transaction.claim_waits.append(max(0, transaction.now - row.due_at))
+    put_forward = asked_of(row.options).priority * 1_000_000
+    transaction.claim_waits.append(max(0, transaction.now - row.due_at - put_forward))
     queues.change_status(row, Move.CLAIM, transaction)
+    if row.expires_at is not None:
+        row.expires_at = None
+        transaction.save_run(row)
     row.attempt += 1
     row.worker_id, row.claim_sequence = worker_id, sequence
     # The reports of each attempt are counted from 1.
@@ -168,6 +173,7 @@ def _claimed(
     claimed: list[ClaimedRun] = []
     for record in records:
         row = record.row
+        asked = asked_of(row.options)
         run = ClaimedRun(
             id=row.id,
             task=row.task,
@@ -187,6 +193,10 @@ def _claimed(
             batch_id=row.batch_id,
             depth=row.depth,
             created_at=row.created_at,
+            concurrency_key=row.concurrency_key,
+            priority=asked.priority,
+            max_duration_ms=asked.max_duration_ms,
+            replay_of=asked.replay_of,
         )
         hot = documents.get(row.id)
         # Raw, because another thread sends it while this one may write on.

@@ -40,12 +40,16 @@ class OneTimeToken(msgspec.Struct, frozen=True, gc=False):
 
 
 class Trigger(msgspec.Struct, frozen=True):
-    """Queue one run. Result: `Triggered`. A repeated `request_id` is answered as the first was."""
+    """Queue one run. Result: `Triggered`. A repeated `request_id` is answered as the first was.
+
+    `replay_of` is the run that it repeats.
+    """
 
     item: TriggerItem
     request_id: str | None = None
     token: OneTimeToken | None = None
     attempt: AttemptRef | None = None
+    replay_of: str | None = None
 
 
 class TriggerBatch(msgspec.Struct, frozen=True):
@@ -116,6 +120,30 @@ class UpdateMetadata(msgspec.Struct, frozen=True):
     document: dict[str, Any] | None = None
     if_version: int | None = None
     request_id: str | None = None
+    attempt: AttemptRef | None = None
+
+
+class CancelRun(msgspec.Struct, frozen=True):
+    """A run is to end as cancelled, and its children too. Result: None. One that has ended stays as it is."""
+
+    run_id: str
+    attempt: AttemptRef | None = None
+
+
+class RescheduleRun(msgspec.Struct, frozen=True):
+    """A run that is delayed is delayed to another time: `due_at`, microseconds since 1970, or after a pause. Result: None."""
+
+    run_id: str
+    due_at: int | None = None
+    delay_ms: int | None = None
+    attempt: AttemptRef | None = None
+
+
+class AddTags(msgspec.Struct, frozen=True):
+    """Add tags to a run. Result: all that it has now. A tag that it has already is passed over."""
+
+    run_id: str
+    tags: Sequence[str]
     attempt: AttemptRef | None = None
 
 
@@ -299,6 +327,9 @@ Command = (
     | CreateBatch
     | AddBatchItems
     | UpdateMetadata
+    | CancelRun
+    | RescheduleRun
+    | AddTags
     | RegisterWorker
     | Claim
     | WithdrawClaim

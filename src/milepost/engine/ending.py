@@ -7,7 +7,7 @@ import msgspec
 from milepost.engine import queues
 from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineState
 from milepost.engine.transaction import Transaction
-from milepost.model.lifecycle import Ending, Move, crashed, lost, released
+from milepost.model.lifecycle import Ending, Move, broken, crashed, lost, of_outcome, once_cancelled, released
 from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.store.attempts import AttemptRow
@@ -22,6 +22,8 @@ _ANY = msgspec.json.Decoder(msgspec.Raw)
 
 def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
     """The newest attempt of a run that is held has ended like this."""
+    if row.cancel_asked_at is not None:
+        ending = once_cancelled(ending)
     error = msgspec.json.encode(ending.error).decode() if ending.error else None
     move = ending.move
     if move is not Move.COMPLETE:
@@ -38,10 +40,33 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
         if move is Move.RETRY:
             transaction.save_result(row, None, error)
         return
+    if move is Move.CANCEL:
+        cancel_children(row, transaction)
+    _finish(row, ending.output, error, transaction)
+
+
+def end_unclaimed(row: RunRow, move: Move, error: RunError, transaction: Transaction) -> None:
+    """A run that no worker holds is over: it has expired, or was cancelled."""
+    row.is_apart = 0
+    row.expires_at = None
+    queues.change_status(row, move, transaction)
+    if move is Move.CANCEL and row.attempt:
+        cancel_children(row, transaction)
+    _finish(row, None, msgspec.json.encode(error).decode(), transaction)
+
+
+def cancel_children(row: RunRow, transaction: Transaction) -> None:
+    """Let the children of a run be cancelled, by this group and the following ones (`engine/promoting.py`)."""
+    row.cancels_children = 1
+    transaction.save_run(row)
+    transaction.has_steps = True
+
+
+def _finish(row: RunRow, output: str | None, error: str | None, transaction: Transaction) -> None:
     row.finished_at = transaction.now
     if abs(transaction.age_now - transaction.now) > CLOCKS_APART_MICROSECONDS:
         row.aged_from = transaction.age_now
-    transaction.save_result(row, ending.output, error)
+    transaction.save_result(row, output, error)
     transaction.fold(row)
     _tell_parent(row, transaction)
 
@@ -99,7 +124,14 @@ def never_begun(row: RunRow, transaction: Transaction, state: EngineState) -> No
     end_attempt(row, released(row, AttemptEnd.NEVER_BEGUN), transaction, state)
 
 
-def storable(outcome: Outcome) -> Outcome:
+def ending_of(outcome: Outcome) -> Ending:
+    """How an attempt ends that reports this outcome. Output that is not JSON is Milepost's own fault."""
+    if outcome.error is None and outcome.output is not None and not _is_json(outcome.output):
+        return broken("the worker reported an output that is not JSON")
+    return of_outcome(_storable(outcome))
+
+
+def _storable(outcome: Outcome) -> Outcome:
     """The outcome as it can be kept. What cannot be has its own attempt fail, for good: running again would end the same way."""
     error = outcome.error
     if error is not None:
@@ -119,8 +151,6 @@ def storable(outcome: Outcome) -> Outcome:
             f"the output is {_bytes(output):,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
             f"store it elsewhere and return where"
         )
-    elif not _is_json(output):
-        message = "the worker reported an output that is not JSON"
     else:
         return outcome
     return Outcome(error=RunError(name="OutputError", message=message))

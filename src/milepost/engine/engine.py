@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import claiming, fencing, queues
+from milepost.engine import claiming, fencing, promoting, queues
 from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim, Command
@@ -116,7 +116,9 @@ class Engine:
         state = self.state
         self._load_catalog(connection)
         state.places.add(run_store.queued_places(connection))
-        state.next_due_at = run_store.next_due_at_after(connection, self._clock(), state.places.all())
+        # At once, because much may have become due meanwhile.
+        state.next_due_at = self._clock()
+        state.newly_offered.update(set(run_store.pending_tasks(connection)) & state.catalog.tasks.keys())
         known = {row.id: row for row in worker_store.load_workers(connection)}
         state.change_workers(
             [_known(row, self._steady()) for row in known.values()],
@@ -245,11 +247,11 @@ class Engine:
         return [(answer, []) for parked in over for answer in parked.answers]
 
     def wake_at(self) -> int | None:
-        """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or a run is due."""
+        """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or something happens by
+        itself."""
         deadline = self.state.parked.next_deadline()
-        if deadline is None or self.state.next_due_at is None:
-            return deadline
-        return min(deadline, self.state.next_due_at - self._ahead)
+        due_at = None if self.state.next_due_at is None else self.state.next_due_at - self._ahead
+        return min((at for at in (deadline, due_at) if at is not None), default=None)
 
     @property
     def has_claims_to_release(self) -> bool:
@@ -290,6 +292,8 @@ class Engine:
                 for request in others:
                     request.result = self._decide(request.command, transaction)
                 transaction.save()
+                if transaction.has_steps or self._is_due(transaction.now):
+                    promoting.carry_on(transaction, self.state)
                 if transaction.freed_queues:
                     queues.resume_waiting(transaction)
                     transaction.save()
@@ -320,6 +324,9 @@ class Engine:
         answers = [(request.answer, request.result) for request in others]
         return answers + served.answers, [announcement]
 
+    def _is_due(self, now: int) -> bool:
+        return self.state.next_due_at is not None and self.state.next_due_at <= now
+
     def _hear_before(self, connection: Connection) -> None:
         """Hear of every commit before this group. Where some can no longer be heard of, everything is taken from the store."""
         try:
@@ -340,7 +347,11 @@ class Engine:
     def _take_in(self, connection: Connection, learnt: Learnt, announcement: Announcement) -> None:
         state = self.state
         if learnt.tasks_changed:
+            before = state.catalog.tasks.keys()
             self._load_catalog(connection)
+            if new := state.catalog.tasks.keys() - before:
+                state.newly_offered |= new
+                state.due_later(0)
         now, steady_now, others = self._clock(), self._steady(), self._others
         assert others is not None, "somebody else has told it"
         self.measures.told_seconds.observe(max(0, now - others.told_at) / 1_000_000)
@@ -411,6 +422,7 @@ class Engine:
             tasks_changed=transaction.catalog is not self.state.catalog,
             next_due_at=due_at if is_news else None,
             has_apart=transaction.has_apart,
+            has_steps=transaction.has_more_steps,
         )
 
     def _jump(self, transaction: Transaction) -> int:
@@ -422,8 +434,8 @@ class Engine:
             return 0
         run_store.shift_due(transaction.connection, jump, now=transaction.now)
         # Read anew, because a group that failed may have known of runs by either clock.
-        self.state.next_due_at = run_store.next_due_at_after(
-            transaction.connection, transaction.now, self.state.places.all()
+        self.state.next_due_at = promoting.next_due_at_after(
+            transaction.connection, transaction.now, self.state
         )
         transaction.everything_offered = True
         return jump
@@ -433,7 +445,7 @@ class Engine:
         due_at: int | None = self._last_now
         if self._last_now - now > JUMP_MICROSECONDS:
             # Its own time would be too late for what was due long before that group.
-            due_at = run_store.next_due_at_after(connection, now, self.state.places.all())
+            due_at = promoting.next_due_at_after(connection, now, self.state)
         if due_at is not None:
             self.state.due_later(due_at)
 
@@ -445,6 +457,8 @@ class Engine:
         self.state.catalog = transaction.catalog
         self.state.places.add(transaction.places)
         self.state.places.remove(transaction.empty_places)
+        self.state.newly_offered |= transaction.newly_offered
+        self.state.newly_offered -= transaction.wholly_offered
         if transaction.gone_workers or transaction.registered_workers:
             self.state.change_workers(transaction.registered_workers.values(), transaction.gone_workers)
         for microseconds in transaction.claim_waits:
@@ -512,9 +526,10 @@ class Engine:
                 served.answer(parked, claiming.claimed_before(parked.claim, transaction))
         if served.next_due_at is not None and served.next_due_at <= now:
             transaction.everything_offered = True
-            served.next_due_at = run_store.next_due_at_after(
-                transaction.connection, now, [*self.state.places.all(), *transaction.places]
-            )
+            self.state.places.add(transaction.places)
+            served.next_due_at = promoting.next_due_at_after(transaction.connection, now, self.state)
+        if transaction.has_more_steps:
+            served.next_due_at = now
         self._hand_on(transaction, served)
         for request in claims:
             command = request.command

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from milepost.engine.announcements import (
     Announcement,
     BatchProgressed,
+    CancelAsked,
     ChildrenFinished,
     LoggedChange,
     RunChanged,
@@ -54,6 +55,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tasks_changed: tasks or queues have got other rules.
         next_due_at: when a run becomes due that is queued for later, where the others do not know of one before it.
         has_apart: a run has to execute apart.
+        has_steps: there is more to do by itself, at once (`engine/promoting.py`).
     """
 
     registered: Sequence[HeardWorker] = ()
@@ -67,6 +69,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tasks_changed: bool = False
     next_due_at: int | None = None
     has_apart: bool = False
+    has_steps: bool = False
 
 
 # What a group teaches that has changed nothing.
@@ -92,6 +95,7 @@ class _Changed(msgspec.Struct, omit_defaults=True):
     changes: list[_Change] = []
     logged: bool = False
     version: int | None = None
+    tags: list[str] | None = None
 
 
 class _News(msgspec.Struct, omit_defaults=True):
@@ -101,6 +105,7 @@ class _News(msgspec.Struct, omit_defaults=True):
     children_finished: list[ChildrenFinished] = []
     streams: list[StreamGrown] = []
     resumed: list[RunsResumed] = []
+    cancel_asked: list[CancelAsked] = []
     ended_sessions: list[str] = []
 
 
@@ -233,6 +238,8 @@ def learn(learnt: Learnt, state: EngineState, *, steady_now: int, told_at: int |
     state.may_have_apart |= learnt.has_apart
     if learnt.next_due_at is not None:
         state.due_later(learnt.next_due_at)
+    if learnt.has_steps:
+        state.due_later(0)
     were_told(learnt, state, steady_now=steady_now, told_at=told_at)
 
 
@@ -260,6 +267,7 @@ def encode(learnt: Learnt, announcement: Announcement) -> bytes:
                     ],
                     changed.logged,
                     changed.version,
+                    changed.tags,
                 )
                 for changed in announcement.runs
             ],
@@ -267,6 +275,7 @@ def encode(learnt: Learnt, announcement: Announcement) -> bytes:
             announcement.children_finished,
             [_short(grown) for grown in announcement.streams],
             announcement.resumed,
+            announcement.cancel_asked,
             announcement.ended_sessions,
         )
     )
@@ -302,9 +311,16 @@ def decode(payload: bytes) -> tuple[Learnt, Announcement]:
             ],
             changed.logged,
             changed.version,
+            changed.tags,
         )
         for changed in news.runs
     ]
     return news.learnt, Announcement(
-        runs, news.batches, news.children_finished, news.streams, news.resumed, news.ended_sessions
+        runs,
+        news.batches,
+        news.children_finished,
+        news.streams,
+        news.resumed,
+        news.cancel_asked,
+        news.ended_sessions,
     )

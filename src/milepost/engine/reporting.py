@@ -12,7 +12,7 @@ from milepost.engine.metadata import refused_lines, told, write_reported
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.engine.workers import worker_of
-from milepost.model.lifecycle import Move, holds, of_outcome
+from milepost.model.lifecycle import Move, holds
 from milepost.model.run import RunStatus
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.work import RunReply, RunReport
@@ -69,18 +69,24 @@ class _Deltas:
 
     def reply(self, item: RunReport, row: RunRow, refused: list[Refused]) -> RunReply:
         """The answer for one run, with what is newer than its copy of the document."""
-        resumed = None if item.waiting is not False else row.status is RunStatus.EXECUTING
+        reply = RunReply(
+            id=item.id,
+            refused=refused,
+            resumed=None if item.waiting is not False else row.status is RunStatus.EXECUTING,
+            cancel=row.cancel_asked_at is not None,
+        )
         since = item.metadata_version
         if since < 0 or since == row.metadata_version:
-            return RunReply(id=item.id, refused=refused, resumed=resumed)
+            return reply
         hot = self._transaction.document(row)
         if self._room_bytes <= 0:
-            return RunReply(id=item.id, refused=refused, resumed=resumed, behind=since < hot.document.version)
+            reply.behind = since < hot.document.version
+            return reply
         reader = Writer(item.id, item.attempt)
-        delta = hot.delta(since, reader, lambda: self._transaction.known_ids(row.id))
-        if delta is not None:
-            self._room_bytes -= _size_of(delta)
-        return RunReply(id=item.id, refused=refused, resumed=resumed, delta=delta)
+        reply.delta = hot.delta(since, reader, lambda: self._transaction.known_ids(row.id))
+        if reply.delta is not None:
+            self._room_bytes -= _size_of(reply.delta)
+        return reply
 
 
 def _size_of(delta: MetadataDelta) -> int:
@@ -120,7 +126,7 @@ def _report_run(
             transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
             logs.tell(row.id, item.attempt, "warning", refused_lines(refused), transaction, state)
     if item.outcome is not None:
-        ending.end_attempt(row, of_outcome(ending.storable(item.outcome)), transaction, state)
+        ending.end_attempt(row, ending.ending_of(item.outcome), transaction, state)
         return RunReply(id=item.id, refused=refused)
     if item.waiting is not None:
         _wait_or_go_on(row, item.waiting, transaction)

@@ -5,13 +5,27 @@ from typing import Any
 
 import msgspec
 
-from milepost.engine import indexing, jobs, metadata, pruning, reporting, streams, tokens, triggering, workers
+from milepost.engine import (
+    cancelling,
+    changing,
+    indexing,
+    jobs,
+    metadata,
+    pruning,
+    reporting,
+    streams,
+    tokens,
+    triggering,
+    workers,
+)
 from milepost.engine.commands import (
     AddBatchItems,
     AddChunks,
     AddOutsideChunks,
+    AddTags,
     AppendLog,
     BeginJob,
+    CancelRun,
     Command,
     CreateBatch,
     EndSession,
@@ -26,6 +40,7 @@ from milepost.engine.commands import (
     RegisterWorker,
     ReleaseLostRuns,
     Report,
+    RescheduleRun,
     Trigger,
     TriggerBatch,
     UpdateMetadata,
@@ -148,6 +163,9 @@ _RULES: dict[type[Any], Rule] = {
         lambda command: [command.run_id],
         writes=lambda command: [command.run_id],
     ),
+    CancelRun: Rule(2, cancelling.cancel, lambda command: [command.run_id]),
+    RescheduleRun: Rule(2, changing.reschedule, lambda command: [command.run_id]),
+    AddTags: Rule(2, changing.add_tags, lambda command: [command.run_id]),
     CreateBatch: Rule(3, triggering.create_batch, parents=_parent_of_batch),
     Trigger: Rule(
         4, triggering.trigger, lambda command: [command.item.options.parent_run_id], parents=_parent_of_item

@@ -193,8 +193,11 @@ class EngineState:
         self._online_tasks: frozenset[str] = frozenset()
         self.parked = ParkedClaims()
         self.accepts_parking = True
-        # The earliest time at which a queued run that is not due yet becomes due; None when there is none.
+        # The earliest time at which something happens by itself: a queued or delayed run becomes due, or a time to live is over. None
+        # when nothing will.
         self.next_due_at: int | None = None
+        # Tasks of which runs may wait that were triggered before anybody offered them.
+        self.newly_offered: set[str] = set()
         # The newest of these times that servers have told each other.
         self.due_told: int | None = None
         # False when it is known that no queued run has to execute apart.
@@ -236,6 +239,6 @@ class EngineState:
             worker.answered_claim = max(worker.answered_claim, claim.sequence)
 
     def due_later(self, due_at: int) -> None:
-        """A run was queued for a later time."""
+        """Something happens by itself at this time, such as that a run becomes due."""
         if self.next_due_at is None or due_at < self.next_due_at:
             self.next_due_at = due_at

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from milepost.engine.announcements import (
     Announcement,
     BatchProgressed,
+    CancelAsked,
     ChildrenFinished,
     LoggedChange,
     RunChanged,
@@ -76,6 +77,12 @@ class Transaction:
         self.claim_waits: list[int] = []
         # A run has to execute apart.
         self.has_apart = False
+        # There is something to do that no command asks for (`engine/promoting.py`), and more of it than one group does.
+        self.has_steps = False
+        self.has_more_steps = False
+        # Tasks that nobody had offered before, and those of which no run waits for that any more.
+        self.newly_offered: set[str] = set()
+        self.wholly_offered: set[str] = set()
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
         self.ended_attempts: list[AttemptRow] = []
@@ -105,6 +112,8 @@ class Transaction:
         self._reported_rows: dict[str, RunRow] = {}
         # Rows of which only changed what a claim changes.
         self._claimed_rows: dict[str, RunRow] = {}
+        # Rows of which only the place in the line changed.
+        self._placed_rows: dict[str, RunRow] = {}
         self._results: dict[str, tuple[RunRow, str | None, str | None]] = {}
         # Runs whose rows have the time of this group already.
         self._renewed: set[str] = set()
@@ -113,6 +122,7 @@ class Transaction:
         self._queues: dict[str, QueueRow | None] = {}
         self._dirty_queues: dict[str, QueueRow] = {}
         self._resumed: dict[str, list[str]] = {}
+        self._cancel_asked: dict[str, list[str]] = {}
         self._batches: dict[str, BatchRow] = {}
         self._dirty_batches: dict[str, BatchRow] = {}
         self._changes: list[ChangeRow] = []
@@ -173,6 +183,11 @@ class Transaction:
     def adopt(self, row: RunRow) -> None:
         """Take in a row that was loaded by other means."""
         self._rows[row.id] = row
+
+    def save_place(self, row: RunRow) -> None:
+        """The run was queued, or is delayed to another time; nothing else of the row was changed, or `save_run` says so too."""
+        self._touch(row)
+        self._placed_rows[row.id] = row
 
     def save_result(self, row: RunRow, output: str | None, error: str | None) -> None:
         """The run's output or error, JSON texts. Of the row nothing else was changed than completes a run, or `save_run` says so."""
@@ -463,6 +478,15 @@ class Transaction:
         """The worker that holds the run should know that it may go on."""
         self._resumed.setdefault(holder, []).append(run_id)
 
+    def announce_cancel_asked(self, holder: str, run_id: str) -> None:
+        """The worker that holds the run should know that it is to end."""
+        self._cancel_asked.setdefault(holder, []).append(run_id)
+
+    def announce_tags(self, row: RunRow, tags: list[str]) -> None:
+        """Subscribers should know the tags that the run has now."""
+        changed = self._announcement(row)
+        changed.state_changed, changed.tags = True, tags
+
     def save(self) -> None:
         """Write everything that was changed, once. May be called again for what was changed since."""
         # Most groups are one command and have little to save, so nothing is done for what is empty.
@@ -535,6 +559,10 @@ class Transaction:
         """Write each changed row once, by the statement that sets the least."""
         connection, dirty, claimed = self.connection, self._dirty_rows, self._claimed_rows
         results, reported = self._results, self._reported_rows
+        if self._placed_rows:
+            # `queue` is set by no other statement.
+            run_store.save_places(connection, self._placed_rows.values())
+            self._placed_rows.clear()
         if claimed:
             for run_id in claimed.keys() & (reported.keys() | results.keys()):
                 dirty[run_id] = claimed[run_id]
@@ -571,6 +599,7 @@ class Transaction:
             ],
             streams=list(self._grown.values()),
             resumed=[RunsResumed(holder, ids) for holder, ids in self._resumed.items()],
+            cancel_asked=[CancelAsked(holder, ids) for holder, ids in self._cancel_asked.items()],
             ended_sessions=self.ended_sessions,
         )
 

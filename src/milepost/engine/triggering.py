@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 import msgspec
@@ -32,8 +33,9 @@ from milepost.errors import (
 )
 from milepost.model import jsonvalue
 from milepost.model.document import Document
+from milepost.model.durations import Delay, parse_delay, parse_duration
 from milepost.model.names import check_name
-from milepost.model.run import RunStatus
+from milepost.model.run import NOTHING_ASKED, AskedOptions, RunStatus, asked_text
 from milepost.model.typed import check_document
 from milepost.protocol.endpoints import REQUEST_ID_HEADER
 from milepost.protocol.triggering import (
@@ -50,6 +52,14 @@ from milepost.store import runs as run_store
 from milepost.store.batches import OPEN_COUNT, BatchRow
 from milepost.store.records import UsedToken
 from milepost.store.runs import NewRun, RunRow
+
+SPAN_LEAST = timedelta(milliseconds=1)
+SPAN_MOST = timedelta(days=3653)
+DELAY_MICROSECONDS_MAX = SPAN_MOST // timedelta(microseconds=1)
+# Seconds; a month.
+PRIORITY_MAX = 30 * 24 * 3600
+
+_NOTHING_GIVEN = (None,) * 5
 
 # Looked at only as far as needed to know that every reader will be able to read it.
 _SHAPES: dict[str, msgspec.json.Decoder[Any]] = {
@@ -68,8 +78,8 @@ def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> T
     options = command.item.options
     parent = _parent(options.parent_run_id, transaction)
     function = "triggerAndWait" if options.resume_parent_on_completion else "trigger"
-    run = _new_run(command.item, parent, function, transaction, state, place="")
-    _queue([run], transaction)
+    run = _new_run(command.item, parent, function, transaction, state, place="", replay_of=command.replay_of)
+    _queue([run], transaction, state)
     _use(command.token, None, transaction)
     return _answer(Triggered([run.id]), command.request_id, checksum, transaction)
 
@@ -88,7 +98,7 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
     runs = _batch_runs(batch, list(enumerate(items)), transaction, state)
     batch.accepted_count = len(runs)
     transaction.new_batches.append(batch)
-    _queue(runs, transaction)
+    _queue(runs, transaction, state)
     _use(command.token, batch.id, transaction)
     return _answer(Triggered([run.id for run in runs], batch.id), command.request_id, checksum, transaction)
 
@@ -141,7 +151,7 @@ def add_batch_items(command: AddBatchItems, transaction: Transaction, state: Eng
     if command.run_count is not None:
         _learn_count(batch, command.run_count, transaction)
     transaction.save_batch(batch)
-    _queue(runs, transaction)
+    _queue(runs, transaction, state)
     ids = present | dict(zip(sorted(fresh), (run.id for run in runs), strict=True))
     return ItemsAdded(
         accepted=len(runs),
@@ -224,17 +234,31 @@ def _new_run(
     state: EngineState,
     *,
     place: str,
+    replay_of: str | None = None,
 ) -> NewRun:
     check_name(item.task, "the id of a task", field=f"{place}task")
     options = item.options
     now = transaction.now
     run_id = state.identifiers.make("run", now)
+    delay = delay_of(options.delay, now=now, field=f"{place}options.delay")
+    asked = _asked(options, delay, replay_of, place)
+    status, due_at, expires_at = RunStatus.QUEUED, now - asked.priority * 1_000_000, None
+    if delay is not None:
+        status, due_at = RunStatus.DELAYED, delay.due_at(now)
+    elif item.task not in transaction.catalog.tasks:
+        status = RunStatus.PENDING_VERSION
+    if delay is None and asked.ttl_ms is not None:
+        expires_at = now + asked.ttl_ms * 1000
     return NewRun(
         id=run_id,
         task=item.task,
         queue=_queue_name(options, transaction.catalog.queue_of(item.task), place),
         max_attempts=_max_attempts(options, place),
-        due_at=now,
+        status=status,
+        due_at=due_at,
+        is_due_at_given=None if delay is None or delay.at is None else 1,
+        expires_at=expires_at,
+        options=asked_text(asked),
         created_at=now,
         parent_id=parent.id if parent else None,
         root_id=parent.root_id if parent else run_id,
@@ -245,6 +269,61 @@ def _new_run(
         payload_type=_payload_type(item, place),
         trigger_metadata=_metadata(item.task, options, transaction, state, place),
     )
+
+
+def delay_of(text: str | None, *, now: int, field: str) -> Delay | None:
+    """What a delay says, of at most ten years; None for one that is over, or none. Raises InvalidRequestError."""
+    if text is None:
+        return None
+    try:
+        delay = parse_delay(text)
+    except ValueError as error:
+        raise InvalidRequestError(str(error), field=field) from None
+    due_at = delay.due_at(now)
+    if due_at - now > DELAY_MICROSECONDS_MAX:
+        raise InvalidRequestError(
+            f"a run can be delayed by ten years at most, and {text!r:.100} is later", field=field
+        )
+    return delay if due_at > now else None
+
+
+def _asked(options: TriggerOptions, delay: Delay | None, replay_of: str | None, place: str) -> AskedOptions:
+    if (options.ttl, options.max_duration, options.priority, delay, replay_of) == _NOTHING_GIVEN:
+        return NOTHING_ASKED
+    return AskedOptions(
+        delay_ms=None if delay is None else delay.pause_ms,
+        ttl_ms=_milliseconds(options.ttl, "ttl", place),
+        priority=_priority(options.priority, place),
+        max_duration_ms=_milliseconds(options.max_duration, "maxDuration", place),
+        replay_of=replay_of,
+    )
+
+
+def _milliseconds(value: str | float | None, name: str, place: str) -> int | None:
+    """A span that is longer than nothing, in whole milliseconds."""
+    if value is None:
+        return None
+    field = f"{place}options.{name}"
+    try:
+        span = parse_duration(value)
+    except ValueError as error:
+        raise InvalidRequestError(str(error), field=field) from None
+    if not SPAN_LEAST <= span <= SPAN_MOST:
+        raise InvalidRequestError(f"{name} is from 1 ms to ten years, not {value!r:.100}", field=field)
+    return span // SPAN_LEAST
+
+
+def _priority(value: float | None, place: str) -> int:
+    if not value:
+        return 0
+    if not abs(value) <= PRIORITY_MAX:
+        raise InvalidRequestError(
+            f"priority is the number of seconds by which a run is put forward, at most {PRIORITY_MAX:,} and at least "
+            f"-{PRIORITY_MAX:,}, not {value}",
+            field=f"{place}options.priority",
+            limit=PRIORITY_MAX,
+        )
+    return round(value)
 
 
 def _payload_type(item: TriggerItem, place: str) -> str | None:
@@ -302,8 +381,13 @@ def _metadata(
 def _tags(options: TriggerOptions, place: str) -> list[str]:
     if not options.tags:
         return []
-    tags = [options.tags] if isinstance(options.tags, str) else list(dict.fromkeys(options.tags))
-    field = f"{place}options.tags"
+    tags = [options.tags] if isinstance(options.tags, str) else options.tags
+    return check_tags(tags, field=f"{place}options.tags")
+
+
+def check_tags(given: Sequence[str], *, field: str) -> list[str]:
+    """The tags of a run, each once, in their order. Raises InvalidRequestError."""
+    tags = list(dict.fromkeys(given))
     if len(tags) > TAGS_MAX:
         raise InvalidRequestError(
             f"a run takes up to {TAGS_MAX} tags, not {len(tags)}", field=field, limit=TAGS_MAX
@@ -330,18 +414,18 @@ def _max_attempts(options: TriggerOptions, place: str) -> int | None:
     return options.max_attempts
 
 
-def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
+def _queue(runs: Sequence[NewRun], transaction: Transaction, state: EngineState) -> None:
     transaction.new_runs.extend(runs)
-    queued: dict[tuple[str, str, str | None], int] = {}
+    queued: dict[tuple[str, str, str | None, RunStatus], int] = {}
     for run in runs:
-        place = run.task, run.queue, run.parent_id
+        place = run.task, run.queue, run.parent_id, run.status
         queued[place] = queued.get(place, 0) + 1
         transaction.announce_state(
             RunRow(
                 id=run.id,
                 task=run.task,
                 queue=run.queue,
-                status=RunStatus.QUEUED,
+                status=run.status,
                 due_at=run.due_at,
                 created_at=run.created_at,
                 updated_at=run.created_at,
@@ -352,11 +436,19 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction) -> None:
                 batch_id=run.batch_id,
                 max_attempts=run.max_attempts,
                 metadata_unindexed=run_store.is_unindexed(run.trigger_metadata),
+                concurrency_key=run.concurrency_key,
+                expires_at=run.expires_at,
+                options=run.options,
             )
         )
-    for (task, queue, parent_id), count in queued.items():
-        transaction.offer(task, queue)
-        transaction.count_moved(parent_id, None, RunStatus.QUEUED, runs=count)
+        if run.status is RunStatus.DELAYED or run.due_at > transaction.now:
+            state.due_later(run.due_at)
+        if run.expires_at is not None:
+            state.due_later(run.expires_at)
+    for (task, queue, parent_id, status), count in queued.items():
+        if status is RunStatus.QUEUED:
+            transaction.offer(task, queue)
+        transaction.count_moved(parent_id, None, status, runs=count)
 
 
 def _check_unused(token: OneTimeToken | None, transaction: Transaction) -> None:

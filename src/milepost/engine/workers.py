@@ -11,7 +11,6 @@ from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
 from milepost.model.lifecycle import UNCHARGED_MAX, released
-from milepost.model.names import default_queue
 from milepost.model.run import AttemptEnd
 from milepost.protocol.work import Death
 from milepost.store import records
@@ -34,12 +33,9 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     before = transaction.catalog
     catalog = transaction.catalog = before.with_offered(command.tasks)
     new_tasks = [task.id for task in command.tasks if task.id not in before.tasks]
-    for task in new_tasks:
-        # Runs that were triggered before anybody had said which queue is theirs.
-        if run_store.move_queued(
-            transaction.connection, task, from_queue=default_queue(task), to_queue=catalog.queue_of(task)
-        ):
-            transaction.offer(task, catalog.queue_of(task))
+    if new_tasks:
+        transaction.newly_offered.update(new_tasks)
+        transaction.has_steps = True
     if catalog.queue_limits != before.queue_limits:
         queues.learn_limits(before.queue_limits, catalog.queue_limits, transaction)
     records.save_tasks(

@@ -13,6 +13,7 @@ from milepost.model.filters import MetadataFilter
 from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.protocol.streams import StreamSummary
+from milepost.protocol.work import InboxFrame
 from milepost.store.runs import RunFilter, RunRow
 from milepost.store.streams import OUTPUT
 
@@ -343,6 +344,7 @@ class Inbox:
         self.wake = wake
         self.finished: list[str] = []
         self.resumed: list[str] = []
+        self.cancelled: list[str] = []
         self.changes: dict[str, list[LoggedChange]] = {}
         self._attempts: dict[str, int] = {}
         self.overflown: set[str] = set()
@@ -366,11 +368,22 @@ class Inbox:
         """True when steps of this run wait to be sent: then its own steps belong between them, so that there is no gap."""
         return run_id in self.changes
 
-    def take(self) -> tuple[list[str], list[str], list[tuple[str, int, list[LoggedChange]]], set[str]]:
-        """Empty the inbox: ended children; runs that go on; run, attempt and steps; runs whose document has to be sent as a whole."""
+    @property
+    def is_urgent(self) -> bool:
+        """True when there is more in it than documents, which may wait for a moment."""
+        return bool(self.finished or self.resumed or self.cancelled)
+
+    def take_frame(self) -> InboxFrame:
+        """Take out what is no document: ended children, runs that go on, runs that are to end."""
+        frame = InboxFrame(finished=self.finished, resumed=self.resumed, cancelled=self.cancelled)
+        self.finished, self.resumed, self.cancelled = [], [], []
+        return frame
+
+    def take_documents(self) -> tuple[list[tuple[str, int, list[LoggedChange]]], set[str]]:
+        """Empty the inbox of documents: run, attempt and steps; runs whose document has to be sent as a whole."""
         steps = [(run_id, self._attempts[run_id], changes) for run_id, changes in self.changes.items()]
-        taken = self.finished, self.resumed, steps, self.overflown
-        self.finished, self.resumed, self.changes, self.overflown = [], [], {}, set()
+        taken = steps, self.overflown
+        self.changes, self.overflown = {}, set()
         self._attempts.clear()
         self._bytes.clear()
         self.wake.clear()
@@ -477,6 +490,11 @@ class Hub:
             inbox = self.inboxes.get(gone_on.holder)
             if inbox is not None:
                 inbox.resumed += gone_on.ids
+                inbox.wake.set()
+        for asked in announcement.cancel_asked:
+            inbox = self.inboxes.get(asked.holder)
+            if inbox is not None:
+                inbox.cancelled += asked.ids
                 inbox.wake.set()
         for session_id in announcement.ended_sessions:
             for session_ended in self._sessions.get(session_id, ()):

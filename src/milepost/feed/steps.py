@@ -32,13 +32,14 @@ class RunNews:
         size: bytes of the steps.
     """
 
-    __slots__ = ("_steps", "error", "output", "row", "size", "version")
+    __slots__ = ("_steps", "error", "output", "row", "size", "tags", "version")
 
     def __init__(self) -> None:
         self.version = -1
         self.row: RunRow | None = None
         self.output: str | None = None
         self.error: str | None = None
+        self.tags: list[str] | None = None
         self.size = 0
         self._steps: deque[LoggedChange] = deque()
 
@@ -47,6 +48,7 @@ class RunNews:
         if changed.state_changed:
             self.row = changed.row
             self.output = changed.output
+            self.tags = changed.tags or self.tags
             # While the next attempt runs, why the last one failed is still to be seen, also by who skipped that state.
             self.error = changed.error or (None if changed.row.status is RunStatus.COMPLETED else self.error)
         if changed.version is not None:
@@ -101,6 +103,7 @@ class State(NamedTuple):
     row: RunRow
     output: str | None
     error: str | None
+    tags: list[str] | None
 
 
 class Step(NamedTuple):
@@ -142,11 +145,13 @@ class Step(NamedTuple):
         """The changed fields of the run, named as on the wire; null takes a field away."""
         if self.newest is None:
             return None
-        row, output, error = self.newest
+        row, output, error, tags = self.newest
         fields = {camel(name): value for name, value in state_fields(row, error).items()}
         if fields["error"] is None and not row.status.is_final:
             # Not known here: the error of the attempt before stays.
             del fields["error"]
+        if tags is not None:
+            fields["tags"] = tags
         if not with_error:
             fields.pop("error", None)
         if with_output and output is not None:
@@ -173,7 +178,7 @@ def step_from(place: Place, news: RunNews, keys: Keys = None) -> Step | None:
         row.updated_at if row is not None else place.seen_at,
         version if changes else place.told,
     )
-    newest = State(row, news.output, news.error) if row is not None else None
+    newest = State(row, news.output, news.error, news.tags) if row is not None else None
     return Step(place.told, reached, changes, newest)
 
 

@@ -191,7 +191,7 @@ def _read_snapshot(run_id: str, reader: Reader, view: View) -> tuple[bytes, Plac
 
 
 def _queued(row: RunRow) -> Queued | None:
-    return Queued(row.task, None) if row.status is RunStatus.QUEUED else None
+    return Queued(row.task, None) if row.status in (RunStatus.PENDING_VERSION, RunStatus.QUEUED) else None
 
 
 def _looked_up(queued: Queued | None, reader: Reader) -> Queued | None:
@@ -446,13 +446,14 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 yield PING
                 continue
             quiet = last_deltas_at + INBOX_SECONDS - loop.time()
-            if quiet > 0 and not (inbox.finished or inbox.resumed or hub.is_closed):
+            if quiet > 0 and not (inbox.is_urgent or hub.is_closed):
                 await asyncio.sleep(quiet)
             # Looked at after the rest, because the wake-up for it may have come meanwhile, and is cleared now.
             if hub.is_closed or hub.inboxes.get(worker_id) is not inbox:
                 return
-            finished, resumed, changes, overflown = inbox.take()
-            deltas = [
+            frame = inbox.take_frame()
+            changes, overflown = inbox.take_documents()
+            frame.deltas = [
                 MetadataDelta(
                     run=run_id,
                     from_version=steps[0].version - 1,
@@ -462,12 +463,10 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 for run_id, attempt, steps in changes
             ]
             for run_id in overflown:
-                deltas.append(await in_reader(lambda run_id=run_id: _whole(reader, run_id)))
-            if deltas:
+                frame.deltas.append(await in_reader(lambda run_id=run_id: _whole(reader, run_id)))
+            if frame.deltas:
                 last_deltas_at = loop.time()
-            yield encode_event(
-                "inbox", _encode(InboxFrame(deltas=deltas, finished=finished, resumed=resumed))
-            )
+            yield encode_event("inbox", _encode(frame))
     finally:
         if hub.inboxes.get(worker_id) is inbox:
             del hub.inboxes[worker_id]

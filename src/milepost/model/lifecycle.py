@@ -7,7 +7,7 @@ import msgspec
 
 from milepost.errors import ConflictError
 from milepost.model.retry import Retry
-from milepost.model.run import HELD_STATUSES, AttemptEnd, Outcome, RunError, RunStatus
+from milepost.model.run import FINAL_STATUSES, HELD_STATUSES, AttemptEnd, Outcome, RunError, RunStatus
 
 # A year; whatever a worker asks for, the run comes back.
 RETRY_DELAY_MS_MAX = 365 * 24 * 3600 * 1000
@@ -19,38 +19,93 @@ UNCHARGED_MAX = 3
 class Move(StrEnum):
     """What can be done with a run.
 
-    claim: it goes to a worker, as a new attempt. wait: it waits for other runs. resume: it goes on. complete, fail: it has ended.
-    retry: its attempt has failed, and the next one comes after a pause. release: its attempt is over at no fault of its own, and the
-    next one may come at once.
+    Before it executes: `due`, its delay is over; `park`, that is so and no worker has ever offered its task; `offer`, a worker offers
+    it now; `reschedule`, its delay is another one; `expire`, no worker took it in time.
+
+    With a worker: `claim`, it goes to one, as a new attempt; `wait`, it waits for something; `resume`, it goes on.
+
+    At the end of an attempt: `retry`, the next one comes after a pause; `release`, the attempt is over at no fault of its own, and the
+    next one may come at once; `complete`, `fail`, `crash`, `break` (Milepost is at fault) and `time_out` end the run. `cancel` ends it
+    too, at once where no worker holds it.
     """
 
+    DUE = "due"
+    PARK = "park"
+    OFFER = "offer"
+    RESCHEDULE = "reschedule"
+    EXPIRE = "expire"
     CLAIM = "claim"
     WAIT = "wait"
     RESUME = "resume"
-    COMPLETE = "complete"
-    FAIL = "fail"
     RETRY = "retry"
     RELEASE = "release"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    CRASH = "crash"
+    BREAK = "break"
+    TIME_OUT = "time_out"
+    CANCEL = "cancel"
 
 
-_QUEUED, _EXECUTING, _WAITING = RunStatus.QUEUED, RunStatus.EXECUTING, RunStatus.WAITING
 _NOT_HELD = "no worker holds the run"
 _HELD = "a worker holds the run"
 _OVER = "the run has ended"
+_NO_DELAY = "the run is not delayed"
+_NOT_DUE = "the run is delayed"
+_UNKNOWN = "no worker has ever offered its task"
+_KNOWN = "its task was offered before"
+_BEFORE_IT_IS_HELD = (Move.DUE, Move.PARK, Move.OFFER, Move.RESCHEDULE, Move.EXPIRE)
+_WHILE_IT_IS_HELD = (
+    Move.WAIT, Move.RESUME, Move.RETRY, Move.RELEASE, Move.COMPLETE, Move.FAIL, Move.CRASH, Move.BREAK, Move.TIME_OUT,
+)  # fmt: skip
+_QUEUED = RunStatus.QUEUED
 _ENDS: dict[Move, RunStatus | str] = {
-    Move.COMPLETE: RunStatus.COMPLETED,
-    Move.FAIL: RunStatus.FAILED,
     Move.RETRY: _QUEUED,
     Move.RELEASE: _QUEUED,
+    Move.COMPLETE: RunStatus.COMPLETED,
+    Move.FAIL: RunStatus.FAILED,
+    Move.CRASH: RunStatus.CRASHED,
+    Move.BREAK: RunStatus.SYSTEM_FAILURE,
+    Move.TIME_OUT: RunStatus.TIMED_OUT,
+    Move.CANCEL: RunStatus.CANCELED,
+}
+_OPEN: dict[Move, RunStatus | str] = {
+    **dict.fromkeys(_WHILE_IT_IS_HELD, _NOT_HELD),
+    Move.DUE: _NO_DELAY,
+    Move.PARK: _NO_DELAY,
+    Move.RESCHEDULE: _NO_DELAY,
+    Move.OFFER: _KNOWN,
+    Move.EXPIRE: RunStatus.EXPIRED,
+    Move.CANCEL: RunStatus.CANCELED,
+}
+_WITH_A_WORKER: dict[Move, RunStatus | str] = {
+    **dict.fromkeys(_BEFORE_IT_IS_HELD, _HELD),
+    Move.CLAIM: _HELD,
+    Move.WAIT: RunStatus.WAITING,
+    Move.RESUME: RunStatus.EXECUTING,
+    **_ENDS,
 }
 # For each status and move the status that follows, or the reason why the move cannot be.
 LIFECYCLE: dict[RunStatus, dict[Move, RunStatus | str]] = {
-    _QUEUED: dict.fromkeys(Move, _NOT_HELD) | {Move.CLAIM: _EXECUTING},
-    _EXECUTING: {Move.CLAIM: _HELD, Move.WAIT: _WAITING, Move.RESUME: _EXECUTING} | _ENDS,
-    _WAITING: {Move.CLAIM: _HELD, Move.WAIT: _WAITING, Move.RESUME: _EXECUTING} | _ENDS,
-    RunStatus.COMPLETED: dict.fromkeys(Move, _OVER),
-    RunStatus.FAILED: dict.fromkeys(Move, _OVER),
+    RunStatus.PENDING_VERSION: {**_OPEN, Move.OFFER: _QUEUED, Move.CLAIM: _UNKNOWN},
+    RunStatus.DELAYED: {
+        **_OPEN,
+        Move.DUE: _QUEUED,
+        Move.PARK: RunStatus.PENDING_VERSION,
+        Move.RESCHEDULE: RunStatus.DELAYED,
+        Move.OFFER: _NOT_DUE,
+        Move.EXPIRE: _NOT_DUE,
+        Move.CLAIM: _NOT_DUE,
+    },
+    _QUEUED: {**_OPEN, Move.CLAIM: RunStatus.EXECUTING},
+    RunStatus.EXECUTING: _WITH_A_WORKER,
+    RunStatus.WAITING: _WITH_A_WORKER,
+    **{status: dict.fromkeys(Move, _OVER) for status in RunStatus if status in FINAL_STATUSES},
 }
+
+
+CANCELLED = RunError(name="RunCancelledError", message="the run was cancelled")
+EXPIRED = RunError(name="RunExpiredError", message="no worker took the run within its time to live")
 
 
 class RunState(Protocol):
@@ -69,7 +124,7 @@ class RunState(Protocol):
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False):
-    """How an attempt ends and what follows: `move` is complete, fail, retry after `delay_ms`, or release."""
+    """How an attempt ends and what follows: `move` is one of those that end an attempt; a retry comes after `delay_ms`."""
 
     end: AttemptEnd
     move: Move
@@ -95,6 +150,10 @@ def of_outcome(outcome: Outcome) -> Ending:
     """The attempt has ended by itself: what its worker says follows."""
     if outcome.error is None:
         return Ending(AttemptEnd.RETURNED, Move.COMPLETE, output=outcome.output)
+    if outcome.end is AttemptEnd.CANCELLED:
+        return Ending(outcome.end, Move.CANCEL, error=outcome.error)
+    if outcome.end is AttemptEnd.TIMED_OUT:
+        return Ending(outcome.end, Move.TIME_OUT, error=outcome.error)
     return _charged(AttemptEnd.RAISED, outcome.error, outcome.retry_after_ms)
 
 
@@ -127,7 +186,19 @@ def _pause(run: RunState, retry: Retry, jitter: float) -> int | None:
     return retry.delay_ms(run.charged + 1, jitter=jitter, max_attempts=run.max_attempts)
 
 
+def broken(message: str) -> Ending:
+    """Milepost itself is at fault: another attempt would end the same way."""
+    return Ending(AttemptEnd.RAISED, Move.BREAK, error=RunError(name="OutputError", message=message))
+
+
+def once_cancelled(ending: Ending) -> Ending:
+    """What follows where the run was to be cancelled: whatever has not ended well is cancelled, and there is no next attempt."""
+    if ending.move in (Move.COMPLETE, Move.CANCEL):
+        return ending
+    return Ending(ending.end, Move.CANCEL, error=CANCELLED if ending.error is None else ending.error)
+
+
 def _charged(end: AttemptEnd, error: RunError, delay_ms: int | None) -> Ending:
     if delay_ms is None:
-        return Ending(end, Move.FAIL, error=error)
+        return Ending(end, Move.FAIL if end is AttemptEnd.RAISED else Move.CRASH, error=error)
     return Ending(end, Move.RETRY, error=error, delay_ms=min(max(delay_ms, 0), RETRY_DELAY_MS_MAX))

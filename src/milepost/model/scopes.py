@@ -130,6 +130,11 @@ class Scopes(msgspec.Struct, frozen=True, dict=True):
         ids = self._ids(WRITE, METADATA)
         return frozenset(id.removeprefix(start) for id in ids if id.startswith(start))
 
+    @cached_property
+    def written_tasks(self) -> tuple[str, ...] | None:
+        """The tasks whose runs may be cancelled; None for every task."""
+        return None if self.allows(WRITE, TASKS) else self._ids(WRITE, TASKS)
+
     def _ids(self, action: str, resource: str) -> tuple[str, ...]:
         return tuple(
             sorted(

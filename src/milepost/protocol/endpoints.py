@@ -21,6 +21,7 @@ class ScopeRule(Enum):
     BATCH_TRIGGER = "batchTrigger on each task of the batch"
     ADD_BATCH_ITEMS = "write on batch:{batch}, or batchTrigger on the task of each item"
     WRITE_METADATA = "write on metadata:{run}, or on metadata:{run}:<key> for each key that is written"
+    WRITE_RUN = "write on runs:{run}, or on its task"
     SEND_INPUT = "write on inputStreams:{run}"
 
 
@@ -41,6 +42,8 @@ class Access:
 
 OPEN = Access(ScopeRule.NONE, anyone=True, session=True)
 KEY_ONLY = Access(ScopeRule.NONE)
+# The secret key, and people at the dashboard.
+OPERATORS = Access(ScopeRule.NONE, session=True)
 READERS = Access(ScopeRule.NONE, session=True)
 RUN_READERS = Access(ScopeRule.READ_RUN, session=True)
 RUNS_READERS = Access(ScopeRule.READ_RUNS, session=True)
@@ -50,6 +53,7 @@ TRIGGERERS = Access(ScopeRule.TRIGGER)
 BATCH_TRIGGERERS = Access(ScopeRule.BATCH_TRIGGER)
 BATCH_FILLERS = Access(ScopeRule.ADD_BATCH_ITEMS)
 METADATA_WRITERS = Access(ScopeRule.WRITE_METADATA)
+RUN_WRITERS = Access(ScopeRule.WRITE_RUN, session=True)
 INPUT_SENDERS = Access(ScopeRule.SEND_INPUT)
 
 
@@ -211,6 +215,23 @@ LIST_RUNS = Endpoint(
         *RUN_FILTERS,
     ),
     problems=(400, 422),
+)  # fmt: skip
+CANCEL_RUN = Endpoint(
+    "cancel_run", "POST", "/api/v2/runs/{run}/cancel",
+    "Cancel a run and its children. One that a worker holds is asked to end: `cancelAskedAt`; one that has ended stays as it is",
+    RUN_WRITERS, response=runs.RunId, problems=(400, 404, 409),
+)  # fmt: skip
+REPLAY_RUN = Endpoint(
+    "replay_run", "POST", "/api/v1/runs/{run}/replay", "Trigger the same again: payload and metadata of the trigger, tags and queue",
+    OPERATORS, triggering.ReplayRequest, runs.Replayed, problems=(400, 404, 409, 422),
+)  # fmt: skip
+RESCHEDULE_RUN = Endpoint(
+    "reschedule_run", "POST", "/api/v1/runs/{run}/reschedule", "Delay a run to another time; 409 unless it is DELAYED", OPERATORS,
+    triggering.RescheduleRequest, runs.RunObject, problems=(400, 404, 409, 422),
+)  # fmt: skip
+ADD_TAGS = Endpoint(
+    "add_tags", "POST", "/api/v1/runs/{run}/tags", "Add tags to a run", OPERATORS, runs.TagsRequest, runs.TagsAnswer,
+    problems=(400, 404, 409, 422),
 )  # fmt: skip
 RUN_RESULT = Endpoint(
     "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none", RUN_READERS,
@@ -394,7 +415,8 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
-    RETRIEVE_RUN, LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
+    RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS,
+    LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,

@@ -27,6 +27,9 @@ class RunFields(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     started_at: datetime | None = None
     finished_at: datetime | None = None
     delayed_until: datetime | None = None
+    expired_at: datetime | None = None
+    # When the run was asked to end; it is CANCELED once that has come true.
+    cancel_asked_at: datetime | None = None
     tags: list[str]
     cost_in_cents: int
     base_cost_in_cents: int
@@ -40,6 +43,13 @@ class RunFields(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     depth: int
     trigger_function: str
     env: dict[str, str]
+    ttl: str | None = None
+    priority: int = 0
+    max_duration_seconds: float | None = None
+    concurrency_key: str | None = None
+    idempotency_key: str | None = None
+    # The run that this one repeats.
+    replay_of: str | None = None
 
 
 class RunSummary(RunFields, omit_defaults=True, rename="camel", kw_only=True):
@@ -93,6 +103,32 @@ class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     # Why a run that is queued cannot be taken by anybody at this moment.
     queued_reason: QueuedReason | None = None
     attempts: list[RunAttempt]
+
+
+class RunId(msgspec.Struct):
+    """The run that was meant."""
+
+    id: str
+
+
+class Replayed(msgspec.Struct, rename="camel"):
+    """The new run."""
+
+    id: str
+    task_identifier: str
+
+
+class TagsRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Tags to be added, one or several."""
+
+    tags: str | list[str]
+
+
+class TagsAnswer(msgspec.Struct):
+    """All tags that the run has now."""
+
+    message: str
+    tags: list[str]
 
 
 class Pagination(msgspec.Struct, omit_defaults=True):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from milepost.model.run import QueuedReason
 from milepost.protocol.runs import RunResult
@@ -44,6 +45,10 @@ class TriggerOptions(
 
     `metadata` is any JSON here, so that the engine can refuse a list or a text with an error that says so (M73). `payloadSize` is what
     the clients measured; it decides nothing.
+
+    `delay` is a span (`10m`, `1h30m`) or a time (ISO 8601 with its zone); a time that is over is none. `ttl` is a span or seconds: the
+    run expires when no worker has taken it that long after it was queued. By `priority` seconds the run is put forward in its queue.
+    `maxDuration` is how many seconds one attempt may take.
     """
 
     not_supported: ClassVar[NotSupported] = {
@@ -51,7 +56,6 @@ class TriggerOptions(
         "concurrency": _NOTHING,
         "concurrencyKey": _NOTHING,
         "debounce": _NOTHING,
-        "delay": _NOTHING,
         "externalDeploymentId": _NOTHING,
         "gates": _NOTHING,
         "idempotencyKey": _NOTHING,
@@ -59,13 +63,10 @@ class TriggerOptions(
         "idempotencyKeyTTL": _NOTHING,
         "lockToVersion": _NOTHING,
         "machine": _NOTHING,
-        "maxDuration": _NOTHING,
         "metadataType": (None, JSON_TYPE),
         "parentBatch": _NOTHING,
-        "priority": (None, 0),
         "region": _NOTHING,
         "test": (None, False),
-        "ttl": _NOTHING,
     }
 
     payload_type: str | None = None
@@ -74,6 +75,10 @@ class TriggerOptions(
     tags: str | list[str] | None = None
     max_attempts: int | None = None
     queue: QueueOption | None = None
+    delay: str | None = None
+    ttl: str | int | float | None = None
+    priority: int | float | None = None
+    max_duration: int | float | None = None
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
 
@@ -85,6 +90,38 @@ class TriggerRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=T
 
     payload: str | None = None
     options: TriggerOptions = msgspec.field(default_factory=TriggerOptions)
+
+
+class ReplayRequest(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
+    """What is to be another way than at the first trigger (protocol, section 5.5)."""
+
+    not_supported: ClassVar[NotSupported] = {
+        "concurrencyKey": _NOTHING,
+        "idempotencyKey": _NOTHING,
+        "idempotencyKeyTTL": _NOTHING,
+        "machine": _NOTHING,
+        "region": _NOTHING,
+        "version": _NOTHING,
+    }
+
+    payload: str | UnsetType | None = UNSET
+    payload_type: str | UnsetType | None = UNSET
+    metadata: Any = UNSET
+    tags: str | list[str] | UnsetType = UNSET
+    queue: QueueOption | UnsetType = UNSET
+    delay: str | UnsetType = UNSET
+    ttl: str | int | float | UnsetType = UNSET
+    priority: int | float | UnsetType = UNSET
+    max_attempts: int | UnsetType = UNSET
+    max_duration: int | float | UnsetType = UNSET
+
+
+class RescheduleRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Another delay: a span or a time, as `options.delay` of a trigger."""
+
+    delay: str
 
 
 class TriggerResponse(msgspec.Struct, omit_defaults=True, rename="camel"):

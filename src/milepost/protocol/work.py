@@ -117,6 +117,10 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     batch_id: str | None = None
     depth: int = 0
     created_at: int = 0
+    concurrency_key: str | None = None
+    priority: int = 0
+    max_duration_ms: int | None = None
+    replay_of: str | None = None
 
 
 class ClaimResponse(msgspec.Struct):
@@ -195,11 +199,13 @@ class RunReply(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True,
     `behind`: the document has changed, and there was no room for it in this answer. Another report, even an empty one, brings it.
     `resumed` answers a report with `waiting` false: the run goes on, or it stays WAITING because its queue is full. Then it has a
     place in the line, ahead of queued runs; the inbox says when it may go on, and the same report may be sent again at any time.
+    `cancel`: the run is to end as soon as it can.
     """
 
     id: str
     lost: bool = False
     resumed: bool | None = None
+    cancel: bool = False
     refused: list[Refused] = []
     delta: MetadataDelta | None = None
     behind: bool = False
@@ -246,12 +252,13 @@ class InboxFrame(msgspec.Struct, omit_defaults=True):
     """One message of a worker's inbox (server-sent events).
 
     `deltas`: documents of held runs that others have written to. `finished`: ids of runs and batches that ended and whose
-    parent may be waiting for them. `resumed`: held runs that may go on after a wait, because their queue has room now. The first
-    frame after connecting has `hello` set: what came before may have been missed, so the worker asks for the state of whatever it
-    waits for.
+    parent may be waiting for them. `resumed`: held runs that may go on after a wait, because their queue has room now. `cancelled`:
+    held runs that are to end as soon as they can; the answer to a report says so too. The first frame after connecting has `hello`
+    set: what came before may have been missed, so the worker asks for the state of whatever it waits for.
     """
 
     hello: bool = False
     deltas: list[MetadataDelta] = []
     finished: list[str] = []
     resumed: list[str] = []
+    cancelled: list[str] = []

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from milepost.model.run import RunError, RunStatus
+from milepost.model.run import QUEUED_STATUSES, RunError, RunStatus, asked_of
 from milepost.store.runs import RunRecord, RunRow
 
 _ENVIRONMENT = {"id": "env_default", "name": "default"}
@@ -25,6 +25,8 @@ STATE_FIELDS = (
     "started_at",
     "finished_at",
     "delayed_until",
+    "expired_at",
+    "cancel_asked_at",
     "error",
     "duration_ms",
     "attempt_count",
@@ -37,19 +39,21 @@ def state_fields(row: RunRow, error: str | None) -> dict[str, Any]:
     finished = row.finished_at
     return {
         "status": status,
-        "is_queued": status is RunStatus.QUEUED,
+        "is_queued": status in QUEUED_STATUSES,
         "is_executing": status is RunStatus.EXECUTING,
         "is_waiting": status is RunStatus.WAITING,
         "is_completed": status.is_final,
         "is_success": status is RunStatus.COMPLETED,
-        "is_failed": status is RunStatus.FAILED,
-        "is_cancelled": False,
+        "is_failed": status.is_failure,
+        "is_cancelled": status is RunStatus.CANCELED,
         "updated_at": time_of(row.updated_at),
         "started_at": time_of(row.started_at) if row.started_at else None,
         "finished_at": time_of(finished) if finished else None,
         "delayed_until": time_of(row.due_at)
-        if status is RunStatus.QUEUED and row.due_at > row.updated_at
+        if status is RunStatus.DELAYED or (status is RunStatus.QUEUED and row.due_at > row.updated_at)
         else None,
+        "expired_at": time_of(finished) if finished and status is RunStatus.EXPIRED else None,
+        "cancel_asked_at": time_or_none(row.cancel_asked_at),
         # While a failed attempt waits for the next one, the error stays visible.
         "error": error_of(error) if error and status is not RunStatus.COMPLETED else None,
         "duration_ms": (finished - row.started_at) // 1000 if finished and row.started_at else 0,
@@ -65,6 +69,7 @@ def summary_fields(record: RunRecord, metadata: msgspec.Raw, version: int) -> di
 def fields_of(record: RunRecord) -> dict[str, Any]:
     """The fields of a run that every answer has, without its document."""
     row = record.row
+    asked = asked_of(row.options)
     return {
         **state_fields(row, record.error),
         "id": row.id,
@@ -81,7 +86,18 @@ def fields_of(record: RunRecord) -> dict[str, Any]:
         "depth": row.depth,
         "trigger_function": row.trigger_function,
         "env": _ENVIRONMENT,
+        "ttl": None if asked.ttl_ms is None else _span(asked.ttl_ms),
+        "priority": asked.priority,
+        "max_duration_seconds": None if asked.max_duration_ms is None else asked.max_duration_ms / 1000,
+        "concurrency_key": row.concurrency_key,
+        "idempotency_key": asked.idempotency_key,
+        "replay_of": asked.replay_of,
     }
+
+
+def _span(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{milliseconds}ms" if rest else f"{seconds}s"
 
 
 def error_of(text: str) -> RunError:

@@ -5,7 +5,7 @@ from collections.abc import Container, Sequence
 import msgspec
 from sqlalchemy import Connection
 
-from milepost.model.run import RunStatus
+from milepost.model.run import FAILURE_STATUSES, HELD_STATUSES, QUEUED_STATUSES, RunStatus
 from milepost.model.shown_keys import Keys
 from milepost.protocol.runs import Pagination, RunPage, RunSummary
 from milepost.reading import search
@@ -15,10 +15,10 @@ from milepost.store import runs as run_store
 from milepost.store.runs import RunFilter
 
 _BY_URGENCY = (
-    (RunStatus.FAILED,),
-    (RunStatus.EXECUTING, RunStatus.WAITING),
-    (RunStatus.QUEUED,),
-    (RunStatus.COMPLETED,),
+    tuple(sorted(FAILURE_STATUSES)),
+    tuple(sorted(HELD_STATUSES)),
+    tuple(sorted(QUEUED_STATUSES)),
+    (RunStatus.COMPLETED, RunStatus.CANCELED),
 )
 
 

@@ -18,7 +18,7 @@ from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
-from milepost.store.runs import RunFilter, RunRow
+from milepost.store.runs import RunFilter, RunRecord, RunRow
 from milepost.store.streams import OUTPUT
 
 
@@ -88,6 +88,13 @@ class Reader:
         """The state of a run. Raises RunNotFoundError."""
         with self._store.read() as connection:
             return runs.row_of(connection, run_id)
+
+    def triggered(self, run_id: str) -> RunRecord:
+        """A run with its payload, and the document that it was triggered with. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            record = runs.record_of(connection, run_id)
+            record.trigger_metadata = run_store.load_trigger_metadata(connection, [run_id])[run_id]
+        return record
 
     def result(self, run_id: str) -> RunResult | None:
         """The result of a run; None while it has none. Raises RunNotFoundError."""

@@ -21,6 +21,7 @@ from milepost.store.streams import OUTPUT
 
 CHILDREN_SHOWN_MAX = 100
 ATTEMPTS_SHOWN_MAX = 100
+_WAIT_FOR_A_WORKER = (RunStatus.PENDING_VERSION, RunStatus.QUEUED)
 _UNFINISHED = tuple(status for status in RunStatus if not status.is_final)
 
 
@@ -97,7 +98,7 @@ def whole(
         output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
         child_counts=run_store.count_by_status(connection, family),
         streams=streams.summaries(connection, row, OUTPUT),
-        queued_reason=queued_reason(row.task) if row.status is RunStatus.QUEUED else None,
+        queued_reason=queued_reason(row.task) if row.status in _WAIT_FOR_A_WORKER else None,
         attempts=_attempts(connection, row),
     )
 

@@ -71,6 +71,21 @@ class RunInfo:
         """When the run was triggered, UTC."""
         return _EPOCH + timedelta(microseconds=self._scope.run.created_at)
 
+    @property
+    def is_replay(self) -> bool:
+        """True when the run repeats an earlier one (`runs.replay`)."""
+        return self._scope.run.replay_of is not None
+
+    @property
+    def priority(self) -> int:
+        """By how many seconds the run was put forward in its queue."""
+        return self._scope.run.priority
+
+    @property
+    def concurrency_key(self) -> str | None:
+        """The key that a concurrency limit holds for by itself."""
+        return self._scope.run.concurrency_key
+
     def bind(self, function: Callable[Parameters, ResultT]) -> Callable[Parameters, ResultT]:
         """A function that runs as part of this run, in whatever thread or executor it is called (M15)."""
         return bind_to(self._scope, function)

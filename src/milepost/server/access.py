@@ -54,6 +54,8 @@ async def admit(caller: Caller, endpoint: Endpoint, path: Mapping[str, str], rea
             admitted = may_fill(token, path["batch"]) or _has_any(token, words.BATCH_TRIGGER)
         case ScopeRule.WRITE_METADATA:
             admitted = scopes.written_keys(path["run"]) != frozenset()
+        case ScopeRule.WRITE_RUN:
+            admitted = await writes(token, path["run"], reader)
         case ScopeRule.SEND_INPUT:
             admitted = scopes.allows(words.WRITE, words.INPUT_STREAMS, path["run"])
         case ScopeRule.NONE:
@@ -74,6 +76,16 @@ async def shows(shown: RunScope | None, run_id: str, reader: Reader) -> bool:
     if shown == RunScope() or shown == RunScope(runs=shown.runs):
         return False
     return await asyncio.to_thread(reader.shows, shown, run_id)
+
+
+async def writes(token: PublicToken, run_id: str, reader: Reader) -> bool:
+    """Whether a token may change the life of a run: by its id, or by its task."""
+    if token.scopes.allows(words.WRITE, words.RUNS, run_id):
+        return True
+    tasks = token.scopes.written_tasks
+    if tasks is None:
+        return True
+    return bool(tasks) and await asyncio.to_thread(reader.shows, RunScope(tasks=tasks), run_id)
 
 
 def _has_any(token: PublicToken, action: str) -> bool:

@@ -367,6 +367,12 @@ def period_seconds(text: str, field: str = "filter[createdAt][period]") -> int:
     return int(found[1]) * _UNIT_SECONDS[found[2]]
 
 
+async def optional_body(request: Request, kind: Any) -> Any:
+    """The body of a request as a message of this kind; one without a body is an empty message."""
+    content = await read_body(request)
+    return decode(content, kind) if content else kind()
+
+
 async def body(request: Request, kind: Any) -> Any:
     """The body of a request as a message of this kind."""
     return decode(await read_body(request), kind)

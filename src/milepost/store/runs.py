@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    Boolean,
     Connection,
     Executable,
     Integer,
@@ -32,7 +33,7 @@ from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
 from milepost.store.run_counts import ALL, load_counts
-from milepost.store.schema import large_values, run_tags, runs
+from milepost.store.schema import RARE, large_values, run_tags, runs
 from milepost.store.statements import Lookup, Row, Statement, among, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
@@ -73,6 +74,11 @@ class RunRow(msgspec.Struct, gc=False):
     metadata_version: int = 0
     metadata_unindexed: int = 0
     large: str | None = None
+    concurrency_key: str | None = None
+    expires_at: int | None = None
+    cancel_asked_at: int | None = None
+    cancels_children: int | None = None
+    options: str | None = None
 
     @property
     def ended_at(self) -> int | None:
@@ -86,7 +92,7 @@ class RunRow(msgspec.Struct, gc=False):
 
 
 class NewRun(msgspec.Struct, kw_only=True, gc=False):
-    """A run to be inserted, QUEUED."""
+    """A run to be inserted: QUEUED, DELAYED or PENDING_VERSION."""
 
     id: str
     task: str
@@ -104,6 +110,11 @@ class NewRun(msgspec.Struct, kw_only=True, gc=False):
     payload: str | None = None
     payload_type: str | None = None
     trigger_metadata: bytes | None = None
+    status: RunStatus = RunStatus.QUEUED
+    concurrency_key: str | None = None
+    expires_at: int | None = None
+    is_due_at_given: int | None = None
+    options: str | None = None
 
 
 class RunRecord(msgspec.Struct, gc=False):
@@ -178,6 +189,12 @@ _EXECUTING = runs.c.status == _literal(RunStatus.EXECUTING)
 _QUEUED = runs.c.status == _literal(RunStatus.QUEUED)
 _DUE = and_(_QUEUED, runs.c.is_apart == literal_column("0"))
 _APART = and_(_QUEUED, runs.c.is_apart == literal_column("1"))
+_DELAYED = runs.c.status == _literal(RunStatus.DELAYED)
+# Delayed by a pause, and not to a time that somebody has named.
+_PAUSED = and_(_DELAYED, runs.c.is_due_at_given.is_(None))
+_PENDING = runs.c.status == _literal(RunStatus.PENDING_VERSION)
+_CANCELLING = runs.c.cancels_children == literal_column("1")
+_RARE = literal_column(f"runs.status IN {RARE}", Boolean)
 
 _INSERT_NAMES = (
     "id",
@@ -203,6 +220,10 @@ _INSERT_NAMES = (
     "metadata_version",
     "metadata_unindexed",
     "large",
+    "concurrency_key",
+    "expires_at",
+    "is_due_at_given",
+    "options",
 )
 _STATE_NAMES = (
     "status",
@@ -223,6 +244,9 @@ _STATE_NAMES = (
     "aged_from",
     "metadata_version",
     "metadata_unindexed",
+    "expires_at",
+    "cancel_asked_at",
+    "cancels_children",
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 # SQLite looks at each index with a column that is set, whether it changes or not: what most runs go through sets only what it changes.
@@ -253,9 +277,11 @@ _COMPLETION_NAMES = (
     "error",
     "large",
 )
+_PLACE_NAMES = ("status", "queue", "due_at", "expires_at", "updated_at")
 # The first one, the status, is written as its text.
 _STATE_BUT_STATUS = attrgetter(*_STATE_NAMES[1:])
 _CLAIM_BUT_STATUS = attrgetter(*_CLAIM_NAMES[1:], "id")
+_PLACE_BUT_STATUS = attrgetter(*_PLACE_NAMES[1:], "id")
 _COMPLETION_BUT_STATUS = attrgetter(*_COMPLETION_NAMES[1:-3])
 _REPORT_VALUES = attrgetter(*_REPORT_NAMES, "id")
 
@@ -272,6 +298,7 @@ _SAVE_RESULT = _update(_RESULT_NAMES)
 _SAVE_COMPLETION = _update(_COMPLETION_NAMES)
 _SAVE_CLAIM = _update(_CLAIM_NAMES)
 _SAVE_REPORT = _update(_REPORT_NAMES)
+_SAVE_PLACE = _update(_PLACE_NAMES)
 _INSERT_LARGE = Statement(insert(large_values), ("run_id", "name", "value"))
 _INSERT_TAGS = Statement(insert(run_tags), ("tag", "run_id"))
 _ROWS = Lookup(select(*_ROW), runs.c.id)
@@ -299,7 +326,7 @@ def _pairs(connection: Connection, statement: Executable) -> dict[Any, Any]:
 
 
 def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
-    """Insert runs, QUEUED, with their tags."""
+    """Insert runs, with their tags."""
     rows: list[Row] = []
     large: list[Row] = []
     tagged: list[Row] = []
@@ -321,7 +348,7 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 run.id,
                 run.task,
                 run.queue,
-                "QUEUED",
+                _STATUS_TEXT[run.status],
                 0,
                 run.max_attempts,
                 0,
@@ -341,6 +368,10 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 0,
                 is_unindexed(run.trigger_metadata),
                 ",".join(moved) or None,
+                run.concurrency_key,
+                run.expires_at,
+                run.is_due_at_given,
+                run.options,
             )
         )
     _INSERT.write(connection, rows)
@@ -371,6 +402,11 @@ def save_reports(connection: Connection, rows: Iterable[RunRow]) -> None:
 def save_claims(connection: Connection, rows: Iterable[RunRow]) -> None:
     """Write back rows that were claimed, of which nothing else has changed."""
     _SAVE_CLAIM.write(connection, [(_STATUS_TEXT[row.status], *_CLAIM_BUT_STATUS(row)) for row in rows])
+
+
+def save_places(connection: Connection, rows: Iterable[RunRow]) -> None:
+    """Write back rows that were queued, or are delayed to another time, of which nothing else has changed."""
+    _SAVE_PLACE.write(connection, [(_STATUS_TEXT[row.status], *_PLACE_BUT_STATUS(row)) for row in rows])
 
 
 def save_completions(
@@ -511,11 +547,14 @@ def _next_due_statement(place_count: int) -> Statement:
 
 
 def shift_due(connection: Connection, microseconds: int, *, now: int) -> None:
-    """Move the time at which each queued run becomes due: the clock was set by that much, to `now`.
+    """Move the time at which each queued or delayed run becomes due: the clock was set by that much, to `now`.
 
-    What is due already stays so where it was set forward, and stays in its order where it was set back.
+    What is due already stays so where it was set forward, and stays in its order where it was set back. Times that somebody has named
+    stay; the time to live of a run moves along.
     """
-    for queued in (_DUE, _APART):
+    moved = runs.c.expires_at + microseconds
+    connection.execute(update(runs).where(runs.c.expires_at.is_not(None)).values(expires_at=moved))
+    for queued in (_DUE, _APART, _PAUSED):
         statement = update(runs).where(
             queued, runs.c.due_at > (now - microseconds if microseconds > 0 else 0)
         )
@@ -525,29 +564,86 @@ def shift_due(connection: Connection, microseconds: int, *, now: int) -> None:
 
 
 def newest_of_delayed(connection: Connection, now: int) -> int | None:
-    """When the newest of the queued runs that are not due yet was queued; None when there is none."""
+    """When the newest of the queued and delayed runs that are not due yet was queued; None when there is none."""
     newest = [
         connection.execute(select(func.max(runs.c.updated_at)).where(queued, runs.c.due_at > now)).scalar()
-        for queued in (_DUE, _APART)
+        for queued in (_DUE, _APART, _PAUSED)
     ]
     return max((at for at in newest if at is not None), default=None)
+
+
+def delayed_due(connection: Connection, *, now: int, limit: int) -> list[str]:
+    """Up to `limit` runs whose delay is over, those first for which it was over first."""
+    statement = select(runs.c.id).where(_DELAYED, runs.c.due_at <= now).order_by(runs.c.due_at, runs.c.id)
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
+def pending_ids(connection: Connection, task: str, *, limit: int) -> list[str]:
+    """Up to `limit` runs of a task that nobody had offered, oldest first."""
+    statement = select(runs.c.id).where(_PENDING, runs.c.task == task).order_by(runs.c.id)
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
+def pending_tasks(connection: Connection) -> list[str]:
+    """Every task of which a run waits until somebody offers it."""
+    return list(connection.execute(select(runs.c.task).where(_PENDING).distinct()).scalars())
+
+
+def expired_ids(connection: Connection, *, now: int, limit: int) -> list[str]:
+    """Up to `limit` runs whose time to live is over."""
+    statement = select(runs.c.id).where(runs.c.expires_at <= now).order_by(runs.c.expires_at, runs.c.id)
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
+def cancelling_ids(connection: Connection, *, limit: int) -> list[str]:
+    """Up to `limit` runs whose children are to be cancelled."""
+    return list(
+        connection.execute(select(runs.c.id).where(_CANCELLING).order_by(runs.c.id).limit(limit)).scalars()
+    )
+
+
+def unfinished_children(connection: Connection, parent_id: str, *, limit: int) -> list[str]:
+    """Up to `limit` children of a run that have not ended and were not asked to."""
+    statement = (
+        select(runs.c.id)
+        .where(runs.c.parent_id == parent_id, runs.c.finished_at.is_(None), runs.c.cancel_asked_at.is_(None))
+        .order_by(runs.c.id)
+    )
+    return list(connection.execute(statement.limit(limit)).scalars())
+
+
+def next_step_after(connection: Connection, after: int) -> int | None:
+    """When the next delay is over, or the next time to live, that is not at `after`; None when there is none."""
+    times = [
+        connection.execute(select(func.min(runs.c.due_at)).where(_DELAYED, runs.c.due_at > after)).scalar(),
+        connection.execute(select(func.min(runs.c.expires_at)).where(runs.c.expires_at > after)).scalar(),
+    ]
+    return min((at for at in times if at is not None), default=None)
+
+
+def change_due(connection: Connection, run_id: str, *, due_at: int, is_given: int | None) -> None:
+    """A delayed run is delayed to another time."""
+    statement = update(runs).where(runs.c.id == run_id)
+    connection.execute(statement.values(due_at=due_at, is_due_at_given=is_given))
+
+
+def load_tags(connection: Connection, run_id: str) -> list[str]:
+    """The tags of a run."""
+    tags = connection.execute(select(runs.c.tags).where(runs.c.id == run_id)).scalar()
+    return msgspec.json.decode(tags, type=list[str]) if tags else []
+
+
+def add_tags(connection: Connection, run_id: str, tags: Sequence[str], new: Sequence[str]) -> None:
+    """A run has these tags now, of which the `new` ones it did not have."""
+    encoded = msgspec.json.encode(tags).decode()
+    connection.execute(update(runs).where(runs.c.id == run_id).values(tags=encoded))
+    _INSERT_TAGS.write(connection, [(tag, run_id) for tag in new])
 
 
 def newest_time(connection: Connection) -> int | None:
     """When the newest run was triggered; None when there is none."""
     newest = select(runs.c.created_at).order_by(runs.c.id.desc()).limit(1)
     return connection.execute(newest).scalar()
-
-
-def move_queued(connection: Connection, task: str, *, from_queue: str, to_queue: str) -> int:
-    """Let the runs of a task that are queued in one queue wait in another; how many were moved."""
-    if from_queue == to_queue:
-        return 0
-    moved = 0
-    for queued in (_DUE, _APART):
-        statement = update(runs).where(queued, runs.c.task == task, runs.c.queue == from_queue)
-        moved += connection.execute(statement.values(queue=to_queue)).rowcount
-    return moved
 
 
 def count_executing(connection: Connection, queue: str) -> int:
@@ -745,6 +841,9 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
     if filter.statuses:
         statuses = [status.value for status in filter.statuses]
         found.append(or_(*(runs.c.status == status for status in statuses)))
+        if all(f"'{status}'" in RARE for status in statuses):
+            # In the words of the partial index, which is found by them.
+            found.append(_RARE)
     if filter.tasks:
         found.append(runs.c.task.in_(filter.tasks))
     if filter.tags:

@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from milepost.model.run import RunStatus
+from milepost.model.run import FINAL_STATUSES, RunStatus
 
 tables = MetaData()
 
@@ -32,7 +32,14 @@ Integer = sa.Integer().with_variant(BigInteger(), "postgresql")
 
 _STATUSES = ", ".join(f"'{status}'" for status in RunStatus)
 
-_HELD = "(worker_id IS NOT NULL OR status NOT IN ('EXECUTING', 'WAITING')) AND (worker_id IS NULL OR status <> 'QUEUED')"
+_FINAL = ", ".join(f"'{status}'" for status in RunStatus if status in FINAL_STATUSES)
+
+_HELD = (
+    "(worker_id IS NOT NULL OR status NOT IN ('EXECUTING', 'WAITING')) "
+    "AND (worker_id IS NULL OR status NOT IN ('PENDING_VERSION', 'DELAYED', 'QUEUED'))"
+)
+# Statuses by which runs are listed off an index of their own. QUEUED and held runs have others; completed ones are the most.
+RARE = "('PENDING_VERSION', 'DELAYED', 'CANCELED', 'FAILED', 'CRASHED', 'SYSTEM_FAILURE', 'EXPIRED', 'TIMED_OUT')"
 
 
 def _where(condition: str) -> dict[str, Any]:
@@ -93,9 +100,21 @@ runs = Table(
     Column("metadata_unindexed", Integer, nullable=False, server_default=text("0")),
     # Names of columns whose value is in `large_values` instead, joined with commas.
     Column("large", Text),
+    # One that a concurrency limit holds for by itself.
+    Column("concurrency_key", Text),
+    # When it is over with a run that no worker has taken; nothing while it is delayed, and once it was claimed.
+    Column("expires_at", BigInteger),
+    # 1 where `due_at` of a delayed run is a time that somebody has named, and no pause: a clock that is set does not move it.
+    Column("is_due_at_given", Integer),
+    # When the run was first asked to end.
+    Column("cancel_asked_at", BigInteger),
+    # 1 while its children are being cancelled.
+    Column("cancels_children", Integer),
+    # What else was asked at the trigger, as JSON (`RunOptions`): no statement looks into it.
+    Column("options", Text),
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
     CheckConstraint(_HELD, name="runs_held"),
-    CheckConstraint("(finished_at IS NOT NULL) = (status IN ('COMPLETED', 'FAILED'))", name="runs_finished"),
+    CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_FINAL}))", name="runs_finished"),
     # By queue, so that runs of one that is full are not even passed over.
     Index("runs_due", "task", "queue", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 0")),
     Index("runs_apart", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 1")),
@@ -108,7 +127,11 @@ runs = Table(
     Index("runs_batch", "batch_id", "batch_index", unique=True, **_where("batch_id IS NOT NULL")),
     Index("runs_task", "task", "id"),
     # Queued and held runs are found by the indexes above; completed ones are the most and need none.
-    Index("runs_failed", "id", **_where("status = 'FAILED'")),
+    Index("runs_rare", "status", "id", **_where(f"status IN {RARE}")),
+    Index("runs_delayed", "due_at", "id", **_where("status = 'DELAYED'")),
+    Index("runs_pending", "task", "id", **_where("status = 'PENDING_VERSION'")),
+    Index("runs_expiring", "expires_at", "id", **_where("expires_at IS NOT NULL")),
+    Index("runs_cancelling", "id", **_where("cancels_children = 1")),
     Index("runs_unindexed", "id", **_where("metadata_unindexed = 1")),
 )  # fmt: skip
 

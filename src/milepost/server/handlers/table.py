@@ -16,6 +16,7 @@ from milepost.server.auth import Authenticator
 from milepost.server.handlers.answers import Handler, StreamHandler
 from milepost.server.handlers.metadata import Metadata
 from milepost.server.handlers.runs import Runs
+from milepost.server.handlers.steering import Steering
 from milepost.server.handlers.tokens import Tokens
 from milepost.server.handlers.triggering import Triggering
 from milepost.server.handlers.work import Work
@@ -49,6 +50,7 @@ class Handlers:
         tokens = Tokens(authenticator, clock)
         triggering = Triggering(self._submit, authenticator, queued_reason)
         runs = Runs(reader, hub, clock)
+        steering = Steering(self._submit, reader, clock)
         metadata = Metadata(self._submit, reader)
         work = Work(settings, self._submit, reader, hub)
         streaming = Streaming(self._submit, reader, hub)
@@ -67,6 +69,10 @@ class Handlers:
             endpoints.BATCH_RESULTS.name: runs.batch_results,
             endpoints.RETRIEVE_RUN.name: runs.retrieve_run,
             endpoints.LIST_RUNS.name: runs.list_runs,
+            endpoints.CANCEL_RUN.name: steering.cancel,
+            endpoints.REPLAY_RUN.name: steering.replay,
+            endpoints.RESCHEDULE_RUN.name: steering.reschedule,
+            endpoints.ADD_TAGS.name: steering.add_tags,
             endpoints.RUN_RESULT.name: runs.run_result,
             endpoints.RUN_LOG.name: runs.run_log,
             endpoints.GET_METADATA.name: metadata.get_metadata,
