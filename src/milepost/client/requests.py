@@ -36,7 +36,7 @@ class RunOptions(TypedDict, total=False):
     delay: begin only then: after a `timedelta`, a number of seconds or a text like "10m", or at an aware datetime. A time that is over
         is no delay. Until then the run is DELAYED, and `runs.reschedule` names another time.
     ttl: a duration as of `delay`: the run expires (EXPIRED) when no worker has taken it that long after it was queued.
-    priority: by so many seconds the run is put forward in its queue, or back where negative.
+    priority: by so many seconds the run is put forward in its queue; from 0 to a month.
     max_duration: how long an attempt may take, a duration as of `delay`; then it ends, and the run is TIMED_OUT. Wins over the task's.
     """
 

@@ -316,10 +316,9 @@ def _milliseconds(value: str | float | None, name: str, place: str) -> int | Non
 def _priority(value: float | None, place: str) -> int:
     if not value:
         return 0
-    if not abs(value) <= PRIORITY_MAX:
+    if not 0 <= value <= PRIORITY_MAX:
         raise InvalidRequestError(
-            f"priority is the number of seconds by which a run is put forward, at most {PRIORITY_MAX:,} and at least "
-            f"-{PRIORITY_MAX:,}, not {value}",
+            f"priority is the number of seconds by which a run is put forward, from 0 to {PRIORITY_MAX:,}, not {value}",
             field=f"{place}options.priority",
             limit=PRIORITY_MAX,
         )
