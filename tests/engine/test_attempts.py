@@ -87,7 +87,7 @@ def test_a_run_that_was_lost_after_it_had_begun_is_charged(
 ) -> None:
     worker.begin(run)
     world.pass_lease()
-    assert status(world, run.id) is RunStatus.FAILED
+    assert status(world, run.id) is RunStatus.CRASHED
     [ended] = attempts(world, run.id)
     assert (ended.end, error_of(ended).name) == ("lost", "WorkerLostError")
 
@@ -96,7 +96,7 @@ def test_a_run_alone_in_a_process_that_dies_is_charged_and_told_how(
     world: World, worker: WorkerDouble, run: ClaimedRun
 ) -> None:
     worker.die(run, how="ended with exit code 4")
-    assert status(world, run.id) is RunStatus.FAILED
+    assert status(world, run.id) is RunStatus.CRASHED
     error = world.reader.run(run.id).error
     assert error.name == "ProcessDiedError"
     assert error.message == "the process of attempt 1 ended with exit code 4 while its code ran"
@@ -143,7 +143,7 @@ def test_a_run_that_only_waited_is_charged_when_it_was_apart(world: World, worke
         following.report(run, waiting=True)
         following.die(waiting=[run])
         assert ends(world, run_id)[-1] == end
-    assert status(world, run_id) is RunStatus.FAILED
+    assert status(world, run_id) is RunStatus.CRASHED
 
 
 def test_a_run_that_is_apart_and_had_not_come_to_its_code_is_not_charged(
@@ -198,7 +198,7 @@ def test_suspects_are_tried_again_apart_and_the_one_that_kills_is_found(
                 following.finish(run)
         else:
             break
-    assert status(world, killer) is RunStatus.FAILED
+    assert status(world, killer) is RunStatus.CRASHED
     assert ends(world, killer) == ["beside", "crashed"]
     for run_id in (*run_ids, normal):
         if run_id != killer:
@@ -233,7 +233,7 @@ def test_a_run_whose_machine_vanishes_before_anything_is_heard_is_found_in_the_e
     # A worker begins with a run that is apart only when this was answered.
     worker.begin(run)
     world.pass_lease()
-    assert status(world, run_id) is RunStatus.FAILED
+    assert status(world, run_id) is RunStatus.CRASHED
     assert ends(world, run_id) == [*["never_begun"] * UNCHARGED_MAX, "lost"]
 
 

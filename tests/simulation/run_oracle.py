@@ -59,7 +59,7 @@ class RunOracle:
         assert result is not None
         shown = self._reader.run(run_id)
         for seen in (result, shown):
-            if row.status == "FAILED":
+            if row.status != "COMPLETED":
                 assert seen.error is not None, f"{run_id} is read as {seen}"
                 assert seen.output is None, f"{run_id} is read as {seen}"
                 last = ledger.ends[-1]

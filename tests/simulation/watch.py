@@ -24,7 +24,7 @@ from simulation.records import Attempt, Records
 from simulation.stream_watch import StreamWatch
 
 HELD = ("EXECUTING", "WAITING")
-FINAL = ("COMPLETED", "FAILED")
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE")
 # What a worker says of an output, or of an error, that no request can carry.
 REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
 MICROSECONDS = 1_000_000
@@ -400,7 +400,7 @@ class Watch:
         most = row.max_attempts or self._retry.max_attempts
         is_last = ledger.charged >= most or not can_be_retried
         self._expect(
-            (row.status == "FAILED") == is_last,
+            (row.status in FINAL) == is_last,
             f"{row.id} is {row.status} after {ledger.charged} of {most} attempts (worth a retry: {can_be_retried})",
         )
         if not is_last:
@@ -456,7 +456,7 @@ class Watch:
                 outcome.error.message == real.error.message[: len(outcome.error.message)],
                 f"{what} has raised {real.error.message!r}, and {outcome.error.message!r} is reported",
             )
-        if row.status == "FAILED":
+        if row.status in FINAL:
             stored = _error.decode(row.error) if row.error else None
             self._expect(
                 stored is not None and stored.message == outcome.error.message and row.output is None,

@@ -117,7 +117,7 @@ class RunAudit:
         what = f"run {run_id} ({row['task']})"
         if is_tried_once:
             self.found[row["status"]] += 1
-        if row["status"] not in ("COMPLETED", "FAILED"):
+        if row["status"] not in ("COMPLETED", "FAILED", "CRASHED"):
             self._verdict.add("stuck", f"{what} is {row['status']}")
         if row["status"] == "COMPLETED":
             self._check_output(what, row)
@@ -125,7 +125,7 @@ class RunAudit:
             self._check_attempt(what, attempt, attempts.values())
         charged = sum(one["end"] in CHARGED for one in attempts.values())
         may_fail = charged == 1 if is_tried_once else False
-        if charged != row["charged"] or (row["status"] == "FAILED") != may_fail:
+        if charged != row["charged"] or (row["status"] in ("FAILED", "CRASHED")) != may_fail:
             self._verdict.add(
                 "charged without cause",
                 f"{what} is {row['status']}, charged {row['charged']}, by its attempts {charged}",

@@ -43,6 +43,7 @@ ATTEMPT_ENDS = {
     AttemptEnd.NEVER_BEGUN: "never began",
     AttemptEnd.CANCELLED: "was cancelled",
     AttemptEnd.TIMED_OUT: "took too long",
+    AttemptEnd.BROKEN: "could not be stored",
 }
 
 

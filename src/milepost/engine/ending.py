@@ -7,7 +7,7 @@ import msgspec
 from milepost.engine import queues
 from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineState
 from milepost.engine.transaction import Transaction
-from milepost.model.lifecycle import Ending, Move, broken, crashed, lost, of_outcome, once_cancelled, released
+from milepost.model.lifecycle import Ending, Move, crashed, lost, of_outcome, once_cancelled, released
 from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.store.attempts import AttemptRow
@@ -125,9 +125,7 @@ def never_begun(row: RunRow, transaction: Transaction, state: EngineState) -> No
 
 
 def ending_of(outcome: Outcome) -> Ending:
-    """How an attempt ends that reports this outcome. Output that is not JSON is Milepost's own fault."""
-    if outcome.error is None and outcome.output is not None and not _is_json(outcome.output):
-        return broken("the worker reported an output that is not JSON")
+    """How an attempt ends that reports this outcome."""
     return of_outcome(_storable(outcome))
 
 
@@ -151,6 +149,9 @@ def _storable(outcome: Outcome) -> Outcome:
             f"the output is {_bytes(output):,} bytes of JSON, and at most {OUTPUT_BYTES_MAX:,} can be kept; "
             f"store it elsewhere and return where"
         )
+    elif not _is_json(output):
+        message = "the worker reported an output that is not JSON"
+        return Outcome(error=RunError(name="OutputError", message=message), end=AttemptEnd.BROKEN)
     else:
         return outcome
     return Outcome(error=RunError(name="OutputError", message=message))

@@ -85,6 +85,11 @@ _WITH_A_WORKER: dict[Move, RunStatus | str] = {
     Move.RESUME: RunStatus.EXECUTING,
     **_ENDS,
 }
+_ENDED_FROM_OUTSIDE = {
+    AttemptEnd.CANCELLED: Move.CANCEL,
+    AttemptEnd.TIMED_OUT: Move.TIME_OUT,
+    AttemptEnd.BROKEN: Move.BREAK,
+}
 # For each status and move the status that follows, or the reason why the move cannot be.
 LIFECYCLE: dict[RunStatus, dict[Move, RunStatus | str]] = {
     RunStatus.PENDING_VERSION: {**_OPEN, Move.OFFER: _QUEUED, Move.CLAIM: _UNKNOWN},
@@ -150,10 +155,8 @@ def of_outcome(outcome: Outcome) -> Ending:
     """The attempt has ended by itself: what its worker says follows."""
     if outcome.error is None:
         return Ending(AttemptEnd.RETURNED, Move.COMPLETE, output=outcome.output)
-    if outcome.end is AttemptEnd.CANCELLED:
-        return Ending(outcome.end, Move.CANCEL, error=outcome.error)
-    if outcome.end is AttemptEnd.TIMED_OUT:
-        return Ending(outcome.end, Move.TIME_OUT, error=outcome.error)
+    if outcome.end is not None and (move := _ENDED_FROM_OUTSIDE.get(outcome.end)) is not None:
+        return Ending(outcome.end, move, error=outcome.error)
     return _charged(AttemptEnd.RAISED, outcome.error, outcome.retry_after_ms)
 
 
@@ -184,11 +187,6 @@ def released(run: RunState, end: AttemptEnd, why: str | None = None) -> Ending:
 
 def _pause(run: RunState, retry: Retry, jitter: float) -> int | None:
     return retry.delay_ms(run.charged + 1, jitter=jitter, max_attempts=run.max_attempts)
-
-
-def broken(message: str) -> Ending:
-    """Milepost itself is at fault: another attempt would end the same way."""
-    return Ending(AttemptEnd.RAISED, Move.BREAK, error=RunError(name="OutputError", message=message))
 
 
 def once_cancelled(ending: Ending) -> Ending:

@@ -1,7 +1,6 @@
 """The words for where runs and attempts stand, and how attempts end. What follows from what is in `model/lifecycle.py`."""
 
 from enum import StrEnum
-from typing import Literal
 
 import msgspec
 
@@ -63,6 +62,7 @@ class AttemptEnd(StrEnum):
     NEVER_BEGUN = "never_begun"
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
+    BROKEN = "broken"
 
     @property
     def is_charged(self) -> bool:
@@ -132,11 +132,12 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", g
     """How an attempt ended.
 
     Either `output` (JSON text, None for nothing) with `error` unset, or `error`. A failed attempt with `retry_after_ms` is
-    queued again that much later; without it the failure is final. `end` is set, beside an error, where the attempt was ended from
-    outside: because the run was to be cancelled, or because it took too long.
+    queued again that much later; without it the failure is final. `end` is `cancelled`, `timed_out` or `broken` beside an error where
+    the attempt was ended from outside: because the run was to be cancelled, because it took too long, or because what it came to
+    cannot be stored, which is Milepost's own fault.
     """
 
     output: str | None = None
     error: RunError | None = None
     retry_after_ms: int | None = None
-    end: Literal[AttemptEnd.CANCELLED, AttemptEnd.TIMED_OUT] | None = None
+    end: AttemptEnd | None = None

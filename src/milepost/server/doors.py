@@ -15,7 +15,7 @@ from milepost.errors import InvalidRequestError, MetadataValueError, TooLargeErr
 from milepost.model.jsontext import JSONTextError, read_text
 from milepost.model.jsonvalue import check_json
 from milepost.model.names import check_name
-from milepost.model.run import Outcome, RunError
+from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.metadata import OPERATIONS_MAX
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import JSON_TYPE, PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE
@@ -97,7 +97,7 @@ def _checked(report: RunReport) -> RunReport:
         read_text(outcome.output, place="output")
     except JSONTextError as error:
         message = f"the worker reported an output that cannot be stored: {error}"
-        failed = Outcome(error=RunError(name="OutputError", message=message))
+        failed = Outcome(error=RunError(name="OutputError", message=message), end=AttemptEnd.BROKEN)
         return msgspec.structs.replace(report, outcome=failed)
     return report
 
