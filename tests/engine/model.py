@@ -35,7 +35,7 @@ from milepost.protocol.work import ClaimedRun, Death, RunReport, WorkerTask
 from support.operations import exactly
 
 HELD = ("EXECUTING", "WAITING")
-FINAL = ("COMPLETED", "FAILED")
+FINAL = ("COMPLETED", "FAILED", "CRASHED")
 Refusal = tuple[str, int, str]
 
 
@@ -408,7 +408,7 @@ class Model:
         run.has_ever_begun = run.has_ever_begun or run.has_begun
         run.error = error
         if delay_ms is None:
-            run.status, run.finished_at = "FAILED", now
+            run.status, run.finished_at = "FAILED" if end == "raised" else "CRASHED", now
         else:
             run.status, run.worker, run.due_at = "QUEUED", None, now + delay_ms * 1000
 

@@ -59,7 +59,7 @@ def test_no_run_is_given_up_because_the_clock_was_set(world: SteadyWorld, second
         world.pass_time(world.settings.lease_seconds / 5)
         lost += world.do(ReleaseLostRuns())
     assert lost == 1
-    assert world.reader.run(run_id).status is RunStatus.FAILED
+    assert world.reader.run(run_id).status is RunStatus.CRASHED
 
 
 def test_a_clock_that_goes_back_a_little_holds_up_no_claim_for_longer(world: SteadyWorld) -> None:
@@ -263,7 +263,7 @@ def test_versions_and_states_only_grow_whatever_the_clock_does(
             seen = row.updated_at
             assert world.document(run_id) == ({"n": number}, number)
         worker.report(run, outcome=failure())
-        assert world.reader.run(run_id).status is RunStatus.FAILED
+        assert world.reader.run(run_id).status is RunStatus.CRASHED
     finally:
         world.close()
 

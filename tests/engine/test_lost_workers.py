@@ -47,7 +47,7 @@ def test_the_tasks_own_rule_decides_what_follows(world: World, worker: WorkerDou
     twice, once = world.trigger(), world.trigger(max_attempts=1)
     worker.begin(*worker.claim(2))
     assert world.pass_lease() == 2
-    assert status(world, once) == (RunStatus.FAILED, 1)
+    assert status(world, once) == (RunStatus.CRASHED, 1)
     assert status(world, twice) == (RunStatus.QUEUED, 1)
     worker.register()
     world.clock.advance(1)
@@ -55,7 +55,7 @@ def test_the_tasks_own_rule_decides_what_follows(world: World, worker: WorkerDou
     assert (run.attempt, run.charged) == (2, 1)
     worker.begin(run)
     world.pass_lease()
-    assert status(world, twice) == (RunStatus.FAILED, 2)
+    assert status(world, twice) == (RunStatus.CRASHED, 2)
     assert world.reader.result(twice).error.name == "WorkerLostError"
 
 
@@ -265,7 +265,7 @@ def test_a_lost_child_tells_the_holder_of_its_parent(world: World, worker: Worke
         world.submit(Report(worker.id, []), ReleaseLostRuns())
     told = [(told.holder, told.ids) for told in world.announcements[-1].children_finished]
     assert told == [(worker.id, [child])]
-    assert status(world, child) == (RunStatus.FAILED, 1)
+    assert status(world, child) == (RunStatus.CRASHED, 1)
 
 
 def test_a_report_and_the_loss_of_its_worker_in_one_group(world: World, worker: WorkerDouble) -> None:

@@ -165,7 +165,7 @@ def test_runs_of_lost_workers_are_given_up_in_bounded_steps(world: World, limit:
         found.append(world.do(ReleaseLostRuns(limit)))
     assert sum(found) == 7
     assert max(found) <= limit
-    assert {world.reader.row(run).status for run in runs} == {RunStatus.FAILED}
+    assert {world.reader.row(run).status for run in runs} == {RunStatus.CRASHED}
 
 
 @contextmanager

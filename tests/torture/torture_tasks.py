@@ -70,7 +70,9 @@ async def wave(size: int, ctx: Context) -> int:
         if not counts:
             results = await member.abatch_trigger_and_wait(range(size))
             return sum(result.ok for result in results)
-        if sum(counts.values()) == sum(counts.get(status, 0) for status in ("COMPLETED", "FAILED", "CRASHED")):
+        if sum(counts.values()) == sum(
+            counts.get(status, 0) for status in ("COMPLETED", "FAILED", "CRASHED")
+        ):
             return counts.get("COMPLETED", 0)
         await asyncio.sleep(0.2)
 
