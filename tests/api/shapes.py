@@ -39,7 +39,11 @@ def run_error(value: Any) -> bool:
     return has(value, {"message": text}, {"name": text, "stackTrace": text})
 
 
-STATUSES = {"QUEUED", "EXECUTING", "WAITING", "COMPLETED", "FAILED"}
+STATUSES = {
+    "PENDING_VERSION", "DELAYED", "QUEUED", "EXECUTING", "WAITING", "COMPLETED", "CANCELED", "FAILED", "CRASHED", "SYSTEM_FAILURE",
+    "EXPIRED", "TIMED_OUT",
+}  # fmt: skip
+FAILURES = ("FAILED", "CRASHED", "SYSTEM_FAILURE", "EXPIRED", "TIMED_OUT")
 COMMON: dict[str, Check] = {
     "id": text,
     "taskIdentifier": text,
@@ -73,7 +77,9 @@ COMMON: dict[str, Check] = {
 OPTIONAL: dict[str, Check] = {
     "startedAt": date,
     "finishedAt": date,
-    "delayedUntil": date,
+    **dict.fromkeys(["delayedUntil", "expiredAt", "cancelAskedAt"], date),
+    **dict.fromkeys(["ttl", "concurrencyKey", "idempotencyKey", "replayOf"], text),
+    **dict.fromkeys(["priority", "maxDurationSeconds"], number),
     "error": run_error,
     "batchId": text,
     "parentId": text,
@@ -156,13 +162,13 @@ def _is_consistent(run: dict[str, Any]) -> bool:
     """The booleans say what the status says (protocol, 5.2)."""
     status = run["status"]
     said = {
-        "isQueued": status == "QUEUED",
+        "isQueued": status in ("PENDING_VERSION", "DELAYED", "QUEUED"),
         "isExecuting": status == "EXECUTING",
         "isWaiting": status == "WAITING",
-        "isCompleted": status in ("COMPLETED", "FAILED"),
+        "isCompleted": status in (*FAILURES, "COMPLETED", "CANCELED"),
         "isSuccess": status == "COMPLETED",
-        "isFailed": status == "FAILED",
-        "isCancelled": False,
+        "isFailed": status in FAILURES,
+        "isCancelled": status == "CANCELED",
     }
     assert {name: run[name] for name in said} == said
     assert ("finishedAt" in run) == run["isCompleted"]

@@ -203,6 +203,40 @@ class Calls:
             "earliestVersion": 0,
         }
 
+    def cancel_run(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        assert self.call(endpoint, f"/api/v2/runs/{run_id}/cancel").json == {"id": run_id}
+        assert self.served.get(f"/api/v3/runs/{run_id}")["status"] == "CANCELED"
+        assert self.call(endpoint, f"/api/v2/runs/{run_id}/cancel").json == {"id": run_id}
+
+    def replay_run(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(payload='{"a":1}', metadata={"m": 1}, tags=["t"])
+        self.worker.report(self.worker.take(run_id), set_to("m", 2))
+        again = self.call(endpoint, f"/api/v1/runs/{run_id}/replay").json
+        assert again["taskIdentifier"] == "work"
+        run = self.served.get(f"/api/v3/runs/{again['id']}")
+        assert (run["payload"], run["metadata"], run["tags"]) == ({"a": 1}, {"m": 1}, ["t"])
+        assert run["replayOf"] == run_id
+        other = self.call(endpoint, f"/api/v1/runs/{run_id}/replay", {"payload": '{"b":2}', "tags": "u"}).json
+        run = self.served.get(f"/api/v3/runs/{other['id']}")
+        assert (run["payload"], run["metadata"], run["tags"]) == ({"b": 2}, {"m": 1}, ["u"])
+
+    def reschedule_run(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(delay="1h")
+        at = "2035-01-31T12:00:00Z"
+        run = self.call(endpoint, f"/api/v1/runs/{run_id}/reschedule", {"delay": at}).json
+        assert (run["status"], run["delayedUntil"]) == ("DELAYED", at)
+        self.call(endpoint, f"/api/v1/runs/{run_id}/reschedule", {"delay": "0s"})
+        assert self.worker.take(run_id)["id"] == run_id
+
+    def add_tags(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger(tags=["a"])
+        assert self.call(endpoint, f"/api/v1/runs/{run_id}/tags", {"tags": ["b", "a"]}).json["tags"] == [
+            "a",
+            "b",
+        ]
+        assert self.served.get(f"/api/v3/runs/{run_id}")["tags"] == ["a", "b"]
+
     def put_metadata(self, endpoint: Endpoint) -> None:
         path = f"/api/v1/runs/{self.served.trigger()}/metadata"
         answer = self.call(endpoint, path, {"operations": [set_to("a", 1)]})

@@ -33,6 +33,8 @@ class Held:
     run: dict[str, Any]
     target: str
     batch: str
+    # A run that can be rescheduled.
+    delayed: str
 
     @property
     def name(self) -> str:
@@ -60,7 +62,7 @@ def held(served: Served) -> Held:
     worker = HttpWorker(served, f"worker_{next(_numbers)}", offer("holder", retry={"maxAttempts": 3}))
     run = worker.take(served.trigger("holder"))
     batch = served.post("/api/v3/batches", {})["id"]
-    return Held(served, worker, run, served.trigger("target"), batch)
+    return Held(served, worker, run, served.trigger("target"), batch, served.trigger("target", delay="1h"))
 
 
 REQUESTS: dict[str, Callable[[Held], tuple[str, str, Any]]] = {
@@ -76,6 +78,10 @@ REQUESTS: dict[str, Callable[[Held], tuple[str, str, Any]]] = {
         "PUT", f"/api/v1/runs/{held.run['id']}/metadata", {"operations": [set_to("a", next(_numbers))]},
     ),
     "send_input": lambda held: ("POST", f"/realtime/v1/streams/{held.target}/input/k", {"data": 1}),
+    "cancel_run": lambda held: ("POST", f"/api/v2/runs/{held.target}/cancel", None),
+    "replay_run": lambda held: ("POST", f"/api/v1/runs/{held.target}/replay", None),
+    "reschedule_run": lambda held: ("POST", f"/api/v1/runs/{held.delayed}/reschedule", {"delay": "1h"}),
+    "add_tags": lambda held: ("POST", f"/api/v1/runs/{held.target}/tags", {"tags": "t"}),
     "create_stream": lambda held: ("PUT", f"/realtime/v1/streams/{held.target}/self/new", None),
     "append_chunk": lambda held: ("POST", f"/realtime/v1/streams/{held.target}/self/k/append", b"text"),
     "write_stream": lambda held: ("POST", f"/realtime/v1/streams/{held.target}/self/lines", b"1\n2\n"),

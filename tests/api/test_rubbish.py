@@ -165,6 +165,10 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         "tags": ["t"],
         "maxAttempts": 1,
         "queue": {"name": "q"},
+        "delay": "1m",
+        "ttl": 600,
+        "priority": 1,
+        "maxDuration": 5,
         "resumeParentOnCompletion": False,
     }
     task = {**offer("odd"), "queueConcurrency": 2, "payloadSchema": {"type": "object"}}
@@ -188,6 +192,9 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         "trigger_batch": {"items": [{"task": "work", "payload": "1", "options": options}], "resumeParentOnCompletion": False},
         "create_batch": {"runCount": 2, "taskIdentifiers": ["work"]},
         "add_batch_items": {"index": 0, "task": "work", "payload": "1", "options": options},
+        "replay_run": {"payload": "1", "payloadType": "application/json", "tags": ["t"], "delay": "1h", "ttl": 5, "priority": 1},
+        "reschedule_run": {"delay": "1h"},
+        "add_tags": {"tags": ["t"]},
         "put_metadata": {
             "operations": operations,
             "parentOperations": [set_to("p", 1)],
@@ -269,7 +276,8 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.name == name)
     served = rubbish.served
     batch = served.post("/api/v3/batches", {"runCount": 1})["id"] if "{batch}" in endpoint.path else ""
-    run = served.trigger("work", metadata={"d": 1}) if "{run}" in endpoint.path else ""
+    delay = {"delay": "1h"} if name == "reschedule_run" else {}
+    run = served.trigger("work", metadata={"d": 1}, **delay) if "{run}" in endpoint.path else ""
     return endpoint.path.format(
         task="work",
         run=run,

@@ -279,6 +279,9 @@ def test_a_token_for_one_run_opens_no_other(place: Place, endpoint: Endpoint) ->
         f"read:runs:{place.other}:x", f"read:runs:{place.other[:-1]}", f"read:metadata:{place.other}",
         f"write:runs:{place.other}", f"write:metadata:{mine}", f"write:inputStreams:{mine}", f"write:metadata:{place.other}x",
     ]  # fmt: skip
+    if endpoint.access.scopes is ScopeRule.WRITE_RUN:
+        scopes.remove(f"write:runs:{place.other}")
+        scopes += ["write:tasks:other", "write:tasks:wor", f"write:runs:{place.other}:x"]
     for other in (place.other, place.child, "run_nobody"):
         answer = place.call(endpoint, token_of(scopes), run=other)
         assert answer.status == 403, (other, answer)

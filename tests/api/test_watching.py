@@ -245,7 +245,7 @@ def test_lists(served: Served, worker: HttpWorker) -> None:
             403,
             "watches[5].list.filter[metadata]",
         )
-        assert told["2-snapshot"]["counts"]["QUEUED"] == 1
+        assert told["2-snapshot"]["counts"] == {"PENDING_VERSION": 1}
         assert told["2-snapshot"]["rows"][0]["metadata"] == {"progress": 1}
         served.put_metadata(mine, set_to("progress", 2))
         changed = dict(events.next() for _ in range(2))

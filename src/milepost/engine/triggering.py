@@ -278,7 +278,7 @@ def delay_of(text: str | None, *, now: int, field: str) -> Delay | None:
     try:
         delay = parse_delay(text)
     except ValueError as error:
-        raise InvalidRequestError(str(error), field=field) from None
+        raise InvalidRequestError(f"delay: {error}", field=field) from None
     due_at = delay.due_at(now)
     if due_at - now > DELAY_MICROSECONDS_MAX:
         raise InvalidRequestError(
@@ -307,13 +307,13 @@ def _milliseconds(value: str | float | None, name: str, place: str) -> int | Non
     try:
         span = parse_duration(value)
     except ValueError as error:
-        raise InvalidRequestError(str(error), field=field) from None
+        raise InvalidRequestError(f"{name}: {error}", field=field) from None
     if not SPAN_LEAST <= span <= SPAN_MOST:
         raise InvalidRequestError(f"{name} is from 1 ms to ten years, not {value!r:.100}", field=field)
     return span // SPAN_LEAST
 
 
-def _priority(value: float | None, place: str) -> int:
+def _priority(value: int | None, place: str) -> int:
     if not value:
         return 0
     if not 0 <= value <= PRIORITY_MAX:
@@ -322,7 +322,7 @@ def _priority(value: float | None, place: str) -> int:
             field=f"{place}options.priority",
             limit=PRIORITY_MAX,
         )
-    return round(value)
+    return value
 
 
 def _payload_type(item: TriggerItem, place: str) -> str | None:

@@ -42,8 +42,6 @@ class Access:
 
 OPEN = Access(ScopeRule.NONE, anyone=True, session=True)
 KEY_ONLY = Access(ScopeRule.NONE)
-# The secret key, and people at the dashboard.
-OPERATORS = Access(ScopeRule.NONE, session=True)
 READERS = Access(ScopeRule.NONE, session=True)
 RUN_READERS = Access(ScopeRule.READ_RUN, session=True)
 RUNS_READERS = Access(ScopeRule.READ_RUNS, session=True)
@@ -53,7 +51,7 @@ TRIGGERERS = Access(ScopeRule.TRIGGER)
 BATCH_TRIGGERERS = Access(ScopeRule.BATCH_TRIGGER)
 BATCH_FILLERS = Access(ScopeRule.ADD_BATCH_ITEMS)
 METADATA_WRITERS = Access(ScopeRule.WRITE_METADATA)
-RUN_WRITERS = Access(ScopeRule.WRITE_RUN, session=True)
+RUN_WRITERS = Access(ScopeRule.WRITE_RUN)
 INPUT_SENDERS = Access(ScopeRule.SEND_INPUT)
 
 
@@ -223,14 +221,14 @@ CANCEL_RUN = Endpoint(
 )  # fmt: skip
 REPLAY_RUN = Endpoint(
     "replay_run", "POST", "/api/v1/runs/{run}/replay", "Trigger the same again: payload and metadata of the trigger, tags and queue",
-    OPERATORS, triggering.ReplayRequest, runs.Replayed, problems=(400, 404, 409, 422),
+    KEY_ONLY, triggering.ReplayRequest, runs.Replayed, problems=(400, 404, 409, 422),
 )  # fmt: skip
 RESCHEDULE_RUN = Endpoint(
-    "reschedule_run", "POST", "/api/v1/runs/{run}/reschedule", "Delay a run to another time; 409 unless it is DELAYED", OPERATORS,
+    "reschedule_run", "POST", "/api/v1/runs/{run}/reschedule", "Delay a run to another time; 409 unless it is DELAYED", KEY_ONLY,
     triggering.RescheduleRequest, runs.RunObject, problems=(400, 404, 409, 422),
 )  # fmt: skip
 ADD_TAGS = Endpoint(
-    "add_tags", "POST", "/api/v1/runs/{run}/tags", "Add tags to a run", OPERATORS, runs.TagsRequest, runs.TagsAnswer,
+    "add_tags", "POST", "/api/v1/runs/{run}/tags", "Add tags to a run", KEY_ONLY, runs.TagsRequest, runs.TagsAnswer,
     problems=(400, 404, 409, 422),
 )  # fmt: skip
 RUN_RESULT = Endpoint(

@@ -77,7 +77,7 @@ class TriggerOptions(
     queue: QueueOption | None = None
     delay: str | None = None
     ttl: str | int | float | None = None
-    priority: int | float | None = None
+    priority: int | None = None
     max_duration: int | float | None = None
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
@@ -113,7 +113,7 @@ class ReplayRequest(
     queue: QueueOption | UnsetType = UNSET
     delay: str | UnsetType = UNSET
     ttl: str | int | float | UnsetType = UNSET
-    priority: int | float | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
     max_duration: int | float | UnsetType = UNSET
 

@@ -11,7 +11,20 @@ export interface RunError {
 /** A run as the server tells of it. Treat it as read-only: what has not changed is shared with the state before. */
 export interface Run<Metadata = { [key: string]: any }, Output = any, Payload = any> {
   id: string;
-  status: "QUEUED" | "EXECUTING" | "WAITING" | "COMPLETED" | "FAILED" | (string & {});
+  status:
+    | "PENDING_VERSION"
+    | "DELAYED"
+    | "QUEUED"
+    | "EXECUTING"
+    | "WAITING"
+    | "COMPLETED"
+    | "CANCELED"
+    | "FAILED"
+    | "CRASHED"
+    | "SYSTEM_FAILURE"
+    | "EXPIRED"
+    | "TIMED_OUT"
+    | (string & {});
   taskIdentifier: string;
   isQueued: boolean;
   isExecuting: boolean;

@@ -12,7 +12,7 @@ import { RunLog } from "./log.js";
 import { ProgressBars, findProgress, percent } from "./progress.js";
 import { RunsTable, duration, tagLinks } from "./runs_table.js";
 import { RunStreams } from "./streams.js";
-import { STATUSES, StatusBadge, isFinal, queuedWords, showConnection, statusWord } from "./status.js";
+import { FAILURES, STATUSES, StatusBadge, isFinal, queuedWords, showConnection, statusWord } from "./status.js";
 import { Tree } from "./tree.js";
 
 /** @typedef {Map<string, any>} Run */
@@ -143,7 +143,7 @@ function drawRun(run) {
   setText(byId("task"), run.get("taskIdentifier"));
   drawError(run.get("error"), status);
   const reason = run.get("queuedReason");
-  byId("queued-reason").hidden = status !== "QUEUED" || !reason;
+  byId("queued-reason").hidden = !["PENDING_VERSION", "QUEUED"].includes(status) || !reason;
   setText(byId("queued-reason"), reason ? queuedWords(reason, run.get("taskIdentifier")) : "");
   arrange(facts, factsOf(run));
   drawValue("payload", run);
@@ -170,7 +170,8 @@ function drawTitle(run, metadata) {
 function drawError(error, status) {
   byId("error").hidden = error === undefined;
   if (error === undefined) return;
-  setText(byId("error-heading"), status === "FAILED" ? "The run failed" : "An earlier attempt failed");
+  const heading = status === "CANCELED" ? "The run was cancelled" : FAILURES.has(status) ? "The run failed" : "An earlier attempt failed";
+  setText(byId("error-heading"), heading);
   const name = error.get("name");
   setText(byId("error-message"), name ? `${name}: ${error.get("message")}` : error.get("message"));
   const trace = error.get("stackTrace");
@@ -205,7 +206,7 @@ function factsOf(run) {
   add("Queue", run.get("queue"));
   add("Attempt", attempt ? String(attempt) : "not started");
   add("Created", time(run.get("createdAt")));
-  if (run.get("status") === "QUEUED" && run.has("delayedUntil")) add("Delayed until", time(run.get("delayedUntil")));
+  if (["DELAYED", "QUEUED"].includes(String(run.get("status"))) && run.has("delayedUntil")) add("Delayed until", time(run.get("delayedUntil")));
   if (run.has("startedAt")) add("Started", time(run.get("startedAt")));
   if (run.has("finishedAt")) add("Finished", time(run.get("finishedAt")));
   if (run.has("startedAt")) add("Duration", element("span", { id: "duration" }, duration(run)));

@@ -5,8 +5,14 @@ import { element, setText } from "./dom.js";
 /** @typedef {import("./feed.js").FeedState} FeedState */
 
 /** In the order of a run's life. */
-export const STATUSES = ["QUEUED", "EXECUTING", "WAITING", "COMPLETED", "FAILED"];
-const FINAL = new Set(["COMPLETED", "FAILED"]);
+export const STATUSES = [
+  "PENDING_VERSION", "DELAYED", "QUEUED", "EXECUTING", "WAITING", "COMPLETED", "CANCELED", "FAILED", "CRASHED", "SYSTEM_FAILURE",
+  "EXPIRED", "TIMED_OUT",
+];
+const FINAL = new Set(STATUSES.slice(5));
+
+/** Has ended without success, and not because somebody cancelled it. */
+export const FAILURES = new Set(STATUSES.slice(7));
 
 /** @param {string} status */
 export function isFinal(status) {
@@ -15,7 +21,7 @@ export function isFinal(status) {
 
 /** @param {string} status "EXECUTING" becomes "Executing" */
 export function statusWord(status) {
-  return status.charAt(0) + status.slice(1).toLowerCase();
+  return status.charAt(0) + status.slice(1).toLowerCase().replace("_", " ");
 }
 
 /**
