@@ -44,6 +44,7 @@ ASKING: dict[str, Any] = {
     "bulkActionId": "x",
     "parentBatch": "batch_1",
     "resumeParentOnCompletion": True,
+    "alwaysNew": True,
 }
 SUPPORTED = {field.encode_name for field in msgspec.structs.fields(TriggerOptions)}
 NEUTRAL = [(name, value) for name, values in TriggerOptions.not_supported.items() for value in values]
