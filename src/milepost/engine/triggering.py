@@ -11,6 +11,7 @@ from milepost.engine import idempotency
 from milepost.engine.commands import (
     AddBatchItems,
     AttemptRef,
+    BatchKey,
     CreateBatch,
     ItemsAdded,
     OneTimeToken,
@@ -101,7 +102,7 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
     """Queue a whole batch."""
     checksum = None
     if command.request_id is not None:
-        checksum = _checksum(command.items, command.parent_id, command.resume_parent)
+        checksum = _checksum(command.items, command.parent_id, command.resume_parent, *_said(command.key))
     if (earlier := _earlier(command.request_id, checksum, transaction)) is not None:
         return earlier
     _check_unused(command.token, transaction)
@@ -127,7 +128,7 @@ def trigger_batch(command: TriggerBatch, transaction: Transaction, state: Engine
 
 def create_batch(command: CreateBatch, transaction: Transaction, state: EngineState) -> str:
     """Announce a batch; its items come by `add_batch_items`."""
-    checksum = _checksum(command.run_count, command.parent_id, command.resume_parent)
+    checksum = _checksum(command.run_count, command.parent_id, command.resume_parent, *_said(command.key))
     earlier = _earlier(command.request_id, checksum, transaction)
     if earlier is not None and earlier.batch_id is not None:
         return earlier.batch_id
@@ -555,6 +556,11 @@ class _Answered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 _ANSWERED = msgspec.json.Decoder(_Answered)
+
+
+def _said(key: BatchKey | None) -> list[BatchKey]:
+    # Requests without a key say what they said before there were any.
+    return [] if key is None else [key]
 
 
 def _checksum(*said: Any) -> int:
