@@ -127,3 +127,15 @@ def test_a_later_attempt_is_given_the_children_of_the_first(served: Served, work
     assert child(2, alwaysNew=True)["isCached"] is False
     assert child(2) == {**first, "isCached": True}
     assert child(2)["isCached"] is False
+
+
+def test_an_attempt_that_is_over_resets_no_key(served: Served, worker: HttpWorker, key: str) -> None:
+    parent = trigger(served)["id"]
+    run = worker.take(parent)
+    trigger(served, idempotencyKey=key)
+    path, body = f"/api/v1/idempotencyKeys/{key}/reset", {"taskIdentifier": "work"}
+    headers = {ATTEMPT_HEADER: f"{parent}:1"}
+    worker.finish(run)
+    answer = served.call("POST", path, body, headers=headers)
+    assert (answer.status, answer.json["code"]) == (409, "attempt_over")
+    assert served.post(path, body) == {"id": key}

@@ -186,6 +186,7 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
     return {
         "trigger": {"payload": "1", "options": options},
         "trigger_batch": {"items": [{"task": "work", "payload": "1", "options": options}], "resumeParentOnCompletion": False},
+        "reset_idempotency_key": {"taskIdentifier": "work"},
         "create_batch": {"runCount": 2, "taskIdentifiers": ["work"]},
         "add_batch_items": {"index": 0, "task": "work", "payload": "1", "options": options},
         "put_metadata": {
