@@ -271,6 +271,8 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     served = rubbish.served
     batch = served.post("/api/v3/batches", {"runCount": 1})["id"] if "{batch}" in endpoint.path else ""
     run = served.trigger("work", metadata={"d": 1}) if "{run}" in endpoint.path else ""
+    if name == "reset_idempotency_key":
+        served.trigger("work", idempotencyKey="k")
     return endpoint.path.format(
         task="work",
         run=run,
