@@ -4,6 +4,7 @@ from milepost import auth
 from milepost.client.client import Client
 from milepost.client.default import configure
 from milepost.client.handles import BatchHandle, RunHandle
+from milepost.client.idempotency import IdempotencyKey
 from milepost.client.queue import Queue
 from milepost.client.results import TaskResult
 from milepost.client.run import Run
@@ -63,6 +64,7 @@ __all__ = [
     "Context",
     "ForbiddenError",
     "HistoryPrunedError",
+    "IdempotencyKey",
     "InsufficientScopeError",
     "MetadataError",
     "MetadataFlushError",

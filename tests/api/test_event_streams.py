@@ -223,7 +223,7 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
         after = [served.get(path) for path in paths]
         assert after == before
         again = served.post("/api/v1/tasks/work/trigger", {}, headers=header)
-        assert again == {"id": queued, "isCached": True}
+        assert again == {"id": queued, "isCached": False}
         report = {
             "id": running,
             "attempt": 1,

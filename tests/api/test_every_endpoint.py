@@ -84,6 +84,11 @@ class Calls:
     def _batch(self) -> str:
         return self.served.post("/api/v2/tasks/batch", {"items": [{"task": "work"}]})["id"]
 
+    def reset_idempotency_key(self, endpoint: Endpoint) -> None:
+        self.served.trigger(idempotencyKey="to-reset")
+        answer = self.call(endpoint, "/api/v1/idempotencyKeys/to-reset/reset", {"taskIdentifier": "work"})
+        assert answer.json == {"id": "to-reset"}
+
     def retrieve_batch(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, f"/api/v2/batches/{self._batch()}")
         assert answer.status == endpoint.status

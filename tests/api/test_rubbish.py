@@ -190,6 +190,7 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
     return {
         "trigger": {"payload": "1", "options": options},
         "trigger_batch": {"items": [{"task": "work", "payload": "1", "options": options}], "resumeParentOnCompletion": False},
+        "reset_idempotency_key": {"taskIdentifier": "work"},
         "create_batch": {"runCount": 2, "taskIdentifiers": ["work"]},
         "add_batch_items": {"index": 0, "task": "work", "payload": "1", "options": options},
         "replay_run": {"payload": "1", "payloadType": "application/json", "tags": ["t"], "delay": "1h", "ttl": 5, "priority": 1},
@@ -278,6 +279,8 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     batch = served.post("/api/v3/batches", {"runCount": 1})["id"] if "{batch}" in endpoint.path else ""
     delay = {"delay": "1h"} if name == "reschedule_run" else {}
     run = served.trigger("work", metadata={"d": 1}, **delay) if "{run}" in endpoint.path else ""
+    if name == "reset_idempotency_key":
+        served.trigger("work", idempotencyKey="k")
     return endpoint.path.format(
         task="work",
         run=run,

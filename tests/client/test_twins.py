@@ -20,7 +20,15 @@ from milepost.sdk.tasks import Tasks
 WAITING: list[tuple[Any, list[str]]] = [
     (
         Client,
-        ["send", "trigger", "get_metadata", "wait_for_result", "wait_for_batch", "batch_results"],
+        [
+            "send",
+            "trigger",
+            "get_metadata",
+            "wait_for_result",
+            "wait_for_batch",
+            "batch_results",
+            "reset_idempotency_key",
+        ],
     ),
     (
         Runs,
@@ -43,7 +51,10 @@ WAITING: list[tuple[Any, list[str]]] = [
     (Metadata, ["flush", "refresh"]),
     (RunMetadata, ["get"]),
     (Task, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
-    (Tasks, ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait"]),
+    (
+        Tasks,
+        ["trigger", "trigger_and_wait", "batch_trigger", "batch_trigger_and_wait", "reset_idempotency_key"],
+    ),
     (triggering, ["trigger", "trigger_and_wait"]),
     (batches, ["batch_trigger", "batch_trigger_and_wait"]),
 ]

@@ -16,6 +16,7 @@ from milepost.store import (
     copying,
     documents,
     history,
+    idempotency,
     queues,
     records,
     server_settings,
@@ -69,6 +70,9 @@ def fill(store: Store) -> None:
         add_counts(connection, [(ALL, "QUEUED", 1200)])
         workers.save_workers(connection, [workers.WorkerRow("w", "name", "[]", 1, 2, 3)])
         batches.insert_batches(connection, [batch("batch_1")])
+        batches.insert_members(connection, [("batch_1", 0, "run_1")])
+        idempotency.save_waiters(connection, [("run_1", "run_2")])
+        idempotency.save_keys(connection, [idempotency.KeyRow("k\x00", "work", "run_1", 2**40)])
         documents.save_snapshots(connection, [documents.Snapshot("run_1", 3, bytes(range(256)) * 1000, None)])
         history.save_starts(connection, [documents.Snapshot("run_1", 2, b"{}", NOW)])
         documents.append_changes(

@@ -175,7 +175,7 @@ def test_nothing_is_left_out_and_no_portion_is_too_large(sizes: list[int], most:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "BATCH_ITEMS_MAX", most)
         patch.setattr(batches, "PORTION_BYTES_MAX", room)
-        sending = Sending("nobody", None, resume=False)
+        sending = Sending("nobody", None, {}, resume=False)
         sent: list[list[int]] = []
 
         def send(steps: Any) -> None:

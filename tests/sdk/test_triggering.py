@@ -218,7 +218,10 @@ def test_options(api: Api) -> None:
         "maxAttempts": 3,
         "queue": {"name": "rows"},
     }
-    with pytest.raises(TypeError, match="'tag'; there are max_attempts, metadata, queue, tags"):
+    with pytest.raises(
+        TypeError,
+        match="'tag'; there are idempotency_key, idempotency_key_ttl, max_attempts, metadata, queue, tags",
+    ):
         work.trigger(ROW, tag="x")  # type: ignore[call-overload]
 
 

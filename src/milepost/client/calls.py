@@ -41,10 +41,12 @@ from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.protocol.triggering import (
     BatchCreateRequest,
     BatchLine,
+    BatchObject,
     BatchRequest,
     BatchResults,
     ReplayRequest,
     RescheduleRequest,
+    ResetKeyRequest,
     TriggerRequest,
 )
 
@@ -106,16 +108,24 @@ class Triggered:
     id: str
     token: str | None
     queued_reason: QueuedReason | None = None
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TriggeredBatch:
-    """A batch that was triggered: the ids of its runs, in the order of the items, and why nobody can take them, by task."""
+    """A batch that was triggered: the ids of its runs, in the order of the items, and why nobody can take them, by task.
+
+    Attributes:
+        cached: the places in `run_ids` of runs that were there before.
+        is_cached: the batch was there before, by its idempotency key, with all its items.
+    """
 
     id: str
     run_ids: list[str]
     token: str | None
     queued_reasons: dict[str, QueuedReason] = field(default_factory=dict[str, QueuedReason])
+    cached: set[int] = field(default_factory=set[int])
+    is_cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +199,9 @@ def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
     check_name(task_id, "the id of a task", field="task")
     return _call(
         "trigger", endpoints.TRIGGER,
-        lambda answer, headers: Triggered(answer.id, headers.get(TOKEN_HEADER), answer.queued_reason),
+        lambda answer, headers: Triggered(
+            answer.id, headers.get(TOKEN_HEADER), answer.queued_reason, answer.is_cached
+        ),
         body=request, task=task_id,
     )  # fmt: skip
 
@@ -199,18 +211,34 @@ def trigger_batch(request: BatchRequest) -> Call[TriggeredBatch]:
     return _call(
         "batch_trigger", endpoints.TRIGGER_BATCH,
         lambda answer, headers: TriggeredBatch(
-            answer.id, answer.runs, headers.get(TOKEN_HEADER), answer.queued_reasons
+            answer.id, answer.runs, headers.get(TOKEN_HEADER), answer.queued_reasons, set(answer.cached),
+            answer.is_cached,
         ),
         body=request,
     )  # fmt: skip
 
 
-def create_batch(*, parent_run_id: str | None, resume: bool) -> Call[TriggeredBatch]:
+def create_batch(request: BatchCreateRequest) -> Call[TriggeredBatch]:
     """Announce a batch of which it is not known yet how many items it has."""
     return _call(
         "batch_trigger", endpoints.CREATE_BATCH,
-        lambda answer, headers: TriggeredBatch(answer.id, [], headers.get(TOKEN_HEADER)),
-        body=BatchCreateRequest(parent_run_id=parent_run_id, resume_parent_on_completion=resume),
+        lambda answer, headers: TriggeredBatch(
+            answer.id, [], headers.get(TOKEN_HEADER), is_cached=answer.is_cached
+        ),
+        body=request,
+    )  # fmt: skip
+
+
+def retrieve_batch(batch_id: str) -> Call[BatchObject]:
+    """A batch, with the ids of its runs."""
+    return _call("batch_trigger", endpoints.RETRIEVE_BATCH, lambda answer, _: answer, batch=batch_id)
+
+
+def reset_idempotency_key(task_id: str | None, key: str) -> Call[bool | None]:
+    """Let a key of a task stand for nothing, or that of a batch; None when it does so already."""
+    return _call(
+        "reset_idempotency_key", endpoints.RESET_KEY, lambda _answer, _headers: True,
+        body=ResetKeyRequest(task_id), absent_on=404, key=key,
     )  # fmt: skip
 
 
@@ -224,7 +252,9 @@ def add_batch_items(
     """
     return _call(
         "batch_trigger", endpoints.ADD_BATCH_ITEMS,
-        lambda answer, _: TriggeredBatch(answer.id, answer.runs, None, answer.queued_reasons),
+        lambda answer, _: TriggeredBatch(
+            answer.id, answer.runs, None, answer.queued_reasons, set(answer.cached)
+        ),
         text=b"\n".join(map(_encode, lines)), query={} if run_count is None else {"runCount": run_count}, batch=batch_id,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from milepost.client import calls, endings
 from milepost.client.calls import Call, MetadataDocument, Triggered
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
+from milepost.client.idempotency import IdempotencyKey, hash_key_of
 from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
 from milepost.client.shape import Shape
@@ -126,6 +127,29 @@ class Client:
         )
         return run_handle(self, task_id, (yield calls.trigger(task_id, request)))
 
+    def reset_idempotency_key(
+        self,
+        task_id: str | None,
+        key: str | IdempotencyKey,
+        *,
+        run_id: str | None = None,
+        attempt: int | None = None,
+    ) -> bool:
+        """See `tasks.reset_idempotency_key`."""
+        return bool(self.send(calls.reset_idempotency_key(task_id, hash_key_of(key, run_id, attempt))))
+
+    async def areset_idempotency_key(
+        self,
+        task_id: str | None,
+        key: str | IdempotencyKey,
+        *,
+        run_id: str | None = None,
+        attempt: int | None = None,
+    ) -> bool:
+        """As `reset_idempotency_key`, without blocking."""
+        call = calls.reset_idempotency_key(task_id, hash_key_of(key, run_id, attempt))
+        return bool(await self.asend(call))
+
     def get_metadata(self, run_id: str) -> MetadataDocument:
         """The document of a run, with its version. Raises RunNotFoundError."""
         return self.send(calls.get_metadata(run_id))
@@ -166,7 +190,13 @@ def run_handle(
     if triggered.queued_reason is not None:
         warn_never_offered({task_id: triggered.queued_reason})
     return RunHandle(
-        triggered.id, task_id, triggered.token, client.connection, shape, triggered.queued_reason
+        triggered.id,
+        task_id,
+        triggered.token,
+        client.connection,
+        shape,
+        triggered.queued_reason,
+        triggered.is_cached,
     )
 
 

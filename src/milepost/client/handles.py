@@ -26,6 +26,7 @@ class RunHandle(Generic[OutputT]):
         task_id: the task that it is of.
         public_access_token: lets others watch this run and nothing else; None when the server gives none.
         queued_reason: why nobody could take the run when it was triggered, see `Run`; None when a worker is online that can.
+        is_cached: the run was there before: its idempotency key stood for it, or an earlier attempt of its parent has triggered it.
     """
 
     id: str
@@ -34,6 +35,7 @@ class RunHandle(Generic[OutputT]):
     _connection: Connection = field(repr=False)
     _shape: Shape[Any] | None = field(default=None, repr=False)
     queued_reason: QueuedReason | None = None
+    is_cached: bool = False
 
     def retrieve(self) -> Run:
         """The run as it is now."""
@@ -79,8 +81,10 @@ class BatchHandle(Generic[OutputT]):
         id: the batch's id; empty for a batch without items, which nobody was asked to run.
         runs: handles of its runs, in the order of the items.
         public_access_token: lets others watch the batch and its runs; None when the server gives none.
+        is_cached: the batch was there before, by its idempotency key.
     """
 
     id: str
     runs: list[RunHandle[OutputT]]
     public_access_token: str | None
+    is_cached: bool = False

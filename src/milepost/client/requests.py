@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, TypedDict, TypeVar
 
+from milepost.client.idempotency import Caller, IdempotencyKey, key_fields
 from milepost.client.queue import Queue
 from milepost.errors import InvalidRequestError, MetadataValueError, PayloadValidationError
 from milepost.model.document import SIZE_LIMIT, Document
@@ -38,6 +39,10 @@ class RunOptions(TypedDict, total=False):
     ttl: a duration as of `delay`: the run expires (EXPIRED) when no worker has taken it that long after it was queued.
     priority: by so many seconds the run is put forward in its queue; from 0 to a month.
     max_duration: how long an attempt may take, a duration as of `delay`; then it ends, and the run is TIMED_OUT. Wins over the task's.
+    idempotency_key: a text, or an `IdempotencyKey` with a scope: the same task with the same key gives the same run, whatever its
+        payload, until the key's time is over or that run has failed for good. None: a new run in any case; else a later attempt
+        of a run is given the children of its earlier ones again.
+    idempotency_key_ttl: how long the key is kept: a timedelta, seconds, or text such as "10m"; 30 days when left out.
     """
 
     metadata: object
@@ -48,6 +53,22 @@ class RunOptions(TypedDict, total=False):
     ttl: timedelta | float | str
     priority: int
     max_duration: timedelta | float | str
+    idempotency_key: str | IdempotencyKey | None
+    idempotency_key_ttl: timedelta | float | str
+
+
+class BatchOptions(TypedDict, total=False):
+    """Options of a whole batch.
+
+    key: called with the payload of each item for its `idempotency_key`; an item's own option wins.
+    idempotency_key: of the batch as a whole: with the same key the same batch is given, whatever its items. None: its runs are new
+        in any case.
+    idempotency_key_ttl: how long the key, or the keys that `key` gives, are kept.
+    """
+
+    key: Callable[[Any], str | IdempotencyKey | None]
+    idempotency_key: str | IdempotencyKey | None
+    idempotency_key_ttl: timedelta | float | str
 
 
 OPTION_NAMES: Final = frozenset(RunOptions.__annotations__)
@@ -70,6 +91,7 @@ def trigger_options(
     metadata_limit: int = SIZE_LIMIT,
     parent_run_id: str | None = None,
     resume: bool = False,
+    caller: Caller | None = None,
 ) -> TriggerOptions:
     """The options as they travel.
 
@@ -77,8 +99,9 @@ def trigger_options(
         metadata_limit: bytes that a document may have.
         parent_run_id: the run that triggers.
         resume: the parent waits for the new run.
+        caller: the attempt that triggers.
     Raises: MetadataError for a document that cannot be one (M73, M85); InvalidRequestError for a duration or a time that is none;
-        TypeError for an option that there is not.
+        TypeError for an option that there is not; UsageError for an idempotency key that is none.
     """
     unknown = options.keys() - OPTION_NAMES
     if unknown:
@@ -100,6 +123,7 @@ def trigger_options(
         max_duration=_span("max_duration", options),
         parent_run_id=parent_run_id,
         resume_parent_on_completion=resume,
+        **key_fields(options, caller),
     )
 
 

@@ -21,6 +21,13 @@ class AttemptRef(msgspec.Struct, frozen=True, gc=False):
     number: int
 
 
+class BatchKey(msgspec.Struct, frozen=True, gc=False):
+    """The idempotency key of a whole batch, with its time to live as the request has it."""
+
+    key: str
+    ttl: str | int | float | None = None
+
+
 class TriggerItem(msgspec.Struct, frozen=True, gc=False):
     """One run to trigger."""
 
@@ -40,7 +47,8 @@ class OneTimeToken(msgspec.Struct, frozen=True, gc=False):
 
 
 class Trigger(msgspec.Struct, frozen=True):
-    """Queue one run. Result: `Triggered`. A repeated `request_id` is answered as the first was.
+    """Queue one run, or find the one that its idempotency key or an earlier attempt of its parent stands for. Result: `Triggered`. A
+    repeated `request_id` is answered as the first was.
 
     `replay_of` is the run that it repeats.
     """
@@ -61,19 +69,23 @@ class TriggerBatch(msgspec.Struct, frozen=True):
     request_id: str | None = None
     token: OneTimeToken | None = None
     attempt: AttemptRef | None = None
+    key: BatchKey | None = None
 
 
 class Triggered(msgspec.Struct, frozen=True):
-    """The new runs in the order of the items; `cached` when the request id had been answered before."""
+    """The runs in the order of the items; `cached` when the request id had been answered before. `found` are the positions of those
+    that were there before the first request with this id; `found_batch`: so was the batch."""
 
     run_ids: list[str]
     batch_id: str | None = None
     cached: bool = False
+    found: Sequence[int] = ()
+    found_batch: bool = False
 
 
 class CreateBatch(msgspec.Struct, frozen=True):
     """Announce a batch; `run_count` is None when it is not known yet. Result: its id. A repeated `request_id` is answered as the first
-    was."""
+    was. With a `key` that a batch has already, the id is that batch's."""
 
     run_count: int | None
     parent_id: str | None = None
@@ -81,6 +93,7 @@ class CreateBatch(msgspec.Struct, frozen=True):
     request_id: str | None = None
     token: OneTimeToken | None = None
     attempt: AttemptRef | None = None
+    key: BatchKey | None = None
 
 
 class AddBatchItems(msgspec.Struct, frozen=True):
@@ -95,13 +108,23 @@ class AddBatchItems(msgspec.Struct, frozen=True):
 
 
 class ItemsAdded(msgspec.Struct, frozen=True):
-    """How many items were new, how many the batch has of how many, and the runs of the items, in their order."""
+    """How many items were new, how many the batch has of how many, and the runs of the items, in their order. `found` are the
+    positions of new items whose runs were there before."""
 
     accepted: int
     deduplicated: int
     accepted_count: int
     run_count: int | None
     run_ids: list[str]
+    found: Sequence[int] = ()
+
+
+class ResetKey(msgspec.Struct, frozen=True):
+    """Let an idempotency key stand for nothing. `task` is empty for the key of a batch. Result: None."""
+
+    key: str
+    task: str = ""
+    attempt: AttemptRef | None = None
 
 
 class UpdateMetadata(msgspec.Struct, frozen=True):
@@ -286,6 +309,12 @@ class PruneUsedTokens(msgspec.Struct, frozen=True):
     limit: int
 
 
+class PruneKeys(msgspec.Struct, frozen=True):
+    """Forget up to `limit` idempotency keys that have expired. Result: how many; less than `limit`: all."""
+
+    limit: int
+
+
 class PruneAnnouncements(msgspec.Struct, frozen=True):
     """Forget up to `limit` announcements that every server has heard of long ago. Result: how many; less than `limit`: all."""
 
@@ -326,6 +355,7 @@ Command = (
     | TriggerBatch
     | CreateBatch
     | AddBatchItems
+    | ResetKey
     | UpdateMetadata
     | CancelRun
     | RescheduleRun
@@ -345,6 +375,7 @@ Command = (
     | IndexDocuments
     | PruneAnswers
     | PruneUsedTokens
+    | PruneKeys
     | PruneAnnouncements
     | PruneHistory
     | BeginJob

@@ -4,7 +4,7 @@ import random
 
 import msgspec
 
-from milepost.engine import queues
+from milepost.engine import idempotency, queues
 from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineState
 from milepost.engine.transaction import Transaction
 from milepost.model.lifecycle import Ending, Move, crashed, lost, of_outcome, once_cancelled, released
@@ -173,6 +173,19 @@ def _tell_parent(row: RunRow, transaction: Transaction) -> None:
         tell_batch(batch, transaction)
     else:
         _tell_end(row.id, row.parent_id, transaction)
+    if row.is_shared:
+        _tell_followers(row, transaction)
+
+
+def _tell_followers(row: RunRow, transaction: Transaction) -> None:
+    batches, waiters = idempotency.followers(row, transaction)
+    for batch in batches:
+        batch.finished_count += 1
+        transaction.save_batch(batch)
+    for batch in {batch.id: batch for batch in batches}.values():
+        tell_batch(batch, transaction)
+    for waiter_id in waiters:
+        _tell_end(row.id, waiter_id, transaction)
 
 
 def _tell_end(ended_id: str, parent_id: str | None, transaction: Transaction) -> None:

@@ -304,6 +304,7 @@ class Engine:
         except BaseException:
             # What a claim has found is undone with the rest, and may be there again.
             self.state.may_have_apart = True
+            self.state.children.clear()
             if transaction is not None:
                 self._documents.forget(transaction.touched)
             raise
@@ -459,6 +460,7 @@ class Engine:
         self.state.places.remove(transaction.empty_places)
         self.state.newly_offered |= transaction.newly_offered
         self.state.newly_offered -= transaction.wholly_offered
+        self.state.children.gave(transaction.child_positions.items())
         if transaction.gone_workers or transaction.registered_workers:
             self.state.change_workers(transaction.registered_workers.values(), transaction.gone_workers)
         for microseconds in transaction.claim_waits:
@@ -478,6 +480,7 @@ class Engine:
         request_ids: list[str] = []
         logged: set[str] = set()
         written: set[str] = set()
+        keys: set[str] = set()
         for request in requests:
             command = request.command
             rule = rule_of(command)
@@ -486,6 +489,7 @@ class Engine:
             if rule.logs:
                 logged.update(found)
             written.update(rule.writes(command))
+            keys.update(rule.keys(command))
             attempt = fencing.attempt_of(command)
             if attempt is not None:
                 ids.add(attempt.run)
@@ -497,6 +501,7 @@ class Engine:
         transaction.load_documents(written)
         transaction.load_answers(request_ids)
         transaction.load_log_marks(logged)
+        transaction.load_keys(keys)
 
     def _decide(self, command: Command, transaction: Transaction) -> Any:
         try:

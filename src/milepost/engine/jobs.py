@@ -25,6 +25,7 @@ class JobName(StrEnum):
     STREAMS = "streams"
     ANSWERS = "answers"
     USED_TOKENS = "used_tokens"
+    IDEMPOTENCY_KEYS = "idempotency_keys"
     ANNOUNCEMENTS = "announcements"
 
 

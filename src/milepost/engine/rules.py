@@ -8,6 +8,7 @@ import msgspec
 from milepost.engine import (
     cancelling,
     changing,
+    idempotency,
     indexing,
     jobs,
     metadata,
@@ -35,12 +36,14 @@ from milepost.engine.commands import (
     PruneAnnouncements,
     PruneAnswers,
     PruneHistory,
+    PruneKeys,
     PruneStreams,
     PruneUsedTokens,
     RegisterWorker,
     ReleaseLostRuns,
     Report,
     RescheduleRun,
+    ResetKey,
     Trigger,
     TriggerBatch,
     UpdateMetadata,
@@ -51,6 +54,7 @@ from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.store import announcements, records
+from milepost.store import idempotency as key_store
 
 # A server that was away for longer takes everything from the database anew.
 ANNOUNCEMENTS_KEPT_MICROSECONDS = 300 * 1_000_000
@@ -63,7 +67,7 @@ def _no_runs(command: Any) -> Iterable[str | None]:
     return ()
 
 
-def _no_documents(command: Any) -> Iterable[str]:
+def _nothing(command: Any) -> Iterable[str]:
     return ()
 
 
@@ -81,6 +85,7 @@ class Rule(msgspec.Struct, frozen=True):
         parents: the parents that it names for what it triggers, each with its place in the request.
         logs: whether the marks of these runs' logs are loaded too.
         writes: the runs to whose documents it would write, and which are loaded in one go too.
+        keys: the idempotency keys that it names.
     """
 
     order: int
@@ -88,7 +93,8 @@ class Rule(msgspec.Struct, frozen=True):
     runs: Callable[[Any], Iterable[str | None]] = _no_runs
     parents: Callable[[Any], Iterable[tuple[str, str | None]]] = _no_parents
     logs: bool = False
-    writes: Callable[[Any], Iterable[str]] = _no_documents
+    writes: Callable[[Any], Iterable[str]] = _nothing
+    keys: Callable[[Any], Iterable[str]] = _nothing
 
 
 def rule_of(command: Command) -> Rule:
@@ -118,6 +124,10 @@ def _parents_of_lines(command: AddBatchItems) -> Iterable[tuple[str, str | None]
         yield f"items[{index}].options.parentRunId", line.options.parent_run_id
 
 
+def _key_of_batch(command: CreateBatch | TriggerBatch) -> Iterable[str]:
+    return () if command.key is None else [command.key.key]
+
+
 def _probe_writing(command: ProbeWriting, transaction: Transaction, state: EngineState) -> None:
     records.probe_writing(transaction.connection, now=transaction.now)
 
@@ -143,6 +153,12 @@ def _prune_used_tokens(command: PruneUsedTokens, transaction: Transaction, state
     return records.prune_used_tokens(transaction.connection, before=before, limit=command.limit)
 
 
+def _prune_keys(command: PruneKeys, transaction: Transaction, state: EngineState) -> int:
+    if not jobs.is_ours(JobName.IDEMPOTENCY_KEYS, transaction, state):
+        return 0
+    return key_store.prune_keys(transaction.connection, before=transaction.age_now, limit=command.limit)
+
+
 def _withdraw_claim(command: WithdrawClaim, transaction: Transaction, state: EngineState) -> None:
     transaction.withdrawn_claims.add((command.worker_id, command.sequence))
 
@@ -166,14 +182,28 @@ _RULES: dict[type[Any], Rule] = {
     CancelRun: Rule(2, cancelling.cancel, lambda command: [command.run_id]),
     RescheduleRun: Rule(2, changing.reschedule, lambda command: [command.run_id]),
     AddTags: Rule(2, changing.add_tags, lambda command: [command.run_id]),
-    CreateBatch: Rule(3, triggering.create_batch, parents=_parent_of_batch),
+    CreateBatch: Rule(3, triggering.create_batch, parents=_parent_of_batch, keys=_key_of_batch),
     Trigger: Rule(
-        4, triggering.trigger, lambda command: [command.item.options.parent_run_id], parents=_parent_of_item
+        4,
+        triggering.trigger,
+        lambda command: [command.item.options.parent_run_id],
+        parents=_parent_of_item,
+        keys=lambda command: idempotency.keys_of([command.item]),
     ),
     TriggerBatch: Rule(
-        4, triggering.trigger_batch, lambda command: [command.parent_id], parents=_parent_of_batch
+        4,
+        triggering.trigger_batch,
+        lambda command: [command.parent_id],
+        parents=_parent_of_batch,
+        keys=lambda command: [*_key_of_batch(command), *idempotency.keys_of(command.items)],
     ),
-    AddBatchItems: Rule(4, triggering.add_batch_items, parents=_parents_of_lines),
+    AddBatchItems: Rule(
+        4,
+        triggering.add_batch_items,
+        parents=_parents_of_lines,
+        keys=lambda command: idempotency.keys_of(command.lines),
+    ),
+    ResetKey: Rule(4, triggering.reset_key, keys=lambda command: [command.key]),
     AddOutsideChunks: Rule(4, streams.add_outside_chunks, lambda command: [command.part.run_id]),
     UseToken: Rule(4, tokens.use),
     EndSession: Rule(4, tokens.end_session),
@@ -182,6 +212,7 @@ _RULES: dict[type[Any], Rule] = {
     ProbeWriting: Rule(4, _probe_writing),
     PruneAnswers: Rule(4, _prune_answers),
     PruneUsedTokens: Rule(4, _prune_used_tokens),
+    PruneKeys: Rule(4, _prune_keys),
     PruneAnnouncements: Rule(4, _prune_announcements),
     PruneStreams: Rule(4, streams.prune),
     PruneHistory: Rule(4, pruning.prune_history),

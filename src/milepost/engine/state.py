@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from milepost.engine.catalog import Catalog
+from milepost.engine.children import RememberedChildren
 from milepost.engine.commands import Claim
 from milepost.model.identifiers import Identifiers
 from milepost.model.run import QueuedReason
@@ -192,6 +193,8 @@ class EngineState:
         # What they offer. Replaced and never changed, because readers in other threads look into it.
         self._online_tasks: frozenset[str] = frozenset()
         self.parked = ParkedClaims()
+        # Of runs whose later attempts trigger: a hint, see `children.py`.
+        self.children = RememberedChildren()
         self.accepts_parking = True
         # The earliest time at which something happens by itself: a queued or delayed run becomes due, or a time to live is over. None
         # when nothing will.

@@ -25,6 +25,7 @@ from milepost.model.typed import Declared
 from milepost.store import attempts as attempt_store
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
+from milepost.store import idempotency as idempotency_store
 from milepost.store import queues as queue_store
 from milepost.store import records
 from milepost.store import runs as run_store
@@ -33,6 +34,7 @@ from milepost.store import workers as worker_store
 from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
+from milepost.store.idempotency import KeyRow
 from milepost.store.queues import QueueRow
 from milepost.store.records import LogMark, LogRow, UsedToken
 from milepost.store.run_counts import ALL, add_counts
@@ -85,6 +87,10 @@ class Transaction:
         self.wholly_offered: set[str] = set()
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
+        self._keys: dict[tuple[str, str], KeyRow | None] = {}
+        self._dirty_keys: dict[tuple[str, str], KeyRow] = {}
+        # How many children of earlier attempts need not be looked at any more, by run and kind (`children.py`).
+        self.child_positions: dict[tuple[str, bytes], int] = {}
         self.ended_attempts: list[AttemptRow] = []
         self.logs: list[LogRow] = []
         self._log_marks: dict[tuple[str, int, str], LogMark] = {}
@@ -158,6 +164,16 @@ class Transaction:
         if run_id not in self._rows:
             self.load_runs([run_id])
         return self._rows.get(run_id)
+
+    def run_made(self, run_id: str) -> RunRow | None:
+        """As `run`, also one that this group has made."""
+        row = self.run(run_id)
+        if row is None and self.new_runs:
+            run_store.insert_runs(self.connection, self.new_runs)
+            self.new_runs.clear()
+            self._absent.discard(run_id)
+            row = self.run(run_id)
+        return row
 
     def save_run(self, row: RunRow) -> None:
         """The row was changed."""
@@ -234,6 +250,32 @@ class Transaction:
         if batch_id not in self._batches:
             self._batches.update(batch_store.load_batches(self.connection, [batch_id]))
         return self._batches.get(batch_id)
+
+    def add_batch(self, row: BatchRow) -> None:
+        """A new batch."""
+        self.new_batches.append(row)
+        self._batches[row.id] = row
+
+    def load_keys(self, keys: Iterable[str]) -> None:
+        """Load what idempotency keys stand for, in one go."""
+        wanted = set(keys)
+        if wanted:
+            for row in idempotency_store.load_keys(self.connection, wanted):
+                self._keys.setdefault((row.key, row.task), row)
+
+    def key(self, key: str, task: str) -> KeyRow | None:
+        """What an idempotency key stands for, also an expired one; it has been loaded."""
+        return self._keys.get((key, task))
+
+    def save_key(self, row: KeyRow) -> None:
+        """An idempotency key stands for this from now on."""
+        self._keys[row.key, row.task] = self._dirty_keys[row.key, row.task] = row
+
+    def forget_key(self, key: str, task: str) -> None:
+        """An idempotency key stands for nothing from now on."""
+        self._keys[key, task] = None
+        self._dirty_keys.pop((key, task), None)
+        idempotency_store.delete_key(self.connection, key, task)
 
     def save_batch(self, row: BatchRow) -> None:
         """The batch's counts were changed."""
@@ -507,6 +549,9 @@ class Transaction:
         if self._dirty_queues:
             queue_store.save_queues(connection, self._dirty_queues.values())
             self._dirty_queues.clear()
+        if self._dirty_keys:
+            idempotency_store.save_keys(connection, self._dirty_keys.values())
+            self._dirty_keys.clear()
         if self._dirty_batches:
             batch_store.save_batches(connection, list(self._dirty_batches.values()))
             self._dirty_batches.clear()

@@ -7,17 +7,22 @@ from typing import Any, cast
 
 import msgspec
 
+from milepost.engine import idempotency
 from milepost.engine.commands import (
     AddBatchItems,
+    AttemptRef,
+    BatchKey,
     CreateBatch,
     ItemsAdded,
     OneTimeToken,
+    ResetKey,
     Trigger,
     TriggerBatch,
     Triggered,
     TriggerItem,
 )
 from milepost.engine.ending import tell_batch
+from milepost.engine.idempotency import Finding
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.errors import (
@@ -70,42 +75,60 @@ _PAYLOAD_TYPES = (JSON_TYPE, SUPER_JSON_TYPE, TEXT_TYPE)
 
 
 def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> Triggered:
-    """Queue one run."""
+    """Queue one run, or find the one that is meant."""
     checksum = None if command.request_id is None else _checksum(command.item)
     if (earlier := _earlier(command.request_id, checksum, transaction)) is not None:
         return earlier
     _check_unused(command.token, transaction)
-    options = command.item.options
+    item, options = command.item, command.item.options
     parent = _parent(options.parent_run_id, transaction)
     function = "triggerAndWait" if options.resume_parent_on_completion else "trigger"
-    run = _new_run(command.item, parent, function, transaction, state, place="", replay_of=command.replay_of)
-    _queue([run], transaction, state)
+    run = _new_run(item, parent, function, transaction, state, place="", replay_of=command.replay_of)
+    finding = Finding(command.attempt, state.children, transaction)
+    found = finding.find(item, run, place="")
+    if found is None:
+        _queue([run], transaction, state)
+    else:
+        assert isinstance(found, RunRow), "a command of one trigger makes no other run"
+        if options.resume_parent_on_completion:
+            idempotency.let_wait(found, options.parent_run_id, transaction)
+    finding.keep()
     _use(command.token, None, transaction)
-    return _answer(Triggered([run.id]), command.request_id, checksum, transaction)
+    answer = Triggered([run.id]) if found is None else Triggered([found.id], found=[0])
+    return _answer(answer, command.request_id, checksum, transaction)
 
 
 def trigger_batch(command: TriggerBatch, transaction: Transaction, state: EngineState) -> Triggered:
     """Queue a whole batch."""
     checksum = None
     if command.request_id is not None:
-        checksum = _checksum(command.items, command.parent_id, command.resume_parent)
+        checksum = _checksum(command.items, command.parent_id, command.resume_parent, *_said(command.key))
     if (earlier := _earlier(command.request_id, checksum, transaction)) is not None:
         return earlier
     _check_unused(command.token, transaction)
     items = command.items
     _check_count(len(items), "items")
-    batch = _new_batch(len(items), command.parent_id, command.resume_parent, transaction, state)
-    runs = _batch_runs(batch, list(enumerate(items)), transaction, state)
-    batch.accepted_count = len(runs)
-    transaction.new_batches.append(batch)
-    _queue(runs, transaction, state)
-    _use(command.token, batch.id, transaction)
-    return _answer(Triggered([run.id for run in runs], batch.id), command.request_id, checksum, transaction)
+    same = idempotency.batch_of(command.key, transaction)
+    if same is not None:
+        answer = _whole(same, transaction)
+    else:
+        batch = _new_batch(len(items), command.parent_id, command.resume_parent, transaction, state)
+        placed = _place(
+            batch, list(enumerate(items)), command.attempt, transaction, state, is_keyed=command.key is not None
+        )  # fmt: skip
+        transaction.add_batch(batch)
+        placed.keep(batch, transaction, state)
+        idempotency.keep_batch(command.key, batch, transaction)
+        answer = Triggered(list(placed.ids.values()), batch.id, found=sorted(placed.found))
+        if batch.finished_count >= batch.run_count:
+            tell_batch(batch, transaction)
+    _use(command.token, answer.batch_id, transaction)
+    return _answer(answer, command.request_id, checksum, transaction)
 
 
 def create_batch(command: CreateBatch, transaction: Transaction, state: EngineState) -> str:
     """Announce a batch; its items come by `add_batch_items`."""
-    checksum = _checksum(command.run_count, command.parent_id, command.resume_parent)
+    checksum = _checksum(command.run_count, command.parent_id, command.resume_parent, *_said(command.key))
     earlier = _earlier(command.request_id, checksum, transaction)
     if earlier is not None and earlier.batch_id is not None:
         return earlier.batch_id
@@ -114,12 +137,35 @@ def create_batch(command: CreateBatch, transaction: Transaction, state: EngineSt
         raise InvalidRequestError(
             f"a batch has 1 to {OPEN_COUNT - 1:,} items, not {command.run_count:,}", field="runCount"
         )
-    count = OPEN_COUNT if command.run_count is None else command.run_count
-    batch = _new_batch(count, command.parent_id, command.resume_parent, transaction, state)
-    transaction.new_batches.append(batch)
+    batch = idempotency.batch_of(command.key, transaction)
+    if batch is None:
+        count = OPEN_COUNT if command.run_count is None else command.run_count
+        batch = _new_batch(count, command.parent_id, command.resume_parent, transaction, state)
+        transaction.add_batch(batch)
+        idempotency.keep_batch(command.key, batch, transaction)
     _use(command.token, batch.id, transaction)
     _answer(Triggered([], batch.id), command.request_id, checksum, transaction)
     return batch.id
+
+
+def reset_key(command: ResetKey, transaction: Transaction, state: EngineState) -> None:
+    """See `idempotency.reset`."""
+    idempotency.reset(command, transaction)
+
+
+def _whole(batch: BatchRow, transaction: Transaction) -> Triggered:
+    """A batch that was there before, as the answer to who triggers it again."""
+    if batch.known_count is None or batch.accepted_count < batch.known_count:
+        raise ConflictError(
+            f"the idempotency key stands for batch {batch.id}, of which not all items have come: "
+            f"send them to it, or reset the key",
+            field="idempotencyKey",
+        )
+    if batch in transaction.new_batches:
+        # Made by this very group.
+        transaction.save()
+    ids = list(run_store.batch_runs(transaction.connection, batch.id).values())
+    return Triggered(ids, batch.id, found=range(len(ids)), found_batch=True)
 
 
 def add_batch_items(command: AddBatchItems, transaction: Transaction, state: EngineState) -> ItemsAdded:
@@ -146,32 +192,34 @@ def add_batch_items(command: AddBatchItems, transaction: Transaction, state: Eng
             )
         if line.index not in present:
             fresh[line.index] = TriggerItem(line.task, line.payload, line.options)
-    runs = _batch_runs(batch, sorted(fresh.items()), transaction, state)
-    batch.accepted_count += len(runs)
+    placed = _place(batch, sorted(fresh.items()), command.attempt, transaction, state)
     if command.run_count is not None:
-        _learn_count(batch, command.run_count, transaction)
+        _check_learnt(batch, command.run_count, batch.accepted_count + len(fresh))
+        batch.run_count = command.run_count
+    placed.keep(batch, transaction, state)
     transaction.save_batch(batch)
-    _queue(runs, transaction, state)
-    ids = present | dict(zip(sorted(fresh), (run.id for run in runs), strict=True))
+    if command.run_count is not None or (placed.found and batch.finished_count >= batch.run_count):
+        # All its runs may have ended already: then so has the batch.
+        tell_batch(batch, transaction)
+    ids = present | placed.ids
     return ItemsAdded(
-        accepted=len(runs),
-        deduplicated=len(command.lines) - len(runs),
+        accepted=len(fresh),
+        deduplicated=len(command.lines) - len(fresh),
         accepted_count=batch.accepted_count,
         run_count=batch.known_count,
         run_ids=[ids[line.index] for line in command.lines],
+        found=[place for place, line in enumerate(command.lines) if line.index in placed.found],
     )
 
 
-def _learn_count(batch: BatchRow, run_count: int, transaction: Transaction) -> None:
-    """How many items the batch has in all is known now. All its runs may have ended already: then so has the batch."""
-    if batch.known_count not in (None, run_count) or not batch.accepted_count <= run_count < OPEN_COUNT:
+def _check_learnt(batch: BatchRow, run_count: int, accepted_count: int) -> None:
+    """Whether it may be learnt now how many items the batch has in all."""
+    if batch.known_count not in (None, run_count) or not accepted_count <= run_count < OPEN_COUNT:
         known = "" if batch.known_count is None else f", and was said to have {batch.known_count:,}"
         raise InvalidRequestError(
-            f"the batch has {batch.accepted_count:,} items already{known}: it cannot have {run_count:,} in all",
+            f"the batch has {accepted_count:,} items already{known}: it cannot have {run_count:,} in all",
             field="runCount",
         )
-    batch.run_count = run_count
-    tell_batch(batch, transaction)
 
 
 def _check_count(count: int, field: str, *, least: int = 1) -> None:
@@ -201,18 +249,51 @@ def _new_batch(
     )
 
 
-def _batch_runs(
-    batch: BatchRow, items: Sequence[tuple[int, TriggerItem]], transaction: Transaction, state: EngineState
-) -> list[NewRun]:
+class _Placed(msgspec.Struct):
+    """The runs of some items of a batch: those that are to be made, and by index all of them, and those that were there before."""
+
+    new: list[NewRun]
+    ids: dict[int, str]
+    found: dict[int, str]
+    finding: Finding
+
+    def keep(self, batch: BatchRow, transaction: Transaction, state: EngineState) -> None:
+        """Nothing can be refused any more: they are the batch's."""
+        _queue(self.new, transaction, state)
+        self.finding.keep()
+        members = [(index, transaction.run_made(run_id)) for index, run_id in self.found.items()]
+        idempotency.join(batch, [(index, row) for index, row in members if row is not None], transaction)
+        batch.accepted_count += len(self.ids)
+
+
+def _place(
+    batch: BatchRow,
+    items: Sequence[tuple[int, TriggerItem]],
+    attempt: AttemptRef | None,
+    transaction: Transaction,
+    state: EngineState,
+    *,
+    is_keyed: bool = False,
+) -> _Placed:
+    """Changes nothing. `is_keyed`: the batch has an idempotency key of its own."""
     function = "batchTriggerAndWait" if batch.resume_parent else "batchTrigger"
     parent = _parent(batch.parent_id, transaction)
-    runs: list[NewRun] = []
+    finding = Finding(attempt, state.children, transaction)
+    if not is_keyed:
+        finding.load([item for _, item in items])
+    placed = _Placed([], {}, {}, finding)
     for index, item in items:
-        own_parent = _parent(item.options.parent_run_id, transaction, place=f"items[{index}].") or parent
-        run = _new_run(item, own_parent, function, transaction, state, place=f"items[{index}].")
-        run.batch_id, run.batch_index = batch.id, index
-        runs.append(run)
-    return runs
+        place = f"items[{index}]."
+        own_parent = _parent(item.options.parent_run_id, transaction, place=place) or parent
+        run = _new_run(item, own_parent, function, transaction, state, place=place)
+        found = finding.find(item, run, place=place, by_attempt=not is_keyed)
+        if found is None:
+            run.batch_id, run.batch_index = batch.id, index
+            placed.new.append(run)
+            placed.ids[index] = run.id
+        else:
+            placed.ids[index] = placed.found[index] = found if isinstance(found, str) else found.id
+    return placed
 
 
 def _parent(parent_id: str | None, transaction: Transaction, *, place: str = "") -> RunRow | None:
@@ -288,13 +369,15 @@ def delay_of(text: str | None, *, now: int, field: str) -> Delay | None:
 
 
 def _asked(options: TriggerOptions, delay: Delay | None, replay_of: str | None, place: str) -> AskedOptions:
-    if (options.ttl, options.max_duration, options.priority, delay, replay_of) == _NOTHING_GIVEN:
+    given = options.ttl, options.max_duration, options.priority, delay, replay_of
+    if given == _NOTHING_GIVEN and options.idempotency_key is None:
         return NOTHING_ASKED
     return AskedOptions(
         delay_ms=None if delay is None else delay.pause_ms,
         ttl_ms=_milliseconds(options.ttl, "ttl", place),
         priority=_priority(options.priority, place),
         max_duration_ms=_milliseconds(options.max_duration, "maxDuration", place),
+        idempotency_key=idempotency.shown_key(options),
         replay_of=replay_of,
     )
 
@@ -468,9 +551,16 @@ class _Answered(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     run_ids: list[str]
     batch_id: str | None = None
     checksum: int | None = None
+    found: list[int] = []
+    found_batch: bool = False
 
 
 _ANSWERED = msgspec.json.Decoder(_Answered)
+
+
+def _said(key: BatchKey | None) -> list[BatchKey]:
+    # Requests without a key say what they said before there were any.
+    return [] if key is None else [key]
 
 
 def _checksum(*said: Any) -> int:
@@ -488,12 +578,14 @@ def _earlier(request_id: str | None, checksum: int | None, transaction: Transact
             "this request id was used for a request that said something else: each request needs an id of its own",
             field=REQUEST_ID_HEADER,
         )
-    return Triggered(answered.run_ids, answered.batch_id, cached=True)
+    return Triggered(
+        answered.run_ids, answered.batch_id, cached=True, found=answered.found, found_batch=answered.found_batch
+    )  # fmt: skip
 
 
 def _answer(
     answer: Triggered, request_id: str | None, checksum: int | None, transaction: Transaction
 ) -> Triggered:
-    answered = _Answered(answer.run_ids, answer.batch_id, checksum)
+    answered = _Answered(answer.run_ids, answer.batch_id, checksum, list(answer.found), answer.found_batch)
     transaction.keep_answer(request_id, msgspec.json.encode(answered))
     return answer

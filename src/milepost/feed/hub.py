@@ -280,7 +280,7 @@ def may_match(filter: RunFilter, row: RunRow) -> bool:
     """Whether a run can match, now or later, by what never changes of it."""
     return (
         (not filter.tasks or row.task in filter.tasks)
-        and filter.batch_id in (None, row.batch_id)
+        and (filter.batch_id in (None, row.batch_id) or row.is_shared == 1)
         and filter.parent_id in (None, row.parent_id)
         and filter.root_id in (None, row.root_id)
         and filter.top_level in (None, row.parent_id is None)
@@ -292,6 +292,9 @@ def may_match(filter: RunFilter, row: RunRow) -> bool:
 
 def _may_be_shown(shown: RunScope, row: RunRow) -> bool:
     """Whether a token may show the run, whatever its tags are."""
+    if row.is_shared and (shown.any_batch or shown.batches):
+        # It may be in one of these batches beside its own.
+        return True
     return bool(shown.tags) or shown.any_tag or shown.shows(row.id, row.task, (), row.batch_id)
 
 

@@ -36,6 +36,12 @@ class RunStatus(StrEnum):
         """True for a run that has ended without success, and not because somebody cancelled it."""
         return self in FAILURE_STATUSES
 
+    @property
+    def stands(self) -> bool:
+        """True when the same trigger, said again, means this run: it is under way, has done its work or was cancelled. False when
+        it has failed for good, so that it is to be tried by a new run."""
+        return not self.is_failure
+
 
 class QueuedReason(StrEnum):
     """Why nobody can take a queued run at the moment."""

@@ -175,6 +175,11 @@ ADD_BATCH_ITEMS = Endpoint(
     triggering.BatchLine, triggering.BatchItemsResponse, lines=True, problems=(400, 404, 409, 415, 422), tag="triggering",
     parameters=(Parameter("runCount", "how many items the batch has in all, where that was not said before", "integer"),),
 )  # fmt: skip
+RESET_KEY = Endpoint(
+    "reset_idempotency_key", "POST", "/api/v1/idempotencyKeys/{key}/reset",
+    "Let an idempotency key of a task stand for nothing; of a batch, where no task is named", KEY_ONLY,
+    triggering.ResetKeyRequest, triggering.ResetKeyResponse, problems=(400, 404, 409, 422), tag="triggering",
+)  # fmt: skip
 RETRIEVE_BATCH = Endpoint(
     "retrieve_batch",
     "GET",
@@ -412,7 +417,7 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
-    TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
+    TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS,
     LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,

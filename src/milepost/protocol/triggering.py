@@ -38,6 +38,13 @@ class QueueOption(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True
     name: str
 
 
+class IdempotencyKeyOptions(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """What an idempotency key was made of: the text that the user gave, and the scope, `run`, `attempt` or `global`. For display."""
+
+    key: str | list[str] | None = None
+    scope: str | None = None
+
+
 class TriggerOptions(
     msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
 ):
@@ -49,6 +56,10 @@ class TriggerOptions(
     `delay` is a span (`10m`, `1h30m`) or a time (ISO 8601 with its zone); a time that is over is none. `ttl` is a span or seconds: the
     run expires when no worker has taken it that long after it was queued. By `priority` seconds the run is put forward in its queue.
     `maxDuration` is how many seconds one attempt may take.
+
+    `idempotencyKey` stands for one run of its task until `idempotencyKeyTTL` is over (30 days; such as `10m`, or seconds) or that run
+    has failed: whoever triggers with it is given this run. `alwaysNew` is for a trigger without a key, by an attempt of a run that is
+    not its first: no child of an earlier attempt is looked for, and none of a later one will be given this.
     """
 
     not_supported: ClassVar[NotSupported] = {
@@ -58,9 +69,6 @@ class TriggerOptions(
         "debounce": _NOTHING,
         "externalDeploymentId": _NOTHING,
         "gates": _NOTHING,
-        "idempotencyKey": _NOTHING,
-        "idempotencyKeyOptions": _NOTHING,
-        "idempotencyKeyTTL": _NOTHING,
         "lockToVersion": _NOTHING,
         "machine": _NOTHING,
         "metadataType": (None, JSON_TYPE),
@@ -81,6 +89,10 @@ class TriggerOptions(
     max_duration: int | float | None = None
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
+    idempotency_key: str | None = None
+    idempotency_key_ttl: str | int | float | None = msgspec.field(default=None, name="idempotencyKeyTTL")
+    idempotency_key_options: IdempotencyKeyOptions | None = None
+    always_new: bool = False
 
 
 class TriggerRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -125,7 +137,8 @@ class RescheduleRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TriggerResponse(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """The id of the new run. `queuedReason`: it is queued, and nobody can take it at the moment."""
+    """The id of the run. `isCached`: it was there before, by its idempotency key or because an earlier attempt of the parent has
+    triggered it. `queuedReason`: it is queued, and nobody can take it at the moment."""
 
     id: str
     is_cached: bool
@@ -145,23 +158,27 @@ class BatchRequest(
 ):
     """A whole batch in one request, 1 to 1,000 items, accepted together or refused together.
 
-    `parentRunId` and `resumeParentOnCompletion` hold for every item.
+    `parentRunId` and `resumeParentOnCompletion` hold for every item. `idempotencyKey` stands for the whole batch.
     """
-
-    not_supported: ClassVar[NotSupported] = {"idempotencyKey": _NOTHING, "idempotencyKeyOptions": _NOTHING}
 
     items: list[BatchItem]
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
+    idempotency_key: str | None = None
+    idempotency_key_ttl: str | int | float | None = msgspec.field(default=None, name="idempotencyKeyTTL")
+    idempotency_key_options: IdempotencyKeyOptions | None = None
 
 
 class BatchResponse(msgspec.Struct, omit_defaults=True, rename="camel"):
-    """The new batch and its runs, in the order of the items. `queuedReasons`: of which tasks nobody can take runs at the moment."""
+    """The batch and its runs, in the order of the items. `queuedReasons`: of which tasks nobody can take runs at the moment. `cached`:
+    positions in `runs` of those that were there before. `isCached`: the batch was there before, by its idempotency key."""
 
     id: str
     run_count: int
     runs: list[str]
     queued_reasons: dict[str, QueuedReason] = {}
+    cached: list[int] = []
+    is_cached: bool = False
 
 
 class BatchCreateRequest(
@@ -173,20 +190,23 @@ class BatchCreateRequest(
     `taskIdentifiers` say of which tasks the items will be; the items say it themselves.
     """
 
-    not_supported: ClassVar[NotSupported] = {"idempotencyKey": _NOTHING, "idempotencyKeyOptions": _NOTHING}
-
     run_count: int | None = None
     task_identifiers: list[str] | None = None
     parent_run_id: str | None = None
     resume_parent_on_completion: bool = False
+    idempotency_key: str | None = None
+    idempotency_key_ttl: str | int | float | None = msgspec.field(default=None, name="idempotencyKeyTTL")
+    idempotency_key_options: IdempotencyKeyOptions | None = None
 
 
 class BatchCreateResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """The announced batch, still without items. `runCount` is left out while it is not known."""
+    """The announced batch, still without items. `runCount` is left out while it is not known. `isCached`: it was there before, by its
+    idempotency key, and has all its items; without it they are to be sent, also to one that was there before."""
 
     id: str
     run_count: int | None = None
     is_cached: bool
+    idempotency_key: str | None = None
 
 
 class BatchLine(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
@@ -199,7 +219,8 @@ class BatchLine(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fie
 
 
 class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """How many lines were new, and whether the batch has all its items. `runs` are the runs of these lines, in their order.
+    """How many lines were new, and whether the batch has all its items. `runs` are the runs of these lines, in their order; `cached`
+    are positions in it of those that were there before the batch.
 
     `expectedCount` is left out while it is not known.
     """
@@ -212,6 +233,19 @@ class BatchItemsResponse(msgspec.Struct, omit_defaults=True, rename="camel", kw_
     expected_count: int | None = None
     runs: list[str]
     queued_reasons: dict[str, QueuedReason] = {}
+    cached: list[int] = []
+
+
+class ResetKeyRequest(msgspec.Struct, omit_defaults=True, rename="camel", forbid_unknown_fields=True):
+    """Let an idempotency key of a task stand for nothing; without a task, the key of a batch."""
+
+    task_identifier: str | None = None
+
+
+class ResetKeyResponse(msgspec.Struct):
+    """The key that was reset."""
+
+    id: str
 
 
 class BatchProcessing(msgspec.Struct):

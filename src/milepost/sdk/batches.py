@@ -16,16 +16,23 @@ from milepost.client.calls import TriggeredBatch
 from milepost.client.client import Client, warn_never_offered
 from milepost.client.default import default_client
 from milepost.client.handles import BatchHandle, RunHandle
-from milepost.client.requests import NO_PAYLOAD, RunOptions
+from milepost.client.idempotency import key_fields
+from milepost.client.requests import NO_PAYLOAD, BatchOptions, RunOptions
 from milepost.client.results import TaskResult, task_result
 from milepost.client.steps import Steps, arun, run
 from milepost.errors import MilepostError, PayloadValidationError, UsageError
 from milepost.model.jsonvalue import json_size
 from milepost.protocol.runs import RunResult
-from milepost.protocol.triggering import BATCH_ITEMS_MAX, BatchLine, BatchRequest
+from milepost.protocol.triggering import (
+    BATCH_ITEMS_MAX,
+    BatchCreateRequest,
+    BatchLine,
+    BatchObject,
+    BatchRequest,
+)
 from milepost.protocol.triggering import BatchItem as WireItem
 from milepost.sdk.scope import RunScope, live_scope
-from milepost.sdk.triggering import Commit, WaitForEnd, blocking_scope, output_shape, prepare
+from milepost.sdk.triggering import Commit, WaitForEnd, blocking_scope, caller_of, output_shape, prepare
 
 PayloadT = TypeVar("PayloadT")
 
@@ -48,9 +55,21 @@ class BatchItem(Generic[PayloadT]):
 class Sending:
     """A batch on its way to the server, without I/O: items come in by `take`, and what is to be sent comes out as steps."""
 
-    def __init__(self, task_id: str, scope: RunScope | None, *, resume: bool) -> None:
+    def __init__(self, task_id: str, scope: RunScope | None, options: BatchOptions, *, resume: bool) -> None:
+        unknown = options.keys() - BatchOptions.__annotations__
+        if unknown:
+            names = ", ".join(sorted(BatchOptions.__annotations__))
+            raise TypeError(f"there is no option {sorted(unknown)[0]!r} of a batch; there are {names}")
         self._task_id = task_id
         self._scope = scope
+        self._caller = caller_of(scope)
+        self._options = options
+        # That of the batch itself, not of its items.
+        self._key: dict[str, Any] = {}
+        if options.get("idempotency_key") is not None:
+            self._key = key_fields(options, self._caller)
+        elif "idempotency_key_ttl" in options and "key" not in options:
+            raise UsageError("idempotency_key_ttl is how long an idempotency key is kept, and there is none")
         self._resume = resume
         self._portion: list[WireItem] = []
         self._portion_bytes = 0
@@ -66,23 +85,33 @@ class Sending:
     def finish(self) -> Steps[TriggeredBatch]:
         """Send what is left; the batch as a whole."""
         yield Commit(self._scope)
+        if self._batch is not None and self._batch.is_cached:
+            known: BatchObject = yield calls.retrieve_batch(self._batch.id)
+            self._batch.run_ids.extend(known.runs)
+            self._batch.cached.update(range(len(known.runs)))
+            return self._batch
         if self._batch is not None:
             yield from self._add_items(self._portion, run_count=self._count)
             return self._batch
         if not self._portion:
             return TriggeredBatch("", [], None)
         request = BatchRequest(
-            items=self._portion, parent_run_id=self._parent_id, resume_parent_on_completion=self._resume
+            items=self._portion,
+            parent_run_id=self._parent_id,
+            resume_parent_on_completion=self._resume,
+            **self._key,
         )
         return (yield calls.trigger_batch(request))
 
     def give_up(self, error: BaseException) -> Steps[None]:
-        """The items broke off. What has been triggered goes on, and the batch ends with it; the error says so."""
-        if self._batch is None:
+        """The items broke off. What has been triggered goes on, and the batch ends with it; the error says so.
+
+        One with an idempotency key does not end: who triggers it again sends the rest."""
+        if self._batch is None or self._batch.is_cached:
             return
         sent = len(self._batch.run_ids)
         error.add_note(f"{sent:,} items had been triggered before, in batch {self._batch.id}; they go on")
-        if sent:
+        if sent and not self._key:
             yield calls.add_batch_items(self._batch.id, [], run_count=sent)
 
     def _encode(self, item: object, limit: int) -> WireItem:
@@ -90,13 +119,38 @@ class Sending:
         own = cast("BatchItem[object]", item if isinstance(item, BatchItem) else BatchItem(item))
         limit = limit if self._scope is None else self._scope.buffer.limit
         try:
-            request = prepare(self._task_id, own.payload, own.options, limit=limit, scope=None, resume=False)
+            request = prepare(
+                self._task_id,
+                own.payload,
+                self._options_of(own),
+                limit=limit,
+                scope=None,
+                resume=False,
+                caller=self._caller,
+            )
         except PayloadValidationError as error:
             raise PayloadValidationError(f"item {self._count}: {error.message}", field=error.field) from None
         return WireItem(self._task_id, request.payload, request.options)
 
+    def _options_of(self, item: BatchItem[object]) -> RunOptions:
+        """The options of an item, with those that the batch has for all."""
+        if "idempotency_key" in item.options:
+            return item.options
+        choose = self._options.get("key")
+        if choose is not None:
+            key = choose(item.payload)
+            if key is not None and "idempotency_key_ttl" in self._options:
+                ttl = self._options["idempotency_key_ttl"]
+                return {"idempotency_key_ttl": ttl, **item.options, "idempotency_key": key}
+            return {**item.options, "idempotency_key": key}
+        if "idempotency_key" in self._options and self._options["idempotency_key"] is None:
+            return {**item.options, "idempotency_key": None}
+        return item.options
+
     def _add(self, item: WireItem) -> bool:
         """True when a portion is full and should be sent."""
+        if self._batch is not None and self._batch.is_cached:
+            return False
         metadata = item.options.metadata
         size = len(item.payload or "") + (0 if metadata is None else json_size(metadata))
         if self._portion and (
@@ -111,7 +165,13 @@ class Sending:
     def _send(self) -> Steps[None]:
         yield Commit(self._scope)
         if self._batch is None:
-            self._batch = yield calls.create_batch(parent_run_id=self._parent_id, resume=self._resume)
+            request = BatchCreateRequest(
+                parent_run_id=self._parent_id, resume_parent_on_completion=self._resume, **self._key
+            )
+            created: TriggeredBatch = yield calls.create_batch(request)
+            self._batch = created
+            if created.is_cached:
+                return
         full, self._full = self._full, []
         yield from self._add_items(full, run_count=None)
 
@@ -128,44 +188,49 @@ class Sending:
         ]
         added = yield calls.add_batch_items(self._batch.id, lines, run_count=run_count)
         self._batch.run_ids.extend(added.run_ids)
+        self._batch.cached.update(first + place for place in added.cached)
         self._batch.queued_reasons.update(added.queued_reasons)
 
 
-def batch_trigger(task_id: str, items: Iterable[object]) -> BatchHandle[Any]:
+def batch_trigger(task_id: str, items: Iterable[object], **options: Unpack[BatchOptions]) -> BatchHandle[Any]:
     """Trigger a run for each item; see `Task.batch_trigger`."""
-    return _trigger_all(blocking_scope("batch_trigger"), task_id, items, resume=False)
+    return _trigger_all(blocking_scope("batch_trigger"), task_id, items, options, resume=False)
 
 
-async def abatch_trigger(task_id: str, items: Iterable[object] | AsyncIterable[object]) -> BatchHandle[Any]:
+async def abatch_trigger(
+    task_id: str, items: Iterable[object] | AsyncIterable[object], **options: Unpack[BatchOptions]
+) -> BatchHandle[Any]:
     """As `batch_trigger`, without blocking."""
-    return await _atrigger_all(live_scope(), task_id, items, resume=False)
+    return await _atrigger_all(live_scope(), task_id, items, options, resume=False)
 
 
-def batch_trigger_and_wait(task_id: str, items: Iterable[object]) -> list[TaskResult[Any]]:
+def batch_trigger_and_wait(
+    task_id: str, items: Iterable[object], **options: Unpack[BatchOptions]
+) -> list[TaskResult[Any]]:
     """Trigger a run for each item and wait for their ends; see `Task.batch_trigger_and_wait`."""
     scope = blocking_scope("batch_trigger_and_wait")
-    batch = _trigger_all(scope, task_id, items, resume=scope is not None)
+    batch = _trigger_all(scope, task_id, items, options, resume=scope is not None)
     return run(default_client().connection, _waiting(scope, task_id, batch))
 
 
 async def abatch_trigger_and_wait(
-    task_id: str, items: Iterable[object] | AsyncIterable[object]
+    task_id: str, items: Iterable[object] | AsyncIterable[object], **options: Unpack[BatchOptions]
 ) -> list[TaskResult[Any]]:
     """As `batch_trigger_and_wait`, without blocking."""
     scope = live_scope()
-    batch = await _atrigger_all(scope, task_id, items, resume=scope is not None)
+    batch = await _atrigger_all(scope, task_id, items, options, resume=scope is not None)
     return await arun(default_client().connection, _waiting(scope, task_id, batch))
 
 
 def _trigger_all(
-    scope: RunScope | None, task_id: str, items: Iterable[object], *, resume: bool
+    scope: RunScope | None, task_id: str, items: Iterable[object], options: BatchOptions, *, resume: bool
 ) -> BatchHandle[Any]:
     if isinstance(items, AsyncIterable):
         raise UsageError(
             "batch_trigger(...) takes a plain iterable; for an async one write `await abatch_trigger(...)`"
         )
     client = default_client()
-    sending = Sending(task_id, scope, resume=resume)
+    sending = Sending(task_id, scope, options, resume=resume)
     try:
         for item in items:
             run(client.connection, sending.take(client, item))
@@ -180,11 +245,12 @@ async def _atrigger_all(
     scope: RunScope | None,
     task_id: str,
     items: Iterable[object] | AsyncIterable[object],
+    options: BatchOptions,
     *,
     resume: bool,
 ) -> BatchHandle[Any]:
     client = default_client()
-    sending = Sending(task_id, scope, resume=resume)
+    sending = Sending(task_id, scope, options, resume=resume)
     try:
         async for item in _each(items):
             await arun(client.connection, sending.take(client, item))
@@ -213,10 +279,10 @@ def _handle(client: Client, task_id: str, batch: TriggeredBatch) -> BatchHandle[
     warn_never_offered(batch.queued_reasons)
     reason = batch.queued_reasons.get(task_id)
     runs = [
-        RunHandle[Any](run_id, task_id, batch.token, client.connection, shape, reason)
-        for run_id in batch.run_ids
+        RunHandle[Any](run_id, task_id, batch.token, client.connection, shape, reason, place in batch.cached)
+        for place, run_id in enumerate(batch.run_ids)
     ]
-    return BatchHandle(batch.id, runs, batch.token)
+    return BatchHandle(batch.id, runs, batch.token, batch.is_cached)
 
 
 async def _each(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:

@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, ca
 
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.queue import Queue
-from milepost.client.requests import NO_PAYLOAD, RunOptions
+from milepost.client.requests import NO_PAYLOAD, BatchOptions, RunOptions
 from milepost.client.results import TaskResult
 from milepost.errors import InvalidRequestError, UsageError
 from milepost.model.names import check_name, default_queue
@@ -132,13 +132,15 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
     def trigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
         """Have a worker run the task; returns as soon as the server has stored the run.
 
-        Inside a run the new run becomes its child, and what the parent wrote to its metadata before is committed first.
+        Inside a run the new run becomes its child, and what the parent wrote to its metadata before is committed first. An attempt
+        that is not the first of its run is given the children of the earlier ones again, each once, where task and payload are the
+        same, unless they have failed for good: what is done is not done again. `idempotency_key=None` makes a new one in any case.
 
         Args:
             payload: checked against the annotation of the task's payload parameter. What the task gets is equal to it, or it is
                 refused here: a subclass of the annotated model, NaN, or a field that is left out of its JSON. Secrets
                 (`SecretStr`) arrive as what they are, so they are stored where who may read the run can read them.
-            options: `metadata`, `tags`, `max_attempts`, `queue`; see `RunOptions`.
+            options: `metadata`, `tags`, `max_attempts`, `queue`, `idempotency_key`, `idempotency_key_ttl`; see `RunOptions`.
         Raises:
             PayloadValidationError: `field` names the part of the payload that does not fit.
             MetadataError: the metadata is no object, is not JSON, does not fit the task's schema or is too large.
@@ -186,7 +188,9 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         """As `trigger_and_wait`, without blocking."""
         return await triggering.atrigger_and_wait(self.id, payload, options)
 
-    def batch_trigger(self, items: Iterable[PayloadT | BatchItem[PayloadT]]) -> BatchHandle[OutputT]:
+    def batch_trigger(
+        self, items: Iterable[PayloadT | BatchItem[PayloadT]], **options: Unpack[BatchOptions]
+    ) -> BatchHandle[OutputT]:
         """Trigger a run for each item of an iterable of any length, in bounded memory.
 
         Up to 1,000 items and about 4 MB go as one request: all are accepted or none. More go in portions while they come, and the
@@ -195,29 +199,32 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
 
         Args:
             items: payloads, or `BatchItem(payload, **options)` for items with options of their own.
+            options: `key`, `idempotency_key`, `idempotency_key_ttl`; see `BatchOptions`.
         Raises: as `trigger`.
         """
-        return batches.batch_trigger(self.id, items)
+        return batches.batch_trigger(self.id, items, **options)
 
     async def abatch_trigger(
         self,
         items: Iterable[PayloadT | BatchItem[PayloadT]] | AsyncIterable[PayloadT | BatchItem[PayloadT]],
+        **options: Unpack[BatchOptions],
     ) -> BatchHandle[OutputT]:
         """As `batch_trigger`, without blocking; the iterable may be an asynchronous one."""
-        return await batches.abatch_trigger(self.id, items)
+        return await batches.abatch_trigger(self.id, items, **options)
 
     def batch_trigger_and_wait(
-        self, items: Iterable[PayloadT | BatchItem[PayloadT]]
+        self, items: Iterable[PayloadT | BatchItem[PayloadT]], **options: Unpack[BatchOptions]
     ) -> list[TaskResult[OutputT]]:
         """As `batch_trigger`, and wait until all runs have ended; the results are in the order of the items."""
-        return batches.batch_trigger_and_wait(self.id, items)
+        return batches.batch_trigger_and_wait(self.id, items, **options)
 
     async def abatch_trigger_and_wait(
         self,
         items: Iterable[PayloadT | BatchItem[PayloadT]] | AsyncIterable[PayloadT | BatchItem[PayloadT]],
+        **options: Unpack[BatchOptions],
     ) -> list[TaskResult[OutputT]]:
         """As `batch_trigger_and_wait`, without blocking."""
-        return await batches.abatch_trigger_and_wait(self.id, items)
+        return await batches.abatch_trigger_and_wait(self.id, items, **options)
 
 
 def registered_tasks() -> dict[str, Task[Any, Any]]:

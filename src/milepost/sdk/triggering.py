@@ -16,6 +16,7 @@ from milepost.client.client import Client, run_handle
 from milepost.client.connection import Connection
 from milepost.client.default import default_client
 from milepost.client.handles import RunHandle
+from milepost.client.idempotency import Caller
 from milepost.client.requests import NO_PAYLOAD, RunOptions, payload_text, trigger_options
 from milepost.client.results import TaskResult, task_result
 from milepost.client.shape import Shape
@@ -72,10 +73,27 @@ def encode_payload(task_id: str, payload: object) -> str | None:
         raise describe_misfit(task_id, parameter.name, misfit) from None
 
 
+def caller_of(scope: RunScope | None) -> Caller | None:
+    """The attempt that triggers, for the scopes of idempotency keys."""
+    return None if scope is None else Caller(scope.run.id, scope.run.attempt)
+
+
 def prepare(
-    task_id: str, payload: object, options: RunOptions, *, limit: int, scope: RunScope | None, resume: bool
+    task_id: str,
+    payload: object,
+    options: RunOptions,
+    *,
+    limit: int,
+    scope: RunScope | None,
+    resume: bool,
+    caller: Caller | None = None,
 ) -> TriggerRequest:
-    """One run as a message. Raises PayloadValidationError, MetadataError, TypeError for an unknown option."""
+    """One run as a message.
+
+    Args:
+        caller: the attempt that triggers, where the message is part of one that names the parent.
+    Raises: PayloadValidationError, MetadataError, UsageError for an idempotency key, TypeError for an unknown option.
+    """
     task = find_task(task_id)
     text = encode_payload(task_id, payload)
     document = options.get("metadata")
@@ -89,6 +107,7 @@ def prepare(
             metadata_limit=limit if scope is None else scope.buffer.limit,
             parent_run_id=scope.run.id if scope is not None else None,
             resume=resume,
+            caller=caller if scope is None else caller_of(scope),
         ),
     )
 
@@ -168,7 +187,10 @@ def _triggering_and_waiting(
     resume = scope is not None
     handle = yield from _triggering(client, scope, task_id, payload, options, resume=resume)
     result: RunResult | None = None
-    if scope is not None:
+    if handle.is_cached:
+        # What has ended before is not told to anybody any more.
+        result = yield calls.run_result(handle.id)
+    if result is None and scope is not None:
         yield WaitForEnd(scope, handle.id)
         result = yield calls.run_result(handle.id)
     if result is None:

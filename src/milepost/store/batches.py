@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from milepost.store.schema import batches
-from milepost.store.statements import Lookup, Statement
+from milepost.store.schema import batch_members, batches
+from milepost.store.statements import Lookup, Row, Statement
 
 OPEN_COUNT = 2**31 - 1
 """Stands for the number of runs of a batch of which it is not known yet: more than any batch has."""
@@ -45,6 +45,8 @@ _SAVE = Statement(
     ["runs", "accepted", "finished", "now", "batch"],
     key=["batch"],
 )
+_INSERT_MEMBERS = Statement(insert(batch_members), ("batch_id", "batch_index", "run_id"))
+_MEMBERS = Lookup(select(batch_members.c.run_id, batch_members.c.batch_id), batch_members.c.run_id)
 
 
 def insert_batches(connection: Connection, rows: Sequence[BatchRow]) -> None:
@@ -63,3 +65,13 @@ def save_batches(connection: Connection, rows: Sequence[BatchRow]) -> None:
         connection,
         [(row.run_count, row.accepted_count, row.finished_count, row.updated_at, row.id) for row in rows],
     )
+
+
+def insert_members(connection: Connection, rows: Sequence[Row]) -> None:
+    """Let batches have runs that were there before: (batch_id, batch_index, run_id)."""
+    _INSERT_MEMBERS.write(connection, rows)
+
+
+def batches_with(connection: Connection, run_id: str) -> list[str]:
+    """The batches that have a run which was there before them, as often as they have it."""
+    return [batch_id for _, batch_id in _MEMBERS.read(connection, [run_id])]

@@ -33,7 +33,7 @@ from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
 from milepost.store.run_counts import ALL, load_counts
-from milepost.store.schema import RARE, large_values, run_tags, runs
+from milepost.store.schema import RARE, batch_members, large_values, run_tags, runs
 from milepost.store.statements import Lookup, Row, Statement, among, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
@@ -79,6 +79,8 @@ class RunRow(msgspec.Struct, gc=False):
     cancel_asked_at: int | None = None
     cancels_children: int | None = None
     options: str | None = None
+    parent_attempt: int | None = None
+    is_shared: int = 0
 
     @property
     def ended_at(self) -> int | None:
@@ -115,6 +117,7 @@ class NewRun(msgspec.Struct, kw_only=True, gc=False):
     expires_at: int | None = None
     is_due_at_given: int | None = None
     options: str | None = None
+    parent_attempt: int | None = None
 
 
 class RunRecord(msgspec.Struct, gc=False):
@@ -224,6 +227,7 @@ _INSERT_NAMES = (
     "expires_at",
     "is_due_at_given",
     "options",
+    "parent_attempt",
 )
 _STATE_NAMES = (
     "status",
@@ -372,6 +376,7 @@ def insert_runs(connection: Connection, new: Sequence[NewRun]) -> None:
                 run.expires_at,
                 run.is_due_at_given,
                 run.options,
+                run.parent_attempt,
             )
         )
     _INSERT.write(connection, rows)
@@ -848,10 +853,10 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
         found.append(runs.c.task.in_(filter.tasks))
     if filter.tags:
         found.append(exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag.in_(filter.tags))))
-    for name in ("batch_id", "parent_id"):
-        value = getattr(filter, name)
-        if value is not None:
-            found.append(runs.c[name] == value)
+    if filter.batch_id is not None:
+        found.append(runs.c.id.in_(union_all(*_of_batches(lambda column: column == filter.batch_id))))
+    if filter.parent_id is not None:
+        found.append(runs.c.parent_id == filter.parent_id)
     if filter.root_id is not None:
         in_tree = and_(runs.c.parent_id.is_not(None), runs.c.root_id == filter.root_id)
         found.append(or_(in_tree, runs.c.id == filter.root_id))
@@ -870,6 +875,16 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
     return found
 
 
+def _of_batches(
+    condition: Callable[[ColumnElement[str]], ColumnElement[bool]],
+) -> list[Select[tuple[str]]]:
+    """The ids of the runs of the batches that a condition on their ids chooses, also those that were there before them."""
+    return [
+        select(runs.c.id).where(condition(runs.c.batch_id)),
+        select(batch_members.c.run_id).where(condition(batch_members.c.batch_id)),
+    ]
+
+
 def _is_shown(shown: RunScope) -> ColumnElement[bool]:
     """The runs that a token shows. They are few, and are gathered; of tasks there may be many, which are read in their order."""
     if shown == RunScope(tasks=shown.tasks):
@@ -878,9 +893,9 @@ def _is_shown(shown: RunScope) -> ColumnElement[bool]:
         select(run_tags.c.run_id)
         if shown.any_tag
         else select(run_tags.c.run_id).where(run_tags.c.tag.in_(shown.tags)),
-        select(runs.c.id).where(runs.c.batch_id.is_not(None))
-        if shown.any_batch
-        else select(runs.c.id).where(runs.c.batch_id.in_(shown.batches)),
+        union_all(
+            *_of_batches(lambda column: column.is_not(None) if shown.any_batch else column.in_(shown.batches))
+        ),
         select(runs.c.id).where(runs.c.task.in_(shown.tasks)),
         select(runs.c.id).where(runs.c.id.in_(shown.runs)),
     ]
@@ -903,9 +918,10 @@ def batch_runs(
     connection: Connection, batch_id: str, *, after: int = -1, to: int | None = None, limit: int | None = None
 ) -> dict[int, str]:
     """The runs of a batch by index, in index order: those behind the index `after`, up to `to`."""
-    statement = select(runs.c.batch_index, runs.c.id).where(
-        runs.c.batch_id == batch_id, runs.c.batch_index > after
-    )
-    if to is not None:
-        statement = statement.where(runs.c.batch_index <= to)
-    return _pairs(connection, statement.order_by(runs.c.batch_index).limit(limit))
+    parts: list[Select[*tuple[Any, ...]]] = []
+    for table, run_id in ((runs, runs.c.id), (batch_members, batch_members.c.run_id)):
+        part = select(table.c.batch_index.label("place"), run_id).where(
+            table.c.batch_id == batch_id, table.c.batch_index > after
+        )
+        parts.append(part if to is None else part.where(table.c.batch_index <= to))
+    return _pairs(connection, union_all(*parts).order_by("place").limit(limit))

@@ -112,6 +112,10 @@ runs = Table(
     Column("cancels_children", Integer),
     # What else was asked at the trigger, as JSON (`RunOptions`): no statement looks into it.
     Column("options", Text),
+    # The newest attempt of its parent that has it as its child, triggered or found again; nothing: it is not to be found again.
+    Column("parent_attempt", Integer),
+    # 1: other batches than its own count it (`batch_members`), or another run than its parent waits for it (`run_waiters`).
+    Column("is_shared", Integer, nullable=False, server_default=text("0")),
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
     CheckConstraint(_HELD, name="runs_held"),
     CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_FINAL}))", name="runs_finished"),
@@ -219,6 +223,39 @@ batches = Table(
     CheckConstraint(
         "finished_count <= accepted_count AND accepted_count <= run_count", name="batches_counts"
     ),
+)
+
+# Runs that were there before a batch which has them among its own, by their place in it.
+batch_members = Table(
+    "batch_members",
+    tables,
+    Column("batch_id", Text, primary_key=True),
+    Column("batch_index", Integer, primary_key=True, autoincrement=False),
+    Column("run_id", Text, nullable=False),
+    Index("batch_members_run", "run_id"),
+    sqlite_with_rowid=False,
+)
+
+# Runs that wait for a run which is not, or not only, a child of theirs.
+run_waiters = Table(
+    "run_waiters",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("waiter_id", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# What stands for which run. Keys are per task; those of whole batches are under an empty task and stand for the batch. Times are
+# microseconds since 1970, by the clock that is never set back.
+idempotency_keys = Table(
+    "idempotency_keys",
+    tables,
+    Column("key", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("target_id", Text, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Index("idempotency_keys_expires_at", "expires_at"),
+    sqlite_with_rowid=False,
 )
 
 documents = Table(

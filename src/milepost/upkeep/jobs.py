@@ -13,6 +13,7 @@ from milepost.engine.commands import (
     PruneAnnouncements,
     PruneAnswers,
     PruneHistory,
+    PruneKeys,
     PruneStreams,
     PruneUsedTokens,
     ReleaseLostRuns,
@@ -129,6 +130,12 @@ async def _forget_used_tokens(workshop: Workshop, batch: int) -> AsyncIterator[N
         yield
 
 
+async def _forget_keys(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Idempotency keys that stand for nothing any more go."""
+    while await workshop.submit(PruneKeys(batch)) == batch:
+        yield
+
+
 async def _forget_announcements(workshop: Workshop, batch: int) -> AsyncIterator[None]:
     """What servers on one database have told each other goes."""
     while await workshop.submit(PruneAnnouncements(batch)) == batch:
@@ -177,6 +184,13 @@ JOBS = {
             period=_seconds(FORGET_SECONDS),
             batch=100,
             work=_forget_used_tokens,
+            forgets=True,
+        ),
+        Job(
+            name=JobName.IDEMPOTENCY_KEYS,
+            period=_seconds(FORGET_SECONDS),
+            batch=100,
+            work=_forget_keys,
             forgets=True,
         ),
         Job(

@@ -48,7 +48,7 @@ class Handlers:
         self._health = Health(reader.check_place, lambda: committer.submit(ProbeWriting()))
         self._version = version
         tokens = Tokens(authenticator, clock)
-        triggering = Triggering(self._submit, authenticator, queued_reason)
+        triggering = Triggering(self._submit, authenticator, queued_reason, reader)
         runs = Runs(reader, hub, clock)
         steering = Steering(self._submit, reader, clock)
         metadata = Metadata(self._submit, reader)
@@ -65,6 +65,7 @@ class Handlers:
             endpoints.TRIGGER_BATCH.name: triggering.trigger_batch,
             endpoints.CREATE_BATCH.name: triggering.create_batch,
             endpoints.ADD_BATCH_ITEMS.name: triggering.add_batch_items,
+            endpoints.RESET_KEY.name: triggering.reset_key,
             endpoints.RETRIEVE_BATCH.name: runs.retrieve_batch,
             endpoints.BATCH_RESULTS.name: runs.batch_results,
             endpoints.RETRIEVE_RUN.name: runs.retrieve_run,

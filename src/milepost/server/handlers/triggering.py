@@ -8,6 +8,7 @@ from starlette.requests import Request
 from milepost.engine import commands
 from milepost.engine.commands import TriggerItem
 from milepost.errors import UnsupportedMediaTypeError
+from milepost.feed.waiting import in_reader
 from milepost.model.run import QueuedReason
 from milepost.protocol.triggering import (
     BatchCreateRequest,
@@ -16,9 +17,12 @@ from milepost.protocol.triggering import (
     BatchLine,
     BatchRequest,
     BatchResponse,
+    ResetKeyRequest,
+    ResetKeyResponse,
     TriggerRequest,
     TriggerResponse,
 )
+from milepost.reading.reader import Reader
 from milepost.server import access, doors, requests
 from milepost.server.auth import Authenticator, Caller, caller_of
 from milepost.server.handlers.answers import Submit, WithToken
@@ -32,8 +36,10 @@ class Triggering:
         submit: Submit,
         authenticator: Authenticator,
         queued_reason: Callable[[str], QueuedReason | None],
+        reader: Reader,
     ) -> None:
         self._submit = submit
+        self._reader = reader
         self._authenticator = authenticator
         self._queued_reason = queued_reason
 
@@ -52,7 +58,7 @@ class Triggering:
         )
         run_id = triggered.run_ids[0]
         return WithToken(
-            TriggerResponse(run_id, triggered.cached, self._queued_reason(item.task)),
+            TriggerResponse(run_id, bool(triggered.found), self._queued_reason(item.task)),
             self._handed_out([f"read:runs:{run_id}", f"write:inputStreams:{run_id}"], caller),
         )
 
@@ -85,10 +91,16 @@ class Triggering:
                 access.request_id(request),
                 access.one_time_token(caller),
                 attempt,
+                _key_of(body),
             )
         )
         answer = BatchResponse(
-            triggered.batch_id, len(triggered.run_ids), triggered.run_ids, self._queued_reasons(items)
+            triggered.batch_id,
+            len(triggered.run_ids),
+            triggered.run_ids,
+            self._queued_reasons(items),
+            list(triggered.found),
+            triggered.found_batch,
         )
         return self._with_batch_token(answer, triggered.batch_id, caller)
 
@@ -111,10 +123,18 @@ class Triggering:
                 access.request_id(request),
                 access.one_time_token(caller),
                 attempt,
+                _key_of(body),
             )
         )
-        # Never "cached": then the clients would not send the items.
-        answer = BatchCreateResponse(id=batch_id, run_count=body.run_count, is_cached=False)
+        # To a "cached" batch the clients send no items.
+        has_all, run_count = False, body.run_count
+        if body.idempotency_key is not None:
+            batch = await in_reader(lambda: self._reader.batch_row(batch_id))
+            run_count = batch.known_count
+            has_all = run_count is not None and batch.accepted_count >= run_count
+        answer = BatchCreateResponse(
+            id=batch_id, run_count=run_count, is_cached=has_all, idempotency_key=body.idempotency_key
+        )
         return self._with_batch_token(answer, batch_id, caller)
 
     async def add_batch_items(self, request: Request) -> Any:
@@ -154,7 +174,22 @@ class Triggering:
             expected_count=added.run_count,
             runs=added.run_ids,
             queued_reasons=self._queued_reasons(items),
+            cached=list(added.found),
         )
+
+    async def reset_key(self, request: Request) -> Any:
+        """An idempotency key stands for nothing from now on."""
+        body: ResetKeyRequest = await requests.body(request, ResetKeyRequest)
+        key = request.path_params["key"]
+        attempt = access.attempt_of(caller_of(request), request)
+        await self._submit(commands.ResetKey(key, body.task_identifier or "", attempt))
+        return ResetKeyResponse(key)
+
+
+def _key_of(body: BatchRequest | BatchCreateRequest) -> commands.BatchKey | None:
+    if body.idempotency_key is None:
+        return None
+    return commands.BatchKey(body.idempotency_key, body.idempotency_key_ttl)
 
 
 def _check_parents(
