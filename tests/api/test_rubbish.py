@@ -272,6 +272,7 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     run = served.trigger("work", metadata={"d": 1}) if "{run}" in endpoint.path else ""
     return endpoint.path.format(
         task="work",
+        schedule="sched_x",
         run=run,
         batch=batch,
         worker="reporter" if name == "report" else "worker_1",
