@@ -9,6 +9,7 @@ from milepost.client.queue import Queue
 from milepost.client.results import TaskResult
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamValue
+from milepost.client.schedule import Schedule
 from milepost.errors import (
     AbortTaskRun,
     AttemptOverError,
@@ -45,11 +46,13 @@ from milepost.errors import (
 )
 from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
+from milepost.protocol.schedules import ScheduledPayload
 from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import hooks
 from milepost.sdk.metadata import metadata
 from milepost.sdk.runs import runs
+from milepost.sdk.schedules import schedules
 from milepost.sdk.streams import streams
 from milepost.sdk.task import Task, task
 from milepost.sdk.tasks import tasks
@@ -85,6 +88,8 @@ __all__ = [
     "RunHandle",
     "RunNotFoundError",
     "RunStatus",
+    "Schedule",
+    "ScheduledPayload",
     "StreamChunkTooLargeError",
     "StreamError",
     "StreamStoppedError",
@@ -106,6 +111,7 @@ __all__ = [
     "hooks",
     "metadata",
     "runs",
+    "schedules",
     "streams",
     "task",
     "tasks",

@@ -33,7 +33,13 @@ def name(endpoint: Endpoint) -> str:
 def path_of(endpoint: Endpoint) -> str:
     """Its path with ids that nobody has."""
     return endpoint.path.format(
-        task="work", run="run_x", batch="batch_x", worker="worker_x", target="self", key="k"
+        task="work",
+        run="run_x",
+        batch="batch_x",
+        schedule="sched_x",
+        worker="worker_x",
+        target="self",
+        key="k",
     )
 
 
@@ -116,7 +122,13 @@ def test_a_session_is_not_enough_where_the_key_is_needed(
 ) -> None:
     """Nothing changes by what a page could make a browser send, and nobody reads a worker's inbox with it."""
     path = endpoint.path.format(
-        task="work", run="run_x", batch="batch_x", worker=worker.id, target="self", key="k"
+        task="work",
+        run="run_x",
+        batch="batch_x",
+        schedule="sched_x",
+        worker=worker.id,
+        target="self",
+        key="k",
     )
     body = None if endpoint.method == "GET" else {}
     answer = served.call(endpoint.method, path, body, key=None, headers=cookie)

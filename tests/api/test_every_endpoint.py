@@ -297,6 +297,67 @@ class Calls:
         self.worker.finish(run)
         return run["id"]
 
+    def _schedule(self) -> str:
+        return self.served.post("/api/v1/schedules", {"task": "work", "cron": "0 5 * * *"})["id"]
+
+    def _is_schedule(self, found: Any) -> bool:
+        generator = {"type": text, "expression": text, "description": text}
+        fields = {
+            "id": text, "type": text, "task": text, "active": boolean, "timezone": text, "createdAt": text, "updatedAt": text,
+            "generator": lambda value: has(value, generator, {}),
+            "environments": lambda value: value == [{"id": "env_default", "type": "PRODUCTION"}],
+        }  # fmt: skip
+        return has(found, fields, {"nextRun": text, "upcoming": anything, "queuedReason": text})
+
+    def create_schedule(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path, {"task": "work", "every": "5m"})
+        assert answer.status == endpoint.status
+        assert self._is_schedule(answer.json)
+        assert answer.json["generator"]["expression"] == "5m"
+        assert len(answer.json["upcoming"]) == 5
+
+    def list_schedules(self, endpoint: Endpoint) -> None:
+        made = [self._schedule() for _ in range(3)]
+        answer = self.call(endpoint, f"{endpoint.path}?perPage=2&page=1")
+        assert all(map(self._is_schedule, answer.json["data"]))
+        assert [found["id"] for found in answer.json["data"]] == made[:0:-1]
+        count = answer.json["pagination"]["count"]
+        assert answer.json["pagination"] == {"currentPage": 1, "totalPages": (count + 1) // 2, "count": count}
+
+    def retrieve_schedule(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/api/v1/schedules/{self._schedule()}?upcoming=7")
+        assert self._is_schedule(answer.json)
+        assert len(answer.json["upcoming"]) == 7
+        assert answer.json["upcoming"][0] == answer.json["nextRun"]
+
+    def update_schedule(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/api/v1/schedules/{self._schedule()}", {"cron": "0 6 * * *"})
+        assert answer.json["generator"]["expression"] == "0 6 * * *"
+
+    def deactivate_schedule(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, f"/api/v1/schedules/{self._schedule()}/deactivate")
+        assert answer.json["active"] is False
+        assert "nextRun" not in answer.json
+
+    def activate_schedule(self, endpoint: Endpoint) -> None:
+        schedule = self._schedule()
+        self.served.call("POST", f"/api/v1/schedules/{schedule}/deactivate")
+        assert self.call(endpoint, f"/api/v1/schedules/{schedule}/activate").json["active"] is True
+
+    def delete_schedule(self, endpoint: Endpoint) -> None:
+        schedule = self._schedule()
+        assert self.call(endpoint, f"/api/v1/schedules/{schedule}").json == {"id": schedule}
+        assert self.served.call("GET", f"/api/v1/schedules/{schedule}").status == 404
+
+    def list_timezones(self, endpoint: Endpoint) -> None:
+        assert "Europe/Berlin" in self.call(endpoint, endpoint.path).json["timezones"]
+
+    def delete_run(self, endpoint: Endpoint) -> None:
+        run_id = self.served.trigger()
+        self.worker.finish(self.worker.take(run_id))
+        assert self.call(endpoint, f"/api/v1/runs/{run_id}").json == {"id": run_id, "deleted": 1}
+        assert self.served.call("GET", f"/api/v3/runs/{run_id}").status == 404
+
     def list_streams(self, endpoint: Endpoint) -> None:
         [stream] = self.call(endpoint, f"/api/v1/runs/{self._written()}/streams").json["data"]
         fields = {"key": text, "chunkCount": number, "sizeBytes": number, "state": text, "createdAt": text}
@@ -360,8 +421,8 @@ def test_an_endpoint_answers_as_the_table_says(served: Served, worker: HttpWorke
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
 def test_an_unknown_method_is_refused_with_a_problem(served: Served, endpoint: Endpoint) -> None:
     methods = {other.method for other in ENDPOINTS if other.path == endpoint.path}
-    answer = served.call("DELETE", endpoint.path)
-    assert "DELETE" not in methods
+    answer = served.call("PATCH", endpoint.path)
+    assert "PATCH" not in methods
     assert answer.status == 405
     assert answer.json["code"] == "method_not_allowed"
 

@@ -212,7 +212,13 @@ def test_an_unknown_query_parameter_is_refused_everywhere(
     served: Served, worker: HttpWorker, endpoint: Any
 ) -> None:
     path = endpoint.path.format(
-        task="work", run=served.trigger(), batch="batch_x", worker="worker_1", target="self", key="k"
+        task="work",
+        run=served.trigger(),
+        batch="batch_x",
+        schedule="sched_x",
+        worker="worker_1",
+        target="self",
+        key="k",
     )
     refused(served.call("GET", path, query={"verbose": "1"}), "verbose")
 

@@ -67,6 +67,7 @@ def test_random_requests_are_answered_as_described(
         "run": served.trigger(metadata={"a": 1}),
         "batch": served.post("/api/v2/tasks/batch", {"items": [{"task": "work"}]})["id"],
         "task": "work",
+        "schedule": served.post("/api/v1/schedules", {"task": "work", "cron": "0 0 1 1 *"})["id"],
         "worker": "worker_1",
         "target": "self",
         "key": "k",

@@ -283,6 +283,7 @@ def path_of(rubbish: Rubbish, name: str) -> str:
         served.trigger("work", idempotencyKey="k")
     return endpoint.path.format(
         task="work",
+        schedule="sched_x",
         run=run,
         batch=batch,
         worker="reporter" if name == "report" else "worker_1",

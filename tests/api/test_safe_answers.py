@@ -22,7 +22,13 @@ def test_every_answer_is_safe_in_a_browser(
         path = endpoint.path.format(run=run_id)
     else:
         path = endpoint.path.format(
-            task="work", run="run_x", batch="batch_x", worker="worker_1", target="self", key="k"
+            task="work",
+            run="run_x",
+            batch="batch_x",
+            schedule="sched_x",
+            worker="worker_1",
+            target="self",
+            key="k",
         )
     body = b"{" if endpoint.request is not None else None
     answer = served.call(endpoint.method, path, body, key=key)

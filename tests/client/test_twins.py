@@ -11,6 +11,7 @@ import pytest
 
 from milepost import Client, RunHandle, Task, metadata, runs, tasks
 from milepost.client.runs import Runs
+from milepost.client.schedules import Schedules
 from milepost.client.updater import OutsideMetadata
 from milepost.sdk import batches, triggering
 from milepost.sdk.metadata import Metadata, RunMetadata
@@ -44,8 +45,10 @@ WAITING: list[tuple[Any, list[str]]] = [
             "replay",
             "reschedule",
             "add_tags",
+            "delete",
         ],
     ),
+    (Schedules, ["create", "update", "retrieve", "deactivate", "activate", "delete", "list"]),
     (RunHandle, ["retrieve", "subscribe", "result"]),
     (OutsideMetadata, ["send"]),
     (Metadata, ["flush", "refresh"]),
@@ -59,7 +62,7 @@ WAITING: list[tuple[Any, list[str]]] = [
     (batches, ["batch_trigger", "batch_trigger_and_wait"]),
 ]
 # Begin with an a and are no twins.
-OTHERS = {"append", "asyncio", "annotations", "api_url", "add_all", "async_transport"}
+OTHERS = {"activate", "append", "asyncio", "annotations", "api_url", "add_all", "async_transport"}
 
 
 def twin_of(name: str) -> str:

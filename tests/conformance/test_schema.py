@@ -85,7 +85,14 @@ def test_the_migration_tool_finds_nothing_left_to_do(store: Store) -> None:
 def test_every_check_of_the_code_is_in_the_database(store: Store) -> None:
     with store.read() as connection:
         checks = {name for table in described(connection).values() for name in table["checks"]}
-    assert checks == {"runs_status", "runs_held", "runs_finished", "batches_counts"}
+    assert checks == {
+        "runs_status",
+        "runs_held",
+        "runs_finished",
+        "batches_counts",
+        "schedules_times",
+        "schedules_active",
+    }
 
 
 def test_opening_again_changes_nothing(open_store: OpenStore) -> None:
@@ -108,6 +115,7 @@ WITHOUT_ROW_IDS = {
     "run_counts",
     "run_tags",
     "run_waiters",
+    "scheduled_runs",
     "stream_writers",
     "streams",
 }

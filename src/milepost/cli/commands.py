@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from milepost.cli import metadata_commands
+from milepost.cli import metadata_commands, schedules
 from milepost.cli.console import fail
 
 if TYPE_CHECKING:
@@ -401,6 +401,18 @@ def tag_run(
     command.add_tags(run_id, tags)
 
 
+@runs.command("delete")
+def delete_runs(
+    run_ids: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Finished runs.", show_default=False)
+    ],
+) -> None:
+    """Delete finished runs, each with all runs below it and everything that belongs to them. Nothing brings them back."""
+    from milepost.cli import runs as command
+
+    command.delete_runs(run_ids)
+
+
 @runs.command("stream")
 def read_stream(
     run_id: RunId,
@@ -479,6 +491,7 @@ def show_history(
 
 
 app.add_typer(metadata_commands.app, name="metadata")
+app.add_typer(schedules.app, name="schedules")
 
 db = typer.Typer(help="Care for the database.", no_args_is_help=True)
 app.add_typer(db, name="db")

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from milepost.cli.console import err, fail, note, out, print_json, print_line
+from milepost.cli.console import err, fail, note, out, print_json, print_line, say_error
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
 from milepost.cli.text import json_text, visible
 from milepost.client import calls
@@ -25,6 +25,7 @@ from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
 from milepost.client.streams import reader
+from milepost.errors import RequestError
 from milepost.model.run import AttemptEnd, QueuedReason, RunError
 from milepost.protocol.runs import RunAttempt
 
@@ -51,8 +52,8 @@ def trigger(
     task_id: str, payload: str | None, *, metadata: str | None, tags: Sequence[str], watch: bool
 ) -> None:
     """Trigger a run; its id goes to standard output."""
-    value = NO_PAYLOAD if payload is None else _payload_of(payload)
-    document = None if metadata is None else _object_from_json(metadata)
+    value = NO_PAYLOAD if payload is None else payload_of(payload)
+    document = None if metadata is None else object_from_json(metadata)
     client = Client()
     handle = client.trigger(task_id, value, metadata=document, tags=list(tags))
     print_line(handle.id)
@@ -74,7 +75,7 @@ def cancel(run_ids: Sequence[str]) -> None:
 def replay(run_id: str, payload: str | None, *, watch: bool) -> None:
     """Trigger the same again; the id of the new run goes to standard output."""
     client = Client()
-    handle = client.runs.replay(run_id, NO_PAYLOAD if payload is None else _payload_of(payload))
+    handle = client.runs.replay(run_id, NO_PAYLOAD if payload is None else payload_of(payload))
     print_line(handle.id)
     if watch:
         _watch(client, handle.id, as_json=False)
@@ -121,7 +122,7 @@ def list_runs(
         "parent": parent,
         "top_level": top_level,
         "created_after": None if since is None else time_of("--since", since),
-        "metadata": None if metadata is None else _object_from_json(metadata),
+        "metadata": None if metadata is None else object_from_json(metadata),
     }
     given = {name: values for name, values in filters.items() if values}
     runs = list(islice(Client().runs.list(page_size=min(limit, 100), **given), limit))
@@ -132,7 +133,7 @@ def list_runs(
     if not runs:
         err.print("no runs")
         return
-    _print_table([("run", "task", "status", "created", "progress"), *map(_row, runs)])
+    print_table([("run", "task", "status", "created", "progress"), *map(_row, runs)])
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def _row(run: Run) -> tuple[str, ...]:
     return run.id, run.task_id, run.status, created, ", ".join(told)
 
 
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
     """Columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
@@ -160,6 +161,23 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
         line.truncate(max(out.width, before_last + LAST_COLUMN_CHARACTERS_MIN), overflow="ellipsis")
         line.rstrip()
         out.print(line, soft_wrap=True)
+
+
+def delete_runs(run_ids: Sequence[str]) -> None:
+    """Delete finished runs; those that cannot be are told, and the others are deleted all the same."""
+    client = Client()
+    failed = 0
+    for run_id in run_ids:
+        try:
+            count = client.runs.delete(run_id)
+        except RequestError as error:
+            failed += 1
+            say_error(str(error))
+            continue
+        below = f", with {count - 1:,} below it" if count > 1 else ""
+        note(f"{run_id} is deleted{below}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def get_run(run_id: str, *, as_json: bool) -> None:
@@ -249,7 +267,7 @@ def read_stream(run_id: str, key: str | None, *, start: int, follow: bool) -> No
 def send_input(run_id: str, key: str, given: str) -> None:
     """Send a value to a run."""
     client = Client()
-    client.send(calls.send_input(run_id, key, json.dumps(_payload_of(given)).encode()))
+    client.send(calls.send_input(run_id, key, json.dumps(payload_of(given)).encode()))
 
 
 def _list_streams(run: Run) -> None:
@@ -260,7 +278,7 @@ def _list_streams(run: Run) -> None:
     for stream in run.streams:
         error = _first_line(stream.error or "")
         rows.append((stream.key, stream.state, f"{stream.chunk_count:,}", f"{stream.size_bytes:,}", error))
-    _print_table(rows)
+    print_table(rows)
 
 
 def _watch(client: Client, run_id: str, *, as_json: bool) -> None:
@@ -380,7 +398,7 @@ def time_of(option: str, text: str) -> datetime:
         )
 
 
-def _payload_of(given: str) -> Any:
+def payload_of(given: str) -> Any:
     """The payload that an argument means: JSON, a file with JSON in it (`@people.json`), or standard input (`-`)."""
     if given == "-":
         return _from_json(
@@ -401,7 +419,8 @@ def _read(name: str, read: Callable[[], bytes]) -> str:
         fail(f"{name} cannot be read: {error.strerror}")
 
 
-def _object_from_json(text: str) -> dict[str, Any]:
+def object_from_json(text: str) -> dict[str, Any]:
+    """The JSON object that `--metadata` means."""
     example = '\'{"user": "u1"}\''
     value = _from_json(text, "--metadata", f"it is an object such as {example}")
     if not isinstance(value, dict):

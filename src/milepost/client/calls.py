@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from milepost.client.run import Run, WholeRun, run_from_wire
+from milepost.client.schedule import Schedule, schedule_from_wire
 from milepost.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -36,6 +37,7 @@ from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.runs import Replayed, RunObject, RunResult, TagsRequest
+from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.protocol.triggering import (
@@ -288,6 +290,11 @@ def add_tags(run_id: str, tags: Sequence[str]) -> Call[list[str]]:
     )  # fmt: skip
 
 
+def delete_run(run_id: str) -> Call[int]:
+    """Delete a finished run with all runs below it; how many runs that were."""
+    return _call("runs.delete", endpoints.DELETE_RUN, lambda answer, _: answer.deleted, run=run_id)
+
+
 def list_runs(filters: Mapping[str, Any], *, page_size: int, after: str | None) -> Call[Page]:
     """One page of runs; `filters` as `run_filters` gives them."""
     query = {**filters, "page[size]": page_size}
@@ -306,6 +313,7 @@ def run_filters(
     task: str | Sequence[str] | None = None,
     tag: str | Sequence[str] | None = None,
     batch: str | None = None,
+    schedule: str | None = None,
     parent: str | None = None,
     root: str | None = None,
     top_level: bool | None = None,
@@ -323,6 +331,7 @@ def run_filters(
         "filter[taskIdentifier]": _joined("task", task),
         "filter[tag]": _joined("tag", tag),
         "filter[batch]": batch,
+        "filter[schedule]": schedule,
         "filter[parent]": parent,
         "filter[root]": root,
         "filter[topLevel]": _truth(top_level),
@@ -376,6 +385,50 @@ def metadata_at(run_id: str, *, version: int | None, at: datetime | None) -> Cal
         raise TypeError("metadata_at takes either version= or at=, one of the two")
     query = {"version": version} if at is None else {"at": _microseconds("at", at)}
     return _call("runs.metadata_at", endpoints.GET_METADATA, _read_document, query=query, run=run_id)
+
+
+def create_schedule(request: CreateScheduleRequest) -> Call[Schedule]:
+    """Make a schedule."""
+    check_name(request.task, "the id of a task", field="task")
+    return _call("schedules.create", endpoints.CREATE_SCHEDULE, _read_schedule, body=request)
+
+
+def update_schedule(schedule_id: str, request: UpdateScheduleRequest) -> Call[Schedule]:
+    """Change a schedule."""
+    return _call(
+        "schedules.update", endpoints.UPDATE_SCHEDULE, _read_schedule, body=request, schedule=schedule_id
+    )
+
+
+def retrieve_schedule(schedule_id: str, upcoming: int) -> Call[Schedule]:
+    """One schedule with so many of its next times."""
+    return _call(
+        "schedules.retrieve", endpoints.RETRIEVE_SCHEDULE, _read_schedule, query={"upcoming": upcoming}, schedule=schedule_id
+    )  # fmt: skip
+
+
+def set_schedule_active(schedule_id: str, is_active: bool) -> Call[Schedule]:
+    """Pause a schedule, or let it go on."""
+    endpoint = endpoints.ACTIVATE_SCHEDULE if is_active else endpoints.DEACTIVATE_SCHEDULE
+    form = "schedules.activate" if is_active else "schedules.deactivate"
+    return _call(form, endpoint, _read_schedule, schedule=schedule_id)
+
+
+def delete_schedule(schedule_id: str) -> Call[None]:
+    """Forget a schedule."""
+    return _call("schedules.delete", endpoints.DELETE_SCHEDULE, lambda _, __: None, schedule=schedule_id)
+
+
+def list_schedules(task: str | None, page: int, page_size: int) -> Call[tuple[list[Schedule], int]]:
+    """A page of schedules, and how many pages there are."""
+    query: dict[str, Any] = {"page": page, "perPage": page_size}
+    if task is not None:
+        query["task"] = task
+    return _call(
+        "schedules.list", endpoints.LIST_SCHEDULES,
+        lambda answer, _: ([schedule_from_wire(row) for row in answer.data], answer.pagination.total_pages),
+        query=query,
+    )  # fmt: skip
 
 
 def read_stream(run_id: str, key: str, *, start: int | None) -> Feed:
@@ -502,6 +555,10 @@ def _segment(name: str, value: object) -> str:
 
 def _read_document(answer: MetadataResponse, _: Headers) -> MetadataDocument:
     return MetadataDocument(msgspec.json.decode(answer.metadata), answer.version, answer.refused or [])
+
+
+def _read_schedule(answer: ScheduleObject, _: Headers) -> Schedule:
+    return schedule_from_wire(answer)
 
 
 def _read_history(answer: wire.MetadataHistory, _: Headers) -> HistoryPage:

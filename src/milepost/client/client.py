@@ -13,6 +13,7 @@ from milepost.client.handles import RunHandle
 from milepost.client.idempotency import IdempotencyKey, hash_key_of
 from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
+from milepost.client.schedules import Schedules
 from milepost.client.shape import Shape
 from milepost.client.steps import Steps, arun, run
 from milepost.errors import MetadataTooLargeError
@@ -49,6 +50,7 @@ class Client:
             api_url, secret_key = address.api_url, address.secret_key
         self.connection = Connection(api_url, secret_key)
         self.runs = Runs(lambda: self.connection)
+        self.schedules = Schedules(lambda: self.connection)
         self.metadata_limit = SIZE_LIMIT
 
     @property

@@ -28,6 +28,7 @@ class RunFilters(TypedDict, total=False):
     task: one task id or several.
     tag: one tag or several; runs with any of them.
     batch: a batch id.
+    schedule: the id of the schedule that has triggered them.
     parent: the id of the parent run.
     root: the id of the run at the top of the tree.
     top_level: True for runs without a parent, False for runs that have one.
@@ -42,6 +43,7 @@ class RunFilters(TypedDict, total=False):
     task: str | Sequence[str]
     tag: str | Sequence[str]
     batch: str
+    schedule: str
     parent: str
     root: str
     top_level: bool
@@ -319,6 +321,17 @@ class Runs:
     async def await_(self, run_id: str, timeout: float | None = None) -> Run:  # noqa: ASYNC109 - the twin of `wait`
         """As `wait`, without blocking. (`await` alone is a keyword.)"""
         return await endings.await_for_run(self._connection(), run_id, timeout)
+
+    def delete(self, run_id: str) -> int:
+        """Delete a finished run, and all runs below it, with everything that belongs to them; how many runs that were.
+
+        Raises: RunNotFoundError; ConflictError while one of them, or the run's parent, has not finished.
+        """
+        return self._connection().send(calls.delete_run(run_id))
+
+    async def adelete(self, run_id: str) -> int:
+        """As `delete`, without blocking."""
+        return await self._connection().asend(calls.delete_run(run_id))
 
     def metadata(self, run_id: str) -> OutsideMetadata:
         """Updates of a run's document from outside: `runs.metadata(run_id).set("approved", True).send()`.

@@ -81,7 +81,8 @@ class StreamGrown(msgspec.Struct, gc=False):
 
 
 class Announcement(msgspec.Struct):
-    """Everything that one commit changed. `ended_sessions`: sessions of the dashboard that were signed out. `is_gap`: some commits of
+    """Everything that one commit changed. `ended_sessions`: sessions of the dashboard that were signed out.
+    `deleted_runs`: runs that are gone. `is_gap`: some commits of
     other servers could not be heard of, and have changed who knows what."""
 
     runs: list[RunChanged]
@@ -91,6 +92,7 @@ class Announcement(msgspec.Struct):
     resumed: list[RunsResumed] = []
     cancel_asked: list[CancelAsked] = []
     ended_sessions: list[str] = []
+    deleted_runs: list[str] = []
     is_gap: bool = False
 
     @property
@@ -104,5 +106,6 @@ class Announcement(msgspec.Struct):
             or self.resumed
             or self.cancel_asked
             or self.ended_sessions
+            or self.deleted_runs
             or self.is_gap
         )

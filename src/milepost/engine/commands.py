@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from milepost.protocol.schedules import CreateScheduleRequest, UpdateScheduleRequest
 from milepost.protocol.streams import PartReply, WriterEnd
 from milepost.protocol.triggering import BatchLine, TriggerOptions
 from milepost.protocol.work import AttemptLines, Death, RunReport, WorkerTask
@@ -337,6 +338,65 @@ class PruneHistory(msgspec.Struct, frozen=True):
     logs: Sequence[PrunableLog]
 
 
+class CreateSchedule(msgspec.Struct, frozen=True):
+    """Make a schedule, or change the one that has its deduplication key. Result: its `ScheduleRow`. A repeated `request_id` is
+    answered with the schedule that the first has made, as it is now."""
+
+    request: CreateScheduleRequest
+    request_id: str | None = None
+    attempt: AttemptRef | None = None
+
+
+class UpdateSchedule(msgspec.Struct, frozen=True):
+    """Change a schedule that was made by a call. Result: its `ScheduleRow`."""
+
+    schedule_id: str
+    request: UpdateScheduleRequest
+    attempt: AttemptRef | None = None
+
+
+class SetScheduleActive(msgspec.Struct, frozen=True):
+    """Pause a schedule, or let it go on from its next time. Result: its `ScheduleRow`."""
+
+    schedule_id: str
+    is_active: bool
+    attempt: AttemptRef | None = None
+
+
+class DeleteSchedule(msgspec.Struct, frozen=True):
+    """Forget a schedule that was made by a call. Result: None. Its runs go on. A repeated `request_id` changes nothing."""
+
+    schedule_id: str
+    request_id: str | None = None
+    attempt: AttemptRef | None = None
+
+
+class DeleteRun(msgspec.Struct, frozen=True):
+    """Delete a finished run with all runs below it, up to `limit` of them, the deepest first. Result: how many, and how many are left.
+    With a repeated `request_id` the run may have gone already."""
+
+    run_id: str
+    limit: int = 200
+    request_id: str | None = None
+    attempt: AttemptRef | None = None
+
+
+class DeleteOldTree(msgspec.Struct, frozen=True):
+    """Delete up to `limit` runs of a tree, if all of it has finished before the times of its statuses (`cutoffs`), and before
+    `settled_before` by the clock that is never set back. Result: how many; less than `limit`: the tree has gone, or must stay."""
+
+    root_id: str
+    cutoffs: dict[str, int]
+    settled_before: int
+    limit: int
+
+
+class DeleteLogLines(msgspec.Struct, frozen=True):
+    """Delete these lines of the logs of runs. Result: how many."""
+
+    numbers: Sequence[int]
+
+
 class BeginJob(msgspec.Struct, frozen=True):
     """This server would do a job of the upkeep that any server has to do once in a period (microseconds). Result: whether it may."""
 
@@ -378,6 +438,13 @@ Command = (
     | PruneKeys
     | PruneAnnouncements
     | PruneHistory
+    | CreateSchedule
+    | UpdateSchedule
+    | SetScheduleActive
+    | DeleteSchedule
+    | DeleteRun
+    | DeleteOldTree
+    | DeleteLogLines
     | BeginJob
     | FinishJob
 )

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from milepost.engine import claiming, fencing, promoting, queues
+from milepost.engine import claiming, fencing, promoting, queues, schedules
 from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
 from milepost.engine.commands import Claim, Command
@@ -37,6 +37,7 @@ from milepost.protocol.work import ClaimedRun
 from milepost.store import queues as queue_store
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import schedules as schedule_store
 from milepost.store import upkeep as upkeep_store
 from milepost.store import workers as worker_store
 from milepost.store.database import Store
@@ -119,6 +120,8 @@ class Engine:
         # At once, because much may have become due meanwhile.
         state.next_due_at = self._clock()
         state.newly_offered.update(set(run_store.pending_tasks(connection)) & state.catalog.tasks.keys())
+        schedules.follow_clock(connection, 0, now=self._clock())
+        state.next_schedule_at = schedule_store.next_time(connection)
         known = {row.id: row for row in worker_store.load_workers(connection)}
         state.change_workers(
             [_known(row, self._steady()) for row in known.values()],
@@ -244,14 +247,17 @@ class Engine:
             self.state.answered(parked.claim)
         if self.state.next_due_at is not None:
             self.state.next_due_at = max(self.state.next_due_at, now + AWAY_MICROSECONDS)
+        if self.state.next_schedule_at is not None:
+            self.state.next_schedule_at = max(self.state.next_schedule_at, now + AWAY_MICROSECONDS)
         return [(answer, []) for parked in over for answer in parked.answers]
 
     def wake_at(self) -> int | None:
         """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or something happens by
         itself."""
         deadline = self.state.parked.next_deadline()
-        due_at = None if self.state.next_due_at is None else self.state.next_due_at - self._ahead
-        return min((at for at in (deadline, due_at) if at is not None), default=None)
+        by_itself = (self.state.next_due_at, self.state.next_schedule_at)
+        times = [at - self._ahead for at in by_itself if at is not None]
+        return min(times if deadline is None else [deadline, *times], default=None)
 
     @property
     def has_claims_to_release(self) -> bool:
@@ -291,6 +297,7 @@ class Engine:
                 self._load(others, transaction)
                 for request in others:
                     request.result = self._decide(request.command, transaction)
+                schedules.fire(transaction, self.state)
                 transaction.save()
                 if transaction.has_steps or self._is_due(transaction.now):
                     promoting.carry_on(transaction, self.state)
@@ -353,6 +360,8 @@ class Engine:
             if new := state.catalog.tasks.keys() - before:
                 state.newly_offered |= new
                 state.due_later(0)
+        if learnt.schedules_changed:
+            state.next_schedule_at = schedule_store.next_time(connection)
         now, steady_now, others = self._clock(), self._steady(), self._others
         assert others is not None, "somebody else has told it"
         self.measures.told_seconds.observe(max(0, now - others.told_at) / 1_000_000)
@@ -424,6 +433,7 @@ class Engine:
             next_due_at=due_at if is_news else None,
             has_apart=transaction.has_apart,
             has_steps=transaction.has_more_steps,
+            schedules_changed=transaction.schedules_changed,
         )
 
     def _jump(self, transaction: Transaction) -> int:
@@ -434,6 +444,8 @@ class Engine:
             # Servers on one database go by its clock, and none of them could say for all that it was set.
             return 0
         run_store.shift_due(transaction.connection, jump, now=transaction.now)
+        schedules.follow_clock(transaction.connection, jump, now=transaction.now)
+        transaction.schedules_changed = True
         # Read anew, because a group that failed may have known of runs by either clock.
         self.state.next_due_at = promoting.next_due_at_after(
             transaction.connection, transaction.now, self.state
@@ -467,6 +479,8 @@ class Engine:
             self.measures.claim_seconds.observe(microseconds / 1_000_000)
         served.park(self.state.parked)
         self.state.next_due_at = served.next_due_at
+        if transaction.schedules_changed:
+            self.state.next_schedule_at = transaction.next_schedule_at
         for worker_id, sequence in served.newest.items():
             if worker_id in self.state.workers:
                 self.state.workers[worker_id].newest_claim = sequence

@@ -23,6 +23,8 @@ class JobName(StrEnum):
     INDEX = "index"
     HISTORY = "history"
     STREAMS = "streams"
+    RUNS = "runs"
+    LOGS = "logs"
     ANSWERS = "answers"
     USED_TOKENS = "used_tokens"
     IDEMPOTENCY_KEYS = "idempotency_keys"

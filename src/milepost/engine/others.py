@@ -56,6 +56,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         next_due_at: when a run becomes due that is queued for later, where the others do not know of one before it.
         has_apart: a run has to execute apart.
         has_steps: there is more to do by itself, at once (`engine/promoting.py`).
+        schedules_changed: schedules have fired, or were changed.
     """
 
     registered: Sequence[HeardWorker] = ()
@@ -70,6 +71,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     next_due_at: int | None = None
     has_apart: bool = False
     has_steps: bool = False
+    schedules_changed: bool = False
 
 
 # What a group teaches that has changed nothing.
@@ -107,6 +109,7 @@ class _News(msgspec.Struct, omit_defaults=True):
     resumed: list[RunsResumed] = []
     cancel_asked: list[CancelAsked] = []
     ended_sessions: list[str] = []
+    deleted_runs: list[str] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -277,6 +280,7 @@ def encode(learnt: Learnt, announcement: Announcement) -> bytes:
             announcement.resumed,
             announcement.cancel_asked,
             announcement.ended_sessions,
+            announcement.deleted_runs,
         )
     )
 
@@ -323,4 +327,5 @@ def decode(payload: bytes) -> tuple[Learnt, Announcement]:
         news.resumed,
         news.cancel_asked,
         news.ended_sessions,
+        news.deleted_runs,
     )

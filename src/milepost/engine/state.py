@@ -201,6 +201,8 @@ class EngineState:
         self.next_due_at: int | None = None
         # Tasks of which runs may wait that were triggered before anybody offered them.
         self.newly_offered: set[str] = set()
+        # When the next schedule fires, by the wall clock; None when none will.
+        self.next_schedule_at: int | None = None
         # The newest of these times that servers have told each other.
         self.due_told: int | None = None
         # False when it is known that no queued run has to execute apart.

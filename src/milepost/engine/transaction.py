@@ -85,6 +85,9 @@ class Transaction:
         # Tasks that nobody had offered before, and those of which no run waits for that any more.
         self.newly_offered: set[str] = set()
         self.wholly_offered: set[str] = set()
+        # A schedule has fired or was changed; then, when the next one fires.
+        self.schedules_changed = False
+        self.next_schedule_at: int | None = None
         self.new_runs: list[NewRun] = []
         self.new_batches: list[BatchRow] = []
         self._keys: dict[tuple[str, str], KeyRow | None] = {}
@@ -108,6 +111,7 @@ class Transaction:
         # Tokens that work once, used by this group; those that are not saved yet are in the second.
         self._used_tokens: dict[str, UsedToken] = {}
         self._new_used_tokens: list[UsedToken] = []
+        self.deleted_runs: list[str] = []
         # Sessions of the dashboard that were signed out.
         self.ended_sessions: list[str] = []
         self._documents = documents
@@ -476,6 +480,14 @@ class Transaction:
             return None
         return self.registered_workers.get(worker_id) or self._known_workers.get(worker_id)
 
+    def is_offered(self, task: str) -> bool:
+        """Whether a worker that holds a lease offers the task, as things stand in this group."""
+        return any(
+            task in worker.tasks
+            for worker in (*self._known_workers.values(), *self.registered_workers.values())
+            if worker.id not in self.gone_workers
+        )
+
     def register_worker(self, worker: Worker) -> None:
         """A worker presents itself."""
         self.gone_workers.discard(worker.id)
@@ -503,6 +515,15 @@ class Transaction:
     def may_claim(self, worker_id: str, sequence: int) -> bool:
         """False when the worker has left, or given up this claim, in this group."""
         return worker_id not in self.gone_workers and (worker_id, sequence) not in self.withdrawn_claims
+
+    def delete_runs(self, ids: Collection[str]) -> None:
+        """These runs are no longer in the store. Nothing of this group that is not saved yet may be about them."""
+        self._documents.forget(ids)
+        for run_id in ids:
+            self._rows.pop(run_id, None)
+            self._absent.add(run_id)
+            self._changed_runs.pop(run_id, None)
+        self.deleted_runs += ids
 
     def announce_state(self, row: RunRow) -> None:
         """Subscribers should know that the run's state has changed."""
@@ -646,6 +667,7 @@ class Transaction:
             resumed=[RunsResumed(holder, ids) for holder, ids in self._resumed.items()],
             cancel_asked=[CancelAsked(holder, ids) for holder, ids in self._cancel_asked.items()],
             ended_sessions=self.ended_sessions,
+            deleted_runs=self.deleted_runs,
         )
 
     def _announcement(self, row: RunRow) -> RunChanged:

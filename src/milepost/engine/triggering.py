@@ -98,6 +98,18 @@ def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> T
     return _answer(answer, command.request_id, checksum, transaction)
 
 
+def check_item(item: TriggerItem, transaction: Transaction, state: EngineState) -> None:
+    """Raise what would refuse this run."""
+    _new_run(item, None, "trigger", transaction, state, place="")
+
+
+def trigger_scheduled(item: TriggerItem, transaction: Transaction, state: EngineState) -> str:
+    """Queue the run of a schedule; its id. Raises what refuses it."""
+    run = _new_run(item, None, "trigger", transaction, state, place="")
+    _queue([run], transaction, state)
+    return run.id
+
+
 def trigger_batch(command: TriggerBatch, transaction: Transaction, state: EngineState) -> Triggered:
     """Queue a whole batch."""
     checksum = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from milepost.engine import ending, jobs, queues
+from milepost.engine import ending, jobs, queues, schedules
 from milepost.engine.commands import RegisterWorker, ReleaseLostRuns
 from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState, Worker
@@ -53,6 +53,8 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
             for task in command.tasks
         ],
     )
+    if known is None:
+        schedules.declare(command.tasks, transaction, state)
     transaction.register_worker(
         Worker(
             command.worker_id,

@@ -499,6 +499,11 @@ class Hub:
             if inbox is not None:
                 inbox.cancelled += asked.ids
                 inbox.wake.set()
+        if announcement.deleted_runs:
+            for watch in self.lists:
+                # Whether it has shown one of them is found out by reading it again.
+                watch.is_stale = True
+                watch.wake.set()
         for session_id in announcement.ended_sessions:
             for session_ended in self._sessions.get(session_id, ()):
                 session_ended.set()

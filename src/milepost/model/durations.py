@@ -109,3 +109,16 @@ def _of_text(text: str) -> timedelta:
     if not place:
         raise ValueError(wrong)
     return total
+
+
+def duration_text(duration: timedelta) -> str:
+    """The shortest text that `parse_duration` reads as this duration: `1h30m`."""
+    rest = duration // timedelta(microseconds=1)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000)):
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    if rest:
+        parts.append(f"{rest / 1000:g}ms")
+    return "".join(parts) or "0s"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
-from milepost.protocol import dashboard, feed, metadata, runs, streams, tokens, triggering, work
+from milepost.protocol import dashboard, feed, metadata, runs, schedules, streams, tokens, triggering, work
 from milepost.protocol.triggering import NotSupported
 
 
@@ -113,6 +113,7 @@ RUN_FILTERS = (
     Parameter("filter[taskIdentifier]", "task ids, joined with commas"),
     Parameter("filter[tag]", "tags, joined with commas; runs with any of them"),
     Parameter("filter[batch]", "a batch id"),
+    Parameter("filter[schedule]", "the id of the schedule that has triggered them"),
     Parameter("filter[parent]", "the id of the parent run"),
     Parameter("filter[root]", "the id of the root run"),
     Parameter("filter[topLevel]", "true: runs without a parent; false: runs that have one", "boolean"),
@@ -132,7 +133,6 @@ FILTERS_NOT_SUPPORTED: NotSupported = {
     "filter[machine]": (),
     "filter[queue]": (),
     "filter[region]": (),
-    "filter[schedule]": (),
     "filter[version]": (),
 }
 """Filters of the protocol that this version does not carry out, each with the values that ask for nothing (no run is a test run)."""
@@ -235,6 +235,10 @@ RESCHEDULE_RUN = Endpoint(
 ADD_TAGS = Endpoint(
     "add_tags", "POST", "/api/v1/runs/{run}/tags", "Add tags to a run", KEY_ONLY, runs.TagsRequest, runs.TagsAnswer,
     problems=(400, 404, 409, 422),
+)  # fmt: skip
+DELETE_RUN = Endpoint(
+    "delete_run", "DELETE", "/api/v1/runs/{run}", "Delete a finished run, and all runs below it, with everything that belongs to them",
+    KEY_ONLY, response=runs.RunDeleted, problems=(404, 409),
 )  # fmt: skip
 RUN_RESULT = Endpoint(
     "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none", RUN_READERS,
@@ -401,6 +405,45 @@ WRITE_STREAM = Endpoint(
     response=streams.InputResponse, problems=(400, 404, 409, 413, 422), tag="streams",
 )  # fmt: skip
 
+_UPCOMING = (Parameter("upcoming", "how many of the next times are told, 0 to 100, default 5", "integer"),)
+LIST_SCHEDULES = Endpoint(
+    "list_schedules", "GET", "/api/v1/schedules", "Schedules, newest first", READERS, response=schedules.SchedulePage,
+    parameters=(
+        Parameter("page", "the number of the page, from 1", "integer"),
+        Parameter("perPage", "schedules on a page, 1 to 100, default 50", "integer"),
+        Parameter("task", "only schedules of this task"),
+    ),
+    problems=(400,), tag="schedules",
+)  # fmt: skip
+CREATE_SCHEDULE = Endpoint(
+    "create_schedule", "POST", "/api/v1/schedules", "Make a schedule, or change the one that has its deduplication key", KEY_ONLY,
+    schedules.CreateScheduleRequest, schedules.ScheduleObject, problems=(400, 409, 422), tag="schedules",
+)  # fmt: skip
+RETRIEVE_SCHEDULE = Endpoint(
+    "retrieve_schedule", "GET", "/api/v1/schedules/{schedule}", "A schedule", READERS,
+    response=schedules.ScheduleObject, parameters=_UPCOMING, problems=(400, 404), tag="schedules",
+)  # fmt: skip
+UPDATE_SCHEDULE = Endpoint(
+    "update_schedule", "PUT", "/api/v1/schedules/{schedule}", "Change a schedule; what is left out stays", KEY_ONLY,
+    schedules.UpdateScheduleRequest, schedules.ScheduleObject, problems=(400, 404, 409, 422), tag="schedules",
+)  # fmt: skip
+DELETE_SCHEDULE = Endpoint(
+    "delete_schedule", "DELETE", "/api/v1/schedules/{schedule}", "Forget a schedule; its runs go on", KEY_ONLY,
+    response=schedules.ScheduleDeleted, problems=(404, 409), tag="schedules",
+)  # fmt: skip
+ACTIVATE_SCHEDULE = Endpoint(
+    "activate_schedule", "POST", "/api/v1/schedules/{schedule}/activate", "Let a paused schedule go on from its next time", KEY_ONLY,
+    response=schedules.ScheduleObject, problems=(404, 409), tag="schedules",
+)  # fmt: skip
+DEACTIVATE_SCHEDULE = Endpoint(
+    "deactivate_schedule", "POST", "/api/v1/schedules/{schedule}/deactivate", "Pause a schedule", KEY_ONLY,
+    response=schedules.ScheduleObject, problems=(404, 409), tag="schedules",
+)  # fmt: skip
+LIST_TIMEZONES = Endpoint(
+    "list_timezones", "GET", "/api/v1/timezones", "The time zones that a schedule can have", READERS,
+    response=schedules.Timezones, tag="schedules",
+)  # fmt: skip
+
 CREATE_SIGN_IN_LINK = Endpoint(
     "create_sign_in_link", "POST", "/api/v1/sign-in-links", "A link that signs a browser in to the dashboard, once and soon", KEY_ONLY,
     response=dashboard.SignInLink, tag="server",
@@ -418,10 +461,12 @@ CREATE_PUBLIC_TOKEN = Endpoint(
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
-    RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS,
+    RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS, DELETE_RUN,
     LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
+    LIST_SCHEDULES, CREATE_SCHEDULE, RETRIEVE_SCHEDULE, UPDATE_SCHEDULE, DELETE_SCHEDULE, ACTIVATE_SCHEDULE, DEACTIVATE_SCHEDULE,
+    LIST_TIMEZONES,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
     # The first that fits is taken: a key may have slashes.
     LIST_STREAMS, READ_INPUT, SEND_INPUT, STREAM_POSITION, READ_STREAM, CREATE_STREAM, APPEND_CHUNK, WRITE_STREAM,

@@ -5,6 +5,7 @@ from datetime import datetime
 import msgspec
 
 from milepost.model.run import AttemptEnd, QueuedReason, RunError, RunStatus
+from milepost.protocol.schedules import RunSchedule
 from milepost.protocol.streams import StreamSummary
 
 
@@ -102,6 +103,8 @@ class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     streams: list[StreamSummary] = []
     # Why a run that is queued cannot be taken by anybody at this moment.
     queued_reason: QueuedReason | None = None
+    # The schedule that has triggered the run, while there is such a schedule.
+    schedule: RunSchedule | None = None
     attempts: list[RunAttempt]
 
 
@@ -154,6 +157,13 @@ class RunResult(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     output: str | None = None
     output_type: str | None = None
     error: RunError | None = None
+
+
+class RunDeleted(msgspec.Struct):
+    """A run that is gone. `deleted`: how many runs, with all below it."""
+
+    id: str
+    deleted: int
 
 
 class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):

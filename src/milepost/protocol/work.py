@@ -14,6 +14,7 @@ from milepost.model.retry import Retry
 from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.runs import LogLine
+from milepost.protocol.schedules import TaskSchedule
 
 NO_DECIMAL_POINT = "x-noDecimalPoint"
 """A keyword of metadata schemas beyond JSON Schema, whose integers may be written as `5.0`: with it they may not."""
@@ -32,7 +33,8 @@ class WorkerTask(
 
     `payloadSchema` describes the payload, for who wants to trigger it. `metadataSchema` is the type of the metadata of its runs, as a
     JSON schema (2020-12): the server holds every writer to it (M76). The newest registration of a task replaces what was known of it,
-    so of two versions of a task that run side by side the one that has registered last decides.
+    so of two versions of a task that run side by side the one that has registered last decides. `schedule` counts when a worker comes
+    for the first time, and not when it only registers anew.
     """
 
     id: str
@@ -41,6 +43,7 @@ class WorkerTask(
     retry: Retry
     payload_schema: dict[str, Any] | None = None
     metadata_schema: dict[str, Any] | None = None
+    schedule: TaskSchedule | None = None
 
 
 class RegisterRequest(

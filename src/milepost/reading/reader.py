@@ -7,9 +7,10 @@ from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.model.shown_keys import Keys, shown_document
 from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary
+from milepost.protocol.schedules import ScheduleObject, SchedulePage
 from milepost.protocol.streams import StreamSummary
 from milepost.protocol.triggering import BatchObject, BatchResults
-from milepost.reading import batches, documents, lists, logs, runs, streams
+from milepost.reading import batches, documents, lists, logs, runs, schedules, streams
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.runs import StoredRun
@@ -55,6 +56,18 @@ class Reader:
         """Whether a token works no more: it works once and was used, or it is a session that was signed out."""
         with self._store.read() as connection:
             return records.load_used_token(connection, token_id) is not None
+
+    # --- schedules ---------------------------------------------------------------------------------------------
+
+    def schedule(self, schedule_id: str, *, upcoming: int) -> ScheduleObject:
+        """A schedule with so many of its next times. Raises NotFoundError."""
+        with self._store.read() as connection:
+            return schedules.whole(connection, schedule_id, upcoming, self.queued_reason)
+
+    def schedules(self, *, page: int, size: int, task: str | None) -> SchedulePage:
+        """A page of schedules, newest first; pages are counted from 1."""
+        with self._store.read() as connection:
+            return schedules.page(connection, page, size, task, self.queued_reason)
 
     # --- one run -----------------------------------------------------------------------------------------------
 

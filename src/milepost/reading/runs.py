@@ -11,7 +11,7 @@ from milepost.model.scopes import View
 from milepost.model.shown_keys import Keys
 from milepost.protocol.runs import RelatedRun, RelatedRuns, RunAttempt, RunObject, RunResult
 from milepost.protocol.triggering import JSON_TYPE, SUPER_JSON_TYPE, TEXT_TYPE
-from milepost.reading import streams
+from milepost.reading import schedules, streams
 from milepost.reading.documents import shown_documents
 from milepost.reading.fields import error_of, fields_of, summary_fields, time_of, time_or_none
 from milepost.store import attempts as attempt_store
@@ -99,6 +99,7 @@ def whole(
         child_counts=run_store.count_by_status(connection, family),
         streams=streams.summaries(connection, row, OUTPUT),
         queued_reason=queued_reason(row.task) if row.status in _WAIT_FOR_A_WORKER else None,
+        schedule=schedules.schedule_of_run(connection, run_id),
         attempts=_attempts(connection, row),
     )
 

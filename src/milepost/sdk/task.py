@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from milepost.client.handles import BatchHandle, RunHandle
@@ -14,6 +15,7 @@ from milepost.client.results import TaskResult
 from milepost.errors import InvalidRequestError, UsageError
 from milepost.model.names import check_name, default_queue
 from milepost.model.retry import Retry
+from milepost.protocol.schedules import TaskSchedule
 from milepost.protocol.work import WorkerTask
 from milepost.sdk import batches, registry, triggering
 from milepost.sdk.batches import BatchItem
@@ -61,6 +63,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         retry: how often and how late a failed run is tried again.
         queue: the queue that its runs go through; one of its own when None.
         metadata: the declared type of its metadata, or None.
+        schedule: when it is triggered by itself, or None.
         is_async: whether the function is an `async def`.
     """
 
@@ -72,6 +75,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         retry: Retry,
         queue: Queue | None,
         metadata: MetadataSchema | None,
+        schedule: TaskSchedule | None = None,
         local_names: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -83,6 +87,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         self.retry = retry
         self.queue = queue
         self.metadata = metadata
+        self.schedule = schedule
         self.function = function
         innermost = inspect.unwrap(function)
         # A plain decorator around an `async def` hands its coroutine on, so what counts is the innermost function.
@@ -119,6 +124,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
             retry=self.retry,
             payload_schema=shape.json_schema() if shape else None,
             metadata_schema=self.metadata.json_schema() if self.metadata else None,
+            schedule=self.schedule,
         )
 
     # --- triggering ----------------------------------------------------------------------------------------
@@ -302,6 +308,9 @@ def task(
     retry: Retry | None = None,
     queue: Queue | str | None = None,
     metadata: Any = None,
+    cron: str | None = None,
+    every: timedelta | float | str | None = None,
+    timezone: str | None = None,
     **hooks: Unpack[TaskHooks],
 ) -> TaskDecorator: ...
 def task(
@@ -312,6 +321,9 @@ def task(
     retry: Retry | None = None,
     queue: Queue | str | None = None,
     metadata: Any = None,
+    cron: str | None = None,
+    every: timedelta | float | str | None = None,
+    timezone: str | None = None,
     **hooks: Unpack[TaskHooks],
 ) -> Any:
     """Make a task of a function, a `def` or an `async def`.
@@ -334,6 +346,10 @@ def task(
             Keys that the type does not declare stay free. A value is stored as the type reads it: `set("total", "5")` of an `int`
             stores 5. Rules over several fields (`@model_validator`, `__post_init__`) are checked by the run itself, which reads
             its whole document at each write for them.
+        cron: triggers it by itself at these times, a cron line such as "0 5 * * *" (or "@daily") in `timezone`. Its payload is then a
+            `ScheduledPayload`, if it takes one. The schedule is made, changed and removed as workers with the code come.
+        every: likewise, every so often: a timedelta, seconds, or a text such as "5m".
+        timezone: the zone whose wall clock `cron` means, such as "Europe/Berlin"; UTC when left out.
         hooks: lifecycle hooks, as the decorators of the same names on the task.
     Raises: UsageError for a function that cannot be a task, and for an id that another task has.
     """
@@ -343,6 +359,8 @@ def task(
     frame = inspect.currentframe()
     local_names = _local_names(frame.f_back) if frame is not None else None
 
+    schedule = _schedule_of(cron, every, timezone)
+
     def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
         new = Task[Any, Any](
             function,
@@ -350,6 +368,7 @@ def task(
             retry=retry or DEFAULT_RETRY,
             queue=Queue(queue) if isinstance(queue, str) else queue,
             metadata=MetadataSchema(metadata) if metadata is not None else None,
+            schedule=schedule,
             local_names=local_names,
         )
         for name, given in hooks.items():
@@ -363,6 +382,33 @@ def task(
         return new
 
     return decorate if function is None else decorate(function)
+
+
+def _schedule_of(
+    cron: str | None, every: timedelta | float | str | None, timezone: str | None
+) -> TaskSchedule | None:
+    """What a task declares. Raises UsageError."""
+    if cron is None and every is None:
+        if timezone is not None:
+            raise UsageError("a task's timezone= says in which zone cron= is meant, and there is no cron=")
+        return None
+    if cron is not None and every is not None:
+        raise UsageError(
+            "a task has either cron= or every=, not both; schedules.create makes further schedules"
+        )
+    # Workers of tasks without a schedule need not load the time zones.
+    from milepost.model.timetable import Cron, Every
+
+    try:
+        if cron is not None:
+            Cron(cron, timezone or "UTC")
+            return TaskSchedule(cron=cron, timezone=timezone or "UTC")
+        if timezone is not None:
+            raise UsageError("every= counts time and knows no time zone: leave timezone= out, or use cron=")
+        assert every is not None, "one of the two is given"
+        return TaskSchedule(every=Every(every, 0).period / 1_000_000)
+    except InvalidRequestError as error:
+        raise UsageError(str(error)) from None
 
 
 def _local_names(frame: types.FrameType | None) -> dict[str, Any] | None:

@@ -22,6 +22,10 @@ AGREED = (
     "stream_bytes_max",
     "history_days",
     "stream_days",
+    "keep_completed_runs",
+    "keep_failed_runs",
+    "keep_canceled_runs",
+    "keep_logs",
     "cors_origins",
 )
 """Settings by which a request is answered otherwise at a server that has another value."""

@@ -1,16 +1,27 @@
 """The server's settings, from the environment (`MILEPOST_*`) or from whoever starts it."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX, STREAM_BYTES_MAX
 from milepost.errors import ConfigurationError
+from milepost.model.durations import parse_duration
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]*[a-z0-9\]]")
+
+
+def _kept(value: object) -> object:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return parse_duration(cast("Any", value))
+
+
+Kept = Annotated[timedelta | None, BeforeValidator(_kept)]
 
 
 class ServerSettings(BaseSettings):
@@ -38,6 +49,13 @@ class ServerSettings(BaseSettings):
     # Bytes of one stream as JSON, and days for which the streams of a finished run are kept.
     stream_bytes_max: Annotated[int, Field(gt=0, lt=2**53)] = STREAM_BYTES_MAX
     stream_days: Annotated[float, Field(ge=0, le=36_500)] = 30
+
+    # For how long finished runs are kept with everything that belongs to them, and their logs: durations such as 30d. What is not set
+    # is kept for ever.
+    keep_completed_runs: Kept = None
+    keep_failed_runs: Kept = None
+    keep_canceled_runs: Kept = None
+    keep_logs: Kept = None
 
     # Seconds for which the server goes on after it was told to end, and says that it is not ready: so long a load balancer may take to
     # notice.

@@ -33,7 +33,7 @@ from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
 from milepost.store.run_counts import ALL, load_counts
-from milepost.store.schema import RARE, batch_members, large_values, run_tags, runs
+from milepost.store.schema import RARE, batch_members, large_values, run_tags, runs, scheduled_runs
 from milepost.store.statements import Lookup, Row, Statement, among, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
@@ -159,6 +159,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     metadata: MetadataFilter | None = None
     shown: RunScope | None = None
     all_tags: tuple[str, ...] = ()
+    schedule_id: str | None = None
 
 
 _ROW = [runs.c[name] for name in RunRow.__struct_fields__]
@@ -811,6 +812,18 @@ def list_ids(
 
 def _ways(filter: RunFilter) -> Iterator[tuple[ColumnElement[str], Select[str]]]:
     """Selects that find all matching runs between them, each off an index that has them in their order."""
+    if filter.schedule_id is not None:
+        scheduled = scheduled_runs.join(runs, runs.c.id == scheduled_runs.c.run_id)
+        yield (
+            scheduled_runs.c.run_id,
+            select(scheduled_runs.c.run_id)
+            .select_from(scheduled)
+            .where(
+                scheduled_runs.c.schedule_id == filter.schedule_id,
+                *conditions(msgspec.structs.replace(filter, schedule_id=None)),
+            ),
+        )
+        return
     rest = conditions(msgspec.structs.replace(filter, tags=(), root_id=None))
     of_tree: list[list[ColumnElement[bool]]] = [[]]
     if filter.root_id is not None:
@@ -857,6 +870,11 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
         found.append(runs.c.id.in_(union_all(*_of_batches(lambda column: column == filter.batch_id))))
     if filter.parent_id is not None:
         found.append(runs.c.parent_id == filter.parent_id)
+    if filter.schedule_id is not None:
+        of_schedule = and_(
+            scheduled_runs.c.run_id == runs.c.id, scheduled_runs.c.schedule_id == filter.schedule_id
+        )
+        found.append(exists().where(of_schedule))
     if filter.root_id is not None:
         in_tree = and_(runs.c.parent_id.is_not(None), runs.c.root_id == filter.root_id)
         found.append(or_(in_tree, runs.c.id == filter.root_id))

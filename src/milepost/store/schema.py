@@ -415,6 +415,55 @@ tasks = Table(
     Column("metadata_schema", LargeBinary),
 )
 
+# What is triggered at set times: by a cron line in a time zone, or every so many microseconds from an anchor on. Times are
+# microseconds since 1970.
+schedules = Table(
+    "schedules",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("task", Text, nullable=False),
+    # DECLARATIVE: the code of the task says so; IMPERATIVE: it was made by a call.
+    Column("type", Text, nullable=False),
+    Column("cron", Text),
+    Column("every", BigInteger),
+    Column("timezone", Text, nullable=False),
+    Column("anchor_at", BigInteger, nullable=False),
+    Column("is_active", Integer, nullable=False),
+    # When it fires next; nothing while it is not active.
+    Column("next_at", BigInteger),
+    # The time for which it has fired last, and the run that was triggered then.
+    Column("last_at", BigInteger),
+    Column("last_run_id", Text),
+    # Why its last time has triggered no run.
+    Column("note", Text),
+    Column("external_id", Text),
+    Column("deduplication_key", Text),
+    # What its runs are given; without a payload they are given the time.
+    Column("payload", Text),
+    Column("payload_type", Text),
+    Column("metadata", LargeBinary),
+    Column("tags", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    CheckConstraint("(cron IS NULL) <> (every IS NULL)", name="schedules_times"),
+    CheckConstraint("(next_at IS NULL) = (is_active = 0)", name="schedules_active"),
+    Index("schedules_next", "next_at", "id", **_where("next_at IS NOT NULL")),
+    Index("schedules_declared", "task", unique=True, **_where("type = 'DECLARATIVE'")),
+    Index("schedules_task", "task", "id"),
+    Index("schedules_deduplication_key", "deduplication_key", unique=True, **_where("deduplication_key IS NOT NULL")),
+)  # fmt: skip
+
+# Which schedule has triggered a run, and for what time. A table of its own, so that all other runs pay nothing for it.
+scheduled_runs = Table(
+    "scheduled_runs",
+    tables,
+    Column("run_id", Text, primary_key=True),
+    Column("schedule_id", Text, nullable=False),
+    Column("scheduled_at", BigInteger, nullable=False),
+    Index("scheduled_runs_schedule", "schedule_id", "run_id"),
+    sqlite_with_rowid=False,
+)
+
 # Answers of requests that may be sent twice (protocol, section 1.4): the same request id gets the first answer again.
 answers = Table(
     "answers",

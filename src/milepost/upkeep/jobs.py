@@ -3,12 +3,15 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Protocol
 
 import msgspec
 
 from milepost.engine.commands import (
     Command,
+    DeleteLogLines,
+    DeleteOldTree,
     IndexDocuments,
     PruneAnnouncements,
     PruneAnswers,
@@ -21,6 +24,7 @@ from milepost.engine.commands import (
 from milepost.engine.jobs import JobName
 from milepost.store.database import Store
 from milepost.upkeep.old_history import prunable
+from milepost.upkeep.old_runs import cutoffs_of, old_log_lines, old_roots
 
 logger = logging.getLogger("milepost.server")
 
@@ -28,12 +32,16 @@ FORGET_SECONDS = 600.0
 
 
 class UpkeepSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of the upkeep, as the server's settings have them."""
+    """The numbers of the upkeep, as the server's settings have them. What is kept for ever is None."""
 
     lease_seconds: float
     grace_seconds: float
     history_days: float
     stream_days: float
+    keep_completed_runs: timedelta | None = None
+    keep_failed_runs: timedelta | None = None
+    keep_canceled_runs: timedelta | None = None
+    keep_logs: timedelta | None = None
 
 
 class Workshop(Protocol):
@@ -118,6 +126,54 @@ async def _forget_streams(workshop: Workshop, batch: int) -> AsyncIterator[None]
         yield
 
 
+async def _forget_runs(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Runs that have finished long enough ago go, each tree once all of it may."""
+    settings, now = workshop.settings, workshop.clock()
+    cutoffs = cutoffs_of(
+        now,
+        completed=settings.keep_completed_runs,
+        failed=settings.keep_failed_runs,
+        canceled=settings.keep_canceled_runs,
+    )
+    if not cutoffs:
+        return
+    # After the grace time nobody writes, after the lease no worker repeats a report.
+    settled_before = workshop.age_clock() - int((settings.grace_seconds + settings.lease_seconds) * 1_000_000)
+    after: str | None = ""
+    while after is not None:
+        roots, after = await asyncio.to_thread(
+            old_roots,
+            workshop.store,
+            after=after,
+            limit=batch,
+            cutoffs=cutoffs,
+            settled_before=settled_before,
+        )
+        for root_id in roots:
+            command = DeleteOldTree(
+                root_id, {status.value: at for status, at in cutoffs.items()}, settled_before, batch
+            )
+            while await workshop.submit(command) >= batch:
+                yield
+            yield
+
+
+async def _forget_logs(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Log lines of runs that have finished long enough ago go."""
+    kept = workshop.settings.keep_logs
+    if kept is None:
+        return
+    finished_before = workshop.clock() - kept // timedelta(microseconds=1)
+    after: int | None = 0
+    while after is not None:
+        numbers, after = await asyncio.to_thread(
+            old_log_lines, workshop.store, after=after, finished_before=finished_before, limit=batch
+        )
+        if numbers:
+            await workshop.submit(DeleteLogLines(numbers))
+        yield
+
+
 async def _forget_answers(workshop: Workshop, batch: int) -> AsyncIterator[None]:
     """Answers that nobody will ask for again go."""
     while await workshop.submit(PruneAnswers(batch)) == batch:
@@ -172,6 +228,8 @@ JOBS = {
             work=_forget_streams,
             forgets=True,
         ),
+        Job(name=JobName.RUNS, period=_seconds(FORGET_SECONDS), batch=100, work=_forget_runs, forgets=True),
+        Job(name=JobName.LOGS, period=_seconds(FORGET_SECONDS), batch=500, work=_forget_logs, forgets=True),
         Job(
             name=JobName.ANSWERS,
             period=_seconds(FORGET_SECONDS),

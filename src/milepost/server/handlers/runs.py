@@ -7,18 +7,25 @@ from typing import Any
 
 from starlette.requests import Request
 
-from milepost.errors import NotFoundError
+from milepost.engine.commands import DeleteRun
+from milepost.errors import NotFoundError, RunNotFoundError
 from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
+from milepost.protocol.runs import RunDeleted
 from milepost.reading.reader import Reader
-from milepost.server import requests
+from milepost.server import access, requests
 from milepost.server.auth import caller_of
+from milepost.server.handlers.answers import Submit
+
+# Runs that one command deletes.
+DELETED_MAX = 200
 
 
 class Runs:
     """The endpoints that show runs and batches."""
 
-    def __init__(self, reader: Reader, hub: Hub, clock: Callable[[], int]) -> None:
+    def __init__(self, reader: Reader, hub: Hub, clock: Callable[[], int], submit: Submit) -> None:
+        self._submit = submit
         self._reader = reader
         self._hub = hub
         self._clock = clock
@@ -44,6 +51,21 @@ class Runs:
     async def retrieve_run(self, request: Request) -> Any:
         """One run."""
         return await asyncio.to_thread(self._reader.run, request.path_params["run"], caller_of(request).view)
+
+    async def delete_run(self, request: Request) -> Any:
+        """Delete a finished run with all below it, in portions, so that nothing else has to wait for long."""
+        run_id, caller = request.path_params["run"], caller_of(request)
+        attempt = access.attempt_of(caller, request)
+        command = DeleteRun(run_id, DELETED_MAX, access.request_id(request), attempt)
+        deleted, left = await self._submit(command)
+        while left:
+            try:
+                more, left = await self._submit(command)
+            except RunNotFoundError:
+                # Somebody else has deleted the rest meanwhile.
+                break
+            deleted += more
+        return RunDeleted(run_id, deleted)
 
     def watch_run(self, request: Request) -> AsyncIterator[bytes]:
         """One run, live, with its children where they are asked for."""

@@ -16,6 +16,7 @@ from milepost.server.auth import Authenticator
 from milepost.server.handlers.answers import Handler, StreamHandler
 from milepost.server.handlers.metadata import Metadata
 from milepost.server.handlers.runs import Runs
+from milepost.server.handlers.schedules import Schedules
 from milepost.server.handlers.steering import Steering
 from milepost.server.handlers.tokens import Tokens
 from milepost.server.handlers.triggering import Triggering
@@ -49,9 +50,10 @@ class Handlers:
         self._version = version
         tokens = Tokens(authenticator, clock)
         triggering = Triggering(self._submit, authenticator, queued_reason, reader)
-        runs = Runs(reader, hub, clock)
+        runs = Runs(reader, hub, clock, self._submit)
         steering = Steering(self._submit, reader, clock)
         metadata = Metadata(self._submit, reader)
+        schedules = Schedules(self._submit, reader)
         work = Work(settings, self._submit, reader, hub)
         streaming = Streaming(self._submit, reader, hub)
         realtime = Realtime(hub, reader, clock)
@@ -74,11 +76,20 @@ class Handlers:
             endpoints.REPLAY_RUN.name: steering.replay,
             endpoints.RESCHEDULE_RUN.name: steering.reschedule,
             endpoints.ADD_TAGS.name: steering.add_tags,
+            endpoints.DELETE_RUN.name: runs.delete_run,
             endpoints.RUN_RESULT.name: runs.run_result,
             endpoints.RUN_LOG.name: runs.run_log,
             endpoints.GET_METADATA.name: metadata.get_metadata,
             endpoints.METADATA_HISTORY.name: metadata.metadata_history,
             endpoints.PUT_METADATA.name: metadata.put_metadata,
+            endpoints.LIST_SCHEDULES.name: schedules.list_schedules,
+            endpoints.CREATE_SCHEDULE.name: schedules.create_schedule,
+            endpoints.RETRIEVE_SCHEDULE.name: schedules.retrieve_schedule,
+            endpoints.UPDATE_SCHEDULE.name: schedules.update_schedule,
+            endpoints.DELETE_SCHEDULE.name: schedules.delete_schedule,
+            endpoints.ACTIVATE_SCHEDULE.name: schedules.activate_schedule,
+            endpoints.DEACTIVATE_SCHEDULE.name: schedules.deactivate_schedule,
+            endpoints.LIST_TIMEZONES.name: schedules.list_timezones,
             endpoints.REGISTER_WORKER.name: work.register_worker,
             endpoints.CLAIM_RUNS.name: work.claim_runs,
             endpoints.REPORT.name: work.report,
