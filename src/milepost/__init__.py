@@ -25,6 +25,7 @@ from milepost.errors import (
     NotFoundError,
     NotLoadedError,
     PayloadValidationError,
+    QueueNotFoundError,
     RequestError,
     RunFinishedError,
     RunNotFoundError,
@@ -44,10 +45,12 @@ from milepost.errors import (
 )
 from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
+from milepost.protocol.queues import QueueObject
 from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import hooks
 from milepost.sdk.metadata import metadata
+from milepost.sdk.queues import queues
 from milepost.sdk.runs import runs
 from milepost.sdk.streams import streams
 from milepost.sdk.task import Task, task
@@ -75,6 +78,8 @@ __all__ = [
     "NotLoadedError",
     "PayloadValidationError",
     "Queue",
+    "QueueNotFoundError",
+    "QueueObject",
     "RequestError",
     "Retry",
     "Run",
@@ -103,6 +108,7 @@ __all__ = [
     "configure",
     "hooks",
     "metadata",
+    "queues",
     "runs",
     "streams",
     "task",

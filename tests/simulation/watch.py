@@ -61,6 +61,7 @@ class Row(NamedTuple):
     task: str
     due_at: int
     is_apart: int
+    concurrency_key: str | None
 
     @property
     def holder(self) -> tuple[int, str] | None:

@@ -104,6 +104,7 @@ def list_runs(
     statuses: Sequence[str],
     tasks: Sequence[str],
     tags: Sequence[str],
+    queues: Sequence[str],
     parent: str | None,
     top_level: bool,
     since: str | None,
@@ -118,6 +119,7 @@ def list_runs(
         "status": [status.upper() for status in statuses],
         "task": list(tasks),
         "tag": list(tags),
+        "queue": list(queues),
         "parent": parent,
         "top_level": top_level,
         "created_after": None if since is None else time_of("--since", since),
@@ -132,7 +134,7 @@ def list_runs(
     if not runs:
         err.print("no runs")
         return
-    _print_table([("run", "task", "status", "created", "progress"), *map(_row, runs)])
+    print_table([("run", "task", "status", "created", "progress"), *map(_row, runs)])
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -144,8 +146,8 @@ def _row(run: Run) -> tuple[str, ...]:
     return run.id, run.task_id, run.status, created, ", ".join(told)
 
 
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     before_last = sum(widths[:-1]) + 2 * (len(widths) - 1)
@@ -174,7 +176,10 @@ def get_run(run_id: str, *, as_json: bool) -> None:
     facts.add_row("created", run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
     facts.add_row("attempts", str(run.attempt_count))
     facts.add_row("metadata", f"version {run.metadata_version}")
-    if run.queued_reason is not None:
+    if run.queue_wait is not None:
+        told = run.queue_wait.describe(run.task_id, run.queue, run.concurrency_key)
+        facts.add_row("queued", Text(told))
+    elif run.queued_reason is not None:
         facts.add_row("queued", Text(run.queued_reason.describe(run.task_id)))
     if run.tags:
         facts.add_row("tags", Text(", ".join(run.tags)))
@@ -260,7 +265,7 @@ def _list_streams(run: Run) -> None:
     for stream in run.streams:
         error = _first_line(stream.error or "")
         rows.append((stream.key, stream.state, f"{stream.chunk_count:,}", f"{stream.size_bytes:,}", error))
-    _print_table(rows)
+    print_table(rows)
 
 
 def _watch(client: Client, run_id: str, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from milepost.client import calls, endings
 from milepost.client.calls import Call, MetadataDocument, Triggered
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
+from milepost.client.queues import Queues
 from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
 from milepost.client.shape import Shape
@@ -48,6 +49,7 @@ class Client:
             api_url, secret_key = address.api_url, address.secret_key
         self.connection = Connection(api_url, secret_key)
         self.runs = Runs(lambda: self.connection)
+        self.queues = Queues(lambda: self.connection)
         self.metadata_limit = SIZE_LIMIT
 
     @property

@@ -38,6 +38,8 @@ class RunOptions(TypedDict, total=False):
     ttl: a duration as of `delay`: the run expires (EXPIRED) when no worker has taken it that long after it was queued.
     priority: by so many seconds the run is put forward in its queue; from 0 to a month.
     max_duration: how long an attempt may take, a duration as of `delay`; then it ends, and the run is TIMED_OUT. Wins over the task's.
+    concurrency_key: the limit of the queue holds for the runs with this key by themselves, such as one key for each tenant; 1 to 256
+        characters.
     """
 
     metadata: object
@@ -48,6 +50,7 @@ class RunOptions(TypedDict, total=False):
     ttl: timedelta | float | str
     priority: int
     max_duration: timedelta | float | str
+    concurrency_key: str
 
 
 OPTION_NAMES: Final = frozenset(RunOptions.__annotations__)
@@ -98,6 +101,7 @@ def trigger_options(
         ttl=_span("ttl", options),
         priority=options.get("priority"),
         max_duration=_span("max_duration", options),
+        concurrency_key=options.get("concurrency_key"),
         parent_run_id=parent_run_id,
         resume_parent_on_completion=resume,
     )

@@ -28,6 +28,7 @@ class RunFilters(TypedDict, total=False):
     task: one task id or several.
     tag: one tag or several; runs with any of them.
     batch: a batch id.
+    queue: the name of a queue, or several; `task/<id>` is the queue of a task that names none.
     parent: the id of the parent run.
     root: the id of the run at the top of the tree.
     top_level: True for runs without a parent, False for runs that have one.
@@ -42,6 +43,7 @@ class RunFilters(TypedDict, total=False):
     task: str | Sequence[str]
     tag: str | Sequence[str]
     batch: str
+    queue: str | Sequence[str]
     parent: str
     root: str
     top_level: bool

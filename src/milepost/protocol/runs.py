@@ -5,6 +5,7 @@ from datetime import datetime
 import msgspec
 
 from milepost.model.run import AttemptEnd, QueuedReason, RunError, RunStatus
+from milepost.protocol.queues import QueueWait
 from milepost.protocol.streams import StreamSummary
 
 
@@ -102,6 +103,8 @@ class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     streams: list[StreamSummary] = []
     # Why a run that is queued cannot be taken by anybody at this moment.
     queued_reason: QueuedReason | None = None
+    # And where it stands in its queue, as it was when the run was read.
+    queue_wait: QueueWait | None = None
     attempts: list[RunAttempt]
 
 

@@ -296,6 +296,7 @@ def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter
         tasks=_names(request, "filter[taskIdentifier]"),
         tags=_names(request, "filter[tag]"),
         batch_id=request.query_params.get("filter[batch]"),
+        queues=_names(request, "filter[queue]"),
         parent_id=request.query_params.get("filter[parent]"),
         root_id=request.query_params.get("filter[root]"),
         top_level=_truth(request, "filter[topLevel]"),
