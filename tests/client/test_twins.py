@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from milepost import Client, RunHandle, Task, metadata, runs, tasks
+from milepost.client.queues import Queues
 from milepost.client.runs import Runs
 from milepost.client.updater import OutsideMetadata
 from milepost.sdk import batches, triggering
@@ -25,6 +26,10 @@ WAITING: list[tuple[Any, list[str]]] = [
     (
         Runs,
         ["retrieve", "list", "subscribe", "subscribe_where", "wait", "metadata_history", "metadata_at"],
+    ),
+    (
+        Queues,
+        ["list", "retrieve", "pause", "resume", "override_concurrency_limit", "reset_concurrency_limit"],
     ),
     (RunHandle, ["retrieve", "subscribe", "result"]),
     (OutsideMetadata, ["send"]),
