@@ -17,7 +17,6 @@ from milepost.model.jsonvalue import check_json
 from milepost.model.names import check_name
 from milepost.model.rates import parse_rate
 from milepost.model.run import AttemptEnd, Outcome, RunError
-from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import OPERATIONS_MAX
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import JSON_TYPE, PAYLOAD_BYTES_MAX, SUPER_JSON_TYPE
