@@ -132,8 +132,12 @@ def test_a_waiting_run_takes_the_place_of_its_own_key_again(world: World) -> Non
     assert reply.resumed is False
     worker.finish(other)
     assert world.reader.run(first.id).status is RunStatus.WAITING, "the room of another key is none for it"
+    told = {key.key: (key.running, key.waiting_to_go_on) for key in world.reader.queue(QUEUE).keys}
+    assert told == {"a": (1, 1)}
     worker.finish(second)
     assert world.reader.run(first.id).status is RunStatus.EXECUTING
+    told = {key.key: (key.running, key.waiting_to_go_on) for key in world.reader.queue(QUEUE).keys}
+    assert told == {"a": (1, 0)}
 
 
 @pytest.mark.parametrize("how", ["finish", "fail", "wait", "lose", "leave", "die"])

@@ -745,6 +745,7 @@ def many_runs(plan: Plan) -> None:
 def queues_are_full(plan: Plan) -> None:
     many_runs(plan)
     plan.workers, plan.parent_limit, plan.child_limit, plan.pause_seconds_max = 2, 1, 1, 4.0
+    plan.keys = 0
 
 
 def many_leases_are_lost(plan: Plan) -> None:
