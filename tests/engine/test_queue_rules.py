@@ -312,6 +312,26 @@ def test_a_limit_that_is_lowered_below_what_runs_ends_nothing_and_starts_nothing
     assert len(worker.claim(5)) == 1
 
 
+@pytest.mark.parametrize("how", ["override", "reset", "declared", "taken away"])
+def test_a_key_that_was_full_is_looked_at_again_when_the_limit_is_raised(world: World, how: str) -> None:
+    worker = worker_of(world, concurrency=3 if how == "reset" else 1)
+    if how == "reset":
+        world.do(OverrideQueueLimit(QUEUE, 1))
+    trigger(world, "a", 5)
+    assert len(worker.claim(5)) == 1
+    assert worker.claim(5) == []
+    match how:
+        case "override":
+            world.do(OverrideQueueLimit(QUEUE, 3))
+        case "reset":
+            world.do(OverrideQueueLimit(QUEUE, None))
+        case "declared":
+            worker_of(world, "worker_2", concurrency=3)
+        case _:
+            worker_of(world, "worker_2", concurrency=None)
+    assert len(worker.claim(5)) == (4 if how == "taken away" else 2)
+
+
 @pytest.mark.parametrize("limit", [0, -1, 100_001])
 def test_a_limit_that_cannot_be_is_refused_with_the_cure(world: World, limit: int) -> None:
     worker_of(world)
