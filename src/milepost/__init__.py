@@ -27,6 +27,7 @@ from milepost.errors import (
     NotFoundError,
     NotLoadedError,
     PayloadValidationError,
+    QueueNotFoundError,
     RequestError,
     RunFinishedError,
     RunNotFoundError,
@@ -46,11 +47,13 @@ from milepost.errors import (
 )
 from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
+from milepost.protocol.queues import QueueObject
 from milepost.protocol.schedules import ScheduledPayload
 from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import hooks
 from milepost.sdk.metadata import metadata
+from milepost.sdk.queues import queues
 from milepost.sdk.runs import runs
 from milepost.sdk.schedules import schedules
 from milepost.sdk.streams import streams
@@ -80,6 +83,8 @@ __all__ = [
     "NotLoadedError",
     "PayloadValidationError",
     "Queue",
+    "QueueNotFoundError",
+    "QueueObject",
     "RequestError",
     "Retry",
     "Run",
@@ -110,6 +115,7 @@ __all__ = [
     "configure",
     "hooks",
     "metadata",
+    "queues",
     "runs",
     "schedules",
     "streams",

@@ -23,6 +23,7 @@ compare them. The number is the HTTP status of an answer that carries the error.
     │   ├── NotFoundError                 not_found               404
     │   │   ├── RunNotFoundError          run_not_found           404
     │   │   ├── BatchNotFoundError        batch_not_found         404
+    │   │   ├── QueueNotFoundError        queue_not_found         404
     │   │   └── VersionNotFoundError      version_not_found       404
     │   ├── HistoryPrunedError            history_pruned          410   .earliest_version
     │   ├── ConflictError                 conflict                409
@@ -72,6 +73,7 @@ __all__ = [
     "NotFoundError",
     "NotLoadedError",
     "PayloadValidationError",
+    "QueueNotFoundError",
     "RefusedOperation",
     "RequestError",
     "RequestTimeoutError",
@@ -401,6 +403,12 @@ class BatchNotFoundError(NotFoundError):
     """There is no batch with this id in this environment."""
 
     code: ClassVar[str] = "batch_not_found"
+
+
+class QueueNotFoundError(NotFoundError):
+    """There is no queue of this name: no task names it, and no run waits in it."""
+
+    code: ClassVar[str] = "queue_not_found"
 
 
 class VersionNotFoundError(NotFoundError):

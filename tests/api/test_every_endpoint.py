@@ -402,6 +402,41 @@ class Calls:
         answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k", b"1\n2\n")
         assert (answer.status, answer.json) == (endpoint.status, {"ok": True})
 
+    def list_queues(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path)
+        assert has(answer.json, {"data": anything, "pagination": mapping}, {})
+        assert "task/work" in [queue["name"] for queue in answer.json["data"]]
+
+    def retrieve_queue(self, endpoint: Endpoint) -> None:
+        for path in ("task%2Fwork", "task/work", "work?type=task"):
+            answer = self.call(endpoint, f"/api/v1/queues/{path}")
+            assert (answer.status, answer.json["name"], answer.json["type"]) == (200, "task/work", "task")
+
+    def pause_queue(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, "/api/v1/queues/task%2Fwork/pause", {"action": "pause"})
+        assert (answer.status, answer.json["paused"]) == (endpoint.status, True)
+        answer = self.call(endpoint, "/api/v1/queues/work/pause", {"action": "resume", "type": "task"})
+        assert (answer.status, answer.json["paused"]) == (endpoint.status, False)
+
+    def override_queue(self, endpoint: Endpoint) -> None:
+        answer = self.call(
+            endpoint, "/api/v1/queues/task%2Fwork/concurrency/override", {"concurrencyLimit": 3}
+        )
+        assert (answer.status, answer.json["concurrencyLimit"]) == (endpoint.status, 3)
+        assert answer.json["concurrency"]["override"] == 3
+        refused = self.call(
+            endpoint, "/api/v1/queues/task%2Fwork/concurrency/override", {"concurrencyLimit": 0}
+        )
+        assert (refused.status, refused.json["code"]) == (422, "invalid_request")
+        assert "pause the queue" in refused.json["error"]
+
+    def reset_queue(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, "/api/v1/queues/task%2Fwork/concurrency/reset", {"type": "id"})
+        assert answer.status == endpoint.status
+        assert "override" not in answer.json["concurrency"]
+        refused = self.call(endpoint, "/api/v1/queues/typo/concurrency/reset", {})
+        assert (refused.status, refused.json["code"]) == (404, "queue_not_found")
+
     def inbox(self, endpoint: Endpoint) -> None:
         with self.served.events("/api/v1/workers/worker_1/inbox") as events:
             assert events.next() == ("inbox", {"hello": True})

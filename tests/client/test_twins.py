@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from milepost import Client, RunHandle, Task, metadata, runs, tasks
+from milepost.client.queues import Queues
 from milepost.client.runs import Runs
 from milepost.client.schedules import Schedules
 from milepost.client.updater import OutsideMetadata
@@ -49,6 +50,10 @@ WAITING: list[tuple[Any, list[str]]] = [
         ],
     ),
     (Schedules, ["create", "update", "retrieve", "deactivate", "activate", "delete", "list"]),
+    (
+        Queues,
+        ["list", "retrieve", "pause", "resume", "override_concurrency_limit", "reset_concurrency_limit"],
+    ),
     (RunHandle, ["retrieve", "subscribe", "result"]),
     (OutsideMetadata, ["send"]),
     (Metadata, ["flush", "refresh"]),

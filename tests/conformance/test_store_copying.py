@@ -17,6 +17,7 @@ from milepost.store import (
     documents,
     history,
     idempotency,
+    key_places,
     queues,
     records,
     server_settings,
@@ -66,6 +67,8 @@ def fill(store: Store) -> None:
         attempts.insert_attempts(
             connection, [attempts.AttemptRow("run_1", 1, None, None, 2**40, NOW, "raised", "\x01")]
         )
+        key_places.offer_keys(connection, [(key_places.KeyPlace("q", "tenant ü", "work"), 2**40)])
+        queues.save_queue_keys(connection, [queues.QueueKeyRow("q", "tenant ü", 1, 2)])
         queues.save_queues(connection, [queues.QueueRow("q", None), queues.QueueRow("r", 2**40)])
         add_counts(connection, [(ALL, "QUEUED", 1200)])
         workers.save_workers(connection, [workers.WorkerRow("w", "name", "[]", 1, 2, 3)])

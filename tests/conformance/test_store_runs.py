@@ -317,8 +317,8 @@ def test_executing_runs_are_counted_by_queue_and_waiting_ones_are_not(store: Sto
     put(store, 4, RunStatus.WAITING, worker="worker_1")
     put(store, 5, RunStatus.COMPLETED)
     with store.read() as connection:
-        counts = [runs.count_executing(connection, queue) for queue in ("left", "right", "nobody")]
-    assert counts == [2, 2, 0]
+        counts = [runs.count_held(connection, queue) for queue in ("left", "right", "nobody")]
+    assert counts == [[(None, 2, 0)], [(None, 2, 0)], []]
 
 
 def test_a_long_line_in_one_queue_is_not_passed_by_when_another_one_is_looked_at(store: Store) -> None:
@@ -340,8 +340,8 @@ def test_who_waits_to_go_on_is_found_in_the_order_of_wanting(store: Store) -> No
                 update(table).where(table.c.id == run_name(number)).values(resuming_at=wanted_at)
             )
     with store.read() as connection:
-        assert runs.resuming_ids(connection, "left", limit=2) == names(1, 2)
-        assert runs.resuming_ids(connection, "left", limit=None) == names(1, 2, 0)
+        assert runs.resuming_ids(connection, "left", None, limit=2) == names(1, 2)
+        assert runs.resuming_ids(connection, "left", None, limit=None) == names(1, 2, 0)
 
 
 def test_queues_are_kept_with_their_counts(store: Store) -> None:
@@ -350,9 +350,8 @@ def test_queues_are_kept_with_their_counts(store: Store) -> None:
         save_queues(connection, [QueueRow("a", 3, executing=1, resuming=1)])
     with store.read() as connection:
         assert load_queues(connection, ["a", "nobody"]) == {"a": QueueRow("a", 3, 0, 1, 1)}
-        assert {queue.name: queue.room for queue in all_queues(connection)} == {"a": 1, "b": 0}
-    assert QueueRow("a", 3, executing=1, resuming=1).room_to_resume == 2
-    assert (QueueRow("a", None).room, QueueRow("a", 1, executing=5).room) == (None, 0)
+        assert {queue.name: queue.limit for queue in all_queues(connection)} == {"a": 3, "b": None}
+    assert QueueRow("a", 3, concurrency_override=1).limit == 1
 
 
 def test_held_runs_and_their_holders(store: Store) -> None:

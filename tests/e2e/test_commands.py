@@ -67,6 +67,32 @@ def run(dev: House, command: Callable[..., Command]) -> Callable[..., tuple[str,
     return run
 
 
+def test_queues(dev: House, run: Callable[..., tuple[str, str]]) -> None:
+    listed, _ = run("queues", "list")
+    assert "task/count" in listed
+    paused = json.loads(run("queues", "pause", "task/echo", "--json")[0])
+    assert paused["paused"] is True
+    run_id = dev.client.trigger("echo", {"key": "a", "value": "b"}).id
+    assert "is paused: resume it; position 1" in run("runs", "get", run_id)[0].replace("\n", " ")
+    assert "paused" in run("queues", "show", "task/echo")[0]
+    assert run_id in run("runs", "list", "--queue", "task/echo")[0]
+    limited = json.loads(run("queues", "limit", "task/echo", "3", "--json")[0])
+    assert limited["concurrency"] == {
+        "current": 3,
+        "override": 3,
+        "overriddenAt": limited["concurrency"]["overriddenAt"],
+    }
+    _, refused = run("queues", "limit", "task/echo", "0", code=1)
+    assert "pause the queue" in refused
+    _, refused = run("queues", "pause", "typo", code=1)
+    assert "there is no queue 'typo'" in refused
+    _, refused = run("queues", "limit", "task/echo", code=1)
+    assert "--reset" in refused
+    run("queues", "limit", "task/echo", "--reset")
+    run("queues", "resume", "task/echo")
+    assert dev.client.runs.wait(run_id, timeout=30).status == "COMPLETED"
+
+
 def test_trigger_and_watch(dev: House, run: Callable[..., tuple[str, str]]) -> None:
     output, _ = run(
         "trigger",

@@ -19,6 +19,7 @@ from support.postgres import PostgresServer
 
 TASKS = """
     import asyncio
+    import time
 
     go = streams.input("go")
 
@@ -48,6 +49,12 @@ TASKS = """
             pass
         metadata.set("state", "waiting")
         return go.receive()
+
+    @task(retry=Retry(max_attempts=1), queue=Queue("tenants", concurrency=2))
+    async def limited(number: int) -> list:
+        began = time.time()
+        await asyncio.sleep(0.05)
+        return [began, time.time()]
 
     @task
     async def held() -> None:
@@ -139,6 +146,35 @@ def check_parent(fleet: Fleet, run_id: str, count: int) -> Run:
     assert fleet.rows("SELECT count(*) FROM runs WHERE charged > 0") == [(0,)]
     assert fleet.first.runs.retrieve(run_id).metadata == fleet.second.runs.retrieve(run_id).metadata
     return run
+
+
+def test_the_limit_of_each_tenant_holds_over_all_servers_and_workers(fleet: Fleet) -> None:
+    fleet.start_workers(*fleet.urls, *fleet.urls)
+    ids: dict[str, list[str]] = {"big": [], "small": []}
+    for number in range(40):
+        for tenant, client in (("big", fleet.first), ("small", fleet.second))[: 1 + (number < 4)]:
+            handle = client.trigger("limited", number, concurrency_key=tenant)
+            ids[tenant].append(handle.id)
+    took: dict[str, list[tuple[float, float]]] = {}
+    for tenant, run_ids in ids.items():
+        runs = [fleet.second.runs.wait(run_id, timeout=60) for run_id in run_ids]
+        assert {run.status for run in runs} == {"COMPLETED"}
+        took[tenant] = [(run.output[0], run.output[1]) for run in runs]
+        for began, _ in took[tenant]:
+            assert sum(first <= began < last for first, last in took[tenant]) <= 2, tenant
+    # Whoever has few runs is done long before whoever has many.
+    assert max(last for _, last in took["small"]) < sorted(last for _, last in took["big"])[20]
+    paused = fleet.first.queues.pause("tenants")
+    assert paused.paused
+    waiting = fleet.second.trigger("limited", 1, concurrency_key="big").id
+    told = fleet.second.runs.retrieve(waiting).queue_wait
+    assert told is not None
+    assert told.reason == "queue_paused"
+    assert fleet.second.queues.override_concurrency_limit("tenants", 5).concurrency_limit == 5
+    assert fleet.first.queues.retrieve("tenants").queued == 1
+    fleet.second.queues.resume("tenants")
+    assert fleet.first.runs.wait(waiting, timeout=30).status == "COMPLETED"
+    assert fleet.first.queues.reset_concurrency_limit("tenants").concurrency_limit == 2
 
 
 def test_one_server_is_as_good_as_another(fleet: Fleet) -> None:

@@ -366,20 +366,12 @@ def _patch_release_lost(patch: pytest.MonkeyPatch, function: Any) -> None:
 
 
 def limits_of_queues_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(queues.Room, "has", lambda self, name: True)
+    patch.setattr(queues.Room, "of_key", lambda self, name, key: 1000)
 
 
 def a_limit_is_exceeded_by_one(patch: pytest.MonkeyPatch) -> None:
-    has = queues.Room.has
-
-    def one_more(self: queues.Room, name: str) -> bool:
-        self._taken[name] = self._taken.get(name, 0) - 1
-        try:
-            return has(self, name)
-        finally:
-            self._taken[name] += 1
-
-    patch.setattr(queues.Room, "has", one_more)
+    of_key = queues.Room.of_key
+    patch.setattr(queues.Room, "of_key", lambda self, name, key: of_key(self, name, key) + 1)
 
 
 def a_run_goes_on_although_its_queue_is_full(patch: pytest.MonkeyPatch) -> None:
@@ -408,10 +400,11 @@ def a_place_in_a_queue_is_not_given_back(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(row: Any, move: Move, transaction: Transaction) -> None:
         queue = transaction.queue(row.queue)
-        before = None if queue is None else queue.executing
+        counted = None if queue is None else queues._counted(queue, row.concurrency_key, transaction)
+        before = None if counted is None else counted.executing
         change_status(row, move, transaction)
-        if queue is not None and before is not None and move is Move.FAIL:
-            queue.executing = before
+        if counted is not None and before is not None and move is Move.FAIL:
+            counted.executing = before
 
     for module in (queues, ending):
         patch.setattr(module, "change_status", forgetful, raising=False)
@@ -752,6 +745,7 @@ def many_runs(plan: Plan) -> None:
 def queues_are_full(plan: Plan) -> None:
     many_runs(plan)
     plan.workers, plan.parent_limit, plan.child_limit, plan.pause_seconds_max = 2, 1, 1, 4.0
+    plan.keys = 0
 
 
 def many_leases_are_lost(plan: Plan) -> None:

@@ -37,6 +37,7 @@ class RunOracle:
         with store.read() as connection:
             rows = connection.execute(select(schema.attempts)).all()
             self._queues = connection.execute(select(schema.queues)).all()
+            self._queue_keys = connection.execute(select(schema.queue_keys)).all()
         self._rows = {(row.run_id, row.number): row for row in rows}
 
     def judge(self) -> None:
@@ -48,6 +49,7 @@ class RunOracle:
 
         for queue in self._queues:
             assert queue.executing == queue.resuming == 0, f"nothing is left of the runs of {queue}"
+        assert self._queue_keys == [], "nothing is left of the runs of any key"
 
     # --- results ---------------------------------------------------------------------------------------------
 

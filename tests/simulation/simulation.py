@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import logging
 import random as chance
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import Context
@@ -139,6 +140,14 @@ class Plan:
         self.servers_troubles: list[str] = []
         for kind in SERVERS_TROUBLES:
             self.servers_troubles += [kind] * random.choice([0, 0, 1, 3])
+
+        # How many concurrency keys there are; so many runs in a row of names have different ones, and one of them has none.
+        self.keys = random.choice([0, 0, 1, 2])
+
+    def key_of(self, name: str) -> str | None:
+        """The concurrency key of a run."""
+        number = zlib.crc32(name.encode()) % (self.keys + 1)
+        return f"key-{number}" if number else None
 
     @property
     def all_troubles(self) -> list[str]:
@@ -487,6 +496,7 @@ class Simulation:
         options = TriggerOptions(
             metadata={"name": name, "n": 1} if user.random.random() < 0.5 else None,
             max_attempts=user.random.choice(self.plan.max_attempts),
+            concurrency_key=self.plan.key_of(name),
         )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self.triggered(name, await trigger(user.connection, "parent", request, name))

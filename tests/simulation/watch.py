@@ -61,6 +61,7 @@ class Row(NamedTuple):
     task: str
     due_at: int
     is_apart: int
+    concurrency_key: str | None
 
     @property
     def holder(self) -> tuple[int, str] | None:
@@ -243,10 +244,7 @@ class Watch:
         for row in self.rows.values():
             since = self._waiting_since.get(row.id)
             if not (
-                row.status == "QUEUED"
-                and row.task in tasks
-                and row.due_at <= now
-                and self._has_room(row.queue)
+                row.status == "QUEUED" and row.task in tasks and row.due_at <= now and self._has_room(row)
             ):
                 if since is not None:
                     del self._waiting_since[row.id]
@@ -259,10 +257,11 @@ class Watch:
                     f"{row.id} is due since {(steady - since) / 1e6} s, and a claim waits for it",
                 )
 
-    def _has_room(self, queue: str) -> bool:
-        most = self._limits.get(queue)
+    def _has_room(self, run: Row) -> bool:
+        most = self._limits.get(run.queue)
         return most is None or most > sum(
-            row.queue == queue and row.status in HELD for row in self.rows.values()
+            (row.queue, row.concurrency_key) == (run.queue, run.concurrency_key) and row.status in HELD
+            for row in self.rows.values()
         )
 
     def _hear(
@@ -346,11 +345,13 @@ class Watch:
         self._expect(row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}")
 
     def _judge_occupancy(self) -> None:
-        for queue, most in self._limits.items():
-            executing = [
-                row.id for row in self.rows.values() if row.queue == queue and row.status == "EXECUTING"
-            ]
-            self._expect(len(executing) <= most, f"{executing} execute in {queue}, whose limit is {most}")
+        executing: dict[tuple[str, str | None], list[str]] = {}
+        for row in self.rows.values():
+            if row.status == "EXECUTING" and row.queue in self._limits:
+                executing.setdefault((row.queue, row.concurrency_key), []).append(row.id)
+        for (queue, key), ids in executing.items():
+            most = self._limits[queue]
+            self._expect(len(ids) <= most, f"{ids} execute in {queue} with key {key}, whose limit is {most}")
 
     # --- how an attempt ends --------------------------------------------------------------------------------------
 
@@ -598,12 +599,18 @@ class Watch:
                 one
                 for executing in self.executing.values()
                 for one in executing
-                if one.queue == attempt.queue and self._is_held(one)
+                if one.queue == attempt.queue
+                and self._key_of(one.run_id) == self._key_of(attempt.run_id)
+                and self._is_held(one)
             ]
             self._expect(
                 len(of_queue) <= most,
                 f"code of {[str(one) for one in of_queue]} executes at once, and the limit is {most}",
             )
+
+    def _key_of(self, run_id: str) -> str | None:
+        row = self.rows.get(run_id)
+        return None if row is None else row.concurrency_key
 
     def learns_of_end(self, process: str, run_id: str, waits_since: int) -> None:
         """A worker in which code waits for a run has learnt that it has ended."""

@@ -500,7 +500,11 @@ class UserCode:
 
     async def _trigger(self) -> None:
         name = self._simulation.child_name(self._name, self._random)
-        options = TriggerOptions(parent_run_id=self._scope.run.id, metadata={"name": name})
+        options = TriggerOptions(
+            parent_run_id=self._scope.run.id,
+            metadata={"name": name},
+            concurrency_key=self._simulation.plan.key_of(name),
+        )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self._simulation.records.wanted.add(name)
         self._simulation.watch.triggers[name].add((self._scope.run.id, self._scope.run.attempt))

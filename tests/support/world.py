@@ -122,6 +122,8 @@ class World:
         self.reader = Reader(
             store,
             queued_reason=lambda task: self.engine.state.queued_reason(task),
+            known_queues=lambda: self.engine.state,
+            clock=self.clock,
         )
         self.restart()
 
@@ -346,10 +348,21 @@ def item(task: str = "work", payload: str | None = None, **options: Any) -> Trig
 
 
 def offered(
-    task: str, *, queue: str | None = None, concurrency: int | None = None, retry: Retry = NO_RETRY
+    task: str,
+    *,
+    queue: str | None = None,
+    concurrency: int | None = None,
+    rate: str | None = None,
+    retry: Retry = NO_RETRY,
 ) -> WorkerTask:
     """A task as a worker offers it."""
-    return WorkerTask(id=task, queue=queue or f"task/{task}", queue_concurrency=concurrency, retry=retry)
+    return WorkerTask(
+        id=task,
+        queue=queue or f"task/{task}",
+        queue_concurrency=concurrency,
+        queue_rate=rate,
+        retry=retry,
+    )
 
 
 def failure(message: str = "out of ink", *, retry_after_ms: int | None = None) -> Outcome:

@@ -308,6 +308,7 @@ def list_runs(
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Runs of this task.", show_default=False)] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Runs with this tag.", show_default=False)] = None,
+    queue: Annotated[list[str] | None, typer.Option(help="Runs of this queue.", show_default=False)] = None,
     parent: Annotated[
         str | None, typer.Option(help="Runs that this run has triggered.", show_default=False)
     ] = None,
@@ -338,6 +339,7 @@ def list_runs(
         statuses=status or [],
         tasks=task or [],
         tags=tag or [],
+        queues=queue or [],
         parent=parent,
         top_level=top_level,
         since=since,
@@ -492,6 +494,62 @@ def show_history(
 
 app.add_typer(metadata_commands.app, name="metadata")
 app.add_typer(schedules.app, name="schedules")
+
+queues = typer.Typer(help="Look at queues, pause them, change their limits.", no_args_is_help=True)
+app.add_typer(queues, name="queues")
+
+QueueName = Annotated[
+    str,
+    typer.Argument(help="The queue's name; task/<id> is that of a task that names none.", show_default=False),
+]
+
+
+@queues.command("list")
+def list_queues(json: AsJson = False) -> None:
+    """List the queues: what is queued, running and waiting to go on, with limits and rates."""
+    from milepost.cli import queues as command
+
+    command.list_queues(as_json=json)
+
+
+@queues.command("show")
+def show_queue(name: QueueName, json: AsJson = False) -> None:
+    """Show a queue with its concurrency keys."""
+    from milepost.cli import queues as command
+
+    command.show_queue(name, as_json=json)
+
+
+@queues.command("pause")
+def pause_queue(name: QueueName, json: AsJson = False) -> None:
+    """Let none of a queue's queued runs begin. What has begun goes on, and new runs may be triggered."""
+    from milepost.cli import queues as command
+
+    command.pause(name, as_json=json)
+
+
+@queues.command("resume")
+def resume_queue(name: QueueName, json: AsJson = False) -> None:
+    """Let the queued runs of a paused queue begin again."""
+    from milepost.cli import queues as command
+
+    command.resume(name, as_json=json)
+
+
+@queues.command("limit")
+def limit_queue(
+    name: QueueName,
+    limit: Annotated[
+        int | None, typer.Argument(help="How many of its runs may execute at once.", show_default=False)
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Go by what the tasks say again.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Set another limit than the tasks say, until it is reset. Nothing that runs is ended."""
+    from milepost.cli import queues as command
+
+    command.set_limit(name, limit, reset=reset, as_json=json)
+
 
 db = typer.Typer(help="Care for the database.", no_args_is_help=True)
 app.add_typer(db, name="db")

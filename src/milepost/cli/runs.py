@@ -105,6 +105,7 @@ def list_runs(
     statuses: Sequence[str],
     tasks: Sequence[str],
     tags: Sequence[str],
+    queues: Sequence[str],
     parent: str | None,
     top_level: bool,
     since: str | None,
@@ -119,6 +120,7 @@ def list_runs(
         "status": [status.upper() for status in statuses],
         "task": list(tasks),
         "tag": list(tags),
+        "queue": list(queues),
         "parent": parent,
         "top_level": top_level,
         "created_after": None if since is None else time_of("--since", since),
@@ -146,7 +148,7 @@ def _row(run: Run) -> tuple[str, ...]:
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
+    """Print columns that are as wide as they have to be. Only the last one is cut where a terminal ends; an id never is."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     before_last = sum(widths[:-1]) + 2 * (len(widths) - 1)
@@ -192,7 +194,10 @@ def get_run(run_id: str, *, as_json: bool) -> None:
     facts.add_row("created", run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
     facts.add_row("attempts", str(run.attempt_count))
     facts.add_row("metadata", f"version {run.metadata_version}")
-    if run.queued_reason is not None:
+    if run.queue_wait is not None:
+        told = run.queue_wait.describe(run.task_id, run.queue, run.concurrency_key)
+        facts.add_row("queued", Text(told))
+    elif run.queued_reason is not None:
         facts.add_row("queued", Text(run.queued_reason.describe(run.task_id)))
     if run.tags:
         facts.add_row("tags", Text(", ".join(run.tags)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -36,6 +36,7 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
+from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueObject, QueuePage, ResetRequest
 from milepost.protocol.runs import Replayed, RunObject, RunResult, TagsRequest
 from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
@@ -314,6 +315,7 @@ def run_filters(
     tag: str | Sequence[str] | None = None,
     batch: str | None = None,
     schedule: str | None = None,
+    queue: str | Sequence[str] | None = None,
     parent: str | None = None,
     root: str | None = None,
     top_level: bool | None = None,
@@ -332,6 +334,7 @@ def run_filters(
         "filter[tag]": _joined("tag", tag),
         "filter[batch]": batch,
         "filter[schedule]": schedule,
+        "filter[queue]": _joined("queue", queue),
         "filter[parent]": parent,
         "filter[root]": root,
         "filter[topLevel]": _truth(top_level),
@@ -340,6 +343,48 @@ def run_filters(
         "filter[metadata]": _metadata_filter(metadata),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def list_queues(page: int, *, page_size: int) -> Call[QueuePage]:
+    """One page of queues, counted from 1."""
+    return _call(
+        "queues.list",
+        endpoints.LIST_QUEUES,
+        lambda answer, _: answer,
+        query={"page": page, "perPage": page_size},
+    )
+
+
+def retrieve_queue(name: str) -> Call[QueueObject]:
+    """A queue, with its concurrency keys."""
+    return _call("queues.retrieve", endpoints.RETRIEVE_QUEUE, lambda answer, _: answer, queue=name)
+
+
+def pause_queue(name: str, action: Literal["pause", "resume"]) -> Call[QueueObject]:
+    """Pause a queue, or resume it."""
+    return _call(
+        f"queues.{action}",
+        endpoints.PAUSE_QUEUE,
+        lambda answer, _: answer,
+        body=PauseRequest(action),
+        queue=name,
+    )
+
+
+def override_queue(name: str, limit: int) -> Call[QueueObject]:
+    """Set another limit of a queue."""
+    return _call(
+        "queues.override_concurrency_limit", endpoints.OVERRIDE_QUEUE, lambda answer, _: answer,
+        body=OverrideRequest(limit), queue=name,
+    )  # fmt: skip
+
+
+def reset_queue(name: str) -> Call[QueueObject]:
+    """Go by the limit that tasks say."""
+    return _call(
+        "queues.reset_concurrency_limit", endpoints.RESET_QUEUE, lambda answer, _: answer,
+        body=ResetRequest(), queue=name,
+    )  # fmt: skip
 
 
 def run_result(run_id: str) -> Call[RunResult | None]:

@@ -11,6 +11,7 @@ from milepost.client.calls import Call, MetadataDocument, Triggered
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
 from milepost.client.idempotency import IdempotencyKey, hash_key_of
+from milepost.client.queues import Queues
 from milepost.client.requests import NO_PAYLOAD, RunOptions, trigger_request
 from milepost.client.runs import Runs
 from milepost.client.schedules import Schedules
@@ -51,6 +52,7 @@ class Client:
         self.connection = Connection(api_url, secret_key)
         self.runs = Runs(lambda: self.connection)
         self.schedules = Schedules(lambda: self.connection)
+        self.queues = Queues(lambda: self.connection)
         self.metadata_limit = SIZE_LIMIT
 
     @property

@@ -43,6 +43,8 @@ class RunOptions(TypedDict, total=False):
         payload, until the key's time is over or that run has failed for good. None: a new run in any case; else a later attempt
         of a run is given the children of its earlier ones again.
     idempotency_key_ttl: how long the key is kept: a timedelta, seconds, or text such as "10m"; 30 days when left out.
+    concurrency_key: the limit of the queue holds for the runs with this key by themselves, such as one key for each tenant; 1 to 256
+        characters.
     """
 
     metadata: object
@@ -53,6 +55,7 @@ class RunOptions(TypedDict, total=False):
     ttl: timedelta | float | str
     priority: int
     max_duration: timedelta | float | str
+    concurrency_key: str
     idempotency_key: str | IdempotencyKey | None
     idempotency_key_ttl: timedelta | float | str
 
@@ -121,6 +124,7 @@ def trigger_options(
         ttl=_span("ttl", options),
         priority=options.get("priority"),
         max_duration=_span("max_duration", options),
+        concurrency_key=options.get("concurrency_key"),
         parent_run_id=parent_run_id,
         resume_parent_on_completion=resume,
         **key_fields(options, caller),

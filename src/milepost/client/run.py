@@ -11,6 +11,7 @@ import msgspec
 from milepost.client.shape import read_document
 from milepost.errors import NotLoadedError
 from milepost.model.run import QueuedReason, RunError, RunStatus
+from milepost.protocol.queues import QueueWait
 from milepost.protocol.runs import RunAttempt, RunObject, RunSummary
 from milepost.protocol.streams import StreamSummary
 
@@ -55,6 +56,8 @@ class Run:
         queued_reason: why nobody could take it when it was read, while it is queued: `never_offered` when no worker has ever
             offered its task, `no_worker_online` when none that does is online. None when one is, and in lists,
             which do not look it up.
+        queue_wait: why it has not begun and where it stood in its queue when it was read, while it is queued: `reason`, `position`,
+            `estimated_seconds` (an estimate), `until`, `limit`, `running_ids`. None in lists and subscriptions.
         child_counts: its children by status.
         streams: its streams in the order in which they were begun: `key`, `chunk_count`, `size_bytes`, `state`, `error`. A
             subscription tells them anew when one has begun or a writer has ended, and at the run's end.
@@ -86,6 +89,7 @@ class Run:
     duration_ms: int
     depth: int
     queued_reason: QueuedReason | None = None
+    queue_wait: QueueWait | None = None
     child_counts: dict[str, int]
     streams: list[StreamSummary]
     attempts: list[RunAttempt]
@@ -166,6 +170,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         finished_at=wire.finished_at,
         duration_ms=wire.duration_ms,
         depth=wire.depth,
+        queue_wait=wire.queue_wait if is_whole and wire.is_queued else None,
         queued_reason=wire.queued_reason if is_whole and wire.is_queued else None,
         child_counts=wire.child_counts if is_whole else {},
         streams=wire.streams if is_whole else [],

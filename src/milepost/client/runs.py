@@ -29,6 +29,7 @@ class RunFilters(TypedDict, total=False):
     tag: one tag or several; runs with any of them.
     batch: a batch id.
     schedule: the id of the schedule that has triggered them.
+    queue: the name of a queue, or several; `task/<id>` is the queue of a task that names none.
     parent: the id of the parent run.
     root: the id of the run at the top of the tree.
     top_level: True for runs without a parent, False for runs that have one.
@@ -44,6 +45,7 @@ class RunFilters(TypedDict, total=False):
     tag: str | Sequence[str]
     batch: str
     schedule: str
+    queue: str | Sequence[str]
     parent: str
     root: str
     top_level: bool

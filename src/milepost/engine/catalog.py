@@ -21,6 +21,7 @@ class KnownTask(msgspec.Struct, frozen=True):
     queue_concurrency: int | None
     retry: Retry
     metadata_schema: bytes | None = None
+    queue_rate: str | None = None
 
 
 class Catalog:
@@ -29,7 +30,9 @@ class Catalog:
     Attributes:
         tasks: by id.
         queue_limits: how many runs of a queue may execute at once, as the tasks say it, for the queues that have a limit.
-        ruled_queues: the queues that have a row, because they have a limit, had one, or are paused.
+        queue_rates: the rates of queues, likewise.
+        queues: the queues that tasks name.
+        ruled_queues: the queues that have a row, because they have a limit or a rate, had one, or are or were paused.
         has_types: whether the metadata of any task has a declared type.
     """
 
@@ -45,7 +48,11 @@ class Catalog:
             for known in tasks.values()
             if known.queue_concurrency is not None
         }
-        self.ruled_queues = frozenset((*ruled_queues, *self.queue_limits))
+        self.queue_rates = {
+            known.queue: known.queue_rate for known in tasks.values() if known.queue_rate is not None
+        }
+        self.queues = frozenset(known.queue for known in tasks.values())
+        self.ruled_queues = frozenset((*ruled_queues, *self.queue_limits, *self.queue_rates))
         self.has_types = any(known.metadata_schema is not None for known in tasks.values())
         # Made when a document of the task is first written to, and once for each version of the schema.
         self._declared = {} if declared is None else declared
@@ -61,6 +68,7 @@ class Catalog:
                     row.queue_concurrency,
                     msgspec.json.decode(row.retry, type=Retry),
                     row.metadata_schema,
+                    row.queue_rate,
                 )
                 for row in rows.values()
             },
@@ -76,10 +84,15 @@ class Catalog:
                 task.queue_concurrency,
                 task.retry,
                 msgspec.json.encode(task.metadata_schema) if task.metadata_schema else None,
+                task.queue_rate,
             )
             for task in tasks
         }
         return Catalog({**self.tasks, **offered}, self.ruled_queues, self._declared)
+
+    def with_ruled(self, queue: str) -> "Catalog":
+        """The catalog once a queue has got a rule that no task names."""
+        return Catalog(self.tasks, (*self.ruled_queues, queue), self._declared)
 
     def queue_of(self, task: str) -> str:
         """The queue that runs of a task go through unless they name one."""

@@ -278,6 +278,23 @@ class EndSession(msgspec.Struct, frozen=True):
     expires_at: int
 
 
+class PauseQueue(msgspec.Struct, frozen=True):
+    """Hold up the queued runs of a queue, or let them be claimed again; what executes or waits goes on. Result: None."""
+
+    name: str
+    is_paused: bool
+
+
+class OverrideQueueLimit(msgspec.Struct, frozen=True):
+    """Set another limit of a queue than its tasks say; None: go by them again. Result: None.
+
+    Where more runs execute, nothing is ended, and nothing starts until there are fewer.
+    """
+
+    name: str
+    limit: int | None
+
+
 class PruneStreams(msgspec.Struct, frozen=True):
     """Forget the streams of up to `limit` runs that have ended before a time. Result: how many runs; less than `limit`: all."""
 
@@ -446,5 +463,7 @@ Command = (
     | DeleteOldTree
     | DeleteLogLines
     | BeginJob
+    | PauseQueue
+    | OverrideQueueLimit
     | FinishJob
 )

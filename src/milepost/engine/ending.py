@@ -101,7 +101,7 @@ def _queue_again(row: RunRow, ending: Ending, transaction: Transaction, state: E
             row.started_at = None
         # It keeps its place in the line, whatever clock it was queued by.
         row.due_at = min(row.due_at, now)
-    transaction.offer(row.task, row.queue, later=row.due_at > now)
+    transaction.offer(row.task, row.queue, row.concurrency_key, row.due_at)
 
 
 def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:

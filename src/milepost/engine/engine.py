@@ -33,9 +33,10 @@ from milepost.engine.state import (
 from milepost.engine.transaction import Transaction
 from milepost.errors import CommitUnknownError, InvalidRequestError, MilepostError, UnavailableError
 from milepost.model.identifiers import Identifiers
+from milepost.model.run import RunStatus
 from milepost.protocol.work import ClaimedRun
+from milepost.store import key_places, records
 from milepost.store import queues as queue_store
-from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store import schedules as schedule_store
 from milepost.store import upkeep as upkeep_store
@@ -117,6 +118,7 @@ class Engine:
         state = self.state
         self._load_catalog(connection)
         state.places.add(run_store.queued_places(connection))
+        state.keyed.add(key_places.keyed_pairs(connection))
         # At once, because much may have become due meanwhile.
         state.next_due_at = self._clock()
         state.newly_offered.update(set(run_store.pending_tasks(connection)) & state.catalog.tasks.keys())
@@ -163,7 +165,7 @@ class Engine:
         now, steady_now = self._clock(), self._steady()
         newest = None if self._others else run_store.newest_of_delayed(connection, now)
         if newest is not None and newest > now + JUMP_MICROSECONDS:
-            run_store.shift_due(connection, now - newest, now=now)
+            claiming.shift_times(connection, now - newest, now=now)
             logger.warning(
                 "the clock is %.1f s behind the newest queued run: it was set back since; queued runs have moved along",
                 (newest - now) / 1_000_000,
@@ -302,7 +304,7 @@ class Engine:
                 if transaction.has_steps or self._is_due(transaction.now):
                     promoting.carry_on(transaction, self.state)
                 if transaction.freed_queues:
-                    queues.resume_waiting(transaction)
+                    queues.use_room(transaction)
                     transaction.save()
                 served = self._claim(claims, transaction)
                 announcement = transaction.announcement()
@@ -389,6 +391,10 @@ class Engine:
             elif worker.tasks != parked.tasks:
                 state.parked.remove(parked)
                 state.parked.add(ParkedClaim(parked.claim, parked.deadline, parked.answers, worker.tasks))
+        for changed in announcement.runs:
+            row = changed.row
+            if changed.state_changed and row.status is RunStatus.EXECUTING and row.claimed_at is not None:
+                state.recent_starts.note(row.queue, row.concurrency_key, row.claimed_at)
         self._heard.append(announcement)
 
     def _take_heard(self) -> list[Announcement]:
@@ -427,6 +433,7 @@ class Engine:
             newest_claims=served.newest,
             answered_claims=served.answered_claims(),
             places=tuple(sorted(transaction.places)),
+            keyed=tuple(sorted(transaction.keyed)),
             offered=tuple(sorted(transaction.offered_tasks)),
             everything_offered=bool(transaction.freed_queues),
             tasks_changed=transaction.catalog is not self.state.catalog,
@@ -443,7 +450,7 @@ class Engine:
         if abs(jump) <= JUMP_MICROSECONDS or self._others is not None:
             # Servers on one database go by its clock, and none of them could say for all that it was set.
             return 0
-        run_store.shift_due(transaction.connection, jump, now=transaction.now)
+        claiming.shift_times(transaction.connection, jump, now=transaction.now)
         schedules.follow_clock(transaction.connection, jump, now=transaction.now)
         transaction.schedules_changed = True
         # Read anew, because a group that failed may have known of runs by either clock.
@@ -473,6 +480,10 @@ class Engine:
         self.state.newly_offered |= transaction.newly_offered
         self.state.newly_offered -= transaction.wholly_offered
         self.state.children.gave(transaction.child_positions.items())
+        self.state.keyed.add(transaction.keyed)
+        self.state.keyed.remove(transaction.empty_keyed)
+        for queue, key, count in transaction.starts:
+            self.state.recent_starts.note(queue, key, transaction.now, count)
         if transaction.gone_workers or transaction.registered_workers:
             self.state.change_workers(transaction.registered_workers.values(), transaction.gone_workers)
         for microseconds in transaction.claim_waits:
@@ -546,6 +557,7 @@ class Engine:
         if served.next_due_at is not None and served.next_due_at <= now:
             transaction.everything_offered = True
             self.state.places.add(transaction.places)
+            self.state.keyed.add(transaction.keyed)
             served.next_due_at = promoting.next_due_at_after(transaction.connection, now, self.state)
         if transaction.has_more_steps:
             served.next_due_at = now
@@ -557,6 +569,8 @@ class Engine:
             self._serve(ParkedClaim(command, deadline, [request.answer]), transaction, served)
         for parked in served.over(transaction.steady_now):
             served.answer(parked, [])
+        if transaction.next_start_at is not None:
+            served.due_later(transaction.next_start_at)
         return served
 
     def _hand_on(self, transaction: Transaction, served: "_Served") -> None:
@@ -659,6 +673,10 @@ class _Served:
                 return
             self.leave(claim)
         self._new[claim.claim.worker_id] = ParkedClaim(claim.claim, claim.deadline, claim.answers, tasks)
+
+    def due_later(self, due_at: int) -> None:
+        """There may be runs for claims at this time."""
+        self.next_due_at = due_at if self.next_due_at is None else min(self.next_due_at, due_at)
 
     def leave(self, claim: ParkedClaim) -> None:
         """The claim, if it did wait, does so no longer."""

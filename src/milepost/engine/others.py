@@ -50,7 +50,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Args:
         registered: workers that have registered; `gone`: that hold no lease any more; `heard`: that have said something.
         newest_claims: the newest claim of each worker that was heard of; `answered_claims`: that was answered.
-        places: where runs may be queued now.
+        places: where runs may be queued now; `keyed`: those that have a concurrency key.
         offered: tasks of which runs have become due; `everything_offered`: perhaps of all.
         tasks_changed: tasks or queues have got other rules.
         next_due_at: when a run becomes due that is queued for later, where the others do not know of one before it.
@@ -65,6 +65,7 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     newest_claims: dict[str, int] = {}
     answered_claims: dict[str, int] = {}
     places: Sequence[tuple[str, str]] = ()
+    keyed: Sequence[tuple[str, str]] = ()
     offered: Sequence[str] = ()
     everything_offered: bool = False
     tasks_changed: bool = False
@@ -236,6 +237,7 @@ def learn(learnt: Learnt, state: EngineState, *, steady_now: int, told_at: int |
         if worker_id in workers:
             workers[worker_id].answered_claim = max(workers[worker_id].answered_claim, sequence)
     state.places.add(learnt.places)
+    state.keyed.add(learnt.keyed)
     state.offered_elsewhere.update(learnt.offered)
     state.everything_offered_elsewhere |= learnt.everything_offered
     state.may_have_apart |= learnt.has_apart

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from milepost.engine import cancelling, ending, queues
+from milepost.engine import cancelling, claiming, ending, queues
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.model.lifecycle import EXPIRED, Move
@@ -46,7 +46,7 @@ def carry_on(transaction: Transaction, state: EngineState) -> None:
 def next_due_at_after(connection: Connection, after: int, state: EngineState) -> int | None:
     """When something happens next by itself that does not at `after` yet: a run becomes due, or its time to live is over."""
     times = (
-        run_store.next_due_at_after(connection, after, state.places.all()),
+        claiming.next_due_at(connection, after, state),
         run_store.next_step_after(connection, after),
     )
     return min((at for at in times if at is not None), default=None)
@@ -84,4 +84,4 @@ def _to_queue(row: RunRow, move: Move, transaction: Transaction) -> None:
     transaction.save_place(row)
     queues.change_status(row, move, transaction)
     if move is not Move.PARK:
-        transaction.offer(row.task, row.queue, later=row.due_at > transaction.now)
+        transaction.offer(row.task, row.queue, row.concurrency_key, row.due_at)

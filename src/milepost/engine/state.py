@@ -1,5 +1,6 @@
 """What the engine remembers between groups of commands: copies of rows, and hints. The store has all that decides."""
 
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, KeysView
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -20,6 +21,11 @@ STREAM_BYTES_MAX = 1024 * 1024 * 1024
 CLOCKS_APART_MICROSECONDS = 1_000_000
 # Deadlines of claims that wait no longer, beside as many as there are claims.
 DEADLINES_GONE_MAX = 100
+# What is remembered of starts, for estimates.
+RECENT_STARTS_MIN = 3
+RECENT_STARTS_MAX = 50
+RECENT_MICROSECONDS = 600_000_000
+RECENT_PLACES_MAX = 2000
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +179,34 @@ class Places:
         return [(task, queue) for task, queues in tables for queue in list(queues)]
 
 
+class RecentStarts:
+    """When the last runs of queues and concurrency keys were claimed, by any worker and server: for estimates only. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._starts: OrderedDict[tuple[str, str | None], deque[int]] = OrderedDict()
+
+    def note(self, queue: str, key: str | None, at: int, count: int = 1) -> None:
+        """Runs were claimed at this time, microseconds since 1970."""
+        place = queue, key
+        starts = self._starts.get(place)
+        if starts is None:
+            if len(self._starts) >= RECENT_PLACES_MAX:
+                self._starts.popitem(last=False)
+            starts = self._starts[place] = deque(maxlen=RECENT_STARTS_MAX)
+        elif starts and at < starts[-1]:
+            # One that goes on after a wait.
+            return
+        starts.extend([at] * min(count, RECENT_STARTS_MAX))
+
+    def seconds_for_each(self, queue: str, key: str | None, now: int) -> float | None:
+        """How long it takes, by the last starts, until the next one; None where too little is known."""
+        starts = list(self._starts.get((queue, key), ()))
+        recent = [at for at in starts if at > now - RECENT_MICROSECONDS]
+        if len(recent) < RECENT_STARTS_MIN:
+            return None
+        return max(0, now - recent[0]) / 1_000_000 / len(recent)
+
+
 class EngineState:
     """What the engine knows of tasks and workers, which claims are parked, and when the next run is due.
 
@@ -209,6 +243,10 @@ class EngineState:
         self.may_have_apart = True
         # Where runs may be queued: a hint, no place is missing.
         self.places = Places()
+        # And those with places of concurrency keys, whose line is in the store.
+        self.keyed = Places()
+        self._turns = count()
+        self.recent_starts = RecentStarts()
         # Tasks of which other servers have queued runs, or freed a place for them, that parked claims here have not looked at yet.
         self.offered_elsewhere: set[str] = set()
         self.everything_offered_elsewhere = False
@@ -237,11 +275,34 @@ class EngineState:
             return None
         return QueuedReason.NO_WORKER_ONLINE if task in self.catalog.tasks else QueuedReason.NEVER_OFFERED
 
+    def queue_names(self) -> set[str]:
+        """The queues that there are: tasks name them, they have a rule, or runs may wait in them. Thread-safe."""
+        places = (*self.places.copy(), *self.keyed.copy())
+        return {*self.catalog.queues, *self.catalog.ruled_queues, *(queue for _, queue in places)}
+
+    def tasks_in(self, queue: str) -> list[str]:
+        """The tasks of which runs may be queued in a queue. Thread-safe."""
+        places = (*self.places.copy(), *self.keyed.copy())
+        return sorted(
+            {
+                *(task for task, name in places if name == queue),
+                *(task.id for task in list(self.catalog.tasks.values()) if task.queue == queue),
+            }
+        )
+
+    def seconds_for_each(self, queue: str, key: str | None, now: int) -> float | None:
+        """How long a run of this queue and concurrency key has lately taken until the next one was claimed. Thread-safe."""
+        return self.recent_starts.seconds_for_each(queue, key, now)
+
     def answered(self, claim: Claim) -> None:
         """The claim was answered. A repeat of it brings nothing new."""
         worker = self.workers.get(claim.worker_id)
         if worker is not None:
             worker.answered_claim = max(worker.answered_claim, claim.sequence)
+
+    def next_turn(self) -> int:
+        """A number that grows, for who goes to the end of a line at the same moment as others."""
+        return next(self._turns)
 
     def due_later(self, due_at: int) -> None:
         """Something happens by itself at this time, such as that a run becomes due."""

@@ -26,8 +26,8 @@ from milepost.store import attempts as attempt_store
 from milepost.store import batches as batch_store
 from milepost.store import documents as document_store
 from milepost.store import idempotency as idempotency_store
+from milepost.store import key_places, records
 from milepost.store import queues as queue_store
-from milepost.store import records
 from milepost.store import runs as run_store
 from milepost.store import streams as stream_store
 from milepost.store import workers as worker_store
@@ -35,7 +35,8 @@ from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
 from milepost.store.documents import ChangeRow, Snapshot
 from milepost.store.idempotency import KeyRow
-from milepost.store.queues import QueueRow
+from milepost.store.key_places import KeyPlace
+from milepost.store.queues import QueueKeyRow, QueueRow
 from milepost.store.records import LogMark, LogRow, UsedToken
 from milepost.store.run_counts import ALL, add_counts
 from milepost.store.runs import NewRun, RunRow
@@ -73,7 +74,16 @@ class Transaction:
         self.offered_tasks: set[str] = set()
         self.places: set[tuple[str, str]] = set()
         self.empty_places: set[tuple[str, str]] = set()
-        self.freed_queues: set[str] = set()
+        # Tasks and queues with places of concurrency keys.
+        self.keyed: set[tuple[str, str]] = set()
+        self.empty_keyed: set[tuple[str, str]] = set()
+        self._offered_keys: dict[KeyPlace, int] = {}
+        # Queues, and their concurrency keys if there are any, in which there is room now.
+        self.freed_queues: set[tuple[str, str | None]] = set()
+        # When the next run may start of a queue whose rate is reached.
+        self.next_start_at: int | None = None
+        # How many runs were claimed, by queue and concurrency key.
+        self.starts: list[tuple[str, str | None, int]] = []
         self.everything_offered = False
         # For how long each run that was claimed had been due, microseconds.
         self.claim_waits: list[int] = []
@@ -131,6 +141,8 @@ class Transaction:
         self._moved: dict[tuple[str | None, RunStatus | None, RunStatus], int] = {}
         self._queues: dict[str, QueueRow | None] = {}
         self._dirty_queues: dict[str, QueueRow] = {}
+        self._queue_keys: dict[tuple[str, str], QueueKeyRow] = {}
+        self._dirty_queue_keys: dict[tuple[str, str], QueueKeyRow] = {}
         self._resumed: dict[str, list[str]] = {}
         self._cancel_asked: dict[str, list[str]] = {}
         self._batches: dict[str, BatchRow] = {}
@@ -223,11 +235,17 @@ class Transaction:
         moved = parent_id, before, after
         self._moved[moved] = self._moved.get(moved, 0) + runs
 
-    def offer(self, task: str, queue: str, *, later: bool = False) -> None:
-        """A run of a task was queued in a queue; it is due, or will be later."""
-        self.places.add((task, queue))
-        self.empty_places.discard((task, queue))
-        if not later:
+    def offer(self, task: str, queue: str, key: str | None, due_at: int) -> None:
+        """A run of a task was queued in a queue, with this concurrency key, if any; it is due, or will be later."""
+        if key is None:
+            self.places.add((task, queue))
+            self.empty_places.discard((task, queue))
+        else:
+            self.keyed.add((task, queue))
+            self.empty_keyed.discard((task, queue))
+            place = KeyPlace(queue, key, task)
+            self._offered_keys[place] = min(due_at, self._offered_keys.get(place, due_at))
+        if due_at <= self.now:
             self.offered_tasks.add(task)
 
     def queue(self, name: str) -> QueueRow | None:
@@ -248,6 +266,27 @@ class Transaction:
     def save_queue(self, row: QueueRow) -> None:
         """The queue was changed."""
         self._queues[row.name] = self._dirty_queues[row.name] = row
+
+    def queue_key(self, queue: str, key: str) -> QueueKeyRow:
+        """What is counted of a concurrency key, in a queue that has a rule."""
+        self.load_queue_keys(queue, [key])
+        return self._queue_keys[queue, key]
+
+    def load_queue_keys(self, queue: str, keys: Iterable[str]) -> None:
+        """Load what is counted of concurrency keys that are not here yet, in one go."""
+        missing = sorted({key for key in keys if (queue, key) not in self._queue_keys})
+        if missing:
+            found = {row.key: row for row in queue_store.load_queue_keys(self.connection, queue, missing)}
+            for key in missing:
+                self._queue_keys[queue, key] = found.get(key) or QueueKeyRow(queue, key)
+
+    def save_queue_key(self, row: QueueKeyRow) -> None:
+        """What is counted of a concurrency key was changed."""
+        self._queue_keys[row.queue, row.key] = self._dirty_queue_keys[row.queue, row.key] = row
+
+    def look_again_at(self, at: int) -> None:
+        """The rate of a queue lets its next run start then."""
+        self.next_start_at = at if self.next_start_at is None else min(self.next_start_at, at)
 
     def batch(self, batch_id: str) -> BatchRow | None:
         """A batch, or None when there is no such batch."""
@@ -573,6 +612,12 @@ class Transaction:
         if self._dirty_keys:
             idempotency_store.save_keys(connection, self._dirty_keys.values())
             self._dirty_keys.clear()
+        if self._dirty_queue_keys:
+            queue_store.save_queue_keys(connection, self._dirty_queue_keys.values())
+            self._dirty_queue_keys.clear()
+        if self._offered_keys:
+            key_places.offer_keys(connection, self._offered_keys.items())
+            self._offered_keys.clear()
         if self._dirty_batches:
             batch_store.save_batches(connection, list(self._dirty_batches.values()))
             self._dirty_batches.clear()

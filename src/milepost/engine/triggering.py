@@ -361,6 +361,7 @@ def _new_run(
         payload=item.payload,
         payload_type=_payload_type(item, place),
         trigger_metadata=_metadata(item.task, options, transaction, state, place),
+        concurrency_key=None if options.concurrency_key is None else _concurrency_key(options, place),
     )
 
 
@@ -498,6 +499,12 @@ def _queue_name(options: TriggerOptions, default: str, place: str) -> str:
     return options.queue.name
 
 
+def _concurrency_key(options: TriggerOptions, place: str) -> str | None:
+    if options.concurrency_key is not None:
+        check_name(options.concurrency_key, "a concurrency key", field=f"{place}options.concurrencyKey")
+    return options.concurrency_key
+
+
 def _max_attempts(options: TriggerOptions, place: str) -> int | None:
     if options.max_attempts is not None and not 1 <= options.max_attempts <= 1000:
         raise InvalidRequestError(
@@ -510,9 +517,9 @@ def _max_attempts(options: TriggerOptions, place: str) -> int | None:
 
 def _queue(runs: Sequence[NewRun], transaction: Transaction, state: EngineState) -> None:
     transaction.new_runs.extend(runs)
-    queued: dict[tuple[str, str, str | None, RunStatus], int] = {}
+    queued: dict[tuple[str, str, str | None, int, str | None, RunStatus], int] = {}
     for run in runs:
-        place = run.task, run.queue, run.parent_id, run.status
+        place = run.task, run.queue, run.concurrency_key, run.due_at, run.parent_id, run.status
         queued[place] = queued.get(place, 0) + 1
         transaction.announce_state(
             RunRow(
@@ -539,9 +546,9 @@ def _queue(runs: Sequence[NewRun], transaction: Transaction, state: EngineState)
             state.due_later(run.due_at)
         if run.expires_at is not None:
             state.due_later(run.expires_at)
-    for (task, queue, parent_id, status), count in queued.items():
+    for (task, queue, key, due_at, parent_id, status), count in queued.items():
         if status is RunStatus.QUEUED:
-            transaction.offer(task, queue)
+            transaction.offer(task, queue, key, due_at)
         transaction.count_moved(parent_id, None, status, runs=count)
 
 

@@ -36,8 +36,8 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     if new_tasks:
         transaction.newly_offered.update(new_tasks)
         transaction.has_steps = True
-    if catalog.queue_limits != before.queue_limits:
-        queues.learn_limits(before.queue_limits, catalog.queue_limits, transaction)
+    if (catalog.queue_limits, catalog.queue_rates) != (before.queue_limits, before.queue_rates):
+        queues.learn_rules(before, catalog, transaction)
     records.save_tasks(
         transaction.connection,
         [
@@ -45,6 +45,7 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
                 id=task.id,
                 queue=task.queue,
                 queue_concurrency=task.queue_concurrency,
+                queue_rate=task.queue_rate,
                 retry=msgspec.json.encode(task.retry),
                 payload_schema=msgspec.json.encode(task.payload_schema) if task.payload_schema else None,
                 updated_at=transaction.now,

@@ -4,7 +4,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, cast
 
-from milepost.protocol import dashboard, feed, metadata, runs, schedules, streams, tokens, triggering, work
+from milepost.protocol import (
+    dashboard,
+    feed,
+    metadata,
+    queues,
+    runs,
+    schedules,
+    streams,
+    tokens,
+    triggering,
+    work,
+)
 from milepost.protocol.triggering import NotSupported
 
 
@@ -70,8 +81,8 @@ class Endpoint:
 
     `access` has no default: whoever adds an endpoint says who may call it. `problems` are the status codes that it may answer with
     beside those that follow from the rest (see `statuses_of_refusals`). `stream` marks server-sent events, whose `response` is the
-    shape of one frame, and which come with `stream_headers`. `lines` marks a body of one JSON object
-    per line. A parameter `{key}` of the path may have slashes. With `open_query`, parameters that are not known are passed over.
+    shape of one frame, and which come with `stream_headers`. `lines` marks a body of one JSON object per line. The parameters `{key}`
+    and `{queue}` of a path may have slashes. With `open_query`, parameters that are not known are passed over.
     """
 
     name: str
@@ -114,6 +125,10 @@ RUN_FILTERS = (
     Parameter("filter[tag]", "tags, joined with commas; runs with any of them"),
     Parameter("filter[batch]", "a batch id"),
     Parameter("filter[schedule]", "the id of the schedule that has triggered them"),
+    Parameter(
+        "filter[queue]",
+        "names of queues, joined with commas; task/<id> is the queue of a task that names none",
+    ),
     Parameter("filter[parent]", "the id of the parent run"),
     Parameter("filter[root]", "the id of the root run"),
     Parameter("filter[topLevel]", "true: runs without a parent; false: runs that have one", "boolean"),
@@ -131,7 +146,6 @@ FILTERS_NOT_SUPPORTED: NotSupported = {
     "filter[env]": (),
     "filter[isTest]": ("false",),
     "filter[machine]": (),
-    "filter[queue]": (),
     "filter[region]": (),
     "filter[version]": (),
 }
@@ -443,6 +457,36 @@ LIST_TIMEZONES = Endpoint(
     "list_timezones", "GET", "/api/v1/timezones", "The time zones that a schedule can have", READERS,
     response=schedules.Timezones, tag="schedules",
 )  # fmt: skip
+_QUEUE_TYPE = Parameter(
+    "type", "`task`: the queue is named by the id of its task; `id`, `name` or `custom`: by its name"
+)
+LIST_QUEUES = Endpoint(
+    "list_queues", "GET", "/api/v1/queues", "Queues, in the order of their names, without their concurrency keys", READERS,
+    response=queues.QueuePage,
+    parameters=(
+        Parameter("page", "which page, from 1", "integer"),
+        Parameter("perPage", "queues on a page, 1 to 100, default 25", "integer"),
+    ),
+    problems=(400,), tag="queues",
+)  # fmt: skip
+RETRIEVE_QUEUE = Endpoint(
+    "retrieve_queue", "GET", "/api/v1/queues/{queue}", "A queue, with its concurrency keys", READERS,
+    response=queues.QueueObject, parameters=(_QUEUE_TYPE,), problems=(400, 404), tag="queues",
+)  # fmt: skip
+PAUSE_QUEUE = Endpoint(
+    "pause_queue", "POST", "/api/v1/queues/{queue}/pause",
+    "Pause a queue, so that none of its queued runs begins, or resume it; what has begun goes on", KEY_ONLY,
+    queues.PauseRequest, queues.QueueObject, problems=(400, 404, 422), tag="queues",
+)  # fmt: skip
+OVERRIDE_QUEUE = Endpoint(
+    "override_queue", "POST", "/api/v1/queues/{queue}/concurrency/override",
+    "Set another limit of a queue than its tasks say, until it is reset; what executes is not ended", KEY_ONLY,
+    queues.OverrideRequest, queues.QueueObject, problems=(400, 404, 422), tag="queues",
+)  # fmt: skip
+RESET_QUEUE = Endpoint(
+    "reset_queue", "POST", "/api/v1/queues/{queue}/concurrency/reset", "Go by the limit that tasks say again", KEY_ONLY,
+    queues.ResetRequest, queues.QueueObject, problems=(400, 404, 422), tag="queues",
+)  # fmt: skip
 
 CREATE_SIGN_IN_LINK = Endpoint(
     "create_sign_in_link", "POST", "/api/v1/sign-in-links", "A link that signs a browser in to the dashboard, once and soon", KEY_ONLY,
@@ -464,6 +508,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS, DELETE_RUN,
     LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
+    LIST_QUEUES, RETRIEVE_QUEUE, PAUSE_QUEUE, OVERRIDE_QUEUE, RESET_QUEUE,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     LIST_SCHEDULES, CREATE_SCHEDULE, RETRIEVE_SCHEDULE, UPDATE_SCHEDULE, DELETE_SCHEDULE, ACTIVATE_SCHEDULE, DEACTIVATE_SCHEDULE,
     LIST_TIMEZONES,

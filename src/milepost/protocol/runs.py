@@ -5,6 +5,7 @@ from datetime import datetime
 import msgspec
 
 from milepost.model.run import AttemptEnd, QueuedReason, RunError, RunStatus
+from milepost.protocol.queues import QueueWait
 from milepost.protocol.schedules import RunSchedule
 from milepost.protocol.streams import StreamSummary
 
@@ -105,6 +106,8 @@ class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
     queued_reason: QueuedReason | None = None
     # The schedule that has triggered the run, while there is such a schedule.
     schedule: RunSchedule | None = None
+    # And where it stands in its queue, as it was when the run was read.
+    queue_wait: QueueWait | None = None
     attempts: list[RunAttempt]
 
 

@@ -65,7 +65,6 @@ class TriggerOptions(
     not_supported: ClassVar[NotSupported] = {
         "bulkActionId": _NOTHING,
         "concurrency": _NOTHING,
-        "concurrencyKey": _NOTHING,
         "debounce": _NOTHING,
         "externalDeploymentId": _NOTHING,
         "gates": _NOTHING,
@@ -83,6 +82,7 @@ class TriggerOptions(
     tags: str | list[str] | None = None
     max_attempts: int | None = None
     queue: QueueOption | None = None
+    concurrency_key: str | None = None
     delay: str | None = None
     ttl: str | int | float | None = None
     priority: int | None = None

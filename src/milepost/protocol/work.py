@@ -40,6 +40,7 @@ class WorkerTask(
     id: str
     queue: str
     queue_concurrency: int | None = None
+    queue_rate: str | None = None
     retry: Retry
     payload_schema: dict[str, Any] | None = None
     metadata_schema: dict[str, Any] | None = None

@@ -1,18 +1,23 @@
 """The reader: what is committed, for server and feed. Works in their threads, never in the committer's."""
 
+import time
 from collections.abc import Callable, Container, Sequence
+
+from sqlalchemy import Connection
 
 from milepost.errors import RunNotFoundError
 from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.model.shown_keys import Keys, shown_document
+from milepost.protocol.queues import QueueObject, QueuePage, QueueWait
 from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary
 from milepost.protocol.schedules import ScheduleObject, SchedulePage
 from milepost.protocol.streams import StreamSummary
 from milepost.protocol.triggering import BatchObject, BatchResults
-from milepost.reading import batches, documents, lists, logs, runs, schedules, streams
+from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
+from milepost.reading.queues import KnownQueues
 from milepost.reading.runs import StoredRun
 from milepost.reading.streams import StreamPage
 from milepost.store import records
@@ -30,6 +35,8 @@ class Reader:
 
     Args:
         queued_reason: why nobody can take a run of a task, as the engine knows it.
+        known_queues: what the engine knows of queues; without it no run says where it stands in its queue.
+        clock: microseconds since 1970.
 
     Attributes:
         queued_reason: the same.
@@ -37,9 +44,16 @@ class Reader:
     """
 
     def __init__(
-        self, store: Store, *, queued_reason: Callable[[str], QueuedReason | None] = lambda task: None
+        self,
+        store: Store,
+        *,
+        queued_reason: Callable[[str], QueuedReason | None] = lambda task: None,
+        known_queues: Callable[[], KnownQueues] | None = None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._store = store
+        self._known_queues = known_queues
+        self._clock = clock
         self.queued_reason = queued_reason
         self.history = History(store)
 
@@ -74,12 +88,26 @@ class Reader:
     def run(self, run_id: str, view: View = WHOLE_VIEW) -> RunObject:
         """A whole run. Of its relatives those that are shown. Raises RunNotFoundError."""
         with self._store.read() as connection:
-            return runs.whole(connection, run_id, view, with_family=True, queued_reason=self.queued_reason)
+            return runs.whole(
+                connection,
+                run_id,
+                view,
+                with_family=True,
+                queued_reason=self.queued_reason,
+                queue_wait=self._queue_wait,
+            )
 
     def snapshot(self, run_id: str, view: View = WHOLE_VIEW) -> RunObject:
         """A whole run as its feed begins with it: parent and root without their documents, no children. Raises RunNotFoundError."""
         with self._store.read() as connection:
-            return runs.whole(connection, run_id, view, with_family=False, queued_reason=self.queued_reason)
+            return runs.whole(
+                connection,
+                run_id,
+                view,
+                with_family=False,
+                queued_reason=self.queued_reason,
+                queue_wait=None,
+            )
 
     def stored_run(self, run_id: str, keys: Keys = None) -> StoredRun:
         """A run with its payload and output as the texts that are stored. Raises RunNotFoundError."""
@@ -130,6 +158,27 @@ class Reader:
         with self._store.read() as connection:
             runs.row_of(connection, run_id)
             return logs.page(connection, run_id, after=after)
+
+    def _queue_wait(
+        self, connection: Connection, row: RunRow, nobody: QueuedReason | None
+    ) -> QueueWait | None:
+        if self._known_queues is None:
+            return None
+        return queues.why_queued(connection, row, nobody, self._known_queues(), self._clock())
+
+    # --- queues ------------------------------------------------------------------------------------------------
+
+    def queue_page(self, *, number: int, size: int) -> QueuePage:
+        """One page of queues, in the order of their names; pages are counted from 1."""
+        assert self._known_queues is not None, "a server's reader knows of them"
+        with self._store.read() as connection:
+            return queues.page(connection, self._known_queues(), number=number, size=size, now=self._clock())
+
+    def queue(self, name: str) -> QueueObject:
+        """A queue, with its concurrency keys. Raises QueueNotFoundError."""
+        assert self._known_queues is not None, "a server's reader knows of them"
+        with self._store.read() as connection:
+            return queues.one(connection, self._known_queues(), name, now=self._clock())
 
     # --- documents ---------------------------------------------------------------------------------------------
 

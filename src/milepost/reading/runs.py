@@ -9,6 +9,7 @@ from milepost.errors import RunNotFoundError
 from milepost.model.run import AttemptEnd, QueuedReason, RunStatus
 from milepost.model.scopes import View
 from milepost.model.shown_keys import Keys
+from milepost.protocol.queues import QueueWait
 from milepost.protocol.runs import RelatedRun, RelatedRuns, RunAttempt, RunObject, RunResult
 from milepost.protocol.triggering import JSON_TYPE, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.reading import schedules, streams
@@ -69,11 +70,13 @@ def whole(
     *,
     with_family: bool,
     queued_reason: Callable[[str], QueuedReason | None],
+    queue_wait: Callable[[Connection, RunRow, QueuedReason | None], QueueWait | None] | None,
 ) -> RunObject:
     """A whole run. Raises RunNotFoundError.
 
     Args:
         queued_reason: why nobody can take a run of a task.
+        queue_wait: why a queued run has not begun; None where that is not told.
         with_family: with its children, and with the documents of parent and root. Of all relatives those that are shown.
     """
     record = record_of(connection, run_id)
@@ -85,6 +88,14 @@ def whole(
         shown = run_store.matching_ids(connection, RunFilter(shown=view.runs), ancestors)
         ancestors = [ancestor for ancestor in ancestors if ancestor in shown]
     related = _related(connection, ancestors, children, view.keys, with_documents=with_family)
+    nobody, wait = None, None
+    if row.status in _WAIT_FOR_A_WORKER:
+        nobody = queued_reason(row.task)
+    if row.status in (*_WAIT_FOR_A_WORKER, RunStatus.DELAYED):
+        wait = None if queue_wait is None else queue_wait(connection, row, nobody)
+        if wait is not None and view.runs is not None:
+            # Whose runs these are is nothing for who is shown some runs only.
+            wait = msgspec.structs.replace(wait, running_ids=[])
     metadata, version = shown_documents(connection, [run_id], view.keys)[run_id]
     fields = summary_fields(record, metadata, version)
     fields["related_runs"] = RelatedRuns(
@@ -98,7 +109,8 @@ def whole(
         output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
         child_counts=run_store.count_by_status(connection, family),
         streams=streams.summaries(connection, row, OUTPUT),
-        queued_reason=queued_reason(row.task) if row.status in _WAIT_FOR_A_WORKER else None,
+        queued_reason=nobody,
+        queue_wait=wait,
         schedule=schedules.schedule_of_run(connection, run_id),
         attempts=_attempts(connection, row),
     )

@@ -121,6 +121,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
             id=self.id,
             queue=self.queue.name if self.queue else default_queue(self.id),
             queue_concurrency=self.queue.concurrency if self.queue else None,
+            queue_rate=self.queue.rate if self.queue else None,
             retry=self.retry,
             payload_schema=shape.json_schema() if shape else None,
             metadata_schema=self.metadata.json_schema() if self.metadata else None,
@@ -146,7 +147,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
             payload: checked against the annotation of the task's payload parameter. What the task gets is equal to it, or it is
                 refused here: a subclass of the annotated model, NaN, or a field that is left out of its JSON. Secrets
                 (`SecretStr`) arrive as what they are, so they are stored where who may read the run can read them.
-            options: `metadata`, `tags`, `max_attempts`, `queue`, `idempotency_key`, `idempotency_key_ttl`; see `RunOptions`.
+            options: `metadata`, `tags`, `max_attempts`, `queue`, `concurrency_key`, `idempotency_key` and others; see `RunOptions`.
         Raises:
             PayloadValidationError: `field` names the part of the payload that does not fit.
             MetadataError: the metadata is no object, is not JSON, does not fit the task's schema or is too large.

@@ -188,6 +188,8 @@ class Server:
         self.reader = Reader(
             self._store,
             queued_reason=engine.state.queued_reason,
+            known_queues=lambda: engine.state,
+            clock=clock,
         )
         self.readiness = Readiness(self._store, lambda: (steady() - engine.committed_at) / 1_000_000)
         self.traffic = Traffic()
@@ -305,7 +307,7 @@ class Server:
         application = _Guarded(
             endpoint, answering, self.authenticator, self._sessions, self.reader, self.hub, route
         )
-        path = endpoint.path.replace("{key}", "{key:path}")
+        path = endpoint.path.replace("{key}", "{key:path}").replace("{queue}", "{queue:path}")
         return Route(path, application, methods=[endpoint.method], name=endpoint.name)
 
     def _streaming(

@@ -15,6 +15,7 @@ from milepost.errors import InvalidRequestError, MetadataValueError, TooLargeErr
 from milepost.model.jsontext import JSONTextError, read_text
 from milepost.model.jsonvalue import check_json
 from milepost.model.names import check_name
+from milepost.model.rates import parse_rate
 from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.metadata import OPERATIONS_MAX
 from milepost.protocol.runs import LogLine
@@ -130,6 +131,8 @@ def check_registration(body: RegisterRequest) -> None:
                 field=f"{place}.queueConcurrency",
                 limit=2**31 - 1,
             )
+        if task.queue_rate is not None:
+            parse_rate(task.queue_rate, field=f"{place}.queueRate")
         if task.retry.max_delay_seconds > RETRY_SECONDS_MAX:
             raise InvalidRequestError(
                 f"{place}.retry.maxDelaySeconds is at most a year ({RETRY_SECONDS_MAX:,.0f} s)",

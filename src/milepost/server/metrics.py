@@ -218,7 +218,9 @@ class _ServerCollector(Collector):
             yield _value("milepost_announcements_behind", max(0, reading.newest_announcement - heard))
 
     def _read(self) -> _Reading:
-        places = sorted(self._sources.engine.state.places.copy(), key=lambda place: (place[1], place[0]))
+        state = self._sources.engine.state
+        pairs = set(state.keyed.copy())
+        places = sorted({*state.places.copy(), *pairs}, key=lambda place: (place[1], place[0]))
         queues = list(dict.fromkeys(queue for _, queue in places))
         # Always the same ones, so that what is told of a queue has no gaps.
         told = set(queues[:QUEUES_MAX])
@@ -230,7 +232,16 @@ class _ServerCollector(Collector):
         with store.read() as connection:
             return _Reading(
                 load_counts(connection, ALL),
-                due_runs(connection, looked_at, limit=limit, now=now),
+                [
+                    *due_runs(connection, looked_at, limit=limit, now=now),
+                    *due_runs(
+                        connection,
+                        [place for place in looked_at if place in pairs],
+                        limit=limit,
+                        now=now,
+                        keyed=True,
+                    ),
+                ],
                 limit,
                 len(queues) - len({queue for _, queue in looked_at}),
                 now,

@@ -297,6 +297,7 @@ def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter
         tags=_names(request, "filter[tag]"),
         batch_id=request.query_params.get("filter[batch]"),
         schedule_id=request.query_params.get("filter[schedule]"),
+        queues=_names(request, "filter[queue]"),
         parent_id=request.query_params.get("filter[parent]"),
         root_id=request.query_params.get("filter[root]"),
         top_level=_truth(request, "filter[topLevel]"),

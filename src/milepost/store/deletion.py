@@ -10,6 +10,7 @@ from milepost.model.run import RunStatus
 from milepost.store.run_counts import ALL, add_counts
 from milepost.store.schema import (
     attempts,
+    batch_members,
     batches,
     changes,
     chunks,
@@ -23,6 +24,7 @@ from milepost.store.schema import (
     refusals,
     run_counts,
     run_tags,
+    run_waiters,
     runs,
     scheduled_runs,
     stream_writers,
@@ -47,6 +49,9 @@ OF_RUNS: Sequence[tuple[Table, ColumnElement[str]]] = (
     (chunks, chunks.c.run_id),
     (attempts, attempts.c.run_id),
     (scheduled_runs, scheduled_runs.c.run_id),
+    (batch_members, batch_members.c.run_id),
+    (run_waiters, run_waiters.c.run_id),
+    (run_waiters, run_waiters.c.waiter_id),
     (run_counts, run_counts.c.parent_id),
     (runs, runs.c.id),
 )
@@ -154,7 +159,8 @@ def delete_runs(connection: Connection, doomed: Sequence[DoomedRun]) -> None:
     batch_ids = sorted({run.batch_id for run in doomed if run.batch_id is not None})
     of_these = or_(among(connection, batches.c.id, batch_ids), among(connection, batches.c.parent_id, ids))
     has_runs = exists().where(runs.c.batch_id == batches.c.id)
-    connection.execute(delete(batches).where(of_these, not_(has_runs)))
+    has_members = exists().where(batch_members.c.batch_id == batches.c.id)
+    connection.execute(delete(batches).where(of_these, not_(has_runs), not_(has_members)))
 
 
 def old_log_lines(

@@ -54,6 +54,7 @@ class TaskRow(msgspec.Struct):
     payload_schema: bytes | None
     updated_at: int
     metadata_schema: bytes | None = None
+    queue_rate: str | None = None
 
 
 _NEW_TASKS = upsert(tasks)

@@ -32,6 +32,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
+from milepost.store.key_places import KeyPlace
 from milepost.store.run_counts import ALL, load_counts
 from milepost.store.schema import RARE, batch_members, large_values, run_tags, runs, scheduled_runs
 from milepost.store.statements import Lookup, Row, Statement, among, padded
@@ -151,6 +152,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     batch_id: str | None = None
+    queues: tuple[str, ...] = ()
     parent_id: str | None = None
     root_id: str | None = None
     top_level: bool | None = None
@@ -191,7 +193,9 @@ def _literal(status: RunStatus) -> ColumnElement[str]:
 _HELD = runs.c.status.in_([_literal(status) for status in sorted(HELD_STATUSES)])
 _EXECUTING = runs.c.status == _literal(RunStatus.EXECUTING)
 _QUEUED = runs.c.status == _literal(RunStatus.QUEUED)
-_DUE = and_(_QUEUED, runs.c.is_apart == literal_column("0"))
+_BESIDE = and_(_QUEUED, runs.c.is_apart == literal_column("0"))
+_DUE = and_(_BESIDE, runs.c.concurrency_key.is_(None))
+_DUE_BY_KEY = and_(_BESIDE, runs.c.concurrency_key.is_not(None))
 _APART = and_(_QUEUED, runs.c.is_apart == literal_column("1"))
 _DELAYED = runs.c.status == _literal(RunStatus.DELAYED)
 # Delayed by a pause, and not to a time that somebody has named.
@@ -199,6 +203,7 @@ _PAUSED = and_(_DELAYED, runs.c.is_due_at_given.is_(None))
 _PENDING = runs.c.status == _literal(RunStatus.PENDING_VERSION)
 _CANCELLING = runs.c.cancels_children == literal_column("1")
 _RARE = literal_column(f"runs.status IN {RARE}", Boolean)
+_ALL_QUEUED = (_DUE, _DUE_BY_KEY, _APART)
 
 _INSERT_NAMES = (
     "id",
@@ -449,7 +454,7 @@ def _save_results(
 def due_ids(
     connection: Connection, places: Sequence[tuple[str, str]], *, limit: int, now: int
 ) -> list[tuple[int, str, str]]:
-    """(due_at, id, queue) of due runs, oldest first: up to `limit` of each place, which is a task and a queue.
+    """(due_at, id, queue) of due runs without a concurrency key, oldest first: up to `limit` of each place, a task and a queue.
 
     One look into the index per place, however many runs are queued there or elsewhere.
     """
@@ -484,14 +489,50 @@ def _due_statement(place_count: int) -> Statement:
     )
 
 
+def first_of_keys(
+    connection: Connection, places: Sequence[KeyPlace], *, limit: int
+) -> dict[KeyPlace, list[tuple[int, str]]]:
+    """(due_at, id) of the first queued runs of each place, whether they are due yet or not: up to `limit`."""
+    found: dict[KeyPlace, list[tuple[int, str]]] = {place: [] for place in places}
+    for start in range(0, len(places), DUE_PLACES):
+        chunk = places[start : start + DUE_PLACES]
+        given = padded(tuple((place.task, place.queue, place.key) for place in chunk), ("", "", ""))
+        statement = _first_of_keys_statement(len(given))
+        for number, due_at, run_id in statement.read(connection, (limit, *chain.from_iterable(given))):  # pyright: ignore[reportArgumentType]
+            found[chunk[int(number)]].append((due_at, run_id))
+    for runs_of_place in found.values():
+        runs_of_place.sort()
+    return found
+
+
+@cache
+def _first_of_keys_statement(place_count: int) -> Statement:
+    names = [(f"task_{number}", f"queue_{number}", f"key_{number}") for number in range(place_count)]
+    parts = [
+        select(literal_column(str(number), Integer).label("place"), runs.c.due_at, runs.c.id)
+        .where(
+            _DUE_BY_KEY,
+            runs.c.task == bindparam(task),
+            runs.c.queue == bindparam(queue),
+            runs.c.concurrency_key == bindparam(key),
+        )
+        .order_by(runs.c.due_at, runs.c.id)
+        .limit(bindparam("count", type_=Integer))
+        .subquery()
+        for number, (task, queue, key) in enumerate(names)
+    ]
+    rows = union_all(*(select(part) for part in parts)).subquery()
+    return Statement(select(rows.c.place, rows.c.due_at, rows.c.id), ["count", *chain.from_iterable(names)])
+
+
 def queued_places(connection: Connection) -> list[tuple[str, str]]:
-    """Each task and queue with a queued run that need not execute apart."""
+    """Each task and queue with a queued run that has no concurrency key and need not execute apart."""
     found = connection.execute(select(runs.c.task, runs.c.queue).where(_DUE).distinct())
     return [(task, queue) for task, queue in found]
 
 
 def has_queued(connection: Connection, task: str, queue: str) -> bool:
-    """Whether a run of this task is queued in this queue that need not execute apart."""
+    """Whether a run of this task is queued in this queue that has no concurrency key and need not execute apart."""
     return bool(_HAS_QUEUED.read(connection, (task, queue)))
 
 
@@ -503,14 +544,16 @@ _HAS_QUEUED = Statement(
 )
 
 
-def apart_due(connection: Connection, tasks: Collection[str], *, now: int) -> list[tuple[str, str, int]]:
-    """(id, queue, due_at) of the due runs of these tasks that have to execute apart, oldest first. They are few."""
+def apart_due(
+    connection: Connection, tasks: Collection[str], *, now: int
+) -> list[tuple[str, str, str | None, int]]:
+    """(id, queue, concurrency key, due_at) of the due runs of these tasks that have to execute apart, oldest first. They are few."""
     found = connection.execute(
-        select(runs.c.id, runs.c.queue, runs.c.due_at, runs.c.task)
+        select(runs.c.id, runs.c.queue, runs.c.concurrency_key, runs.c.due_at, runs.c.task)
         .where(_APART, runs.c.due_at <= now)
         .order_by(runs.c.due_at, runs.c.id)
     )
-    return [(run_id, queue, due_at) for run_id, queue, due_at, task in found if task in tasks]
+    return [(run_id, queue, key, due_at) for run_id, queue, key, due_at, task in found if task in tasks]
 
 
 def has_apart(connection: Connection) -> bool:
@@ -560,7 +603,7 @@ def shift_due(connection: Connection, microseconds: int, *, now: int) -> None:
     """
     moved = runs.c.expires_at + microseconds
     connection.execute(update(runs).where(runs.c.expires_at.is_not(None)).values(expires_at=moved))
-    for queued in (_DUE, _APART, _PAUSED):
+    for queued in (*_ALL_QUEUED, _PAUSED):
         statement = update(runs).where(
             queued, runs.c.due_at > (now - microseconds if microseconds > 0 else 0)
         )
@@ -573,7 +616,7 @@ def newest_of_delayed(connection: Connection, now: int) -> int | None:
     """When the newest of the queued and delayed runs that are not due yet was queued; None when there is none."""
     newest = [
         connection.execute(select(func.max(runs.c.updated_at)).where(queued, runs.c.due_at > now)).scalar()
-        for queued in (_DUE, _APART, _PAUSED)
+        for queued in (*_ALL_QUEUED, _PAUSED)
     ]
     return max((at for at in newest if at is not None), default=None)
 
@@ -652,17 +695,25 @@ def newest_time(connection: Connection) -> int | None:
     return connection.execute(newest).scalar()
 
 
-def count_executing(connection: Connection, queue: str) -> int:
-    """How many runs of a queue execute now; waiting ones have given their slot back."""
-    counted = select(func.count()).select_from(runs).where(_HELD, _EXECUTING, runs.c.queue == queue)
-    return connection.execute(counted).scalar_one()
+def count_held(connection: Connection, queue: str) -> list[tuple[str | None, int, int]]:
+    """How many runs of a queue execute, and how many waiting ones would go on, by concurrency key."""
+    executing = func.sum(case((_EXECUTING, 1), else_=0))
+    resuming = func.sum(case((runs.c.resuming_at.is_not(None), 1), else_=0))
+    statement = (
+        select(runs.c.concurrency_key, executing, resuming)
+        .where(_HELD, runs.c.queue == queue)
+        .group_by(runs.c.concurrency_key)
+    )
+    return [(key, int(first), int(second)) for key, first, second in connection.execute(statement)]
 
 
-def resuming_ids(connection: Connection, queue: str, *, limit: int | None) -> list[str]:
-    """The waiting runs of a queue that would go on, those first that have wanted it longest."""
+def resuming_ids(connection: Connection, queue: str, key: str | None, *, limit: int | None) -> list[str]:
+    """The waiting runs of a queue and a concurrency key (None: without one) that would go on, those first that have wanted it
+    longest."""
+    of_key = runs.c.concurrency_key.is_(None) if key is None else runs.c.concurrency_key == key
     statement = (
         select(runs.c.id)
-        .where(runs.c.resuming_at.is_not(None), runs.c.queue == queue)
+        .where(runs.c.resuming_at.is_not(None), runs.c.queue == queue, of_key)
         .order_by(runs.c.resuming_at, runs.c.id)
         .limit(limit)
     )
@@ -864,6 +915,8 @@ def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
             found.append(_RARE)
     if filter.tasks:
         found.append(runs.c.task.in_(filter.tasks))
+    if filter.queues:
+        found.append(runs.c.queue.in_(filter.queues))
     if filter.tags:
         found.append(exists().where(and_(run_tags.c.run_id == runs.c.id, run_tags.c.tag.in_(filter.tags))))
     if filter.batch_id is not None:

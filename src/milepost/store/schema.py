@@ -100,7 +100,7 @@ runs = Table(
     Column("metadata_unindexed", Integer, nullable=False, server_default=text("0")),
     # Names of columns whose value is in `large_values` instead, joined with commas.
     Column("large", Text),
-    # One that a concurrency limit holds for by itself.
+    # Of runs with the same one the limit of the queue holds by itself.
     Column("concurrency_key", Text),
     # When it is over with a run that no worker has taken; nothing while it is delayed, and once it was claimed.
     Column("expires_at", BigInteger),
@@ -120,9 +120,16 @@ runs = Table(
     CheckConstraint(_HELD, name="runs_held"),
     CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_FINAL}))", name="runs_finished"),
     # By queue, so that runs of one that is full are not even passed over.
-    Index("runs_due", "task", "queue", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 0")),
+    Index(
+        "runs_due", "task", "queue", "due_at", "id",
+        **_where("status = 'QUEUED' AND is_apart = 0 AND concurrency_key IS NULL"),
+    ),
+    Index(
+        "runs_due_by_key", "task", "queue", "concurrency_key", "due_at", "id",
+        **_where("status = 'QUEUED' AND is_apart = 0 AND concurrency_key IS NOT NULL"),
+    ),
     Index("runs_apart", "due_at", "id", **_where("status = 'QUEUED' AND is_apart = 1")),
-    Index("runs_resuming", "queue", "resuming_at", "id", **_where("resuming_at IS NOT NULL")),
+    Index("runs_resuming", "queue", "concurrency_key", "resuming_at", "id", **_where("resuming_at IS NOT NULL")),
     Index("runs_held_by", "worker_id", **_where("status IN ('EXECUTING', 'WAITING')")),
     # Also of the runs without a parent: a list of those must not read past their children.
     Index("runs_parent", "parent_id", "id"),
@@ -156,7 +163,7 @@ attempts = Table(
     sqlite_with_rowid=False,
 )
 
-# Queues that have a limit or are paused. Of any other nothing need be known.
+# Queues that have a limit or a rate, had one, or are or were paused. Of any other nothing need be known.
 queues = Table(
     "queues",
     tables,
@@ -165,8 +172,43 @@ queues = Table(
     Column("concurrency", Integer),
     Column("is_paused", Integer, nullable=False),
     # How many execute now, and how many waiting ones would go on if there was room.
+    # Runs with a concurrency key are counted in `queue_keys`.
     Column("executing", Integer, nullable=False),
     Column("resuming", Integer, nullable=False),
+    # The limit that was set by API, which wins over what the tasks say, and since when.
+    Column("concurrency_override", Integer),
+    Column("overridden_at", BigInteger),
+    # How many runs may start in a period, such as `100/m`, and when the last ones have started: a JSON list of times and numbers.
+    Column("rate", Text),
+    Column("starts", Text),
+)
+
+# How many runs with a concurrency key execute, and would go on, in queues that are in `queues`; without a row: none.
+queue_keys = Table(
+    "queue_keys",
+    tables,
+    Column("queue", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("executing", Integer, nullable=False),
+    Column("resuming", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Where runs with a concurrency key may be queued: a line of keys for each task and queue, so that a claim looks at the first ones and
+# at no others, however many there are.
+key_places = Table(
+    "key_places",
+    tables,
+    Column("queue", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    # When there may be a due run; nothing while the limit of the queue is reached for this key. A key whose run was claimed goes to
+    # the end of the line.
+    Column("look_at", BigInteger),
+    # The order of those that have gone there at the same moment.
+    Column("turn", BigInteger, nullable=False),
+    Index("key_places_line", "task", "queue", "look_at", "turn", "key", **_where("look_at IS NOT NULL")),
+    sqlite_with_rowid=False,
 )
 
 # How many runs have each status: of the children of a run, and under an empty id of all runs.
@@ -413,6 +455,7 @@ tasks = Table(
     Column("payload_schema", LargeBinary),
     Column("updated_at", BigInteger, nullable=False),
     Column("metadata_schema", LargeBinary),
+    Column("queue_rate", Text),
 )
 
 # What is triggered at set times: by a cron line in a time zone, or every so many microseconds from an anchor on. Times are

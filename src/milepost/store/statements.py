@@ -15,6 +15,7 @@ from sqlalchemy import (
     BindParameter,
     Boolean,
     Connection,
+    Delete,
     Insert,
     LargeBinary,
     Select,
@@ -107,12 +108,13 @@ class Statement:
         statement: its parameters are named by `names`. The condition of a partial index must be a literal:
             SQLite plans a statement anew each time when its plan depends on the value of a parameter.
         names: what each row of values holds, in order. Values must be what the driver takes as it is: text, numbers, bytes, None.
-        key: those of the names by which an update or upsert finds its row, for one that may be written with several rows of values.
+        key: those of the names by which an update, upsert or delete finds its row, for one that may be written with several rows of
+            values.
     """
 
     def __init__(
         self,
-        statement: Insert | Update | Select[*tuple[Any, ...]],
+        statement: Insert | Update | Delete | Select[*tuple[Any, ...]],
         names: Sequence[str],
         *,
         key: Sequence[str] = (),
@@ -221,7 +223,7 @@ def _copy_of(statement: Any, names: Sequence[str]) -> str | None:
     return f'COPY "{statement.table.name}" ({columns}) FROM STDIN'
 
 
-def _of_lists(statement: Any, names: Sequence[str]) -> Insert | Update:
+def _of_lists(statement: Any, names: Sequence[str]) -> Insert | Update | Delete:
     """The same for many rows of values, given as one list for each name."""
     types: list[Any]
     if isinstance(statement, Insert):

@@ -15,6 +15,7 @@ from milepost.reading.reader import Reader
 from milepost.server.auth import Authenticator
 from milepost.server.handlers.answers import Handler, StreamHandler
 from milepost.server.handlers.metadata import Metadata
+from milepost.server.handlers.queues import Queues
 from milepost.server.handlers.runs import Runs
 from milepost.server.handlers.schedules import Schedules
 from milepost.server.handlers.steering import Steering
@@ -54,6 +55,7 @@ class Handlers:
         steering = Steering(self._submit, reader, clock)
         metadata = Metadata(self._submit, reader)
         schedules = Schedules(self._submit, reader)
+        queues = Queues(self._submit, reader)
         work = Work(settings, self._submit, reader, hub)
         streaming = Streaming(self._submit, reader, hub)
         realtime = Realtime(hub, reader, clock)
@@ -79,6 +81,11 @@ class Handlers:
             endpoints.DELETE_RUN.name: runs.delete_run,
             endpoints.RUN_RESULT.name: runs.run_result,
             endpoints.RUN_LOG.name: runs.run_log,
+            endpoints.LIST_QUEUES.name: queues.list_queues,
+            endpoints.RETRIEVE_QUEUE.name: queues.retrieve_queue,
+            endpoints.PAUSE_QUEUE.name: queues.pause_queue,
+            endpoints.OVERRIDE_QUEUE.name: queues.override_queue,
+            endpoints.RESET_QUEUE.name: queues.reset_queue,
             endpoints.GET_METADATA.name: metadata.get_metadata,
             endpoints.METADATA_HISTORY.name: metadata.metadata_history,
             endpoints.PUT_METADATA.name: metadata.put_metadata,
