@@ -47,8 +47,11 @@ from milepost.protocol.work import (
 )
 from milepost.reading.reader import Reader
 from milepost.store.database import Store
+from support import postgres
 from support.faults import FailingConnection, FailingPostgresConnection
 
+# Whether the tests of engine and feed that take any database have PostgreSQL's.
+ALL_ON_POSTGRES = os.environ.get("MILEPOST_TEST_DATABASE") == "postgres"
 START = 1_800_000_000_000_000
 
 
@@ -94,16 +97,25 @@ def _template() -> Path:
     return path
 
 
+class _PostgresStore(Store):
+    """A database of its own on the PostgreSQL of this process."""
+
+    def __init__(self) -> None:
+        self._name = postgres.server().create_migrated_database()
+        super().__init__(postgres.server().url(self._name), connection_class=FailingPostgresConnection)
+
+    def close(self) -> None:
+        super().close()
+        postgres.server().drop_database(self._name)
+
+
 def new_store(path: Path) -> Store:
     """An empty store at this path, which `faults` can let fail.
 
-    With MILEPOST_TEST_DATABASE=postgres it is one of PostgreSQL, wherever the path is.
+    With MILEPOST_TEST_DATABASE=postgres it is a database of PostgreSQL, wherever the path is, which is gone once it is closed.
     """
-    if os.environ.get("MILEPOST_TEST_DATABASE") == "postgres":
-        from support import postgres
-
-        url = postgres.server().url(postgres.server().create_migrated_database())
-        return Store(url, connection_class=FailingPostgresConnection)
+    if ALL_ON_POSTGRES:
+        return _PostgresStore()
     shutil.copy(_template(), path)
     return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
 
