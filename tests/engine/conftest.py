@@ -15,8 +15,16 @@ def pytest_configure(config: pytest.Config) -> None:
         "several_servers(postgres=False): as well with three servers on one SQLite file, and with `postgres` on one PostgreSQL "
         "database; with MILEPOST_TEST_DATABASE=postgres one server and three on PostgreSQL alone",
         "one_server(why): in such a file, with one server only",
+        "sqlite_only(why): not with MILEPOST_TEST_DATABASE=postgres",
     ):
         config.addinivalue_line("markers", line)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is about SQLite alone is not tried on PostgreSQL."""
+    only = item.get_closest_marker("sqlite_only")
+    if only is not None and ALL_ON_POSTGRES:
+        pytest.skip(f"SQLite only: {only.args[0]}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

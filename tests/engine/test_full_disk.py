@@ -36,6 +36,7 @@ def refusal_of(worker: WorkerDouble, report: RunReport) -> str | None:
     return None
 
 
+@pytest.mark.sqlite_only("its limit of pages; that of PostgreSQL is in tests/conformance")
 def test_a_full_disk_refuses_and_loses_nothing(world: World, worker: WorkerDouble, run: ClaimedRun) -> None:
     report = worker.next_report(run, Increment("n", 1), Append("log", "x" * 20_000))
     acknowledged = 0

@@ -6,6 +6,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import sqlalchemy
+from sqlalchemy import event
 
 from milepost.engine import others
 from milepost.engine.commands import (
@@ -369,3 +371,35 @@ def test_large_chunks_stay_out_of_announcements(world: Servers, size: int, trave
         chunks.data for chunks in world.reader.stream_page(run_id, "numbers", start=0, bytes_max=10**9).rows
     ] == [text]
     world.agree()
+
+
+# --- cost --------------------------------------------------------------------------------------------------
+
+
+def test_what_each_group_does_is_executed_by_the_driver(world: Servers) -> None:
+    """SQLAlchemy's own execution takes longer than a small statement: a run, an update and a look for news do without it."""
+    worker = WorkerDouble(world)
+
+    def a_run() -> None:
+        at(world, A, Trigger(item(metadata={"n": 0})))
+        [run] = at(world, B, worker.next_claim())
+        at(world, C, Report(worker.id, [worker.next_report(run, Set("n", 1))]))
+        at(world, A, Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))]))
+        world.look()
+
+    a_run()
+    executed: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        executed.append(statement)
+
+    event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+    try:
+        a_run()
+        assert executed == []
+        # It is noticed at all.
+        with world.store.read() as connection:
+            connection.execute(sqlalchemy.select(1))
+        assert len(executed) == 1
+    finally:
+        event.remove(sqlalchemy.Engine, "before_cursor_execute", note)

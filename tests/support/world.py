@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from sqlalchemy import inspect
 
+from milepost.engine import others
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
     AppendLog,
@@ -109,6 +111,12 @@ class _PostgresStore(Store):
         postgres.server().drop_database(self._name)
 
 
+def new_sqlite_store(path: Path) -> Store:
+    """An empty store of SQLite at this path, which `faults` can let fail."""
+    shutil.copy(_template(), path)
+    return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
+
+
 def new_store(path: Path) -> Store:
     """An empty store at this path, which `faults` can let fail.
 
@@ -116,8 +124,7 @@ def new_store(path: Path) -> Store:
     """
     if ALL_ON_POSTGRES:
         return _PostgresStore()
-    shutil.copy(_template(), path)
-    return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
+    return new_sqlite_store(path)
 
 
 class World:
@@ -233,14 +240,20 @@ class World:
         self.store.close()
 
 
+def exact_leases() -> Any:
+    """Let servers tell each other of every word of a worker, so that a lease ends when a test expects it to."""
+    return patch.object(others, "QUIET_PART", 0)
+
+
 @contextmanager
 def world_at(path: Path, **settings: Any):
     """A world on a new database at this path."""
-    world = World(new_store(path), **settings)
-    try:
-        yield world
-    finally:
-        world.close()
+    with exact_leases():
+        world = World(new_store(path), **settings)
+        try:
+            yield world
+        finally:
+            world.close()
 
 
 class WorkerDouble:
