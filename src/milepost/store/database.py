@@ -268,6 +268,20 @@ def schema_of(place: Path | str) -> Schema:
     return Schema(database.place, present, newest, present is None or present in known)
 
 
+def away_reason(url: str) -> str | None:
+    """Why a PostgreSQL database cannot be reached now although it may be soon: it, its host or the way there is about to start. None
+    when it can be reached, or when time alone will not help, which opening it says. Raises ConfigurationError for a wrong URL."""
+    database = database_at(url)
+    engine = database.readers()
+    try:
+        with engine.connect():
+            return None
+    except DatabaseError as error:
+        return f"{database.place}: {database.reason(error)}" if database.is_away(error) else None
+    finally:
+        engine.dispose()
+
+
 def database_at(
     place: Path | str, *, synchronous: str = "FULL", connection_class: type[Any] | None = None
 ) -> DatabaseKind:

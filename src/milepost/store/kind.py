@@ -102,6 +102,10 @@ class DatabaseKind(Protocol):
         """True when the database cannot be had at the moment, false when the statement is wrong."""
         ...
 
+    def is_away(self, error: DBAPIError) -> bool:
+        """True when no connection can be had at the moment, false when one would be refused later too. Of an error of connecting."""
+        ...
+
     def reason(self, error: DBAPIError) -> str:
         """What the database says is wrong, in one line, and the cure where it is known."""
         ...

@@ -142,6 +142,14 @@ _CURES: list[tuple[re.Pattern[str], str]] = [
         (r"could not extend file|no space left", "free space on the disk of the database"),
     )
 ]
+# What is said where a database, its host or the way there is not up yet, or has no room just now; the driver gives no code for it.
+_AWAY = re.compile(
+    r"connection refused|no such file or directory|timeout expired|timed out|no route to host|network is unreachable|host is down|"
+    r"(failed to resolve|could not translate) host|connection reset|closed the connection|"
+    r"the database system is (starting up|shutting down|not yet accepting connections|not accepting connections|in recovery mode)|"
+    r"too many clients|remaining connection slots|too many connections",
+    re.IGNORECASE,
+)
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -264,6 +272,10 @@ class PostgresDatabase:
             # No answer of the database, so its connection: to a session that never was, or is no more.
             return isinstance(error.orig, psycopg.OperationalError)
         return code[:2] in _PASSING_CLASSES or code in _PASSING
+
+    def is_away(self, error: DBAPIError) -> bool:
+        """Nothing is there, or what is there is about to start or to end."""
+        return _AWAY.search(_in_one_line(str(error.orig))) is not None
 
     def reason(self, error: DBAPIError) -> str:
         """What PostgreSQL says, and the cure where it is known."""

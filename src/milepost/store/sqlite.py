@@ -176,6 +176,10 @@ class SQLiteDatabase:
         # The lowest byte is the kind of the fault, the others say more about it.
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _PASSING
 
+    def is_away(self, error: DBAPIError) -> bool:
+        """Never: a file is there, or is made."""
+        return False
+
     def reason(self, error: DBAPIError) -> str:
         """What SQLite says."""
         return str(error.orig)
