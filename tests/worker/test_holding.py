@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.errors import MetadataFlushError, UsageError
+from milepost.errors import AttemptOverError, MetadataFlushError
 from milepost.model.document import Document
 from milepost.model.operations import Set
 from milepost.model.run import Outcome
@@ -434,7 +434,7 @@ def test_a_lost_run_that_waits_is_told() -> None:
     [held] = desk.admit("run_1")
     future = desk.wait(held, "run_x")
     desk.answer(desk.report(), lost=True)
-    with pytest.raises(UsageError):
+    with pytest.raises(AttemptOverError, match="attempt 1 of run run_1 is over"):
         future.result(0)
 
 
@@ -806,7 +806,7 @@ def test_a_run_that_is_lost_or_ends_asks_no_more() -> None:
     desk = Desk(2)
     held, future = waiting_in_full_queue(desk)
     desk.holding.lose(held)
-    assert isinstance(future.exception(0), UsageError)
+    assert isinstance(future.exception(0), AttemptOverError)
     assert not desk.asks()
     desk.hear(resumed=["run_1"], hello=True)
     assert desk.report() == []

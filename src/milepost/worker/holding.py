@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from milepost.errors import UsageError
+from milepost.errors import AttemptOverError
 from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
@@ -214,7 +214,7 @@ class Holding:
         """
         held = self._by_scope.get(scope)
         if held is None or held.is_over:
-            fail(future, UsageError("a run that has ended cannot wait for another one"))
+            fail(future, _attempt_over(scope))
             return
         # An inbox that has been heard for longer than the run has been here has announced all that the run has begun; but not what
         # an earlier attempt of it began, if that ended while nobody held the run.
@@ -666,7 +666,7 @@ class Holding:
         self._not_let.pop(held, None)
         held.asks_to_go_on = False
         if held.comes_back is not None:
-            fail(held.comes_back, UsageError("the run that waited has ended"))
+            fail(held.comes_back, _attempt_over(held.scope))
             held.comes_back = None
 
     def _release(self, held: HeldRun) -> None:
@@ -678,7 +678,7 @@ class Holding:
         if held.open_waits:
             held.open_waits = 0
             for future in self.waits.forget(held):
-                fail(future, UsageError("the run that waited has ended"))
+                fail(future, _attempt_over(held.scope))
 
     def _drop(self, held: HeldRun) -> None:
         if not self.chunks.is_clear(held.scope):
@@ -691,6 +691,13 @@ class Holding:
         if self._by_run.get(held.scope.run.id) is held:
             del self._by_run[held.scope.run.id]
             self._given_again.pop(held.scope.run.id, None)
+
+
+def _attempt_over(scope: RunScope) -> AttemptOverError:
+    run = scope.run
+    return AttemptOverError(
+        f"attempt {run.attempt} of run {run.id} is over: it has ended, or the server has given it up. Nothing waits for it any more"
+    )
 
 
 def _given_up(scope: RunScope) -> str:
