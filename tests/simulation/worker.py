@@ -164,6 +164,8 @@ class WorkerProcess:
                 concurrency=self.concurrency,
                 flush_interval_seconds=random.choice([0.0, 0.05, 0.05, 0.5]),
                 grace_seconds=random.choice([0.1, 5.0]),
+                # Often so short that others join.
+                alone_seconds=random.choice([1.0, 60.0]),
             ),
             self,
             asyncio.new_event_loop,

@@ -24,6 +24,7 @@ from milepost.worker.black_box import BlackBox
 from milepost.worker.holding import ASK_AGAIN_SECONDS, Holding
 from milepost.worker.lease import Lease
 from milepost.worker.outbox import Entry, HeldRun
+from milepost.worker.settings import ALONE_SECONDS
 
 INTERVAL = 0.05
 
@@ -635,6 +636,33 @@ def test_what_a_run_that_is_apart_waits_for_may_run_and_it_comes_back_alone() ->
     assert desk.host.started[-1] is other, "nothing is started beside it"
 
 
+@pytest.mark.parametrize("attempt", [2, 3])
+def test_a_run_that_is_apart_has_company_after_a_while(attempt: int) -> None:
+    """One that takes hours would keep an executor for itself. Each attempt is alone for longer, so that a late death is found too."""
+    desk = Desk(5)
+    desk.admit("run_apart", is_apart=True, attempt=attempt)
+    desk.exchange()
+    [apart] = desk.host.started
+    alone_until = ALONE_SECONDS * 2 ** (attempt - 1)
+    desk.pulse(alone_until - 1)
+    assert desk.holding.room == 0
+    assert desk.holding.needs_pulse
+    desk.pulse(alone_until + 10)
+    assert desk.holding.room == 4
+    assert not desk.holding.needs_pulse
+    assert len(desk.admit("run_1", "run_2")) == 2
+    # It waits and comes back like any other.
+    future = desk.wait(apart, "run_child")
+    desk.hear(finished=["run_child"])
+    assert future.done()
+    # Another one that is apart waits until all of them are done.
+    assert desk.admit("run_next", is_apart=True) == []
+    for held in list(desk.host.started):
+        desk.finish(held)
+    assert begun(desk.exchange()) == ["run_next"]
+    assert desk.holding.room == 0
+
+
 # --- queues with a limit -------------------------------------------------------------------------------------
 
 
@@ -893,6 +921,9 @@ def test_many_runs_of_limited_queues_keep_the_slots(seed: int) -> None:
                 live[held] = None
         executing = [held for held in live if held.holds_slot and held.comes_back is None]
         assert desk.holding._slots.held == sum(held.holds_slot for held in live) + (
+            desk.holding._confirming is not None
+        )
+        assert desk.holding._slots._held_apart == sum(held.holds_slot and held.is_alone for held in live) + (
             desk.holding._confirming is not None
         )
         assert len(executing) <= 3 + sum(held.scope.run.id in let for held in live)
