@@ -589,7 +589,7 @@ class Watch:
         held = [one for one in here if self._is_held(one)]
         self._expect(len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots")
         self._expect(
-            len(here) == 1 or not any(one.is_apart for one in here),
+            len(here) == 1 or not any(self._is_alone(one) for one in here),
             f"{[str(one) for one in here]} execute beside each other, and one is to be apart",
         )
         most = self._limits.get(attempt.queue)
@@ -604,6 +604,12 @@ class Watch:
                 len(of_queue) <= most,
                 f"code of {[str(one) for one in of_queue]} executes at once, and the limit is {most}",
             )
+
+    def _is_alone(self, attempt: Attempt) -> bool:
+        """It is apart, and has not executed for so long that others may join it."""
+        if not attempt.is_apart or attempt.started_at is None:
+            return attempt.is_apart
+        return self._steady() - attempt.started_at < attempt.alone_seconds * 1_000_000
 
     def learns_of_end(self, process: str, run_id: str, waits_since: int) -> None:
         """A worker in which code waits for a run has learnt that it has ended."""
