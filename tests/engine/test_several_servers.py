@@ -14,6 +14,7 @@ from milepost.engine.commands import (
     AddChunks,
     AttemptWritten,
     Claim,
+    IndexDocuments,
     RegisterWorker,
     ReleaseLostRuns,
     Report,
@@ -437,6 +438,34 @@ def test_large_chunks_stay_out_of_announcements(world: Servers, size: int, trave
 
 
 # --- cost --------------------------------------------------------------------------------------------------
+
+
+def test_servers_that_only_look_leave_no_trace_in_postgresql(world: Servers) -> None:
+    """Each looks every second for silent workers and documents to index. A transaction that is counted costs an entry in the log and
+    a wait for the disk."""
+    worker = WorkerDouble(world)
+    at(world, A, Trigger(item(metadata={"n": 0})))
+    at(world, A, worker.next_claim())
+    while at(world, A, IndexDocuments(10)):
+        pass
+    before = transactions(world)
+    for number in (A, B, C):
+        assert at(world, number, ReleaseLostRuns()) == 0
+        assert at(world, number, IndexDocuments(10)) == 0
+    assert transactions(world) == before
+    # What they find is committed all the same.
+    assert world.pass_lease() == 1
+    assert transactions(world) != before
+
+
+def transactions(world: Servers) -> Any:
+    with world.store.read() as connection:
+        if connection.dialect.name == "postgresql":
+            query = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
+        else:
+            # Of another connection's commits; where nothing is written it stays.
+            query = "PRAGMA data_version"
+        return connection.exec_driver_sql(query).scalar()
 
 
 def test_what_each_group_does_is_executed_by_the_driver(world: Servers) -> None:

@@ -109,8 +109,8 @@ def _each_transaction(store: Store, way: str, work: Work) -> Iterator[None]:
     begin = getattr(store, way)
 
     @contextmanager
-    def watched() -> Generator[Connection]:
-        with begin() as connection, _watched(connection, work):
+    def watched(**given: Any) -> Generator[Connection]:
+        with begin(**given) as connection, _watched(connection, work):
             yield connection
 
     setattr(store, way, watched)

@@ -71,6 +71,10 @@ class DatabaseKind(Protocol):
         """Begin a transaction beside which no other one writes, on this server or another."""
         ...
 
+    def begin_looking(self, connection: Connection) -> None:
+        """As `begin_writing`, for a transaction that mostly writes nothing, and then leaves no trace in the database."""
+        ...
+
     def begin_reading(self, connection: Connection) -> None:
         """Begin a transaction that sees one state of the database, and cannot change it."""
         ...

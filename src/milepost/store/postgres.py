@@ -56,6 +56,8 @@ SELECT pg_advisory_xact_lock({_GROUP_LOCK});
 SELECT pg_current_xact_id()::text
 """
 _BEGIN_GROUP = _BEGIN_WRITING.format(lock_seconds=LOCK_SECONDS, idle_seconds=IDLE_SECONDS, more="")
+# One whose number is asked for at its end, if it has got one. A number costs an entry in the log, and a wait for the disk.
+_BEGIN_LOOKING = _BEGIN_GROUP.replace("pg_current_xact_id()::text", "''")
 _BEGIN_MIGRATING = _BEGIN_WRITING.format(
     lock_seconds=_MIGRATION_LOCK_SECONDS,
     idle_seconds=_MIGRATION_LOCK_SECONDS,
@@ -217,6 +219,10 @@ class PostgresDatabase:
         """Begin a group: the groups of all servers come one after the other."""
         self._begin(connection, _BEGIN_GROUP)
 
+    def begin_looking(self, connection: Connection) -> None:
+        """As `begin_writing`, without a number from the beginning."""
+        self._begin(connection, _BEGIN_LOOKING)
+
     def begin_migrating(self, connection: Connection) -> None:
         """Begin changing tables. Who begins at the same time waits, and finds it done."""
         self._begin(connection, _BEGIN_MIGRATING)
@@ -228,6 +234,11 @@ class PostgresDatabase:
 
     def commit(self, connection: Connection) -> None:
         """Commit. When the answer gets lost the database is asked what became of the transaction."""
+        if not self._transaction_id:
+            found = cast(
+                "psycopg.Cursor[Any]", execute(connection, "SELECT pg_current_xact_id_if_assigned()::text")
+            ).fetchone()
+            self._transaction_id = (found and found[0]) or ""
         try:
             cursor = execute(connection, "COMMIT")
         except DBAPIError as error:

@@ -148,7 +148,7 @@ class SQLiteDatabase:
         """A writer never has to upgrade a read lock."""
         execute(connection, "BEGIN IMMEDIATE")
 
-    begin_migrating = begin_writing
+    begin_migrating = begin_looking = begin_writing
 
     def begin_reading(self, connection: Connection) -> None:
         """A reader sees what was committed when it reads first."""
