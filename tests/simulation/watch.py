@@ -371,7 +371,9 @@ class Watch:
         ends = self._ends_without_outcome(before, attempt, commands, now)
         ledger.ends.append(End(number, frozenset(ends)))
         is_charged = any(AttemptEnd(end).is_charged for end in ends)
-        self._follow(before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True)
+        self._follow(
+            before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True, final=("CRASHED",)
+        )
 
     def _follow(
         self,
@@ -382,10 +384,12 @@ class Watch:
         is_charged: bool,
         delay_ms: int | None,
         can_be_retried: bool,
+        final: Collection[str],
     ) -> None:
         """Judge what follows an attempt that has not returned.
 
         Args:
+            final: how the run may have ended, if it has.
             delay_ms: what the worker has said, None where the server decides.
         """
         ledger = self.ledgers[row.id]
@@ -400,7 +404,7 @@ class Watch:
         most = row.max_attempts or self._retry.max_attempts
         is_last = ledger.charged >= most or not can_be_retried
         self._expect(
-            (row.status in FINAL) == is_last,
+            (row.status in FINAL) == is_last and (not is_last or row.status in final),
             f"{row.id} is {row.status} after {ledger.charged} of {most} attempts (worth a retry: {can_be_retried})",
         )
         if not is_last:
@@ -469,6 +473,7 @@ class Watch:
             is_charged=True,
             delay_ms=outcome.retry_after_ms,
             can_be_retried=attempt.can_be_retried and not was_refused,
+            final=("FAILED", "SYSTEM_FAILURE") if was_refused else ("FAILED",),
         )
 
     def _ends_without_outcome(
