@@ -120,13 +120,16 @@ def own_seconds() -> float:
 def with_numbers(text: str, tables: str, machine: str) -> str:
     """The README with these tables in the places of the same names, and the machine that they are from."""
     numbers = dict(re.findall(r"<!-- numbers: (\w+) -->\n(.*?)\n<!-- end -->", tables, re.DOTALL))
-    numbers["machine"] = f"{machine}."
+    if numbers.keys() >= set(re.findall(r"<!-- numbers: (\w+) -->", text)) - {"machine"}:
+        # Of a part of the tables it would be said wrongly where the others are from.
+        numbers["machine"] = f"{machine}."
 
     def fill(place: re.Match[str]) -> str:
         name = place[1]
         return place[0] if name not in numbers else f"<!-- numbers: {name} -->\n{numbers[name]}\n<!-- end -->"
 
-    return re.sub(r"<!-- numbers: (\w+) -->\n.*?\n<!-- end -->", fill, text, flags=re.DOTALL)
+    # A place may be empty, and must not reach to the end of the next one.
+    return re.sub(r"<!-- numbers: (\w+) -->\n(?:.*?\n)??<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

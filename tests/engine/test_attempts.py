@@ -293,6 +293,7 @@ def test_a_worker_that_has_gone_is_gone_after_a_restart_too(world: World, worker
     assert worker.id not in world.engine.state.workers
 
 
+@pytest.mark.sqlite_only("its trigger is written for it")
 def test_what_a_failed_registration_has_learnt_is_forgotten(world: World) -> None:
     """It is sent again, and is then no repeat."""
     with world.store.write() as connection:

@@ -220,10 +220,11 @@ def test_a_claim_that_waits_is_told_when_its_worker_was_given_up(world: World, w
 
 def test_stopping_answers_waiting_claims_with_nothing(world: World, worker: WorkerDouble) -> None:
     [waiting] = world.submit(worker.next_claim(wait=60))
-    for answer, result in world.engine.release_parked():
+    answers, _ = world.engine.release_parked()
+    for answer, result in answers:
         answer(result)
     assert ids(waiting) == []
-    assert world.engine.release_parked() == []
+    assert world.engine.release_parked() == ([], [])
 
 
 # --- many waiting claims ------------------------------------------------------------------------------------

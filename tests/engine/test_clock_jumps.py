@@ -95,6 +95,7 @@ def test_a_retry_is_in_time_that_is_reported_as_the_clock_was_set(world: SteadyW
     assert [run.id for run in waiting.result] == [run_id]
 
 
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 def test_a_clock_that_is_set_back_holds_up_no_queued_run(world: SteadyWorld) -> None:
     worker = WorkerDouble(world)
     run_id = world.trigger()
@@ -107,6 +108,7 @@ def test_a_clock_that_is_set_back_holds_up_no_queued_run(world: SteadyWorld) -> 
     assert [run.id for run in worker.claim(2)] == [first, second]
 
 
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 def test_a_clock_that_is_set_back_hands_a_queued_run_to_a_claim_that_waits(world: SteadyWorld) -> None:
     worker = WorkerDouble(world)
     world.trigger()
@@ -122,6 +124,7 @@ def test_a_clock_that_is_set_back_hands_a_queued_run_to_a_claim_that_waits(world
     assert [run.attempt for run in ticket.result] == [2]
 
 
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 def test_a_clock_that_is_set_forward_makes_no_retry_due_too_early(world: SteadyWorld) -> None:
     worker = WorkerDouble(world)
     world.trigger()
@@ -146,6 +149,7 @@ def test_a_claim_that_waits_is_answered_in_its_time(world: SteadyWorld) -> None:
     assert ticket.result == []
 
 
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 def test_a_clock_that_drifts_is_no_clock_that_was_set(
     world: SteadyWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,6 +165,7 @@ def test_a_clock_that_drifts_is_no_clock_that_was_set(
     ]
 
 
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 @pytest.mark.parametrize("retries", [False, True])
 def test_what_was_queued_by_a_clock_ahead_is_due_when_it_was_set_right_across_a_restart(
     world: SteadyWorld, retries: bool, caplog: pytest.LogCaptureFixture
@@ -213,6 +218,7 @@ def test_a_pause_of_a_retry_goes_on_across_a_restart(
     assert not caplog.records
 
 
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 def test_a_clock_far_ahead_is_not_trusted_for_a_day(
     world: SteadyWorld, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,6 +65,7 @@ def counted() -> Iterator[Read]:
         yield found
 
 
+@pytest.mark.sqlite_only("it counts rows, to which those of announcements come there")
 @pytest.mark.parametrize("steps", [1, 10, 100])
 def test_catching_up_costs_what_was_changed_and_not_the_document(servers: Servers, steps: int) -> None:
     run_id = servers.trigger()
@@ -90,6 +91,7 @@ def test_catching_up_costs_what_was_changed_and_not_the_document(servers: Server
     assert after.rows == alone.rows
 
 
+@pytest.mark.sqlite_only("it counts rows, to which those of announcements come there")
 def test_a_document_far_behind_is_read_anew(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "CHANGES_BEHIND_MAX", 5)
     run_id = servers.trigger(metadata={"n": 0})

@@ -27,6 +27,7 @@ def set_back(path: Path, revision: str) -> sa.Engine:
     return engine
 
 
+@pytest.mark.sqlite_only("that version knew no other one")
 @pytest.mark.parametrize("where", ["snapshot", "log start", "log"])
 def test_ids_that_were_counted_over_all_keys_count_for_every_key(tmp_path: Path, where: str) -> None:
     """M46: what an older version has counted once is not counted again, whatever its key was."""

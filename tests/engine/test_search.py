@@ -291,6 +291,7 @@ def test_a_second_write_after_indexing_is_noticed(world: World, worker: WorkerDo
         assert find(world, {"a": value - 1}) == []
 
 
+@pytest.mark.sqlite_only("its trigger is written for it")
 def test_rows_that_stay_are_not_written_again(world: World, worker: WorkerDouble) -> None:
     run_id = world.trigger(metadata={"a": 1, "b": 2})
     index_all(world)
@@ -345,6 +346,7 @@ def test_a_large_document_is_found_although_it_is_not_indexed_as_a_whole(
         assert find(world, filter) == [run_id], filter
 
 
+@pytest.mark.sqlite_only("its trigger is written for it")
 def test_a_full_disk_stops_the_index_and_no_search(world: World, worker: WorkerDouble) -> None:
     run_id = world.trigger(metadata={"a": 1})
     with world.store.write() as connection:

@@ -6,12 +6,15 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import sqlalchemy
+from sqlalchemy import event
 
 from milepost.engine import others
 from milepost.engine.commands import (
     AddChunks,
     AttemptWritten,
     Claim,
+    IndexDocuments,
     RegisterWorker,
     ReleaseLostRuns,
     Report,
@@ -20,11 +23,12 @@ from milepost.engine.commands import (
     Written,
 )
 from milepost.engine.others import CHUNK_BYTES_MAX, decode
-from milepost.errors import CommitUnknownError
+from milepost.errors import CommitUnknownError, UnavailableError
 from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunError, RunStatus
 from milepost.store import announcements as store
 from milepost.store.sqlite import SQLiteDatabase
+from support.faults import faults
 from support.many import ON_POSTGRES, THREE_SERVERS, Servers, servers_on_postgres, servers_on_sqlite
 from support.world import Ticket, WorkerDouble, failure, item, offered, result_of
 
@@ -158,6 +162,68 @@ def test_a_late_repeat_elsewhere_brings_what_the_claim_has_brought(world: Server
     assert run.id == run_id
     at(world, A, Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))]))
     assert at(world, A, claim) == [], "and nothing new, where it was never seen"
+
+
+def release(world: Servers, number: int) -> None:
+    """This server is about to stop."""
+    answers, announcements = world.engines[number].release_parked()
+    world.heard[number] += announcements
+    for answer, result in answers:
+        answer(result)
+
+
+def test_a_server_that_stops_answers_a_claim_with_what_another_one_has_given_to_it(world: Servers) -> None:
+    """Or the worker would hold a run of which it has never heard."""
+    worker = WorkerDouble(world)
+    world.away = {A}
+    claim = worker.next_claim(wait=60)
+    [waiting] = world.submit(claim, at=A)
+    world.submit(claim, at=B)
+    run_ids = at(world, B, Trigger(item())).run_ids
+    release(world, A)
+    assert [run.id for run in waiting.result] == run_ids
+    world.away = set()
+    world.agree()
+
+
+def test_what_a_server_has_answered_as_it_stopped_brings_nothing_elsewhere(world: Servers) -> None:
+    """Or another one would give a run to a claim to which nobody listens."""
+    worker = WorkerDouble(world)
+    claim = worker.next_claim(wait=60)
+    [abandoned] = world.submit(claim, at=B)
+    [waiting] = world.submit(claim, at=A)
+    release(world, A)
+    assert waiting.result == []
+    world.look()
+    [run_id] = at(world, C, Trigger(item())).run_ids
+    assert abandoned.result == []
+    assert [run.id for run in at(world, C, worker.next_claim())] == [run_id]
+    world.agree()
+
+
+@pytest.mark.parametrize("reason", ["its time is over", "the server stops"])
+def test_a_claim_that_is_over_while_the_database_is_away_is_to_be_asked_again(
+    world: Servers, reason: str
+) -> None:
+    """What it was given elsewhere comes with its repeat. An answer without runs would leave those held by a worker that knows
+    nothing of them, for as long as it lives."""
+    worker = WorkerDouble(world)
+    world.away = {A}
+    claim = worker.next_claim(wait=1)
+    [waiting] = world.submit(claim, at=A)
+    [abandoned] = world.submit(claim, at=B)
+    run_ids = at(world, B, Trigger(item())).run_ids
+    assert [run.id for run in abandoned.result] == run_ids
+    world.clock.advance(2)
+    with faults(world.stores[A], lambda *_: True):
+        if reason == "the server stops":
+            release(world, A)
+        else:
+            world._carry_out(A, [])
+    assert isinstance(waiting.result, UnavailableError)
+    world.away = set()
+    assert [run.id for run in at(world, A, claim)] == run_ids
+    world.agree()
 
 
 def test_a_worker_with_other_tasks_is_known_where_its_claim_waits(world: Servers) -> None:
@@ -369,3 +435,63 @@ def test_large_chunks_stay_out_of_announcements(world: Servers, size: int, trave
         chunks.data for chunks in world.reader.stream_page(run_id, "numbers", start=0, bytes_max=10**9).rows
     ] == [text]
     world.agree()
+
+
+# --- cost --------------------------------------------------------------------------------------------------
+
+
+def test_servers_that_only_look_leave_no_trace_in_postgresql(world: Servers) -> None:
+    """Each looks every second for silent workers and documents to index. A transaction that is counted costs an entry in the log and
+    a wait for the disk."""
+    worker = WorkerDouble(world)
+    at(world, A, Trigger(item(metadata={"n": 0})))
+    at(world, A, worker.next_claim())
+    while at(world, A, IndexDocuments(10)):
+        pass
+    before = transactions(world)
+    for number in (A, B, C):
+        assert at(world, number, ReleaseLostRuns()) == 0
+        assert at(world, number, IndexDocuments(10)) == 0
+    assert transactions(world) == before
+    # What they find is committed all the same.
+    assert world.pass_lease() == 1
+    assert transactions(world) != before
+
+
+def transactions(world: Servers) -> Any:
+    with world.store.read() as connection:
+        if connection.dialect.name == "postgresql":
+            query = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text"
+        else:
+            # Of another connection's commits; where nothing is written it stays.
+            query = "PRAGMA data_version"
+        return connection.exec_driver_sql(query).scalar()
+
+
+def test_what_each_group_does_is_executed_by_the_driver(world: Servers) -> None:
+    """SQLAlchemy's own execution takes longer than a small statement: a run, an update and a look for news do without it."""
+    worker = WorkerDouble(world)
+
+    def a_run() -> None:
+        at(world, A, Trigger(item(metadata={"n": 0})))
+        [run] = at(world, B, worker.next_claim())
+        at(world, C, Report(worker.id, [worker.next_report(run, Set("n", 1))]))
+        at(world, A, Report(worker.id, [worker.next_report(run, outcome=Outcome(output="1"))]))
+        world.look()
+
+    a_run()
+    executed: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        executed.append(statement)
+
+    event.listen(sqlalchemy.Engine, "before_cursor_execute", note)
+    try:
+        a_run()
+        assert executed == []
+        # It is noticed at all.
+        with world.store.read() as connection:
+            connection.execute(sqlalchemy.select(1))
+        assert len(executed) == 1
+    finally:
+        event.remove(sqlalchemy.Engine, "before_cursor_execute", note)

@@ -26,6 +26,7 @@ from milepost.model.lifecycle import Move
 from milepost.model.retry import Retry
 from milepost.model.run import AttemptEnd, RunStatus
 from milepost.protocol.streams import StreamState
+from milepost.protocol.work import InboxFrame
 from milepost.reading import streams as stream_reading
 from milepost.sdk.attempt import Attempt
 from milepost.sdk.streams_attempt import AttemptStreams
@@ -430,6 +431,18 @@ def a_lost_run_keeps_its_slot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Holding, "_release", forgetful)
 
 
+def what_was_written_while_the_inbox_was_away_is_not_asked_for(patch: pytest.MonkeyPatch) -> None:
+    """A run that writes learns of it with the answer to its next report; one that only reads never does."""
+    hear = Holding.hear
+
+    def heard(self: Holding, frame: InboxFrame) -> None:
+        hear(self, msgspec.structs.replace(frame, hello=False))
+        for held in list(self._not_let) if frame.hello else ():
+            self._ask_again(held)
+
+    patch.setattr(Holding, "hear", heard)
+
+
 def a_run_that_waits_keeps_its_slot(patch: pytest.MonkeyPatch) -> None:
     """Where all slots wait for runs that need one, nothing goes on."""
     wait = Holding.wait
@@ -780,6 +793,11 @@ def processes_die(plan: Plan) -> None:
     plan.troubles += ["kill_worker"] * 6
 
 
+def runs_only_read(plan: Plan) -> None:
+    plan.readers, plan.roots, plan.workers, plan.chaos_seconds, plan.lease_seconds = 6, 0, 3, 3.0, 16.0
+    plan.faults, plan.troubles, plan.parent_limit, plan.crash = Faults(), ["cut_streams"] * 20, None, 0.0
+
+
 def streams_are_long(plan: Plan) -> None:
     plan.streams, plan.stream_readers, plan.stream_subscribers, plan.input_senders = 0.9, 3, 1, 2
 
@@ -844,6 +862,7 @@ PLANTS: list[Planted] = [
     Planted(a_place_in_a_queue_is_not_given_back, seed=29),
     Planted(a_worker_ignores_its_slots, seed=43),
     Planted(a_lost_run_keeps_its_slot, seed=37, adjust=many_leases_are_lost),
+    Planted(what_was_written_while_the_inbox_was_away_is_not_asked_for, seed=2, adjust=runs_only_read),
     Planted(a_run_that_waits_keeps_its_slot, seed=16),
     Planted(a_run_that_is_apart_has_company, seed=7, adjust=processes_die),
     Planted(a_run_goes_on_before_its_child_has_ended, seed=1),

@@ -36,6 +36,7 @@ class Attempt:
         has_ended: the code came to its end.
         started_at: when the process began to run it, on the clock that nobody sets; None when it never did.
         begun_at: when the user's code began.
+        alone_seconds: for how long it has a process to itself where it is apart.
         waits: it waits for another run, and executes nothing.
         was_killed: its process died while it was running.
         outcome: what its process reports.
@@ -53,6 +54,7 @@ class Attempt:
     charged_before: int = 0
     queue: str = ""
     is_apart: bool = False
+    alone_seconds: float = 0.0
     started_at: int | None = None
     begun_at: int | None = None
     waits: bool = False

@@ -43,9 +43,9 @@ from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
-from simulation.users import User, look, subscribe, write
+from simulation.users import User, look, subscribe, tell, write
 from simulation.watch import Watch
-from simulation.worker import WorkerProcess, client_of_code, make_task, trigger
+from simulation.worker import READER, WorkerProcess, client_of_code, make_task, trigger
 
 # After the time of trouble everything has to be done within this time of the simulation.
 CALM_SECONDS_MAX = 900.0
@@ -137,9 +137,13 @@ class Plan:
         self.clocks_apart = random.choice([0.0, 0.02, 0.4])
         self.clock_seconds = random.choice([5.0, 60.0])
         self.hint_seconds_max = random.choice([0.004, 0.004, 0.5])
+        # Runs that only read what is written to them from outside.
+        self.readers = 0
         self.servers_troubles: list[str] = []
         for kind in SERVERS_TROUBLES:
             self.servers_troubles += [kind] * random.choice([0, 0, 1, 3])
+        if self.is_exact:
+            self.readers = random.choice([0, 0, 1])
 
         # How many concurrency keys there are; so many runs in a row of names have different ones, and one of them has none.
         self.keys = random.choice([0, 0, 1, 2])
@@ -270,7 +274,9 @@ class Simulation:
 
     def may_have_children(self, name: str) -> bool:
         return (
-            self.plan.children > 0 and name.count("/") < 2 and len(self.records.wanted) < self.plan.runs_max
+            self.plan.children > 0
+            and name.count("/") < 2
+            and len(self.records.wanted) < self.plan.runs_max + self.plan.readers
         )
 
     def child_name(self, name: str, random: Random) -> str:
@@ -446,6 +452,8 @@ class Simulation:
             self._start_worker()
         for number in range(plan.roots):
             self._spawn_user(self._trigger_root(f"root{number}"))
+        for number in range(plan.readers):
+            self._spawn_user(self._trigger_reader(f"{READER}{number}"))
         self.network.faults = plan.faults
         # Most of it early, while much is going on.
         times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.all_troubles)
@@ -500,6 +508,16 @@ class Simulation:
         )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self.triggered(name, await trigger(user.connection, "parent", request, name))
+
+    async def _trigger_reader(self, name: str) -> None:
+        user = User(self, name)
+        self.records.wanted.add(name)
+        options = TriggerOptions(metadata={"name": name} if user.random.random() < 0.5 else None)
+        request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        run_id = await trigger(user.connection, "parent", request, name)
+        # Nobody else writes to it.
+        self.records.runs[name] = run_id
+        await tell(user, run_id)
 
     def _statuses(self) -> dict[str, str]:
         """The runs that have not ended, as the store has them."""

@@ -149,6 +149,23 @@ async def write(user: User, run_id: str) -> None:
     await _send(user, updater, unsent, patient=True)
 
 
+async def tell(user: User, run_id: str) -> None:
+    """Write to a run that only reads, and with the last word that this is all; mostly while things still go wrong."""
+    random, simulation = user.random, user.simulation
+    groups: list[Group] = []
+    simulation.records.groups.append(groups)
+    updater = RecordingMetadata(lambda: user.connection, run_id)
+    count = random.choice([1, 3, 6])
+    for number in range(count):
+        await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / count))
+        group = updater.group = Group(run_id, f"{user.name}:{number}")
+        groups.append(group)
+        updater.append("out", group.token).increment("told", 1)
+        if number == count - 1:
+            updater.set("all_told", count)
+        await _send(user, updater, [group], patient=True)
+
+
 async def _send(user: User, updater: RecordingMetadata, unsent: list[Group], *, patient: bool) -> None:
     while unsent:
         fate, has_refused = "acknowledged", False

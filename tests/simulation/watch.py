@@ -372,7 +372,9 @@ class Watch:
         ends = self._ends_without_outcome(before, attempt, commands, now)
         ledger.ends.append(End(number, frozenset(ends)))
         is_charged = any(AttemptEnd(end).is_charged for end in ends)
-        self._follow(before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True)
+        self._follow(
+            before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True, final=("CRASHED",)
+        )
 
     def _follow(
         self,
@@ -383,10 +385,12 @@ class Watch:
         is_charged: bool,
         delay_ms: int | None,
         can_be_retried: bool,
+        final: Collection[str],
     ) -> None:
         """Judge what follows an attempt that has not returned.
 
         Args:
+            final: how the run may have ended, if it has.
             delay_ms: what the worker has said, None where the server decides.
         """
         ledger = self.ledgers[row.id]
@@ -401,7 +405,7 @@ class Watch:
         most = row.max_attempts or self._retry.max_attempts
         is_last = ledger.charged >= most or not can_be_retried
         self._expect(
-            (row.status in FINAL) == is_last,
+            (row.status in FINAL) == is_last and (not is_last or row.status in final),
             f"{row.id} is {row.status} after {ledger.charged} of {most} attempts (worth a retry: {can_be_retried})",
         )
         if not is_last:
@@ -470,6 +474,7 @@ class Watch:
             is_charged=True,
             delay_ms=outcome.retry_after_ms,
             can_be_retried=attempt.can_be_retried and not was_refused,
+            final=("FAILED", "SYSTEM_FAILURE") if was_refused else ("FAILED",),
         )
 
     def _ends_without_outcome(
@@ -590,7 +595,7 @@ class Watch:
         held = [one for one in here if self._is_held(one)]
         self._expect(len(held) <= slots, f"{[str(one) for one in held]} execute at once, with {slots} slots")
         self._expect(
-            len(here) == 1 or not any(one.is_apart for one in here),
+            len(here) == 1 or not any(self._is_alone(one) for one in here),
             f"{[str(one) for one in here]} execute beside each other, and one is to be apart",
         )
         most = self._limits.get(attempt.queue)
@@ -611,6 +616,12 @@ class Watch:
     def _key_of(self, run_id: str) -> str | None:
         row = self.rows.get(run_id)
         return None if row is None else row.concurrency_key
+
+    def _is_alone(self, attempt: Attempt) -> bool:
+        """It is apart, and has not executed for so long that others may join it."""
+        if not attempt.is_apart or attempt.started_at is None:
+            return attempt.is_apart
+        return self._steady() - attempt.started_at < attempt.alone_seconds * 1_000_000
 
     def learns_of_end(self, process: str, run_id: str, waits_since: int) -> None:
         """A worker in which code waits for a run has learnt that it has ended."""

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 
 LOGGER = "user"
+# How the names of runs begin that only read.
+READER = "reader"
 
 
 _code: ContextVar["UserCode"] = ContextVar("user_code")
@@ -146,6 +148,7 @@ class WorkerProcess:
         self._random = random
         self.supervisor = supervisor
         self.concurrency = random.choice([1, 2, 5])
+        self.alone_seconds = Random(f"{simulation.seed}/{name}/alone").choice([60.0, 60.0, 1.0])
         self._context = Context()
         self._context.run(process_of_code.set, self)
         self.black_box = BlackBox()
@@ -164,6 +167,8 @@ class WorkerProcess:
                 concurrency=self.concurrency,
                 flush_interval_seconds=random.choice([0.0, 0.05, 0.05, 0.5]),
                 grace_seconds=random.choice([0.1, 5.0]),
+                # Sometimes so short that others join.
+                alone_seconds=self.alone_seconds,
             ),
             self,
             asyncio.new_event_loop,
@@ -284,6 +289,7 @@ class WorkerProcess:
             charged_before=run.charged,
             queue=run.queue,
             is_apart=run.is_apart,
+            alone_seconds=self.alone_seconds * 2 ** (run.attempt - 1),
         )
         self._simulation.records.attempts.append(buffer.attempt)
         self._simulation.note(self.name, "claimed", run.id, run.attempt)
@@ -400,6 +406,8 @@ class UserCode:
             raise
 
     async def _run(self) -> Any:
+        if self._name.startswith(READER):
+            return await self._read()
         random = self._random
         for _ in range(random.choice([0, 2, 5, 9])):
             self._write()
@@ -422,6 +430,16 @@ class UserCode:
             raise ValueError(self._label)
         if self._ends_random.random() < self._simulation.plan.oversized:
             return {"label": self._label, "pad": "x" * 2000}
+        return self._label
+
+    async def _read(self) -> Any:
+        """Look at the own document until it says that this is all. Whatever was committed is seen, sooner or later, also what nothing
+        follows: the run itself asks for nothing."""
+        while (told := metadata.get("all_told")) is None and not self._scope.is_lost:  # noqa: ASYNC110 - it polls on purpose
+            await asyncio.sleep(self._random.choice([0.05, 0.5]))
+        if not self._scope.is_lost:
+            seen = metadata.get("told")
+            assert seen == told, f"{self._label} has read {seen} of {told} words, and the last of them"
         return self._label
 
     def _write(self) -> None:

@@ -15,7 +15,7 @@ from milepost.store.database import Store
 from milepost.store.sqlite import SQLiteDatabase
 from support import postgres
 from support.faults import FailingConnection, FailingPostgresConnection
-from support.world import Ticket, World, new_store, world_at
+from support.world import Ticket, World, exact_leases, new_sqlite_store, world_at
 
 ONE_SERVER, THREE_SERVERS, ON_POSTGRES = "one server", "three servers", "three on PostgreSQL"
 
@@ -140,18 +140,13 @@ class Servers(World):
             store.close()
 
 
-def exact_leases() -> Any:
-    """Let servers tell each other of every word of a worker, so that a lease ends when a test expects it to."""
-    return patch.object(others, "QUIET_PART", 0)
-
-
 @contextmanager
 def servers_on_sqlite(path: Path, number: int = 3, **settings: Any) -> Iterator[Servers]:
     """Servers on one file. Nobody is offered that, but a file locks as one database does, and is quick."""
     with patch.object(SQLiteDatabase, "is_shared", True), exact_leases():
         world = Servers(
             [
-                new_store(path),
+                new_sqlite_store(path),
                 *(
                     Store(path, synchronous="NORMAL", connection_class=FailingConnection)
                     for _ in range(number - 1)

@@ -53,6 +53,9 @@ class PostgresServer:
     Args:
         settings: of PostgreSQL, in place of those for short tests.
         is_kept: leave the folder where it is in the end.
+
+    Attributes:
+        user: of the machine, as whom it runs; None where that is who runs the tests.
     """
 
     def __init__(
@@ -62,11 +65,11 @@ class PostgresServer:
         self._data = folder / "data"
         self._settings = {**_SETTINGS, **(settings or {})}
         self._programs = _installed()
-        self._user: str | None = None
+        self.user: str | None = None
         self._numbers = count(1)
         self._environment = {**os.environ, "LC_ALL": "C"}
         if os.geteuid() == 0:
-            self._user = _SYSTEM_USER
+            self.user = _SYSTEM_USER
             owner = pwd.getpwnam(_SYSTEM_USER)
             os.chown(folder, owner.pw_uid, owner.pw_gid)
             if not all(path.stat().st_mode & stat.S_IXOTH for path in self._programs.parents):
@@ -203,7 +206,7 @@ class PostgresServer:
                 [str(self._programs / "bin" / program), *arguments],
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                user=self._user,
+                user=self.user,
                 env=self._environment,
                 cwd=self._folder,
                 check=False,

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from milepost.store.database import Store
+from support.faults import FailingPostgresConnection, Faults
 
 # The virtual machine says so each time when it has gone so many steps.
 STEPS = 10
@@ -40,7 +41,15 @@ def _watched(connection: Connection, work: Work) -> Iterator[None]:
             yield
         return
     before = _rows_seen(connection)
-    yield
+    is_told = isinstance(driver, FailingPostgresConnection) and driver.faults is None
+    if is_told:
+        # It asks before each statement whether that should fail.
+        driver.faults = Faults(lambda _, statement: bool(work.statements.append(statement)))
+    try:
+        yield
+    finally:
+        if is_told:
+            driver.faults = None
     work.steps += STEPS_OF_A_ROW * (_rows_seen(connection) - before)
 
 
@@ -100,8 +109,8 @@ def _each_transaction(store: Store, way: str, work: Work) -> Iterator[None]:
     begin = getattr(store, way)
 
     @contextmanager
-    def watched() -> Generator[Connection]:
-        with begin() as connection, _watched(connection, work):
+    def watched(**given: Any) -> Generator[Connection]:
+        with begin(**given) as connection, _watched(connection, work):
             yield connection
 
     setattr(store, way, watched)

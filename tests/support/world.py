@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from sqlalchemy import inspect
 
+from milepost.engine import others
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import (
     AppendLog,
@@ -47,8 +49,11 @@ from milepost.protocol.work import (
 )
 from milepost.reading.reader import Reader
 from milepost.store.database import Store
+from support import postgres
 from support.faults import FailingConnection, FailingPostgresConnection
 
+# Whether the tests of engine and feed that take any database have PostgreSQL's.
+ALL_ON_POSTGRES = os.environ.get("MILEPOST_TEST_DATABASE") == "postgres"
 START = 1_800_000_000_000_000
 
 
@@ -94,18 +99,32 @@ def _template() -> Path:
     return path
 
 
+class _PostgresStore(Store):
+    """A database of its own on the PostgreSQL of this process."""
+
+    def __init__(self) -> None:
+        self._name = postgres.server().create_migrated_database()
+        super().__init__(postgres.server().url(self._name), connection_class=FailingPostgresConnection)
+
+    def close(self) -> None:
+        super().close()
+        postgres.server().drop_database(self._name)
+
+
+def new_sqlite_store(path: Path) -> Store:
+    """An empty store of SQLite at this path, which `faults` can let fail."""
+    shutil.copy(_template(), path)
+    return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
+
+
 def new_store(path: Path) -> Store:
     """An empty store at this path, which `faults` can let fail.
 
-    With MILEPOST_TEST_DATABASE=postgres it is one of PostgreSQL, wherever the path is.
+    With MILEPOST_TEST_DATABASE=postgres it is a database of PostgreSQL, wherever the path is, which is gone once it is closed.
     """
-    if os.environ.get("MILEPOST_TEST_DATABASE") == "postgres":
-        from support import postgres
-
-        url = postgres.server().url(postgres.server().create_migrated_database())
-        return Store(url, connection_class=FailingPostgresConnection)
-    shutil.copy(_template(), path)
-    return Store(path, synchronous="NORMAL", connection_class=FailingConnection)
+    if ALL_ON_POSTGRES:
+        return _PostgresStore()
+    return new_sqlite_store(path)
 
 
 class World:
@@ -223,14 +242,20 @@ class World:
         self.store.close()
 
 
+def exact_leases() -> Any:
+    """Let servers tell each other of every word of a worker, so that a lease ends when a test expects it to."""
+    return patch.object(others, "QUIET_PART", 0)
+
+
 @contextmanager
 def world_at(path: Path, **settings: Any):
     """A world on a new database at this path."""
-    world = World(new_store(path), **settings)
-    try:
-        yield world
-    finally:
-        world.close()
+    with exact_leases():
+        world = World(new_store(path), **settings)
+        try:
+            yield world
+        finally:
+            world.close()
 
 
 class WorkerDouble:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.errors import MetadataFlushError, UsageError
+from milepost.errors import AttemptOverError, MetadataFlushError
 from milepost.model.document import Document
 from milepost.model.operations import Set
 from milepost.model.run import Outcome
@@ -24,6 +24,7 @@ from milepost.worker.black_box import BlackBox
 from milepost.worker.holding import ASK_AGAIN_SECONDS, Holding
 from milepost.worker.lease import Lease
 from milepost.worker.outbox import Entry, HeldRun
+from milepost.worker.settings import ALONE_SECONDS
 
 INTERVAL = 0.05
 
@@ -434,7 +435,7 @@ def test_a_lost_run_that_waits_is_told() -> None:
     [held] = desk.admit("run_1")
     future = desk.wait(held, "run_x")
     desk.answer(desk.report(), lost=True)
-    with pytest.raises(UsageError):
+    with pytest.raises(AttemptOverError, match="attempt 1 of run run_1 is over"):
         future.result(0)
 
 
@@ -635,6 +636,33 @@ def test_what_a_run_that_is_apart_waits_for_may_run_and_it_comes_back_alone() ->
     assert desk.host.started[-1] is other, "nothing is started beside it"
 
 
+@pytest.mark.parametrize("attempt", [2, 3])
+def test_a_run_that_is_apart_has_company_after_a_while(attempt: int) -> None:
+    """One that takes hours would keep an executor for itself. Each attempt is alone for longer, so that a late death is found too."""
+    desk = Desk(5)
+    desk.admit("run_apart", is_apart=True, attempt=attempt)
+    desk.exchange()
+    [apart] = desk.host.started
+    alone_until = ALONE_SECONDS * 2 ** (attempt - 1)
+    desk.pulse(alone_until - 1)
+    assert desk.holding.room == 0
+    assert desk.holding.needs_pulse
+    desk.pulse(alone_until + 10)
+    assert desk.holding.room == 4
+    assert not desk.holding.needs_pulse
+    assert len(desk.admit("run_1", "run_2")) == 2
+    # It waits and comes back like any other.
+    future = desk.wait(apart, "run_child")
+    desk.hear(finished=["run_child"])
+    assert future.done()
+    # Another one that is apart waits until all of them are done.
+    assert desk.admit("run_next", is_apart=True) == []
+    for held in list(desk.host.started):
+        desk.finish(held)
+    assert begun(desk.exchange()) == ["run_next"]
+    assert desk.holding.room == 0
+
+
 # --- queues with a limit -------------------------------------------------------------------------------------
 
 
@@ -806,7 +834,7 @@ def test_a_run_that_is_lost_or_ends_asks_no_more() -> None:
     desk = Desk(2)
     held, future = waiting_in_full_queue(desk)
     desk.holding.lose(held)
-    assert isinstance(future.exception(0), UsageError)
+    assert isinstance(future.exception(0), AttemptOverError)
     assert not desk.asks()
     desk.hear(resumed=["run_1"], hello=True)
     assert desk.report() == []
@@ -893,6 +921,9 @@ def test_many_runs_of_limited_queues_keep_the_slots(seed: int) -> None:
                 live[held] = None
         executing = [held for held in live if held.holds_slot and held.comes_back is None]
         assert desk.holding._slots.held == sum(held.holds_slot for held in live) + (
+            desk.holding._confirming is not None
+        )
+        assert desk.holding._slots._held_apart == sum(held.holds_slot and held.is_alone for held in live) + (
             desk.holding._confirming is not None
         )
         assert len(executing) <= 3 + sum(held.scope.run.id in let for held in live)

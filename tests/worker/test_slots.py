@@ -80,6 +80,20 @@ def test_a_run_that_is_apart_comes_back_alone() -> None:
     assert slots.take_claimed() == []
 
 
+def test_a_run_that_is_let_join_the_others_keeps_its_slot() -> None:
+    slots: Slots[str, str] = Slots(3)
+    slots.enter("apart", apart=True)
+    assert slots.take_claimed() == ["apart"]
+    slots.enter("a")
+    assert slots.take_claimed() == []
+    slots.let_join()
+    assert slots.take_claimed() == ["a"]
+    assert slots.room(0) == 1
+    slots.leave()
+    slots.leave()
+    assert slots.room(0) == 3
+
+
 def test_what_is_apart_is_withdrawn_too() -> None:
     slots: Slots[str, str] = Slots(1)
     slots.enter("a")

@@ -181,6 +181,12 @@ class C(Contestant):
         await asyncio.to_thread(wait_for_run, handle.id)
         return {"counted": int(runs.retrieve(handle.id).metadata.get("done", 0))}
 
+    stored_mech = "metadata.set + metadata.aflush"
+    w8_updates = 100
+
+    async def stored(self, tasks: int, updates: int) -> None:
+        ours_tasks.stored.batch_trigger([updates] * tasks)
+
     async def close(self) -> None:
         if self.db is not None:
             self.db.close()

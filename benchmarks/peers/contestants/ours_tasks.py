@@ -50,6 +50,15 @@ def progress_flushed(count: int) -> dict[str, float]:
 
 
 @task
+async def stored(count: int) -> int:
+    """Updates each of which is committed before the next one."""
+    for i in range(count):
+        metadata.set("progress", payload(i, count))
+        await metadata.aflush()
+    return 1
+
+
+@task
 def progress_flushed_together(count: int) -> dict[str, float]:
     """Flush after every hundred updates; a sample is the time of a hundred and its flush, per update."""
     samples: list[int] = []

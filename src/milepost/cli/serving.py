@@ -1,5 +1,6 @@
 """`milepost server`: the server and its dashboard, without executors."""
 
+import asyncio
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -11,8 +12,14 @@ from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals, first_of
 from milepost.errors import ConfigurationError
 from milepost.server.auth import CODE_SECONDS
+from milepost.server.settings import ServerSettings
+from milepost.store.database import away_reason
 
 KEY_CHARACTERS_MIN = 16
+
+
+# Between two looks for a database that is away.
+AWAY_SECONDS = 1.0
 
 
 async def serve(
@@ -36,6 +43,9 @@ async def serve(
     # Only a folder has one user at a time.
     owned = owned_folder(data) if isinstance(settings.database, Path) else nullcontext()
     with StopSignals() as signals, bind(host, port) as listener, owned:
+        await _wait_for_database(settings, signals.asked)
+        if signals.asked.is_set():
+            return
         async with hosted(settings, listener, signals.hurried) as server:
             note(
                 f"Milepost {version('milepost')} serves at {server.url}", event="server.ready", url=server.url
@@ -53,3 +63,33 @@ async def serve(
                     event="server.draining",
                 )
             await server.drain(settings.drain_seconds, signals.hurried)
+
+
+async def _wait_for_database(settings: ServerSettings, asked: asyncio.Event) -> None:
+    """Wait until the database can be reached, for as long as the settings say: in a fleet nobody says what starts first.
+
+    It returns when it is there, when waiting would not help (opening it says why), and when the end is asked for.
+
+    Raises: ConfigurationError when it does not come.
+    """
+    place = settings.database
+    if isinstance(place, Path):
+        return
+    began = asyncio.get_running_loop().time()
+    known: str | None = None
+    # In a thread, so that a signal is heard while a connection is tried.
+    while (reason := await asyncio.to_thread(away_reason, place)) is not None and not asked.is_set():
+        left = began + settings.database_wait_seconds - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise ConfigurationError(
+                f"the database cannot be reached, {reason}; the server has waited for {settings.database_wait_seconds:g} s "
+                "(MILEPOST_DATABASE_WAIT_SECONDS)"
+            )
+        if reason != known:
+            note(
+                f"waiting for the database, for {left:.0f} s at most: {reason}",
+                level="warning",
+                event="server.waiting",
+            )
+            known = reason
+        await first_of(asyncio.sleep(min(left, AWAY_SECONDS)), asked.wait())

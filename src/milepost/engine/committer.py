@@ -84,13 +84,13 @@ class Committer:
         return len(self._engine.state.parked)
 
     def release_claims(self) -> None:
-        """Answer parked claims with nothing, and park no more: the server is about to stop."""
+        """Answer parked claims, and park no more: the server is about to stop."""
         with self._wake:
             self._engine.state.accepts_parking = False
             self._wake.notify()
 
     def stop(self) -> None:
-        """Carry out what waits, answer parked claims with nothing, end the thread. Returns when it has ended; may be called twice."""
+        """Carry out what waits, answer parked claims, end the thread. Returns when it has ended; may be called twice."""
         with self._wake:
             self._stopping = True
             self._engine.state.accepts_parking = False
@@ -125,11 +125,12 @@ class Committer:
     def _carry_out(self, group: Sequence[Request]) -> None:
         began = perf_counter()
         answers, announcements = self._engine.execute(group)
+        if not self._engine.state.accepts_parking:
+            released, told = self._engine.release_parked()
+            answers, announcements = [*answers, *released], [*announcements, *told]
         self.measures.commit_seconds.observe(perf_counter() - began)
         self.measures.commit_sizes.observe(len(group))
         self._tell(announcements)
-        if not self._engine.state.accepts_parking:
-            answers += self._engine.release_parked()
         _deliver(answers)
 
     def _tell(self, announcements: Sequence[Announcement]) -> None:

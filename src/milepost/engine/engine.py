@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from milepost.engine import claiming, fencing, promoting, queues, schedules
 from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
-from milepost.engine.commands import Claim, Command
+from milepost.engine.commands import Claim, Command, IndexDocuments, ReleaseLostRuns
 from milepost.engine.documents import DocumentCache
 from milepost.engine.measures import EngineMeasures
 from milepost.engine.others import Gap, HeardWorker, Learnt, Others, is_worth_telling, learn, were_told
@@ -53,6 +53,9 @@ JUMP_MICROSECONDS = CLOCKS_APART_MICROSECONDS
 # A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
 FAR_MICROSECONDS = 24 * 3600 * 1_000_000
 DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
+
+# Commands that look whether there is something to do, again and again.
+_LOOKS = (ReleaseLostRuns, IndexDocuments)
 
 Answer = Callable[[Any], None]
 
@@ -244,14 +247,21 @@ class Engine:
         """Answer the parked claims whose time is over; look for due runs a little later."""
         now = self._clock()
         over = list(self.state.parked.over(self._steady()))
+        result: Any = []
+        if self._others is not None:
+            # Another server may have given runs to the same claim, or may give some yet: it has to be asked once more.
+            result = UnavailableError(
+                "the database is away, so nobody knows what this claim has brought; ask again"
+            )
         for parked in over:
             self.state.parked.remove(parked)
-            self.state.answered(parked.claim)
+            if self._others is None:
+                self.state.answered(parked.claim)
         if self.state.next_due_at is not None:
             self.state.next_due_at = max(self.state.next_due_at, now + AWAY_MICROSECONDS)
         if self.state.next_schedule_at is not None:
             self.state.next_schedule_at = max(self.state.next_schedule_at, now + AWAY_MICROSECONDS)
-        return [(answer, []) for parked in over for answer in parked.answers]
+        return [(answer, result) for parked in over for answer in parked.answers]
 
     def wake_at(self) -> int | None:
         """When `execute` should be called even without a command, on the steady clock: a parked claim is over, or something happens by
@@ -266,10 +276,26 @@ class Engine:
         """True when claims are parked although the server is about to stop."""
         return bool(self.state.parked) and not self.state.accepts_parking
 
-    def release_parked(self) -> list[tuple[Answer, Any]]:
-        """Answer every parked claim with no runs: the server stops."""
+    def release_parked(self) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
+        """The server stops: answer every parked claim, with no runs where it has not been given any; answers and announcements as of
+        `execute`."""
+        if not self.state.parked:
+            return [], []
+        if self._others is None:
+            parked, self.state.parked = self.state.parked, ParkedClaims()
+            return [(answer, []) for claim in parked for answer in claim.answers], []
+        # Another server may know the same claim. So this is a group like any other: what was given to the claim elsewhere is heard of
+        # first, and that it was answered here is told.
+        self._end_waiting()
+        answers, announcements = self.execute([])
+        self._end_waiting()
+        return [*answers, *self._without_database()], announcements
+
+    def _end_waiting(self) -> None:
+        """Let the time of every parked claim be over."""
         parked, self.state.parked = self.state.parked, ParkedClaims()
-        return [(answer, []) for claim in parked for answer in claim.answers]
+        for claim in parked:
+            self.state.parked.add(ParkedClaim(claim.claim, self._steady(), claim.answers, claim.tasks))
 
     def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
         claims = [request for request in requests if isinstance(request.command, Claim)]
@@ -277,7 +303,8 @@ class Engine:
         others.sort(key=lambda request: rule_of(request.command).order)
         transaction: Transaction | None = None
         try:
-            with self._store.write() as connection:
+            may_be_idle = bool(requests) and all(isinstance(request.command, _LOOKS) for request in requests)
+            with self._store.write(may_be_idle=may_be_idle) as connection:
                 self._hear_before(connection)
                 now, steady_now = self._clock(), self._steady()
                 if self._others is not None:

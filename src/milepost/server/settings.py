@@ -61,6 +61,9 @@ class ServerSettings(BaseSettings):
     # notice.
     drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 0
 
+    # Seconds for which a server that starts waits for a PostgreSQL database that cannot be reached yet.
+    database_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60
+
     # Who may read /metrics: whoever has the secret key or a session of the dashboard, or anybody who reaches the server.
     metrics: Literal["key", "open"] = "key"
 

@@ -6,7 +6,7 @@ get lost, and whoever listens looks now and then without one.
 """
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, String, bindparam, delete, func, insert, select
 
 from milepost.store.schema import announcements, commit_numbers
 from milepost.store.statements import Statement, upsert
@@ -25,9 +25,15 @@ class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
 
 
 _NEW = upsert(commit_numbers).values(name=_GROUPS, number=1)
-_NEXT_NUMBER = _NEW.on_conflict_do_update(
-    index_elements=["name"], set_={"number": commit_numbers.c.number + 1}
-).returning(commit_numbers.c.number)
+# Each group of each server takes a number, tells it, and looks for the newest one.
+_NEXT_NUMBER = Statement(
+    _NEW.on_conflict_do_update(
+        index_elements=["name"], set_={"number": commit_numbers.c.number + 1}
+    ).returning(commit_numbers.c.number),
+    (),
+)
+_NEWEST = Statement(select(commit_numbers.c.number).where(commit_numbers.c.name == _GROUPS), ())
+_NOTIFY = Statement(select(func.pg_notify(CHANNEL, bindparam("number", type_=String))), ["number"])
 _INSERT = Statement(insert(announcements), AnnouncementRow.__struct_fields__)
 _AFTER = Statement(
     select(*(announcements.c[name] for name in AnnouncementRow.__struct_fields__))
@@ -40,17 +46,19 @@ _AFTER = Statement(
 
 def append_announcement(connection: Connection, payload: bytes, *, now: int) -> int:
     """Tell the other servers something once this transaction is committed; its number."""
-    number: int = connection.execute(_NEXT_NUMBER).scalar_one()
+    number: int
+    [(number,)] = _NEXT_NUMBER.read(connection, ())
     _INSERT.write(connection, [(number, payload, now)])
     if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_notify(CHANNEL, str(number))))
+        _NOTIFY.read(connection, (str(number),))
     return number
 
 
 def newest_announcement(connection: Connection) -> int:
     """The number of the newest announcement, pruned or not; 0 when there was none yet."""
-    newest = select(commit_numbers.c.number).where(commit_numbers.c.name == _GROUPS)
-    return connection.execute(newest).scalar() or 0
+    for (number,) in _NEWEST.read(connection, ()):
+        return int(number)
+    return 0
 
 
 def announcements_after(connection: Connection, after: int, *, limit: int) -> list[AnnouncementRow]:

@@ -75,13 +75,19 @@ class Store:
         return self._database.is_displaced
 
     @contextmanager
-    def write(self) -> Generator[Connection]:
+    def write(self, *, may_be_idle: bool = False) -> Generator[Connection]:
         """One transaction of the one writer: committed when the block ends, undone when it raises.
+
+        Args:
+            may_be_idle: mostly nothing will be written in it. Then it costs the database nothing, and a little more otherwise.
 
         Raises: UnavailableError when the database cannot be written now, or is no longer in its place; CommitUnknownError.
         """
         try:
-            with self._transaction(is_migration=False) as connection:
+            database = self._database
+            with self._transaction(
+                database.begin_looking if may_be_idle else database.begin_writing
+            ) as connection:
                 yield connection
         except DBAPIError as error:
             if not self._database.is_unavailable(error):
@@ -161,7 +167,7 @@ class Store:
 
     def _migrate(self) -> None:
         config, scripts = _migrations()
-        with self._transaction(is_migration=True) as connection:
+        with self._transaction(self._database.begin_migrating) as connection:
             present = MigrationContext.configure(connection).get_current_revision()
             known = {script.revision for script in scripts.walk_revisions()}
             if present is not None and present not in known:
@@ -174,18 +180,17 @@ class Store:
                 command.upgrade(config, "head")
 
     @contextmanager
-    def _transaction(self, *, is_migration: bool) -> Generator[Connection]:
+    def _transaction(self, begin: Callable[[Connection], None]) -> Generator[Connection]:
         self.check_place()
-        connection = self._begin_writing(is_migration)
+        connection = self._begin_writing(begin)
         try:
             yield connection
             self._database.commit(connection)
         finally:
             self._undo(connection)
 
-    def _begin_writing(self, is_migration: bool) -> Connection:
+    def _begin_writing(self, begin: Callable[[Connection], None]) -> Connection:
         """Begin on the connection that is there; on a new one if it turns out to be lost. Nothing has been done on it yet."""
-        begin = self._database.begin_migrating if is_migration else self._database.begin_writing
         connection = self._connection
         if connection is not None and not self._database.is_broken(connection):
             try:
@@ -266,6 +271,20 @@ def schema_of(place: Path | str) -> Schema:
     _, scripts = _migrations()
     known = {script.revision for script in scripts.walk_revisions()}
     return Schema(database.place, present, newest, present is None or present in known)
+
+
+def away_reason(url: str) -> str | None:
+    """Why a PostgreSQL database cannot be reached now although it may be soon: it, its host or the way there is about to start. None
+    when it can be reached, or when time alone will not help, which opening it says. Raises ConfigurationError for a wrong URL."""
+    database = database_at(url)
+    engine = database.readers()
+    try:
+        with engine.connect():
+            return None
+    except DatabaseError as error:
+        return f"{database.place}: {database.reason(error)}" if database.is_away(error) else None
+    finally:
+        engine.dispose()
 
 
 def database_at(

@@ -71,6 +71,10 @@ class DatabaseKind(Protocol):
         """Begin a transaction beside which no other one writes, on this server or another."""
         ...
 
+    def begin_looking(self, connection: Connection) -> None:
+        """As `begin_writing`, for a transaction that mostly writes nothing, and then leaves no trace in the database."""
+        ...
+
     def begin_reading(self, connection: Connection) -> None:
         """Begin a transaction that sees one state of the database, and cannot change it."""
         ...
@@ -100,6 +104,10 @@ class DatabaseKind(Protocol):
 
     def is_unavailable(self, error: DBAPIError) -> bool:
         """True when the database cannot be had at the moment, false when the statement is wrong."""
+        ...
+
+    def is_away(self, error: DBAPIError) -> bool:
+        """True when no connection can be had at the moment, false when one would be refused later too. Of an error of connecting."""
         ...
 
     def reason(self, error: DBAPIError) -> str:

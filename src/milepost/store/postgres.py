@@ -56,6 +56,8 @@ SELECT pg_advisory_xact_lock({_GROUP_LOCK});
 SELECT pg_current_xact_id()::text
 """
 _BEGIN_GROUP = _BEGIN_WRITING.format(lock_seconds=LOCK_SECONDS, idle_seconds=IDLE_SECONDS, more="")
+# One whose number is asked for at its end, if it has got one. A number costs an entry in the log, and a wait for the disk.
+_BEGIN_LOOKING = _BEGIN_GROUP.replace("pg_current_xact_id()::text", "''")
 _BEGIN_MIGRATING = _BEGIN_WRITING.format(
     lock_seconds=_MIGRATION_LOCK_SECONDS,
     idle_seconds=_MIGRATION_LOCK_SECONDS,
@@ -142,6 +144,14 @@ _CURES: list[tuple[re.Pattern[str], str]] = [
         (r"could not extend file|no space left", "free space on the disk of the database"),
     )
 ]
+# What is said where a database, its host or the way there is not up yet, or has no room just now; the driver gives no code for it.
+_AWAY = re.compile(
+    r"connection refused|no such file or directory|timeout expired|timed out|no route to host|network is unreachable|host is down|"
+    r"(failed to resolve|could not translate) host|connection reset|closed the connection|"
+    r"the database system is (starting up|shutting down|not yet accepting connections|not accepting connections|in recovery mode)|"
+    r"too many clients|remaining connection slots|too many connections",
+    re.IGNORECASE,
+)
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -209,6 +219,10 @@ class PostgresDatabase:
         """Begin a group: the groups of all servers come one after the other."""
         self._begin(connection, _BEGIN_GROUP)
 
+    def begin_looking(self, connection: Connection) -> None:
+        """As `begin_writing`, without a number from the beginning."""
+        self._begin(connection, _BEGIN_LOOKING)
+
     def begin_migrating(self, connection: Connection) -> None:
         """Begin changing tables. Who begins at the same time waits, and finds it done."""
         self._begin(connection, _BEGIN_MIGRATING)
@@ -220,6 +234,11 @@ class PostgresDatabase:
 
     def commit(self, connection: Connection) -> None:
         """Commit. When the answer gets lost the database is asked what became of the transaction."""
+        if not self._transaction_id:
+            found = cast(
+                "psycopg.Cursor[Any]", execute(connection, "SELECT pg_current_xact_id_if_assigned()::text")
+            ).fetchone()
+            self._transaction_id = (found and found[0]) or ""
         try:
             cursor = execute(connection, "COMMIT")
         except DBAPIError as error:
@@ -264,6 +283,10 @@ class PostgresDatabase:
             # No answer of the database, so its connection: to a session that never was, or is no more.
             return isinstance(error.orig, psycopg.OperationalError)
         return code[:2] in _PASSING_CLASSES or code in _PASSING
+
+    def is_away(self, error: DBAPIError) -> bool:
+        """Nothing is there, or what is there is about to start or to end."""
+        return _AWAY.search(_in_one_line(str(error.orig))) is not None
 
     def reason(self, error: DBAPIError) -> str:
         """What PostgreSQL says, and the cure where it is known."""

@@ -148,7 +148,7 @@ class SQLiteDatabase:
         """A writer never has to upgrade a read lock."""
         execute(connection, "BEGIN IMMEDIATE")
 
-    begin_migrating = begin_writing
+    begin_migrating = begin_looking = begin_writing
 
     def begin_reading(self, connection: Connection) -> None:
         """A reader sees what was committed when it reads first."""
@@ -175,6 +175,10 @@ class SQLiteDatabase:
         """True when the file cannot be had at the moment."""
         # The lowest byte is the kind of the fault, the others say more about it.
         return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _PASSING
+
+    def is_away(self, error: DBAPIError) -> bool:
+        """Never: a file is there, or is made."""
+        return False
 
     def reason(self, error: DBAPIError) -> str:
         """What SQLite says."""

@@ -127,7 +127,7 @@ class Statement:
         self._compiled: dict[str, tuple[str, Callable[[Row], Any] | None]] = {}
 
     def read(self, connection: Connection, values: Row) -> list[Row]:
-        """Every row of a select."""
+        """Every row of a select, or of what an insert or update returns."""
         text, arrange = self._compiled.get(connection.dialect.name) or self._compile(connection)
         cursor = execute(connection, text, values if arrange is None else arrange(values))
         return cursor.fetchall()  # pyright: ignore[reportReturnType]
@@ -177,7 +177,13 @@ class Statement:
             arrange = None
         else:
             positions = [names.index(name) for name in compiled.positiontup]
-            arrange = partial(_positioned, itemgetter(*positions), tuple(constants.values()))
+            # A slice, because of a single position the value alone would be given.
+            pick = (
+                itemgetter(slice(positions[0], positions[0] + 1))
+                if len(positions) == 1
+                else itemgetter(*positions)
+            )
+            arrange = partial(_positioned, pick, tuple(constants.values()))
         self._compiled[connection.dialect.name] = str(compiled), arrange
         return self._compiled[connection.dialect.name]
 

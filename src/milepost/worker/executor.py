@@ -126,6 +126,7 @@ class Executor:
                 concurrency=options.concurrency,
                 flush_interval_seconds=settings.metadata_flush_interval_ms / 1000,
                 grace_seconds=options.grace,
+                alone_seconds=settings.alone_seconds,
             ),
             self,
             loop_factory(),

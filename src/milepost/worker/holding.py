@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from milepost.errors import UsageError
+from milepost.errors import AttemptOverError
 from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.scope import RunScope
@@ -20,6 +20,7 @@ from milepost.worker.lease import Lease
 from milepost.worker.log_book import LogBook
 from milepost.worker.outbox import Entry, HeldRun, Outbox, fail, release_flushes, resolve
 from milepost.worker.pace import Pace
+from milepost.worker.settings import ALONE_SECONDS
 from milepost.worker.slots import Slots
 from milepost.worker.telling import RunTeller
 from milepost.worker.waits import Waits
@@ -31,6 +32,8 @@ HOLD_BACK_SECONDS_MAX = 2.0
 BEGUN_SECONDS = 1.0
 # How often to ask whether a run may go on whose queue was full; the inbox says it sooner.
 ASK_AGAIN_SECONDS = 5.0
+# The time for which a run is alone doubles with its attempts so often, at most.
+DOUBLINGS_MAX = 20
 
 
 class Host(Protocol):
@@ -84,6 +87,8 @@ class Holding:
         teller: says which runs start and end.
         black_box: where it is noted which code has begun; one that nobody reads when none is given.
         lease: this worker's; one without an end when none is given.
+        alone_seconds: for how long a run that is apart keeps other runs out once its code has begun, at its first attempt; twice as
+            long with each one that follows, so that one that kills its process late is found too.
     """
 
     def __init__(
@@ -99,7 +104,11 @@ class Holding:
         teller: RunTeller | None = None,
         black_box: BlackBox | None = None,
         lease: Lease | None = None,
+        alone_seconds: float = ALONE_SECONDS,
     ) -> None:
+        self._alone_seconds = alone_seconds
+        # Runs that are alone, with until when.
+        self._alone: dict[HeldRun, float] = {}
         self._host = host
         self._call_later = call_later
         # By scope for the calls of user code, by run for what the server says.
@@ -110,7 +119,7 @@ class Holding:
         self._given_again: dict[str, tuple[ClaimedRun, int, float]] = {}
         self._clock = clock
         self._pace = Pace()
-        self._slots: Slots[HeldRun, tuple[HeldRun, Future[None]]] = Slots(concurrency)
+        self._slots: Slots[HeldRun, tuple[HeldRun, Future[None], bool]] = Slots(concurrency)
         self.waits: Waits[HeldRun] = Waits()
         self._teller = teller
         self.book = LogBook(lambda: None) if book is None else book
@@ -214,7 +223,7 @@ class Holding:
         """
         held = self._by_scope.get(scope)
         if held is None or held.is_over:
-            fail(future, UsageError("a run that has ended cannot wait for another one"))
+            fail(future, _attempt_over(scope))
             return
         # An inbox that has been heard for longer than the run has been here has announced all that the run has begun; but not what
         # an earlier attempt of it began, if that ended while nobody held the run.
@@ -263,7 +272,7 @@ class Holding:
             self.outbox.add(held, urgent=True)
             return
         if not held.holds_slot:
-            self._slots.seize(apart=held.scope.run.is_apart)
+            self._slots.seize(apart=held.is_alone)
             held.holds_slot = True
         self._black_box.go_on(held.record)
         if was_not_let:
@@ -293,7 +302,7 @@ class Holding:
 
     def _enter_again(self, held: HeldRun, future: Future[None]) -> None:
         self._in_line.add(future)
-        self._slots.enter_again((held, future), apart=held.scope.run.is_apart)
+        self._slots.enter_again((held, future, held.is_alone), apart=held.is_alone)
 
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
@@ -373,7 +382,7 @@ class Holding:
             held.admitted_at = now
             held.log = self.book.open(run.id, run.attempt)
             self._by_scope[held.scope] = self._by_run[run.id] = held
-            self._slots.enter(held, apart=run.is_apart)
+            self._slots.enter(held, apart=held.is_alone)
             if is_doubtful:
                 self._ask_after([held])
 
@@ -514,10 +523,17 @@ class Holding:
     @property
     def needs_pulse(self) -> bool:
         """True when something has to be said or asked as time goes by: `pulse` is to be called about once a second."""
-        return bool(self._unsaid or self._not_let)
+        return bool(self._unsaid or self._not_let or self._alone)
 
     def pulse(self, now: float) -> None:
-        """Tell which code has begun, all in one report; ask for runs that were not let go on."""
+        """Tell which code has begun, all in one report; ask for runs that were not let go on; give who has been alone for long
+        enough company."""
+        for held, until in list(self._alone.items()):
+            # Where it waits, or stands in line, it keeps nobody out for longer than others keep it.
+            if until <= now and held.holds_slot:
+                del self._alone[held]
+                held.is_alone = False
+                self._slots.let_join()
         for held, begun_at in list(self._unsaid.items()):
             if held.has_said_begun:
                 del self._unsaid[held]
@@ -557,15 +573,15 @@ class Holding:
     def advance(self) -> None:
         """Let go on and start who may."""
         while (resumed := self._slots.take_resumed()) is not None:
-            held, future = resumed
+            held, future, is_alone = resumed
             if future not in self._in_line:
                 # Its code has gone on meanwhile.
-                self._slots.leave(apart=held.scope.run.is_apart)
+                self._slots.leave(apart=is_alone)
                 continue
             self._in_line.discard(future)
             if held.is_over or held.outcome is not None or held.open_waits > 1:
                 # It is no more, or another task of it has begun to wait meanwhile: it needs no slot.
-                self._slots.leave(apart=held.scope.run.is_apart)
+                self._slots.leave(apart=is_alone)
                 self._go_on(held, future)
                 if held.said_waiting is False:
                     self.outbox.add(held, urgent=True)
@@ -614,6 +630,9 @@ class Holding:
             run = held.scope.run
             held.is_begun = True
             held.record = self._black_box.begin(run.id, run.attempt)
+            if held.is_alone:
+                doublings = min(run.attempt - 1, DOUBLINGS_MAX)
+                self._alone[held] = now + self._alone_seconds * 2**doublings
             if not held.has_said_begun:
                 self._unsaid[held] = now
             if self._teller is not None:
@@ -666,19 +685,19 @@ class Holding:
         self._not_let.pop(held, None)
         held.asks_to_go_on = False
         if held.comes_back is not None:
-            fail(held.comes_back, UsageError("the run that waited has ended"))
+            fail(held.comes_back, _attempt_over(held.scope))
             held.comes_back = None
 
     def _release(self, held: HeldRun) -> None:
         if held.holds_slot:
             held.holds_slot = False
-            self._slots.leave(apart=held.scope.run.is_apart)
+            self._slots.leave(apart=held.is_alone)
 
     def _abandon_waits(self, held: HeldRun) -> None:
         if held.open_waits:
             held.open_waits = 0
             for future in self.waits.forget(held):
-                fail(future, UsageError("the run that waited has ended"))
+                fail(future, _attempt_over(held.scope))
 
     def _drop(self, held: HeldRun) -> None:
         if not self.chunks.is_clear(held.scope):
@@ -686,11 +705,19 @@ class Holding:
         if held.log is not None and not held.log.has_ended:
             self.book.end(held.log)
         self._black_box.end(held.record)
+        self._alone.pop(held, None)
         held.record = NOT_NOTED
         self._by_scope.pop(held.scope, None)
         if self._by_run.get(held.scope.run.id) is held:
             del self._by_run[held.scope.run.id]
             self._given_again.pop(held.scope.run.id, None)
+
+
+def _attempt_over(scope: RunScope) -> AttemptOverError:
+    run = scope.run
+    return AttemptOverError(
+        f"attempt {run.attempt} of run {run.id} is over: it has ended, or the server has given it up. Nothing waits for it any more"
+    )
 
 
 def _given_up(scope: RunScope) -> str:

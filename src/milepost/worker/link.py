@@ -115,6 +115,7 @@ class WorkerLink:
             teller=teller,
             black_box=self._black_box,
             lease=self._lease,
+            alone_seconds=options.alone_seconds,
         )
         self._teller = teller
         self._heard_at = float("inf")

@@ -17,6 +17,7 @@ from milepost.worker.black_box import BlackBox
 from milepost.worker.channel import Backoff, Channel, Refused, Unreachable
 from milepost.worker.holding import Holding, Host
 from milepost.worker.lease import Lease
+from milepost.worker.settings import ALONE_SECONDS
 
 REQUEST_SECONDS_MAX = 30.0
 # The server is told to be away after so long without an answer: a restart that nobody notices is no news.
@@ -32,6 +33,7 @@ class LinkOptions:
     Args:
         worker_id: chosen by the worker, so that registering may be repeated.
         flush_interval_seconds: see `Outbox`.
+        alone_seconds: see `Holding`.
         grace_seconds: how long runs may go on after the order to end.
     """
 
@@ -43,6 +45,7 @@ class LinkOptions:
     concurrency: int
     flush_interval_seconds: float
     grace_seconds: float
+    alone_seconds: float = ALONE_SECONDS
 
 
 class Membership:

@@ -46,6 +46,7 @@ class HeldRun:
         task: what is to be run; None when this executor has no such task.
         admitted_at: when the run was claimed, on the loop's clock.
         holds_slot: it may run user code.
+        is_alone: while it holds its slot no other run is given one; of a run that is apart, for a while.
         open_waits: how many things outside it waits for.
         said_waiting: what the server was last told, or will be told by the report under way.
         comes_back: what its code waits for while the server is asked whether the run may go on, or has said that it may not yet.
@@ -67,6 +68,7 @@ class HeldRun:
     task: "Task[Any, Any] | None"
     admitted_at: float = 0.0
     holds_slot: bool = False
+    is_alone: bool = field(init=False)
     open_waits: int = 0
     said_waiting: bool = False
     comes_back: Future[None] | None = None
@@ -85,6 +87,9 @@ class HeldRun:
     is_over: bool = False
     # What may be new in the document is to be asked for: the last answer had no room for it, or nobody listened when it was said.
     is_behind: bool = False
+
+    def __post_init__(self) -> None:
+        self.is_alone = self.scope.run.is_apart
 
 
 @dataclass(eq=False, slots=True)

@@ -8,6 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from milepost.errors import ConfigurationError
 
+ALONE_SECONDS = 60.0
+
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat = Literal["text", "json"]
 
@@ -28,6 +30,9 @@ class WorkerSettings(BaseSettings):
     # What is said on standard error: lines of this level and above, as text or as one JSON object each.
     log_level: Annotated[LogLevel, _LOWER] = "info"
     log_format: Annotated[LogFormat, _LOWER] = "text"
+    # Seconds for which a run that is suspected of having killed its process has an executor to itself, at its first attempt; twice as
+    # many with each one that follows.
+    alone_seconds: Annotated[float, Field(ge=1, le=86_400)] = ALONE_SECONDS
     # Whether what a run prints and logs goes into the run's log as well.
     log_capture: bool = True
 

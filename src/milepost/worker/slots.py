@@ -4,7 +4,7 @@ A run holds a slot from its start to its end, except while it waits for somethin
 before runs that were claimed but have not started: it is further on, and others may be waiting for it.
 
 A run that is apart (it is suspected of having killed a process) runs user code alone: it gets a slot when no other is held, and none
-is given away meanwhile. It goes before all others, or there would always be somebody.
+is given away meanwhile, until it is let join the others. It goes before all others, or there would always be somebody.
 """
 
 from collections import deque
@@ -63,6 +63,11 @@ class Slots(Generic[Claimed, Resumed]):
         assert self.held > 0, "a slot was given back twice"
         self.held -= 1
         self._held_apart -= apart
+
+    def let_join(self) -> None:
+        """A run that holds its slot apart holds it like any other from now on."""
+        assert self._held_apart > 0, "none is apart"
+        self._held_apart -= 1
 
     def seize(self, *, apart: bool = False) -> None:
         """Take a slot even if none is free: the user's code runs on already (its wait was cancelled) and cannot be held up."""
