@@ -1,6 +1,7 @@
 """The table of a run's life (`model/lifecycle.py`) is what the engine does: every status with every move, and long walks by chance."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milepost.engine.commands import CancelRun, RescheduleRun
-from milepost.errors import ConflictError
+from milepost.errors import ConflictError, NotFoundError
 from milepost.model.lifecycle import LIFECYCLE, Move
 from milepost.model.retry import Retry
 from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
@@ -82,9 +83,10 @@ class Life:
                 worker.begin(run)
 
     def report(self, **fields: Any) -> None:
-        """The worker that has the run, or has had it, says something."""
+        """The worker that has the run, or has had it, says something. One that is gone is not heard."""
         if self.run is not None:
-            self.worker.report(self.run, **fields)
+            with suppress(NotFoundError):
+                self.worker.report(self.run, **fields)
 
     def release(self) -> None:
         """The worker leaves."""
