@@ -281,3 +281,20 @@ def test_tags_are_added_while_a_run_lives(world: World, worker: WorkerDouble) ->
     with pytest.raises(InvalidRequestError, match="up to 10 tags"):
         world.do(AddTags(run_id, [str(number) for number in range(9)]))
     assert world.reader.run(run_id).tags == ["a", "b"]
+
+
+@pytest.mark.one_server("servers on one database go by its clock")
+def test_a_clock_that_is_set_back_delays_nobody_who_waits_for_a_task(world: World) -> None:
+    run_id = world.trigger(ttl="1h")
+    world.clock.advance(-2 * 365 * 86_400)
+    worker = WorkerDouble(world)
+    assert worker.claim_one().id == run_id
+
+
+def test_runs_of_a_limited_task_that_nobody_offered_begin_once_it_is(world: World) -> None:
+    ids = [world.trigger() for _ in range(2)]
+    worker = WorkerDouble(world, "worker_1", offered("work", concurrency=1))
+    run = worker.claim_one()
+    assert run.id == ids[0]
+    worker.finish(run)
+    assert worker.claim_one().id == ids[1]

@@ -74,6 +74,8 @@ def _become_due(row: RunRow, transaction: Transaction) -> None:
 
 
 def _become_offered(row: RunRow, transaction: Transaction) -> None:
+    # It is due, also where the clock was set back while it waited.
+    row.due_at = min(row.due_at, transaction.now)
     _to_queue(row, Move.OFFER, transaction)
 
 
