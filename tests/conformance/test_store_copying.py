@@ -20,6 +20,7 @@ from milepost.store import (
     key_places,
     queues,
     records,
+    schedules,
     server_settings,
     streams,
     workers,
@@ -74,6 +75,13 @@ def fill(store: Store) -> None:
         workers.save_workers(connection, [workers.WorkerRow("w", "name", "[]", 1, 2, 3)])
         batches.insert_batches(connection, [batch("batch_1")])
         batches.insert_members(connection, [("batch_1", 0, "run_1")])
+        schedules.insert_schedule(
+            connection,
+            schedules.ScheduleRow(
+                id="sched_1", task="work", type="DECLARATIVE", cron="* * * * *", anchor_at=1, next_at=2, metadata=b"\x00", created_at=1, updated_at=2**40,
+            ),
+        )  # fmt: skip
+        schedules.insert_scheduled_runs(connection, [schedules.ScheduledRun("run_1", "sched_1", 2**40)])
         idempotency.save_waiters(connection, [("run_1", "run_2")])
         idempotency.save_keys(connection, [idempotency.KeyRow("k\x00", "work", "run_1", 2**40)])
         documents.save_snapshots(connection, [documents.Snapshot("run_1", 3, bytes(range(256)) * 1000, None)])

@@ -162,12 +162,12 @@ def test_a_read_of_what_is_closed_may_be_tried_again(store: Store) -> None:
 
 def test_a_damaged_file_is_unavailable(folder: Path) -> None:
     store = Store(folder / "milepost.db")
-    for number in range(800):
+    for number in range(2000):
         insert(store, number)
     store.close()
     with (folder / "milepost.db").open("r+b") as file:
         # Not the first pages, which the server reads at its start.
-        file.seek(60 * 4096)
+        file.seek(150 * 4096)
         file.write(b"\xff" * 40 * 4096)
     store = Store(folder / "milepost.db")
     with pytest.raises(UnavailableError, match=r"cannot be read now.*malformed"), store.read() as connection:
