@@ -269,7 +269,7 @@ def test_errors_become_data_with_the_users_frames() -> None:
 
 
 def test_retries_follow_the_rule_and_the_runs_own_limit() -> None:
-    @task(retry=Retry(max_attempts=3, min_delay_seconds=1, factor=2, jitter=False))
+    @task(retry=Retry(max_attempts=3, min_delay=1, factor=2, jitter=False))
     def work() -> None:
         raise ValueError
 
@@ -283,7 +283,7 @@ def test_retries_follow_the_rule_and_the_runs_own_limit() -> None:
 
 @pytest.mark.parametrize("on_loop", [False, True])
 def test_attempts_that_cost_nothing_do_not_count_for_the_retry_rule(on_loop: bool) -> None:
-    @task(retry=Retry(max_attempts=2, min_delay_seconds=1, factor=2, jitter=False))
+    @task(retry=Retry(max_attempts=2, min_delay=1, factor=2, jitter=False))
     def work() -> None:
         raise ValueError
 

@@ -31,27 +31,14 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.errors import (
-    AbortTaskRun,
-    BadRequestError,
-    InvalidRequestError,
-    MetadataPathError,
-    MetadataTooLargeError,
-    MetadataTypeError,
-    MetadataValueError,
-    MilepostError,
-    PayloadValidationError,
-    StreamChunkTooLargeError,
-    StreamValueError,
-    TooLargeError,
-    UsageError,
-)
+from milepost.errors import PayloadValidationError
 from milepost.model.run import Outcome, RunError
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
+from milepost.sdk.retry import Caught, OutputError, is_final
 from milepost.sdk.safe_text import name_of, text_of, traceback_of
 from milepost.sdk.scope import AttemptEnding, RunScope, current_scope, is_in_event_loop
 from milepost.sdk.task import Task
@@ -63,37 +50,6 @@ Next = Callable[[], Coroutine[Any, Any, None]]
 
 MESSAGE_CHARACTERS_MAX = 10_000
 STACK_CHARACTERS_MAX = 20_000
-
-
-class OutputError(MilepostError):
-    """What the task returned cannot be the output of a run."""
-
-
-_FINAL = (
-    AbortTaskRun,
-    OutputError,
-    UsageError,
-    BadRequestError,
-    InvalidRequestError,
-    TooLargeError,
-    MetadataValueError,
-    MetadataTypeError,
-    MetadataPathError,
-    MetadataTooLargeError,
-    StreamValueError,
-    StreamChunkTooLargeError,
-)
-
-
-def is_final(error: BaseException) -> bool:
-    """True for an error that the same code would meet again, so that a retry would only do the work once more.
-
-    That is `AbortTaskRun`, wrong usage (a call in the wrong place, a payload, metadata or a batch that cannot be) and an output that
-    cannot be stored, also inside of an exception group. A server that is away, a missing task and a failed child are worth a retry.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(is_final, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-    return isinstance(error, _FINAL)
 
 
 def needs_loop(task: Task[Any, Any]) -> bool:
@@ -392,13 +348,10 @@ class Attempt:
         runs_hooks = self._runs_hooks_after and not (
             isinstance(error, GeneratorExit) and self._is_thrown_away()
         )
+        decision: Caught | None = None
         if runs_hooks:
-            error = await self._let_hooks_catch(error)
-        retry_after_ms = None
-        if not is_final(error):
-            retry_after_ms = self._task.retry.delay_ms(
-                self._run.charged + 1, jitter=random.random(), max_attempts=self._run.max_attempts
-            )
+            error, decision = await self._let_hooks_catch(error)
+        retry_after_ms = self._pause_after(error, decision)
         run_error = describe_error(error)
         self._outcome = Outcome(error=run_error, retry_after_ms=retry_after_ms)
         if runs_hooks and retry_after_ms is None:
@@ -406,7 +359,23 @@ class Attempt:
             await self._run_hooks_after("on_failure", error=error, result=result)
             await self._run_hooks_after("on_complete", error=error, result=result)
 
-    async def _let_hooks_catch(self, error: BaseException) -> BaseException:
+    def _pause_after(self, error: BaseException, decision: Caught | None) -> int | None:
+        """How long until the next attempt, in milliseconds; None when there is none."""
+        if is_final(error) or (decision is not None and decision.skip_retrying):
+            return None
+        retry = self._task.retry
+        pause = retry.rule.delay_ms(
+            self._run.charged + 1, jitter=random.random(), max_attempts=self._run.max_attempts
+        )
+        if pause is None:
+            return None
+        if decision is not None and (asked := decision.delay_ms()) is not None:
+            return asked
+        return pause if retry.is_retried(error) else None
+
+    async def _let_hooks_catch(self, error: BaseException) -> tuple[BaseException, Caught | None]:
+        """The error as the hooks leave it, and what the last one that had a say about retrying has said."""
+        decision: Caught | None = None
         for hook in self._hooks_for("catch_error"):
             try:
                 replacement = await self._call_hook(hook, error=error)
@@ -416,10 +385,20 @@ class Attempt:
                 self._errors.append(raised)
                 self._raise_if_cancelling(raised)
                 replacement = raised
+            if isinstance(replacement, Caught):
+                if replacement.skip_retrying or replacement.delay_ms() is not None:
+                    decision = replacement
+                replacement = replacement.error
             if isinstance(replacement, BaseException):
                 error = replacement
                 self._errors.append(error)
-        return error
+            elif replacement is not None:
+                self.context().logger.warning(
+                    "catch_error hook %s returned %s, which says nothing: return an exception, a Caught or None",
+                    hook.name,
+                    name_of(cast("type", type(replacement))),
+                )
+        return error, decision
 
     # --- hooks and colours ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, cast, overload
 
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.queue import Queue
@@ -14,7 +14,6 @@ from milepost.client.requests import NO_PAYLOAD, BatchOptions, RunOptions
 from milepost.client.results import TaskResult
 from milepost.errors import InvalidRequestError, UsageError
 from milepost.model.names import check_name, default_queue
-from milepost.model.retry import Retry
 from milepost.protocol.schedules import TaskSchedule
 from milepost.protocol.work import WorkerTask
 from milepost.sdk import batches, registry, triggering
@@ -22,7 +21,9 @@ from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import HOOK_NAMES, Hooks
 from milepost.sdk.registry import register
+from milepost.sdk.retry import Retry
 from milepost.sdk.schema import MetadataSchema
+from milepost.sdk.settings import default_retry
 from milepost.sdk.signature import Signature
 
 __all__ = [
@@ -37,8 +38,6 @@ __all__ = [
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
-
-DEFAULT_RETRY: Final = Retry()
 
 
 class TaskHooks(TypedDict, total=False):
@@ -60,7 +59,6 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
 
     Attributes:
         id: what the task is called on the server.
-        retry: how often and how late a failed run is tried again.
         queue: the queue that its runs go through; one of its own when None.
         metadata: the declared type of its metadata, or None.
         schedule: when it is triggered by itself, or None.
@@ -72,7 +70,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         function: Callable[..., Any],
         *,
         id: str,
-        retry: Retry,
+        retry: Retry | None,
         queue: Queue | None,
         metadata: MetadataSchema | None,
         schedule: TaskSchedule | None = None,
@@ -84,7 +82,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         except InvalidRequestError as error:
             raise UsageError(str(error)) from None
         self.id = id
-        self.retry = retry
+        self._retry = retry
         self.queue = queue
         self.metadata = metadata
         self.schedule = schedule
@@ -122,11 +120,16 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
             queue=self.queue.name if self.queue else default_queue(self.id),
             queue_concurrency=self.queue.concurrency if self.queue else None,
             queue_rate=self.queue.rate if self.queue else None,
-            retry=self.retry,
+            retry=self.retry.rule,
             payload_schema=shape.json_schema() if shape else None,
             metadata_schema=self.metadata.json_schema() if self.metadata else None,
             schedule=self.schedule,
         )
+
+    @property
+    def retry(self) -> Retry:
+        """When a failed run is tried again: the task's own rule, else the one of the settings."""
+        return self._retry if self._retry is not None else default_retry()
 
     # --- triggering ----------------------------------------------------------------------------------------
 
@@ -338,7 +341,7 @@ def task(
 
     Args:
         id: what the task is called on the server; the function's name when left out.
-        retry: three attempts with growing pauses when left out.
+        retry: a `Retry`; when left out the one of the settings, which is three attempts with growing pauses unless they say otherwise.
         queue: a `Queue` or its name; a queue of the task's own when left out.
         metadata: the declared type of the metadata of its runs (M76): a Pydantic model, dataclass, TypedDict, msgspec Struct or
             attrs class. Every writer is held to it, also children and outsiders: a member that it declares always has a value that
@@ -366,7 +369,7 @@ def task(
         new = Task[Any, Any](
             function,
             id=id if id is not None else function.__name__,
-            retry=retry or DEFAULT_RETRY,
+            retry=_checked_retry(retry),
             queue=Queue(queue) if isinstance(queue, str) else queue,
             metadata=MetadataSchema(metadata) if metadata is not None else None,
             schedule=schedule,
@@ -410,6 +413,12 @@ def _schedule_of(
         return TaskSchedule(every=Every(every, 0).period / 1_000_000)
     except InvalidRequestError as error:
         raise UsageError(str(error)) from None
+
+
+def _checked_retry(retry: object) -> Retry | None:
+    if retry is None or isinstance(retry, Retry):
+        return retry
+    raise UsageError(f"retry is a Retry, such as Retry(max_attempts=5), not {retry!r:.200}")
 
 
 def _local_names(frame: types.FrameType | None) -> dict[str, Any] | None:
