@@ -208,12 +208,18 @@ class Attempt:
         signature = self._task.signature
         parameter = signature.payload
         shape = signature.payload_shape
-        if parameter is None or shape is None:
-            return NO_PAYLOAD
         text = run.payload
+        if signature.arguments:
+            name = "payload"
+            text = text if text is not None else "{}"
+        elif parameter is not None:
+            name = parameter.name
+        else:
+            return NO_PAYLOAD
+        assert shape is not None, "what is taken has a shape"
         try:
             if text is None:
-                if parameter.default is not parameter.empty:
+                if parameter is not None and parameter.default is not parameter.empty:
                     return NO_PAYLOAD
                 return shape.read(b"null")
             if run.payload_type == TEXT_TYPE:
@@ -224,13 +230,13 @@ class Attempt:
             return shape.read(text)
         except Misfit as misfit:
             if text is None:
-                message = f"task {self._task.id!r} needs a payload ({parameter.name}), and was given none"
-                raise PayloadValidationError(message, field=parameter.name) from None
+                message = f"task {self._task.id!r} needs a payload ({name}), and was given none"
+                raise PayloadValidationError(message, field=name) from None
             self._payload = self._raw_payload()
-            raise describe_misfit(self._task.id, parameter.name, misfit) from None
+            raise describe_misfit(self._task.id, name, misfit) from None
         except msgspec.DecodeError as error:
             message = f"the payload of task {self._task.id!r} is not {run.payload_type}: {error}"
-            raise PayloadValidationError(message, field=parameter.name) from None
+            raise PayloadValidationError(message, field=name) from None
 
     def _raw_payload(self) -> Any:
         try:
@@ -396,7 +402,7 @@ class Attempt:
                 self.context().logger.warning(
                     "catch_error hook %s returned %s, which says nothing: return an exception, a Caught or None",
                     hook.name,
-                    name_of(cast("type", type(replacement))),
+                    name_of(type(cast("object", replacement))),
                 )
         return error, decision
 
