@@ -31,7 +31,7 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.errors import PayloadValidationError
+from milepost.errors import PayloadValidationError, TaskFailedError
 from milepost.model.run import Outcome, RunError
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
@@ -41,6 +41,7 @@ from milepost.sdk.hooks import Hook, HookName, hooks
 from milepost.sdk.retry import Caught, OutputError, is_final
 from milepost.sdk.safe_text import name_of, text_of, traceback_of
 from milepost.sdk.scope import AttemptEnding, RunScope, current_scope, is_in_event_loop
+from milepost.sdk.settings import task_settings
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import describe_misfit
 
@@ -80,6 +81,23 @@ def run_attempt_in_thread(task: Task[Any, Any], run: ClaimedRun, scope: RunScope
     assert not needs_loop(task), task
     attempt = Attempt(task, run, scope, loop=None, call_in_thread=asyncio.to_thread)
     return contextvars.copy_context().run(_drive, attempt.run())
+
+
+async def close_run(
+    task: Task[Any, Any],
+    run: ClaimedRun,
+    scope: RunScope,
+    error: RunError,
+    *,
+    call_in_thread: CallInThread = asyncio.to_thread,
+) -> None:
+    """Run the `on_failure` and `on_complete` hooks of a run that is over without its code having had a say: its process has died, or
+    its time was up. They get `error` as a `TaskFailedError`. On the running event loop; raises nothing but the cancellation of a scope
+    that was given up.
+    """
+    if hooks.has_hooks or task.has_hooks:
+        attempt = Attempt(task, run, scope, loop=asyncio.get_running_loop(), call_in_thread=call_in_thread)
+        await attempt.close(error)
 
 
 def _drive(steps: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -354,6 +372,9 @@ class Attempt:
         runs_hooks = self._runs_hooks_after and not (
             isinstance(error, GeneratorExit) and self._is_thrown_away()
         )
+        if self._scope.cancel_asked and isinstance(error, asyncio.CancelledError):
+            await self._end_cancelled(error, runs_hooks=runs_hooks)
+            return
         decision: Caught | None = None
         if runs_hooks:
             error, decision = await self._let_hooks_catch(error)
@@ -364,6 +385,37 @@ class Attempt:
             result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
             await self._run_hooks_after("on_failure", error=error, result=result)
             await self._run_hooks_after("on_complete", error=error, result=result)
+
+    async def _end_cancelled(self, error: BaseException, *, runs_hooks: bool) -> None:
+        """The run was cancelled, and its code has ended by that."""
+        run_error = RunError(name="RunCancelledError", message="the run was cancelled")
+        self._outcome = Outcome(error=run_error)
+        if runs_hooks:
+            result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
+            await self._run_hooks_after("on_cancel", error=error, result=result)
+            await self._run_hooks_after("on_complete", error=error, result=result)
+
+    async def close(self, error: RunError) -> None:
+        """Run what comes after a run that has failed for good: `on_failure` and `on_complete`, without the task and its middleware."""
+        token = current_scope.set(self._scope)
+        self._scope.attempt = self
+        if self._loop is not None:
+            self._loop_tasks.append(_current_task())
+        try:
+            with suppress(PayloadValidationError):
+                payload = self._decode_payload()
+                self._payload = None if payload is NO_PAYLOAD else payload
+            failure = TaskFailedError(run_id=self._run.id, error_name=error.name, error_message=error.message)
+            result = TaskResult[Any](ok=False, run_id=self._run.id, error=error)
+            await self._run_hooks_after("on_failure", error=failure, result=result)
+            await self._run_hooks_after("on_complete", error=failure, result=result)
+        finally:
+            self._scope.is_over = True
+            self._scope.attempt = None
+            current_scope.reset(token)
+            self._loop_tasks.clear()
+            forget_frames(self._errors)
+            self._errors.clear()
 
     def _pause_after(self, error: BaseException, decision: Caught | None) -> int | None:
         """How long until the next attempt, in milliseconds; None when there is none."""
@@ -442,14 +494,31 @@ class Attempt:
                 self.context().logger.error("%s hook %s failed", name, hook.name, exc_info=error)
 
     async def _call_hook(self, hook: Hook, **values: Any) -> Any:
+        """Call a hook. On the event loop one that takes longer than it may raises TimeoutError, and is cancelled or left behind; a
+        middleware takes as long as what it wraps."""
         arguments = hook.arguments({**self._values(), **values})
-        if not hook.is_async:
-            return await self._call(partial(hook.function, **arguments))
-        return (
-            await hook.function(**arguments)
-            if is_in_event_loop()
-            else self._on_loop(hook.function(**arguments))
-        )
+        if not is_in_event_loop():
+            if hook.is_async:
+                return self._on_loop(self._bounded(hook, hook.function(**arguments)))
+            return hook.function(**arguments)
+        if hook.is_async:
+            return await self._bounded(hook, hook.function(**arguments))
+        return await self._bounded(hook, self._call(partial(hook.function, **arguments)))
+
+    async def _bounded(self, hook: Hook, steps: Awaitable[Any]) -> Any:
+        if "next" in hook.parameters:
+            return await steps
+        seconds = task_settings().hook_seconds_max
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await steps
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(
+                f"hook {hook.name} took longer than {seconds:g} s (MILEPOST_HOOK_SECONDS_MAX) and was given up"
+            ) from None
 
     def _values(self) -> dict[str, Any]:
         context = self.context()

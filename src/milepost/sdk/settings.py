@@ -50,7 +50,7 @@ class TaskSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment wins over the file."""
-        return env_settings, PyprojectTomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, PyprojectTomlConfigSettingsSource(settings_cls)
 
     def retry(self) -> Retry:
         """The retry rule of tasks that have none. Raises ConfigurationError for one that cannot be."""

@@ -57,6 +57,7 @@ class TaskHooks(TypedDict, total=False):
     on_start: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_success: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_failure: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_cancel: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_complete: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_wait: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_resume: Callable[..., Any] | Sequence[Callable[..., Any]]
