@@ -220,7 +220,8 @@ def test_options(api: Api) -> None:
     }
     with pytest.raises(
         TypeError,
-        match="'tag'; there are idempotency_key, idempotency_key_ttl, max_attempts, metadata, queue, tags",
+        match="'tag'; there are delay, idempotency_key, idempotency_key_ttl, max_attempts, max_duration, metadata, priority, queue, "
+        "tags, ttl",
     ):
         work.trigger(ROW, tag="x")  # type: ignore[call-overload]
 
