@@ -616,3 +616,25 @@ def test_a_repeated_claim_brings_the_same_large_runs(world: World) -> None:
     assert len(first) == 3
     assert [run.id for run in first] == [run.id for run in again]
     assert len(worker.claim(10)) == 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_a_bounded_answer_starves_no_concurrency_key(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    monkeypatch.setattr("milepost.engine.claiming.CLAIM_CHARACTERS_MAX", 10_000)
+    worker = WorkerDouble(world, "worker_1", offered("work", queue="q", concurrency=limit))
+    keyed = {
+        world.trigger("work", f'"{"x" * 15_000}"', concurrency_key=key)
+        for key in ("a", "b", "c")
+        for _ in range(3)
+    }
+    plain = {world.trigger("work", f'"{"x" * 15_000}"') for _ in range(2)}
+    got: list[str] = []
+    # One run is as much as an answer holds. Each has ended before the next claim.
+    while found := worker.claim(10):
+        got += [run.id for run in found]
+        assert len(found) == 1
+        worker.finish(found[0])
+    assert len(got) == 11
+    assert set(got) == keyed | plain
