@@ -31,7 +31,7 @@ from milepost.engine.commands import (
 from milepost.engine.engine import Engine, Request
 from milepost.engine.state import EngineSettings
 from milepost.model.operations import Increment
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations, WorkerTask
@@ -65,7 +65,7 @@ class Bench:
         self.store = store
         self._engine = Engine(self.store, EngineSettings(), now)
         self._sequence = 0
-        tasks = [WorkerTask(id=task, queue=task, retry=Retry()) for task in ("noop", "other")]
+        tasks = [WorkerTask(id=task, queue=task, retry=RetryRule()) for task in ("noop", "other")]
         self.do(RegisterWorker("worker", "bench", tasks, []))
 
     def do(self, command: Command) -> Any:

@@ -23,7 +23,7 @@ from milepost.engine.commands import Claim, Command, RegisterWorker, Report, Tri
 from milepost.engine.engine import Engine, Request
 from milepost.engine.state import EngineSettings
 from milepost.model.operations import Append, Operation, Set
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import ClaimedRun, RunReport, TargetOperations, WorkerTask
 from milepost.store.database import Store
@@ -59,7 +59,9 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self._engine = Engine(Store(folder / "milepost.db"), EngineSettings(), now)
         self._claims = 0
-        self.do(RegisterWorker("worker", "bench", [WorkerTask(id="noop", queue="noop", retry=Retry())], []))
+        self.do(
+            RegisterWorker("worker", "bench", [WorkerTask(id="noop", queue="noop", retry=RetryRule())], [])
+        )
 
     def do(self, command: Command) -> Any:
         """Execute one command and return its result."""

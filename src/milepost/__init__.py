@@ -45,7 +45,6 @@ from milepost.errors import (
     VersionConflictError,
     VersionNotFoundError,
 )
-from milepost.model.retry import Retry
 from milepost.model.run import RunError, RunStatus
 from milepost.protocol.queues import QueueObject
 from milepost.protocol.schedules import ScheduledPayload
@@ -54,6 +53,7 @@ from milepost.sdk.context import Context
 from milepost.sdk.hooks import hooks
 from milepost.sdk.metadata import metadata
 from milepost.sdk.queues import queues
+from milepost.sdk.retry import Caught, Retry
 from milepost.sdk.runs import runs
 from milepost.sdk.schedules import schedules
 from milepost.sdk.streams import streams
@@ -65,6 +65,7 @@ __all__ = [
     "AttemptOverError",
     "BatchHandle",
     "BatchItem",
+    "Caught",
     "Client",
     "ConfigurationError",
     "Context",

@@ -41,7 +41,7 @@ def test_a_killed_worker_loses_at_most_the_last_flush_interval(
     worker = here.start_worker(
         """
         import os, time
-        @task(retry=Retry(max_attempts=9, min_delay_seconds=0, max_delay_seconds=0))
+        @task(retry=Retry(max_attempts=9, min_delay=0, max_delay=0))
         def count(folder: str, ctx: Context) -> int:
             number = metadata.get("number", 0)
             assert metadata.get("calls", 0) == number, "a report is there as a whole or not at all"
@@ -91,7 +91,7 @@ def test_a_worker_that_is_asked_to_end_flushes(site: Callable[..., Site], tmp_pa
     here = site()
     source = """
         import pathlib, time
-        @task(retry=Retry(max_attempts=2, min_delay_seconds=600, max_delay_seconds=600))
+        @task(retry=Retry(max_attempts=2, min_delay=600, max_delay=600))
         def endless(ready: str) -> None:
             metadata.set("number", 1).flush()
             for number in range(1000):
@@ -236,7 +236,7 @@ def test_a_worker_that_is_away_for_longer_than_its_lease_does_not_write_any_more
     here = site(MILEPOST_LEASE_SECONDS="1")
     source = """
         import os, pathlib, time
-        @task(retry=Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0))
+        @task(retry=Retry(max_attempts=2, min_delay=0, max_delay=0))
         def held(folder: str, ctx: Context) -> int:
             attempt = ctx.attempt.number
             metadata.set("process", os.getpid()).set("attempt", attempt).flush()

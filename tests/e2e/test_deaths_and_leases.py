@@ -285,7 +285,7 @@ def test_a_task_that_stops_its_own_process_loses_its_lease_and_hears_so(site: Ca
     worker = here.start_worker(
         NOTES
         + """
-@task(retry=Retry(max_attempts=2, min_delay_seconds=0))
+@task(retry=Retry(max_attempts=2, min_delay=0))
 def freezes(ctx: Context) -> int:
     note("begun", "freezes")
     time.sleep(1.5)
@@ -321,7 +321,7 @@ def test_a_worker_that_was_stopped_whole_begins_nothing_that_it_had_claimed(
     source = (
         NOTES
         + """
-@task(retry=Retry(max_attempts=2, min_delay_seconds=0))
+@task(retry=Retry(max_attempts=2, min_delay=0))
 def step(number: int) -> int:
     note("begun", f"step-{number}")
     if number == 300:
@@ -389,7 +389,7 @@ def test_on_start_runs_once_whatever_ends_the_attempts(site: Callable[..., Site]
     worker = here.start_worker(
         NOTES
         + """
-@task(retry=Retry(max_attempts=3, min_delay_seconds=0))
+@task(retry=Retry(max_attempts=3, min_delay=0))
 def work(ctx: Context) -> int:
     note("begun", "work")
     number = len((here / "work.begun").read_text().splitlines())

@@ -33,7 +33,7 @@ def publish_blocking(timeout: float | None = None) -> str:
     metadata.set("state", "waiting")
     return approvals.receive(timeout=timeout).by
 
-@task(retry=Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0))
+@task(retry=Retry(max_attempts=2, min_delay=0, max_delay=0))
 def collects(ctx: Context) -> list[str]:
     found = []
     for word in words:
@@ -45,7 +45,7 @@ def collects(ctx: Context) -> list[str]:
 
 once = streams.input("once", retry_from="unread")
 
-@task(retry=Retry(max_attempts=4, min_delay_seconds=0, max_delay_seconds=0))
+@task(retry=Retry(max_attempts=4, min_delay=0, max_delay=0))
 def collects_unread(ctx: Context) -> list[str]:
     for word in once:
         metadata.append("taken", [ctx.attempt.number, word])
@@ -54,7 +54,7 @@ def collects_unread(ctx: Context) -> list[str]:
         if word == "end":
             return metadata.get("taken")
 
-@task(retry=Retry(max_attempts=4, min_delay_seconds=0, max_delay_seconds=0))
+@task(retry=Retry(max_attempts=4, min_delay=0, max_delay=0))
 async def collects_unread_async(ctx: Context) -> list[str]:
     async for word in once:
         metadata.append("taken", [ctx.attempt.number, word])

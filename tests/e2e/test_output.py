@@ -13,7 +13,7 @@ TASKS = """
     import logging, sys
     logger = logging.getLogger("shop")
 
-    @task(retry=Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0))
+    @task(retry=Retry(max_attempts=2, min_delay=0, max_delay=0))
     def order(number: int) -> int:
         print("order", number)
         print("careful", file=sys.stderr)

@@ -23,13 +23,13 @@ TASKS = """
                 yield word
         return "".join([word async for word in metadata.stream("answer", model())])
 
-    @task(retry=Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0))
+    @task(retry=Retry(max_attempts=2, min_delay=0, max_delay=0))
     def again(ctx: Context) -> None:
         for number in metadata.stream("n", iter(range(100))):
             if number == 49 and ctx.attempt.number == 1:
                 raise ValueError("first attempt")
 
-    @task(retry=Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0))
+    @task(retry=Retry(max_attempts=2, min_delay=0, max_delay=0))
     def dies(ctx: Context) -> None:
         with streams.writer("n") as write:
             for number in range(50):

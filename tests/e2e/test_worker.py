@@ -120,7 +120,7 @@ def test_a_killed_executor_is_replaced_and_its_run_is_tried_again_at_once(
     dev = house(
         """
         import os, signal
-        @task(retry=Retry(max_attempts=3, min_delay_seconds=0))
+        @task(retry=Retry(max_attempts=3, min_delay=0))
         async def fragile(ctx: Context) -> int:
             metadata.increment("attempts")
             await metadata.aflush()

@@ -27,7 +27,7 @@ from milepost.errors import ConflictError, MetadataError
 from milepost.model.counted import unpack
 from milepost.model.document import Document
 from milepost.model.operations import Operation, check
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta
 from milepost.protocol.triggering import TriggerOptions
@@ -128,7 +128,7 @@ class Model:
         self.runs: dict[str, Run] = {}
         self.batches: dict[str, Batch] = {}
         self.workers: dict[str, Worker] = {}
-        self.retries: dict[str, Retry] = {}
+        self.retries: dict[str, RetryRule] = {}
         self.triggered: dict[str, Any] = {}
         self.updated: dict[str, tuple[Any, list[Refusal]]] = {}
 

@@ -30,7 +30,7 @@ from milepost.engine.commands import (
     UpdateMetadata,
 )
 from milepost.model.operations import Operation
-from milepost.model.retry import NO_RETRY, Retry
+from milepost.model.retry import NO_RETRY, RetryRule
 from milepost.model.run import Outcome
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import BatchLine
@@ -47,7 +47,9 @@ LEASE_SECONDS, GRACE_SECONDS, LOG_BYTES_MAX = 30, 100, 400
 WORKERS = ["worker_1", "worker_2", "worker_3"]
 TASKS = [
     offered("quick", retry=NO_RETRY),
-    offered("steady", retry=Retry(max_attempts=3, min_delay_seconds=2, max_delay_seconds=9, jitter=False)),
+    offered(
+        "steady", retry=RetryRule(max_attempts=3, min_delay_seconds=2, max_delay_seconds=9, jitter=False)
+    ),
 ]
 BROKEN: st.SearchStrategy[Any] = st.sampled_from([None, {"type": "increment", "key": "n"}, {"type": "fly"}])
 

@@ -6,7 +6,7 @@ import pytest
 from milepost.engine.commands import ReleaseLostRuns
 from milepost.errors import ConflictError
 from milepost.model.lifecycle import LIFECYCLE, UNCHARGED_MAX, Move, next_status
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import RunError, RunStatus
 from milepost.protocol.work import ClaimedRun
 from milepost.store.attempts import AttemptRow, load_attempts
@@ -15,7 +15,7 @@ from support.world import WorkerDouble, World, item, offered
 
 pytestmark = pytest.mark.several_servers
 
-TWICE = Retry(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
+TWICE = RetryRule(max_attempts=2, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
 
 
 def attempts(world: World, run_id: str) -> list[AttemptRow]:

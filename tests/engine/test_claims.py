@@ -570,3 +570,71 @@ def test_what_is_announced_of_a_run_is_its_state_at_the_end_of_the_group(
     assert changed.state_changed
     assert (changed.row.status, changed.row.attempt) == (RunStatus.EXECUTING, 2)
     assert [change.version for change in changed.changes] == [1]
+
+
+@pytest.mark.parametrize("task_count", [1, 2])
+def test_large_payloads_come_in_answers_of_bounded_size_and_in_their_order(
+    world: World, task_count: int
+) -> None:
+    tasks = [offered(f"task-{number}") for number in range(task_count)]
+    worker = WorkerDouble(world, "worker_1", *tasks)
+    text = f'"{"x" * 3_000_000}"'
+    expected: list[str] = []
+    for number in range(10):
+        # Small ones between, which cost nothing.
+        expected.append(world.trigger(f"task-{number % task_count}", text))
+        expected.append(world.trigger(f"task-{number % task_count}", "1"))
+    answers: list[list[str]] = []
+    while found := worker.claim(1000):
+        assert all(run.payload == (text if expected.index(run.id) % 2 == 0 else "1") for run in found)
+        answers.append([run.id for run in found])
+    # Three large ones are the first that come to more than 8 MB, and the small one behind them goes with them.
+    assert [len(answer) for answer in answers] == [6, 6, 6, 2]
+    assert [run_id for answer in answers for run_id in answer] == expected
+
+
+def test_what_a_bounded_answer_leaves_takes_no_place_in_its_queue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milepost.engine.claiming.CLAIM_CHARACTERS_MAX", 20_000)
+    worker = WorkerDouble(world, "worker_1", offered("work", queue="q", concurrency=3))
+    triggered = [world.trigger("work", f'"{"x" * 15_000}"') for _ in range(5)]
+    first = worker.claim(10)
+    assert [run.id for run in first] == triggered[:2]
+    assert [run.id for run in worker.claim(10)] == triggered[2:3]
+    assert worker.claim(10) == []
+    worker.finish(first[0])
+    assert [run.id for run in worker.claim(10)] == triggered[3:4]
+
+
+def test_a_repeated_claim_brings_the_same_large_runs(world: World) -> None:
+    worker = WorkerDouble(world, "worker_1", offered("work"))
+    for _ in range(5):
+        world.trigger("work", f'"{"x" * 3_000_000}"')
+    claim = worker.next_claim(10)
+    first, again = world.do(claim), world.do(claim)
+    assert len(first) == 3
+    assert [run.id for run in first] == [run.id for run in again]
+    assert len(worker.claim(10)) == 2
+
+
+@pytest.mark.parametrize("limit", [1, 2, None])
+def test_a_bounded_answer_starves_no_concurrency_key(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    monkeypatch.setattr("milepost.engine.claiming.CLAIM_CHARACTERS_MAX", 10_000)
+    worker = WorkerDouble(world, "worker_1", offered("work", queue="q", concurrency=limit))
+    keyed = {
+        world.trigger("work", f'"{"x" * 15_000}"', concurrency_key=key)
+        for key in ("a", "b", "c")
+        for _ in range(3)
+    }
+    plain = {world.trigger("work", f'"{"x" * 15_000}"') for _ in range(2)}
+    got: list[str] = []
+    # One run is as much as an answer holds. Each has ended before the next claim.
+    while found := worker.claim(10):
+        got += [run.id for run in found]
+        assert len(found) == 1
+        worker.finish(found[0])
+    assert len(got) == 11
+    assert set(got) == keyed | plain

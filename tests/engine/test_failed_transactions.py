@@ -24,7 +24,7 @@ from milepost.engine.commands import (
 )
 from milepost.errors import UnavailableError
 from milepost.model.operations import Append, Increment, Set
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome
 from milepost.protocol.triggering import BatchLine
 from milepost.protocol.work import TargetOperations
@@ -37,7 +37,7 @@ Scenario = Callable[[World], tuple[list[Command], Check]]
 
 STATEMENTS_MAX = 60
 _ALL = RunFilter()
-ONCE_MORE = Retry(max_attempts=9, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
+ONCE_MORE = RetryRule(max_attempts=9, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
 
 
 def fresh_worker(world: World, name: str = "worker_1") -> WorkerDouble:

@@ -5,14 +5,14 @@ import pytest
 from milepost.engine.commands import Claim, Command, RegisterWorker, ReleaseLostRuns, Report, Trigger
 from milepost.errors import NotFoundError
 from milepost.model.operations import Append, Increment, Set
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.work import RunReport
 from support.world import WorkerDouble, World, item, offered, result_of
 
 pytestmark = pytest.mark.several_servers(postgres=True)
 
-TWICE = Retry(max_attempts=2, min_delay_seconds=1, max_delay_seconds=1, jitter=False)
+TWICE = RetryRule(max_attempts=2, min_delay_seconds=1, max_delay_seconds=1, jitter=False)
 
 
 @pytest.fixture

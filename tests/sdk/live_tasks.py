@@ -71,7 +71,7 @@ def grandparent(n: int) -> Any:
     return [middle.trigger_and_wait(n).unwrap(), metadata.current()]
 
 
-@task(retry=Retry(max_attempts=3, min_delay_seconds=0, max_delay_seconds=0))
+@task(retry=Retry(max_attempts=3, min_delay=0, max_delay=0))
 def survives(n: int, ctx: Context) -> Any:
     metadata.increment("attempts").increment("once", n, once="step 1")
     if ctx.attempt.number < 3:

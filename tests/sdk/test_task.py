@@ -187,13 +187,6 @@ def test_generated_sources_are_not_one_file() -> None:
             run_in({"__name__": "jobs"}, "@task\ndef work(): ...\n", "<string>")
 
 
-def test_too_many_parameters_are_refused_with_the_cure() -> None:
-    with pytest.raises(UsageError, match="'b' is one too many"):
-
-        @task
-        def work(a: int, b: int) -> None: ...
-
-
 def test_bad_names_and_limits_are_refused() -> None:
     with pytest.raises(UsageError):
         task(id="")(lambda: None)

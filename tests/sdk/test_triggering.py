@@ -29,6 +29,7 @@ from milepost import (
     task,
     tasks,
 )
+from milepost.client.requests import OPTION_NAMES
 from milepost.model.operations import Set
 from milepost.model.run import Outcome
 from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
@@ -218,10 +219,7 @@ def test_options(api: Api) -> None:
         "maxAttempts": 3,
         "queue": {"name": "rows"},
     }
-    with pytest.raises(
-        TypeError,
-        match="'tag'; there are idempotency_key, idempotency_key_ttl, max_attempts, metadata, queue, tags",
-    ):
+    with pytest.raises(TypeError, match=f"'tag'; there are {', '.join(sorted(OPTION_NAMES))}"):
         work.trigger(ROW, tag="x")  # type: ignore[call-overload]
 
 

@@ -68,13 +68,81 @@ def optional(path: str | None) -> str:
     return path or ""
 
 
-assert_type(plain, Task[Row, int])
-assert_type(in_async, Task[Row, int])
-assert_type(with_context, Task[Row, Row])
-assert_type(context_first, Task[Row, Row])
-assert_type(nothing, Task[None, None])
-assert_type(only_context, Task[None, list[str]])
-assert_type(optional, Task[str | None, str])
+of_rows: list[Task[Row, int]] = [plain, in_async]
+rows_to_rows: list[Task[Row, Row]] = [with_context, context_first]
+without: Task[None, None] = nothing
+only: Task[None, list[str]] = only_context
+of_text: Task[str | None, str] = optional
+
+
+@task
+def several(a: int, b: str = "x", *, c: bool = False) -> float:
+    return a
+
+
+@task(id="several-async", retry=Retry(max_attempts=5, min_delay="10s", retry_on=ConnectionError))
+async def several_async(a: int, b: str) -> float:
+    return a
+
+
+@task
+def several_behind_context(ctx: Context, a: int, /, b: str = "x") -> float:
+    return a
+
+
+@task
+def anything_second(key: str, value: object) -> str:
+    return key
+
+
+@task
+def context_elsewhere(a: int, b: str = "x", *, ctx: Context) -> float:
+    return a
+
+
+@task
+def anything(value: object) -> str:
+    return ""
+
+
+@task
+def with_default(path: str = "people.csv") -> str:
+    return path
+
+
+assert_type(several.trigger(1), RunHandle[float])
+assert_type(several.trigger(1, "y", c=True), RunHandle[float])
+assert_type(several.trigger(a=1, b="y"), RunHandle[float])
+assert_type(several.options(tags=["x"], queue="q").trigger(a=1, c=True), RunHandle[float])
+assert_type(several.options(max_attempts=1).trigger_and_wait(1).unwrap(), float)
+assert_type(several_async.trigger_and_wait(1, b="y"), TaskResult[float])
+assert_type(several_async.batch_trigger([(1, "x"), {"a": 1, "b": "x"}]), BatchHandle[float])
+assert_type(several_async.batch_trigger([BatchItem((1, "x"), tags="t")]), BatchHandle[float])
+assert_type(several_behind_context.trigger(1, b="y"), RunHandle[float])
+assert_type(anything_second.trigger("k", [1]), RunHandle[str])
+# Only pyright lets a context elsewhere go without saying; both do where it comes first.
+assert_type(context_elsewhere.trigger(1, b="y"), RunHandle[float])  # type: ignore[assert-type, call-overload]
+assert_type(anything.trigger([1], tags="x"), RunHandle[str])
+assert_type(plain.options(tags="x").trigger(Row(id=1)), RunHandle[int])
+assert_type(with_default.trigger(), RunHandle[str])
+assert_type(with_default.trigger("other.csv", tags="x"), RunHandle[str])
+
+# What must be refused: a comment that ignores nothing is an error to mypy.
+several.trigger("1")  # type: ignore[call-overload]  # pyright: ignore
+several.trigger(1, c="yes")  # type: ignore[call-overload]  # pyright: ignore
+several.trigger(1, d=1)  # type: ignore[call-overload]  # pyright: ignore
+several.trigger(1, tags="x", wrong=2)  # type: ignore[call-overload]  # pyright: ignore
+several.options(tagz="x")  # type: ignore[call-arg]  # pyright: ignore
+several.options(tags="x").trigger("1")  # type: ignore[arg-type]  # pyright: ignore
+several_async.trigger(1)  # type: ignore[call-overload]  # pyright: ignore
+several_behind_context.trigger("1")  # type: ignore[call-overload]  # pyright: ignore
+plain.trigger(1)  # type: ignore[call-overload]  # pyright: ignore
+plain.trigger()  # type: ignore[call-overload]  # pyright: ignore
+plain.trigger(Row(id=1), tagz="x")  # type: ignore[call-overload]  # pyright: ignore
+with_context.trigger(1)  # type: ignore[call-overload]  # pyright: ignore
+nothing.trigger(5)  # type: ignore[call-overload]  # pyright: ignore
+Retry(min_delay=[1])  # type: ignore[arg-type]  # pyright: ignore
+Retry(retry_on=int)  # type: ignore[arg-type]  # pyright: ignore
 
 row = Row(id=1)
 assert_type(plain.trigger(row, metadata={"a": 1}, tags=["x"], max_attempts=1, queue="q"), RunHandle[int])

@@ -23,7 +23,7 @@ from milepost.feed import run_streams
 from milepost.feed.stream_topic import StreamTopic
 from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, RunStatus
 from milepost.protocol.streams import StreamState
 from milepost.protocol.work import InboxFrame
@@ -220,7 +220,7 @@ def an_attempt_that_never_began_is_charged(patch: pytest.MonkeyPatch) -> None:
     def charged(run: Any, end: AttemptEnd, why: str | None = None) -> Any:
         if end is not AttemptEnd.NEVER_BEGUN:
             return released(run, end, why)
-        return lifecycle.lost(run, Retry(max_attempts=1), 0.0)
+        return lifecycle.lost(run, RetryRule(max_attempts=1), 0.0)
 
     _patch_released(patch, charged)
 
@@ -231,7 +231,7 @@ def an_attempt_that_is_handed_back_is_charged(patch: pytest.MonkeyPatch) -> None
     def charged(run: Any, end: AttemptEnd, why: str | None = None) -> Any:
         if end is not AttemptEnd.HANDED_BACK:
             return released(run, end, why)
-        return lifecycle.lost(run, Retry(max_attempts=1), 0.0)
+        return lifecycle.lost(run, RetryRule(max_attempts=1), 0.0)
 
     _patch_released(patch, charged)
 
@@ -288,12 +288,14 @@ def a_retry_does_not_wait(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_retry_too_many(patch: pytest.MonkeyPatch) -> None:
-    delay_ms = Retry.delay_ms
+    delay_ms = RetryRule.delay_ms
 
-    def generous(self: Retry, attempt: int, *, jitter: float, max_attempts: int | None = None) -> int | None:
+    def generous(
+        self: RetryRule, attempt: int, *, jitter: float, max_attempts: int | None = None
+    ) -> int | None:
         return delay_ms(self, attempt, jitter=jitter, max_attempts=(max_attempts or self.max_attempts) + 1)
 
-    patch.setattr(Retry, "delay_ms", generous)
+    patch.setattr(RetryRule, "delay_ms", generous)
 
 
 def retries_are_counted_by_the_number_of_the_attempt(patch: pytest.MonkeyPatch) -> None:
@@ -308,12 +310,14 @@ def retries_are_counted_by_the_number_of_the_attempt(patch: pytest.MonkeyPatch) 
 
 
 def a_rule_of_the_run_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    delay_ms = Retry.delay_ms
+    delay_ms = RetryRule.delay_ms
 
-    def without(self: Retry, attempt: int, *, jitter: float, max_attempts: int | None = None) -> int | None:
+    def without(
+        self: RetryRule, attempt: int, *, jitter: float, max_attempts: int | None = None
+    ) -> int | None:
         return delay_ms(self, attempt, jitter=jitter)
 
-    patch.setattr(Retry, "delay_ms", without)
+    patch.setattr(RetryRule, "delay_ms", without)
 
 
 def what_must_not_be_retried_is(patch: pytest.MonkeyPatch) -> None:
@@ -771,7 +775,7 @@ def workers_are_stopped(plan: Plan) -> None:
     """With their claims open, so that what they bring waits for them."""
     many_runs(plan)
     plan.lease_seconds, plan.request_seconds_max, plan.chaos_seconds = 4.0, 30.0, 8.0
-    plan.workers, plan.retry, plan.crash = 2, Retry(max_attempts=4, min_delay_seconds=1.5), 0.0
+    plan.workers, plan.retry, plan.crash = 2, RetryRule(max_attempts=4, min_delay_seconds=1.5), 0.0
     plan.failure, plan.parent_limit, plan.child_limit = 0.4, None, None
     plan.faults = Faults()
     plan.troubles = ["freeze_worker"] * 12
@@ -820,7 +824,7 @@ def chunks_come_twice(plan: Plan) -> None:
 def streams_of_lost_attempts(plan: Plan) -> None:
     many_leases_are_lost(plan)
     streams_are_long(plan)
-    plan.retry = Retry(max_attempts=4, min_delay_seconds=0.1)
+    plan.retry = RetryRule(max_attempts=4, min_delay_seconds=0.1)
 
 
 def readers_come_back(plan: Plan) -> None:

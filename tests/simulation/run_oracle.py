@@ -7,7 +7,7 @@ from collections import defaultdict
 import msgspec
 from sqlalchemy import select
 
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome
 from milepost.reading.reader import Reader
 from milepost.store import schema
@@ -25,7 +25,7 @@ HOOKS_AT_ENDS = (SUCCESS, FAILURE, RETRY)
 class RunOracle:
     """Judges the runs of one simulation. Raises AssertionError."""
 
-    def __init__(self, store: Store, records: Records, watch: Watch, retry: Retry) -> None:
+    def __init__(self, store: Store, records: Records, watch: Watch, retry: RetryRule) -> None:
         self._records = records
         self._watch = watch
         self._retry = retry

@@ -24,7 +24,7 @@ from milepost.engine import streams as engine_streams
 from milepost.engine.state import EngineSettings
 from milepost.errors import MilepostError
 from milepost.feed import chunks, hub, stream_topic
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from milepost.sdk import buffer, calling, inputs, streams, streams_outlet
 from milepost.server import requests
@@ -98,7 +98,7 @@ class Plan:
         self.troubles: list[str] = []
         for kind in TROUBLES:
             self.troubles += [kind] * random.choice([0, 0, 1, 3])
-        self.retry = Retry(
+        self.retry = RetryRule(
             max_attempts=random.choice([1, 2, 4]),
             min_delay_seconds=random.choice([0.1, 0.1, 1.5]),
             max_delay_seconds=2.0,

@@ -17,7 +17,7 @@ import msgspec
 from milepost.engine.commands import Claim, Command, RegisterWorker, Report, WithdrawClaim
 from milepost.engine.jobs import RENEWED_MICROSECONDS
 from milepost.engine.state import EngineSettings
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
@@ -116,7 +116,7 @@ class Watch:
         records: Records,
         settings: EngineSettings,
         *,
-        retry: Retry,
+        retry: RetryRule,
         limits: dict[str, int],
         steady: Callable[[], int],
         failed: Callable[[BaseException], None],

@@ -21,7 +21,7 @@ from milepost.errors import (
     MilepostError,
     UnavailableError,
 )
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome
 from milepost.protocol import endpoints
 from milepost.protocol.endpoints import Endpoint
@@ -30,6 +30,7 @@ from milepost.protocol.work import ClaimedRun, ClaimRequest, InboxFrame
 from milepost.sdk.attempt import run_attempt
 from milepost.sdk.hooks import HookName
 from milepost.sdk.metadata import metadata
+from milepost.sdk.retry import Retry
 from milepost.sdk.scope import RunScope
 from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.sdk.streams_pipes import AsyncPipe
@@ -62,10 +63,17 @@ READER = "reader"
 _code: ContextVar["UserCode"] = ContextVar("user_code")
 
 
-def make_task(id: str, retry: Retry, concurrency: int | None) -> Task[Any, Any]:
+def make_task(id: str, retry: RetryRule, concurrency: int | None) -> Task[Any, Any]:
     """A task whose code is what the seed says, with a hook of each kind that notes its call."""
     queue = Queue(f"task/{id}", concurrency=concurrency)
-    made = Task[Any, Any](_work, id=id, retry=retry, queue=queue, metadata=None)
+    own = Retry(
+        retry.max_attempts,
+        factor=retry.factor,
+        min_delay=retry.min_delay_seconds,
+        max_delay=retry.max_delay_seconds,
+        jitter=retry.jitter,
+    )
+    made = Task[Any, Any](_work, id=id, retry=own, queue=queue, metadata=None)
     names: list[HookName] = [
         "on_start_attempt", "on_start", "on_success", "on_failure", "on_complete", "catch_error", "on_wait", "on_resume",
     ]  # fmt: skip

@@ -33,7 +33,7 @@ from milepost.engine.engine import Engine, Request
 from milepost.engine.metadata import MetadataUpdated
 from milepost.engine.state import EngineSettings, ParkedClaim
 from milepost.model.operations import Operation
-from milepost.model.retry import NO_RETRY, Retry
+from milepost.model.retry import NO_RETRY, RetryRule
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.runs import LogLine
 from milepost.protocol.triggering import TriggerOptions
@@ -378,7 +378,7 @@ def offered(
     queue: str | None = None,
     concurrency: int | None = None,
     rate: str | None = None,
-    retry: Retry = NO_RETRY,
+    retry: RetryRule = NO_RETRY,
 ) -> WorkerTask:
     """A task as a worker offers it."""
     return WorkerTask(

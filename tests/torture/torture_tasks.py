@@ -17,7 +17,7 @@ TOKEN_KEY = "token"
 NARROW_LIMIT = 3
 # So many that some of them are in any process that is killed.
 WIDE_LIMIT = 30
-PERSISTENT = Retry(max_attempts=1000, min_delay_seconds=0.05, max_delay_seconds=0.5)
+PERSISTENT = Retry(max_attempts=1000, min_delay=0.05, max_delay=0.5)
 INCREMENTS = 10
 LEDGER_ITEMS_MAX = 100
 BEATS_PER_FLUSH = 5

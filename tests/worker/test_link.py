@@ -18,7 +18,7 @@ from fake_server import FakeServer, Fault
 from milepost.errors import MetadataFlushError, UsageError
 from milepost.model.document import Document
 from milepost.model.operations import Increment, Set
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.protocol.work import (
@@ -85,7 +85,7 @@ class ThreadHost:
             **options,
         }
         parts = {name: given.pop(name) for name in ("clock", "black_box") if name in given}
-        task = WorkerTask(id="t", queue="t", retry=Retry())
+        task = WorkerTask(id="t", queue="t", retry=RetryRule())
         self.link = WorkerLink(
             LinkOptions(
                 api_url=server.url, secret_key="key", worker_id="worker_1", name="test", tasks=[task], **given

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings
 from milepost.cli.console import err
 from milepost.client.settings import ClientSettings
 from milepost.sdk.child_process import ATTEMPT_VARIABLE, RUN_VARIABLE
+from milepost.sdk.settings import TaskSettings
 from milepost.server.settings import ServerSettings
 from milepost.worker.settings import WorkerSettings
 
@@ -25,7 +26,7 @@ _OTHERS = frozenset({"MILEPOST_DEBUG", RUN_VARIABLE, ATTEMPT_VARIABLE})
 
 def known_settings() -> frozenset[str]:
     """The name of every setting that some part of Milepost reads from the environment."""
-    kinds = (ServerSettings, WorkerSettings, ClientSettings)
+    kinds = (ServerSettings, WorkerSettings, ClientSettings, TaskSettings)
     return _OTHERS.union(*map(_names, kinds))
 
 

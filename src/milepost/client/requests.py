@@ -8,12 +8,13 @@ from typing import Any, Final, TypedDict, TypeVar
 
 from milepost.client.idempotency import Caller, IdempotencyKey, key_fields
 from milepost.client.queue import Queue
-from milepost.errors import InvalidRequestError, MetadataValueError, PayloadValidationError
+from milepost.errors import InvalidRequestError, MetadataValueError, PayloadValidationError, TooLargeError
 from milepost.model.document import SIZE_LIMIT, Document
 from milepost.model.durations import delay_text, parse_duration
 from milepost.model.jsonvalue import encode, to_json
 from milepost.protocol.triggering import (
     JSON_TYPE,
+    PAYLOAD_BYTES_MAX,
     QueueOption,
     ReplayRequest,
     RescheduleRequest,
@@ -78,13 +79,34 @@ OPTION_NAMES: Final = frozenset(RunOptions.__annotations__)
 
 
 def payload_text(payload: object) -> str | None:
-    """Any payload as JSON text; None for one that was left out. Raises PayloadValidationError."""
+    """Any payload as JSON text; None for one that was left out. Raises PayloadValidationError and TooLargeError."""
     if payload is NO_PAYLOAD:
         return None
     try:
-        return encode(to_json(payload, place="payload")).decode()
+        return checked_size(encode(to_json(payload, place="payload")).decode())
     except MetadataValueError as error:
         raise PayloadValidationError(error.message, field="payload") from None
+
+
+def checked_size(payload: str) -> str:
+    """The JSON text of a payload, if the server takes one of its size. Raises TooLargeError."""
+    if len(payload) * 4 > PAYLOAD_BYTES_MAX and (size := len(payload.encode())) > PAYLOAD_BYTES_MAX:
+        raise TooLargeError(
+            f"the payload has {size:,} bytes as JSON, the limit is {PAYLOAD_BYTES_MAX:,}: store the data elsewhere and pass a "
+            f"reference",
+            field="payload",
+            limit=PAYLOAD_BYTES_MAX,
+        )
+    return payload
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise TypeError for an option that there is not."""
+    unknown = options.keys() - OPTION_NAMES
+    if unknown:
+        raise TypeError(
+            f"there is no trigger option {sorted(unknown)[0]!r}; there are {', '.join(sorted(OPTION_NAMES))}"
+        )
 
 
 def trigger_options(
@@ -106,11 +128,7 @@ def trigger_options(
     Raises: MetadataError for a document that cannot be one (M73, M85); InvalidRequestError for a duration or a time that is none;
         TypeError for an option that there is not; UsageError for an idempotency key that is none.
     """
-    unknown = options.keys() - OPTION_NAMES
-    if unknown:
-        raise TypeError(
-            f"there is no trigger option {sorted(unknown)[0]!r}; there are {', '.join(sorted(OPTION_NAMES))}"
-        )
+    check_options(options)
     metadata = options.get("metadata")
     tags = options.get("tags")
     queue = options.get("queue")

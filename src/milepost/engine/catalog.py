@@ -7,7 +7,7 @@ import msgspec
 
 from milepost.engine.declared import SchemaPlace, declared_by
 from milepost.model.names import default_queue
-from milepost.model.retry import NO_RETRY, Retry
+from milepost.model.retry import NO_RETRY, RetryRule
 from milepost.protocol.work import WorkerTask
 from milepost.store.queues import QueueRow
 from milepost.store.records import TaskRow
@@ -19,7 +19,7 @@ class KnownTask(msgspec.Struct, frozen=True):
     id: str
     queue: str
     queue_concurrency: int | None
-    retry: Retry
+    retry: RetryRule
     metadata_schema: bytes | None = None
     queue_rate: str | None = None
 
@@ -66,7 +66,7 @@ class Catalog:
                     row.id,
                     row.queue,
                     row.queue_concurrency,
-                    msgspec.json.decode(row.retry, type=Retry),
+                    msgspec.json.decode(row.retry, type=RetryRule),
                     row.metadata_schema,
                     row.queue_rate,
                 )
@@ -99,7 +99,7 @@ class Catalog:
         known = self.tasks.get(task)
         return known.queue if known else default_queue(task)
 
-    def retry_of(self, task: str) -> Retry:
+    def retry_of(self, task: str) -> RetryRule:
         """The retry rule of a task; a task that nobody has offered is not retried."""
         known = self.tasks.get(task)
         return known.retry if known else NO_RETRY

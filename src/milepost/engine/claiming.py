@@ -31,6 +31,8 @@ from milepost.store.key_places import KeyPlace
 from milepost.store.runs import RunRecord, RunRow
 
 SLOTS_MAX = 1000
+# What the large payloads and documents of one answer come to, about; what is left for the next claim stays first in line.
+CLAIM_CHARACTERS_MAX = 8 * 1024 * 1024
 # A run that has to execute apart goes to a worker that has nothing else to do. After so long any worker is given it, which then
 # lets its other runs end first.
 APART_WAIT_MICROSECONDS = 10_000_000
@@ -85,8 +87,22 @@ def _queue_and_key(record: RunRecord) -> tuple[str, str | None]:
 
 
 def _records(ids: Sequence[str], transaction: Transaction) -> list[RunRecord]:
-    found = run_store.load_records(transaction.connection, ids, values=True)
-    return [found[run_id] for run_id in ids]
+    found = run_store.load_records(
+        transaction.connection, ids, values=True, characters_max=CLAIM_CHARACTERS_MAX
+    )
+    left = [run_id for run_id in ids if run_id not in found]
+    if left:
+        _put_back(left, transaction)
+    return list(found.values())
+
+
+def _put_back(ids: Sequence[str], transaction: Transaction) -> None:
+    """There was no room for these in the answer. They are still queued, and those with a concurrency key have to be in its line."""
+    rows = run_store.load_rows(transaction.connection, ids).values()
+    for row in rows:
+        transaction.offer(row.task, row.queue, row.concurrency_key, row.due_at)
+    keys = {(row.queue, row.concurrency_key) for row in rows if row.concurrency_key is not None}
+    key_places.open_keys(transaction.connection, sorted(keys), now=transaction.now)
 
 
 def _lease(row: RunRow, worker_id: str, sequence: int, transaction: Transaction) -> None:
@@ -162,7 +178,12 @@ def _due_within_limits(
             [(task, queue)] = open_places
             count = int(min(limit, room.of(queue)))
             return run_store.due_records(
-                transaction.connection, task, queue, limit=count, now=transaction.now
+                transaction.connection,
+                task,
+                queue,
+                limit=count,
+                now=transaction.now,
+                characters_max=CLAIM_CHARACTERS_MAX,
             )
         chosen = [run_id for run_id, _ in _oldest(open_places, limit, room, transaction)]
         return _records(chosen, transaction) if chosen else []

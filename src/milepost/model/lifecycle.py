@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from milepost.errors import ConflictError
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import FINAL_STATUSES, HELD_STATUSES, AttemptEnd, Outcome, RunError, RunStatus
 
 # A year; whatever a worker asks for, the run comes back.
@@ -160,7 +160,7 @@ def of_outcome(outcome: Outcome) -> Ending:
     return _charged(AttemptEnd.RAISED, outcome.error, outcome.retry_after_ms)
 
 
-def lost(run: RunState, retry: Retry, jitter: float) -> Ending:
+def lost(run: RunState, retry: RetryRule, jitter: float) -> Ending:
     """The lease of the worker is over, and the code of the attempt had begun: the task's own rule decides what follows."""
     error = RunError(
         name="WorkerLostError",
@@ -170,7 +170,7 @@ def lost(run: RunState, retry: Retry, jitter: float) -> Ending:
     return _charged(AttemptEnd.LOST, error, _pause(run, retry, jitter))
 
 
-def crashed(run: RunState, how: str, retry: Retry, jitter: float) -> Ending:
+def crashed(run: RunState, how: str, retry: RetryRule, jitter: float) -> Ending:
     """The process of the attempt has died, and only this attempt executed in it."""
     error = RunError(
         name="ProcessDiedError", message=f"the process of attempt {run.attempt} {how} while its code ran"
@@ -185,7 +185,7 @@ def released(run: RunState, end: AttemptEnd, why: str | None = None) -> Ending:
     return Ending(end, Move.RELEASE, error=error)
 
 
-def _pause(run: RunState, retry: Retry, jitter: float) -> int | None:
+def _pause(run: RunState, retry: RetryRule, jitter: float) -> int | None:
     return retry.delay_ms(run.charged + 1, jitter=jitter, max_attempts=run.max_attempts)
 
 

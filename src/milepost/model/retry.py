@@ -3,8 +3,8 @@
 import msgspec
 
 
-class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
-    """A task's retry rule.
+class RetryRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """The numbers of a task's retry rule, as worker and server share them. Users write `milepost.Retry`.
 
     Args:
         max_attempts: attempts in all, the first included; 1 means no retry. From 1 to 1,000.
@@ -46,4 +46,4 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, renam
         return int(seconds * 1000)
 
 
-NO_RETRY = Retry(max_attempts=1)
+NO_RETRY = RetryRule(max_attempts=1)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from milepost.model.operations import Operation
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import Outcome
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.runs import LogLine
@@ -41,7 +41,7 @@ class WorkerTask(
     queue: str
     queue_concurrency: int | None = None
     queue_rate: str | None = None
-    retry: Retry
+    retry: RetryRule
     payload_schema: dict[str, Any] | None = None
     metadata_schema: dict[str, Any] | None = None
     schedule: TaskSchedule | None = None

@@ -11,7 +11,7 @@ from milepost.store import batches as batch_store
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 
-# Of one page of a batch's results, and how many runs of it are read at once: an output has up to 3 MB.
+# Of one page of a batch's results, and how many runs of it are looked at together: an output has up to 10 MB.
 RESULTS_MAX = 1000
 RESULTS_READ = 20
 RESULTS_CHARACTERS_MAX = 8 * 1024 * 1024
@@ -48,12 +48,13 @@ def results(connection: Connection, batch_id: str, *, after: int) -> BatchResult
     characters = read = 0
     page = list(run_store.batch_runs(connection, batch_id, after=after, limit=RESULTS_MAX).items())
     while read < len(page) and characters < RESULTS_CHARACTERS_MAX:
-        part = page[read : read + RESULTS_READ]
-        found = run_store.load_records(connection, [run_id for _, run_id in part], values=True)
-        ended = [found[run_id] for _, run_id in part if found[run_id].row.status.is_final]
+        part = [run_id for _, run_id in page[read : read + RESULTS_READ]]
+        room = RESULTS_CHARACTERS_MAX - characters
+        found = run_store.load_records(connection, part, values=True, large=["output"], characters_max=room)
+        ended = [record for record in found.values() if record.row.status.is_final]
         items += map(result_of, ended)
         characters += sum(len(record.output or "") for record in ended)
-        read += len(part)
+        read += len(found)
     is_last = read == len(page) < RESULTS_MAX
     return BatchResults(id=batch_id, items=items, next=None if is_last else page[read - 1][0])
 

@@ -31,29 +31,17 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.errors import (
-    AbortTaskRun,
-    BadRequestError,
-    InvalidRequestError,
-    MetadataPathError,
-    MetadataTooLargeError,
-    MetadataTypeError,
-    MetadataValueError,
-    MilepostError,
-    PayloadValidationError,
-    StreamChunkTooLargeError,
-    StreamValueError,
-    TooLargeError,
-    UsageError,
-)
+from milepost.errors import PayloadValidationError, TaskFailedError
 from milepost.model.run import Outcome, RunError
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
+from milepost.sdk.retry import Caught, OutputError, is_final
 from milepost.sdk.safe_text import name_of, text_of, traceback_of
 from milepost.sdk.scope import AttemptEnding, RunScope, current_scope, is_in_event_loop
+from milepost.sdk.settings import task_settings
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import describe_misfit
 
@@ -63,37 +51,6 @@ Next = Callable[[], Coroutine[Any, Any, None]]
 
 MESSAGE_CHARACTERS_MAX = 10_000
 STACK_CHARACTERS_MAX = 20_000
-
-
-class OutputError(MilepostError):
-    """What the task returned cannot be the output of a run."""
-
-
-_FINAL = (
-    AbortTaskRun,
-    OutputError,
-    UsageError,
-    BadRequestError,
-    InvalidRequestError,
-    TooLargeError,
-    MetadataValueError,
-    MetadataTypeError,
-    MetadataPathError,
-    MetadataTooLargeError,
-    StreamValueError,
-    StreamChunkTooLargeError,
-)
-
-
-def is_final(error: BaseException) -> bool:
-    """True for an error that the same code would meet again, so that a retry would only do the work once more.
-
-    That is `AbortTaskRun`, wrong usage (a call in the wrong place, a payload, metadata or a batch that cannot be) and an output that
-    cannot be stored, also inside of an exception group. A server that is away, a missing task and a failed child are worth a retry.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(is_final, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-    return isinstance(error, _FINAL)
 
 
 def needs_loop(task: Task[Any, Any]) -> bool:
@@ -124,6 +81,23 @@ def run_attempt_in_thread(task: Task[Any, Any], run: ClaimedRun, scope: RunScope
     assert not needs_loop(task), task
     attempt = Attempt(task, run, scope, loop=None, call_in_thread=asyncio.to_thread)
     return contextvars.copy_context().run(_drive, attempt.run())
+
+
+async def close_run(
+    task: Task[Any, Any],
+    run: ClaimedRun,
+    scope: RunScope,
+    error: RunError,
+    *,
+    call_in_thread: CallInThread = asyncio.to_thread,
+) -> None:
+    """Run the `on_failure` and `on_complete` hooks of a run that is over without its code having had a say: its process has died, or
+    its time was up. They get `error` as a `TaskFailedError`. On the running event loop; raises nothing but the cancellation of a scope
+    that was given up.
+    """
+    if hooks.has_hooks or task.has_hooks:
+        attempt = Attempt(task, run, scope, loop=asyncio.get_running_loop(), call_in_thread=call_in_thread)
+        await attempt.close(error)
 
 
 def _drive(steps: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -252,12 +226,18 @@ class Attempt:
         signature = self._task.signature
         parameter = signature.payload
         shape = signature.payload_shape
-        if parameter is None or shape is None:
-            return NO_PAYLOAD
         text = run.payload
+        if signature.arguments:
+            name = "payload"
+            text = text if text is not None else "{}"
+        elif parameter is not None:
+            name = parameter.name
+        else:
+            return NO_PAYLOAD
+        assert shape is not None, "what is taken has a shape"
         try:
             if text is None:
-                if parameter.default is not parameter.empty:
+                if parameter is not None and parameter.default is not parameter.empty:
                     return NO_PAYLOAD
                 return shape.read(b"null")
             if run.payload_type == TEXT_TYPE:
@@ -268,13 +248,13 @@ class Attempt:
             return shape.read(text)
         except Misfit as misfit:
             if text is None:
-                message = f"task {self._task.id!r} needs a payload ({parameter.name}), and was given none"
-                raise PayloadValidationError(message, field=parameter.name) from None
+                message = f"task {self._task.id!r} needs a payload ({name}), and was given none"
+                raise PayloadValidationError(message, field=name) from None
             self._payload = self._raw_payload()
-            raise describe_misfit(self._task.id, parameter.name, misfit) from None
+            raise describe_misfit(self._task.id, name, misfit) from None
         except msgspec.DecodeError as error:
             message = f"the payload of task {self._task.id!r} is not {run.payload_type}: {error}"
-            raise PayloadValidationError(message, field=parameter.name) from None
+            raise PayloadValidationError(message, field=name) from None
 
     def _raw_payload(self) -> Any:
         try:
@@ -392,13 +372,13 @@ class Attempt:
         runs_hooks = self._runs_hooks_after and not (
             isinstance(error, GeneratorExit) and self._is_thrown_away()
         )
+        if self._scope.cancel_asked and isinstance(error, asyncio.CancelledError):
+            await self._end_cancelled(error, runs_hooks=runs_hooks)
+            return
+        decision: Caught | None = None
         if runs_hooks:
-            error = await self._let_hooks_catch(error)
-        retry_after_ms = None
-        if not is_final(error):
-            retry_after_ms = self._task.retry.delay_ms(
-                self._run.charged + 1, jitter=random.random(), max_attempts=self._run.max_attempts
-            )
+            error, decision = await self._let_hooks_catch(error)
+        retry_after_ms = self._pause_after(error, decision)
         run_error = describe_error(error)
         self._outcome = Outcome(error=run_error, retry_after_ms=retry_after_ms)
         if runs_hooks and retry_after_ms is None:
@@ -406,7 +386,54 @@ class Attempt:
             await self._run_hooks_after("on_failure", error=error, result=result)
             await self._run_hooks_after("on_complete", error=error, result=result)
 
-    async def _let_hooks_catch(self, error: BaseException) -> BaseException:
+    async def _end_cancelled(self, error: BaseException, *, runs_hooks: bool) -> None:
+        """The run was cancelled, and its code has ended by that."""
+        run_error = RunError(name="RunCancelledError", message="the run was cancelled")
+        self._outcome = Outcome(error=run_error)
+        if runs_hooks:
+            result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
+            await self._run_hooks_after("on_cancel", error=error, result=result)
+            await self._run_hooks_after("on_complete", error=error, result=result)
+
+    async def close(self, error: RunError) -> None:
+        """Run what comes after a run that has failed for good: `on_failure` and `on_complete`, without the task and its middleware."""
+        token = current_scope.set(self._scope)
+        self._scope.attempt = self
+        if self._loop is not None:
+            self._loop_tasks.append(_current_task())
+        try:
+            with suppress(PayloadValidationError):
+                payload = self._decode_payload()
+                self._payload = None if payload is NO_PAYLOAD else payload
+            failure = TaskFailedError(run_id=self._run.id, error_name=error.name, error_message=error.message)
+            result = TaskResult[Any](ok=False, run_id=self._run.id, error=error)
+            await self._run_hooks_after("on_failure", error=failure, result=result)
+            await self._run_hooks_after("on_complete", error=failure, result=result)
+        finally:
+            self._scope.is_over = True
+            self._scope.attempt = None
+            current_scope.reset(token)
+            self._loop_tasks.clear()
+            forget_frames(self._errors)
+            self._errors.clear()
+
+    def _pause_after(self, error: BaseException, decision: Caught | None) -> int | None:
+        """How long until the next attempt, in milliseconds; None when there is none."""
+        if is_final(error) or (decision is not None and decision.skip_retrying):
+            return None
+        retry = self._task.retry
+        pause = retry.rule.delay_ms(
+            self._run.charged + 1, jitter=random.random(), max_attempts=self._run.max_attempts
+        )
+        if pause is None:
+            return None
+        if decision is not None and (asked := decision.delay_ms()) is not None:
+            return asked
+        return pause if retry.is_retried(error) else None
+
+    async def _let_hooks_catch(self, error: BaseException) -> tuple[BaseException, Caught | None]:
+        """The error as the hooks leave it, and what the last one that had a say about retrying has said."""
+        decision: Caught | None = None
         for hook in self._hooks_for("catch_error"):
             try:
                 replacement = await self._call_hook(hook, error=error)
@@ -416,10 +443,20 @@ class Attempt:
                 self._errors.append(raised)
                 self._raise_if_cancelling(raised)
                 replacement = raised
+            if isinstance(replacement, Caught):
+                if replacement.skip_retrying or replacement.delay_ms() is not None:
+                    decision = replacement
+                replacement = replacement.error
             if isinstance(replacement, BaseException):
                 error = replacement
                 self._errors.append(error)
-        return error
+            elif replacement is not None:
+                self.context().logger.warning(
+                    "catch_error hook %s returned %s, which says nothing: return an exception, a Caught or None",
+                    hook.name,
+                    name_of(type(cast("object", replacement))),
+                )
+        return error, decision
 
     # --- hooks and colours ---------------------------------------------------------------------------------
 
@@ -457,14 +494,31 @@ class Attempt:
                 self.context().logger.error("%s hook %s failed", name, hook.name, exc_info=error)
 
     async def _call_hook(self, hook: Hook, **values: Any) -> Any:
+        """Call a hook. On the event loop one that takes longer than it may raises TimeoutError, and is cancelled or left behind; a
+        middleware takes as long as what it wraps."""
         arguments = hook.arguments({**self._values(), **values})
-        if not hook.is_async:
-            return await self._call(partial(hook.function, **arguments))
-        return (
-            await hook.function(**arguments)
-            if is_in_event_loop()
-            else self._on_loop(hook.function(**arguments))
-        )
+        if not is_in_event_loop():
+            if hook.is_async:
+                return self._on_loop(self._bounded(hook, hook.function(**arguments)))
+            return hook.function(**arguments)
+        if hook.is_async:
+            return await self._bounded(hook, hook.function(**arguments))
+        return await self._bounded(hook, self._call(partial(hook.function, **arguments)))
+
+    async def _bounded(self, hook: Hook, steps: Awaitable[Any]) -> Any:
+        if "next" in hook.parameters:
+            return await steps
+        seconds = task_settings().hook_seconds_max
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await steps
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(
+                f"hook {hook.name} took longer than {seconds:g} s (MILEPOST_HOOK_SECONDS_MAX) and was given up"
+            ) from None
 
     def _values(self) -> dict[str, Any]:
         context = self.context()

@@ -20,7 +20,7 @@ from milepost.client.idempotency import key_fields
 from milepost.client.requests import NO_PAYLOAD, BatchOptions, RunOptions
 from milepost.client.results import TaskResult, task_result
 from milepost.client.steps import Steps, arun, run
-from milepost.errors import MilepostError, PayloadValidationError, UsageError
+from milepost.errors import MilepostError, PayloadValidationError, TooLargeError, UsageError
 from milepost.model.jsonvalue import json_size
 from milepost.protocol.runs import RunResult
 from milepost.protocol.triggering import (
@@ -130,6 +130,9 @@ class Sending:
             )
         except PayloadValidationError as error:
             raise PayloadValidationError(f"item {self._count}: {error.message}", field=error.field) from None
+        except TooLargeError as error:
+            message = f"item {self._count}: {error.message}"
+            raise TooLargeError(message, field=error.field, limit=error.limit) from None
         return WireItem(self._task_id, request.payload, request.options)
 
     def _options_of(self, item: BatchItem[object]) -> RunOptions:

@@ -5,14 +5,18 @@ A hook is a `def` or an `async def` and names as parameters what it wants, in an
     payload   the validated payload (as it arrived, when it was not valid)
     output    what the task returned; on_success only, None elsewhere
     error     the exception; None where there is none
-    result    the `TaskResult`; on_success, on_failure and on_complete
+    result    the `TaskResult`; on_success, on_failure, on_cancel and on_complete
     ctx       the `Context`
     run       the same as `ctx.run`
-    next      middleware only: runs what the middleware wraps
+    next      middleware that is no context manager: runs what the middleware wraps
+
+A middleware is a function that makes a context manager, plain or asynchronous: a generator with one `yield`, with or without
+`@contextmanager`, or a class with `__enter__`; what it yields is ignored. Or it is a function with a parameter `next`.
 
 When they run: `middleware` around everything else; `on_start_attempt` before each attempt, and after it `on_start` once per run;
-`catch_error` after an attempt has failed; `on_success`, or `on_failure` after the last attempt has failed, and then `on_complete`;
-`on_wait` and `on_resume` around each wait for other runs. Global hooks come before the task's own, each in the order of registration.
+`catch_error` after an attempt has failed; `on_success`, or `on_failure` after the last attempt has failed, or `on_cancel` in a run
+that was cancelled, and then `on_complete`; `on_wait` and `on_resume` around each wait for other runs. Global hooks come before the
+task's own, each in the order of registration. See docs/hooks.md.
 
 What raises in middleware, `on_start_attempt`, `on_start`, `on_wait` and `on_resume` fails the attempt. What raises in the hooks
 after the task's own code is written to the run's log and changes nothing. `metadata` works in all of them (M12-M14).
@@ -20,6 +24,7 @@ after the task's own code is written to the run's log and changes nothing. `meta
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -31,6 +36,7 @@ HookName: TypeAlias = Literal[
     "on_start",
     "on_success",
     "on_failure",
+    "on_cancel",
     "on_complete",
     "on_wait",
     "on_resume",
@@ -46,9 +52,12 @@ HookFunction = TypeVar("HookFunction", bound=Callable[..., Any])
 class Hook:
     """One registered function and the parameters that it asks for."""
 
-    __slots__ = ("function", "is_async", "parameters")
+    __slots__ = ("_named", "function", "is_async", "parameters")
 
     def __init__(self, name: HookName, function: Callable[..., Any]) -> None:
+        self._named = function
+        if name == "middleware":
+            function = _around(function)
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - whether it is async, not whether it can be called
@@ -67,13 +76,14 @@ class Hook:
         if name == "middleware" and "next" not in self.parameters:
             form = "`await next()`" if self.is_async else "`next()`"
             raise UsageError(
-                f"middleware {self.name} needs a parameter `next`, and calls {form} where the run goes on"
+                f"middleware {self.name} is no context manager: write `yield` where the run goes on, or take a parameter `next` "
+                f"and call {form} there"
             )
 
     @property
     def name(self) -> str:
         """The function's name, for messages."""
-        return getattr(self.function, "__qualname__", None) or repr(self.function)
+        return getattr(self._named, "__qualname__", None) or repr(self._named)
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What the function is called with, out of everything that there is."""
@@ -102,8 +112,12 @@ class Hooks:
         """Run after the run has failed for good; not before a retry."""
         return self._add("on_failure", function)
 
+    def on_cancel(self, function: HookFunction) -> HookFunction:
+        """Run when the run was cancelled while its code ran, after that code has ended."""
+        return self._add("on_cancel", function)
+
     def on_complete(self, function: HookFunction) -> HookFunction:
-        """Run at the end of the run, whether it succeeded or failed."""
+        """Run at the end of the run, whether it succeeded, failed or was cancelled."""
         return self._add("on_complete", function)
 
     def on_wait(self, function: HookFunction) -> HookFunction:
@@ -117,14 +131,16 @@ class Hooks:
     def catch_error(self, function: HookFunction) -> HookFunction:
         """Run after each failed attempt, before it is decided whether to retry.
 
-        It may return an exception, which takes the place of the error: an `AbortTaskRun` means no retry.
+        It may return an exception, which takes the place of the error: an `AbortTaskRun` means no retry. Or a `Caught`, which can
+        also keep the error and skip the retry, or say when it comes.
         """
         return self._add("catch_error", function)
 
     def middleware(self, function: HookFunction) -> HookFunction:
-        """Run around each attempt and its hooks; `next()`, in an `async def` `await next()`, runs what is inside and raises its error.
+        """Run around each attempt and its hooks: a context manager, or a function with a parameter `next`.
 
-        The first middleware is the outermost. What it returns is ignored; a failed attempt stays failed when it swallows the error.
+        `next()`, in an `async def` `await next()`, runs what is inside and raises its error. The first middleware is the outermost.
+        What it returns is ignored; a failed attempt stays failed when it swallows the error.
         """
         return self._add("middleware", function)
 
@@ -145,6 +161,46 @@ class Hooks:
     def _add(self, name: HookName, function: HookFunction) -> HookFunction:
         self._hooks.setdefault(name, []).append(Hook(name, function))
         return function
+
+
+def _around(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A middleware that makes a context manager, as one that calls `next`; any other as it is."""
+    innermost = inspect.unwrap(function)
+    is_wrapped = innermost is not function
+    make: Callable[..., Any] = function
+    if inspect.isgeneratorfunction(innermost):
+        make = function if is_wrapped else contextlib.contextmanager(function)
+        is_async = False
+    elif inspect.isasyncgenfunction(innermost):
+        make = function if is_wrapped else contextlib.asynccontextmanager(function)
+        is_async = True
+    elif isinstance(function, type) and hasattr(function, "__enter__"):
+        is_async = False
+    elif isinstance(function, type) and hasattr(function, "__aenter__"):
+        is_async = True
+    else:
+        return function
+    around: Callable[..., Any]
+    if is_async:
+
+        async def around_async(*, next: Callable[[], Any], **given: Any) -> None:
+            async with make(**given):
+                await next()
+
+        around = around_async
+    else:
+
+        def around_plain(*, next: Callable[[], Any], **given: Any) -> None:
+            with make(**given):
+                next()
+
+        around = around_plain
+    parameters = [
+        each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD
+    ]
+    next_parameter = inspect.Parameter("next", inspect.Parameter.KEYWORD_ONLY)
+    around.__signature__ = inspect.Signature([*parameters, next_parameter])  # type: ignore[attr-defined]
+    return around
 
 
 hooks = Hooks()

@@ -109,6 +109,7 @@ class RunScope:
         attempt: the attempt under way, for the hooks around waits.
         is_lost: the worker has given this attempt up, and stops its code where it can; what it does does not count any more.
         unended_lines: what was printed without a line feed yet, by stream and thread; see `capture`.
+        cancel_asked: the run is to be cancelled: a CancelledError of its code is its end, and not an error of the code.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
         streams: the streams that the attempt writes; None as long as there are none.
         inputs: how far the attempt has read what was sent to the run, by key.
@@ -122,6 +123,7 @@ class RunScope:
     schema: MetadataSchema | None = None
     attempt: RunningAttempt | None = None
     is_lost: bool = False
+    cancel_asked: bool = False
     unended_lines: dict[tuple[str, int], str] | None = None
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)

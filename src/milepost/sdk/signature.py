@@ -5,19 +5,31 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable
-from typing import Any, Final, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NotRequired, Union, cast
+
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.shape import Shape, shape_of
-from milepost.errors import UsageError
+from milepost.errors import PayloadValidationError, UsageError
 from milepost.sdk.context import Context
 
 EMPTY: Final = inspect.Parameter.empty
 
 
 class Signature:
-    """How a task's function wants to be called: which parameter takes the payload and which one the context."""
+    """How a task's function wants to be called.
+
+    Of the parameters beside the context a single one takes the payload as it is. Several are taken from an object by their names,
+    which is then the payload. `*args` and `**kwargs` are left empty.
+
+    Attributes:
+        payload: the parameter that takes the payload; None where there is none, or there are several.
+        arguments: the parameters by name where there are several; empty otherwise.
+        context: the parameter that gets the context.
+    """
 
     def __init__(
         self, function: Callable[..., Any], local_names: dict[str, Any] | None, task_id: str
@@ -27,19 +39,19 @@ class Signature:
         self._task_id = task_id
         self._hints = self._resolve()
         self.payload: inspect.Parameter | None = None
+        self.arguments: dict[str, inspect.Parameter] = {}
         self.context: inspect.Parameter | None = None
+        self._arguments_shape: Shape[Any] | None = None
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             if self._is_context(parameter):
                 self.context = self.context or parameter
-            elif self.payload is None:
-                self.payload = parameter
-            elif parameter.default is EMPTY:
-                raise UsageError(
-                    f"task {task_id!r}: a task takes one payload and, if it wants, a Context; {parameter.name!r} is one too many. "
-                    f"Put both into one model, dataclass or TypedDict"
-                )
+            else:
+                self.arguments[parameter.name] = parameter
+        if len(self.arguments) <= 1:
+            self.payload = next(iter(self.arguments.values()), None)
+            self.arguments = {}
         order = [parameter for parameter in (self.payload, self.context) if parameter is not None]
         names = list(inspect.signature(function).parameters)
         order.sort(key=lambda parameter: names.index(parameter.name))
@@ -49,9 +61,17 @@ class Signature:
             for parameter in order
         )
         self._payload_first = bool(order) and order[0] is self.payload
+        self._positional_only = [
+            parameter.name
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is parameter.POSITIONAL_ONLY
+            and (parameter.name in self.arguments or self._is_context(parameter))
+        ]
 
     def call(self, payload: Any, context: Callable[[], Context]) -> Any:
-        """Call the function. With NO_PAYLOAD the function's own default stands in."""
+        """Call the function. With NO_PAYLOAD, or an argument that is missing, the function's own default stands in."""
+        if self.arguments:
+            return self._call_with(payload, context)
         if payload is not NO_PAYLOAD and self._is_positional:
             if self.context is None:
                 return self._function(payload) if self.payload is not None else self._function()
@@ -69,13 +89,72 @@ class Signature:
             arguments[self.context.name] = context()
         return self._function(**arguments)
 
+    def _call_with(self, given: Mapping[str, Any], context: Callable[[], Context]) -> Any:
+        """Call a function of several parameters."""
+        values = dict(given)
+        if self.context is not None:
+            values[self.context.name] = context()
+        by_position: list[Any] = []
+        for name in self._positional_only:
+            if name not in values and not any(later in values for later in self._positional_only):
+                break
+            by_position.append(values.pop(name) if name in values else self.arguments[name].default)
+        return self._function(*by_position, **values)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, by name; defaults that the call leaves to the function stay out.
+
+        Raises: PayloadValidationError for a call that the function would not take.
+        """
+        parameters = list(self.arguments.values())
+        try:
+            return dict(inspect.Signature(parameters).bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise PayloadValidationError(
+                f"task {self._task_id!r} is called {self._task_id}{self.written}: {error}", field="payload"
+            ) from None
+
+    def arguments_of(self, payload: object) -> dict[str, Any]:
+        """The arguments that a payload stands for: a mapping has them by name, a tuple by position; anything else is the first one.
+
+        Raises: PayloadValidationError.
+        """
+        if payload is NO_PAYLOAD:
+            return self.bind((), {})
+        if isinstance(payload, Mapping):
+            return dict(cast("Mapping[str, Any]", payload))
+        return self.bind(cast("tuple[Any, ...]", payload) if isinstance(payload, tuple) else (payload,), {})
+
+    @property
+    def written(self) -> str:
+        """The parameters of a function of several, as they are written, for messages."""
+        bare = [parameter.replace(annotation=EMPTY) for parameter in self.arguments.values()]
+        return str(inspect.Signature(bare))
+
     @property
     def payload_shape(self) -> Shape[Any] | None:
         """The shape of the payload; None for a task without payload.
 
         Raises: UsageError when the annotation cannot be resolved or cannot be read from JSON.
         """
-        return shape_of(self._annotation_of(self.payload.name)) if self.payload is not None else None
+        if self.payload is not None:
+            return shape_of(self._annotation_of(self.payload.name))
+        if not self.arguments:
+            return None
+        if self._arguments_shape is None:
+            self._arguments_shape = Shape(self._arguments_type())
+        return self._arguments_shape
+
+    def _arguments_type(self) -> Any:
+        """The object that several parameters are taken from, as a type."""
+        members: dict[str, Any] = {}
+        for name, parameter in self.arguments.items():
+            annotation = self._annotation_of(name)
+            members[name] = annotation if parameter.default is EMPTY else NotRequired[annotation]
+        kind: Any = TypedDict(self._task_id, members)  # type: ignore[operator]
+        # What no parameter takes is refused, and not dropped.
+        kind.__pydantic_config__ = ConfigDict(extra="forbid")
+        return kind
 
     @property
     def output_shape(self) -> Shape[Any] | None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, Generic, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+
+from typing_extensions import ParamSpec
 
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.queue import Queue
-from milepost.client.requests import NO_PAYLOAD, BatchOptions, RunOptions
+from milepost.client.requests import NO_PAYLOAD, OPTION_NAMES, BatchOptions, RunOptions, check_options
 from milepost.client.results import TaskResult
-from milepost.errors import InvalidRequestError, UsageError
+from milepost.errors import InvalidRequestError, PayloadValidationError, UsageError
 from milepost.model.names import check_name, default_queue
-from milepost.model.retry import Retry
 from milepost.protocol.schedules import TaskSchedule
 from milepost.protocol.work import WorkerTask
 from milepost.sdk import batches, registry, triggering
@@ -22,7 +23,9 @@ from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import HOOK_NAMES, Hooks
 from milepost.sdk.registry import register
+from milepost.sdk.retry import Retry
 from milepost.sdk.schema import MetadataSchema
+from milepost.sdk.settings import default_retry
 from milepost.sdk.signature import Signature
 
 __all__ = [
@@ -31,14 +34,20 @@ __all__ = [
     "Task",
     "TaskDecorator",
     "TaskHooks",
+    "TaskWithOptions",
     "registered_tasks",
     "task",
 ]
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
-
-DEFAULT_RETRY: Final = Retry()
+Parameters = ParamSpec("Parameters", default=...)
+Params = ParamSpec("Params")
+PayloadT_contra = TypeVar("PayloadT_contra", contravariant=True)
+OutputT_co = TypeVar("OutputT_co", covariant=True)
+Arguments: TypeAlias = Mapping[str, Any] | tuple[Any, ...]
+"""What stands for the arguments of several parameters where one value is taken: by name, or in their order."""
+Awaited: TypeAlias = Coroutine[Any, Any, OutputT]
 
 
 class TaskHooks(TypedDict, total=False):
@@ -48,6 +57,7 @@ class TaskHooks(TypedDict, total=False):
     on_start: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_success: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_failure: Callable[..., Any] | Sequence[Callable[..., Any]]
+    on_cancel: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_complete: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_wait: Callable[..., Any] | Sequence[Callable[..., Any]]
     on_resume: Callable[..., Any] | Sequence[Callable[..., Any]]
@@ -55,12 +65,14 @@ class TaskHooks(TypedDict, total=False):
     middleware: Callable[..., Any] | Sequence[Callable[..., Any]]
 
 
-class Task(Hooks, Generic[PayloadT, OutputT]):
+class Task(Hooks, Generic[PayloadT, OutputT, Parameters]):
     """A task. Calling it runs the function plainly, for tests; `trigger` and its kin have a worker run it.
+
+    `Task[Payload, Output]` is a task of one parameter. `Parameters` are those of the function without its context; they need not be
+    written.
 
     Attributes:
         id: what the task is called on the server.
-        retry: how often and how late a failed run is tried again.
         queue: the queue that its runs go through; one of its own when None.
         metadata: the declared type of its metadata, or None.
         schedule: when it is triggered by itself, or None.
@@ -72,7 +84,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         function: Callable[..., Any],
         *,
         id: str,
-        retry: Retry,
+        retry: Retry | None,
         queue: Queue | None,
         metadata: MetadataSchema | None,
         schedule: TaskSchedule | None = None,
@@ -84,7 +96,7 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         except InvalidRequestError as error:
             raise UsageError(str(error)) from None
         self.id = id
-        self.retry = retry
+        self._retry = retry
         self.queue = queue
         self.metadata = metadata
         self.schedule = schedule
@@ -122,22 +134,33 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
             queue=self.queue.name if self.queue else default_queue(self.id),
             queue_concurrency=self.queue.concurrency if self.queue else None,
             queue_rate=self.queue.rate if self.queue else None,
-            retry=self.retry,
+            retry=self.retry.rule,
             payload_schema=shape.json_schema() if shape else None,
             metadata_schema=self.metadata.json_schema() if self.metadata else None,
             schedule=self.schedule,
         )
 
+    @property
+    def retry(self) -> Retry:
+        """When a failed run is tried again: the task's own rule, else the one of the settings."""
+        return self._retry if self._retry is not None else default_retry()
+
     # --- triggering ----------------------------------------------------------------------------------------
 
     @overload
     def trigger(
-        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+        self: Task[None, OutputT, Parameters], payload: None = None, **options: Unpack[RunOptions]
     ) -> RunHandle[OutputT]: ...
     @overload
     def trigger(self, payload: PayloadT, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
-    def trigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
+    @overload
+    def trigger(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> RunHandle[OutputT]: ...
+    def trigger(self, *args: Any, **kwargs: Any) -> RunHandle[OutputT]:
         """Have a worker run the task; returns as soon as the server has stored the run.
+
+        A task of one parameter takes its payload and, by keyword, the options of the run: `task.trigger(row, tags=["csv"])`. One of
+        several parameters is triggered as its function is called, and options are given before: `task.options(tags=["csv"]).trigger(1,
+        b="x")`. A keyword that is the name of one of several parameters is always that argument.
 
         Inside a run the new run becomes its child, and what the parent wrote to its metadata before is committed first. An attempt
         that is not the first of its run is given the children of the earlier ones again, each once, where task and payload are the
@@ -146,54 +169,100 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         Args:
             payload: checked against the annotation of the task's payload parameter. What the task gets is equal to it, or it is
                 refused here: a subclass of the annotated model, NaN, or a field that is left out of its JSON. Secrets
-                (`SecretStr`) arrive as what they are, so they are stored where who may read the run can read them.
+                (`SecretStr`) arrive as what they are, so they are stored where who may read the run can read them. At most 3 MB as
+                JSON.
             options: `metadata`, `tags`, `max_attempts`, `queue`, `concurrency_key`, `idempotency_key` and others; see `RunOptions`.
         Raises:
             PayloadValidationError: `field` names the part of the payload that does not fit.
+            TooLargeError: the payload is larger than a run may have.
             MetadataError: the metadata is no object, is not JSON, does not fit the task's schema or is too large.
             UnavailableError: the server cannot be reached.
             UsageError: on the worker's event loop, where it is `await task.atrigger(...)`.
         """
+        payload, options = self._given(args, kwargs)
         return triggering.trigger(self.id, payload, options)
 
     @overload
     async def atrigger(
-        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+        self: Task[None, OutputT, Parameters], payload: None = None, **options: Unpack[RunOptions]
     ) -> RunHandle[OutputT]: ...
     @overload
     async def atrigger(self, payload: PayloadT, **options: Unpack[RunOptions]) -> RunHandle[OutputT]: ...
-    async def atrigger(self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]) -> RunHandle[OutputT]:
+    @overload
+    async def atrigger(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> RunHandle[OutputT]: ...
+    async def atrigger(self, *args: Any, **kwargs: Any) -> RunHandle[OutputT]:
         """As `trigger`, without blocking."""
+        payload, options = self._given(args, kwargs)
         return await triggering.atrigger(self.id, payload, options)
 
     @overload
     def trigger_and_wait(
-        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+        self: Task[None, OutputT, Parameters], payload: None = None, **options: Unpack[RunOptions]
     ) -> TaskResult[OutputT]: ...
     @overload
     def trigger_and_wait(self, payload: PayloadT, **options: Unpack[RunOptions]) -> TaskResult[OutputT]: ...
+    @overload
     def trigger_and_wait(
-        self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
-    ) -> TaskResult[OutputT]:
+        self, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> TaskResult[OutputT]: ...
+    def trigger_and_wait(self, *args: Any, **kwargs: Any) -> TaskResult[OutputT]:
         """Trigger a run and wait until it has ended. Inside a run the slot is given back meanwhile.
 
         A failed run does not raise: the result says so, and its `unwrap()` raises. Otherwise as `trigger`.
         """
+        payload, options = self._given(args, kwargs)
         return triggering.trigger_and_wait(self.id, payload, options)
 
     @overload
     async def atrigger_and_wait(
-        self: Task[None, OutputT], payload: None = None, **options: Unpack[RunOptions]
+        self: Task[None, OutputT, Parameters], payload: None = None, **options: Unpack[RunOptions]
     ) -> TaskResult[OutputT]: ...
     @overload
     async def atrigger_and_wait(
         self, payload: PayloadT, **options: Unpack[RunOptions]
     ) -> TaskResult[OutputT]: ...
+    @overload
     async def atrigger_and_wait(
-        self, payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
-    ) -> TaskResult[OutputT]:
+        self, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> TaskResult[OutputT]: ...
+    async def atrigger_and_wait(self, *args: Any, **kwargs: Any) -> TaskResult[OutputT]:
         """As `trigger_and_wait`, without blocking."""
+        payload, options = self._given(args, kwargs)
         return await triggering.atrigger_and_wait(self.id, payload, options)
+
+    def options(self, **options: Unpack[RunOptions]) -> TaskWithOptions[OutputT, Parameters]:
+        """The task with options for the runs that it triggers: `task.options(tags=["csv"]).trigger(1, b="x")`.
+
+        So options and arguments cannot be mixed up, whatever the parameters are called.
+        Raises: TypeError for an option that there is not.
+        """
+        check_options(options)
+        return TaskWithOptions(self, options)
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, RunOptions]:
+        """Payload and options out of what a trigger was called with."""
+        arguments = self.signature.arguments
+        if arguments:
+            own = {
+                name: value for name, value in kwargs.items() if name in arguments or name not in OPTION_NAMES
+            }
+            return self.signature.bind(args, own), cast(
+                "RunOptions", {name: value for name, value in kwargs.items() if name not in own}
+            )
+        if len(args) > 1:
+            raise UsageError(
+                f"task {self.id!r} takes one payload, and was given {len(args)} values; options of the run are given by keyword"
+            )
+        if args:
+            return args[0], cast("RunOptions", kwargs)
+        name = self.signature.payload.name if self.signature.payload is not None else "payload"
+        if name in kwargs and name in OPTION_NAMES:
+            raise UsageError(
+                f"{name!r} is a trigger option, and a parameter of task {self.id!r}: give the argument by position, "
+                f"or the option before, as in {self.__name__}.options({name}=...).trigger(...)"
+            )
+        name = name if name in kwargs else "payload"
+        return kwargs.pop(name, NO_PAYLOAD), cast("RunOptions", kwargs)
 
     def batch_trigger(
         self, items: Iterable[PayloadT | BatchItem[PayloadT]], **options: Unpack[BatchOptions]
@@ -205,7 +274,8 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         goes on; a note on the error says how many that were.
 
         Args:
-            items: payloads, or `BatchItem(payload, **options)` for items with options of their own.
+            items: payloads, or `BatchItem(payload, **options)` for items with options of their own. For a task of several parameters
+                a payload is a tuple of arguments in their order, or a mapping of arguments by name.
             options: `key`, `idempotency_key`, `idempotency_key_ttl`; see `BatchOptions`.
         Raises: as `trigger`.
         """
@@ -234,6 +304,43 @@ class Task(Hooks, Generic[PayloadT, OutputT]):
         return await batches.abatch_trigger_and_wait(self.id, items, **options)
 
 
+class TaskWithOptions(Generic[OutputT, Parameters]):
+    """A task and options for the runs that it triggers, from `Task.options`. It is triggered as its function is called."""
+
+    def __init__(self, task: Task[Any, OutputT, Parameters], options: RunOptions) -> None:
+        self._task = task
+        self._options = options
+
+    def trigger(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> RunHandle[OutputT]:
+        """See `Task.trigger`."""
+        return triggering.trigger(self._task.id, self._payload(args, kwargs), self._options)
+
+    async def atrigger(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> RunHandle[OutputT]:
+        """See `Task.atrigger`."""
+        return await triggering.atrigger(self._task.id, self._payload(args, kwargs), self._options)
+
+    def trigger_and_wait(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> TaskResult[OutputT]:
+        """See `Task.trigger_and_wait`."""
+        return triggering.trigger_and_wait(self._task.id, self._payload(args, kwargs), self._options)
+
+    async def atrigger_and_wait(
+        self, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> TaskResult[OutputT]:
+        """See `Task.atrigger_and_wait`."""
+        return await triggering.atrigger_and_wait(self._task.id, self._payload(args, kwargs), self._options)
+
+    def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        signature = self._task.signature
+        if signature.arguments:
+            return signature.bind(args, kwargs)
+        given = inspect.Signature([] if signature.payload is None else [signature.payload])
+        try:
+            bound = given.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise PayloadValidationError(f"task {self._task.id!r}: {error}", field="payload") from None
+        return next(iter(bound.values()), NO_PAYLOAD)
+
+
 def registered_tasks() -> dict[str, Task[Any, Any]]:
     """The tasks of this process by id, a new dict."""
     return cast("dict[str, Task[Any, Any]]", registry.registered_tasks())
@@ -242,79 +349,133 @@ def registered_tasks() -> dict[str, Task[Any, Any]]:
 # --- the decorator -----------------------------------------------------------------------------------------
 
 
+class _Marker:
+    """What no function is written for: who takes it takes anything."""
+
+
+# What a function has to be callable as, so that type checkers know the type of its one payload and its parameters by name as well.
+class _TakesOne(Protocol[PayloadT_contra, OutputT_co, Params]):  # pyright: ignore[reportInvalidTypeVarUse]
+    @overload
+    def __call__(self, payload: PayloadT_contra, /) -> OutputT_co: ...
+    @overload
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
+
+
+class _TakesAnything(Protocol[OutputT_co, Params]):
+    @overload
+    def __call__(self, payload: _Marker, /) -> OutputT_co: ...
+    @overload
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
+
+
+class _SecondTakesAnything(Protocol[PayloadT_contra, OutputT_co, Params]):  # pyright: ignore[reportInvalidTypeVarUse]
+    @overload
+    def __call__(self, first: PayloadT_contra, second: _Marker, /) -> OutputT_co: ...
+    @overload
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
+
+
+class _ContextAndOne(Protocol[PayloadT_contra, OutputT_co, Params]):  # pyright: ignore[reportInvalidTypeVarUse]
+    @overload
+    def __call__(self, ctx: Context, payload: PayloadT_contra, /) -> OutputT_co: ...
+    @overload
+    def __call__(self, ctx: Context, /, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
+
+
+class _ContextSomewhere(Protocol[OutputT_co]):
+    def __call__(self, *args: Any, ctx: Context, **kwargs: Any) -> OutputT_co: ...
+
+
 class TaskDecorator(Protocol):
-    """What `@task(...)` gives: makes a task of a function with or without payload and context, `def` or `async def`."""
+    """`task`, and what `@task(...)` gives: makes a task of a function, `def` or `async def`.
+
+    Type checkers see the parameters of a function as they are, without a context that comes first, or last behind one payload. Where
+    it stands elsewhere, they let any arguments pass.
+    """
 
     @overload
     def __call__(
-        self, function: Callable[[Context], Coroutine[Any, Any, OutputT]], /
-    ) -> Task[None, OutputT]: ...
+        self, function: _TakesAnything[Awaited[OutputT], Params], /
+    ) -> Task[Any, OutputT, Params]: ...
     @overload
-    def __call__(self, function: Callable[[Context], OutputT], /) -> Task[None, OutputT]: ...
+    def __call__(self, function: _TakesAnything[OutputT, Params], /) -> Task[Any, OutputT, Params]: ...
     @overload
-    def __call__(self, function: Callable[[], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
-    @overload
-    def __call__(self, function: Callable[[], OutputT], /) -> Task[None, OutputT]: ...
-    @overload
-    def __call__(
-        self, function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /
-    ) -> Task[PayloadT, OutputT]: ...
-    @overload
-    def __call__(self, function: Callable[[PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self, function: _ContextAndOne[PayloadT, Awaited[OutputT], Params], /
+    ) -> Task[PayloadT, OutputT, Params]: ...
     @overload
     def __call__(
-        self, function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /
-    ) -> Task[PayloadT, OutputT]: ...
+        self, function: _ContextAndOne[PayloadT, OutputT, Params], /
+    ) -> Task[PayloadT, OutputT, Params]: ...
     @overload
-    def __call__(self, function: Callable[[PayloadT, Context], OutputT], /) -> Task[PayloadT, OutputT]: ...
+    def __call__(self, function: Callable[[Context], Awaited[OutputT]], /) -> Task[None, OutputT, []]: ...
+    @overload
+    def __call__(self, function: Callable[[Context], OutputT], /) -> Task[None, OutputT, []]: ...
     @overload
     def __call__(
-        self, function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /
-    ) -> Task[PayloadT, OutputT]: ...
+        self, function: Callable[Concatenate[Context, Params], Awaited[OutputT]], /
+    ) -> Task[Arguments, OutputT, Params]: ...
     @overload
-    def __call__(self, function: Callable[[Context, PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
-    def __call__(self, function: Callable[..., Any], /) -> Any:
-        """Make a task of the function."""
+    def __call__(
+        self, function: Callable[Concatenate[Context, Params], OutputT], /
+    ) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self, function: _TakesOne[PayloadT, Awaited[OutputT], Params], /
+    ) -> Task[PayloadT, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self, function: _TakesOne[PayloadT, OutputT, Params], /
+    ) -> Task[PayloadT, OutputT, Params]: ...
+    @overload
+    def __call__(self, function: Callable[[], Awaited[OutputT]], /) -> Task[None, OutputT, []]: ...
+    @overload
+    def __call__(self, function: Callable[[], OutputT], /) -> Task[None, OutputT, []]: ...
+    @overload
+    def __call__(
+        self, function: _SecondTakesAnything[PayloadT, Awaited[OutputT], Params], /
+    ) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self, function: _SecondTakesAnything[PayloadT, OutputT, Params], /
+    ) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[PayloadT, Context], Awaited[OutputT]], /
+    ) -> Task[PayloadT, OutputT, [PayloadT]]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[PayloadT, Context], OutputT], /
+    ) -> Task[PayloadT, OutputT, [PayloadT]]: ...
+    @overload
+    def __call__(self, function: _ContextSomewhere[Awaited[OutputT]], /) -> Task[Arguments, OutputT, ...]: ...
+    @overload
+    def __call__(self, function: _ContextSomewhere[OutputT], /) -> Task[Arguments, OutputT, ...]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Params, Awaited[OutputT]], /
+    ) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(self, function: Callable[Params, OutputT], /) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self,
+        *,
+        id: str | None = None,
+        retry: Retry | None = None,
+        queue: Queue | str | None = None,
+        metadata: Any = None,
+        cron: str | None = None,
+        every: timedelta | float | str | None = None,
+        timezone: str | None = None,
+        **hooks: Unpack[TaskHooks],
+    ) -> TaskDecorator: ...
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """See `task`."""
         ...
 
 
-@overload
-def task(function: Callable[[Context], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
-@overload
-def task(function: Callable[[Context], OutputT], /) -> Task[None, OutputT]: ...
-@overload
-def task(function: Callable[[], Coroutine[Any, Any, OutputT]], /) -> Task[None, OutputT]: ...
-@overload
-def task(function: Callable[[], OutputT], /) -> Task[None, OutputT]: ...
-@overload
-def task(function: Callable[[PayloadT], Coroutine[Any, Any, OutputT]], /) -> Task[PayloadT, OutputT]: ...
-@overload
-def task(function: Callable[[PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
-@overload
-def task(
-    function: Callable[[PayloadT, Context], Coroutine[Any, Any, OutputT]], /
-) -> Task[PayloadT, OutputT]: ...
-@overload
-def task(function: Callable[[PayloadT, Context], OutputT], /) -> Task[PayloadT, OutputT]: ...
-@overload
-def task(
-    function: Callable[[Context, PayloadT], Coroutine[Any, Any, OutputT]], /
-) -> Task[PayloadT, OutputT]: ...
-@overload
-def task(function: Callable[[Context, PayloadT], OutputT], /) -> Task[PayloadT, OutputT]: ...
-@overload
-def task(
-    *,
-    id: str | None = None,
-    retry: Retry | None = None,
-    queue: Queue | str | None = None,
-    metadata: Any = None,
-    cron: str | None = None,
-    every: timedelta | float | str | None = None,
-    timezone: str | None = None,
-    **hooks: Unpack[TaskHooks],
-) -> TaskDecorator: ...
-def task(
+def _task(
     function: Callable[..., Any] | None = None,
     /,
     *,
@@ -329,8 +490,9 @@ def task(
 ) -> Any:
     """Make a task of a function, a `def` or an `async def`.
 
-    The payload is the first parameter that is not annotated `Context`; it is validated by its annotation (a Pydantic model, dataclass,
-    TypedDict, msgspec Struct or plain type). The parameter annotated `Context` gets the context. Both may be missing.
+    The payload is the parameter that is not annotated `Context`; it is validated by its annotation (a Pydantic model, dataclass,
+    TypedDict, msgspec Struct or plain type). The parameter annotated `Context` gets the context. Both may be missing. Of several
+    parameters the payload is a JSON object that has the arguments by name; the task is triggered as the function is called.
 
     What goes through an annotation, as payload, output or typed metadata, comes out of it equal, or is refused where it is sent,
     with the place. An output that cannot be stored fails the run at once, without a retry: the work would be done again for
@@ -338,7 +500,7 @@ def task(
 
     Args:
         id: what the task is called on the server; the function's name when left out.
-        retry: three attempts with growing pauses when left out.
+        retry: a `Retry`; when left out the one of the settings, which is three attempts with growing pauses unless they say otherwise.
         queue: a `Queue` or its name; a queue of the task's own when left out.
         metadata: the declared type of the metadata of its runs (M76): a Pydantic model, dataclass, TypedDict, msgspec Struct or
             attrs class. Every writer is held to it, also children and outsiders: a member that it declares always has a value that
@@ -366,7 +528,7 @@ def task(
         new = Task[Any, Any](
             function,
             id=id if id is not None else function.__name__,
-            retry=retry or DEFAULT_RETRY,
+            retry=_checked_retry(retry),
             queue=Queue(queue) if isinstance(queue, str) else queue,
             metadata=MetadataSchema(metadata) if metadata is not None else None,
             schedule=schedule,
@@ -410,6 +572,16 @@ def _schedule_of(
         return TaskSchedule(every=Every(every, 0).period / 1_000_000)
     except InvalidRequestError as error:
         raise UsageError(str(error)) from None
+
+
+task: TaskDecorator = cast("TaskDecorator", _task)
+_task.__name__ = _task.__qualname__ = "task"
+
+
+def _checked_retry(retry: object) -> Retry | None:
+    if retry is None or isinstance(retry, Retry):
+        return retry
+    raise UsageError(f"retry is a Retry, such as Retry(max_attempts=5), not {retry!r:.200}")
 
 
 def _local_names(frame: types.FrameType | None) -> dict[str, Any] | None:

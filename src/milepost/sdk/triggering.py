@@ -17,7 +17,7 @@ from milepost.client.connection import Connection
 from milepost.client.default import default_client
 from milepost.client.handles import RunHandle
 from milepost.client.idempotency import Caller
-from milepost.client.requests import NO_PAYLOAD, RunOptions, payload_text, trigger_options
+from milepost.client.requests import NO_PAYLOAD, RunOptions, checked_size, payload_text, trigger_options
 from milepost.client.results import TaskResult, task_result
 from milepost.client.shape import Shape
 from milepost.client.steps import Steps, arun, run
@@ -45,13 +45,19 @@ def describe_misfit(task_id: str, name: str, misfit: Misfit) -> PayloadValidatio
 def encode_payload(task_id: str, payload: object) -> str | None:
     """A payload as JSON text, checked where the task is known in this process; None for one that was left out.
 
-    Raises: PayloadValidationError.
+    Raises: PayloadValidationError; TooLargeError.
     """
     task = find_task(task_id)
     if task is None:
         return payload_text(payload)
-    parameter = task.signature.payload
-    shape = task.signature.payload_shape
+    signature = task.signature
+    parameter = signature.payload
+    shape = signature.payload_shape
+    if signature.arguments and shape is not None:
+        try:
+            return checked_size(shape.write(signature.arguments_of(payload)).decode())
+        except Misfit as misfit:
+            raise describe_misfit(task_id, "payload", misfit) from None
     if parameter is None or shape is None:
         if payload is not NO_PAYLOAD and payload is not None:
             raise PayloadValidationError(
@@ -68,7 +74,7 @@ def encode_payload(task_id: str, payload: object) -> str | None:
             message = f"task {task_id!r} needs a payload ({parameter.name}), and was given none"
             raise PayloadValidationError(message, field=parameter.name) from None
     try:
-        return shape.write(payload).decode()
+        return checked_size(shape.write(payload).decode())
     except Misfit as misfit:
         raise describe_misfit(task_id, parameter.name, misfit) from None
 

@@ -39,6 +39,10 @@ from milepost.store.statements import Lookup, Row, Statement, among, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
 INLINE_CHARACTERS = 8192
+LARGE_NAMES = ("payload", "output", "trigger_metadata")
+# Of how many runs large values are read at once, where it is not known how large they are: at first, and at most.
+LARGE_AT_ONCE = 4
+LARGE_AT_ONCE_MAX = 64
 # Tasks and queues in one statement; a power of two. SQLite joins at most 500 selects into one.
 DUE_PLACES = 256
 
@@ -775,22 +779,71 @@ def load_large(connection: Connection, ids: Sequence[str], name: str) -> dict[st
     return _pairs(connection, statement)
 
 
-def load_records(connection: Connection, ids: Sequence[str], *, values: bool) -> dict[str, RunRecord]:
+def load_records(
+    connection: Connection,
+    ids: Sequence[str],
+    *,
+    values: bool,
+    large: Collection[str] = LARGE_NAMES,
+    characters_max: int | None = None,
+) -> dict[str, RunRecord]:
     """Whole runs by id; payload, output and trigger document only with `values`, a large trigger document only where it is the present
-    one."""
+    one.
+
+    Args:
+        large: which of the three are read where they are large.
+        characters_max: with it the first runs in the order of `ids` whose large values come to about so many characters; the others
+            are left out. One run at least is there.
+    """
     lookup = _RECORDS if values else _SUMMARIES
     records = {found[0]: _record(found) for found in lookup.read(connection, ids)}
-    if values:
-        _fill_in_large(connection, records)
-    return records
+    if not values:
+        return records
+    if characters_max is None:
+        _fill_in_large(connection, records, large)
+        return records
+    return _fitting(connection, [records[id] for id in ids if id in records], large, characters_max)
 
 
-def due_records(connection: Connection, task: str, queue: str, *, limit: int, now: int) -> list[RunRecord]:
-    """The due runs of one task in one queue, oldest first, whole: one reading, where `due_ids` and `load_records` take two."""
+def due_records(
+    connection: Connection, task: str, queue: str, *, limit: int, now: int, characters_max: int
+) -> list[RunRecord]:
+    """The due runs of one task in one queue, oldest first, whole: one reading, where `due_ids` and `load_records` take two.
+
+    Args:
+        characters_max: as of `load_records`.
+    """
     found = _DUE_RECORDS.read(connection, (task, queue, now, limit))
-    records = {values[0]: _record(values) for values in found}
-    _fill_in_large(connection, records)
-    return list(records.values())
+    records = [_record(values) for values in found]
+    return list(_fitting(connection, records, LARGE_NAMES, characters_max).values())
+
+
+def _fitting(
+    connection: Connection, records: Sequence[RunRecord], large: Collection[str], characters_max: int
+) -> dict[str, RunRecord]:
+    """The first of these whose large values come to about so many characters, one at least, with these values.
+
+    They are read in portions that grow while they are small, so that little is read in vain.
+    """
+    places = [place for place, record in enumerate(records) if record.row.large is not None]
+    end, done, at_once, characters, largest = len(records), 0, LARGE_AT_ONCE, 0, 1
+    while done < len(places):
+        portion = places[done : done + at_once]
+        _fill_in_large(connection, {records[place].row.id: records[place] for place in portion}, large)
+        for place in portion:
+            if characters >= characters_max:
+                break
+            size = _characters(records[place])
+            characters, largest, done = characters + size, max(largest, size), done + 1
+        if characters >= characters_max:
+            end = places[done] if done < len(places) else end
+            break
+        at_once = min(2 * at_once, LARGE_AT_ONCE_MAX, max(1, (characters_max - characters) // largest))
+    return {record.row.id: record for record in records[:end]}
+
+
+def _characters(record: RunRecord) -> int:
+    return sum(len(value) for value in (record.payload, record.output, record.trigger_metadata) if value)
 
 
 _DUE_RECORDS = Statement(
@@ -807,15 +860,21 @@ _DUE_RECORDS = Statement(
 )
 
 
-def _fill_in_large(connection: Connection, records: dict[str, RunRecord]) -> None:
+def _fill_in_large(
+    connection: Connection, records: dict[str, RunRecord], large: Collection[str] = LARGE_NAMES
+) -> None:
     """Read what has moved to `large_values`, but a trigger document only where it is the present one."""
     moved = {record.row.id: record for record in records.values() if record.row.large is not None}
     if not moved:
         return
     for name in ("payload", "output"):
+        if name not in large:
+            continue
         ids = [run_id for run_id, record in moved.items() if _has_moved(name, record.row.large)]
         for run_id, value in load_large(connection, ids, name).items() if ids else ():
             setattr(records[run_id], name, value)
+    if "trigger_metadata" not in large:
+        return
     given = [
         run_id
         for run_id, record in moved.items()

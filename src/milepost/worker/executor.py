@@ -36,6 +36,7 @@ from milepost.sdk.attempt import (
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.capture import capture_output
 from milepost.sdk.child_process import EXECUTOR_VARIABLE
+from milepost.sdk.retry import is_final
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task, registered_tasks
 from milepost.worker import control, loader
@@ -384,7 +385,11 @@ def _tell_of_stray(error: BaseException) -> None:
 def _stray_outcome(task: Task[Any, Any], held: HeldRun, error: BaseException) -> Outcome:
     """The outcome of an attempt that could not come to one by itself."""
     run = held.scope.run
-    pause = task.retry.delay_ms(run.charged + 1, jitter=random.random(), max_attempts=run.max_attempts)
+    pause = None
+    if task.retry.is_retried(error) and not is_final(error):
+        pause = task.retry.rule.delay_ms(
+            run.charged + 1, jitter=random.random(), max_attempts=run.max_attempts
+        )
     outcome = Outcome(error=describe_error(error), retry_after_ms=pause)
     forget_frames([error])
     return outcome
