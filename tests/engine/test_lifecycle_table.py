@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from milepost.engine.commands import CancelRun, RescheduleRun
 from milepost.errors import ConflictError, NotFoundError
 from milepost.model.lifecycle import LIFECYCLE, Move
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
 from milepost.protocol.work import ClaimedRun
 from support.many import ON_POSTGRES, ONE_SERVER, THREE_SERVERS, world_of
@@ -20,7 +20,7 @@ from support.world import WorkerDouble, World, failure, offered
 pytestmark = pytest.mark.several_servers(postgres=True)
 
 ENDED = RunError(message="ended", name="Ended")
-RULE = Retry(max_attempts=1000, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
+RULE = RetryRule(max_attempts=1000, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
 ENDS = {Move.CANCEL: AttemptEnd.CANCELLED, Move.TIME_OUT: AttemptEnd.TIMED_OUT, Move.BREAK: AttemptEnd.BROKEN}
 
 
@@ -159,7 +159,7 @@ def follows(before: RunStatus, move: Move, life: Life) -> set[RunStatus]:
 def test_every_move_in_every_status(
     world: World, monkeypatch: pytest.MonkeyPatch, status: RunStatus, move: Move
 ) -> None:
-    monkeypatch.setitem(globals(), "RULE", Retry(max_attempts=1))
+    monkeypatch.setitem(globals(), "RULE", RetryRule(max_attempts=1))
     begins, way = WAYS[status]
     life = Life(world, begins=begins)
     for step in way:
