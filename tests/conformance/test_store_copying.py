@@ -78,9 +78,17 @@ def fill(store: Store) -> None:
         schedules.insert_schedule(
             connection,
             schedules.ScheduleRow(
-                id="sched_1", task="work", type="DECLARATIVE", cron="* * * * *", anchor_at=1, next_at=2, metadata=b"\x00", created_at=1, updated_at=2**40,
+                id="sched_1",
+                task="work",
+                type="DECLARATIVE",
+                cron="* * * * *",
+                anchor_at=1,
+                next_at=2,
+                metadata=b"\x00",
+                created_at=1,
+                updated_at=2**40,
             ),
-        )  # fmt: skip
+        )
         schedules.insert_scheduled_runs(connection, [schedules.ScheduledRun("run_1", "sched_1", 2**40)])
         idempotency.save_waiters(connection, [("run_1", "run_2")])
         idempotency.save_keys(connection, [idempotency.KeyRow("k\x00", "work", "run_1", 2**40)])
