@@ -154,3 +154,13 @@ def test_attempts_under_way_and_with_success(served: Served, worker: HttpWorker)
     [attempt] = checked(served, run_id)["attempts"]
     assert (attempt["number"], attempt["workerId"], attempt["end"]) == (1, "worker_1", "returned")
     assert "isCharged" not in attempt
+
+
+def test_a_task_that_was_never_offered_is_told_with_one_that_looks_like_it(
+    served: Served, worker: HttpWorker
+) -> None:
+    HttpWorker(served, "worker_similar", offer("handle-upload"))
+    answer = served.post("/api/v1/tasks/handle-uplaod/trigger", {})
+    assert (answer["queuedReason"], answer["similarTask"]) == ("never_offered", "handle-upload")
+    assert "similarTask" not in served.post("/api/v1/tasks/something-else/trigger", {})
+    assert "similarTask" not in served.post("/api/v1/tasks/handle-upload/trigger", {})

@@ -112,6 +112,7 @@ class Triggered:
     token: str | None
     queued_reason: QueuedReason | None = None
     is_cached: bool = False
+    similar_task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,11 @@ def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
     return _call(
         "trigger", endpoints.TRIGGER,
         lambda answer, headers: Triggered(
-            answer.id, headers.get(TOKEN_HEADER), answer.queued_reason, answer.is_cached
+            answer.id,
+            headers.get(TOKEN_HEADER),
+            answer.queued_reason,
+            answer.is_cached,
+            answer.similar_task,
         ),
         body=request, task=task_id,
     )  # fmt: skip

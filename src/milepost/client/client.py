@@ -192,7 +192,7 @@ def run_handle(
 ) -> RunHandle[Any]:
     """The handle of a run that was triggered; `shape` is that of its output."""
     if triggered.queued_reason is not None:
-        warn_never_offered({task_id: triggered.queued_reason})
+        warn_never_offered({task_id: triggered.queued_reason}, triggered.similar_task)
     return RunHandle(
         triggered.id,
         task_id,
@@ -204,10 +204,11 @@ def run_handle(
     )
 
 
-def warn_never_offered(reasons: Mapping[str, QueuedReason]) -> None:
+def warn_never_offered(reasons: Mapping[str, QueuedReason], similar_task: str | None = None) -> None:
     """Warn of a task that was triggered although no worker has ever offered it, once in this process: its id may be misspelt."""
     for task_id, reason in reasons.items():
         if reason is QueuedReason.NEVER_OFFERED and task_id not in _warned_tasks:
             if len(_warned_tasks) < WARNED_TASKS_MAX:
                 _warned_tasks.add(task_id)
-            logger.warning("the run stays queued: %s", reason.describe(task_id))
+            meant = "" if similar_task is None else f" (did you mean {similar_task!r}?)"
+            logger.warning("the run stays queued: %s%s", reason.describe(task_id), meant)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, KeysView
+from difflib import get_close_matches
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any
@@ -19,6 +20,9 @@ LOG_BYTES_MAX = 4 * 1024 * 1024
 STREAM_BYTES_MAX = 1024 * 1024 * 1024
 # Clocks that differ by less are taken to agree.
 CLOCKS_APART_MICROSECONDS = 1_000_000
+# Of more tasks none is looked for that looks like another one, and of longer ids not all is looked at.
+COMPARED_TASKS_MAX = 1000
+COMPARED_CHARACTERS_MAX = 100
 # Deadlines of claims that wait no longer, beside as many as there are claims.
 DEADLINES_GONE_MAX = 100
 # What is remembered of starts, for estimates.
@@ -293,6 +297,13 @@ class EngineState:
     def seconds_for_each(self, queue: str, key: str | None, now: int) -> float | None:
         """How long a run of this queue and concurrency key has lately taken until the next one was claimed. Thread-safe."""
         return self.recent_starts.seconds_for_each(queue, key, now)
+
+    def similar_task(self, task: str) -> str | None:
+        """The id of an offered task that looks like one that nobody has offered; None when there is none. Thread-safe."""
+        tasks = self.catalog.tasks
+        if task in tasks or len(tasks) > COMPARED_TASKS_MAX:
+            return None
+        return next(iter(get_close_matches(task[:COMPARED_CHARACTERS_MAX], tasks, 1, 0.7)), None)
 
     def answered(self, claim: Claim) -> None:
         """The claim was answered. A repeat of it brings nothing new."""

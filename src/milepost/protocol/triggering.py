@@ -138,11 +138,13 @@ class RescheduleRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class TriggerResponse(msgspec.Struct, omit_defaults=True, rename="camel"):
     """The id of the run. `isCached`: it was there before, by its idempotency key or because an earlier attempt of the parent has
-    triggered it. `queuedReason`: it is queued, and nobody can take it at the moment."""
+    triggered it. `queuedReason`: it is queued, and nobody can take it at the moment. `similarTask`: where nobody has ever offered the
+    task, one with a similar id that was offered."""
 
     id: str
     is_cached: bool
     queued_reason: QueuedReason | None = None
+    similar_task: str | None = None
 
 
 class BatchItem(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):

@@ -217,6 +217,7 @@ class Server:
             clock,
             version("milepost"),
             queued_reason=engine.state.queued_reason,
+            similar_task=engine.state.similar_task,
         )
         handlers.handlers |= {READY.name: self.readiness.answer, METRICS.name: self._metrics.answer}
         application = Starlette(

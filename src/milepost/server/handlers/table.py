@@ -44,13 +44,14 @@ class Handlers:
         version: str,
         *,
         queued_reason: Callable[[str], QueuedReason | None],
+        similar_task: Callable[[str], str | None],
     ) -> None:
         self._settings = settings
         self._committer = committer
         self._health = Health(reader.check_place, lambda: committer.submit(ProbeWriting()))
         self._version = version
         tokens = Tokens(authenticator, clock)
-        triggering = Triggering(self._submit, authenticator, queued_reason, reader)
+        triggering = Triggering(self._submit, authenticator, queued_reason, similar_task, reader)
         runs = Runs(reader, hub, clock, self._submit)
         steering = Steering(self._submit, reader, clock)
         metadata = Metadata(self._submit, reader)

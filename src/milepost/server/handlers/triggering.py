@@ -36,12 +36,14 @@ class Triggering:
         submit: Submit,
         authenticator: Authenticator,
         queued_reason: Callable[[str], QueuedReason | None],
+        similar_task: Callable[[str], str | None],
         reader: Reader,
     ) -> None:
         self._submit = submit
         self._reader = reader
         self._authenticator = authenticator
         self._queued_reason = queued_reason
+        self._similar_task = similar_task
 
     async def trigger(self, request: Request) -> Any:
         """One run."""
@@ -58,7 +60,9 @@ class Triggering:
         )
         run_id = triggered.run_ids[0]
         return WithToken(
-            TriggerResponse(run_id, bool(triggered.found), self._queued_reason(item.task)),
+            TriggerResponse(
+                run_id, bool(triggered.found), self._queued_reason(item.task), self._similar_task(item.task)
+            ),
             self._handed_out([f"read:runs:{run_id}", f"write:inputStreams:{run_id}"], caller),
         )
 
