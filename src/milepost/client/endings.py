@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from milepost.client import calls
 from milepost.client.connection import Connection
 from milepost.client.run import Run
 from milepost.client.steps import Steps, Watch, arun, run
 from milepost.client.subscription import BatchFollower, RunFollower
-from milepost.errors import UnavailableError
+from milepost.errors import RunFinishedError, UnavailableError
 from milepost.protocol.runs import RunResult
 
 
@@ -65,6 +66,23 @@ async def await_for_run(connection: Connection, run_id: str, timeout: float | No
             return await arun(connection, end_of_run(run_id))
     except TimeoutError:
         raise _too_late(run_id, timeout) from None
+
+
+def match_of_run(run_id: str, matches: Callable[[Run], bool], wanted: str) -> Steps[Run]:
+    """Wait until the document of a run matches; the run as it was then.
+
+    Args:
+        wanted: what is looked for, for the error.
+    Raises: RunFinishedError when the run has ended without.
+    """
+    found: Run | None = yield Watch(
+        calls.watch_run(run_id), RunFollower(), lambda state: matches(state) or state.is_completed
+    )
+    if found is None:
+        raise UnavailableError(f"the server ended the feed of run {run_id} before the run had finished")
+    if not matches(found):
+        raise RunFinishedError(f"run {run_id} has ended as {found.status}, and its metadata is not {wanted}")
+    return found
 
 
 def wait_for_result(connection: Connection, run_id: str, timeout: float | None) -> RunResult:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -14,8 +17,15 @@ from milepost.client.handles import RunHandle
 from milepost.client.requests import NO_PAYLOAD, RunOptions, replay_request, reschedule_request
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run
+from milepost.client.steps import Steps
+from milepost.client.steps import arun as arun_steps
+from milepost.client.steps import run as run_steps
 from milepost.client.subscription import MatchFollower
 from milepost.client.updater import OutsideMetadata
+from milepost.errors import InvalidRequestError
+from milepost.model.durations import parse_duration
+from milepost.model.filters import MetadataFilter, parse_filter
+from milepost.model.jsonvalue import to_json
 
 PAGE_SIZE_DEFAULT = 100
 HISTORY_PAGE_SIZE_DEFAULT = 25
@@ -166,6 +176,39 @@ class AsyncMetadataHistory:
         async for page in self.pages():
             for version in page.versions:
                 yield version
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What the document of a run is waited to be."""
+
+    run_id: str
+    filter: MetadataFilter
+    wanted: str
+
+    def steps(self) -> Steps[Run]:
+        return endings.match_of_run(self.run_id, lambda run: self.filter.matches(run.metadata), self.wanted)
+
+    def late(self, timeout: object) -> TimeoutError:
+        return TimeoutError(
+            f"the metadata of run {self.run_id} has not become {self.wanted} within {timeout!r}; the run goes on"
+        )
+
+
+def _match(run_id: str, metadata: Mapping[str, Any]) -> _Match:
+    given = to_json(metadata, place="metadata")
+    if not isinstance(given, dict) or not given:
+        raise InvalidRequestError(
+            'metadata= names what is waited for: {"status": "ready"}, as in runs.list', field="metadata"
+        )
+    return _Match(run_id, parse_filter(given), f"{given!r:.200}")
+
+
+def _seconds(timeout: timedelta | float | str | None) -> float | None:
+    try:
+        return None if timeout is None else parse_duration(timeout).total_seconds()
+    except ValueError as error:
+        raise InvalidRequestError(f"timeout: {error}", field="timeout") from None
 
 
 class Runs:
@@ -334,6 +377,48 @@ class Runs:
     async def adelete(self, run_id: str) -> int:
         """As `delete`, without blocking."""
         return await self._connection().asend(calls.delete_run(run_id))
+
+    def wait_for(
+        self,
+        run_id: str,
+        *,
+        metadata: Mapping[str, Any],
+        timeout: timedelta | float | str | None = None,
+    ) -> Run:
+        """Wait until a run's metadata matches: `runs.wait_for(run_id, metadata={"status": "ready"}, timeout="10m")`.
+
+        In a run it gives the run's slot back meanwhile. What the document is for a moment only may be missed: the newest state is
+        looked at.
+
+        Args:
+            metadata: conditions, all of which must hold; see `RunFilters`.
+            timeout: how long to wait at most, as seconds, a `timedelta` or a text.
+        Returns: the run as it was when its metadata matched.
+        Raises: RunFinishedError when the run has ended and its last document does not match; TimeoutError; RunNotFoundError;
+            InvalidRequestError for conditions that cannot be; UnavailableError.
+        """
+        check_blocking("runs.wait_for")
+        match, seconds = _match(run_id, metadata), _seconds(timeout)
+        until = None if seconds is None else time.monotonic() + seconds
+        try:
+            return run_steps(self._connection(), match.steps(), until=until)
+        except TimeoutError:
+            raise match.late(timeout) from None
+
+    async def await_for(
+        self,
+        run_id: str,
+        *,
+        metadata: Mapping[str, Any],
+        timeout: timedelta | float | str | None = None,  # noqa: ASYNC109 - the twin of `wait_for`
+    ) -> Run:
+        """As `wait_for`, without blocking."""
+        match, seconds = _match(run_id, metadata), _seconds(timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                return await arun_steps(self._connection(), match.steps())
+        except TimeoutError:
+            raise match.late(timeout) from None
 
     def metadata(self, run_id: str) -> OutsideMetadata:
         """Updates of a run's document from outside: `runs.metadata(run_id).set("approved", True).send()`.
