@@ -297,7 +297,7 @@ class OverrideQueueLimit(msgspec.Struct, frozen=True):
 
 
 class CreateWaitpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Make something to wait for. Result: `CreatedWaitpoint`. One with the same key, or at the same place of the same run, is that one.
+    """Make something to wait for. Result: `CreatedWaitpoint`. One with the same key, or at the same place of the run, is that one.
 
     It ends by itself after `timeout_ms`, at `timeout_at` (microseconds since 1970), or not. A `place` is one in the run whose attempt
     makes it. A time is waited for by that run.

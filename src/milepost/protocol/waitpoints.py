@@ -41,8 +41,9 @@ class TokenCreated(msgspec.Struct, rename="camel", kw_only=True):
 
 
 class TimeRequest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
-    """A time that the run waits for whose attempt asks: a span or a time in ISO 8601. `place` as for tokens: an attempt that waits at the
-    same place again waits for the time that is left."""
+    """A time that the run waits for whose attempt asks: a span or a time in ISO 8601.
+
+    `place` as for tokens: an attempt that waits at the same place again waits for the time that is left."""
 
     until: str
     place: str

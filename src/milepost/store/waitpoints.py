@@ -28,7 +28,7 @@ class WaitpointRow(msgspec.Struct, gc=False):
 
 
 class WaitpointFilter(msgspec.Struct, frozen=True):
-    """Which tokens a list shows. `tags`: those with any of them; `key` as it stands in the table; times are microseconds since 1970."""
+    """Which tokens a list shows. `tags`: those with any of them; `key` as it is in the table; times are microseconds since 1970."""
 
     statuses: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
