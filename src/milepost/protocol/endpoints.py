@@ -68,7 +68,7 @@ METADATA_WRITERS = Access(ScopeRule.WRITE_METADATA)
 RUN_WRITERS = Access(ScopeRule.WRITE_RUN)
 INPUT_SENDERS = Access(ScopeRule.SEND_INPUT)
 WAITPOINT_READERS = Access(ScopeRule.READ_WAITPOINT, session=True)
-WAITPOINT_WRITERS = Access(ScopeRule.WRITE_WAITPOINT, session=True)
+WAITPOINT_WRITERS = Access(ScopeRule.WRITE_WAITPOINT)
 
 
 @dataclass(frozen=True)

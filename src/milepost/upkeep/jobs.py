@@ -174,6 +174,7 @@ async def _forget_logs(workshop: Workshop, batch: int) -> AsyncIterator[None]:
         )
         if numbers:
             await workshop.submit(DeleteLogLines(numbers))
+        yield
 
 
 async def _forget_waitpoints(workshop: Workshop, batch: int) -> AsyncIterator[None]:
