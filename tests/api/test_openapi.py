@@ -68,6 +68,8 @@ def test_random_requests_are_answered_as_described(
         "batch": served.post("/api/v2/tasks/batch", {"items": [{"task": "work"}]})["id"],
         "task": "work",
         "schedule": served.post("/api/v1/schedules", {"task": "work", "cron": "0 0 1 1 *"})["id"],
+        "waitpoint": served.post("/api/v1/waitpoints/tokens", {})["id"],
+        "secret": "0" * 64,
         "worker": "worker_1",
         "target": "self",
         "key": "k",

@@ -196,6 +196,9 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         "replay_run": {"payload": "1", "payloadType": "application/json", "tags": ["t"], "delay": "1h", "ttl": 5, "priority": 1},
         "reschedule_run": {"delay": "1h"},
         "add_tags": {"tags": ["t"]},
+        "create_token": {"timeout": "10m", "tags": ["t"], "idempotencyKey": "k", "idempotencyKeyTTL": "1h"},
+        "complete_token": {"data": {"a": 1}},
+        "wait_for_time": {"until": "1h", "place": "for/1h/0"},
         "put_metadata": {
             "operations": operations,
             "parentOperations": [set_to("p", 1)],

@@ -538,7 +538,7 @@ COMPLETE_TOKEN = Endpoint(
 CALL_BACK = Endpoint(
     "call_back", "POST", "/api/v1/waitpoints/tokens/{waitpoint}/callback/{secret}",
     "Complete a token by its callback address, with the body as the output: any JSON, else `{}`", OPEN,
-    dict[str, Any], waitpoints.TokenCompleted, problems=(400, 401, 404, 422), open_query=True, tag="waitpoints",
+    response=waitpoints.TokenCompleted, problems=(400, 401, 404, 408, 413, 415, 422), open_query=True, tag="waitpoints",
 )  # fmt: skip
 AWAIT_WAITPOINT = Endpoint(
     "await_waitpoint", "POST", "/api/v1/waitpoints/{waitpoint}/wait",

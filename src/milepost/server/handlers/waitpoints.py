@@ -118,7 +118,7 @@ class Waitpoints:
     async def complete_token(self, request: Request) -> Any:
         """Somebody who may, completes a token."""
         attempt = access.attempt_of(caller_of(request), request)
-        body: CompleteTokenRequest = await requests.optional_body(request, CompleteTokenRequest)
+        body: CompleteTokenRequest = await requests.body(request, CompleteTokenRequest)
         text = None if isinstance(body.data, msgspec.UnsetType) else bytes(body.data).decode()
         return await self._complete(request, _output(text), attempt)
 
