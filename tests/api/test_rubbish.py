@@ -284,7 +284,10 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     run = served.trigger("work", metadata={"d": 1}, **delay) if "{run}" in endpoint.path else ""
     if name == "reset_idempotency_key":
         served.trigger("work", idempotencyKey="k")
+    has_token = "{waitpoint}" in endpoint.path
     return endpoint.path.format(
+        waitpoint=served.post("/api/v1/waitpoints/tokens", {})["id"] if has_token else "",
+        secret="0",
         task="work",
         schedule="sched_x",
         run=run,
@@ -307,6 +310,9 @@ def test_rubbish_in_bodies(rubbish: Rubbish, name: str) -> None:
     good = bodies(rubbish)[name]
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.name == name)
     headers = {"content-type": "application/x-ndjson"} if endpoint.lines else {}
+    if name == "wait_for_time":
+        run = rubbish.run()
+        headers["x-milepost-attempt"] = f"{run['id']}:{run['attempt']}"
     variants = [good]
     if name == "report":
         ended = {"id": "?", "attempt": 1, "sequence": 1}

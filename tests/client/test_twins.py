@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milepost import Client, RunHandle, Task, metadata, runs, tasks
+from milepost import BatchHandle, Client, RunHandle, Task, metadata, runs, tasks
 from milepost.client.queues import Queues
 from milepost.client.runs import Runs
 from milepost.client.schedules import Schedules
@@ -61,6 +61,7 @@ WAITING: list[tuple[Any, list[str]]] = [
         ["list", "retrieve", "pause", "resume", "override_concurrency_limit", "reset_concurrency_limit"],
     ),
     (RunHandle, ["retrieve", "subscribe", "result"]),
+    (BatchHandle, ["wait", "results", "iter_results", "subscribe"]),
     (OutsideMetadata, ["send"]),
     (Metadata, ["flush", "refresh"]),
     (RunMetadata, ["get"]),

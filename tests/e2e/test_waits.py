@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import urllib3
 from real_processes import Site, wait_until
 from test_deaths_and_leases import NOTES, charged, ends_of, noted
 
-from milepost import configure, wait
+from milepost import configure, tasks, wait
 from milepost.client.run import Run
 from milepost.errors import NotFoundError
 
@@ -235,3 +236,41 @@ def test_outside_of_a_run(place: Site) -> None:
     assert wait.retrieve_token(first).timeout_at is None
     assert wait.complete_token(first, [1, None, "é"])
     assert wait.for_token(first).unwrap() == [1, None, "é"]
+
+
+BATCH = (
+    NOTES
+    + """
+@task(retry=Retry(max_attempts=1))
+def one(n: int) -> int:
+    wait_for(f"{n}.go")
+    if n == 3:
+        raise ValueError("three")
+    return n * 10
+"""
+)
+
+
+def test_the_handle_of_a_batch(place: Site) -> None:
+    place.start_worker(BATCH, "--concurrency", "8")
+    batch = tasks.batch_trigger("one", range(5))
+    with pytest.raises(TimeoutError, match="has not ended"):
+        batch.wait(timeout=0.2)
+    order = [4, 0, 3, 1, 2]
+    found = batch.iter_results(timeout=60)
+    for n in order:
+        (place.folder / f"{n}.go").touch()
+        result = next(found)
+        assert result.run_id == batch.runs[n].id
+        assert (result.ok, result.output) == ((False, None) if n == 3 else (True, n * 10))
+    assert list(found) == []
+    assert [result.output for result in batch.results()] == [0, 10, 20, None, 40]
+    assert {run.id for run in batch.subscribe() if run.is_completed} == {run.id for run in batch.runs}
+
+    async def again() -> list[str]:
+        await batch.await_(timeout=10)
+        assert len(await batch.aresults()) == 5
+        assert len({run.id async for run in batch.asubscribe()}) == 5
+        return [result.run_id async for result in batch.aiter_results(timeout=10)]
+
+    assert asyncio.run(again()) == [run.id for run in batch.runs]

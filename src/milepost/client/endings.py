@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from milepost.client import calls
 from milepost.client.connection import Connection
@@ -36,6 +36,42 @@ def results_of_batch(batch_id: str) -> Steps[list[RunResult]]:
     """Wait until every run of a batch has ended; their results in the order of the items."""
     yield Watch(calls.watch_batch(batch_id), BatchFollower(), lambda _: False)
     return (yield from results_so_far(batch_id))
+
+
+def end_of_batch(batch_id: str) -> Steps[None]:
+    """Wait until every run of a batch has ended."""
+    yield Watch(calls.watch_batch(batch_id), BatchFollower(), lambda _: False)
+
+
+class Gathering:
+    """The results of a batch as its runs end, each once. What was given is not fetched again, as far as runs end in their order.
+
+    Args:
+        run_ids: the runs of the batch, in the order of the items.
+    """
+
+    def __init__(self, batch_id: str, run_ids: Sequence[str]) -> None:
+        self._batch_id = batch_id
+        self._run_ids = run_ids
+        self._given: set[str] = set()
+        # All before this one have been given.
+        self._first = 0
+
+    def new(self) -> Steps[list[RunResult]]:
+        """The results that have not been given yet."""
+        found: list[RunResult] = []
+        after: int | None = self._first - 1
+        while after is not None:
+            page = yield calls.batch_results(self._batch_id, after)
+            for result in page.items:
+                # One run may stand for several items that have the same key.
+                if result.id not in self._given:
+                    self._given.add(result.id)
+                    found.append(result)
+            after = page.next
+        while self._first < len(self._run_ids) and self._run_ids[self._first] in self._given:
+            self._first += 1
+        return found
 
 
 def results_so_far(batch_id: str) -> Steps[list[RunResult]]:

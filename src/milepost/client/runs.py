@@ -11,16 +11,16 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 from milepost.client import calls, endings
 from milepost.client.calling import check_blocking
-from milepost.client.calls import Feed, HistoryPage, MetadataDocument, MetadataVersion, Page
+from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
+from milepost.client.matching import afollow_matching, follow_matching
 from milepost.client.requests import NO_PAYLOAD, RunOptions, replay_request, reschedule_request
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run
 from milepost.client.steps import Steps
 from milepost.client.steps import arun as arun_steps
 from milepost.client.steps import run as run_steps
-from milepost.client.subscription import MatchFollower
 from milepost.client.updater import OutsideMetadata
 from milepost.errors import InvalidRequestError
 from milepost.model.durations import parse_duration
@@ -327,31 +327,11 @@ class Runs:
             filters: see `RunFilters`.
         Raises: as `list`; UnavailableError when the server stays away for longer than a minute.
         """
-        connection = self._connection()
-        feed = calls.watch_matching_runs(calls.run_filters(**filters))
-        return self._follow_matching(connection, feed, MatchFollower())
+        return follow_matching(self._connection(), calls.run_filters(**filters))
 
     def asubscribe_where(self, **filters: Unpack[RunFilters]) -> AsyncIterator[Run]:
         """As `subscribe_where`, for `async for`."""
-        connection = self._connection()
-        feed = calls.watch_matching_runs(calls.run_filters(**filters))
-        return self._afollow_matching(connection, feed, MatchFollower())
-
-    def _follow_matching(self, connection: Connection, feed: Feed, follower: MatchFollower) -> Iterator[Run]:
-        for state in connection.follow(feed, follower):
-            if isinstance(state, Run):
-                yield state
-            elif (run := follower.catch_up(connection.send(calls.retrieve_run(state)))) is not None:
-                yield run
-
-    async def _afollow_matching(
-        self, connection: Connection, feed: Feed, follower: MatchFollower
-    ) -> AsyncIterator[Run]:
-        async for state in connection.afollow(feed, follower):
-            if isinstance(state, Run):
-                yield state
-            elif (run := follower.catch_up(await connection.asend(calls.retrieve_run(state)))) is not None:
-                yield run
+        return afollow_matching(self._connection(), calls.run_filters(**filters))
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
         """Wait until the run has finished, successfully or not, and return it.

@@ -233,7 +233,7 @@ def check_query(request: Request, endpoint: Endpoint) -> None:
             if not value and name.startswith("filter["):
                 raise BadRequestError(f"{name} is empty: leave it out, or say what to look for", field=name)
             continue
-        if name in FILTERS_NOT_SUPPORTED and "filter[status]" in known:
+        if name in FILTERS_NOT_SUPPORTED and "filter[taskIdentifier]" in known:
             if value not in FILTERS_NOT_SUPPORTED[name]:
                 raise InvalidRequestError(
                     f"{name} is not supported by this version of Milepost, and it is not passed over: leave it out",
