@@ -119,7 +119,10 @@ class Waitpoints:
         """Somebody who may, completes a token."""
         attempt = access.attempt_of(caller_of(request), request)
         body: CompleteTokenRequest = await requests.body(request, CompleteTokenRequest)
-        text = None if isinstance(body.data, msgspec.UnsetType) else bytes(body.data).decode()
+        try:
+            text = None if isinstance(body.data, msgspec.UnsetType) else bytes(body.data).decode()
+        except UnicodeDecodeError as error:
+            raise BadRequestError(f"data is not UTF-8: {error}", field="data") from None
         return await self._complete(request, _output(text), attempt)
 
     async def call_back(self, request: Request) -> Any:
