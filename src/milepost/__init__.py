@@ -10,6 +10,7 @@ from milepost.client.results import TaskResult
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamValue
 from milepost.client.schedule import Schedule
+from milepost.client.waitpoints import TokenResult, WaitToken
 from milepost.errors import (
     AbortTaskRun,
     AttemptOverError,
@@ -59,6 +60,7 @@ from milepost.sdk.schedules import schedules
 from milepost.sdk.streams import streams
 from milepost.sdk.task import Task, task
 from milepost.sdk.tasks import tasks
+from milepost.sdk.wait import wait
 
 __all__ = [
     "AbortTaskRun",
@@ -104,6 +106,7 @@ __all__ = [
     "Task",
     "TaskFailedError",
     "TaskResult",
+    "TokenResult",
     "TokenUsedError",
     "TooLargeError",
     "UnauthorizedError",
@@ -112,6 +115,7 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "VersionNotFoundError",
+    "WaitToken",
     "auth",
     "configure",
     "hooks",
@@ -122,4 +126,5 @@ __all__ = [
     "streams",
     "task",
     "tasks",
+    "wait",
 ]

@@ -242,6 +242,70 @@ class Calls:
         ]
         assert self.served.get(f"/api/v3/runs/{run_id}")["tags"] == ["a", "b"]
 
+    def _token(self, **body: Any) -> Any:
+        return self.served.post("/api/v1/waitpoints/tokens", body)
+
+    def create_token(self, endpoint: Endpoint) -> None:
+        answer = self.call(endpoint, endpoint.path, {"timeout": "1h", "tags": "t", "idempotencyKey": "one"})
+        assert has(answer.json, {"id": text, "isCached": boolean, "url": text}, {})
+        assert answer.headers["x-trigger-jwt"]
+        again = self._token(idempotencyKey="one")
+        assert (again["id"], again["isCached"]) == (answer.json["id"], True)
+
+    def retrieve_token(self, endpoint: Endpoint) -> None:
+        token = self._token(timeout="1h", tags=["t"])
+        found = self.call(endpoint, f"/api/v1/waitpoints/tokens/{token['id']}").json
+        assert has(
+            found,
+            {"id": text, "url": text, "status": text, "tags": anything, "createdAt": text, "timeoutAt": text},
+            {},
+        )
+        assert (found["status"], found["url"], found["tags"]) == ("WAITING", token["url"], ["t"])
+
+    def list_tokens(self, endpoint: Endpoint) -> None:
+        ids = [self._token(tags=["listed"])["id"] for _ in range(3)]
+        self.served.post(f"/api/v1/waitpoints/tokens/{ids[1]}/complete", {"data": 1})
+        query: dict[str, Any] = {"filter[tags]": "listed"}
+        first = self.call(endpoint, endpoint.path, query={**query, "page[size]": 2}).json
+        assert [token["id"] for token in first["data"]] == [ids[2], ids[1]]
+        after = first["pagination"]["next"]
+        rest = self.call(endpoint, endpoint.path, query={**query, "page[after]": after}).json
+        assert [token["id"] for token in rest["data"]] == [ids[0]]
+        done = self.call(endpoint, endpoint.path, query={**query, "filter[status]": "COMPLETED"}).json
+        assert [token["id"] for token in done["data"]] == [ids[1]]
+
+    def complete_token(self, endpoint: Endpoint) -> None:
+        path = f"/api/v1/waitpoints/tokens/{self._token()['id']}/complete"
+        assert self.call(endpoint, path, {"data": {"a": 1}}).json == {
+            "success": True,
+            "isFirst": True,
+            "status": "COMPLETED",
+        }
+        assert self.call(endpoint, path, {"data": 2}).json["isFirst"] is False
+
+    def call_back(self, endpoint: Endpoint) -> None:
+        token = self._token()
+        path = token["url"].partition("/api/")[2]
+        assert self.call(endpoint, f"/api/{path}", {"a": 1}, key=None).json["isFirst"] is True
+        found = self.served.get(f"/api/v1/waitpoints/tokens/{token['id']}")
+        assert (found["output"], found["outputType"]) == ('{"a": 1}', "application/json")
+        assert self.call(endpoint, f"/api/{path[:-1]}_", {"a": 1}, key=None).status == 401
+
+    def _holding(self) -> dict[str, str]:
+        run = self.worker.take(self.served.trigger())
+        return {"x-milepost-attempt": f"{run['id']}:{run['attempt']}"}
+
+    def await_waitpoint(self, endpoint: Endpoint) -> None:
+        path = f"/api/v1/waitpoints/{self._token()['id']}/wait"
+        assert self.call(endpoint, path).status == 400
+        assert self.call(endpoint, path, headers=self._holding()).json["status"] == "WAITING"
+
+    def wait_for_time(self, endpoint: Endpoint) -> None:
+        headers, body = self._holding(), {"until": "1h", "place": "for/1h/0"}
+        first = self.call(endpoint, endpoint.path, body, headers=headers).json
+        assert has(first, {"id": text, "status": text}, {})
+        assert self.call(endpoint, endpoint.path, body, headers=headers).json == first
+
     def put_metadata(self, endpoint: Endpoint) -> None:
         path = f"/api/v1/runs/{self.served.trigger()}/metadata"
         answer = self.call(endpoint, path, {"operations": [set_to("a", 1)]})

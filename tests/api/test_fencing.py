@@ -35,6 +35,7 @@ class Held:
     batch: str
     # A run that can be rescheduled.
     delayed: str
+    token: str
 
     @property
     def name(self) -> str:
@@ -62,7 +63,15 @@ def held(served: Served) -> Held:
     worker = HttpWorker(served, f"worker_{next(_numbers)}", offer("holder", retry={"maxAttempts": 3}))
     run = worker.take(served.trigger("holder"))
     batch = served.post("/api/v3/batches", {})["id"]
-    return Held(served, worker, run, served.trigger("target"), batch, served.trigger("target", delay="1h"))
+    return Held(
+        served,
+        worker,
+        run,
+        served.trigger("target"),
+        batch,
+        served.trigger("target", delay="1h"),
+        served.post("/api/v1/waitpoints/tokens", {})["id"],
+    )
 
 
 REQUESTS: dict[str, Callable[[Held], tuple[str, str, Any]]] = {
@@ -82,6 +91,10 @@ REQUESTS: dict[str, Callable[[Held], tuple[str, str, Any]]] = {
     "replay_run": lambda held: ("POST", f"/api/v1/runs/{held.target}/replay", None),
     "reschedule_run": lambda held: ("POST", f"/api/v1/runs/{held.delayed}/reschedule", {"delay": "1h"}),
     "add_tags": lambda held: ("POST", f"/api/v1/runs/{held.target}/tags", {"tags": "t"}),
+    "create_token": lambda held: ("POST", "/api/v1/waitpoints/tokens", {"place": "token/1/0"}),
+    "complete_token": lambda held: ("POST", f"/api/v1/waitpoints/tokens/{held.token}/complete", {"data": 1}),
+    "await_waitpoint": lambda held: ("POST", f"/api/v1/waitpoints/{held.token}/wait", None),
+    "wait_for_time": lambda held: ("POST", "/api/v1/waitpoints/times", {"until": "1h", "place": "for/1h/0"}),
     "create_stream": lambda held: ("PUT", f"/realtime/v1/streams/{held.target}/self/new", None),
     "append_chunk": lambda held: ("POST", f"/realtime/v1/streams/{held.target}/self/k/append", b"text"),
     "write_stream": lambda held: ("POST", f"/realtime/v1/streams/{held.target}/self/lines", b"1\n2\n"),
@@ -90,8 +103,8 @@ REQUESTS: dict[str, Callable[[Held], tuple[str, str, Any]]] = {
 
 def test_every_endpoint_that_changes_something_is_here() -> None:
     changing = {endpoint.name for endpoint in ENDPOINTS if endpoint.method not in ("GET", "HEAD")}
-    # Tested with the keys, of which each can be reset once.
-    assert changing == {*REQUESTS, *OF_WORKERS, *CHANGE_NOTHING, "reset_idempotency_key"}
+    # Tested with the keys, of which each can be reset once; and whoever calls back is no attempt.
+    assert changing == {*REQUESTS, *OF_WORKERS, *CHANGE_NOTHING, "reset_idempotency_key", "call_back"}
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -177,7 +177,7 @@ def test_a_field_that_an_operation_has_not_refuses_the_operation(served: Served,
 LISTS = [
     endpoint
     for endpoint in ENDPOINTS
-    if any(parameter.name == "filter[status]" for parameter in endpoint.parameters)
+    if any(parameter.name == "filter[taskIdentifier]" for parameter in endpoint.parameters)
 ]
 
 
@@ -215,6 +215,8 @@ def test_an_unknown_query_parameter_is_refused_everywhere(
         task="work",
         run=served.trigger(),
         batch="batch_x",
+        waitpoint="waitpoint_x",
+        secret="0",
         schedule="sched_x",
         worker="worker_1",
         target="self",

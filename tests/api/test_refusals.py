@@ -19,7 +19,15 @@ _WITH_BODY = [endpoint for endpoint in ENDPOINTS if endpoint.request is not None
 
 def path_of(endpoint: Endpoint, worker: str = "worker_1") -> str:
     return endpoint.path.format(
-        task="work", run="run_x", batch="batch_x", schedule="sched_x", worker=worker, target="self", key="k"
+        task="work",
+        run="run_x",
+        batch="batch_x",
+        waitpoint="waitpoint_x",
+        secret="0",
+        schedule="sched_x",
+        worker=worker,
+        target="self",
+        key="k",
     )
 
 

@@ -196,6 +196,9 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         "replay_run": {"payload": "1", "payloadType": "application/json", "tags": ["t"], "delay": "1h", "ttl": 5, "priority": 1},
         "reschedule_run": {"delay": "1h"},
         "add_tags": {"tags": ["t"]},
+        "create_token": {"timeout": "10m", "tags": ["t"], "idempotencyKey": "k", "idempotencyKeyTTL": "1h"},
+        "complete_token": {"data": {"a": 1}},
+        "wait_for_time": {"until": "1h", "place": "for/1h/0"},
         "put_metadata": {
             "operations": operations,
             "parentOperations": [set_to("p", 1)],
@@ -281,7 +284,10 @@ def path_of(rubbish: Rubbish, name: str) -> str:
     run = served.trigger("work", metadata={"d": 1}, **delay) if "{run}" in endpoint.path else ""
     if name == "reset_idempotency_key":
         served.trigger("work", idempotencyKey="k")
+    has_token = "{waitpoint}" in endpoint.path
     return endpoint.path.format(
+        waitpoint=served.post("/api/v1/waitpoints/tokens", {})["id"] if has_token else "",
+        secret="0",
         task="work",
         schedule="sched_x",
         run=run,
@@ -304,6 +310,9 @@ def test_rubbish_in_bodies(rubbish: Rubbish, name: str) -> None:
     good = bodies(rubbish)[name]
     endpoint = next(endpoint for endpoint in ENDPOINTS if endpoint.name == name)
     headers = {"content-type": "application/x-ndjson"} if endpoint.lines else {}
+    if name == "wait_for_time":
+        run = rubbish.run()
+        headers["x-milepost-attempt"] = f"{run['id']}:{run['attempt']}"
     variants = [good]
     if name == "report":
         ended = {"id": "?", "attempt": 1, "sequence": 1}

@@ -25,6 +25,8 @@ def test_every_answer_is_safe_in_a_browser(
             task="work",
             run="run_x",
             batch="batch_x",
+            waitpoint="waitpoint_x",
+            secret="0",
             schedule="sched_x",
             worker="worker_1",
             target="self",

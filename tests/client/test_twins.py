@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milepost import Client, RunHandle, Task, metadata, runs, tasks
+from milepost import BatchHandle, Client, RunHandle, Task, metadata, runs, tasks
 from milepost.client.queues import Queues
 from milepost.client.runs import Runs
 from milepost.client.schedules import Schedules
@@ -17,6 +17,7 @@ from milepost.client.updater import OutsideMetadata
 from milepost.sdk import batches, triggering
 from milepost.sdk.metadata import Metadata, RunMetadata
 from milepost.sdk.tasks import Tasks
+from milepost.sdk.wait import Wait
 
 # Calls that wait for something, and so have two forms; everything else on these objects only touches memory.
 WAITING: list[tuple[Any, list[str]]] = [
@@ -47,7 +48,12 @@ WAITING: list[tuple[Any, list[str]]] = [
             "reschedule",
             "add_tags",
             "delete",
+            "wait_for",
         ],
+    ),
+    (
+        Wait,
+        ["for_", "until", "create_token", "for_token", "complete_token", "retrieve_token"],
     ),
     (Schedules, ["create", "update", "retrieve", "deactivate", "activate", "delete", "list"]),
     (
@@ -55,6 +61,7 @@ WAITING: list[tuple[Any, list[str]]] = [
         ["list", "retrieve", "pause", "resume", "override_concurrency_limit", "reset_concurrency_limit"],
     ),
     (RunHandle, ["retrieve", "subscribe", "result"]),
+    (BatchHandle, ["wait", "results", "iter_results", "subscribe"]),
     (OutsideMetadata, ["send"]),
     (Metadata, ["flush", "refresh"]),
     (RunMetadata, ["get"]),

@@ -326,6 +326,10 @@ class Model:
             if was_in_it == executed == key or (run.is_apart and suspects == key):
                 self._charge(run, "crashed", "ProcessDiedError", now)
                 continue
+            only_waited = run.status == "WAITING" and told.get((run.id, run.attempt), True)
+            if only_waited and not run.is_apart and run.attempt - run.charged < 3:
+                self._release(run, "waiting")
+                continue
             run.is_apart = run.is_apart or (run.id, run.attempt) in suspects
             self._release(run, "beside")
 
@@ -419,6 +423,9 @@ class Model:
         run.status, run.worker = "QUEUED", None
 
     def _lose(self, run: Run, now: int) -> None:
+        if run.has_begun and run.status == "WAITING" and not run.is_apart:
+            self._release(run, "waiting")
+            return
         if run.has_begun:
             self._charge(run, "lost", "WorkerLostError", now)
             return

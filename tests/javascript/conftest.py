@@ -21,7 +21,7 @@ MILEPOST = [sys.executable, "-P", "-c", "from milepost.cli.main import main; mai
 TASKS = '''
 from datetime import datetime
 
-from milepost import Retry, metadata, streams, task
+from milepost import Retry, metadata, streams, task, wait
 
 more = streams.input("more")
 
@@ -51,6 +51,13 @@ def fails(at: datetime) -> None:
 @task
 def quick(value: int) -> int:
     return value
+
+
+@task
+async def asks() -> bool:
+    token = await wait.acreate_token()
+    metadata.set("token", token.id)
+    return (await wait.afor_token(token, dict[str, bool])).unwrap()["approved"]
 '''
 
 

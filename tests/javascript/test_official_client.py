@@ -52,6 +52,24 @@ def test_the_client(node: Node) -> None:
     }
 
 
+def test_wait_tokens(node: Node) -> None:
+    seen = node("tokens.mjs")
+    assert seen.pop("late")[0] == "TIMED_OUT"
+    assert seen == {
+        "made": [True, False, True, True, True],
+        "before": ["WAITING", ["order:1"], "tok-1", True, True],
+        "completed": [{"success": True}, 403],
+        "twice": {"success": True},
+        "after": ["COMPLETED", {"ok": True, "list": [1, None]}, True],
+        "called": [200, True, {"by": "address"}],
+        "text": {},
+        "wrong": [401],
+        "listed": [[True, "COMPLETED"], [True, "COMPLETED"]],
+        "waiting": 0,
+        "run": True,
+    }
+
+
 def test_the_hooks(node: Node) -> None:
     assert node("hooks.mjs") == {
         "live": {"parts": WORDS},

@@ -511,6 +511,11 @@ class Watch:
             self._expect(
                 may_have_begun, f"attempt {before.attempt} of {before.id} is lost, and it has never begun"
             )
+            charged = self.ledgers[before.id].charged
+            if before.status == "WAITING":
+                # One that this happens to again and again is tried apart, and charged.
+                is_often = before.is_apart or before.attempt - charged >= 3
+                return {"waiting", "lost"} if is_often else {"waiting"}
             return {"lost"}
         return {"never_begun"}
 
@@ -552,7 +557,11 @@ class Watch:
         }
         is_alone = begun.keys() | waited == executed == {key}
         was_apart = attempt.is_apart and (executed or waited) == {key}
-        return {"crashed"} if is_alone or was_apart else {"beside"}
+        if is_alone or was_apart:
+            return {"crashed"}
+        only_waited = before.status == "WAITING" and begun[key]
+        is_often = before.is_apart or before.attempt - self.ledgers[before.id].charged >= 3
+        return {"waiting"} if only_waited and not is_often else {"beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""

@@ -45,6 +45,7 @@ ATTEMPT_ENDS = {
     AttemptEnd.CANCELLED: "was cancelled",
     AttemptEnd.TIMED_OUT: "took too long",
     AttemptEnd.BROKEN: "could not be stored",
+    AttemptEnd.WAITING: "was lost while it waited",
 }
 
 

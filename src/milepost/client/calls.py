@@ -52,6 +52,15 @@ from milepost.protocol.triggering import (
     ResetKeyRequest,
     TriggerRequest,
 )
+from milepost.protocol.waitpoints import (
+    TimeRequest,
+    TokenCompleted,
+    TokenCreated,
+    TokenObject,
+    TokenPage,
+    TokenRequest,
+    WaitpointState,
+)
 
 ResultT = TypeVar("ResultT")
 Headers = Mapping[str, str]
@@ -525,6 +534,66 @@ def watch_batch(batch_id: str) -> Feed:
 def watch_matching_runs(filters: Mapping[str, Any]) -> Feed:
     """The feed of all runs that match; `filters` as `run_filters` gives them."""
     return Feed("runs.subscribe_where", _target(endpoints.MATCHING_RUNS_FEED, filters, {}))
+
+
+def create_token(request: TokenRequest) -> Call[tuple[TokenCreated, str | None]]:
+    """Make a token; it, and the public token that lets others complete it."""
+    return _call(
+        "wait.create_token", endpoints.CREATE_TOKEN, lambda answer, headers: (answer, headers.get(TOKEN_HEADER)), body=request
+    )  # fmt: skip
+
+
+def retrieve_token(token_id: str) -> Call[TokenObject]:
+    """A token as it is now."""
+    return _call(
+        "wait.retrieve_token", endpoints.RETRIEVE_TOKEN, lambda answer, _: answer, waitpoint=token_id
+    )
+
+
+def complete_token(token_id: str, data: bytes) -> Call[TokenCompleted]:
+    """Complete a token; `data` is JSON."""
+    return _call(
+        "wait.complete_token", endpoints.COMPLETE_TOKEN, lambda answer, _: answer, text=b'{"data":%b}' % data, waitpoint=token_id
+    )  # fmt: skip
+
+
+def await_waitpoint(waitpoint_id: str) -> Call[TokenObject]:
+    """The calling run waits for a token; the token as it is now."""
+    return _call(
+        "wait.for_token", endpoints.AWAIT_WAITPOINT, lambda answer, _: answer, waitpoint=waitpoint_id
+    )
+
+
+def wait_for_time(request: TimeRequest) -> Call[WaitpointState]:
+    """The calling run waits for a time; what ends then."""
+    return _call("wait.for_", endpoints.WAIT_FOR_TIME, lambda answer, _: answer, body=request)
+
+
+def list_tokens(filters: Mapping[str, Any], *, page_size: int, after: str | None) -> Call[TokenPage]:
+    """One page of tokens; `filters` as `token_filters` gives them."""
+    query = {**filters, "page[size]": page_size}
+    if after is not None:
+        query["page[after]"] = after
+    return _call("wait.list_tokens", endpoints.LIST_TOKENS, lambda answer, _: answer, query=query)
+
+
+def token_filters(
+    *,
+    status: str | Sequence[str] | None = None,
+    tag: str | Sequence[str] | None = None,
+    idempotency_key: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> dict[str, Any]:
+    """The query of a list of tokens. Raises as `run_filters`."""
+    given = {
+        "filter[status]": _joined("status", status),
+        "filter[tags]": _joined("tag", tag),
+        "filter[idempotencyKey]": idempotency_key,
+        "filter[createdAt][from]": _milliseconds("created_after", created_after),
+        "filter[createdAt][to]": _milliseconds("created_before", created_before),
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _call(

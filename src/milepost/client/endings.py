@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 
 from milepost.client import calls
 from milepost.client.connection import Connection
 from milepost.client.run import Run
 from milepost.client.steps import Steps, Watch, arun, run
 from milepost.client.subscription import BatchFollower, RunFollower
-from milepost.errors import UnavailableError
+from milepost.errors import RunFinishedError, UnavailableError
 from milepost.protocol.runs import RunResult
 
 
@@ -35,6 +36,42 @@ def results_of_batch(batch_id: str) -> Steps[list[RunResult]]:
     """Wait until every run of a batch has ended; their results in the order of the items."""
     yield Watch(calls.watch_batch(batch_id), BatchFollower(), lambda _: False)
     return (yield from results_so_far(batch_id))
+
+
+def end_of_batch(batch_id: str) -> Steps[None]:
+    """Wait until every run of a batch has ended."""
+    yield Watch(calls.watch_batch(batch_id), BatchFollower(), lambda _: False)
+
+
+class Gathering:
+    """The results of a batch as its runs end, each once. What was given is not fetched again, as far as runs end in their order.
+
+    Args:
+        run_ids: the runs of the batch, in the order of the items.
+    """
+
+    def __init__(self, batch_id: str, run_ids: Sequence[str]) -> None:
+        self._batch_id = batch_id
+        self._run_ids = run_ids
+        self._given: set[str] = set()
+        # All before this one have been given.
+        self._first = 0
+
+    def new(self) -> Steps[list[RunResult]]:
+        """The results that have not been given yet."""
+        found: list[RunResult] = []
+        after: int | None = self._first - 1
+        while after is not None:
+            page = yield calls.batch_results(self._batch_id, after)
+            for result in page.items:
+                # One run may stand for several items that have the same key.
+                if result.id not in self._given:
+                    self._given.add(result.id)
+                    found.append(result)
+            after = page.next
+        while self._first < len(self._run_ids) and self._run_ids[self._first] in self._given:
+            self._first += 1
+        return found
 
 
 def results_so_far(batch_id: str) -> Steps[list[RunResult]]:
@@ -65,6 +102,23 @@ async def await_for_run(connection: Connection, run_id: str, timeout: float | No
             return await arun(connection, end_of_run(run_id))
     except TimeoutError:
         raise _too_late(run_id, timeout) from None
+
+
+def match_of_run(run_id: str, matches: Callable[[Run], bool], wanted: str) -> Steps[Run]:
+    """Wait until the document of a run matches; the run as it was then.
+
+    Args:
+        wanted: what is looked for, for the error.
+    Raises: RunFinishedError when the run has ended without.
+    """
+    found: Run | None = yield Watch(
+        calls.watch_run(run_id), RunFollower(), lambda state: matches(state) or state.is_completed
+    )
+    if found is None:
+        raise UnavailableError(f"the server ended the feed of run {run_id} before the run had finished")
+    if not matches(found):
+        raise RunFinishedError(f"run {run_id} has ended as {found.status}, and its metadata is not {wanted}")
+    return found
 
 
 def wait_for_result(connection: Connection, run_id: str, timeout: float | None) -> RunResult:

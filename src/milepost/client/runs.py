@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 from milepost.client import calls, endings
 from milepost.client.calling import check_blocking
-from milepost.client.calls import Feed, HistoryPage, MetadataDocument, MetadataVersion, Page
+from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
+from milepost.client.matching import afollow_matching, follow_matching
 from milepost.client.requests import NO_PAYLOAD, RunOptions, replay_request, reschedule_request
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run
-from milepost.client.subscription import MatchFollower
+from milepost.client.steps import Steps
+from milepost.client.steps import arun as arun_steps
+from milepost.client.steps import run as run_steps
 from milepost.client.updater import OutsideMetadata
+from milepost.errors import InvalidRequestError
+from milepost.model.durations import parse_duration
+from milepost.model.filters import MetadataFilter, parse_filter
+from milepost.model.jsonvalue import to_json
 
 PAGE_SIZE_DEFAULT = 100
 HISTORY_PAGE_SIZE_DEFAULT = 25
@@ -168,6 +178,39 @@ class AsyncMetadataHistory:
                 yield version
 
 
+@dataclass(frozen=True)
+class _Match:
+    """What the document of a run is waited to be."""
+
+    run_id: str
+    filter: MetadataFilter
+    wanted: str
+
+    def steps(self) -> Steps[Run]:
+        return endings.match_of_run(self.run_id, lambda run: self.filter.matches(run.metadata), self.wanted)
+
+    def late(self, timeout: object) -> TimeoutError:
+        return TimeoutError(
+            f"the metadata of run {self.run_id} has not become {self.wanted} within {timeout!r}; the run goes on"
+        )
+
+
+def _match(run_id: str, metadata: Mapping[str, Any]) -> _Match:
+    given = to_json(metadata, place="metadata")
+    if not isinstance(given, dict) or not given:
+        raise InvalidRequestError(
+            'metadata= names what is waited for: {"status": "ready"}, as in runs.list', field="metadata"
+        )
+    return _Match(run_id, parse_filter(given), f"{given!r:.200}")
+
+
+def _seconds(timeout: timedelta | float | str | None) -> float | None:
+    try:
+        return None if timeout is None else parse_duration(timeout).total_seconds()
+    except ValueError as error:
+        raise InvalidRequestError(f"timeout: {error}", field="timeout") from None
+
+
 class Runs:
     """Calls about runs, through one client."""
 
@@ -284,31 +327,11 @@ class Runs:
             filters: see `RunFilters`.
         Raises: as `list`; UnavailableError when the server stays away for longer than a minute.
         """
-        connection = self._connection()
-        feed = calls.watch_matching_runs(calls.run_filters(**filters))
-        return self._follow_matching(connection, feed, MatchFollower())
+        return follow_matching(self._connection(), calls.run_filters(**filters))
 
     def asubscribe_where(self, **filters: Unpack[RunFilters]) -> AsyncIterator[Run]:
         """As `subscribe_where`, for `async for`."""
-        connection = self._connection()
-        feed = calls.watch_matching_runs(calls.run_filters(**filters))
-        return self._afollow_matching(connection, feed, MatchFollower())
-
-    def _follow_matching(self, connection: Connection, feed: Feed, follower: MatchFollower) -> Iterator[Run]:
-        for state in connection.follow(feed, follower):
-            if isinstance(state, Run):
-                yield state
-            elif (run := follower.catch_up(connection.send(calls.retrieve_run(state)))) is not None:
-                yield run
-
-    async def _afollow_matching(
-        self, connection: Connection, feed: Feed, follower: MatchFollower
-    ) -> AsyncIterator[Run]:
-        async for state in connection.afollow(feed, follower):
-            if isinstance(state, Run):
-                yield state
-            elif (run := follower.catch_up(await connection.asend(calls.retrieve_run(state)))) is not None:
-                yield run
+        return afollow_matching(self._connection(), calls.run_filters(**filters))
 
     def wait(self, run_id: str, timeout: float | None = None) -> Run:
         """Wait until the run has finished, successfully or not, and return it.
@@ -334,6 +357,48 @@ class Runs:
     async def adelete(self, run_id: str) -> int:
         """As `delete`, without blocking."""
         return await self._connection().asend(calls.delete_run(run_id))
+
+    def wait_for(
+        self,
+        run_id: str,
+        *,
+        metadata: Mapping[str, Any],
+        timeout: timedelta | float | str | None = None,
+    ) -> Run:
+        """Wait until a run's metadata matches: `runs.wait_for(run_id, metadata={"status": "ready"}, timeout="10m")`.
+
+        In a run it gives the run's slot back meanwhile. What the document is for a moment only may be missed: the newest state is
+        looked at.
+
+        Args:
+            metadata: conditions, all of which must hold; see `RunFilters`.
+            timeout: how long to wait at most, as seconds, a `timedelta` or a text.
+        Returns: the run as it was when its metadata matched.
+        Raises: RunFinishedError when the run has ended and its last document does not match; TimeoutError; RunNotFoundError;
+            InvalidRequestError for conditions that cannot be; UnavailableError.
+        """
+        check_blocking("runs.wait_for")
+        match, seconds = _match(run_id, metadata), _seconds(timeout)
+        until = None if seconds is None else time.monotonic() + seconds
+        try:
+            return run_steps(self._connection(), match.steps(), until=until)
+        except TimeoutError:
+            raise match.late(timeout) from None
+
+    async def await_for(
+        self,
+        run_id: str,
+        *,
+        metadata: Mapping[str, Any],
+        timeout: timedelta | float | str | None = None,  # noqa: ASYNC109 - the twin of `wait_for`
+    ) -> Run:
+        """As `wait_for`, without blocking."""
+        match, seconds = _match(run_id, metadata), _seconds(timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                return await arun_steps(self._connection(), match.steps())
+        except TimeoutError:
+            raise match.late(timeout) from None
 
     def metadata(self, run_id: str) -> OutsideMetadata:
         """Updates of a run's document from outside: `runs.metadata(run_id).set("approved", True).send()`.

@@ -27,6 +27,7 @@ from milepost.protocol.work import ClaimedRun
 from milepost.store import key_places
 from milepost.store import queues as queue_store
 from milepost.store import runs as run_store
+from milepost.store import waitpoints as waitpoint_store
 from milepost.store.key_places import KeyPlace
 from milepost.store.runs import RunRecord, RunRow
 
@@ -335,6 +336,7 @@ def next_due_at(connection: Connection, after: int, state: EngineState) -> int |
 def shift_times(connection: Connection, microseconds: int, *, now: int) -> None:
     """The clock was set by that much, to `now`: whatever waits for its time moves along."""
     run_store.shift_due(connection, microseconds, now=now)
+    waitpoint_store.shift(connection, microseconds)
     key_places.shift_looks(connection, microseconds, now=now)
     queues = queue_store.rated_queues(connection)
     for queue in queues:

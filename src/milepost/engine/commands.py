@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from milepost.model.waitpoints import WaitpointKind, WaitpointStatus
 from milepost.protocol.schedules import CreateScheduleRequest, UpdateScheduleRequest
 from milepost.protocol.streams import PartReply, WriterEnd
 from milepost.protocol.triggering import BatchLine, TriggerOptions
@@ -295,6 +296,62 @@ class OverrideQueueLimit(msgspec.Struct, frozen=True):
     limit: int | None
 
 
+class CreateWaitpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Make something to wait for. Result: `CreatedWaitpoint`. One with the same key, or at the same place of the run, is that one.
+
+    It ends by itself after `timeout_ms`, at `timeout_at` (microseconds since 1970), or not. A `place` is one in the run whose attempt
+    makes it. A time is waited for by that run.
+    """
+
+    kind: WaitpointKind
+    timeout_ms: int | None = None
+    timeout_at: int | None = None
+    tags: Sequence[str] = ()
+    key: str | None = None
+    key_ttl_ms: int | None = None
+    place: str | None = None
+    request_id: str | None = None
+    attempt: AttemptRef | None = None
+
+
+class CreatedWaitpoint(msgspec.Struct, frozen=True):
+    """A waitpoint and how it stands. `is_cached`: it was there before."""
+
+    id: str
+    status: WaitpointStatus
+    is_cached: bool = False
+
+
+class CompleteToken(msgspec.Struct, frozen=True):
+    """End a token with an output (JSON text). Result: `TokenCompletion`. A repeated `request_id` is answered as the first was."""
+
+    token_id: str
+    output: str | None
+    request_id: str | None = None
+    attempt: AttemptRef | None = None
+
+
+class TokenCompletion(msgspec.Struct, frozen=True):
+    """Whether a command has completed the token, and how that stands now. It was over before where it has not."""
+
+    is_first: bool
+    status: WaitpointStatus
+
+
+class AwaitWaitpoint(msgspec.Struct, frozen=True):
+    """The run of this attempt waits for a waitpoint, and its worker is told of the end. Result: the `WaitpointRow`."""
+
+    waitpoint_id: str
+    attempt: AttemptRef
+
+
+class PruneWaitpoints(msgspec.Struct, frozen=True):
+    """Forget up to `limit` waitpoints that have ended before a time. Result: how many; less than `limit`: all."""
+
+    before: int
+    limit: int
+
+
 class PruneStreams(msgspec.Struct, frozen=True):
     """Forget the streams of up to `limit` runs that have ended before a time. Result: how many runs; less than `limit`: all."""
 
@@ -447,6 +504,10 @@ Command = (
     | AddOutsideChunks
     | UseToken
     | EndSession
+    | CreateWaitpoint
+    | CompleteToken
+    | AwaitWaitpoint
+    | PruneWaitpoints
     | PruneStreams
     | ReleaseLostRuns
     | IndexDocuments

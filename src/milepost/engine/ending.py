@@ -8,7 +8,7 @@ from milepost.engine import idempotency, queues
 from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineState
 from milepost.engine.transaction import Transaction
 from milepost.model.lifecycle import Ending, Move, crashed, lost, of_outcome, once_cancelled, released
-from milepost.model.run import AttemptEnd, Outcome, RunError
+from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
@@ -108,9 +108,17 @@ def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:
     """The worker that holds the run has fallen silent, or says that it does not have it."""
     if row.begun_at is None:
         never_begun(row, transaction, state)
+    elif row.status is RunStatus.WAITING and not row.is_apart:
+        waited(row, "stopped answering for longer than its lease", transaction, state)
     else:
         retry = transaction.catalog.retry_of(row.task)
         end_attempt(row, lost(row, retry, random.random()), transaction, state)
+
+
+def waited(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:
+    """The run's attempt is over because its worker is gone, and it only waited: that costs nothing."""
+    why = f"the worker of attempt {row.attempt} {how} while the run waited"
+    end_attempt(row, released(row, AttemptEnd.WAITING, why), transaction, state)
 
 
 def crash(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:

@@ -25,6 +25,7 @@ class JobName(StrEnum):
     STREAMS = "streams"
     RUNS = "runs"
     LOGS = "logs"
+    WAITPOINTS = "waitpoints"
     ANSWERS = "answers"
     USED_TOKENS = "used_tokens"
     IDEMPOTENCY_KEYS = "idempotency_keys"

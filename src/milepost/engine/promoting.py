@@ -1,5 +1,5 @@
 """What happens to runs by itself, without a command: a delay is over, a worker offers the task, the time to live is over, the children
-of a cancelled run are cancelled too.
+of a cancelled run are cancelled too; and what runs wait for has its time over.
 
 Each group does a portion of what there is to do, so that it holds up nobody; the next group follows at once while there is more.
 """
@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from milepost.engine import cancelling, claiming, ending, queues
+from milepost.engine import cancelling, claiming, ending, queues, waitpoints
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.model.lifecycle import EXPIRED, Move
 from milepost.model.names import default_queue
 from milepost.model.run import asked_of
 from milepost.store import runs as run_store
+from milepost.store import waitpoints as waitpoint_store
 from milepost.store.runs import RunRow
 
 # Runs that one group moves on, of each kind.
@@ -41,13 +42,16 @@ def carry_on(transaction: Transaction, state: EngineState) -> None:
     transaction.save()
     cancelling.carry_on(transaction, state, limit=PORTION)
     transaction.save()
+    waitpoints.carry_on(transaction, limit=PORTION)
 
 
 def next_due_at_after(connection: Connection, after: int, state: EngineState) -> int | None:
-    """When something happens next by itself that does not at `after` yet: a run becomes due, or its time to live is over."""
+    """When something happens next by itself that does not at `after` yet: a run becomes due, its time to live
+    is over, or that of something that is waited for."""
     times = (
         claiming.next_due_at(connection, after, state),
         run_store.next_step_after(connection, after),
+        waitpoint_store.next_due_after(connection, after),
     )
     return min((at for at in times if at is not None), default=None)
 

@@ -11,7 +11,7 @@ from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
 from milepost.model.lifecycle import UNCHARGED_MAX, released
-from milepost.model.run import AttemptEnd
+from milepost.model.run import AttemptEnd, RunStatus
 from milepost.protocol.work import Death
 from milepost.store import records
 from milepost.store import runs as run_store
@@ -125,6 +125,11 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
         is_alone = was_in_it == executed == {(row.id, row.attempt)}
         if is_alone or (row.is_apart and suspects == {(row.id, row.attempt)}):
             ending.crash(row, how, transaction, state)
+            continue
+        one = told.get((row.id, row.attempt))
+        only_waited = row.status is RunStatus.WAITING and (one is None or one.waiting)
+        if only_waited and not row.is_apart and row.attempt - row.charged < UNCHARGED_MAX:
+            ending.waited(row, how, transaction, state)
             continue
         if (row.id, row.attempt) in suspects:
             row.is_apart = 1

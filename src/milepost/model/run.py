@@ -69,6 +69,7 @@ class AttemptEnd(StrEnum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
     BROKEN = "broken"
+    WAITING = "waiting"
 
     @property
     def is_charged(self) -> bool:

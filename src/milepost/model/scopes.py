@@ -14,7 +14,7 @@ import msgspec
 
 READ, WRITE, TRIGGER, BATCH_TRIGGER = "read", "write", "trigger", "batchTrigger"
 RUNS, TASKS, TAGS, BATCH, METADATA = "runs", "tasks", "tags", "batch", "metadata"
-INPUT_STREAMS = "inputStreams"
+INPUT_STREAMS, WAITPOINTS = "inputStreams", "waitpoints"
 ADMIN, ANY_ACTION, ANY_RESOURCE = "admin", "*", "all"
 
 

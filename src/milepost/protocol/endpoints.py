@@ -14,6 +14,7 @@ from milepost.protocol import (
     streams,
     tokens,
     triggering,
+    waitpoints,
     work,
 )
 from milepost.protocol.triggering import NotSupported
@@ -34,6 +35,8 @@ class ScopeRule(Enum):
     WRITE_METADATA = "write on metadata:{run}, or on metadata:{run}:<key> for each key that is written"
     WRITE_RUN = "write on runs:{run}, or on its task"
     SEND_INPUT = "write on inputStreams:{run}"
+    READ_WAITPOINT = "read or write on waitpoints:{waitpoint}"
+    WRITE_WAITPOINT = "write on waitpoints:{waitpoint}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ BATCH_FILLERS = Access(ScopeRule.ADD_BATCH_ITEMS)
 METADATA_WRITERS = Access(ScopeRule.WRITE_METADATA)
 RUN_WRITERS = Access(ScopeRule.WRITE_RUN)
 INPUT_SENDERS = Access(ScopeRule.SEND_INPUT)
+WAITPOINT_READERS = Access(ScopeRule.READ_WAITPOINT, session=True)
+WAITPOINT_WRITERS = Access(ScopeRule.WRITE_WAITPOINT)
 
 
 @dataclass(frozen=True)
@@ -502,6 +507,49 @@ CREATE_PUBLIC_TOKEN = Endpoint(
     tokens.PublicTokenRequest, tokens.PublicTokenResponse, problems=(400, 422), tag="server",
 )  # fmt: skip
 
+CREATE_TOKEN = Endpoint(
+    "create_token", "POST", "/api/v1/waitpoints/tokens", "Make a token that runs wait for until somebody completes it", KEY_ONLY,
+    waitpoints.TokenRequest, waitpoints.TokenCreated, problems=(400, 404, 409, 422), tag="waitpoints",
+)  # fmt: skip
+LIST_TOKENS = Endpoint(
+    "list_tokens", "GET", "/api/v1/waitpoints/tokens", "Tokens, newest first", READERS, response=waitpoints.TokenPage,
+    parameters=(
+        PAGE_SIZE,
+        Parameter("page[after]", "a cursor: the page after it"),
+        Parameter("page[before]", "a cursor: the page before it; wins over page[after]"),
+        Parameter("filter[status]", "WAITING, COMPLETED and TIMED_OUT, joined with commas"),
+        Parameter("filter[tags]", "tags, joined with commas; tokens with any of them"),
+        Parameter("filter[idempotencyKey]", "the key that a token was made with"),
+        Parameter("filter[createdAt][from]", "milliseconds since 1970", "integer"),
+        Parameter("filter[createdAt][to]", "milliseconds since 1970", "integer"),
+        Parameter("filter[createdAt][period]", "a span such as 1d or 30m"),
+    ),
+    problems=(400, 422), tag="waitpoints",
+)  # fmt: skip
+RETRIEVE_TOKEN = Endpoint(
+    "retrieve_token", "GET", "/api/v1/waitpoints/tokens/{waitpoint}", "A token", WAITPOINT_READERS,
+    response=waitpoints.TokenObject, problems=(404,), tag="waitpoints",
+)  # fmt: skip
+COMPLETE_TOKEN = Endpoint(
+    "complete_token", "POST", "/api/v1/waitpoints/tokens/{waitpoint}/complete",
+    "Complete a token. Only the first of all that would end it does; the others are told so", WAITPOINT_WRITERS,
+    waitpoints.CompleteTokenRequest, waitpoints.TokenCompleted, problems=(400, 404, 409, 422), tag="waitpoints",
+)  # fmt: skip
+CALL_BACK = Endpoint(
+    "call_back", "POST", "/api/v1/waitpoints/tokens/{waitpoint}/callback/{secret}",
+    "Complete a token by its callback address, with the body as the output: any JSON, else `{}`", OPEN,
+    response=waitpoints.TokenCompleted, problems=(400, 401, 404, 408, 413, 415, 422), open_query=True, tag="waitpoints",
+)  # fmt: skip
+AWAIT_WAITPOINT = Endpoint(
+    "await_waitpoint", "POST", "/api/v1/waitpoints/{waitpoint}/wait",
+    "The attempt of a run that sends this waits for a waitpoint: its worker's inbox tells of the end", KEY_ONLY,
+    response=waitpoints.TokenObject, problems=(400, 404, 409), tag="waitpoints",
+)  # fmt: skip
+WAIT_FOR_TIME = Endpoint(
+    "wait_for_time", "POST", "/api/v1/waitpoints/times", "The attempt of a run that sends this waits for a time", KEY_ONLY,
+    waitpoints.TimeRequest, waitpoints.WaitpointState, problems=(400, 404, 409, 422), tag="waitpoints",
+)  # fmt: skip
+
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
@@ -512,6 +560,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     LIST_SCHEDULES, CREATE_SCHEDULE, RETRIEVE_SCHEDULE, UPDATE_SCHEDULE, DELETE_SCHEDULE, ACTIVATE_SCHEDULE, DEACTIVATE_SCHEDULE,
     LIST_TIMEZONES,
+    CREATE_TOKEN, LIST_TOKENS, RETRIEVE_TOKEN, COMPLETE_TOKEN, CALL_BACK, AWAIT_WAITPOINT, WAIT_FOR_TIME,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
     # The first that fits is taken: a key may have slashes.
     LIST_STREAMS, READ_INPUT, SEND_INPUT, STREAM_POSITION, READ_STREAM, CREATE_STREAM, APPEND_CHUNK, WRITE_STREAM,

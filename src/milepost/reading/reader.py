@@ -14,7 +14,8 @@ from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSum
 from milepost.protocol.schedules import ScheduleObject, SchedulePage
 from milepost.protocol.streams import StreamSummary
 from milepost.protocol.triggering import BatchObject, BatchResults
-from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams
+from milepost.protocol.waitpoints import TokenObject, TokenPage
+from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, waitpoints
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.queues import KnownQueues
@@ -26,6 +27,7 @@ from milepost.store.batches import BatchRow
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter, RunRecord, RunRow
 from milepost.store.streams import OUTPUT
+from milepost.store.waitpoints import WaitpointFilter
 
 
 class Reader:
@@ -82,6 +84,26 @@ class Reader:
         """A page of schedules, newest first; pages are counted from 1."""
         with self._store.read() as connection:
             return schedules.page(connection, page, size, task, self.queued_reason)
+
+    # --- tokens ------------------------------------------------------------------------------------------------
+
+    def token(self, token_id: str, url_of: Callable[[str], str]) -> TokenObject:
+        """A wait token. `url_of` gives the callback address. Raises NotFoundError."""
+        with self._store.read() as connection:
+            return waitpoints.token(connection, token_id, url_of)
+
+    def tokens(
+        self,
+        filter: WaitpointFilter,
+        *,
+        size: int,
+        after: str | None,
+        before: str | None,
+        url_of: Callable[[str], str],
+    ) -> TokenPage:
+        """One page of wait tokens, newest first."""
+        with self._store.read() as connection:
+            return waitpoints.page(connection, filter, size=size, after=after, before=before, url_of=url_of)
 
     # --- one run -----------------------------------------------------------------------------------------------
 

@@ -285,7 +285,7 @@ def _handle(client: Client, task_id: str, batch: TriggeredBatch) -> BatchHandle[
         RunHandle[Any](run_id, task_id, batch.token, client.connection, shape, reason, place in batch.cached)
         for place, run_id in enumerate(batch.run_ids)
     ]
-    return BatchHandle(batch.id, runs, batch.token, batch.is_cached)
+    return BatchHandle(batch.id, runs, batch.token, batch.is_cached, client.connection, shape)
 
 
 async def _each(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:

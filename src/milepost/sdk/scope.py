@@ -113,6 +113,7 @@ class RunScope:
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
         streams: the streams that the attempt writes; None as long as there are none.
         inputs: how far the attempt has read what was sent to the run, by key.
+        places: counts what the attempt has waited for, by what that was; see `place`.
         unbound_calls: counts how often unbound code was noticed that may be the run's; only the first is told.
     """
 
@@ -128,6 +129,7 @@ class RunScope:
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)
     streams: AttemptEnding | None = None
+    places: dict[str, Iterator[int]] = field(default_factory=dict[str, Iterator[int]])
     inputs: dict[str, ChunkFollower] = field(default_factory=dict[str, ChunkFollower])
 
     @property
@@ -153,6 +155,12 @@ class RunScope:
     def lose(self) -> None:
         """See `CallingAttempt`. The server has refused it: the worker will hear so too."""
         self.is_lost = True
+
+    def place(self, what: str) -> str:
+        """Where in the run it waits for `what` now: the first time, the second time... Another attempt counts from the start, and so
+        finds what an earlier one has begun; that two things are waited for in another order or at the same time does not matter."""
+        # Both steps are atomic, so threads of one run do not get the same place.
+        return f"{what}/{next(self.places.setdefault(what, itertools.count()))}"
 
     def refuse_blocking(self, form: str, right_form: str) -> None:
         """Raise UsageError if this is the thread of the worker's event loop, which a blocking call would stop for every run."""

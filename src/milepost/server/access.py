@@ -58,6 +58,13 @@ async def admit(caller: Caller, endpoint: Endpoint, path: Mapping[str, str], rea
             admitted = await writes(token, path["run"], reader)
         case ScopeRule.SEND_INPUT:
             admitted = scopes.allows(words.WRITE, words.INPUT_STREAMS, path["run"])
+        case ScopeRule.READ_WAITPOINT:
+            admitted = any(
+                scopes.allows(action, words.WAITPOINTS, path["waitpoint"])
+                for action in (words.READ, words.WRITE)
+            )
+        case ScopeRule.WRITE_WAITPOINT:
+            admitted = scopes.allows(words.WRITE, words.WAITPOINTS, path["waitpoint"])
         case ScopeRule.NONE:
             raise InsufficientScopeError(
                 f"{endpoint.method} {endpoint.path} takes the secret key, and no public token"

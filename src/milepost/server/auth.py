@@ -131,6 +131,7 @@ class Authenticator:
         self._session_key = hmac.digest(secret_key.encode(), b"milepost dashboard session", "sha256")
         self.cookie = f"milepost_session_{hmac.digest(self._session_key, b'cookie', 'sha256').hex()[:8]}"
         self._code_key = hmac.digest(secret_key.encode(), b"milepost sign-in code", "sha256")
+        self._callback_key = hmac.digest(secret_key.encode(), b"milepost callback address", "sha256")
         self._clock = clock
 
     def new_code(self) -> str:
@@ -153,6 +154,18 @@ class Authenticator:
         expires_at = int.from_bytes(content[:_TIME_BYTES])
         # By what is signed, so that another spelling of the same code is no other code.
         return Ticket(f"sign-in/{content.hex()}", expires_at) if self._clock() < expires_at else None
+
+    def callback_secret(self, waitpoint_id: str) -> str:
+        """The part of a token's callback address that nobody can guess."""
+        return hmac.digest(
+            self._callback_key, waitpoint_id.encode("utf-8", "surrogateescape"), "sha256"
+        ).hex()
+
+    def is_callback(self, waitpoint_id: str, secret: str) -> bool:
+        """Whether a callback address is the one of this token."""
+        return hmac.compare_digest(
+            self.callback_secret(waitpoint_id).encode(), secret.encode("utf-8", "surrogateescape")
+        )
 
     def new_session(self) -> str:
         """The cookie of a new session."""

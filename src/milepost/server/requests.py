@@ -31,9 +31,11 @@ from milepost.model.jsontext import find_fault
 from milepost.model.run import RunStatus
 from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.model.shown_keys import shown_filter
+from milepost.model.waitpoints import WaitpointStatus
 from milepost.protocol.endpoints import FILTERS_NOT_SUPPORTED, Endpoint
 from milepost.protocol.triggering import BODY_BYTES_MAX
 from milepost.store.runs import RunFilter
+from milepost.store.waitpoints import WaitpointFilter, user_key
 
 PAGE_SIZE_MAX = 100
 PAGE_SIZE = 25
@@ -231,7 +233,7 @@ def check_query(request: Request, endpoint: Endpoint) -> None:
             if not value and name.startswith("filter["):
                 raise BadRequestError(f"{name} is empty: leave it out, or say what to look for", field=name)
             continue
-        if name in FILTERS_NOT_SUPPORTED and "filter[status]" in known:
+        if name in FILTERS_NOT_SUPPORTED and "filter[taskIdentifier]" in known:
             if value not in FILTERS_NOT_SUPPORTED[name]:
                 raise InvalidRequestError(
                     f"{name} is not supported by this version of Milepost, and it is not passed over: leave it out",
@@ -305,6 +307,28 @@ def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter
         created_to=_milliseconds(request, "filter[createdAt][to]"),
         metadata=None if metadata is None else shown_filter(metadata, view.keys),
         shown=view.runs,
+    )
+
+
+def token_filter(request: Request, now: int) -> WaitpointFilter:
+    """The filters of a list of wait tokens (protocol, section 10). `now` is microseconds since 1970."""
+    created_from = _milliseconds(request, "filter[createdAt][from]")
+    if period := request.query_params.get("filter[createdAt][period]"):
+        created_from = max(0, now - period_seconds(period) * 1_000_000)
+    statuses = _names(request, "filter[status]")
+    for status in statuses:
+        if status not in WaitpointStatus.__members__:
+            known = ", ".join(WaitpointStatus)
+            raise BadRequestError(
+                f"{status!r:.60} is no status of a token; use {known}", field="filter[status]"
+            )
+    key = request.query_params.get("filter[idempotencyKey]")
+    return WaitpointFilter(
+        statuses=statuses,
+        tags=_names(request, "filter[tags]"),
+        key=None if key is None else user_key(key),
+        created_from=created_from,
+        created_to=_milliseconds(request, "filter[createdAt][to]"),
     )
 
 

@@ -12,6 +12,7 @@ from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX, STREAM_BYTE
 from milepost.errors import ConfigurationError
 from milepost.model.durations import parse_duration
 
+_PUBLIC_URL = re.compile(r"https?://[^\s/?#]+(/[^\s?#]*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]*[a-z0-9\]]")
 
 
@@ -69,6 +70,16 @@ class ServerSettings(BaseSettings):
 
     # Origins of pages that may use the API with a token, joined with commas; `*` for every one.
     cors_origins: str = ""
+
+    # Where others reach this server, for callback addresses; without it the address that a request names.
+    public_url: str = ""
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str) -> str:
+        if value and _PUBLIC_URL.fullmatch(value) is None:
+            raise ValueError(f"{value!r:.100} is no address of a server, such as https://milepost.example")
+        return value
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -445,6 +445,53 @@ chunks = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+# What runs wait for beside other runs: tokens, which somebody completes, and times.
+waitpoints = Table(
+    "waitpoints",
+    tables,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # When it ends by itself, and 1 where somebody has named that time: a clock that is set does not move it.
+    Column("timeout_at", BigInteger),
+    Column("is_timeout_given", Integer, nullable=False),
+    Column("ended_at", BigInteger),
+    # The run that has made it.
+    Column("run_id", Text),
+    # A JSON list.
+    Column("tags", Text),
+    # By what a repeat of its making is known: the user's own key behind `key/`, or its place in a run behind `run/`.
+    Column("key", Text),
+    Column("key_expires_at", BigInteger),
+    # What it was completed with, JSON text.
+    Column("output", Text),
+    CheckConstraint("kind IN ('TOKEN', 'TIME')", name="waitpoints_kind"),
+    CheckConstraint("status IN ('WAITING', 'COMPLETED', 'TIMED_OUT')", name="waitpoints_status"),
+    CheckConstraint("(ended_at IS NULL) = (status = 'WAITING')", name="waitpoints_ended"),
+    Index("waitpoints_due", "timeout_at", "id", **_where("status = 'WAITING' AND timeout_at IS NOT NULL")),
+    Index("waitpoints_open", "id", **_where("status = 'WAITING' AND kind = 'TOKEN'")),
+    Index("waitpoints_key", "key", unique=True, **_where("key IS NOT NULL")),
+    Index("waitpoints_ended_at", "ended_at", "id", **_where("ended_at IS NOT NULL")),
+)
+
+# Runs that wait for a token that has not ended.
+waitpoint_waiters = Table(
+    "waitpoint_waiters",
+    tables,
+    Column("waitpoint_id", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+waitpoint_tags = Table(
+    "waitpoint_tags",
+    tables,
+    Column("tag", Text, primary_key=True),
+    Column("waitpoint_id", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
 tasks = Table(
     "tasks",
     tables,

@@ -19,6 +19,7 @@ from milepost.engine.commands import (
     PruneKeys,
     PruneStreams,
     PruneUsedTokens,
+    PruneWaitpoints,
     ReleaseLostRuns,
 )
 from milepost.engine.jobs import JobName
@@ -29,6 +30,8 @@ from milepost.upkeep.old_runs import cutoffs_of, old_log_lines, old_roots
 logger = logging.getLogger("milepost.server")
 
 FORGET_SECONDS = 600.0
+# Beyond their end. A run that is tried again later than that waits anew.
+WAITPOINTS_KEPT_MICROSECONDS = 30 * 86_400_000_000
 
 
 class UpkeepSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +177,13 @@ async def _forget_logs(workshop: Workshop, batch: int) -> AsyncIterator[None]:
         yield
 
 
+async def _forget_waitpoints(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Tokens and waits that have ended long ago go."""
+    before = workshop.age_clock() - WAITPOINTS_KEPT_MICROSECONDS
+    while await workshop.submit(PruneWaitpoints(before, batch)) == batch:
+        yield
+
+
 async def _forget_answers(workshop: Workshop, batch: int) -> AsyncIterator[None]:
     """Answers that nobody will ask for again go."""
     while await workshop.submit(PruneAnswers(batch)) == batch:
@@ -230,6 +240,13 @@ JOBS = {
         ),
         Job(name=JobName.RUNS, period=_seconds(FORGET_SECONDS), batch=100, work=_forget_runs, forgets=True),
         Job(name=JobName.LOGS, period=_seconds(FORGET_SECONDS), batch=500, work=_forget_logs, forgets=True),
+        Job(
+            name=JobName.WAITPOINTS,
+            period=_seconds(FORGET_SECONDS),
+            batch=100,
+            work=_forget_waitpoints,
+            forgets=True,
+        ),
         Job(
             name=JobName.ANSWERS,
             period=_seconds(FORGET_SECONDS),

@@ -20,6 +20,7 @@ import msgspec
 
 from milepost.errors import UnavailableError, UsageError
 from milepost.model.run import Outcome
+from milepost.model.waitpoints import WAITPOINT_PREFIX, WaitpointStatus
 from milepost.protocol import endpoints
 from milepost.protocol.work import (
     InboxFrame,
@@ -593,6 +594,12 @@ class WorkerLink:
                     endpoints.RETRIEVE_BATCH, timeout_seconds=REQUEST_SECONDS_MAX, batch=target_id
                 )
                 if batch.status != "COMPLETED":
+                    return
+            elif target_id.startswith(f"{WAITPOINT_PREFIX}_"):
+                token = await self._membership.ask(
+                    endpoints.RETRIEVE_TOKEN, timeout_seconds=REQUEST_SECONDS_MAX, waitpoint=target_id
+                )
+                if token.status is WaitpointStatus.WAITING:
                     return
             else:
                 await self._membership.ask(

@@ -21,6 +21,7 @@ from milepost.server.handlers.schedules import Schedules
 from milepost.server.handlers.steering import Steering
 from milepost.server.handlers.tokens import Tokens
 from milepost.server.handlers.triggering import Triggering
+from milepost.server.handlers.waitpoints import Waitpoints
 from milepost.server.handlers.work import Work
 from milepost.server.health import Health
 from milepost.server.openapi import describe
@@ -59,6 +60,7 @@ class Handlers:
         queues = Queues(self._submit, reader)
         work = Work(settings, self._submit, reader, hub)
         streaming = Streaming(self._submit, reader, hub)
+        waitpoints = Waitpoints(self._submit, reader, authenticator, clock, public_url=settings.public_url)
         realtime = Realtime(hub, reader, clock)
         self.handlers: dict[str, Handler] = {
             endpoints.HEALTH.name: self.health,
@@ -98,6 +100,13 @@ class Handlers:
             endpoints.ACTIVATE_SCHEDULE.name: schedules.activate_schedule,
             endpoints.DEACTIVATE_SCHEDULE.name: schedules.deactivate_schedule,
             endpoints.LIST_TIMEZONES.name: schedules.list_timezones,
+            endpoints.CREATE_TOKEN.name: waitpoints.create_token,
+            endpoints.LIST_TOKENS.name: waitpoints.list_tokens,
+            endpoints.RETRIEVE_TOKEN.name: waitpoints.retrieve_token,
+            endpoints.COMPLETE_TOKEN.name: waitpoints.complete_token,
+            endpoints.CALL_BACK.name: waitpoints.call_back,
+            endpoints.AWAIT_WAITPOINT.name: waitpoints.await_waitpoint,
+            endpoints.WAIT_FOR_TIME.name: waitpoints.wait_for_time,
             endpoints.REGISTER_WORKER.name: work.register_worker,
             endpoints.CLAIM_RUNS.name: work.claim_runs,
             endpoints.REPORT.name: work.report,

@@ -18,6 +18,7 @@ const WORDS = {
   lost: "was lost",
   handed_back: "was handed back",
   never_begun: "never began",
+  waiting: "was lost while it waited",
 };
 
 export class Attempts {
