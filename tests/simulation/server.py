@@ -7,6 +7,7 @@ from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass
 from random import Random
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -523,7 +524,7 @@ class ServerProcess:
         reader = Reader(machine.store)
         self._authenticator = Authenticator("key", lambda: clock() / 1_000_000)
         self.handlers = Handlers(
-            cast(Any, settings),
+            cast(Any, SimpleNamespace(**msgspec.structs.asdict(settings), public_url="")),
             self.committer,
             reader,
             self.hub,
