@@ -100,8 +100,10 @@ def _bulk(carry_out: Callable[..., BulkProgress], filters: dict[str, Any], what:
         progress = carry_out(on_progress=tell, **filters)
     except KeyboardInterrupt:
         done = 0 if last is None else last.done
-        resume = "" if last is None or last.resume is None else f"; to go on, add --resume {last.resume}"
-        err.print(f"interrupted; {done:,} runs had been {what}{resume}", soft_wrap=True)
+        resume = "the same command goes on"
+        if "resume" in filters and last is not None and last.resume is not None:
+            resume = f"add --resume {last.resume} to go on"
+        err.print(f"interrupted; {done:,} runs had been {what}; {resume}", soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     for run_id, error in progress.refused.items():
         err.print(visible(f"{run_id}: {error.message}"), style="red", markup=False, soft_wrap=True)
