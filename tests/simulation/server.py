@@ -531,6 +531,7 @@ class ServerProcess:
             clock,
             "simulated",
             queued_reason=self.engine.state.queued_reason,
+            similar_task=self.engine.state.similar_task,
         )
         kept = UpkeepSettings(
             lease_seconds=settings.lease_seconds,
