@@ -221,4 +221,5 @@ def test_a_worker_that_is_killed_while_its_runs_are_to_end(here: Site, worker: C
     began = time.monotonic()
     run = here.finished(run_id)
     assert run.status == "CANCELED"
-    assert time.monotonic() - began < 1.5
+    # At once, and long before its lease is over, also where others are busy.
+    assert time.monotonic() - began < 5

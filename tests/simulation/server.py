@@ -7,6 +7,7 @@ from contextlib import aclosing
 from contextvars import Context
 from dataclasses import dataclass
 from random import Random
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -522,8 +523,9 @@ class ServerProcess:
         self.committer.process = self
         reader = Reader(machine.store)
         self._authenticator = Authenticator("key", lambda: clock() / 1_000_000)
+        told = {name: getattr(settings, name) for name in settings.__struct_fields__}
         self.handlers = Handlers(
-            cast(Any, settings),
+            cast(Any, SimpleNamespace(**told, public_url="")),
             self.committer,
             reader,
             self.hub,
