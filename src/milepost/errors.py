@@ -44,6 +44,11 @@ compare them. The number is the HTTP status of an answer that carries the error.
     ├── UsageError                        wrong_usage             500   also RuntimeError
     ├── TaskFailedError                   task_failed             500   .run_id .error_name .error_message
     └── AbortTaskRun                      task_aborted            500   raise it in a task: no retry
+
+Beside the tree, because no `except Exception` of a task is to swallow them (as with `asyncio.CancelledError`):
+
+    RunCancelledError                     raised in a thread of a run that was cancelled
+    └── MaxDurationError                  the same, because the run has executed for too long
 """
 
 from __future__ import annotations
@@ -63,6 +68,7 @@ __all__ = [
     "HistoryPrunedError",
     "InsufficientScopeError",
     "InvalidRequestError",
+    "MaxDurationError",
     "MetadataError",
     "MetadataFlushError",
     "MetadataPathError",
@@ -77,6 +83,7 @@ __all__ = [
     "RefusedOperation",
     "RequestError",
     "RequestTimeoutError",
+    "RunCancelledError",
     "RunFinishedError",
     "RunNotFoundError",
     "StreamChunkTooLargeError",
@@ -117,6 +124,22 @@ class MilepostError(Exception):
         # BaseException would call the class with `args`, which fits none of the keyword-only constructors below.
         # An error must survive the way out of a task that runs in a process of its own.
         return _restore, (type(self), self.args, dict(self.__dict__))
+
+
+class RunCancelledError(BaseException):
+    """Raised in the thread of a `def` task whose run is to end, by the next call of `metadata` or of anything else in Milepost.
+
+    It is no Exception, so that `except Exception` does not swallow it: let it through, or catch it by name to clean up. It is raised
+    once in each thread; what the task calls afterwards, in its `finally` blocks, works as ever. See docs/stopping.md.
+    """
+
+    def __init__(self, message: str = "the run was cancelled") -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class MaxDurationError(RunCancelledError):
+    """As `RunCancelledError`, for a run that has executed for longer than its `max_duration`."""
 
 
 def _restore(kind: type[_AnyError], args: tuple[Any, ...], attributes: dict[str, Any]) -> _AnyError:

@@ -1,15 +1,18 @@
 """What a run goes through beside its attempts: delays, time to live, tasks that nobody offers, cancels."""
 
+import time
 from datetime import UTC, datetime
 
 import pytest
 
 from milepost.engine import promoting
-from milepost.engine.commands import AddTags, CancelRun, RescheduleRun, Trigger
+from milepost.engine.cancelling import MARGIN_SECONDS
+from milepost.engine.commands import AddTags, CancelRun, EndUnheededRuns, RescheduleRun, Trigger
 from milepost.errors import ConflictError, InvalidRequestError, RunNotFoundError
 from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
 from milepost.protocol.work import RunReport
 from milepost.store.attempts import load_attempts
+from milepost.store.runs import cancelling_ids, unfinished_children
 from support.world import WorkerDouble, World, item, offered
 
 pytestmark = pytest.mark.several_servers(postgres=True)
@@ -19,6 +22,12 @@ CANCELLED = Outcome(error=RunError(message="cancelled", name="RunCancelledError"
 
 def status(world: World, run_id: str) -> RunStatus:
     return world.reader.run(run_id).status
+
+
+def cancelling(world: World) -> list[str]:
+    """The runs whose children are being cancelled."""
+    with world.store.read() as connection:
+        return cancelling_ids(connection, limit=10)
 
 
 def pass_time(world: World, seconds: float) -> None:
@@ -228,6 +237,88 @@ def test_an_attempt_that_takes_too_long_ends_the_run(world: World, worker: Worke
     worker.report(run, outcome=Outcome(error=RunError(message="too long"), end=AttemptEnd.TIMED_OUT))
     shown = world.reader.run(run_id)
     assert (shown.status, shown.is_failed) == (RunStatus.TIMED_OUT, True)
+
+
+def test_a_parent_of_ten_thousand_children_is_cancelled_in_portions_that_hold_up_nobody(
+    world: World, worker: WorkerDouble
+) -> None:
+    root_id = world.trigger()
+    root = worker.claim_one()
+    worker.begin(root)
+    for _ in range(10):
+        world.trigger_batch(*(item("child", delay="1h") for _ in range(1000)), parent_id=root.id)
+    began = time.perf_counter()
+    world.do(CancelRun(root_id))
+    longest = time.perf_counter() - began
+    groups = 0
+    with world.store.read() as connection:
+        assert len(unfinished_children(connection, root_id, limit=20_000)) > 9_000
+    while any(cancelling(world)):
+        start = time.perf_counter()
+        world.submit()
+        longest = max(longest, time.perf_counter() - start)
+        groups += 1
+        assert groups < 40
+    print(f"{groups} groups, {time.perf_counter() - began:.2f} s, the longest {longest * 1000:.0f} ms")
+    with world.store.read() as connection:
+        assert unfinished_children(connection, root_id, limit=1) == []
+    assert worker.report(root).cancel
+
+
+def test_a_worker_that_does_not_end_what_it_is_asked_to_is_not_waited_for_for_ever(
+    world: World, worker: WorkerDouble
+) -> None:
+    """It is there, as its heartbeats say, and holds the run. Nothing is looked for while nobody is asked."""
+    run_id = world.trigger()
+    child_id = world.trigger(parent_run_id=run_id)
+    assert world.do(EndUnheededRuns(10)) == 0
+    assert not world.engine.state.may_have_asked
+    run, child = worker.claim(2)
+    worker.begin(run, child)
+    world.do(CancelRun(run_id))
+    world.submit()
+    patience = world.settings.stop_grace_seconds + MARGIN_SECONDS
+    elapsed, ended = 0.0, 0
+    while elapsed < 2 * patience:
+        found = world.do(EndUnheededRuns(1))
+        ended += found
+        assert found <= 1
+        assert not ended or elapsed >= patience
+        if not ended:
+            assert status(world, run_id) is RunStatus.EXECUTING
+            assert worker.report(run).cancel
+        world.clock.advance(patience / 12)
+        elapsed += patience / 12
+        worker.send()
+    assert ended == 2
+    for each in (run_id, child_id):
+        shown = world.reader.run(each)
+        assert shown.status is RunStatus.CANCELED
+        assert shown.error is not None
+        assert "has not said within the grace time" in shown.error.message
+    assert worker.report(run, outcome=Outcome(output="1")).lost
+    assert status(world, run_id) is RunStatus.CANCELED
+    for _ in range(3):
+        world.do(EndUnheededRuns(1))
+    assert not world.engine.state.may_have_asked
+
+
+def test_what_was_asked_to_end_is_known_after_a_restart_and_has_its_time_again(
+    world: World, worker: WorkerDouble
+) -> None:
+    run_id = world.trigger()
+    worker.begin(worker.claim_one())
+    world.do(CancelRun(run_id))
+    world.restart()
+    worker.register(holding=[run_id])
+    assert world.do(EndUnheededRuns(10)) == 0
+    ended = 0
+    for _ in range(10):
+        world.clock.advance(world.settings.lease_seconds / 2)
+        worker.send()
+        ended += world.do(EndUnheededRuns(10))
+    assert ended == 1
+    assert status(world, run_id) is RunStatus.CANCELED
 
 
 def test_children_are_cancelled_with_their_parent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

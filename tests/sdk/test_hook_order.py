@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from milepost import AbortTaskRun, Caught, Context, Retry, Task, UsageError, hooks, metadata, task
-from milepost.model.run import Outcome, RunError
+from milepost.model import lifecycle
+from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.sdk.attempt import close_run, needs_loop, run_attempt, run_attempt_in_thread
 from milepost.sdk.hooks import HOOK_NAMES
-from milepost.sdk.scope import RunScope
+from milepost.sdk.scope import RunScope, Stop
 from milepost.sdk.settings import TaskSettings
 from sdk.here import HereLink, claimed, scope_of
 
@@ -90,6 +91,8 @@ def test_the_order_is_the_documented_one(outcome: str, colour: str, hook_colour:
 
     def plain() -> None:
         order.append("task")
+        if outcome == "is cancelled":
+            scope.ask_to_stop(Stop(AttemptEnd.CANCELLED, lifecycle.CANCELLED))
         if error is not None:
             raise error
 
@@ -101,7 +104,6 @@ def test_the_order_is_the_documented_one(outcome: str, colour: str, hook_colour:
         plain if colour == "def" else in_async
     )
     scope = scope_of(claimed(task="work", attempt=1))
-    scope.cancel_asked = outcome == "is cancelled"
     ended = carried_out(work, scope)
     assert order == [first or second for first, second in DOCUMENTED[outcome]]
     assert (ended.retry_after_ms is not None) is (outcome == "raises, and is tried again")
@@ -124,6 +126,8 @@ def test_what_an_error_in_each_hook_does_under_each_outcome(outcome: str, failin
     error = ENDINGS[outcome]
 
     def work() -> int:
+        if outcome == "is cancelled":
+            scope.ask_to_stop(Stop(AttemptEnd.CANCELLED, lifecycle.CANCELLED))
         if error is not None:
             raise error
         return 1
@@ -131,7 +135,6 @@ def test_what_an_error_in_each_hook_does_under_each_outcome(outcome: str, failin
     note_all(order, colour, failing)
     made = task(id="work", retry=Retry(max_attempts=2))(work)
     scope = scope_of(claimed(task="work", attempt=1))
-    scope.cancel_asked = outcome == "is cancelled"
     ended = carried_out(made, scope)
     lines = [message for level, message, _ in link_of(scope).lines if level == "error"]
     if failing in FAILING_START:

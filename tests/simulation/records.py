@@ -200,6 +200,7 @@ class Records:
         clock_went_back: a server has gone by an earlier time than it, or another one, did before.
         seen_streams: what readers of streams saw.
         inputs: what was sent to runs, in the order of each sender.
+        cancelled: the runs whose cancel somebody has asked for.
         told: how many lines workers themselves have added to the log of an attempt.
         told_bytes: how much room these need, at most.
     """
@@ -211,6 +212,7 @@ class Records:
     runs: dict[str, str] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False
+    cancelled: set[str] = field(default_factory=set[str])
     seen_streams: list[SeenStream] = field(default_factory=list[SeenStream])
     inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])

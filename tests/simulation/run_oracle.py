@@ -7,8 +7,9 @@ from collections import defaultdict
 import msgspec
 from sqlalchemy import select
 
+from milepost.model import lifecycle
 from milepost.model.retry import RetryRule
-from milepost.model.run import Outcome
+from milepost.model.run import AttemptEnd, Outcome
 from milepost.reading.reader import Reader
 from milepost.store import schema
 from milepost.store.database import Store
@@ -16,10 +17,15 @@ from simulation.oracle import said_by
 from simulation.records import Attempt, Records
 from simulation.watch import FINAL, Watch
 
+# So long after a parent its children are asked, in groups of their own, while servers may be stopped or away.
+ASKED_MICROSECONDS = 60_000_000
+CANCELLED_MESSAGE = lifecycle.CANCELLED.message
 SUCCESS = ["on_success", "on_complete"]
 FAILURE = ["catch_error", "on_failure", "on_complete"]
 RETRY = ["catch_error"]
-HOOKS_AT_ENDS = (SUCCESS, FAILURE, RETRY)
+CANCELLED = ["on_cancel", "on_complete"]
+TIMED_OUT = ["on_failure", "on_complete"]
+HOOKS_AT_ENDS = (SUCCESS, FAILURE, RETRY, CANCELLED, TIMED_OUT)
 
 
 class RunOracle:
@@ -42,6 +48,7 @@ class RunOracle:
 
     def judge(self) -> None:
         """Everything."""
+        self._judge_children_of_cancelled()
         for run_id in self._watch.rows:
             self._judge_result(run_id)
             self._judge_hooks(run_id)
@@ -50,6 +57,16 @@ class RunOracle:
         for queue in self._queues:
             assert queue.executing == queue.resuming == 0, f"nothing is left of the runs of {queue}"
         assert self._queue_keys == [], "nothing is left of the runs of any key"
+
+    def _judge_children_of_cancelled(self) -> None:
+        """They were asked too, unless they had ended when their turn came."""
+        watch = self._watch
+        for row in watch.rows.values():
+            asked_at = watch.asked_at.get(row.parent_id or "")
+            if asked_at is not None and row.id not in watch.asked_at:
+                assert watch.ended_at(row.id) <= asked_at + ASKED_MICROSECONDS, (
+                    f"{row.id} was not asked to end with its parent {row.parent_id}"
+                )
 
     # --- results ---------------------------------------------------------------------------------------------
 
@@ -64,6 +81,9 @@ class RunOracle:
             if row.status != "COMPLETED":
                 assert seen.error is not None, f"{run_id} is read as {seen}"
                 assert seen.output is None, f"{run_id} is read as {seen}"
+                if row.status == "CANCELED" and seen.error.message == CANCELLED_MESSAGE:
+                    # Perhaps nobody held it, after attempts that had failed.
+                    continue
                 last = ledger.ends[-1]
                 assert last.message in (None, seen.error.message), (
                     f"{run_id} is read as {seen.error}, not {last}"
@@ -151,4 +171,6 @@ def _hooks_at_end(attempt: Attempt) -> list[str]:
         return []
     if outcome.error is None:
         return SUCCESS
+    if outcome.end is not None:
+        return CANCELLED if outcome.end is AttemptEnd.CANCELLED else TIMED_OUT
     return FAILURE if outcome.retry_after_ms is None else RETRY

@@ -659,6 +659,7 @@ class ServerProcess:
             await asyncio.sleep(JOBS[JobName.LEASES].period(self.upkeep.settings))
             with contextlib.suppress(UnavailableError):
                 await self.upkeep.do(JobName.LEASES)
+                await self.upkeep.do(JobName.STOPS)
 
     async def _keep_reading(self, clock: DatabaseClock) -> None:
         while True:

@@ -43,7 +43,7 @@ from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
-from simulation.users import User, look, subscribe, tell, write
+from simulation.users import User, cancel, look, subscribe, tell, write
 from simulation.watch import Watch
 from simulation.worker import READER, WorkerProcess, client_of_code, make_task, trigger
 
@@ -148,6 +148,11 @@ class Plan:
         # How many concurrency keys there are; so many runs in a row of names have different ones, and one of them has none.
         self.keys = random.choice([0, 0, 1, 2])
 
+        # How likely it is that somebody cancels a run, how long an attempt may execute, and the grace time.
+        self.cancel = random.choice([0.0, 0.0, 0.0, 0.3, 0.7])
+        self.max_duration_seconds = random.choice([None, None, None, 1.5, 6.0])
+        self.stop_grace_seconds = random.choice([0.2, 2.0, 5.0])
+
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
         number = zlib.crc32(name.encode()) % (self.keys + 1)
@@ -199,9 +204,10 @@ class Simulation:
         self.trace: list[tuple[float, str, tuple[Any, ...]]] = []
         self.plan = Plan(Random(f"{seed}/plan"))
         adjust(self.plan)
+        longest = self.plan.max_duration_seconds
         self.tasks = {
-            "parent": make_task("parent", self.plan.retry, self.plan.parent_limit),
-            "child": make_task("child", self.plan.retry, self.plan.child_limit),
+            "parent": make_task("parent", self.plan.retry, self.plan.parent_limit, longest),
+            "child": make_task("child", self.plan.retry, self.plan.child_limit, longest),
         }
         self.records = Records()
         self._database = database
@@ -215,6 +221,7 @@ class Simulation:
             metadata_size_max=self.plan.size_max,
             grace_seconds=self.plan.grace_seconds,
             lease_seconds=self.plan.lease_seconds,
+            stop_grace_seconds=self.plan.stop_grace_seconds,
             log_bytes_max=self.plan.log_bytes_max,
             stream_bytes_max=self.plan.stream_bytes_max,
         )
@@ -242,6 +249,7 @@ class Simulation:
             },
             steady=self.servers.steady,
             failed=self.failed,
+            max_duration_seconds=longest,
             are_several=self.servers.are_several,
             clocks_apart=self.plan.clocks_apart if self.servers.are_several else 0.0,
         )
@@ -345,6 +353,11 @@ class Simulation:
             for _ in range(random.randint(1 if kind == "subscriber" else 0, most) if most else 0):
                 user = User(self, f"{kind}{len(self._users)}")
                 self._spawn_user(work(user, run_id))
+        if plan.cancel:
+            # A random source of its own: all else is as it is without.
+            user = User(self, f"canceller-{run_id}")
+            if user.random.random() < plan.cancel:
+                self._spawn_user(cancel(user, run_id))
 
     def _spawn_user(self, work: Any) -> None:
         # Nothing of whoever was just at work.

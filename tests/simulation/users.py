@@ -253,3 +253,19 @@ async def look(user: User, run_id: str) -> None:
             assert seen[0] >= version, f"{user.name} went back in {run_id} from {version} to {seen[0]}"
             version = seen[0]
             simulation.records.saw(user.name, run_id, *seen)
+
+
+async def cancel(user: User, run_id: str) -> None:
+    """Have a run end, early or late, and perhaps again."""
+    random, simulation = user.random, user.simulation
+    await asyncio.sleep(random.uniform(0, 1) ** 2 * simulation.plan.chaos_seconds)
+    for _ in range(random.choice([1, 1, 2])):
+        simulation.records.cancelled.add(run_id)
+        simulation.note(user.name, "cancels", run_id)
+        while True:
+            try:
+                await user.connection.asend(calls.cancel_run(run_id))
+            except UnavailableError:
+                await asyncio.sleep(0.5)
+            else:
+                break

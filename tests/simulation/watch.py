@@ -24,7 +24,7 @@ from simulation.records import Attempt, Records
 from simulation.stream_watch import StreamWatch
 
 HELD = ("EXECUTING", "WAITING")
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE")
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT")
 # What a worker says of an output, or of an error, that no request can carry.
 REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
 MICROSECONDS = 1_000_000
@@ -62,6 +62,7 @@ class Row(NamedTuple):
     due_at: int
     is_apart: int
     concurrency_key: str | None
+    cancel_asked_at: int | None = None
 
     @property
     def holder(self) -> tuple[int, str] | None:
@@ -106,6 +107,7 @@ class Watch:
         limits: how many runs of a queue may execute at once, for the queues that have a limit.
         steady: the clock that nobody sets, microseconds.
         failed: called with what should not have happened.
+        max_duration_seconds: how long an attempt may execute.
         are_several: there are several servers.
         clocks_apart: seconds by which each may be wrong about the time.
     """
@@ -120,11 +122,15 @@ class Watch:
         limits: dict[str, int],
         steady: Callable[[], int],
         failed: Callable[[BaseException], None],
+        max_duration_seconds: float | None,
         are_several: bool,
         clocks_apart: float,
     ) -> None:
+        self.max_duration_seconds = max_duration_seconds
         self._connection = sqlite3.connect(store.place, isolation_level=None)
         self._records = records
+        self.asked_at: dict[str, int] = {}
+        self._stop_grace = round(settings.stop_grace_seconds * MICROSECONDS)
         self._lease = round(settings.lease_seconds * MICROSECONDS)
         self._retry = retry
         self._limits = limits
@@ -166,6 +172,10 @@ class Watch:
         self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
+
+    def ended_at(self, run_id: str) -> int:
+        """When a run has ended, on the clock that nobody sets."""
+        return self._ended_at[run_id]
 
     def close(self) -> None:
         """Look no more."""
@@ -295,8 +305,12 @@ class Watch:
                 f"{row.id} had ended as {before} and is {row}",
             )
             return
+        was_asked = row.cancel_asked_at is not None
+        if was_asked and before.cancel_asked_at is None:
+            self._judge_cancel(row, now)
         if row.status in FINAL:
             self._ended_at[row.id] = now
+            self._judge_promptness(row, now)
         elif (before.status, row.status) == ("WAITING", "EXECUTING"):
             self._let_at[row.id] = now
         elif row.status == "WAITING":
@@ -304,12 +318,31 @@ class Watch:
             self._let_at.pop(row.id, None)
         if before.holder is not None and before.holder != row.holder:
             self._judge_end(before, row, commands, now)
-        elif before.status not in HELD and row.status in FINAL:
+        elif (
+            before.status not in HELD and row.status in FINAL and not (was_asked and row.status == "CANCELED")
+        ):
             self.fail(f"{row.id} has ended as {row.status} while nobody held it")
         if row.holder is not None and before.holder != row.holder:
             self._judge_claim(before, row, now)
         elif row.status == "QUEUED":
             self._judge_charges(row)
+
+    def _judge_cancel(self, row: Row, now: int) -> None:
+        """Somebody has asked for it, or for the end of a run above."""
+        self.asked_at[row.id] = now
+        above: Row | None = row
+        while above is not None and above.id not in self._records.cancelled:
+            above = self.rows[above.parent_id] if above.parent_id else None
+        self._expect(above is not None, f"{row.id} is cancelled, and nobody has asked for that")
+
+    def _judge_promptness(self, row: Row, now: int) -> None:
+        """Where nothing is lost, what was asked to end has done so when its grace time is over."""
+        asked_at = self.asked_at.get(row.id)
+        if asked_at is not None and self.quiet_from is not None:
+            late = now - max(asked_at, self.quiet_from) - self._stop_grace
+            self._expect(
+                late <= 2 * WORD_MICROSECONDS, f"{row.id} has ended {late / 1e6} s after its grace time"
+            )
 
     def _judge_new(self, row: Row) -> None:
         name = msgspec.json.decode(row.payload or '""')
@@ -394,6 +427,11 @@ class Watch:
             delay_ms: what the worker has said, None where the server decides.
         """
         ledger = self.ledgers[row.id]
+        if row.cancel_asked_at is not None:
+            ledger.charged += is_charged
+            self._expect(row.status == "CANCELED", f"{row.id} was to end, and goes on as {row.status}")
+            self._judge_charges(row)
+            return
         if not is_charged:
             ledger.ready_at = now
             self._expect(
@@ -438,9 +476,14 @@ class Watch:
         """The outcome that was stored is what this very execution came to."""
         what = f"attempt {before.attempt} of {row.id}"
         ledger = self.ledgers[row.id]
+        if outcome.end in (AttemptEnd.CANCELLED, AttemptEnd.TIMED_OUT):
+            self._judge_stop(before, row, outcome)
+            return
         if attempt is None or attempt.outcome is None:
             self.fail(f"{what} has ended, and nobody has executed it to its end: {attempt}")
             return
+        if outcome.end is not None:
+            self.fail(f"{what} has ended as {outcome.end}")
         real = attempt.outcome
         self.streams.judge_outcome(attempt)
         if outcome.error is None:
@@ -476,6 +519,24 @@ class Watch:
             can_be_retried=attempt.can_be_retried and not was_refused,
             final=("FAILED", "SYSTEM_FAILURE") if was_refused else ("FAILED",),
         )
+
+    def _judge_stop(self, before: Row, row: Row, outcome: Outcome) -> None:
+        """An attempt was ended from outside, by its own code or over its head."""
+        assert outcome.end is not None
+        assert outcome.error is not None
+        was_asked = before.cancel_asked_at is not None or row.cancel_asked_at is not None
+        is_cancelled = outcome.end is AttemptEnd.CANCELLED
+        what = f"attempt {before.attempt} of {row.id}"
+        self._expect(was_asked or not is_cancelled, f"{what} was cancelled, and nobody has asked for it")
+        self._expect(
+            is_cancelled or self.max_duration_seconds is not None, f"{what} has timed out, and has no time"
+        )
+        expected = "CANCELED" if was_asked else "TIMED_OUT"
+        self._expect(row.status == expected, f"{what} is to end as {expected}, and the run is {row.status}")
+        self.ledgers[row.id].ends.append(
+            End(before.attempt, frozenset({outcome.end.value}), outcome.error.message)
+        )
+        self._judge_charges(row)
 
     def _ends_without_outcome(
         self, before: Row, attempt: Attempt | None, commands: Sequence[Command], now: int

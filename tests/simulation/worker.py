@@ -63,7 +63,9 @@ READER = "reader"
 _code: ContextVar["UserCode"] = ContextVar("user_code")
 
 
-def make_task(id: str, retry: RetryRule, concurrency: int | None) -> Task[Any, Any]:
+def make_task(
+    id: str, retry: RetryRule, concurrency: int | None, max_duration: float | None = None
+) -> Task[Any, Any]:
     """A task whose code is what the seed says, with a hook of each kind that notes its call."""
     queue = Queue(f"task/{id}", concurrency=concurrency)
     own = Retry(
@@ -73,9 +75,10 @@ def make_task(id: str, retry: RetryRule, concurrency: int | None) -> Task[Any, A
         max_delay=retry.max_delay_seconds,
         jitter=retry.jitter,
     )
-    made = Task[Any, Any](_work, id=id, retry=own, queue=queue, metadata=None)
+    made = Task[Any, Any](_work, id=id, retry=own, queue=queue, metadata=None, max_duration=max_duration)
     names: list[HookName] = [
-        "on_start_attempt", "on_start", "on_success", "on_failure", "on_complete", "catch_error", "on_wait", "on_resume",
+        "on_start_attempt", "on_start", "on_success", "on_failure", "on_complete", "on_cancel", "catch_error",
+        "on_wait", "on_resume",
     ]  # fmt: skip
     for name in names:
         made._add(name, _hook(name))
@@ -338,6 +341,19 @@ class WorkerProcess:
             if not code.is_in_thread:
                 self._loop.call_soon(executor._cancel, run, context=self._context.copy())
 
+    def stop(self, run: HeldRun) -> None:
+        """See `Host`."""
+        self._simulation.note(self.name, "is to end", run.scope.run.id, run.scope.run.attempt)
+        if run in self._running and not self._running[run][1].is_in_thread:
+            self._loop.call_soon(executor._stop, run, context=self._context.copy())
+
+    def left_running(self, run: HeldRun) -> None:
+        """See `Host`."""
+        self._simulation.note(self.name, "has left running", run.scope.run.id, run.scope.run.attempt)
+
+    def waits(self, *, waits: bool) -> None:
+        """See `Host`."""
+
     def registered(self) -> None:
         """See `Host`."""
 
@@ -473,6 +489,9 @@ class UserCode:
 
     def _log(self) -> None:
         """A few lines, or very many; what is in a line must not matter."""
+        if self._scope.is_over:
+            # It was given up, and what it logs is nobody's.
+            return
         # A random source of its own: all else must be as it is without these lines.
         random = self._log_random
         count, size = random.choice(self._simulation.plan.logs)

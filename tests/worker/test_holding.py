@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from milepost.errors import AttemptOverError, MetadataFlushError
+from milepost.errors import AttemptOverError, MetadataFlushError, RunCancelledError
 from milepost.model.document import Document
 from milepost.model.operations import Set
-from milepost.model.run import Outcome
+from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
@@ -34,6 +34,8 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.started: list[HeldRun] = []
+        self.stopped: list[HeldRun] = []
+        self.running_on: list[HeldRun] = []
         self.interrupted: list[HeldRun] = []
         self.notices: list[str] = []
 
@@ -46,6 +48,14 @@ class FakeHost:
 
     def interrupt(self, run: HeldRun) -> None:
         self.interrupted.append(run)
+
+    def stop(self, run: HeldRun) -> None:
+        self.stopped.append(run)
+
+    def left_running(self, run: HeldRun) -> None:
+        self.running_on.append(run)
+
+    def waits(self, *, waits: bool) -> None: ...
 
     def registered(self) -> None: ...
 
@@ -1028,3 +1038,203 @@ def test_a_run_that_is_apart_does_not_begin_by_an_answer_from_before_the_lease_w
     desk.answer(entries)
     desk.exchange()
     assert len(desk.host.started) == 1
+
+
+# --- runs that are to end ------------------------------------------------------------------------------------
+
+
+class TimedDesk(Desk):
+    """As `Desk`, with a clock that stands still until it is set."""
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__(concurrency)
+        self.holding._clock = lambda: self.now
+        self.holding.stop_grace_seconds = 30.0
+
+    @property
+    def slots(self) -> int:
+        """How many are held."""
+        return self.holding._slots.held
+
+    def last_words(self) -> list[Entry]:
+        """What is reported once the logs are stored."""
+        self.lines()
+        self.holding.let_go(self.now)
+        return self.report()
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        if self.holding.deadline is not None and self.holding.deadline <= self.now:
+            self.holding.look_for_deadlines(self.now)
+        self.holding.advance()
+
+
+def outcome_of(entries: Sequence[Entry]) -> Outcome:
+    [outcome] = [entry.report.outcome for entry in entries if entry.report.outcome is not None]
+    return outcome
+
+
+@pytest.mark.parametrize("by_inbox", [True, False])
+def test_a_run_that_is_to_end_is_told_so_once(by_inbox: bool) -> None:
+    desk = TimedDesk(2)
+    [run, _] = desk.admit("run_1", "run_2")
+    if by_inbox:
+        desk.hear(cancelled=["run_1", "run_of_others"])
+    else:
+        desk.set(run, "a", 1)
+        desk.answer(desk.report(), cancel=True)
+    assert desk.host.stopped == [run]
+    assert run.scope.cancel_asked
+    assert run.scope.stop is not None
+    assert run.scope.stop.end is AttemptEnd.CANCELLED
+    desk.hear(cancelled=["run_1"])
+    assert desk.host.stopped == [run]
+    assert desk.slots == 2
+    desk.holding.finish(run, Outcome(error=RunError("ended"), end=AttemptEnd.CANCELLED))
+    assert desk.slots == 1
+    desk.pass_time(100)
+    assert desk.host.interrupted == []
+
+
+def test_code_that_has_not_begun_never_does() -> None:
+    desk = TimedDesk(1)
+    [first] = desk.admit("run_1")
+    assert desk.admit("run_2", "run_3") == []
+    desk.hear(cancelled=["run_2"])
+    outcome = outcome_of(desk.exchange())
+    assert (outcome.end, outcome.error and outcome.error.name) == (AttemptEnd.CANCELLED, "RunCancelledError")
+    desk.hear(cancelled=["run_3"])
+    desk.finish(first)
+    assert [held.scope.run.id for held in desk.host.started] == ["run_1"]
+    assert desk.slots == 0, "no slot is lost, although the server has not answered yet"
+    desk.exchange()
+    assert len(desk.holding) == 0
+    assert desk.holding.attempts() == {}
+
+
+def test_a_run_that_is_apart_and_not_confirmed_never_begins() -> None:
+    desk = TimedDesk(1)
+    assert desk.admit("run_1", is_apart=True) == []
+    [entry] = desk.report()
+    assert entry.report.begun
+    desk.answer([entry], cancel=True)
+    assert desk.host.started == []
+    assert outcome_of(desk.exchange()).end is AttemptEnd.CANCELLED
+    assert len(desk.holding) == 0
+    assert desk.slots == 0
+
+
+@pytest.mark.parametrize("moment", ["waits", "in line", "not let"])
+def test_a_thread_that_waits_goes_on_at_once_with_the_error(moment: str) -> None:
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1", has_queue_limit=True)
+    future = desk.wait(run, "run_child")
+    desk.exchange()
+    if moment == "not let":
+        desk.holding.target_ended("run_child")
+        desk.holding.advance()
+        desk.answer(desk.report(), resumed=False)
+        assert desk.asks()
+    desk.hear(cancelled=["run_1"])
+    if moment == "in line":
+        desk.holding.target_ended("run_child")
+    assert isinstance(future.exception(0), RunCancelledError)
+    assert run.open_waits == 0
+    assert run.holds_slot
+    assert desk.slots == 1
+    assert desk.noted() == {"run_1": True}
+    if moment == "not let":
+        assert desk.report() == [], "the server knows that it wants to go on"
+    else:
+        [entry] = desk.report()
+        assert entry.report.waiting is False
+        desk.answer([entry], resumed=True)
+    desk.finish(run)
+    assert desk.slots == 0
+
+
+def test_code_that_does_not_end_is_given_up_and_keeps_its_slot_until_it_does() -> None:
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1")
+    desk.set(run, "done", 5)
+    desk.hear(cancelled=["run_1"])
+    desk.pass_time(29.9)
+    assert desk.host.interrupted == []
+    desk.pass_time(0.2)
+    assert desk.host.interrupted == [run]
+    entries = desk.last_words()
+    assert [len(entry.report.changes) for entry in entries] == [1], "what it has written is stored"
+    assert outcome_of(entries).end is AttemptEnd.CANCELLED
+    desk.answer(entries)
+    assert desk.host.running_on == [run]
+    assert len(desk.holding) == 0, "nothing waits for its end"
+    assert not desk.holding
+    assert desk.holding.has_only_waiting()
+    assert desk.slots == 1
+    assert desk.noted() == {"run_1": True}, "it may still kill the process"
+    [notice] = desk.host.notices
+    assert "asked to end and has not within 30 s" in notice
+    desk.set(run, "late", 1)
+    assert desk.exchange() == []
+    desk.finish(run)
+    assert desk.exchange() == []
+    assert desk.slots == 0
+    assert desk.noted() == {}
+    assert desk.holding.scopes() == []
+
+
+def test_code_that_ends_just_after_it_was_given_up_says_nothing_else() -> None:
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1")
+    desk.hear(cancelled=["run_1"])
+    desk.pass_time(31)
+    desk.finish(run)
+    assert outcome_of(desk.last_words()).end is AttemptEnd.CANCELLED
+    assert desk.slots == 0
+
+
+def test_code_that_is_given_up_and_lost_frees_its_slot_in_the_end() -> None:
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1")
+    desk.hear(cancelled=["run_1"])
+    desk.pass_time(31)
+    desk.answer(desk.last_words(), lost=True)
+    assert len(desk.holding) == 0
+    desk.finish(run)
+    assert desk.slots == 0
+    assert desk.holding.scopes() == []
+
+
+def test_executing_counts_and_waiting_does_not() -> None:
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1", max_duration_ms=10_000)
+    desk.pass_time(4)
+    future = desk.wait(run, "run_child")
+    desk.exchange()
+    desk.pass_time(1000)
+    assert run.scope.stop is None
+    desk.holding.target_ended("run_child")
+    desk.holding.advance()
+    assert future.done()
+    desk.pass_time(5.9)
+    assert run.scope.stop is None
+    desk.pass_time(0.2)
+    assert run.scope.stop is not None
+    assert run.scope.stop.end is AttemptEnd.TIMED_OUT
+    assert not run.scope.cancel_asked
+    assert "max_duration of 10 s" in run.scope.stop.error.message
+    assert desk.host.stopped == [run]
+    desk.pass_time(31)
+    outcome = outcome_of(desk.last_words())
+    assert (outcome.end, outcome.error and outcome.error.name) == (AttemptEnd.TIMED_OUT, "MaxDurationError")
+
+
+def test_runs_that_end_in_time_leave_no_deadline_behind() -> None:
+    desk = TimedDesk(1)
+    for number in range(100):
+        [run] = desk.admit(f"run_{number}", max_duration_ms=3_600_000)
+        desk.finish(run)
+        desk.exchange()
+    assert desk.holding._deadlines == {}
+    desk.pass_time(4000)
+    assert desk.holding.deadline is None

@@ -72,6 +72,8 @@ class ThreadHost:
     def __init__(self, server: FakeServer, body: Body, **options: Any) -> None:
         self.body = body
         self.notices: list[str] = []
+        self.stopped: list[HeldRun] = []
+        self.running_on: list[HeldRun] = []
         self.interrupted: list[str] = []
         self.left_to_finish: list[int] = []
         self.abandoned = 0
@@ -108,6 +110,14 @@ class ThreadHost:
 
     def interrupt(self, run: HeldRun) -> None:
         self.interrupted.append(run.scope.run.id)
+
+    def stop(self, run: HeldRun) -> None:
+        self.stopped.append(run)
+
+    def left_running(self, run: HeldRun) -> None:
+        self.running_on.append(run)
+
+    def waits(self, *, waits: bool) -> None: ...
 
     def registered(self) -> None: ...
 

@@ -42,6 +42,16 @@ Processes = Annotated[
     int | None,
     typer.Option(help="Processes that run tasks. Default: one per core.", min=1, max=256, show_default=False),
 ]
+Isolated = Annotated[
+    int | None,
+    typer.Option(
+        help='Processes kept ready for tasks with isolation="process", beside the others. Default: MILEPOST_ISOLATED_PROCESSES, or '
+        "as many as --processes.",
+        min=1,
+        max=256,
+        show_default=False,
+    ),
+]
 Concurrency = Annotated[
     int,
     typer.Option(
@@ -109,6 +119,7 @@ def dev(
     data: Data = Path(".milepost"),
     processes: Processes = None,
     concurrency: Concurrency = 100,
+    isolated: Isolated = None,
     grace: Annotated[float, typer.Option(help="Seconds that runs may go on after Ctrl-C.", min=0)] = 10,
     reload: Annotated[
         bool, typer.Option("--reload/--no-reload", help="Start anew when a file of the tasks changes.")
@@ -128,6 +139,7 @@ def dev(
     """
     from milepost.cli import dev as command
     from milepost.cli.working import processes_default, run_worker_command
+    from milepost.worker.settings import load_settings
 
     _tell_with_time(log_level, log_format)
     options = command.DevOptions(
@@ -137,6 +149,7 @@ def dev(
         data=data,
         processes=processes or processes_default(),
         concurrency=concurrency,
+        isolated=isolated if isolated is not None else load_settings().isolated_processes,
         grace_seconds=grace,
         reload=reload,
         json=json,
@@ -149,6 +162,7 @@ def worker(
     tasks: Sources,
     processes: Processes = None,
     concurrency: Concurrency = 100,
+    isolated: Isolated = None,
     grace: Annotated[
         float, typer.Option(help="Seconds that runs may go on after Ctrl-C or SIGTERM.", min=0)
     ] = 30,
@@ -171,7 +185,7 @@ def worker(
     _tell_with_time(log_level, log_format)
     name_unknown_settings()
     # A wrong setting would stop every executor: it is told once, here.
-    load_settings()
+    settings = load_settings()
     address = find_address()
     options = WorkerOptions(
         sources=tasks,
@@ -179,6 +193,7 @@ def worker(
         secret_key=address.secret_key,
         processes=processes or processes_default(),
         concurrency=concurrency,
+        isolated=isolated if isolated is not None else settings.isolated_processes,
         grace_seconds=grace,
         reload=reload,
     )
@@ -357,26 +372,74 @@ def get_run(run_id: RunId, json: AsJson = False) -> None:
     command.get_run(run_id, as_json=json)
 
 
+Statuses = Annotated[
+    list[str] | None,
+    typer.Option("--status", help="Runs of this status; may be given several times.", show_default=False),
+]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Runs of this task.", show_default=False)]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="Runs with this tag.", show_default=False)]
+Since = Annotated[
+    str | None,
+    typer.Option("--since", help="Runs triggered since then: 10m, 2h, or a time.", show_default=False),
+]
+WithMetadata = Annotated[
+    str | None,
+    typer.Option(
+        "--metadata", help="Runs whose metadata has these values, a JSON object.", show_default=False
+    ),
+]
+
+
 @runs.command("cancel")
 def cancel_runs(
-    run_ids: Annotated[list[str], typer.Argument(help="The ids of the runs (run_...).", show_default=False)],
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(help="The ids of the runs (run_...).", show_default=False)
+    ] = None,
+    status: Statuses = None,
+    task: Tasks = None,
+    tag: Tags = None,
+    since: Since = None,
+    metadata: WithMetadata = None,
 ) -> None:
-    """Cancel runs and their children. What executes is asked to end; what has ended stays as it is."""
+    """Cancel runs and their children: those that are named, or all that a filter finds and that have not ended.
+
+    What executes is asked to end; what has ended stays as it is.  Example:  milepost runs cancel --status QUEUED --task mail
+    """
     from milepost.cli import runs as command
 
-    command.cancel(run_ids)
+    command.cancel(
+        run_ids or [],
+        command.filters_of(
+            statuses=status or [], tasks=task or [], tags=tag or [], since=since, metadata=metadata
+        ),
+    )
 
 
 @runs.command("replay")
 def replay_run(
-    run_id: RunId,
+    run_id: Annotated[str | None, typer.Argument(help="The run's id (run_...).", show_default=False)] = None,
     payload: Annotated[str | None, typer.Argument(help="Another payload, JSON.", show_default=False)] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show the new run until it has finished.")] = False,
+    status: Statuses = None,
+    task: Tasks = None,
+    tag: Tags = None,
+    since: Since = None,
+    metadata: WithMetadata = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on with a replay by filter that was interrupted.", show_default=False),
+    ] = None,
 ) -> None:
-    """Trigger the same again, as a run of its own, and print its id."""
+    """Trigger the same again, as a run of its own, and print its id; or each run that a filter finds, and print how many.
+
+    Example:  milepost runs replay --status FAILED --since 2h
+    """
     from milepost.cli import runs as command
 
-    command.replay(run_id, payload, watch=watch)
+    filters = command.filters_of(
+        statuses=status or [], tasks=task or [], tags=tag or [], since=since, metadata=metadata
+    )
+    command.replay(run_id, payload, watch=watch, filters=filters, resume=resume)
 
 
 @runs.command("reschedule")

@@ -38,6 +38,7 @@ class DevOptions:
     data: Path
     processes: int
     concurrency: int
+    isolated: int | None
     grace_seconds: float
     reload: bool
     json: bool
@@ -71,6 +72,7 @@ async def dev(options: DevOptions) -> None:
                 secret_key=key,
                 processes=options.processes,
                 concurrency=options.concurrency,
+                isolated=options.isolated,
                 grace_seconds=options.grace_seconds,
                 reload=options.reload,
                 # Standard output is for the one line that programs read.

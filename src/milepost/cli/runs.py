@@ -21,6 +21,7 @@ from milepost.cli.console import err, fail, note, out, print_json, print_line, s
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
 from milepost.cli.text import json_text, visible
 from milepost.client import calls
+from milepost.client.bulk import BulkProgress
 from milepost.client.client import Client
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.run import Run
@@ -65,17 +66,85 @@ def trigger(
         _watch(client, handle.id, as_json=False)
 
 
-def cancel(run_ids: Sequence[str]) -> None:
-    """Ask runs to end."""
+def cancel(run_ids: Sequence[str], filters: dict[str, Any]) -> None:
+    """Ask runs to end: those that are named, or those that a filter finds."""
     client = Client()
+    if _has_either(run_ids, filters, "cancel"):
+        _bulk(client.runs.cancel_all, filters, "cancelled or asked to end")
     for run_id in run_ids:
         client.runs.cancel(run_id)
         print_line(run_id)
 
 
-def replay(run_id: str, payload: str | None, *, watch: bool) -> None:
-    """Trigger the same again; the id of the new run goes to standard output."""
+def _has_either(run_ids: Sequence[str], filters: dict[str, Any], command: str) -> bool:
+    """True for filters; ends the command where there are both or neither."""
+    if bool(run_ids) == bool(filters):
+        fail(
+            f"give the ids of runs, or filters such as --status and --task: milepost runs {command} run_..., "
+            f"milepost runs {command} --status QUEUED --task my-task"
+        )
+    return bool(filters)
+
+
+def _bulk(carry_out: Callable[..., BulkProgress], filters: dict[str, Any], what: str) -> None:
+    """Carry out a bulk, and say how far it is."""
+    last: BulkProgress | None = None
+
+    def tell(progress: BulkProgress) -> None:
+        nonlocal last
+        last = progress
+        if progress.done:
+            note(f"{progress.done:,} runs {what}")
+
+    try:
+        progress = carry_out(on_progress=tell, **filters)
+    except KeyboardInterrupt:
+        done = 0 if last is None else last.done
+        resume = "the same command goes on"
+        if "resume" in filters and last is not None and last.resume is not None:
+            resume = f"add --resume {last.resume} to go on"
+        err.print(f"interrupted; {done:,} runs had been {what}; {resume}", soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    for run_id, error in progress.refused.items():
+        err.print(visible(f"{run_id}: {error.message}"), style="red", markup=False, soft_wrap=True)
+    print_line(str(progress.done))
+    if progress.refused:
+        raise typer.Exit(1)
+
+
+def filters_of(
+    *,
+    statuses: Sequence[str],
+    tasks: Sequence[str],
+    tags: Sequence[str],
+    since: str | None,
+    metadata: str | None,
+) -> dict[str, Any]:
+    """The filters that a person gave, without those that were left out."""
+    filters: dict[str, Any] = {
+        "status": [status.upper() for status in statuses],
+        "task": list(tasks),
+        "tag": list(tags),
+        "created_after": None if since is None else time_of("--since", since),
+        "metadata": None if metadata is None else object_from_json(metadata),
+    }
+    return {name: values for name, values in filters.items() if values}
+
+
+def replay(
+    run_id: str | None,
+    payload: str | None,
+    *,
+    watch: bool,
+    filters: dict[str, Any],
+    resume: str | None,
+) -> None:
+    """Trigger the same again; the id of the new run goes to standard output, or how many there are."""
     client = Client()
+    if _has_either([run_id] if run_id else [], filters, "replay"):
+        _bulk(client.runs.replay_all, {**filters, "resume": resume}, "replayed")
+        return
+    assert run_id is not None
     handle = client.runs.replay(run_id, NO_PAYLOAD if payload is None else payload_of(payload))
     print_line(handle.id)
     if watch:

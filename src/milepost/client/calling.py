@@ -29,6 +29,10 @@ class CallingAttempt(Protocol):
         """The server has said that the attempt is over."""
         ...
 
+    def heed(self) -> None:
+        """Called now and then while a blocking call waits: raise what ends the code, where the attempt is to end."""
+        ...
+
 
 class CallingCode(Protocol):
     """What is known of the code that makes a call in this moment."""
@@ -68,6 +72,9 @@ class NamedAttempt:
     def lose(self) -> None:
         """See `CallingAttempt`."""
         self.has_ended = True
+
+    def heed(self) -> None:
+        """See `CallingAttempt`. Nobody tells it."""
 
 
 _calling_code: CallingCode = _Outside()

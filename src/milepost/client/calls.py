@@ -286,9 +286,12 @@ def cancel_run(run_id: str) -> Call[None]:
     return _call("runs.cancel", endpoints.CANCEL_RUN, lambda _, __: None, run=run_id)
 
 
-def replay_run(run_id: str, request: ReplayRequest) -> Call[Replayed]:
+def replay_run(run_id: str, request: ReplayRequest, *, request_id: str | None = None) -> Call[Replayed]:
     """Trigger the same again."""
-    return _call("runs.replay", endpoints.REPLAY_RUN, lambda answer, _: answer, body=request, run=run_id)
+    return _call(
+        "runs.replay", endpoints.REPLAY_RUN, lambda answer, _: answer,
+        body=request, request_id=request_id, run=run_id,
+    )  # fmt: skip
 
 
 def reschedule_run(run_id: str, request: RescheduleRequest) -> Call[Run]:

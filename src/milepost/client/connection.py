@@ -171,6 +171,7 @@ def _sleep(seconds: float, patience: Patience) -> None:
     """Sleep; an attempt that ends meanwhile ends it."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not patience.has_ended:
+        patience.heed()
         time.sleep(left if patience.attempt is None else min(left, LOOK_SECONDS))
 
 

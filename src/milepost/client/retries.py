@@ -98,6 +98,11 @@ class Patience:
         """True when the attempt that makes the call is over."""
         return self.attempt is not None and self.attempt.has_ended
 
+    def heed(self) -> None:
+        """Raise what ends the code that waits, where its run is to end."""
+        if self.attempt is not None:
+            self.attempt.heed()
+
     def seconds_of(self, most: float) -> float:
         """How long to wait for the server now, at most `most`. Raises AttemptOverError; TimeoutError when the time is over."""
         self._check(None)

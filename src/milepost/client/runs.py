@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict, Unpack, overload
 
-from milepost.client import calls, endings
+from milepost.client import bulk, calls, endings
+from milepost.client.bulk import BulkProgress
 from milepost.client.calling import check_blocking
 from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
@@ -26,6 +27,7 @@ from milepost.errors import InvalidRequestError
 from milepost.model.durations import parse_duration
 from milepost.model.filters import MetadataFilter, parse_filter
 from milepost.model.jsonvalue import to_json
+from milepost.model.run import RunStatus
 
 PAGE_SIZE_DEFAULT = 100
 HISTORY_PAGE_SIZE_DEFAULT = 25
@@ -258,6 +260,83 @@ class Runs:
         connection = self._connection()
         replayed = await connection.asend(calls.replay_run(run_id, replay_request(options, payload=payload)))
         return RunHandle(replayed.id, replayed.task_identifier, None, connection)
+
+    def cancel_all(
+        self,
+        *,
+        on_progress: Callable[[BulkProgress], None] | None = None,
+        resume: str | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> BulkProgress:
+        """Cancel every run that matches and has not ended, the newest first: `runs.cancel_all(task="mail", status="QUEUED")`.
+
+        Runs that are triggered after the first page was read are left alone. What was cancelled stays so when this is interrupted, and
+        calling it again goes on.
+
+        Args:
+            on_progress: called after every hundred runs.
+            resume: `BulkProgress.resume` of an earlier call, which leaves alone what was triggered since that one.
+            filters: at least one; see `RunFilters`. Without `status` it is every status of a run that has not ended.
+        Returns: how many runs were cancelled or asked to end, and those for which it was refused.
+        Raises: UsageError without a filter; UnavailableError, with a note that says how far it had come.
+        """
+        check_blocking("runs.cancel_all")
+        query = self._unfinished(filters)
+        return bulk.carry_out(self._connection(), query, bulk.cancelling, on_progress, resume)
+
+    async def acancel_all(
+        self,
+        *,
+        on_progress: Callable[[BulkProgress], None] | None = None,
+        resume: str | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> BulkProgress:
+        """As `cancel_all`, without blocking."""
+        query = self._unfinished(filters)
+        return await bulk.acarry_out(self._connection(), query, bulk.cancelling, on_progress, resume)
+
+    def _unfinished(self, filters: RunFilters) -> dict[str, Any]:
+        checked = bulk.checked("runs.cancel_all", filters)
+        if "filter[status]" in checked:
+            return checked
+        statuses = [status.value for status in RunStatus if not status.is_final]
+        return {**checked, **calls.run_filters(status=statuses)}
+
+    def replay_all(
+        self,
+        *,
+        on_progress: Callable[[BulkProgress], None] | None = None,
+        resume: str | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> BulkProgress:
+        """Replay every run that matches, each once: `runs.replay_all(task="mail", status="FAILED")`.
+
+        Its own replays and whatever else is triggered after the first page was read are left alone.
+
+        Args:
+            on_progress: called after every hundred runs.
+            resume: `BulkProgress.resume` of an earlier call that was interrupted, less than a day ago: this one goes on with it, and
+                replays nothing a second time.
+            filters: at least one; see `RunFilters`.
+        Returns: how many runs were replayed, the ids of the new ones, and the runs for which it was refused.
+        Raises: as `cancel_all`.
+        """
+        check_blocking("runs.replay_all")
+        query = bulk.checked("runs.replay_all", filters)
+        make = bulk.replaying(replay_request({}, payload=NO_PAYLOAD))
+        return bulk.carry_out(self._connection(), query, make, on_progress, resume)
+
+    async def areplay_all(
+        self,
+        *,
+        on_progress: Callable[[BulkProgress], None] | None = None,
+        resume: str | None = None,
+        **filters: Unpack[RunFilters],
+    ) -> BulkProgress:
+        """As `replay_all`, without blocking."""
+        query = bulk.checked("runs.replay_all", filters)
+        make = bulk.replaying(replay_request({}, payload=NO_PAYLOAD))
+        return await bulk.acarry_out(self._connection(), query, make, on_progress, resume)
 
     def reschedule(self, run_id: str, delay: timedelta | float | str | datetime) -> Run:
         """Delay a run that is DELAYED to another time.

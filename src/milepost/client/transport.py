@@ -316,6 +316,7 @@ def _wait_for(sock: socket, seconds: float, patience: Patience) -> None:
         return
     until = time.monotonic() + seconds
     while not wait_for_read(sock, min(LOOK_SECONDS, max(0.0, until - time.monotonic()))):
+        patience.heed()
         if patience.has_ended or time.monotonic() >= until:
             raise TimeoutError
 

@@ -366,6 +366,13 @@ class ReleaseLostRuns(msgspec.Struct, frozen=True):
     limit: int = 1000
 
 
+class EndUnheededRuns(msgspec.Struct, frozen=True):
+    """End up to `limit` runs that were asked to end, and of which their worker has not said for too long that they have. Result: how
+    many; less than `limit`: all."""
+
+    limit: int
+
+
 class IndexDocuments(msgspec.Struct, frozen=True):
     """Bring the search index up to date for up to `limit` documents, fewer where they are large. Result: how many; 0: none was."""
 
@@ -510,6 +517,7 @@ Command = (
     | PruneWaitpoints
     | PruneStreams
     | ReleaseLostRuns
+    | EndUnheededRuns
     | IndexDocuments
     | PruneAnswers
     | PruneUsedTokens

@@ -372,6 +372,7 @@ class Engine:
             logger.warning("this server was away for so long that it takes everything from the database anew")
             self._load_state(connection)
             self.state.everything_offered_elsewhere = self.state.may_have_apart = True
+            self.state.may_have_asked = True
             # Their workers may have claimed anew or been answered since.
             self.state.answered_elsewhere.update(parked.claim.worker_id for parked in self.state.parked)
             self._heard.append(Announcement([], [], [], is_gap=True))

@@ -20,6 +20,7 @@ class JobName(StrEnum):
     """What there is to do."""
 
     LEASES = "leases"
+    STOPS = "stops"
     INDEX = "index"
     HISTORY = "history"
     STREAMS = "streams"

@@ -244,6 +244,7 @@ def learn(learnt: Learnt, state: EngineState, *, steady_now: int, told_at: int |
     if learnt.next_due_at is not None:
         state.due_later(learnt.next_due_at)
     if learnt.has_steps:
+        state.may_have_asked = True
         state.due_later(0)
     were_told(learnt, state, steady_now=steady_now, told_at=told_at)
 

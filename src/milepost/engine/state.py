@@ -39,6 +39,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         metadata_size_max: bytes of a document as compact JSON (M84, M86).
         grace_seconds: how long a finished run's document accepts writes (M69).
         lease_seconds: after this much silence of a worker its runs are given up.
+        stop_grace_seconds: for how long code may go on that was asked to end, before its worker says that the run has.
         log_bytes_max: bytes of log lines that are kept of one attempt; see `protocol.work.log_line_size`.
         stream_bytes_max: bytes of one stream as JSON.
     """
@@ -46,6 +47,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     metadata_size_max: int = METADATA_BYTES_MAX
     grace_seconds: float = 3600
     lease_seconds: float = 30
+    stop_grace_seconds: float = 30
     log_bytes_max: int = LOG_BYTES_MAX
     stream_bytes_max: int = STREAM_BYTES_MAX
 
@@ -245,6 +247,10 @@ class EngineState:
         self.due_told: int | None = None
         # False when it is known that no queued run has to execute apart.
         self.may_have_apart = True
+        # False when it is known that no held run was asked to end; and those that were, with when this server first saw that, on the
+        # steady clock.
+        self.may_have_asked = True
+        self.asked_since: dict[str, int] = {}
         # Where runs may be queued: a hint, no place is missing.
         self.places = Places()
         # And those with places of concurrency keys, whose line is in the store.

@@ -10,7 +10,7 @@ from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState, Worker
 from milepost.engine.transaction import Transaction
 from milepost.errors import NotFoundError
-from milepost.model.lifecycle import UNCHARGED_MAX, released
+from milepost.model.lifecycle import UNCHARGED_MAX, killed_late, released
 from milepost.model.run import AttemptEnd, RunStatus
 from milepost.protocol.work import Death
 from milepost.store import records
@@ -120,6 +120,9 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
             continue
         if row.begun_at is None:
             row.begun_at = transaction.now
+        if (row.id, row.attempt) in told and told[row.id, row.attempt].timed_out:
+            ending.end_attempt(row, killed_late(row, how), transaction, state)
+            continue
         # Code that waits, or has ended a moment ago, is seldom why a process dies, and may be. So only who was quite alone is charged
         # at once; the one suspect among others that did not execute is charged when it was apart.
         is_alone = was_in_it == executed == {(row.id, row.attempt)}

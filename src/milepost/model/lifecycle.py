@@ -110,7 +110,19 @@ LIFECYCLE: dict[RunStatus, dict[Move, RunStatus | str]] = {
 
 
 CANCELLED = RunError(name="RunCancelledError", message="the run was cancelled")
+NOT_TOLD = RunError(
+    name="RunCancelledError",
+    message="the run was cancelled, and its worker has not said within the grace time that it has ended; what it does counts no more",
+)
 EXPIRED = RunError(name="RunExpiredError", message="no worker took the run within its time to live")
+
+
+def took_too_long(seconds: float) -> RunError:
+    """The error of an attempt that has executed for longer than it may."""
+    return RunError(
+        name="MaxDurationError",
+        message=f"the attempt has executed for longer than its max_duration of {seconds:g} s; its waits do not count",
+    )
 
 
 class RunState(Protocol):
@@ -176,6 +188,12 @@ def crashed(run: RunState, how: str, retry: RetryRule, jitter: float) -> Ending:
         name="ProcessDiedError", message=f"the process of attempt {run.attempt} {how} while its code ran"
     )
     return _charged(AttemptEnd.CRASHED, error, _pause(run, retry, jitter))
+
+
+def killed_late(run: RunState, how: str) -> Ending:
+    """The process of the attempt was killed, because the attempt took longer than it may and did not end when it was asked to."""
+    error = RunError(name="MaxDurationError", message=f"the process of attempt {run.attempt} {how}")
+    return Ending(AttemptEnd.TIMED_OUT, Move.TIME_OUT, error=error)
 
 
 def released(run: RunState, end: AttemptEnd, why: str | None = None) -> Ending:

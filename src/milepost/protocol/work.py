@@ -69,12 +69,14 @@ class RegisterRequest(
 
 class RegisterResponse(msgspec.Struct, rename="camel", kw_only=True):
     """What the worker has to know. After `leaseSeconds` of silence its runs are given up. `logBytesMax` is what the server keeps of
-    the log of one attempt, each line counted as `log_line_size` says."""
+    the log of one attempt, each line counted as `log_line_size` says. `stopGraceSeconds` is how long code may go on that was asked to
+    end; then the worker says that its run has."""
 
     lease_seconds: float
     heartbeat_seconds: float
     metadata_size_max: int
     log_bytes_max: int
+    stop_grace_seconds: float = 30.0
 
 
 class ClaimRequest(msgspec.Struct, rename="camel", kw_only=True, forbid_unknown_fields=True):
@@ -165,11 +167,13 @@ class RunReport(
 class BegunRun(
     msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
 ):
-    """An attempt whose code had begun in a process that died. `waiting`: it waited for other runs and executed nothing."""
+    """An attempt whose code had begun in a process that died. `waiting`: it waited for other runs and executed nothing. `timedOut`:
+    its process was killed because the attempt took longer than it may."""
 
     id: str
     attempt: int
     waiting: bool = False
+    timed_out: bool = False
 
 
 class Death(

@@ -7,9 +7,10 @@ The worker has two ways in. `run_attempt` runs on its event loop: an `async def`
 `run_attempt_in_thread` runs a `def` task with plain hooks wholly in the calling thread, which costs no switch between threads;
 `needs_loop` tells which one a task wants. Whatever the user's code raises or returns becomes an outcome; the worker survives it.
 
-An attempt is cancelled for three reasons. The worker has given it up (`RunScope.is_lost`): then it ends without an outcome. Something
-that it has started on the loop has raised SystemExit or KeyboardInterrupt (`abort`): that is its error. Or user code has cancelled
-it: then the CancelledError is an error like any other.
+An attempt is cancelled for four reasons. The worker has given it up (`RunScope.is_lost`): then it ends without an outcome. The run is
+to end (`RunScope.stop`): then it ends by that, unless the task returns nevertheless, and its hooks say so. Something that it has
+started on the loop has raised SystemExit or KeyboardInterrupt (`abort`): that is its error. Or user code has cancelled it: then the
+CancelledError is an error like any other.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.errors import PayloadValidationError, TaskFailedError
-from milepost.model.run import Outcome, RunError
+from milepost.errors import PayloadValidationError, RunCancelledError, TaskFailedError
+from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
@@ -40,7 +41,7 @@ from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
 from milepost.sdk.retry import Caught, OutputError, is_final
 from milepost.sdk.safe_text import name_of, text_of, traceback_of
-from milepost.sdk.scope import AttemptEnding, RunScope, current_scope, is_in_event_loop
+from milepost.sdk.scope import AttemptEnding, RunScope, Stop, current_scope, is_in_event_loop
 from milepost.sdk.settings import task_settings
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import describe_misfit
@@ -132,6 +133,11 @@ class Attempt:
         self._outcome: Outcome | None = None
         self._has_hooks = hooks.has_hooks or task.has_hooks
         self._is_in_middleware = False
+        # The task's own code, or what comes before it, is under way and may be stopped; on the loop not while a thread has it.
+        self._is_stoppable = True
+        self._has_begun = False
+        self._is_in_thread = False
+        self._is_waiting_for_streams = False
         # The tasks of the event loop in which steps of this attempt run, each inside of a step of the one before.
         self._loop_tasks: list[asyncio.Task[Any]] = []
         self._aborted_by: BaseException | None = None
@@ -149,7 +155,7 @@ class Attempt:
         if self._loop is not None:
             self._loop_tasks.append(_current_task())
         try:
-            if scope.is_lost:
+            if scope.is_lost or scope.stop is not None:
                 raise asyncio.CancelledError
             payload = self._decode_payload()
             self._payload = None if payload is NO_PAYLOAD else payload
@@ -190,14 +196,33 @@ class Attempt:
         if not is_in_event_loop():
             streams.end(reason)
             return
+        self._is_waiting_for_streams = True
         while True:
             try:
                 await streams.end_on_loop(reason)
             except asyncio.CancelledError as cancelled:
                 self._raise_if_lost(cancelled)
                 self._take_back_cancel()
+                if self._scope.stop is not None:
+                    # It has returned, and is not to wait any longer for what its streams still come to.
+                    reason = self._scope.stop.error.message
             else:
                 return
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """See `RunningAttempt`."""
+        return self._outcome
+
+    @property
+    def stops_by_raising(self) -> bool:
+        """See `RunningAttempt`."""
+        return self._is_stoppable and not self._task.is_async
+
+    def stop(self) -> None:
+        """See `RunningAttempt`. The hooks that come after the task's own code are not cancelled; they have the grace time."""
+        if self._is_waiting_for_streams or (self._is_stoppable and not self._is_in_thread):
+            self.cancel(self._scope.stop.error.message if self._scope.stop is not None else None)
 
     def cancel(self, reason: str | None = None) -> None:
         """Cancel what runs of it on the event loop; the CancelledError there says why. On the loop's thread."""
@@ -264,12 +289,20 @@ class Attempt:
 
     async def _run_inside(self, payload: Any) -> None:
         """Everything that middleware wraps. Decides the outcome; raises the error of a failed attempt for middleware to see."""
+        self._has_begun = True
         try:
             if self._has_hooks:
                 await self.run_hooks("on_start_attempt")
                 if not self._run.has_begun:
                     await self.run_hooks("on_start")
+                if self._scope.stop is not None:
+                    # A hook in a thread has heard nothing of it.
+                    raise self._scope.stop.exception()
             output = await self._call_task(payload)
+            self._is_stoppable = False
+            if self._scope.stop is not None:
+                # It has gone on nevertheless, to its own end.
+                self._take_back_cancel()
             if self._aborted_by is not None:
                 # The code was cancelled for it, and has gone on nevertheless.
                 raise self._aborted_by
@@ -366,15 +399,16 @@ class Attempt:
 
     async def _fail(self, error: BaseException) -> None:
         """Decide the outcome of a failed attempt."""
+        if self._scope.stop is not None and self._outcome is None:
+            await self._end_stopped(self._scope.stop, error)
+            return
+        self._is_stoppable = False
         if isinstance(error, asyncio.CancelledError) and self._aborted_by is not None:
             error = self._aborted_by
         # After GeneratorExit nothing may be awaited where it is how Python ends a coroutine that is thrown away.
         runs_hooks = self._runs_hooks_after and not (
             isinstance(error, GeneratorExit) and self._is_thrown_away()
         )
-        if self._scope.cancel_asked and isinstance(error, asyncio.CancelledError):
-            await self._end_cancelled(error, runs_hooks=runs_hooks)
-            return
         decision: Caught | None = None
         if runs_hooks:
             error, decision = await self._let_hooks_catch(error)
@@ -386,14 +420,25 @@ class Attempt:
             await self._run_hooks_after("on_failure", error=error, result=result)
             await self._run_hooks_after("on_complete", error=error, result=result)
 
-    async def _end_cancelled(self, error: BaseException, *, runs_hooks: bool) -> None:
-        """The run was cancelled, and its code has ended by that."""
-        run_error = RunError(name="RunCancelledError", message="the run was cancelled")
-        self._outcome = Outcome(error=run_error)
-        if runs_hooks:
-            result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
-            await self._run_hooks_after("on_cancel", error=error, result=result)
-            await self._run_hooks_after("on_complete", error=error, result=result)
+    async def _end_stopped(self, stop: Stop, error: BaseException) -> None:
+        """The run was to end, and the task has not returned: whatever it has raised, this is its end."""
+        self._is_stoppable = False
+        self._take_back_cancel()
+        if not isinstance(error, asyncio.CancelledError | RunCancelledError):
+            self.context().logger.warning("the task was to end, and raised another error", exc_info=error)
+        run_error = stop.error
+        if self._has_begun:
+            # Where its code was.
+            run_error = msgspec.structs.replace(run_error, stack_trace=describe_error(error).stack_trace)
+        self._outcome = Outcome(error=run_error, end=stop.end)
+        if not self._has_begun or not self._runs_hooks_after:
+            return
+        result = TaskResult[Any](ok=False, run_id=self._run.id, error=run_error)
+        is_cancelled = stop.end is AttemptEnd.CANCELLED
+        await self._run_hooks_after(
+            "on_cancel" if is_cancelled else "on_failure", error=stop.exception(), result=result
+        )
+        await self._run_hooks_after("on_complete", error=stop.exception(), result=result)
 
     async def close(self, error: RunError) -> None:
         """Run what comes after a run that has failed for good: `on_failure` and `on_complete`, without the task and its middleware."""
@@ -529,7 +574,11 @@ class Attempt:
         if not is_in_event_loop():
             return function()
         context = contextvars.copy_context()
-        result, error = await self._call_in_thread(lambda: context.run(_contained_call, function))
+        self._is_in_thread = True
+        try:
+            result, error = await self._call_in_thread(lambda: context.run(_contained_call, function))
+        finally:
+            self._is_in_thread = False
         if error is not None:
             raise error
         return result
@@ -546,11 +595,13 @@ class Attempt:
         """The result or the error of a coroutine, for the thread that waits for it. Raised in a task of its own, SystemExit and
         KeyboardInterrupt would stop the loop; and a cancelled task could not say why."""
         self._loop_tasks.append(_current_task())
+        was_in_thread, self._is_in_thread = self._is_in_thread, False
         try:
             return await steps, None
         except BaseException as error:
             return None, error
         finally:
+            self._is_in_thread = was_in_thread
             del self._loop_tasks[-1]
 
     # --- cancelled -----------------------------------------------------------------------------------------
@@ -564,6 +615,9 @@ class Attempt:
         """Raise the cancellation of the very task that runs these steps, if somebody around them may know what it means: the worker,
         or a middleware with a timeout or a task group. To all others it is an error like any other."""
         self._raise_if_lost(error)
+        if self._scope.stop is not None:
+            self._take_back_cancel()
+            return
         if isinstance(error, asyncio.CancelledError) and is_in_event_loop() and _current_task().cancelling():
             if self._is_in_middleware:
                 raise error

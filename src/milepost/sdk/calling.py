@@ -18,6 +18,7 @@ class RunCode:
         scope = live_scope()
         if scope is None:
             return
+        scope.heed()
         owner, dot, name = form.rpartition(".")
         twin = f"{owner}{dot}{'await_' if name == 'wait' else f'a{name}'}(...)"
         scope.refuse_blocking(

@@ -196,6 +196,31 @@ class Context:
         return None if batch_id is None else BatchInfo(batch_id)
 
     @property
+    def cancelled(self) -> bool:
+        """True when the run is to end, because it was cancelled or has executed for longer than its `max_duration`.
+
+        For the loops of a `def` task: `if ctx.cancelled: break`. A thread that has seen True counts as told, so that none of its later
+        calls raises RunCancelledError. What the task returns then completes the run; raise RunCancelledError to end it as cancelled.
+        """
+        if self._scope.stop is None:
+            return False
+        self._scope.is_told_here()
+        return True
+
+    def wait_cancelled(self, seconds: float | None = None) -> bool:
+        """Sleep in the thread of a `def` task, until the run is to end or so many seconds have passed; whether it is to end.
+
+        In the place of `time.sleep`, which nothing can end: `while not ctx.wait_cancelled(5): poll()`.
+
+        Raises: UsageError on the worker's event loop, where sleeping is `await asyncio.sleep(...)`.
+        """
+        self._scope.refuse_blocking(
+            "ctx.wait_cancelled(...)", "`await asyncio.sleep(...)`, which is cancelled,"
+        )
+        self._scope.wait_for_stop(seconds)
+        return self.cancelled
+
+    @property
     def logger(self) -> RunLogger:
         """Writes to the run's log and to Python's logging."""
         if self._logger is None:

@@ -187,7 +187,7 @@ class Metadata(_Streaming):
 
     def _sink(self) -> Sink | None:
         scope = current_scope.get()
-        if scope is None:
+        if scope is None or scope.stop is not None:
             scope = scope_of_call()
             return None if scope is None else OwnSink(scope)
         return None if scope.is_over else OwnSink(scope)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from milepost.client.streams import ChunkFollower
-from milepost.errors import UsageError
+from milepost.errors import MaxDurationError, RunCancelledError, UsageError
+from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.hooks import HookName
@@ -25,8 +26,45 @@ from milepost.sdk.schema import MetadataSchema
 OutletT_contra = TypeVar("OutletT_contra", contravariant=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why an attempt is to end before its code has come to its own end.
+
+    Attributes:
+        end: cancelled or timed_out.
+        error: the error of the run.
+    """
+
+    end: AttemptEnd
+    error: RunError
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the attempt ends by it."""
+        return Outcome(error=self.error, end=self.end)
+
+    def exception(self) -> RunCancelledError:
+        """What is raised in a thread."""
+        kind = MaxDurationError if self.end is AttemptEnd.TIMED_OUT else RunCancelledError
+        return kind(self.error.message)
+
+
 class RunningAttempt(Protocol):
     """The attempt under way, as far as waits and its worker know it."""
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ends, as soon as that is decided; hooks may still run."""
+        ...
+
+    @property
+    def stops_by_raising(self) -> bool:
+        """True while the next call in a thread is to raise when the run is to end: the code of a `def` task runs."""
+        ...
+
+    def stop(self) -> None:
+        """The scope has been asked to stop: cancel what runs on the event loop, where that is how it hears. On the loop's thread."""
+        ...
 
     async def run_hooks(self, name: HookName) -> None:
         """Run the hooks of one name. What raises is raised."""
@@ -98,6 +136,10 @@ class Link(Protocol[OutletT_contra]):
         ...
 
 
+# What a scope has of its own from when it is needed.
+_EVENT, _TOLD = "_stop_event", "_told_threads"
+
+
 @dataclass(eq=False)
 class RunScope:
     """One attempt of one run in this process.
@@ -108,8 +150,8 @@ class RunScope:
         schema: the task's metadata schema; own writes are checked against it (M76).
         attempt: the attempt under way, for the hooks around waits.
         is_lost: the worker has given this attempt up, and stops its code where it can; what it does does not count any more.
+        stop: why the run is to end, since it was asked to; see `ask_to_stop`.
         unended_lines: what was printed without a line feed yet, by stream and thread; see `capture`.
-        cancel_asked: the run is to be cancelled: a CancelledError of its code is its end, and not an error of the code.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
         streams: the streams that the attempt writes; None as long as there are none.
         inputs: how far the attempt has read what was sent to the run, by key.
@@ -124,7 +166,7 @@ class RunScope:
     schema: MetadataSchema | None = None
     attempt: RunningAttempt | None = None
     is_lost: bool = False
-    cancel_asked: bool = False
+    stop: Stop | None = None
     unended_lines: dict[tuple[str, int], str] | None = None
     is_over: bool = False
     unbound_calls: Iterator[int] = field(default_factory=itertools.count)
@@ -161,6 +203,48 @@ class RunScope:
         finds what an earlier one has begun; that two things are waited for in another order or at the same time does not matter."""
         # Both steps are atomic, so threads of one run do not get the same place.
         return f"{what}/{next(self.places.setdefault(what, itertools.count()))}"
+
+    @property
+    def cancel_asked(self) -> bool:
+        """True when the run is to end because it was cancelled."""
+        return self.stop is not None and self.stop.end is AttemptEnd.CANCELLED
+
+    def ask_to_stop(self, stop: Stop) -> None:
+        """The run is to end. Its code hears so as it can: see `heed_stop` and `RunningAttempt.stop`."""
+        self.stop = stop
+        event = self.__dict__.get(_EVENT)
+        if event is not None:
+            event.set()
+
+    def heed_stop(self) -> None:
+        """Raise RunCancelledError in the thread of a `def` task that is to end, unless this thread has been told. Called where `stop`
+        is set."""
+        attempt = self.attempt
+        if self.stop is None or attempt is None or not attempt.stops_by_raising or is_in_event_loop():
+            return
+        if not self.is_told_here():
+            raise self.stop.exception()
+
+    def is_told_here(self) -> bool:
+        """Whether this thread has been told that the run is to end; from now on it has."""
+        # Made by whoever needs it first, as most runs are never asked.
+        told: set[int] = self.__dict__.setdefault(_TOLD, set())
+        thread_id = threading.get_ident()
+        if thread_id in told:
+            return True
+        told.add(thread_id)
+        return False
+
+    def heed(self) -> None:
+        """See `CallingAttempt`."""
+        if self.stop is not None:
+            self.heed_stop()
+
+    def wait_for_stop(self, seconds: float | None) -> bool:
+        """Wait in this thread until the run is asked to end, at most so long; whether it is."""
+        event: threading.Event = self.__dict__.setdefault(_EVENT, threading.Event())
+        # In this order: whoever asks sets the event if there is one already.
+        return self.stop is not None or event.wait(seconds)
 
     def refuse_blocking(self, form: str, right_form: str) -> None:
         """Raise UsageError if this is the thread of the worker's event loop, which a blocking call would stop for every run."""
@@ -214,10 +298,15 @@ def scope_at_work() -> RunScope | None:
 
 
 def scope_of_call() -> RunScope | None:
-    """As `live_scope`, for what loses something where there is none: code that was not bound is told of."""
+    """As `live_scope`, for what loses something where there is none: code that was not bound is told of.
+
+    Raises: RunCancelledError in a thread whose run is to end, once.
+    """
     scope = current_scope.get()
     if scope is None:
         if surroundings.attached is None and surroundings.unbound_call is not None:
             surroundings.unbound_call()
         return surroundings.attached
+    if scope.stop is not None:
+        scope.heed_stop()
     return None if scope.is_over else scope

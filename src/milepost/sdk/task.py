@@ -6,7 +6,20 @@ import inspect
 import types
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, Protocol, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    get_args,
+    overload,
+)
 
 from typing_extensions import ParamSpec
 
@@ -15,6 +28,7 @@ from milepost.client.queue import Queue
 from milepost.client.requests import NO_PAYLOAD, OPTION_NAMES, BatchOptions, RunOptions, check_options
 from milepost.client.results import TaskResult
 from milepost.errors import InvalidRequestError, PayloadValidationError, UsageError
+from milepost.model.durations import parse_duration
 from milepost.model.names import check_name, default_queue
 from milepost.protocol.schedules import TaskSchedule
 from milepost.protocol.work import WorkerTask
@@ -48,6 +62,7 @@ OutputT_co = TypeVar("OutputT_co", covariant=True)
 Arguments: TypeAlias = Mapping[str, Any] | tuple[Any, ...]
 """What stands for the arguments of several parameters where one value is taken: by name, or in their order."""
 Awaited: TypeAlias = Coroutine[Any, Any, OutputT]
+Isolation: TypeAlias = Literal["thread", "process"]
 
 
 class TaskHooks(TypedDict, total=False):
@@ -76,6 +91,8 @@ class Task(Hooks, Generic[PayloadT, OutputT, Parameters]):
         queue: the queue that its runs go through; one of its own when None.
         metadata: the declared type of its metadata, or None.
         schedule: when it is triggered by itself, or None.
+        max_duration_ms: how long an attempt of its runs may execute, unless the trigger says otherwise; None for any time.
+        isolation: "process" for a task each run of which has a process to itself while it lasts.
         is_async: whether the function is an `async def`.
     """
 
@@ -88,6 +105,8 @@ class Task(Hooks, Generic[PayloadT, OutputT, Parameters]):
         queue: Queue | None,
         metadata: MetadataSchema | None,
         schedule: TaskSchedule | None = None,
+        max_duration: timedelta | float | str | None = None,
+        isolation: Isolation = "thread",
         local_names: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -100,6 +119,10 @@ class Task(Hooks, Generic[PayloadT, OutputT, Parameters]):
         self.queue = queue
         self.metadata = metadata
         self.schedule = schedule
+        self.max_duration_ms = None if max_duration is None else _max_duration_ms(id, max_duration)
+        if isolation not in get_args(Isolation):
+            raise UsageError(f'task {id!r}: isolation is "thread" or "process", not {isolation!r:.100}')
+        self.isolation: Isolation = isolation
         self.function = function
         innermost = inspect.unwrap(function)
         # A plain decorator around an `async def` hands its coroutine on, so what counts is the innermost function.
@@ -468,6 +491,8 @@ class TaskDecorator(Protocol):
         cron: str | None = None,
         every: timedelta | float | str | None = None,
         timezone: str | None = None,
+        max_duration: timedelta | float | str | None = None,
+        isolation: Isolation = "thread",
         **hooks: Unpack[TaskHooks],
     ) -> TaskDecorator: ...
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -486,6 +511,8 @@ def _task(
     cron: str | None = None,
     every: timedelta | float | str | None = None,
     timezone: str | None = None,
+    max_duration: timedelta | float | str | None = None,
+    isolation: Isolation = "thread",
     **hooks: Unpack[TaskHooks],
 ) -> Any:
     """Make a task of a function, a `def` or an `async def`.
@@ -513,6 +540,12 @@ def _task(
             `ScheduledPayload`, if it takes one. The schedule is made, changed and removed as workers with the code come.
         every: likewise, every so often: a timedelta, seconds, or a text such as "5m".
         timezone: the zone whose wall clock `cron` means, such as "Europe/Berlin"; UTC when left out.
+        max_duration: how long one attempt may execute: a `timedelta`, seconds, or text such as `"10m"`. Waits for other runs do not
+            count. What takes longer is asked to end as a cancelled run is, and ends as TIMED_OUT, without a retry. What is given at
+            the trigger wins.
+        isolation: "process" has each run execute alone in a process, one of a few that are kept ready (`milepost worker --isolated`):
+            a crash there ends this run and no other, and one that does not end when it is asked to is killed after the grace time.
+            A process takes the next run when one has ended, and is replaced after a kill. See docs/stopping.md.
         hooks: lifecycle hooks, as the decorators of the same names on the task.
     Raises: UsageError for a function that cannot be a task, and for an id that another task has.
     """
@@ -532,6 +565,8 @@ def _task(
             queue=Queue(queue) if isinstance(queue, str) else queue,
             metadata=MetadataSchema(metadata) if metadata is not None else None,
             schedule=schedule,
+            max_duration=max_duration,
+            isolation=isolation,
             local_names=local_names,
         )
         for name, given in hooks.items():
@@ -582,6 +617,16 @@ def _checked_retry(retry: object) -> Retry | None:
     if retry is None or isinstance(retry, Retry):
         return retry
     raise UsageError(f"retry is a Retry, such as Retry(max_attempts=5), not {retry!r:.200}")
+
+
+def _max_duration_ms(task_id: str, value: timedelta | float | str) -> int:
+    try:
+        milliseconds = parse_duration(value) // timedelta(milliseconds=1)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"task {task_id!r}: max_duration: {error}") from None
+    if milliseconds < 1:
+        raise UsageError(f"task {task_id!r}: max_duration is {value!r}; it is at least a millisecond")
+    return milliseconds
 
 
 def _local_names(frame: types.FrameType | None) -> dict[str, Any] | None:

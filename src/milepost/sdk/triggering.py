@@ -235,5 +235,6 @@ def blocking_scope(form: str) -> RunScope | None:
     """The run that calls a blocking form, if any. Raises UsageError on the worker's event loop."""
     scope = live_scope()
     if scope is not None:
+        scope.heed()
         scope.refuse_blocking(f"{form}(...)", f"`await a{form}(...)`")
     return scope

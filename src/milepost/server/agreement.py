@@ -18,6 +18,7 @@ AGREED = (
     "metadata_size_max",
     "metadata_grace_seconds",
     "lease_seconds",
+    "stop_grace_seconds",
     "log_bytes_max",
     "stream_bytes_max",
     "history_days",

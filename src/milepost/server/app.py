@@ -162,6 +162,7 @@ class Server:
                 metadata_size_max=settings.metadata_size_max,
                 grace_seconds=settings.metadata_grace_seconds,
                 lease_seconds=settings.lease_seconds,
+                stop_grace_seconds=settings.stop_grace_seconds,
                 log_bytes_max=settings.log_bytes_max,
                 stream_bytes_max=settings.stream_bytes_max,
             ),

@@ -36,6 +36,8 @@ class ServerSettings(BaseSettings):
     secret_key: str = ""
     sqlite_synchronous: Literal["FULL", "NORMAL"] = "FULL"
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    # Seconds for which code may go on that was asked to end, because its run was cancelled or took too long; workers learn it.
+    stop_grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30
     metadata_grace_seconds: Annotated[float, Field(ge=0)] = 3600
     # Days for which changes of documents are kept; a finished run's final document stays.
     history_days: Annotated[float, Field(ge=0, le=36_500)] = 30

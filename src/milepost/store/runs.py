@@ -665,6 +665,13 @@ def unfinished_children(connection: Connection, parent_id: str, *, limit: int) -
     return list(connection.execute(statement.limit(limit)).scalars())
 
 
+def asked_and_held(connection: Connection) -> list[str]:
+    """Every run that was asked to end and that a worker holds still."""
+    return list(
+        connection.execute(select(runs.c.id).where(_HELD, runs.c.cancel_asked_at.is_not(None))).scalars()
+    )
+
+
 def next_step_after(connection: Connection, after: int) -> int | None:
     """When the next delay is over, or the next time to live, that is not at `after`; None when there is none."""
     times = [

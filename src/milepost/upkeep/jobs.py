@@ -12,6 +12,7 @@ from milepost.engine.commands import (
     Command,
     DeleteLogLines,
     DeleteOldTree,
+    EndUnheededRuns,
     IndexDocuments,
     PruneAnnouncements,
     PruneAnswers,
@@ -97,6 +98,17 @@ async def _release_lost(workshop: Workshop, batch: int) -> AsyncIterator[None]:
         yield
     if lost:
         logger.warning("%d runs were held by workers that stopped answering", lost)
+
+
+async def _end_unheeded(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """End what was asked to end long ago and is executed still, as far as its worker says."""
+    ended, found = 0, batch
+    while found == batch:
+        found = await workshop.submit(EndUnheededRuns(batch))
+        ended += found
+        yield
+    if ended:
+        logger.warning("%d cancelled runs were ended that their workers had not ended", ended)
 
 
 async def _index(workshop: Workshop, batch: int) -> AsyncIterator[None]:
@@ -222,6 +234,7 @@ JOBS = {
             batch=1000,
             work=_release_lost,
         ),
+        Job(name=JobName.STOPS, period=_seconds(5.0), batch=100, work=_end_unheeded),
         Job(name=JobName.INDEX, period=_seconds(1.0), batch=20, work=_index, gives_way_after=0.3),
         # Each command takes a few milliseconds of the committer's time.
         Job(

@@ -26,6 +26,9 @@ _SIZE = _HEADER_BYTES + RUNS_MAX * _RECORD_BYTES
 _TIMES = struct.Struct("@dd")
 _USED = struct.Struct("@I")
 _USED_OFFSET = _TIMES.size
+# When the process is to be killed, on the clock of leases; 0 for never.
+_END = struct.Struct("@d")
+_END_OFFSET = 24
 # Behind the byte that says what the record is.
 _RECORD = struct.Struct("=Q55s")
 _ID_BYTES_MAX = 55
@@ -73,6 +76,11 @@ class BlackBox:
     def answered_at(self) -> float:
         """When the latest of the executor's requests that were answered was sent, on the clock of leases."""
         return _TIMES.unpack_from(self._memory)[1]
+
+    @property
+    def end_at(self) -> float:
+        """When an executor that has one run at a time is to be killed if that has not ended, on the clock of leases; 0 for never."""
+        return _END.unpack_from(self._memory, _END_OFFSET)[0]
 
     def begun(self) -> list[BegunRun]:
         """The attempts whose code has begun and whose end the server has not been told."""
@@ -139,6 +147,10 @@ class BlackBox:
     def answered(self, lease_seconds: float, answered_at: float) -> None:
         """The server has answered a request that was sent then."""
         _TIMES.pack_into(self._memory, 0, lease_seconds, answered_at)
+
+    def end_by(self, end_at: float) -> None:
+        """The process is to be killed then, unless it says otherwise before; 0 for never."""
+        _END.pack_into(self._memory, _END_OFFSET, end_at)
 
     def after_fork(self) -> None:
         """This is a forked child, which has nothing to say here: what it writes goes nowhere."""

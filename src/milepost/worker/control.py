@@ -27,10 +27,24 @@ class Order(StrEnum):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The executor is registered and claims runs of these tasks; its code came from these files."""
+    """The executor is registered and claims runs; its code has these tasks and came from these files. `isolated`: the tasks whose runs
+    go to executors that have one run at a time."""
 
     tasks: list[str]
     files: list[str]
+    isolated: list[str] = []
+
+
+class Waiting(msgspec.Struct, frozen=True, tag="waiting"):
+    """The run of an executor that has one at a time begins to wait, or does so no longer."""
+
+    waits: bool
+
+
+class Stuck(msgspec.Struct, frozen=True, tag="stuck"):
+    """The run of an executor that has one at a time is over and its code is not: the process is to be killed."""
+
+    reason: str
 
 
 class Notice(msgspec.Struct, frozen=True, tag="notice"):
@@ -80,7 +94,7 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
 
 
 FinalWord = LoadFailed | Rejected | Drained
-Message = Ready | Notice | Finishing | ServerAway | ServerBack | FinalWord
+Message = Ready | Waiting | Stuck | Notice | Finishing | ServerAway | ServerBack | FinalWord
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Message).decode

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from milepost.protocol import endpoints
-from milepost.protocol.work import BegunRun, Death, ReportRequest, RunReport
+from milepost.protocol.work import BegunRun, Death, ReportRequest, RunReply, RunReport
 
 REQUEST_SECONDS_MAX = 5.0
 # How long a supervisor that ends tries to bring what it has to say.
@@ -41,6 +41,13 @@ class Deputy:
         """Tell the server that this worker lives; True when it has heard so."""
         return await self._ask(worker_id, ReportRequest(), seconds_max) is None
 
+    async def is_to_end(self, worker_id: str, begun: Sequence[BegunRun], *, seconds_max: float) -> bool:
+        """Whether the server wants one of these runs ended, or has ended it. False too when it does not answer."""
+        replies: list[RunReply] = []
+        runs = [RunReport(id=run.id, attempt=run.attempt, begun=True) for run in begun]
+        await self._ask(worker_id, ReportRequest(runs=runs), seconds_max, replies)
+        return any(reply.lost or reply.cancel for reply in replies)
+
     async def settle(self) -> None:
         """The supervisor ends: wait until everything is said, but not for long."""
         if self._telling:
@@ -65,13 +72,23 @@ class Deputy:
                 report = msgspec.structs.replace(report, runs=[])
             await asyncio.sleep(backoff.next())
 
-    async def _ask(self, worker_id: str, report: ReportRequest, seconds_max: float) -> Exception | None:
-        """One report; what went wrong with it."""
+    async def _ask(
+        self,
+        worker_id: str,
+        report: ReportRequest,
+        seconds_max: float,
+        replies: list[RunReply] | None = None,
+    ) -> Exception | None:
+        """One report; what went wrong with it. What is answered about its runs is added to `replies`."""
         from milepost.worker.channel import Channel
 
         try:
             async with Channel(self._api_url, self._secret_key) as channel:
-                await channel.call(endpoints.REPORT, report, timeout_seconds=seconds_max, worker=worker_id)
+                answer = await channel.call(
+                    endpoints.REPORT, report, timeout_seconds=seconds_max, worker=worker_id
+                )
+                if replies is not None:
+                    replies += answer.runs
         except Exception as error:
             # Beside a server that is away: the system may be short of everything, and it is tried again.
             return error

@@ -53,6 +53,8 @@ from milepost.worker.control import (
     Rejected,
     ServerAway,
     ServerBack,
+    Stuck,
+    Waiting,
 )
 from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.loader import TaskLoadError
@@ -85,7 +87,8 @@ def main(arguments: Sequence[str]) -> int:
             raise TaskLoadError(
                 f"there is no task in {', '.join(options.sources)}: put @task (from milepost) above a function"
             )
-        described = [task.describe() for task in tasks.values()]
+        isolation = "process" if options.isolated else "thread"
+        described = [task.describe() for task in tasks.values() if task.isolation == isolation]
     except (TaskLoadError, MilepostError) as error:
         files = [*map(str, loader.user_files()), *getattr(error, "files", ())]
         supervisor.tell(LoadFailed(str(error), files))
@@ -106,6 +109,8 @@ class Executor:
     ) -> None:
         settings, address = load_settings(), find_address()
         self._tasks = tasks
+        self._is_isolated: bool = options.isolated
+        self._waits = False
         self._supervisor = supervisor
         self._threads = ThreadPool(threads_min=1)
         self._loop = shared_loop()
@@ -128,6 +133,7 @@ class Executor:
                 flush_interval_seconds=settings.metadata_flush_interval_ms / 1000,
                 grace_seconds=options.grace,
                 alone_seconds=settings.alone_seconds,
+                is_isolated=options.isolated,
             ),
             self,
             loop_factory(),
@@ -205,9 +211,26 @@ class Executor:
         run.scope.is_lost = True
         self._loop.call_soon_threadsafe(_cancel, run)
 
+    def stop(self, run: HeldRun) -> None:
+        """See `Host`. Code in a thread hears of it by itself."""
+        self._loop.call_soon_threadsafe(_stop, run)
+
+    def left_running(self, run: HeldRun) -> None:
+        """See `Host`. Where the code of others is in this process too, it stays."""
+        if self._is_isolated:
+            name = f"run {run.scope.run.id} ({run.scope.run.task})"
+            self._supervisor.tell(Stuck(f"{name} was to end, and its code has not within the grace time"))
+
+    def waits(self, *, waits: bool) -> None:
+        """See `Host`."""
+        if waits is not self._waits:
+            self._waits = waits
+            self._supervisor.tell(Waiting(waits))
+
     def registered(self) -> None:
         """See `Host`."""
-        self._supervisor.tell(Ready(list(self._tasks), [str(file) for file in loader.user_files()]))
+        isolated = [task.id for task in self._tasks.values() if task.isolation == "process"]
+        self._supervisor.tell(Ready(list(self._tasks), [str(file) for file in loader.user_files()], isolated))
 
     def notice(self, message: str) -> None:
         """See `Host`."""
@@ -406,6 +429,12 @@ def _cancel(held: HeldRun) -> None:
         held.scope.attempt.cancel(f"attempt {run.attempt} of run {run.id} was given up by the server")
 
 
+def _stop(held: HeldRun) -> None:
+    # Code that has not come to its attempt yet sees there that it is to end.
+    if held.scope.attempt is not None:
+        held.scope.attempt.stop()
+
+
 def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -424,5 +453,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--grace", type=float, required=True, help="seconds")
+    parser.add_argument("--isolated", action="store_true", help="take runs of isolated tasks, one at a time")
     parser.add_argument("sources", nargs="+")
     return parser.parse_args(arguments)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import msgspec
+
 from milepost.protocol.work import Death
 from milepost.worker import control
 from milepost.worker.black_box import BlackBox
@@ -25,7 +27,9 @@ from milepost.worker.control import (
     Rejected,
     ServerAway,
     ServerBack,
+    Stuck,
     UnreadableMessage,
+    Waiting,
 )
 from milepost.worker.deputy import Deputy
 from milepost.worker.lease import lease_clock
@@ -50,6 +54,8 @@ class WorkerOptions:
         sources: Python files, folders or module names with tasks, at least one.
         processes: executor processes; user code of `async def` tasks runs in one thread of each.
         concurrency: runs at once in each process; runs that wait for other runs do not count.
+        isolated: processes beside these for the runs of isolated tasks, one run each; as many as `processes` when None. There are none
+            where no task is isolated, and one more for each run that waits in its process.
         grace_seconds: how long runs may go on after the order to end.
         reload: replace the executors when a file of the user's code changes.
         output: a file descriptor for the standard output of user code; None: this process's own.
@@ -60,6 +66,7 @@ class WorkerOptions:
     secret_key: str
     processes: int
     concurrency: int = CONCURRENCY_DEFAULT
+    isolated: int | None = None
     grace_seconds: float = 30.0
     reload: bool = False
     output: int | None = None
@@ -74,6 +81,8 @@ class ExecutorProcess:
         finishing_runs: how many runs it has left, once it has heard that it is to finish them.
         word: why it ends, in its own words; None as long as it has said nothing.
         was_killed: by this supervisor.
+        is_waiting: its one run waits; only of one that is isolated.
+        is_surplus: it is not started again.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class ExecutorProcess:
         worker_id: str,
         descriptor: int,
         grace_seconds: float,
+        is_isolated: bool,
     ) -> None:
         self._process = process
         self._messages = messages
@@ -108,6 +118,11 @@ class ExecutorProcess:
         self.finishing_runs: int | None = None
         self.word: FinalWord | None = None
         self.was_killed = False
+        self.is_isolated = is_isolated
+        self.is_waiting = False
+        self.is_surplus = False
+        # Why its run has timed out by being killed.
+        self._late: str | None = None
 
     @classmethod
     async def start(
@@ -116,6 +131,8 @@ class ExecutorProcess:
         name: str,
         deputy: Deputy,
         hear: Callable[["ExecutorProcess", Message], None],
+        *,
+        is_isolated: bool = False,
     ) -> "ExecutorProcess":
         """Start an executor. It learns the secret key from its environment, which only its owner can read.
 
@@ -137,7 +154,9 @@ class ExecutorProcess:
                 "-P", "-m", "milepost.worker",
                 "--messages", str(sending), "--black-box", str(box_descriptor),
                 "--worker-id", worker_id, "--name", name,
-                "--concurrency", str(options.concurrency), "--grace", str(options.grace_seconds),
+                "--concurrency", "1" if is_isolated else str(options.concurrency),
+                "--grace", str(options.grace_seconds),
+                *(["--isolated"] if is_isolated else []),
                 "--", *options.sources,
                 stdin=PIPE,
                 stdout=options.output,
@@ -167,6 +186,7 @@ class ExecutorProcess:
             worker_id=worker_id,
             descriptor=sending,
             grace_seconds=options.grace_seconds,
+            is_isolated=is_isolated,
         )
 
     @property
@@ -177,7 +197,9 @@ class ExecutorProcess:
     async def run(self) -> int:
         """Wait until the process has ended, by itself or because it was told to; its exit code."""
         listening = asyncio.create_task(self._listen())
-        keeping = asyncio.create_task(self._keep_lease())
+        keeping = [asyncio.create_task(self._keep_lease())]
+        if self.is_isolated:
+            keeping.append(asyncio.create_task(self._watch_its_time()))
         exited = asyncio.create_task(self._process.wait())
         try:
             await asyncio.wait({exited, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -192,7 +214,8 @@ class ExecutorProcess:
         finally:
             for timer in self._kill_timers:
                 timer.cancel()
-            keeping.cancel()
+            for task in keeping:
+                task.cancel()
             # Ends the executor if it still lives, and whatever it has left behind: all that is in its session's first group.
             self.kill()
             await asyncio.wait({listening, exited}, timeout=1.0)
@@ -210,7 +233,10 @@ class ExecutorProcess:
             # It has never registered, or it has and claimed nothing.
             return
         begun = self._black_box.begun()
-        if self.word is None and code is not None and not self.was_killed:
+        if self._late is not None:
+            late = [msgspec.structs.replace(run, timed_out=not run.waiting) for run in begun]
+            self._deputy.died(self.worker_id, Death(how=self._late, begun=late))
+        elif self.word is None and code is not None and not self.was_killed:
             self._deputy.died(self.worker_id, Death(how=cause_of_death(code), begun=begun))
         elif self.word is None or (isinstance(self.word, Drained) and self.word.abandoned):
             self._deputy.left(self.worker_id, begun)
@@ -230,6 +256,13 @@ class ExecutorProcess:
                 continue
             if await is_stopped(self._process.pid):
                 continue
+            if self.is_isolated and (begun := self._black_box.begun()):
+                if await self._deputy.is_to_end(
+                    self.worker_id, begun, seconds_max=lease_seconds / LOOKS_PER_LEASE
+                ):
+                    self._say("its run is to end and cannot hear of it; the process is killed")
+                    self.kill()
+                continue
             is_heard = await self._deputy.keep_lease(
                 self.worker_id, seconds_max=lease_seconds / LOOKS_PER_LEASE
             )
@@ -239,6 +272,17 @@ class ExecutorProcess:
                     f"nothing was heard of this executor for {silence:.0f} s, and it lives: some code keeps the interpreter's lock "
                     f"(the GIL), so that no other run goes on; its lease is kept meanwhile"
                 )
+
+    async def _watch_its_time(self) -> None:
+        """Kill a process whose run has had its time and does not end, should its code hold up the thread that would say so."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            end_at = self._black_box.end_at
+            if end_at and lease_clock() > end_at and self.word is None:
+                self._late = "was killed, because the attempt took longer than it may and did not end when it was asked to"
+                self._say(f"the process {self._late}")
+                self.kill()
+                return
 
     def kill(self) -> None:
         """End the process and its children now."""
@@ -288,6 +332,11 @@ class ExecutorProcess:
                 self.finishing_runs = runs
             case LoadFailed() | Rejected() | Drained():
                 self.word = message
+            case Waiting(waits=waits):
+                self.is_waiting = waits
+            case Stuck(reason=reason):
+                self._say(f"{reason}; the process is killed")
+                self.kill()
             case Notice() | ServerAway() | ServerBack():
                 pass
         self._hear(self, message)

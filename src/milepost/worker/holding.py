@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from milepost.errors import AttemptOverError
-from milepost.model.run import Outcome
+from milepost.model.lifecycle import CANCELLED, took_too_long
+from milepost.model.run import AttemptEnd, Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
-from milepost.sdk.scope import RunScope
+from milepost.sdk.scope import RunScope, Stop
 from milepost.sdk.streams_outlet import Outlet
 from milepost.worker.black_box import NOT_NOTED, BlackBox
 from milepost.worker.chunk_book import ChunkBook
@@ -34,6 +35,12 @@ BEGUN_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 5.0
 # The time for which a run is alone doubles with its attempts so often, at most.
 DOUBLINGS_MAX = 20
+# How long code may go on that was asked to end, until the server has said it.
+GRACE_SECONDS = 30.0
+# How much later than the link would have its process killed a supervisor does so, for one whose link is held up.
+KILL_MARGIN_SECONDS = 2.0
+
+_CANCELLED = Stop(AttemptEnd.CANCELLED, CANCELLED)
 
 
 class Host(Protocol):
@@ -49,6 +56,18 @@ class Host(Protocol):
 
     def interrupt(self, run: HeldRun) -> None:
         """The word of this attempt does not count any more: stop its code where that is possible."""
+        ...
+
+    def stop(self, run: HeldRun) -> None:
+        """The run is to end, as its scope knows: tell its code, where that can be told something."""
+        ...
+
+    def left_running(self, run: HeldRun) -> None:
+        """The run is over and its code is not: it was asked to end and has not, within the grace time."""
+        ...
+
+    def waits(self, *, waits: bool) -> None:
+        """The one run of an isolated executor waits from now on, or does not."""
         ...
 
     def registered(self) -> None:
@@ -89,6 +108,7 @@ class Holding:
         lease: this worker's; one without an end when none is given.
         alone_seconds: for how long a run that is apart keeps other runs out once its code has begun, at its first attempt; twice as
             long with each one that follows, so that one that kills its process late is found too.
+        is_isolated: one run is held at a time, and no other while it waits.
     """
 
     def __init__(
@@ -105,11 +125,13 @@ class Holding:
         black_box: BlackBox | None = None,
         lease: Lease | None = None,
         alone_seconds: float = ALONE_SECONDS,
+        is_isolated: bool = False,
     ) -> None:
         self._alone_seconds = alone_seconds
         # Runs that are alone, with until when.
         self._alone: dict[HeldRun, float] = {}
         self._host = host
+        self._is_isolated = is_isolated
         self._call_later = call_later
         # By scope for the calls of user code, by run for what the server says.
         self._by_scope: dict[RunScope, HeldRun] = {}
@@ -143,10 +165,19 @@ class Holding:
         self._in_line: set[Future[None]] = set()
         # Runs that the server does not let go on yet, with when to ask again; and those that go on nevertheless.
         self._not_let: dict[HeldRun, float] = {}
+        # How long code may go on that was asked to end.
+        self.stop_grace_seconds = GRACE_SECONDS
+        # When runs have executed for long enough, or have had time enough to end; and the earliest time, or one before it.
+        self._deadlines: dict[HeldRun, float] = {}
+        self.deadline: float | None = None
+        # Runs that are over and whose code executes still, each with a slot.
+        self._left_running: set[HeldRun] = set()
 
     @property
     def room(self) -> int:
         """How many more runs to claim: for the free slots, and ahead where runs are short."""
+        if self._is_isolated:
+            return 0 if self._by_scope else 1
         return self._slots.room(self._pace.ahead(self._clock()))
 
     @property
@@ -160,7 +191,8 @@ class Holding:
         return 0.0 if first is None else now - first.admitted_at
 
     def __len__(self) -> int:
-        return len(self._by_scope)
+        """How many runs have not ended. Code that has outlived its run is not waited for."""
+        return len(self._by_scope) - len(self._left_running)
 
     def scopes(self) -> list[RunScope]:
         """The runs that are held. Any thread may call it."""
@@ -172,7 +204,11 @@ class Holding:
 
     def has_only_waiting(self) -> bool:
         """True when every run that is left waits for something outside, and has been reported up to there."""
-        return all(held.open_waits and held.outcome is None for held in self._by_scope.values())
+        return all(
+            held.open_waits and held.outcome is None
+            for held in self._by_scope.values()
+            if held not in self._left_running
+        )
 
     # --- what user code does -------------------------------------------------------------------------------
 
@@ -185,7 +221,7 @@ class Holding:
     def log(self, scope: RunScope, level: str, message: str, logger: str) -> None:
         """Add a line to the run's log, if it is held. Any thread may call it; see `LogBook.add`."""
         held = self._by_scope.get(scope)
-        if held is not None and held.log is not None:
+        if held is not None and held.log is not None and not held.is_given_up:
             self.book.add(held.log, level, message, logger)
 
     def tell(self, held: HeldRun, level: str, message: str) -> None:
@@ -240,6 +276,7 @@ class Holding:
         if held.open_waits == 1:
             self._release(held)
             self._black_box.wait(held.record)
+            self._stop_clock(held)
             self.outbox.add(held, urgent=True)
         elif is_not_let and held.comes_back is not None:
             # Another task of it was about to go on. The run waits, so that one needs neither a slot nor the server's leave.
@@ -275,6 +312,7 @@ class Holding:
             self._slots.seize(apart=held.is_alone)
             held.holds_slot = True
         self._black_box.go_on(held.record)
+        self._start_clock(held)
         if was_not_let:
             # The server knows that it wants to go on, and lets it when it can.
             self._not_let[held] = self._clock() + ASK_AGAIN_SECONDS
@@ -306,7 +344,15 @@ class Holding:
 
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
         """The user's code has ended."""
+        if held.is_given_up:
+            self._end_at_last(held)
+            return
         held.outcome = outcome
+        if self._is_isolated:
+            self._host.waits(waits=False)
+            self._black_box.end_by(0.0)
+        if held.seconds_max is not None or held.stop is not None:
+            self._deadlines.pop(held, None)
         if self._teller is not None and not held.is_over:
             self._teller.ended(held, outcome)
         self._pace.ended(self._clock())
@@ -399,8 +445,13 @@ class Holding:
             self._given_again.pop(held.scope.run.id, None)
         self.outbox.answered(entry, reply)
         if held.is_over:
-            self._drop(held)
+            if held.is_given_up:
+                self._leave_running(held)
+            else:
+                self._drop(held)
             return
+        if reply.cancel:
+            self.cancel(held)
         if entry.doubt == held.doubt:
             held.doubt = 0
             self._doubtful.discard(held)
@@ -430,6 +481,10 @@ class Holding:
                 self._ask_again(held)
             elif held is not None and held.comes_back is not None:
                 held.is_called = True
+        for run_id in frame.cancelled:
+            held = self._by_run.get(run_id)
+            if held is not None:
+                self.cancel(held)
         if frame.hello:
             # It may have been said while nobody listened.
             for held in list(self._not_let):
@@ -465,10 +520,13 @@ class Holding:
         self.chunks.stop(held.scope, _given_up(held.scope), "lost")
         self._unsaid.pop(held, None)
         self._doubtful.discard(held)
+        self._deadlines.pop(held, None)
         self._stop_asking(held)
         self._abandon_waits(held)
         given_again = self._given_again.pop(run.id, None)
-        if held.outcome is not None:
+        if held.is_given_up:
+            self._leave_running(held)
+        elif held.outcome is not None:
             self._drop(held)
         elif held is self._confirming:
             self._do_not_begin(held)
@@ -477,6 +535,134 @@ class Holding:
         if given_again is not None:
             again, metadata_size_max, now = given_again
             self.admit([again], metadata_size_max=metadata_size_max, now=now)
+
+    # --- runs that are to end ---------------------------------------------------------------------------------
+
+    def cancel(self, held: HeldRun) -> None:
+        """The run is to end, because somebody has cancelled it."""
+        if held.stop is None:
+            self._stop(held, _CANCELLED)
+
+    def _stop(self, held: HeldRun, stop: Stop) -> None:
+        """Ask the run's code to end; code that has not begun never does."""
+        if held.is_over or held.outcome is not None:
+            return
+        held.stop = stop
+        held.scope.ask_to_stop(stop)
+        if not held.is_begun:
+            if held is self._confirming:
+                self._confirming = None
+                self._release(held)
+            self._doubtful.discard(held)
+            held.outcome = stop.outcome
+            self.outbox.add(held, urgent=True)
+            return
+        self._set_deadline(held, self._clock() + self.stop_grace_seconds)
+        if self._is_isolated:
+            self._see_to_its_end(held)
+        if held.task is None or not held.task.is_async:
+            # A thread that waits hears nothing else. On the event loop the waiting is cancelled, and then given up from there.
+            futures = self.waits.forget(held)
+            if held.comes_back is not None:
+                futures.append(held.comes_back)
+            for future in futures:
+                fail(future, stop.exception())
+                self._go_on_anyway(held, future)
+        self._host.stop(held)
+
+    def look_for_deadlines(self, now: float) -> None:
+        """Stop what has executed for long enough, and give up what has had time enough to end."""
+        for held, at in list(self._deadlines.items()):
+            if at > now:
+                continue
+            del self._deadlines[held]
+            if held.stop is not None:
+                self._give_up(held, held.stop)
+            elif held.seconds_max is not None:
+                self._stop(held, Stop(AttemptEnd.TIMED_OUT, took_too_long(held.seconds_max)))
+        self.deadline = min(self._deadlines.values(), default=None)
+
+    def _set_deadline(self, held: HeldRun, at: float) -> None:
+        self._deadlines[held] = at
+        if self.deadline is None or at < self.deadline:
+            self.deadline = at
+
+    def _stop_clock(self, held: HeldRun) -> None:
+        """The run executes nothing from now on, which does not count."""
+        if self._is_isolated:
+            self._host.waits(waits=True)
+            self._black_box.end_by(0.0)
+        if held.seconds_max is not None and held.stop is None and held in self._deadlines:
+            held.seconds_left = self._deadlines.pop(held) - self._clock()
+
+    def _start_clock(self, held: HeldRun) -> None:
+        """The run executes from now on."""
+        if self._is_isolated:
+            self._host.waits(waits=False)
+            self._see_to_its_end(held)
+        if held.seconds_max is not None and held.stop is None and held.is_begun:
+            self._set_deadline(held, self._clock() + held.seconds_left)
+
+    def _see_to_its_end(self, held: HeldRun) -> None:
+        """Have the process killed in time, should its code hold up the link."""
+        left: float | None = None
+        if held.stop is not None:
+            left = self._deadlines.get(held, self._clock()) - self._clock()
+        elif held.seconds_max is not None:
+            left = held.seconds_left + self.stop_grace_seconds
+        self._black_box.end_by(0.0 if left is None else self._lease.now() + left + KILL_MARGIN_SECONDS)
+
+    def _give_up(self, held: HeldRun, stop: Stop) -> None:
+        """The code was asked to end and has not. Its run ends now, with what it has written so far; what it does then is nobody's.
+
+        Its slot is lost until it ends.
+        """
+        scope, run = held.scope, held.scope.run
+        held.is_given_up = True
+        decided = scope.attempt.outcome if scope.attempt is not None else None
+        # What the task has returned counts, although its hooks have not ended.
+        held.outcome = decided if decided is not None and decided.error is None else stop.outcome
+        told = f"{stop.error.message}; its code was asked to end and has not within {self.stop_grace_seconds:g} s"
+        self.tell(held, "error", f"{told}: what it does from here on does not count")
+        self._host.notice(f"run {run.id} ({run.task}): {told}; it keeps its slot until it does")
+        if self._teller is not None:
+            self._teller.ended(held, held.outcome)
+        scope.is_over = True
+        if self._is_isolated:
+            # The link is well, and has the process killed when the server knows.
+            self._black_box.end_by(0.0)
+        self._stop_asking(held)
+        self._abandon_waits(held)
+        self._unsaid.pop(held, None)
+        self.chunks.end(scope)
+        if held.log is not None:
+            self.book.end(held.log)
+        if self.chunks.is_clear(scope):
+            self._report_outcome(held)
+        else:
+            held.is_held_back = True
+            self._streaming[held] = None
+        self._host.interrupt(held)
+
+    def _leave_running(self, held: HeldRun) -> None:
+        """The server knows that the run is over, and its code executes still."""
+        run = held.scope.run
+        self._left_running.add(held)
+        if self._by_run.get(run.id) is held:
+            del self._by_run[run.id]
+            self._given_again.pop(run.id, None)
+        self._host.left_running(held)
+
+    def _end_at_last(self, held: HeldRun) -> None:
+        """The code of a run that was given up has ended after all."""
+        held.is_given_up = False
+        self._left_running.discard(held)
+        self._release(held)
+        self._black_box.wait(held.record)
+        if held.is_over:
+            self._drop(held)
+
+    # --- the end of the link ----------------------------------------------------------------------------------
 
     def start_no_more(self) -> None:
         """Runs that have not started stay in line from now on."""
@@ -604,7 +790,10 @@ class Holding:
                 held.holds_slot = True
                 if held.is_over:
                     self._do_not_begin(held)
-            starting = [held for held in claimed if not held.is_over]
+                elif held.outcome is not None:
+                    # It is to end, and that is being reported.
+                    self._release(held)
+            starting = [held for held in claimed if not held.is_over and held.outcome is None]
             if starting and starting[0].scope.run.is_apart:
                 # Should its process die, the server is to know that this code had begun, and alone.
                 [self._confirming] = starting
@@ -635,6 +824,12 @@ class Holding:
                 self._alone[held] = now + self._alone_seconds * 2**doublings
             if not held.has_said_begun:
                 self._unsaid[held] = now
+            limit_ms = run.max_duration_ms
+            if limit_ms is None and held.task is not None:
+                limit_ms = held.task.max_duration_ms
+            if limit_ms is not None:
+                held.seconds_max = held.seconds_left = limit_ms / 1000
+                self._start_clock(held)
             if self._teller is not None:
                 self._teller.started(held)
         self._host.start(runs)
@@ -646,6 +841,7 @@ class Holding:
         if held.open_waits == 0:
             if held.outcome is None:
                 self._black_box.go_on(held.record)
+                self._start_clock(held)
             self.outbox.add(held, urgent=True)
         resolve(future)
 

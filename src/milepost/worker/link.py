@@ -117,6 +117,7 @@ class WorkerLink:
             black_box=self._black_box,
             lease=self._lease,
             alone_seconds=options.alone_seconds,
+            is_isolated=options.is_isolated,
         )
         self._teller = teller
         self._heard_at = float("inf")
@@ -270,6 +271,7 @@ class WorkerLink:
         self._report_timer: asyncio.TimerHandle | None = None
         self._hold_back_timer: asyncio.TimerHandle | None = None
         self._pulse_timer: asyncio.TimerHandle | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
         self._inbox_is_heard = asyncio.Event()
         self._end_ordered = asyncio.Event()
         self._is_settled = asyncio.Event()
@@ -437,8 +439,23 @@ class WorkerLink:
         self._claiming.look()
         if self._pulse_timer is None and self._holding.needs_pulse:
             self._pulse_timer = self._loop.call_later(PULSE_SECONDS, self._pulse)
+        if self._holding.deadline is not None:
+            self._look_at_deadline(self._holding.deadline)
         self._look_for_reports()
         self._changed.set()
+
+    def _look_at_deadline(self, deadline: float) -> None:
+        timer = self._deadline_timer
+        if timer is not None and timer.when() <= deadline:
+            return
+        if timer is not None:
+            timer.cancel()
+        self._deadline_timer = self._loop.call_at(deadline, self._deadline_has_come)
+
+    def _deadline_has_come(self) -> None:
+        self._deadline_timer = None
+        self._holding.look_for_deadlines(self._loop.time())
+        self._advance()
 
     def _pulse(self) -> None:
         self._pulse_timer = None

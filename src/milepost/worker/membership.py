@@ -35,6 +35,7 @@ class LinkOptions:
         flush_interval_seconds: see `Outbox`.
         alone_seconds: see `Holding`.
         grace_seconds: how long runs may go on after the order to end.
+        is_isolated: it has one run at a time.
     """
 
     api_url: str
@@ -46,6 +47,7 @@ class LinkOptions:
     flush_interval_seconds: float
     grace_seconds: float
     alone_seconds: float = ALONE_SECONDS
+    is_isolated: bool = False
 
 
 class Membership:
@@ -161,6 +163,7 @@ class Membership:
             else:
                 self.registrations += 1
                 self._limit_log(self.registration.log_bytes_max)
+                self._holding.stop_grace_seconds = self.registration.stop_grace_seconds
                 return
 
     async def register_again(self, registrations: int) -> None:

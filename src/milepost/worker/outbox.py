@@ -20,7 +20,7 @@ from milepost.model.run import Outcome, RunError
 from milepost.protocol.metadata import Refused
 from milepost.protocol.work import RunReply, RunReport
 from milepost.sdk.buffer import Batch, BufferBusy
-from milepost.sdk.scope import RunScope
+from milepost.sdk.scope import RunScope, Stop
 from milepost.worker.black_box import NOT_NOTED
 from milepost.worker.log_book import AttemptLog
 
@@ -61,6 +61,10 @@ class HeldRun:
         record: where it is noted in the black box.
         doubt: the number of the doubt whether the server has taken the run away meanwhile; 0 when there is none.
         is_held_back: the outcome waits for the last lines of the log, so that who sees the end finds them; not for long.
+        stop: why it is to end, since it was asked to.
+        is_given_up: its code has not ended within the grace time and executes still; what is said of it is said.
+        seconds_max: how long it may execute; None for any time.
+        seconds_left: the same from now on, as long as it waits and its clock stands still.
         is_over: nothing about it counts any more: it has been reported to its end, or the server gave it to someone else.
     """
 
@@ -83,6 +87,10 @@ class HeldRun:
     record: int = NOT_NOTED
     doubt: int = 0
     outcome: Outcome | None = None
+    stop: Stop | None = None
+    is_given_up: bool = False
+    seconds_max: float | None = None
+    seconds_left: float = 0.0
     is_held_back: bool = False
     is_over: bool = False
     # What may be new in the document is to be asked for: the last answer had no room for it, or nobody listened when it was said.
@@ -271,7 +279,7 @@ def resolve(future: Future[None]) -> None:
         future.set_result(None)
 
 
-def fail(future: Future[None], error: Exception) -> None:
+def fail(future: Future[None], error: BaseException) -> None:
     """Let the one who waits for this go on with an error, unless they have given up."""
     if not future.done() and future.set_running_or_notify_cancel():
         future.set_exception(error)

@@ -27,6 +27,8 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore")
 
     metadata_flush_interval_ms: Annotated[float, Field(ge=0, le=60_000)] = 50
+    # Processes kept ready for tasks with isolation="process"; as many as there are for the other tasks when left out.
+    isolated_processes: Annotated[int | None, Field(ge=1, le=256)] = None
     # What is said on standard error: lines of this level and above, as text or as one JSON object each.
     log_level: Annotated[LogLevel, _LOWER] = "info"
     log_format: Annotated[LogFormat, _LOWER] = "text"

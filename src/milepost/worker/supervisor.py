@@ -9,6 +9,7 @@ one at most that tries the newest code, and old ones that have runs under way.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from milepost.worker.control import (
     Rejected,
     ServerAway,
     ServerBack,
+    Stuck,
+    Waiting,
 )
 from milepost.worker.deputy import Deputy
 from milepost.worker.executor_process import ExecutorProcess, WorkerOptions, how_it_ended
@@ -183,7 +186,7 @@ class Supervisor:
                 self._audience.server_is_away(reason)
             case ServerBack(away_seconds=seconds):
                 self._audience.server_is_back(seconds)
-            case Drained() | Finishing():
+            case Drained() | Finishing() | Waiting() | Stuck():
                 pass
 
     async def _announce(self, tasks: Sequence[str], before: "_Generation") -> None:
@@ -331,6 +334,9 @@ class _Generation:
         self._was_ready = False
         self._has_failed = False
         self._crashes_while_loading = 0
+        # The places for executors that are isolated; none before it is known that a task is.
+        self._has_isolated = False
+        self._places: set[int] = set()
 
     @property
     def is_ending(self) -> bool:
@@ -365,22 +371,55 @@ class _Generation:
     async def run(self) -> None:
         """Keep the executors running until `end`."""
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as self._group:
                 for index in range(self.options.processes):
-                    group.create_task(self._keep(index))
+                    self._group.create_task(self._keep(index))
         finally:
             self.over.set()
 
-    async def _keep(self, index: int) -> None:
+    @property
+    def _places_needed(self) -> int:
+        """How many isolated executors there are to be: those that are kept ready, and one more for each whose run waits."""
+        kept = self.options.isolated if self.options.isolated is not None else self.options.processes
+        return kept + sum(process.is_waiting for process in self._processes)
+
+    def _look_for_places(self) -> None:
+        """Start isolated executors where there are too few; of too many, let those leave that have no run that waits."""
+        if not self._has_isolated or self._ending.is_set():
+            return
+        surplus = len(self._places) - self._places_needed
+        for _ in range(-surplus):
+            index = next(index for index in itertools.count() if index not in self._places)
+            self._places.add(index)
+            self._group.create_task(self._keep_isolated(index))
+        leaving = sum(process.is_surplus for process in self._processes)
+        for process in list(self._processes):
+            if leaving >= surplus:
+                break
+            if process.is_isolated and process.is_ready and not (process.is_waiting or process.is_surplus):
+                process.is_surplus = True
+                leaving += 1
+                process.order(Order.FINISH)
+
+    async def _keep_isolated(self, index: int) -> None:
+        try:
+            await self._keep(index, is_isolated=True)
+        finally:
+            self._places.discard(index)
+        self._look_for_places()
+
+    async def _keep(self, index: int, *, is_isolated: bool = False) -> None:
         """Keep one executor running, with longer and longer pauses if it cannot be started or keeps crashing."""
-        name = f"executor-{index + 1}"
-        if index and self.tries_one_first:
+        name = f"{'isolated' if is_isolated else 'executor'}-{index + 1}"
+        if index and self.tries_one_first and not is_isolated:
             await self._is_ready_or_ending.wait()
         pause = 0.0
         failed_to_start = False
         while not self._ending.is_set():
             try:
-                process = await ExecutorProcess.start(self.options, name, self.deputy, self._heard)
+                process = await ExecutorProcess.start(
+                    self.options, name, self.deputy, self._heard, is_isolated=is_isolated
+                )
             except (OSError, RuntimeError) as error:
                 # The system is out of processes, memory or descriptors, or of threads. The others are well.
                 if not failed_to_start:
@@ -399,6 +438,8 @@ class _Generation:
             finally:
                 self._processes.discard(process)
             self._look_for_claims()
+            if process.is_surplus:
+                return
             if self._ending.is_set():
                 if process.word is None and code != 0 and not process.was_killed:
                     self._say(f"{name} {how_it_ended(code)} while it was ending; its runs are tried again")
@@ -417,6 +458,12 @@ class _Generation:
                 case _:
                     what = how_it_ended(code)
             self._say(f"{name} {what}; starting it again")
+            if is_isolated and process.is_ready:
+                # That is what it is for. The place of one that has waited may be needed no longer.
+                if len(self._places) > self._places_needed:
+                    return
+                pause = 0.0
+                continue
             pause = await self._rest(pause if process.lived_seconds < RESTART_SECONDS_MAX else 0.0)
 
     def _cannot_be_loaded(self, process: "ExecutorProcess", code: int) -> bool:
@@ -450,6 +497,9 @@ class _Generation:
         self.hear(self, message)
         if isinstance(message, Ready):
             self._is_ready_or_ending.set()
+            self._has_isolated |= bool(message.isolated)
+        if isinstance(message, Ready | Waiting):
+            self._look_for_places()
         if isinstance(message, Finishing):
             self._look_for_claims()
 

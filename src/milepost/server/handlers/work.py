@@ -52,6 +52,7 @@ class Work:
             heartbeat_seconds=self._settings.lease_seconds / 3,
             metadata_size_max=self._settings.metadata_size_max,
             log_bytes_max=self._settings.log_bytes_max,
+            stop_grace_seconds=self._settings.stop_grace_seconds,
         )
 
     async def claim_runs(self, request: Request) -> Any:
