@@ -132,7 +132,8 @@ class Calls:
         line = {"at": 1, "level": "info", "message": "hello"}
         self.worker.log(self.worker.take(run_id), line)
         answer = self.call(endpoint, f"/api/v1/runs/{run_id}/logs")
-        assert answer.json == {"data": [line]}
+        assert answer.json["data"] == [line]
+        assert answer.json["cursor"] > 0
 
     def run_feed(self, endpoint: Endpoint) -> None:
         with self.served.events(f"/api/v1/runs/{self.served.trigger()}/feed") as events:

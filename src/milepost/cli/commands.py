@@ -458,6 +458,42 @@ def watch_run(run_id: RunId, json: AsJson = False) -> None:
     command.watch_run(run_id, as_json=json)
 
 
+@runs.command("logs")
+def show_log(
+    run_id: RunId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
+    ] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="The lines of the run and of all runs below it.")
+    ] = False,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="Only lines of this level and of more severe ones: debug, info, warning or error.",
+            show_default=False,
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(help="Only lines with this text; upper and lower case are alike.", show_default=False),
+    ] = None,
+    attempt: Annotated[
+        int | None, typer.Option(help="Only the lines of this attempt.", min=1, show_default=False)
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Print what a run has logged and printed, oldest first.
+
+    Example:  milepost runs logs run_1234 -f --tree --level warning
+    """
+    from milepost.cli import logs as command
+
+    command.show_log(
+        run_id, follow=follow, tree=tree, as_json=json, level=level, search=search, attempt=attempt
+    )
+
+
 @runs.command("history")
 def show_history(
     run_id: RunId,

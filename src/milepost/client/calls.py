@@ -37,7 +37,7 @@ from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueObject, QueuePage, ResetRequest
-from milepost.protocol.runs import Replayed, RunObject, RunResult, TagsRequest
+from milepost.protocol.runs import Replayed, RunLog, RunObject, RunResult, TagsRequest
 from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
 from milepost.protocol.tokens import TOKEN_HEADER
@@ -418,6 +418,12 @@ def batch_results(batch_id: str, after: int | None = None) -> Call[BatchResults]
     )  # fmt: skip
 
 
+def run_log(run_id: str, filters: Mapping[str, Any], *, after: int) -> Call[RunLog]:
+    """A page of a run's log; `filters` as the query has them."""
+    query = {**filters, "page[after]": after}
+    return _call("runs.logs", endpoints.RUN_LOG, lambda answer, _: answer, query=query, run=run_id)
+
+
 def get_metadata(run_id: str) -> Call[MetadataDocument]:
     """The document of a run."""
     return _call("metadata.get", endpoints.GET_METADATA, _read_document, run=run_id)
@@ -518,6 +524,11 @@ def send_input(run_id: str, key: str, value: bytes) -> Call[None]:
 def watch_run(run_id: str) -> Feed:
     """The feed of one run."""
     return Feed("runs.subscribe", _target(endpoints.RUN_FEED, {}, {"run": run_id}))
+
+
+def watch_run_log(run_id: str) -> Feed:
+    """The feed of one run that also says that its log has grown."""
+    return Feed("runs.logs", _target(endpoints.RUN_FEED, {"children": 1}, {"run": run_id}))
 
 
 def watch_run_streams(run_id: str, starts: Mapping[str, int], *, only: bool) -> Feed:

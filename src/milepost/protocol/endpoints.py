@@ -264,8 +264,15 @@ RUN_RESULT = Endpoint(
     response=runs.RunResult, problems=(404,),
 )  # fmt: skip
 RUN_LOG = Endpoint(
-    "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged", READERS, response=runs.RunLog,
-    parameters=(Parameter("page[after]", "the cursor of the page before", "integer"),), problems=(400, 404),
+    "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged and printed, oldest first", READERS, response=runs.RunLog,
+    parameters=(
+        Parameter("page[after]", "the cursor of the page before", "integer"),
+        Parameter("attempt", "only the lines of the attempt with this number", "integer"),
+        Parameter("level", "only lines of this level and of more severe ones: debug, info, warning or error"),
+        Parameter("search", "only lines with this text in message or logger; upper and lower case are alike"),
+        Parameter("tree", "true: the lines of the run and of all runs below it, each with its runId", "boolean"),
+    ),
+    problems=(400, 404),
 )  # fmt: skip
 RUN_FEED = Endpoint(
     "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas", RUN_READERS,

@@ -169,6 +169,10 @@ class RunDeleted(msgspec.Struct):
     deleted: int
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+"""The levels of log lines, the least severe first."""
+
+
 class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One line of a run's log. `at` is microseconds since 1970; `level` is debug, info, warning or error."""
 
@@ -179,8 +183,21 @@ class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     logger: str = ""
 
 
-class RunLog(msgspec.Struct, omit_defaults=True):
-    """Lines of a run's log in order; `next` is the cursor of the next page, absent at the end."""
+class ToldLogLine(LogLine, omit_defaults=True, rename="camel", kw_only=True):
+    """A line as readers are told it. `runId` is there where the lines of several runs are told."""
 
-    data: list[LogLine]
+    run_id: str | None = None
+
+
+class RunLog(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """Lines of a run's log in order, those that the filters let through.
+
+    `cursor` is the last line that was looked at: `page[after]` for what is logged from then on. `next` is the same while there
+    are more lines already, and absent at the end. A page with a filter may be empty and have a `next`. `hasEnded`: there are no more
+    lines, and the run (of a tree: each run) has finished; a worker may still send the very last lines a moment later.
+    """
+
+    data: list[ToldLogLine]
+    cursor: int
     next: int | None = None
+    has_ended: bool = False

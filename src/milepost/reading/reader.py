@@ -19,9 +19,10 @@ from milepost.reading import batches, documents, lists, logs, queues, runs, sche
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.queues import KnownQueues
+from milepost.reading.logs import EVERY_LINE, LogFilter
 from milepost.reading.runs import StoredRun
 from milepost.reading.streams import StreamPage
-from milepost.store import records
+from milepost.store import records, trees
 from milepost.store import runs as run_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
@@ -175,11 +176,14 @@ class Reader:
         with self._store.read() as connection:
             return run_store.count_by_status(connection, RunFilter(parent_id=run_id, shown=view.runs))
 
-    def log(self, run_id: str, *, after: int) -> RunLog:
-        """Lines of a run's log above the cursor. Raises RunNotFoundError."""
+    def log(self, run_id: str, *, after: int, filter: LogFilter = EVERY_LINE, tree: bool = False) -> RunLog:
+        """Lines above the cursor, of a run's log or of the whole tree below it. Raises RunNotFoundError."""
         with self._store.read() as connection:
-            runs.row_of(connection, run_id)
-            return logs.page(connection, run_id, after=after)
+            is_final = runs.row_of(connection, run_id).status.is_final
+            told = logs.page(connection, run_id, after=after, filter=filter, tree=tree)
+            if told.next is None and is_final:
+                told.has_ended = not (tree and trees.has_unfinished(connection, run_id))
+            return told
 
     def _queue_wait(
         self, connection: Connection, row: RunRow, nobody: QueuedReason | None

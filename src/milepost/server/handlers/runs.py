@@ -104,7 +104,9 @@ class Runs:
     async def run_log(self, request: Request) -> Any:
         """Lines of the run's log."""
         after = requests.whole_number(request, "page[after]", default=0)
-        return await asyncio.to_thread(self._reader.log, request.path_params["run"], after=after)
+        filter, tree = requests.log_filter(request), requests.truth(request, "tree") or False
+        run_id = request.path_params["run"]
+        return await asyncio.to_thread(self._reader.log, run_id, after=after, filter=filter, tree=tree)
 
     def watch_batch(self, request: Request) -> AsyncIterator[bytes]:
         """How far a batch is, live."""
