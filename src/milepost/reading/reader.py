@@ -18,8 +18,8 @@ from milepost.protocol.waitpoints import TokenObject, TokenPage
 from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, waitpoints
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
-from milepost.reading.queues import KnownQueues
 from milepost.reading.logs import EVERY_LINE, LogFilter
+from milepost.reading.queues import KnownQueues
 from milepost.reading.runs import StoredRun
 from milepost.reading.streams import StreamPage
 from milepost.store import records, trees
