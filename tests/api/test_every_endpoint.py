@@ -467,6 +467,31 @@ class Calls:
         answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k", b"1\n2\n")
         assert (answer.status, answer.json) == (endpoint.status, {"ok": True})
 
+    def list_tasks(self, endpoint: Endpoint) -> None:
+        for task in self.call(endpoint, "/api/v1/tasks").json["data"]:
+            if task["id"] == "work":
+                assert task["queue"] == "task/work"
+                assert task["workersOnline"] == 1
+                assert task["hasPayloadSchema"] is False
+                break
+        else:
+            raise AssertionError("the task of the worker is not listed")
+
+    def retrieve_task(self, endpoint: Endpoint) -> None:
+        self.served.trigger()
+        answer = self.call(endpoint, "/api/v1/tasks/work")
+        assert answer.json["id"] == "work"
+        assert answer.json["counts"]["QUEUED"] >= 1
+        refused = self.call(endpoint, "/api/v1/tasks/nobody")
+        assert (refused.status, refused.json["code"]) == (404, "not_found")
+
+    def list_workers(self, endpoint: Endpoint) -> None:
+        self.worker.take(self.served.trigger())
+        answer = self.call(endpoint, "/api/v1/workers")
+        assert [(worker["id"], worker["tasks"]) for worker in answer.json["data"]] == [("worker_1", ["work"])]
+        assert answer.json["data"][0]["executing"] >= 1
+        assert answer.json["pagination"] == {"currentPage": 1, "totalPages": 1, "count": 1}
+
     def list_queues(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, endpoint.path)
         assert has(answer.json, {"data": anything, "pagination": mapping}, {})

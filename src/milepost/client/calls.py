@@ -40,6 +40,7 @@ from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueObject,
 from milepost.protocol.runs import Replayed, RunLog, RunObject, RunResult, TagsRequest
 from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
+from milepost.protocol.tasks import TaskPage, WorkerPage
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.protocol.triggering import (
     BatchCreateRequest,
@@ -357,6 +358,18 @@ def run_filters(
         "filter[metadata]": _metadata_filter(metadata),
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def list_tasks(page: int, *, page_size: int) -> Call[TaskPage]:
+    """One page of tasks, counted from 1."""
+    query = {"page": page, "perPage": page_size}
+    return _call("tasks.list", endpoints.LIST_TASKS, lambda answer, _: answer, query=query)
+
+
+def list_workers(page: int, *, page_size: int) -> Call[WorkerPage]:
+    """One page of workers, counted from 1."""
+    query = {"page": page, "perPage": page_size}
+    return _call("workers.list", endpoints.LIST_WORKERS, lambda answer, _: answer, query=query)
 
 
 def list_queues(page: int, *, page_size: int) -> Call[QueuePage]:

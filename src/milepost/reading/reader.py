@@ -13,9 +13,11 @@ from milepost.protocol.queues import QueueObject, QueuePage, QueueWait
 from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary
 from milepost.protocol.schedules import ScheduleObject, SchedulePage
 from milepost.protocol.streams import StreamSummary
+from milepost.protocol.tasks import TaskObject, TaskPage, WorkerPage
 from milepost.protocol.triggering import BatchObject, BatchResults
 from milepost.protocol.waitpoints import TokenObject, TokenPage
 from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, waitpoints
+from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, tasks
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.logs import EVERY_LINE, LogFilter
@@ -205,6 +207,23 @@ class Reader:
         assert self._known_queues is not None, "a server's reader knows of them"
         with self._store.read() as connection:
             return queues.one(connection, self._known_queues(), name, now=self._clock())
+
+    # --- tasks and workers -------------------------------------------------------------------------------------
+
+    def task_page(self, *, number: int, size: int) -> TaskPage:
+        """One page of the tasks that workers have offered; pages are counted from 1."""
+        with self._store.read() as connection:
+            return tasks.task_page(connection, number=number, size=size)
+
+    def task(self, task_id: str) -> TaskObject:
+        """A task. Raises NotFoundError."""
+        with self._store.read() as connection:
+            return tasks.task(connection, task_id)
+
+    def worker_page(self, *, number: int, size: int) -> WorkerPage:
+        """One page of the workers that are online; pages are counted from 1."""
+        with self._store.read() as connection:
+            return tasks.worker_page(connection, number=number, size=size)
 
     # --- documents ---------------------------------------------------------------------------------------------
 

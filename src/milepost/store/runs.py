@@ -952,6 +952,18 @@ def _ways(filter: RunFilter) -> Iterator[tuple[ColumnElement[str], Select[str]]]
             )
 
 
+def count_held_by(connection: Connection, worker_ids: Collection[str]) -> dict[tuple[str, RunStatus], int]:
+    """How many runs these workers hold, by worker and status."""
+    statement = (
+        select(runs.c.worker_id, runs.c.status, func.count())
+        .where(_HELD, among(connection, runs.c.worker_id, worker_ids))
+        .group_by(runs.c.worker_id, runs.c.status)
+    )
+    return {
+        (worker_id, RunStatus(status)): count for worker_id, status, count in connection.execute(statement)
+    }
+
+
 def count_by_status(connection: Connection, filter: RunFilter) -> dict[str, int]:
     """How many matching runs have each status. The filter's `metadata` is not looked at.
 
