@@ -135,6 +135,19 @@ class Calls:
         assert answer.json["data"] == [line]
         assert answer.json["cursor"] > 0
 
+    def run_tree(self, endpoint: Endpoint) -> None:
+        parent = self.worker.take(self.served.trigger())
+        child = self.served.trigger(parentRunId=parent["id"])
+        found = self.call(endpoint, f"/api/v1/runs/{parent['id']}/tree").json
+        assert [(run["id"], run.get("parentId"), run["status"], run["depth"]) for run in found["data"]] == [
+            (parent["id"], None, "EXECUTING", 0),
+            (child, parent["id"], "QUEUED", 1),
+        ]
+        assert [attempt["number"] for attempt in found["data"][0]["attempts"]] == [1]
+        assert found["data"][1]["attempts"] == []
+        cut = self.served.get(f"/api/v1/runs/{parent['id']}/tree", **{"page[size]": 1})
+        assert (len(cut["data"]), cut["isCut"]) == (1, True)
+
     def run_feed(self, endpoint: Endpoint) -> None:
         with self.served.events(f"/api/v1/runs/{self.served.trigger()}/feed") as events:
             event, frame = events.next()

@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from milepost.cli import metadata_commands, schedules
+from milepost.cli import completing, metadata_commands, schedules
 from milepost.cli.console import fail
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="milepost",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -265,7 +265,9 @@ def demo(
 
 @app.command()
 def trigger(
-    task_id: Annotated[str, typer.Argument(help="The task's id.", show_default=False)],
+    task_id: Annotated[
+        str, typer.Argument(help="The task's id.", show_default=False, autocompletion=completing.task_ids)
+    ],
     payload: Annotated[
         str | None,
         typer.Argument(
@@ -290,10 +292,33 @@ def trigger(
     command.trigger(task_id, payload, metadata=metadata, tags=tag or [], watch=watch)
 
 
+@app.command("tasks")
+def list_tasks(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the tasks that workers have offered, and how many workers offer them now."""
+    from milepost.cli import looking as command
+
+    command.list_tasks(as_json=json)
+
+
+@app.command("workers")
+def list_workers(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the workers that are online, what they offer, and how many runs each holds."""
+    from milepost.cli import looking as command
+
+    command.list_workers(as_json=json)
+
+
 runs = typer.Typer(help="Look at runs.", no_args_is_help=True)
 app.add_typer(runs, name="runs")
 
-RunId = Annotated[str, typer.Argument(help="The run's id (run_...).", show_default=False)]
+RunId = Annotated[
+    str,
+    typer.Argument(help="The run's id (run_...).", show_default=False, autocompletion=completing.run_ids),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -377,6 +402,88 @@ def replay_run(
     from milepost.cli import runs as command
 
     command.replay(run_id, payload, watch=watch)
+
+
+FilterStatus = Annotated[
+    list[str] | None,
+    typer.Option("--status", help="Runs in this status; may be given several times.", show_default=False),
+]
+FilterTask = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="Runs of this task.", show_default=False, autocompletion=completing.task_ids),
+]
+FilterTag = Annotated[list[str] | None, typer.Option("--tag", help="Runs with this tag.", show_default=False)]
+FilterQueue = Annotated[
+    list[str] | None, typer.Option("--queue", help="Runs of this queue.", show_default=False)
+]
+FilterParent = Annotated[
+    str | None, typer.Option("--parent", help="Runs that this run has triggered.", show_default=False)
+]
+FilterMetadata = Annotated[
+    str | None,
+    typer.Option(
+        "--metadata", help="Runs whose metadata has these values, a JSON object.", show_default=False
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@runs.command("cancel-all")
+def cancel_all(
+    status: FilterStatus = None,
+    task: FilterTask = None,
+    tag: FilterTag = None,
+    queue: FilterQueue = None,
+    parent: FilterParent = None,
+    metadata: FilterMetadata = None,
+    yes: Yes = False,
+) -> None:
+    """Cancel every run that matches and has not finished, with its children. It says how many, and asks.
+
+    Example:  milepost runs cancel-all --task import --status QUEUED
+    """
+    from milepost.cli import many_runs as command
+
+    command.cancel_all(_filters(status, task, tag, queue, parent, metadata), is_sure=yes)
+
+
+@runs.command("replay-all")
+def replay_all(
+    status: FilterStatus = None,
+    task: FilterTask = None,
+    tag: FilterTag = None,
+    queue: FilterQueue = None,
+    parent: FilterParent = None,
+    metadata: FilterMetadata = None,
+    yes: Yes = False,
+) -> None:
+    """Replay every run that matches and has finished; prints the ids of the new runs. It says how many, and asks.
+
+    Example:  milepost runs replay-all --task import --status FAILED --yes
+    """
+    from milepost.cli import many_runs as command
+
+    command.replay_all(_filters(status, task, tag, queue, parent, metadata), is_sure=yes)
+
+
+def _filters(
+    status: list[str] | None,
+    task: list[str] | None,
+    tag: list[str] | None,
+    queue: list[str] | None,
+    parent: str | None,
+    metadata: str | None,
+) -> dict[str, Any]:
+    from milepost.cli.runs import object_from_json
+
+    return {
+        "status": [word.upper() for word in status or []],
+        "task": task,
+        "tag": tag,
+        "queue": queue,
+        "parent": parent,
+        "metadata": None if metadata is None else object_from_json(metadata),
+    }
 
 
 @runs.command("reschedule")
@@ -492,6 +599,18 @@ def show_log(
     command.show_log(
         run_id, follow=follow, tree=tree, as_json=json, level=level, search=search, attempt=attempt
     )
+
+
+@runs.command("tree")
+def show_tree(
+    run_id: RunId,
+    limit: Annotated[int, typer.Option(help="How many runs at most.", min=1, max=1000)] = 1000,
+    json: AsJson = False,
+) -> None:
+    """Show a run with all runs below it: status, how long each took, attempts."""
+    from milepost.cli import looking as command
+
+    command.show_tree(run_id, limit=limit, as_json=json)
 
 
 @runs.command("history")

@@ -37,7 +37,7 @@ from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueObject, QueuePage, ResetRequest
-from milepost.protocol.runs import Replayed, RunLog, RunObject, RunResult, TagsRequest
+from milepost.protocol.runs import Replayed, RunLog, RunObject, RunResult, RunTree, TagsRequest
 from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
 from milepost.protocol.tasks import TaskPage, WorkerPage
@@ -435,6 +435,13 @@ def run_log(run_id: str, filters: Mapping[str, Any], *, after: int) -> Call[RunL
     """A page of a run's log; `filters` as the query has them."""
     query = {**filters, "page[after]": after}
     return _call("runs.logs", endpoints.RUN_LOG, lambda answer, _: answer, query=query, run=run_id)
+
+
+def run_tree(run_id: str, *, size: int) -> Call[RunTree]:
+    """A run and the runs below it, `size` of all at most."""
+    return _call(
+        "runs.tree", endpoints.RUN_TREE, lambda answer, _: answer, query={"page[size]": size}, run=run_id
+    )
 
 
 def get_metadata(run_id: str) -> Call[MetadataDocument]:

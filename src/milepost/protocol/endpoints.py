@@ -280,6 +280,11 @@ RUN_LOG = Endpoint(
     ),
     problems=(400, 404),
 )  # fmt: skip
+RUN_TREE = Endpoint(
+    "run_tree", "GET", "/api/v1/runs/{run}/tree", "A run and the runs below it, with when each attempt began and ended", READERS,
+    response=runs.RunTree, parameters=(Parameter("page[size]", "how many runs at most, 1 to 1,000, default 1,000", "integer"),),
+    problems=(400, 404),
+)  # fmt: skip
 RUN_FEED = Endpoint(
     "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas", RUN_READERS,
     response=feed.RunFrame,
@@ -585,7 +590,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS, DELETE_RUN,
-    LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
+    LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_TREE, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     LIST_QUEUES, RETRIEVE_QUEUE, PAUSE_QUEUE, OVERRIDE_QUEUE, RESET_QUEUE,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,

@@ -162,6 +162,36 @@ class RunResult(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     error: RunError | None = None
 
 
+class TreeAttempt(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+    """An attempt as a tree shows it: from when until when, and how it ended; without `end` it is under way."""
+
+    number: int
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+    end: AttemptEnd | None = None
+
+
+class TreeRun(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+    """A run as a tree shows it."""
+
+    id: str
+    task_identifier: str
+    status: RunStatus
+    parent_id: str | None = None
+    depth: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: list[TreeAttempt]
+
+
+class RunTree(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """A run and the runs below it, generation by generation and within one as they were triggered. `isCut`: there are more."""
+
+    data: list[TreeRun]
+    is_cut: bool = False
+
+
 class RunDeleted(msgspec.Struct):
     """A run that is gone. `deleted`: how many runs, with all below it."""
 

@@ -10,7 +10,7 @@ from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.model.shown_keys import Keys, shown_document
 from milepost.protocol.queues import QueueObject, QueuePage, QueueWait
-from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary
+from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary, RunTree
 from milepost.protocol.schedules import ScheduleObject, SchedulePage
 from milepost.protocol.streams import StreamSummary
 from milepost.protocol.tasks import TaskObject, TaskPage, WorkerPage
@@ -18,14 +18,16 @@ from milepost.protocol.triggering import BatchObject, BatchResults
 from milepost.protocol.waitpoints import TokenObject, TokenPage
 from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, waitpoints
 from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, tasks
+from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, tasks, trees
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.logs import EVERY_LINE, LogFilter
 from milepost.reading.queues import KnownQueues
 from milepost.reading.runs import StoredRun
 from milepost.reading.streams import StreamPage
-from milepost.store import records, trees
+from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import trees as tree_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter, RunRecord, RunRow
@@ -184,8 +186,14 @@ class Reader:
             is_final = runs.row_of(connection, run_id).status.is_final
             told = logs.page(connection, run_id, after=after, filter=filter, tree=tree)
             if told.next is None and is_final:
-                told.has_ended = not (tree and trees.has_unfinished(connection, run_id))
+                told.has_ended = not (tree and tree_store.has_unfinished(connection, run_id))
             return told
+
+    def tree(self, run_id: str, *, size: int) -> RunTree:
+        """A run and the runs below it, `size` of all at most. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            runs.row_of(connection, run_id)
+            return trees.tree(connection, run_id, size=size)
 
     def _queue_wait(
         self, connection: Connection, row: RunRow, nobody: QueuedReason | None

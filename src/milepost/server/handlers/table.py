@@ -86,6 +86,7 @@ class Handlers:
             endpoints.DELETE_RUN.name: runs.delete_run,
             endpoints.RUN_RESULT.name: runs.run_result,
             endpoints.RUN_LOG.name: runs.run_log,
+            endpoints.RUN_TREE.name: runs.run_tree,
             endpoints.LIST_TASKS.name: tasks.list_tasks,
             endpoints.RETRIEVE_TASK.name: tasks.retrieve_task,
             endpoints.LIST_WORKERS.name: tasks.list_workers,
