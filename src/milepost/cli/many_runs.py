@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import typer
 
 from milepost.cli.console import err, fail, note, print_line
 from milepost.client.client import Client
 from milepost.client.run import Run
+from milepost.client.runs import RunFilters
 from milepost.errors import RequestError
 from milepost.model.run import RunStatus
 
@@ -42,8 +42,7 @@ def _check(filters: dict[str, Any]) -> None:
 def _each(
     client: Client, filters: dict[str, Any], word: str, act: Callable[[Run], Any], *, is_sure: bool
 ) -> None:
-    # What begins while this is under way, a replay of its own making included, is not among them.
-    given = {name: value for name, value in filters.items() if value} | {"created_before": datetime.now(UTC)}
+    given = cast("RunFilters", {name: value for name, value in filters.items() if value})
     count = sum(1 for _ in client.runs.list(**given))
     if count == 0:
         err.print("no run matches")
@@ -52,6 +51,7 @@ def _each(
         raise typer.Exit(1)
     done = failed = 0
     told_at = time.monotonic()
+    # From the newest back: what begins meanwhile, by a replay of its own making too, is not among them.
     for run in client.runs.list(**given):
         try:
             act(run)

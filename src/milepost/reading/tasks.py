@@ -1,6 +1,7 @@
 """Tasks that workers have offered, and the workers that are online."""
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
@@ -57,7 +58,7 @@ def worker_page(connection: Connection, *, number: int, size: int) -> WorkerPage
     return WorkerPage(data, _place(number, size, len(rows)))
 
 
-def _fields(row: TaskRow, online: Counter[str]) -> dict[str, object]:
+def _fields(row: TaskRow, online: Counter[str]) -> dict[str, Any]:
     return {
         "id": row.id,
         "queue": row.queue,
