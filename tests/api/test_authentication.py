@@ -26,7 +26,18 @@ _KEY_ONLY = [endpoint for endpoint in _PROTECTED if not endpoint.access.session]
 _COOKIE = Authenticator(KEY).cookie
 # Routes that are pages for people, and not endpoints of the API: who is not signed in is led to the sign-in page.
 _FILES = {"/client/milepost.js", "/client/milepost.d.ts"}
-_PAGES = {"/", "/runs/{run}", "/sign-in", "/sign-out", "/static", *_FILES}
+_PAGES = {
+    "/",
+    "/runs/{run}",
+    "/tasks",
+    "/queues",
+    "/schedules",
+    "/workers",
+    "/sign-in",
+    "/sign-out",
+    "/static",
+    *_FILES,
+}
 
 
 def name(endpoint: Endpoint) -> str:

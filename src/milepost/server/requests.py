@@ -40,6 +40,8 @@ from milepost.store.runs import RunFilter
 from milepost.store.waitpoints import WaitpointFilter, user_key
 
 PAGE_SIZE_MAX = 100
+# Stands for an encoded slash while a path is routed; a path that holds it is refused before.
+SLASH = "\0"
 PAGE_SIZE = 25
 # Of the text that is sought in logs.
 SEARCH_CHARACTERS_MAX = 1000
