@@ -28,7 +28,7 @@ def list_tasks(*, as_json: bool) -> None:
             print_json(msgspec.to_builtins(task))
             continue
         limit = "-" if task.queue_concurrency is None else str(task.queue_concurrency)
-        rows.append((task.id, task.queue, limit, str(task.retry.max_attempts), str(task.workers_online)))
+        rows.append((task.id, task.queue, limit, str(task.max_attempts), str(task.workers_online)))
     _print(rows, "no tasks: no worker has offered one yet", as_json=as_json)
 
 

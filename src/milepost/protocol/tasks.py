@@ -8,11 +8,13 @@ from milepost.model.retry import Retry
 
 
 class TaskSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
-    """A task that a worker has offered at some time, as lists show it. `workersOnline`: how many workers offer it now."""
+    """A task that a worker has offered at some time, as lists show it. `workersOnline`: how many workers offer it now.
+    `retry` is its whole rule, without what is as by default."""
 
     id: str
     queue: str
     queue_concurrency: int | None = None
+    max_attempts: int
     retry: Retry
     workers_online: int
     has_payload_schema: bool

@@ -59,11 +59,13 @@ def worker_page(connection: Connection, *, number: int, size: int) -> WorkerPage
 
 
 def _fields(row: TaskRow, online: Counter[str]) -> dict[str, Any]:
+    retry = msgspec.json.decode(row.retry, type=Retry)
     return {
         "id": row.id,
         "queue": row.queue,
         "queue_concurrency": row.queue_concurrency,
-        "retry": msgspec.json.decode(row.retry, type=Retry),
+        "max_attempts": retry.max_attempts,
+        "retry": retry,
         "workers_online": online[row.id],
         "has_payload_schema": row.payload_schema is not None,
         "updated_at": time_of(row.updated_at),

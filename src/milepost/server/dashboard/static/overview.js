@@ -20,6 +20,7 @@ const READ_MILLISECONDS = 3000;
 export function keepTable({ url, cells }) {
   const number = Number(new URLSearchParams(location.search).get("page") ?? 1) || 1;
   const body = byId("things");
+  const columns = [...document.querySelectorAll("thead th")].map((head) => head.textContent ?? "");
   let shown = "";
 
   const refresh = async () => {
@@ -39,7 +40,7 @@ export function keepTable({ url, cells }) {
 
   /** @param {Thing[]} things */
   const draw = (things) => {
-    const rows = things.map((thing) => row(cells(thing)));
+    const rows = things.map((thing) => row(cells(thing), columns));
     const text = rows.map((made) => made.outerHTML).join("");
     byId("table").hidden = things.length === 0;
     byId("empty").hidden = things.length > 0;
@@ -82,14 +83,17 @@ function say(state, words) {
   setText(shown, words);
 }
 
-/** @param {(Node | string)[]} cells */
-function row(cells) {
+/**
+ * @param {(Node | string)[]} cells
+ * @param {string[]} columns what they are called, for a screen that has no room for a head
+ */
+function row(cells, columns) {
   const [first, ...rest] = cells;
   return element(
     "tr",
     { role: "row" },
     element("th", { scope: "row", role: "rowheader" }, first ?? ""),
-    ...rest.map((cell) => element("td", { role: "cell" }, cell)),
+    ...rest.map((cell, index) => element("td", { role: "cell", "data-column": columns[index + 1] ?? "" }, cell)),
   );
 }
 

@@ -11,12 +11,11 @@ const table = keepTable({
     const id = schedule.get("id");
     const isActive = schedule.get("active");
     const word = isActive ? "Pause" : "Resume";
-    const upcoming = schedule.get("upcoming") ?? [];
     const note = schedule.get("note");
     return [
       element("div", { class: "run-name" }, element("a", { class: "task", href: `/tasks?${new URLSearchParams({ task: schedule.get("task") })}` }, schedule.get("task")), element("span", { class: "run-id" }, id)),
       timesOf(schedule),
-      isActive ? element("span", { title: upcoming.map((/** @type {string} */ at) => fullTime(Date.parse(at))).join("\n") }, upcoming.length > 0 ? fullTime(Date.parse(upcoming[0])) : "never") : element("span", { class: "missing" }, "paused"),
+      isActive ? (schedule.has("nextRun") ? exactAndAgo(schedule.get("nextRun")) : "never") : element("span", { class: "missing" }, "paused"),
       element("span", {}, schedule.has("lastRun") ? timeAgo(schedule.get("lastRun")) : "–", ...(note ? [" ", element("span", { class: "missing" }, note)] : [])),
       element("a", { href: `/?${new URLSearchParams({ schedule: id })}` }, "runs"),
       rowButton(`pause ${id}`, word, `${word} schedule ${id}`, async () => {
@@ -34,4 +33,11 @@ function timesOf(schedule) {
   const zone = schedule.get("timezone");
   const words = generator.get("type") === "EVERY" ? `every ${expression}` : `${expression}${zone === "UTC" ? "" : ` ${zone}`}`;
   return element("span", { title: generator.get("description") }, words);
+}
+
+/** @param {string} iso */
+function exactAndAgo(iso) {
+  const about = timeAgo(iso);
+  about.className = "quiet";
+  return element("span", {}, fullTime(Date.parse(iso)), " ", about);
 }

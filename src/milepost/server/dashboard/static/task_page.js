@@ -63,7 +63,7 @@ function draw(task) {
   const facts = [
     ["Queue", task.get("queue")],
     ["Limit of the queue", task.has("queueConcurrency") ? count(Number(task.get("queueConcurrency"))) : "none"],
-    ["Attempts", String(task.get("retry").get("maxAttempts"))],
+    ["Attempts", String(task.get("maxAttempts"))],
     ["Workers online", Number(task.get("workersOnline")) === 0 ? "none: its runs wait" : count(Number(task.get("workersOnline")))],
     ["Last offered", fullTime(Date.parse(task.get("updatedAt")))],
   ];

@@ -13,7 +13,7 @@ keepTable({
       element("a", { class: "task", href: `/tasks?${new URLSearchParams({ task: id })}`, "data-key": id }, id),
       element("span", { class: "task" }, task.get("queue")),
       task.has("queueConcurrency") ? String(task.get("queueConcurrency")) : "–",
-      String(task.get("retry").get("maxAttempts")),
+      String(task.get("maxAttempts")),
       online > 0 ? count(online) : element("span", { class: "missing" }, "none"),
       timeAgo(task.get("updatedAt")),
     ];
