@@ -3,6 +3,7 @@
 import { faultWords, get } from "./api.js";
 import { byId, element, setText } from "./dom.js";
 import { refreshTimes } from "./format.js";
+import { stringify } from "./json.js";
 
 const PAGE_SIZE = 100;
 const READ_MILLISECONDS = 3000;
@@ -40,8 +41,7 @@ export function keepTable({ url, cells }) {
 
   /** @param {Thing[]} things */
   const draw = (things) => {
-    const rows = things.map((thing) => row(cells(thing), columns));
-    const text = rows.map((made) => made.outerHTML).join("");
+    const text = stringify(things);
     byId("table").hidden = things.length === 0;
     byId("empty").hidden = things.length > 0;
     refreshTimes(body);
@@ -49,7 +49,7 @@ export function keepTable({ url, cells }) {
     if (text === shown) return;
     shown = text;
     const focused = document.activeElement instanceof HTMLElement && body.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-    body.replaceChildren(...rows);
+    body.replaceChildren(...things.map((thing) => row(cells(thing), columns)));
     if (focused !== undefined) /** @type {HTMLElement | null} */ (body.querySelector(`[data-key="${CSS.escape(focused)}"]`))?.focus();
   };
 
