@@ -40,7 +40,7 @@ def test_a_run_is_cancelled_and_until_then_that_is_asked(page: Page, worker: Fak
     expect(page.locator("#asked")).to_contain_text("Cancel asked")
     expect(page.get_by_role("button", name="Cancel…")).to_be_hidden()
     expect(page.get_by_role("dialog")).to_have_count(0)
-    worker.report(run_id, outcome={"end": "cancelled"})
+    worker.fail(run_id, "it was asked to end", end="cancelled")
     expect(page.locator("#status")).to_have_text("Canceled")
     expect(page.locator("#asked")).to_be_hidden()
 
