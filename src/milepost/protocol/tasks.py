@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 
 
 class TaskSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True):
@@ -15,7 +15,7 @@ class TaskSummary(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tr
     queue: str
     queue_concurrency: int | None = None
     max_attempts: int
-    retry: Retry
+    retry: RetryRule
     workers_online: int
     has_payload_schema: bool
     updated_at: datetime

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from milepost.errors import NotFoundError
-from milepost.model.retry import Retry
+from milepost.model.retry import RetryRule
 from milepost.model.run import RunStatus
 from milepost.protocol.tasks import NumberedPage, TaskObject, TaskPage, TaskSummary, WorkerObject, WorkerPage
 from milepost.reading.fields import time_of
@@ -59,7 +59,7 @@ def worker_page(connection: Connection, *, number: int, size: int) -> WorkerPage
 
 
 def _fields(row: TaskRow, online: Counter[str]) -> dict[str, Any]:
-    retry = msgspec.json.decode(row.retry, type=Retry)
+    retry = msgspec.json.decode(row.retry, type=RetryRule)
     return {
         "id": row.id,
         "queue": row.queue,

@@ -358,7 +358,7 @@ async def _status_of(request: Request, endpoint: str, **parameters: str) -> int:
         **request.scope,
         "method": "GET",
         "path": path,
-        "raw_path": quote(path).encode(),
+        "raw_path": quote(path).replace(quote(SLASH), "%2F").encode(),
         "query_string": b"",
     }
     scope.pop("path_params", None)
