@@ -14,8 +14,8 @@ from milepost.client.calling import check_blocking
 from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
-from milepost.client.matching import afollow_matching, follow_matching
 from milepost.client.logs import LogLevel, LogLine, LogReader, aread_log, read_log
+from milepost.client.matching import afollow_matching, follow_matching
 from milepost.client.requests import NO_PAYLOAD, RunOptions, replay_request, reschedule_request
 from milepost.client.run import Run
 from milepost.client.run_streams import StreamChoice, StreamValue, afollow_run, follow_run

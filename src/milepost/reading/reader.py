@@ -16,9 +16,19 @@ from milepost.protocol.streams import StreamSummary
 from milepost.protocol.tasks import TaskObject, TaskPage, WorkerPage
 from milepost.protocol.triggering import BatchObject, BatchResults
 from milepost.protocol.waitpoints import TokenObject, TokenPage
-from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, waitpoints
-from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, tasks
-from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, tasks, trees
+from milepost.reading import (
+    batches,
+    documents,
+    lists,
+    logs,
+    queues,
+    runs,
+    schedules,
+    streams,
+    tasks,
+    trees,
+    waitpoints,
+)
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
 from milepost.reading.logs import EVERY_LINE, LogFilter
