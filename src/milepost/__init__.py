@@ -5,6 +5,7 @@ from milepost.client.client import Client
 from milepost.client.default import configure
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.idempotency import IdempotencyKey
+from milepost.client.logs import LogLine
 from milepost.client.queue import Queue
 from milepost.client.results import TaskResult
 from milepost.client.run import Run
@@ -77,6 +78,7 @@ __all__ = [
     "HistoryPrunedError",
     "IdempotencyKey",
     "InsufficientScopeError",
+    "LogLine",
     "MaxDurationError",
     "MetadataError",
     "MetadataFlushError",

@@ -83,6 +83,7 @@ OPTIONAL: dict[str, Check] = {
     "error": run_error,
     "batchId": text,
     "parentId": text,
+    "queueWait": lambda value: isinstance(value, dict) and "reason" in value,
 }
 TRIGGER_FUNCTIONS = {"trigger", "triggerAndWait", "batchTrigger", "batchTriggerAndWait"}
 

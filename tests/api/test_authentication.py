@@ -18,12 +18,26 @@ from support.served import KEY, HttpWorker, Served
 
 _PROTECTED = [endpoint for endpoint in ENDPOINTS if not endpoint.access.anyone]
 _FOR_SESSIONS = [endpoint for endpoint in _PROTECTED if endpoint.access.session]
-_READING = [endpoint for endpoint in _FOR_SESSIONS if not endpoint.stream]
+_READING = [
+    endpoint for endpoint in _FOR_SESSIONS if not endpoint.stream and not endpoint.access.from_own_page
+]
+_ACTING = [endpoint for endpoint in _FOR_SESSIONS if endpoint.access.from_own_page]
 _KEY_ONLY = [endpoint for endpoint in _PROTECTED if not endpoint.access.session]
 _COOKIE = Authenticator(KEY).cookie
 # Routes that are pages for people, and not endpoints of the API: who is not signed in is led to the sign-in page.
 _FILES = {"/client/milepost.js", "/client/milepost.d.ts"}
-_PAGES = {"/", "/runs/{run}", "/sign-in", "/sign-out", "/static", *_FILES}
+_PAGES = {
+    "/",
+    "/runs/{run}",
+    "/tasks",
+    "/queues",
+    "/schedules",
+    "/workers",
+    "/sign-in",
+    "/sign-out",
+    "/static",
+    *_FILES,
+}
 
 
 def name(endpoint: Endpoint) -> str:
@@ -40,6 +54,7 @@ def path_of(endpoint: Endpoint) -> str:
         secret="0",
         schedule="sched_x",
         worker="worker_x",
+        queue="queue_x",
         target="self",
         key="k",
     )
@@ -118,6 +133,49 @@ def test_a_session_may_watch(served: Served, worker: HttpWorker, cookie: dict[st
     assert answer.body.startswith(b"event: snapshot")
 
 
+_FOREIGN = {
+    "no word of a browser": {},
+    "typed": {"sec-fetch-site": "none"},
+    "another port": {"sec-fetch-site": "same-site", "origin": "http://127.0.0.1:1"},
+    "another site": {"sec-fetch-site": "cross-site", "origin": "https://evil.example"},
+    "another origin": {"origin": "https://evil.example"},
+    "a sandbox": {"origin": "null"},
+    "an empty origin": {"origin": ""},
+    "two words": {"sec-fetch-site": "same-origin", "origin": "https://evil.example"},
+}
+
+
+@pytest.mark.parametrize("forged", _FOREIGN.values(), ids=_FOREIGN)
+@pytest.mark.parametrize("endpoint", _ACTING, ids=name)
+def test_no_other_page_makes_a_session_act(
+    served: Served, cookie: dict[str, str], endpoint: Endpoint, forged: dict[str, str]
+) -> None:
+    answer = served.call(endpoint.method, path_of(endpoint), {}, key=None, headers={**cookie, **forged})
+    assert answer.status == 403
+    assert answer.json["code"] == "forbidden"
+    assert "own pages" in answer.json["error"]
+
+
+@pytest.mark.parametrize("endpoint", _ACTING, ids=name)
+def test_an_own_page_acts_with_its_session(
+    served: Served, cookie: dict[str, str], endpoint: Endpoint
+) -> None:
+    for own in ({"sec-fetch-site": "same-origin", "origin": served.url}, {"origin": served.url}):
+        answer = served.call(endpoint.method, path_of(endpoint), {}, key=None, headers={**cookie, **own})
+        assert answer.status in (200, 404, 422, 400), answer.body
+
+
+def test_a_page_cancels_a_run_and_another_one_does_not(served: Served, cookie: dict[str, str]) -> None:
+    run_id = served.trigger("nobody")
+    path = f"/api/v2/runs/{run_id}/cancel"
+    foreign = {**cookie, "sec-fetch-site": "cross-site", "origin": "https://evil.example"}
+    assert served.call("POST", path, {}, key=None, headers=foreign).status == 403
+    assert served.get(f"/api/v3/runs/{run_id}")["isCancelled"] is False
+    own = {**cookie, "sec-fetch-site": "same-origin", "origin": served.url}
+    assert served.call("POST", path, {}, key=None, headers=own).status == 200
+    assert served.get(f"/api/v3/runs/{run_id}")["isCancelled"] is True
+
+
 @pytest.mark.parametrize("endpoint", _KEY_ONLY, ids=name)
 def test_a_session_is_not_enough_where_the_key_is_needed(
     served: Served, worker: HttpWorker, cookie: dict[str, str], endpoint: Endpoint
@@ -131,6 +189,7 @@ def test_a_session_is_not_enough_where_the_key_is_needed(
         secret="0",
         schedule="sched_x",
         worker=worker.id,
+        queue="queue_x",
         target="self",
         key="k",
     )
@@ -141,15 +200,31 @@ def test_a_session_is_not_enough_where_the_key_is_needed(
 
 
 def test_the_table_says_of_every_endpoint_who_may_call_it() -> None:
-    """What changes something, and what is for workers, takes the key. Whoever adds an endpoint has to think of it."""
+    """What is for workers takes the key. What changes something takes the key too, or a session in a request of an own page.
+    Whoever adds an endpoint has to think of it."""
     for endpoint in ENDPOINTS:
         assert isinstance(endpoint.access, Access)
         # An event stream changes nothing, also where what is watched is said in a body.
-        if (endpoint.method != "GET" and not endpoint.stream) or endpoint.tag == "workers":
-            assert not endpoint.access.session, endpoint.name
+        if endpoint.method != "GET" and not endpoint.stream and not endpoint.access.anyone:
+            assert endpoint.access.from_own_page or not endpoint.access.session, endpoint.name
         if endpoint.tag == "workers":
             assert endpoint.access == KEY_ONLY, endpoint.name
-    assert [endpoint.name for endpoint in ENDPOINTS if endpoint.access.anyone] == ["health", "ready"]
+    assert {endpoint.name for endpoint in _ACTING} == {
+        "trigger",
+        "cancel_run",
+        "replay_run",
+        "reschedule_run",
+        "pause_queue",
+        "override_queue",
+        "reset_queue",
+        "activate_schedule",
+        "deactivate_schedule",
+    }
+    assert [endpoint.name for endpoint in ENDPOINTS if endpoint.access.anyone] == [
+        "health",
+        "ready",
+        "call_back",
+    ]
 
 
 def test_an_endpoint_without_a_rule_cannot_be_made() -> None:
@@ -165,9 +240,7 @@ def test_every_route_is_an_endpoint_of_the_table_or_a_page(served: Served) -> No
     """No way in beside the table."""
     application = cast("Starlette", cast("Cors", cast("SafeAnswers", served.server.app).inner).inner)
     routes = {
-        route.path.replace("{key:path}", "{key}")
-        for route in application.routes
-        if isinstance(route, Route | Mount)
+        route.path.replace(":path}", "}") for route in application.routes if isinstance(route, Route | Mount)
     }
     assert routes == {endpoint.path for endpoint in ENDPOINTS} | _PAGES
     assert len(application.routes) == len(ENDPOINTS) + len(_PAGES) + 1  # GET and POST of /sign-in

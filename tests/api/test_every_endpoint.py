@@ -132,7 +132,21 @@ class Calls:
         line = {"at": 1, "level": "info", "message": "hello"}
         self.worker.log(self.worker.take(run_id), line)
         answer = self.call(endpoint, f"/api/v1/runs/{run_id}/logs")
-        assert answer.json == {"data": [line]}
+        assert answer.json["data"] == [line]
+        assert answer.json["cursor"] > 0
+
+    def run_tree(self, endpoint: Endpoint) -> None:
+        parent = self.worker.take(self.served.trigger())
+        child = self.served.trigger(parentRunId=parent["id"])
+        found = self.call(endpoint, f"/api/v1/runs/{parent['id']}/tree").json
+        assert [(run["id"], run.get("parentId"), run["status"], run["depth"]) for run in found["data"]] == [
+            (parent["id"], None, "EXECUTING", 0),
+            (child, parent["id"], "QUEUED", 1),
+        ]
+        assert [attempt["number"] for attempt in found["data"][0]["attempts"]] == [1]
+        assert found["data"][1]["attempts"] == []
+        cut = self.served.get(f"/api/v1/runs/{parent['id']}/tree", **{"page[size]": 1})
+        assert (len(cut["data"]), cut["isCut"]) == (1, True)
 
     def run_feed(self, endpoint: Endpoint) -> None:
         with self.served.events(f"/api/v1/runs/{self.served.trigger()}/feed") as events:
@@ -465,6 +479,31 @@ class Calls:
     def write_stream(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, f"/realtime/v1/streams/{self.served.trigger()}/self/k", b"1\n2\n")
         assert (answer.status, answer.json) == (endpoint.status, {"ok": True})
+
+    def list_tasks(self, endpoint: Endpoint) -> None:
+        for task in self.call(endpoint, "/api/v1/tasks").json["data"]:
+            if task["id"] == "work":
+                assert task["queue"] == "task/work"
+                assert task["workersOnline"] == 1
+                assert task["hasPayloadSchema"] is False
+                break
+        else:
+            raise AssertionError("the task of the worker is not listed")
+
+    def retrieve_task(self, endpoint: Endpoint) -> None:
+        self.served.trigger()
+        answer = self.call(endpoint, "/api/v1/tasks/work")
+        assert answer.json["id"] == "work"
+        assert answer.json["counts"]["QUEUED"] >= 1
+        refused = self.call(endpoint, "/api/v1/tasks/nobody")
+        assert (refused.status, refused.json["code"]) == (404, "not_found")
+
+    def list_workers(self, endpoint: Endpoint) -> None:
+        self.worker.take(self.served.trigger())
+        answer = self.call(endpoint, "/api/v1/workers")
+        assert [(worker["id"], worker["tasks"]) for worker in answer.json["data"]] == [("worker_1", ["work"])]
+        assert answer.json["data"][0]["executing"] >= 1
+        assert answer.json["pagination"] == {"currentPage": 1, "totalPages": 1, "count": 1}
 
     def list_queues(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, endpoint.path)

@@ -74,6 +74,7 @@ def test_random_requests_are_answered_as_described(
         "secret": "0" * 64,
         "worker": "worker_1",
         "target": "self",
+        "queue": "task%2Fwork",
         "key": "k",
     }
     operation = schemathesis.openapi.from_dict(document)[endpoint.path][endpoint.method]

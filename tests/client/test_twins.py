@@ -49,6 +49,7 @@ WAITING: list[tuple[Any, list[str]]] = [
             "add_tags",
             "delete",
             "wait_for",
+            "logs",
         ],
     ),
     (

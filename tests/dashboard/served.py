@@ -87,11 +87,15 @@ class FakeWorker:
         self._claims = 0
         self._sequences: dict[str, int] = {}
         self._attempts: dict[str, int] = {}
+        # What is said of a task beside its id, at the next registration.
+        self.offers: dict[str, dict[str, Any]] = {}
         self.register()
 
     def register(self) -> None:
         """Present itself; needed again after a restart of the server."""
-        tasks: list[dict[str, Any]] = [{"id": task, "queue": task, "retry": {}} for task in self._tasks]
+        tasks: list[dict[str, Any]] = [
+            {"id": task, "queue": task, "retry": {}, **self.offers.get(task, {})} for task in self._tasks
+        ]
         body: dict[str, Any] = {
             "id": self._id,
             "name": "tests",

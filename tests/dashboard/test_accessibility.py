@@ -69,6 +69,27 @@ def test_the_page_of_a_run(page: Page, family: str) -> None:
     assert violations(page) == {}
 
 
+def test_the_pages_beside_the_runs(
+    page: Page, family: str, worker: FakeWorker, server: RunningServer
+) -> None:
+    schema = {"type": "object", "properties": {"path": {"type": "string"}, "rows": {"type": "integer"}}}
+    worker.offers["handle-upload"] = {"payloadSchema": schema}
+    worker.register()
+    server.request("POST", "/api/v1/schedules", {"task": "handle-row", "cron": "0 5 * * *"})
+    for section in ("Tasks", "Queues", "Schedules", "Workers"):
+        page.get_by_role("link", name=section, exact=True).click()
+        expect(page.locator("#things tr").first).to_be_visible()
+        assert violations(page) == {}, section
+    page.goto("/tasks?task=handle-upload")
+    expect(page.get_by_label("rows")).to_be_visible()
+    page.get_by_text("Options").click()
+    assert violations(page) == {}
+    page.goto(f"/runs/{family}")
+    page.get_by_role("button", name="Replay…").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert violations(page) == {}
+
+
 def test_the_streams_of_a_run(page: Page, worker: FakeWorker, server: RunningServer) -> None:
     run_id = worker.start("handle-upload")
     Source(server, run_id, "answer").write("The moon ", "is far. " * 2000)

@@ -51,6 +51,12 @@ def test_pages_guard_themselves(http: urllib3.HTTPConnectionPool, worker: FakeWo
         ("/", 200),
         (f"/runs/{run_id}", 200),
         ("/runs/run_unknown", 404),
+        ("/tasks", 200),
+        ("/tasks?task=handle-row", 200),
+        ("/tasks?task=%3Cb%3E%2Fnobody", 404),
+        ("/queues", 200),
+        ("/schedules", 200),
+        ("/workers", 200),
         ("/sign-in", 303),
         ("/?status=NONE&task=%3Cb%3E", 200),
     ]:

@@ -62,7 +62,7 @@ def test_the_cookie(http: urllib3.HTTPConnectionPool, server: RunningServer) -> 
     assert "Secure" in secured.headers["set-cookie"]
 
 
-@pytest.mark.parametrize("path", ["/", "/?status=FAILED", "/runs/run_1"])
+@pytest.mark.parametrize("path", ["/", "/?status=FAILED", "/runs/run_1", "/queues", "/tasks?task=a%2Fb"])
 def test_without_a_session_a_page_leads_to_the_sign_in_page(
     http: urllib3.HTTPConnectionPool, server: RunningServer, path: str
 ) -> None:
@@ -128,14 +128,16 @@ def test_a_link_on_another_site_does_not_ask_again_who_has_signed_in(
     expect(other).to_have_url(f"{server.url}/")
 
 
-def test_the_session_of_a_browser_only_reads(page: Page) -> None:
+def test_the_session_of_a_browser_reads_and_acts_but_is_not_the_key(page: Page) -> None:
     statuses = page.evaluate(
         """
         async () => {
           const read = await fetch("/api/v1/runs");
-          const write = await fetch("/api/v1/tasks/handle-upload/trigger", { method: "POST", body: "{}" });
-          return [read.status, write.status];
+          const act = await fetch("/api/v1/tasks/handle-upload/trigger", { method: "POST", body: "{}" });
+          const metadata = await fetch("/api/v1/runs/run_1/metadata", { method: "PUT", body: "{}" });
+          const token = await fetch("/api/v1/auth/public-tokens", { method: "POST", body: "{}" });
+          return [read.status, act.status, metadata.status, token.status];
         }
         """
     )
-    assert statuses == [200, 403]
+    assert statuses == [200, 200, 403, 403]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from milepost.cli import metadata_commands, schedules
+from milepost.cli import completing, metadata_commands, schedules
 from milepost.cli.console import fail
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="milepost",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -280,7 +280,9 @@ def demo(
 
 @app.command()
 def trigger(
-    task_id: Annotated[str, typer.Argument(help="The task's id.", show_default=False)],
+    task_id: Annotated[
+        str, typer.Argument(help="The task's id.", show_default=False, autocompletion=completing.task_ids)
+    ],
     payload: Annotated[
         str | None,
         typer.Argument(
@@ -305,10 +307,33 @@ def trigger(
     command.trigger(task_id, payload, metadata=metadata, tags=tag or [], watch=watch)
 
 
+@app.command("tasks")
+def list_tasks(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the tasks that workers have offered, and how many workers offer them now."""
+    from milepost.cli import looking as command
+
+    command.list_tasks(as_json=json)
+
+
+@app.command("workers")
+def list_workers(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the workers that are online, what they offer, and how many runs each holds."""
+    from milepost.cli import looking as command
+
+    command.list_workers(as_json=json)
+
+
 runs = typer.Typer(help="Look at runs.", no_args_is_help=True)
 app.add_typer(runs, name="runs")
 
-RunId = Annotated[str, typer.Argument(help="The run's id (run_...).", show_default=False)]
+RunId = Annotated[
+    str,
+    typer.Argument(help="The run's id (run_...).", show_default=False, autocompletion=completing.run_ids),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -519,6 +544,54 @@ def watch_run(run_id: RunId, json: AsJson = False) -> None:
     from milepost.cli import runs as command
 
     command.watch_run(run_id, as_json=json)
+
+
+@runs.command("logs")
+def show_log(
+    run_id: RunId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more until the run has ended.")
+    ] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="The lines of the run and of all runs below it.")
+    ] = False,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="Only lines of this level and of more severe ones: debug, info, warning or error.",
+            show_default=False,
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(help="Only lines with this text; upper and lower case are alike.", show_default=False),
+    ] = None,
+    attempt: Annotated[
+        int | None, typer.Option(help="Only the lines of this attempt.", min=1, show_default=False)
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Print what a run has logged and printed, oldest first.
+
+    Example:  milepost runs logs run_1234 -f --tree --level warning
+    """
+    from milepost.cli import logs as command
+
+    command.show_log(
+        run_id, follow=follow, tree=tree, as_json=json, level=level, search=search, attempt=attempt
+    )
+
+
+@runs.command("tree")
+def show_tree(
+    run_id: RunId,
+    limit: Annotated[int, typer.Option(help="How many runs at most.", min=1, max=1000)] = 1000,
+    json: AsJson = False,
+) -> None:
+    """Show a run with all runs below it: status, how long each took, attempts."""
+    from milepost.cli import looking as command
+
+    command.show_tree(run_id, limit=limit, as_json=json)
 
 
 @runs.command("history")

@@ -20,7 +20,7 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
     tolerate_narrow_encodings()
     try:
-        app()
+        app(prog_name="milepost")
     except MilepostError as error:
         say_error(str(error))
         sys.exit(1)

@@ -37,9 +37,10 @@ from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueObject, QueuePage, ResetRequest
-from milepost.protocol.runs import Replayed, RunObject, RunResult, TagsRequest
+from milepost.protocol.runs import Replayed, RunLog, RunObject, RunResult, RunTree, TagsRequest
 from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
+from milepost.protocol.tasks import TaskPage, WorkerPage
 from milepost.protocol.tokens import TOKEN_HEADER
 from milepost.protocol.triggering import (
     BatchCreateRequest,
@@ -362,6 +363,18 @@ def run_filters(
     return {name: value for name, value in given.items() if value is not None}
 
 
+def list_tasks(page: int, *, page_size: int) -> Call[TaskPage]:
+    """One page of tasks, counted from 1."""
+    query = {"page": page, "perPage": page_size}
+    return _call("tasks.list", endpoints.LIST_TASKS, lambda answer, _: answer, query=query)
+
+
+def list_workers(page: int, *, page_size: int) -> Call[WorkerPage]:
+    """One page of workers, counted from 1."""
+    query = {"page": page, "perPage": page_size}
+    return _call("workers.list", endpoints.LIST_WORKERS, lambda answer, _: answer, query=query)
+
+
 def list_queues(page: int, *, page_size: int) -> Call[QueuePage]:
     """One page of queues, counted from 1."""
     return _call(
@@ -419,6 +432,19 @@ def batch_results(batch_id: str, after: int | None = None) -> Call[BatchResults]
         "batch_trigger_and_wait", endpoints.BATCH_RESULTS, lambda answer, _: answer,
         query={} if after is None else {"page[after]": after}, batch=batch_id,
     )  # fmt: skip
+
+
+def run_log(run_id: str, filters: Mapping[str, Any], *, after: int) -> Call[RunLog]:
+    """A page of a run's log; `filters` as the query has them."""
+    query = {**filters, "page[after]": after}
+    return _call("runs.logs", endpoints.RUN_LOG, lambda answer, _: answer, query=query, run=run_id)
+
+
+def run_tree(run_id: str, *, size: int) -> Call[RunTree]:
+    """A run and the runs below it, `size` of all at most."""
+    return _call(
+        "runs.tree", endpoints.RUN_TREE, lambda answer, _: answer, query={"page[size]": size}, run=run_id
+    )
 
 
 def get_metadata(run_id: str) -> Call[MetadataDocument]:
@@ -521,6 +547,11 @@ def send_input(run_id: str, key: str, value: bytes) -> Call[None]:
 def watch_run(run_id: str) -> Feed:
     """The feed of one run."""
     return Feed("runs.subscribe", _target(endpoints.RUN_FEED, {}, {"run": run_id}))
+
+
+def watch_run_log(run_id: str) -> Feed:
+    """The feed of one run that also says that its log has grown."""
+    return Feed("runs.logs", _target(endpoints.RUN_FEED, {"children": 1}, {"run": run_id}))
 
 
 def watch_run_streams(run_id: str, starts: Mapping[str, int], *, only: bool) -> Feed:

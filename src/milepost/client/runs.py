@@ -15,6 +15,7 @@ from milepost.client.calling import check_blocking
 from milepost.client.calls import HistoryPage, MetadataDocument, MetadataVersion, Page
 from milepost.client.connection import Connection
 from milepost.client.handles import RunHandle
+from milepost.client.logs import LogLevel, LogLine, LogReader, aread_log, read_log
 from milepost.client.matching import afollow_matching, follow_matching
 from milepost.client.requests import NO_PAYLOAD, RunOptions, replay_request, reschedule_request
 from milepost.client.run import Run
@@ -478,6 +479,44 @@ class Runs:
                 return await arun_steps(self._connection(), match.steps())
         except TimeoutError:
             raise match.late(timeout) from None
+
+    def logs(
+        self,
+        run_id: str,
+        *,
+        follow: bool = False,
+        tree: bool = False,
+        level: LogLevel | None = None,
+        attempt: int | None = None,
+        search: str | None = None,
+    ) -> Iterator[LogLine]:
+        """What a run has logged and printed, oldest first: `for line in runs.logs(run_id)`; fetched page by page.
+
+        Args:
+            follow: wait for more until the run has ended; with `tree` until all runs of it have. A broken connection is taken up
+                again, and no line comes twice.
+            tree: the lines of the run and of all runs below it, in the order in which the server got them.
+            level: only lines of this level and of more severe ones.
+            attempt: only the lines of this attempt.
+            search: only lines with this text in message or logger, whatever the case of its letters.
+        Raises: RunNotFoundError, BadRequestError and UnavailableError, while iterating.
+        """
+        reader = LogReader(run_id, tree=tree, level=level, attempt=attempt, search=search)
+        return read_log(self._connection(), reader, follow=follow)
+
+    def alogs(
+        self,
+        run_id: str,
+        *,
+        follow: bool = False,
+        tree: bool = False,
+        level: LogLevel | None = None,
+        attempt: int | None = None,
+        search: str | None = None,
+    ) -> AsyncIterator[LogLine]:
+        """As `logs`, for `async for`."""
+        reader = LogReader(run_id, tree=tree, level=level, attempt=attempt, search=search)
+        return aread_log(self._connection(), reader, follow=follow)
 
     def metadata(self, run_id: str) -> OutsideMetadata:
         """Updates of a run's document from outside: `runs.metadata(run_id).set("approved", True).send()`.

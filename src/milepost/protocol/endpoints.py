@@ -12,6 +12,7 @@ from milepost.protocol import (
     runs,
     schedules,
     streams,
+    tasks,
     tokens,
     triggering,
     waitpoints,
@@ -47,11 +48,14 @@ class Access:
         scopes: which scopes of a public token open it.
         anyone: no credentials are needed.
         session: a browser that has signed in to the dashboard may call it.
+        from_own_page: and only where the browser says that a page of this server sends the request. Where something is only read, it
+            is enough that it says nothing else.
     """
 
     scopes: ScopeRule
     anyone: bool = False
     session: bool = False
+    from_own_page: bool = False
 
 
 OPEN = Access(ScopeRule.NONE, anyone=True, session=True)
@@ -61,11 +65,13 @@ RUN_READERS = Access(ScopeRule.READ_RUN, session=True)
 RUNS_READERS = Access(ScopeRule.READ_RUNS, session=True)
 WATCHERS = Access(ScopeRule.READ_WATCHED, session=True)
 BATCH_READERS = Access(ScopeRule.READ_BATCH, session=True)
-TRIGGERERS = Access(ScopeRule.TRIGGER)
+# What a person does on the pages: it changes something, so no other page may make a browser do it.
+PAGE_WRITERS = Access(ScopeRule.NONE, session=True, from_own_page=True)
+TRIGGERERS = Access(ScopeRule.TRIGGER, session=True, from_own_page=True)
 BATCH_TRIGGERERS = Access(ScopeRule.BATCH_TRIGGER)
 BATCH_FILLERS = Access(ScopeRule.ADD_BATCH_ITEMS)
 METADATA_WRITERS = Access(ScopeRule.WRITE_METADATA)
-RUN_WRITERS = Access(ScopeRule.WRITE_RUN)
+RUN_WRITERS = Access(ScopeRule.WRITE_RUN, session=True, from_own_page=True)
 INPUT_SENDERS = Access(ScopeRule.SEND_INPUT)
 WAITPOINT_READERS = Access(ScopeRule.READ_WAITPOINT, session=True)
 WAITPOINT_WRITERS = Access(ScopeRule.WRITE_WAITPOINT)
@@ -117,7 +123,7 @@ class Endpoint:
         found = {400, 422, 503, *self.problems}
         if not self.access.anyone:
             found |= {401}
-        if not self.access.session or self.access.scopes is not ScopeRule.NONE:
+        if not self.access.session or self.access.from_own_page or self.access.scopes is not ScopeRule.NONE:
             found |= {403}
         if self.request is not None:
             found |= {408, 413, 415}
@@ -245,10 +251,10 @@ CANCEL_RUN = Endpoint(
 )  # fmt: skip
 REPLAY_RUN = Endpoint(
     "replay_run", "POST", "/api/v1/runs/{run}/replay", "Trigger the same again: payload and metadata of the trigger, tags and queue",
-    KEY_ONLY, triggering.ReplayRequest, runs.Replayed, problems=(400, 404, 409, 422),
+    PAGE_WRITERS, triggering.ReplayRequest, runs.Replayed, problems=(400, 404, 409, 422),
 )  # fmt: skip
 RESCHEDULE_RUN = Endpoint(
-    "reschedule_run", "POST", "/api/v1/runs/{run}/reschedule", "Delay a run to another time; 409 unless it is DELAYED", KEY_ONLY,
+    "reschedule_run", "POST", "/api/v1/runs/{run}/reschedule", "Delay a run to another time; 409 unless it is DELAYED", PAGE_WRITERS,
     triggering.RescheduleRequest, runs.RunObject, problems=(400, 404, 409, 422),
 )  # fmt: skip
 ADD_TAGS = Endpoint(
@@ -264,8 +270,20 @@ RUN_RESULT = Endpoint(
     response=runs.RunResult, problems=(404,),
 )  # fmt: skip
 RUN_LOG = Endpoint(
-    "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged", READERS, response=runs.RunLog,
-    parameters=(Parameter("page[after]", "the cursor of the page before", "integer"),), problems=(400, 404),
+    "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged and printed, oldest first", READERS, response=runs.RunLog,
+    parameters=(
+        Parameter("page[after]", "the cursor of the page before", "integer"),
+        Parameter("attempt", "only the lines of the attempt with this number", "integer"),
+        Parameter("level", "only lines of this level and of more severe ones: debug, info, warning or error"),
+        Parameter("search", "only lines with this text in message or logger; upper and lower case are alike"),
+        Parameter("tree", "true: the lines of the run and of all runs below it, each with its runId", "boolean"),
+    ),
+    problems=(400, 404),
+)  # fmt: skip
+RUN_TREE = Endpoint(
+    "run_tree", "GET", "/api/v1/runs/{run}/tree", "A run and the runs below it, with when each attempt began and ended", READERS,
+    response=runs.RunTree, parameters=(Parameter("page[size]", "how many runs at most, 1 to 1,000, default 1,000", "integer"),),
+    problems=(400, 404),
 )  # fmt: skip
 RUN_FEED = Endpoint(
     "run_feed", "GET", "/api/v1/runs/{run}/feed", "Watch a run until it has finished: a snapshot, then deltas", RUN_READERS,
@@ -451,11 +469,12 @@ DELETE_SCHEDULE = Endpoint(
     response=schedules.ScheduleDeleted, problems=(404, 409), tag="schedules",
 )  # fmt: skip
 ACTIVATE_SCHEDULE = Endpoint(
-    "activate_schedule", "POST", "/api/v1/schedules/{schedule}/activate", "Let a paused schedule go on from its next time", KEY_ONLY,
+    "activate_schedule", "POST", "/api/v1/schedules/{schedule}/activate", "Let a paused schedule go on from its next time",
+    PAGE_WRITERS,
     response=schedules.ScheduleObject, problems=(404, 409), tag="schedules",
 )  # fmt: skip
 DEACTIVATE_SCHEDULE = Endpoint(
-    "deactivate_schedule", "POST", "/api/v1/schedules/{schedule}/deactivate", "Pause a schedule", KEY_ONLY,
+    "deactivate_schedule", "POST", "/api/v1/schedules/{schedule}/deactivate", "Pause a schedule", PAGE_WRITERS,
     response=schedules.ScheduleObject, problems=(404, 409), tag="schedules",
 )  # fmt: skip
 LIST_TIMEZONES = Endpoint(
@@ -480,17 +499,34 @@ RETRIEVE_QUEUE = Endpoint(
 )  # fmt: skip
 PAUSE_QUEUE = Endpoint(
     "pause_queue", "POST", "/api/v1/queues/{queue}/pause",
-    "Pause a queue, so that none of its queued runs begins, or resume it; what has begun goes on", KEY_ONLY,
+    "Pause a queue, so that none of its queued runs begins, or resume it; what has begun goes on", PAGE_WRITERS,
     queues.PauseRequest, queues.QueueObject, problems=(400, 404, 422), tag="queues",
 )  # fmt: skip
 OVERRIDE_QUEUE = Endpoint(
     "override_queue", "POST", "/api/v1/queues/{queue}/concurrency/override",
-    "Set another limit of a queue than its tasks say, until it is reset; what executes is not ended", KEY_ONLY,
+    "Set another limit of a queue than its tasks say, until it is reset; what executes is not ended", PAGE_WRITERS,
     queues.OverrideRequest, queues.QueueObject, problems=(400, 404, 422), tag="queues",
 )  # fmt: skip
 RESET_QUEUE = Endpoint(
-    "reset_queue", "POST", "/api/v1/queues/{queue}/concurrency/reset", "Go by the limit that tasks say again", KEY_ONLY,
+    "reset_queue", "POST", "/api/v1/queues/{queue}/concurrency/reset", "Go by the limit that tasks say again", PAGE_WRITERS,
     queues.ResetRequest, queues.QueueObject, problems=(400, 404, 422), tag="queues",
+)  # fmt: skip
+
+_NUMBERED = (
+    Parameter("page", "which page, from 1", "integer"),
+    Parameter("perPage", "how many on a page, 1 to 100, default 25", "integer"),
+)
+LIST_TASKS = Endpoint(
+    "list_tasks", "GET", "/api/v1/tasks", "The tasks that workers have offered, in the order of their ids", READERS,
+    response=tasks.TaskPage, parameters=_NUMBERED, problems=(400,), tag="tasks",
+)  # fmt: skip
+RETRIEVE_TASK = Endpoint(
+    "retrieve_task", "GET", "/api/v1/tasks/{task}", "A task, with its schemas, and how many runs it has in each status", READERS,
+    response=tasks.TaskObject, problems=(404,), tag="tasks",
+)  # fmt: skip
+LIST_WORKERS = Endpoint(
+    "list_workers", "GET", "/api/v1/workers", "The workers that are online, the newest first", READERS,
+    response=tasks.WorkerPage, parameters=_NUMBERED, problems=(400,), tag="tasks",
 )  # fmt: skip
 
 CREATE_SIGN_IN_LINK = Endpoint(
@@ -554,13 +590,14 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
     TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS, DELETE_RUN,
-    LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
+    LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_TREE, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,
     LIST_QUEUES, RETRIEVE_QUEUE, PAUSE_QUEUE, OVERRIDE_QUEUE, RESET_QUEUE,
     GET_METADATA, METADATA_HISTORY, PUT_METADATA,
     LIST_SCHEDULES, CREATE_SCHEDULE, RETRIEVE_SCHEDULE, UPDATE_SCHEDULE, DELETE_SCHEDULE, ACTIVATE_SCHEDULE, DEACTIVATE_SCHEDULE,
     LIST_TIMEZONES,
     CREATE_TOKEN, LIST_TOKENS, RETRIEVE_TOKEN, COMPLETE_TOKEN, CALL_BACK, AWAIT_WAITPOINT, WAIT_FOR_TIME,
+    LIST_TASKS, RETRIEVE_TASK, LIST_WORKERS,
     REGISTER_WORKER, CLAIM_RUNS, REPORT, REPORT_LOG, REPORT_CHUNKS, INBOX,
     # The first that fits is taken: a key may have slashes.
     LIST_STREAMS, READ_INPUT, SEND_INPUT, STREAM_POSITION, READ_STREAM, CREATE_STREAM, APPEND_CHUNK, WRITE_STREAM,

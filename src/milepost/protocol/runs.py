@@ -162,11 +162,45 @@ class RunResult(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True
     error: RunError | None = None
 
 
+class TreeAttempt(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+    """An attempt as a tree shows it: from when until when, and how it ended; without `end` it is under way."""
+
+    number: int
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+    end: AttemptEnd | None = None
+
+
+class TreeRun(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", kw_only=True):
+    """A run as a tree shows it."""
+
+    id: str
+    task_identifier: str
+    status: RunStatus
+    parent_id: str | None = None
+    depth: int
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: list[TreeAttempt]
+
+
+class RunTree(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """A run and the runs below it, generation by generation and within one as they were triggered. `isCut`: there are more."""
+
+    data: list[TreeRun]
+    is_cut: bool = False
+
+
 class RunDeleted(msgspec.Struct):
     """A run that is gone. `deleted`: how many runs, with all below it."""
 
     id: str
     deleted: int
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+"""The levels of log lines, the least severe first."""
 
 
 class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -179,8 +213,21 @@ class LogLine(msgspec.Struct, omit_defaults=True, kw_only=True):
     logger: str = ""
 
 
-class RunLog(msgspec.Struct, omit_defaults=True):
-    """Lines of a run's log in order; `next` is the cursor of the next page, absent at the end."""
+class ToldLogLine(LogLine, omit_defaults=True, rename="camel", kw_only=True):
+    """A line as readers are told it. `runId` is there where the lines of several runs are told."""
 
-    data: list[LogLine]
+    run_id: str | None = None
+
+
+class RunLog(msgspec.Struct, omit_defaults=True, rename="camel"):
+    """Lines of a run's log in order, those that the filters let through.
+
+    `cursor` is the last line that was looked at: `page[after]` for what is logged from then on. `next` is the same while there
+    are more lines already, and absent at the end. A page with a filter may be empty and have a `next`. `hasEnded`: there are no more
+    lines, and the run (of a tree: each run) has finished; a worker may still send the very last lines a moment later.
+    """
+
+    data: list[ToldLogLine]
+    cursor: int
     next: int | None = None
+    has_ended: bool = False

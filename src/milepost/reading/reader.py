@@ -10,19 +10,34 @@ from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
 from milepost.model.shown_keys import Keys, shown_document
 from milepost.protocol.queues import QueueObject, QueuePage, QueueWait
-from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary
+from milepost.protocol.runs import RunLog, RunObject, RunPage, RunResult, RunSummary, RunTree
 from milepost.protocol.schedules import ScheduleObject, SchedulePage
 from milepost.protocol.streams import StreamSummary
+from milepost.protocol.tasks import TaskObject, TaskPage, WorkerPage
 from milepost.protocol.triggering import BatchObject, BatchResults
 from milepost.protocol.waitpoints import TokenObject, TokenPage
-from milepost.reading import batches, documents, lists, logs, queues, runs, schedules, streams, waitpoints
+from milepost.reading import (
+    batches,
+    documents,
+    lists,
+    logs,
+    queues,
+    runs,
+    schedules,
+    streams,
+    tasks,
+    trees,
+    waitpoints,
+)
 from milepost.reading.history import History
 from milepost.reading.lists import RunMatch
+from milepost.reading.logs import EVERY_LINE, LogFilter
 from milepost.reading.queues import KnownQueues
 from milepost.reading.runs import StoredRun
 from milepost.reading.streams import StreamPage
 from milepost.store import records
 from milepost.store import runs as run_store
+from milepost.store import trees as tree_store
 from milepost.store.batches import BatchRow
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter, RunRecord, RunRow
@@ -175,11 +190,20 @@ class Reader:
         with self._store.read() as connection:
             return run_store.count_by_status(connection, RunFilter(parent_id=run_id, shown=view.runs))
 
-    def log(self, run_id: str, *, after: int) -> RunLog:
-        """Lines of a run's log above the cursor. Raises RunNotFoundError."""
+    def log(self, run_id: str, *, after: int, filter: LogFilter = EVERY_LINE, tree: bool = False) -> RunLog:
+        """Lines above the cursor, of a run's log or of the whole tree below it. Raises RunNotFoundError."""
+        with self._store.read() as connection:
+            is_final = runs.row_of(connection, run_id).status.is_final
+            told = logs.page(connection, run_id, after=after, filter=filter, tree=tree)
+            if told.next is None and is_final:
+                told.has_ended = not (tree and tree_store.has_unfinished(connection, run_id))
+            return told
+
+    def tree(self, run_id: str, *, size: int) -> RunTree:
+        """A run and the runs below it, `size` of all at most. Raises RunNotFoundError."""
         with self._store.read() as connection:
             runs.row_of(connection, run_id)
-            return logs.page(connection, run_id, after=after)
+            return trees.tree(connection, run_id, size=size)
 
     def _queue_wait(
         self, connection: Connection, row: RunRow, nobody: QueuedReason | None
@@ -201,6 +225,23 @@ class Reader:
         assert self._known_queues is not None, "a server's reader knows of them"
         with self._store.read() as connection:
             return queues.one(connection, self._known_queues(), name, now=self._clock())
+
+    # --- tasks and workers -------------------------------------------------------------------------------------
+
+    def task_page(self, *, number: int, size: int) -> TaskPage:
+        """One page of the tasks that workers have offered; pages are counted from 1."""
+        with self._store.read() as connection:
+            return tasks.task_page(connection, number=number, size=size)
+
+    def task(self, task_id: str) -> TaskObject:
+        """A task. Raises NotFoundError."""
+        with self._store.read() as connection:
+            return tasks.task(connection, task_id)
+
+    def worker_page(self, *, number: int, size: int) -> WorkerPage:
+        """One page of the workers that are online; pages are counted from 1."""
+        with self._store.read() as connection:
+            return tasks.worker_page(connection, number=number, size=size)
 
     # --- documents ---------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ from milepost.server.handlers.table import Handlers
 from milepost.server.handlers.tokens import sign_in_path
 from milepost.server.metrics import Metrics, Sources
 from milepost.server.readiness import Readiness
-from milepost.server.requests import check_query
+from milepost.server.requests import SLASH, check_query
 from milepost.server.sessions import Sessions
 from milepost.server.settings import ServerSettings
 from milepost.server.traffic import ROUTE, RouteMeasures, Traffic
@@ -65,8 +65,6 @@ JSON = "application/json"
 
 # What a reader whose stream ends with the server is told to wait before it comes again.
 _RETRY_MILLISECONDS = 100, 1000
-# Stands for an encoded slash while a path is routed; a path that holds it is refused before.
-_SLASH = "\0"
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 # On every answer that does not say otherwise. Answers are data of whoever has the key: no browser guesses their type or keeps them.
 _SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
@@ -93,7 +91,7 @@ class StrictPaths:
                 return
             if b"%2f" in raw.lower() and path.startswith(("/api/", "/realtime/")):
                 segments = (unquote_to_bytes(segment).decode() for segment in raw.split(b"/"))
-                scope["path"] = "/".join(segment.replace("/", _SLASH) for segment in segments)
+                scope["path"] = "/".join(segment.replace("/", SLASH) for segment in segments)
         await self._app(scope, receive, send)
 
 
@@ -391,7 +389,7 @@ class _Guarded:
         request = Request(scope, receive, send)
         scope[ROUTE] = self._route
         for name, value in request.path_params.items():
-            request.path_params[name] = value.replace(_SLASH, "/")
+            request.path_params[name] = value.replace(SLASH, "/")
         try:
             caller = self._authenticator.check(request, self._endpoint.access)
             if caller.session is not None:
@@ -488,7 +486,7 @@ def problem_response(error: MilepostError) -> Response:
 async def _plain_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Not `request.url`: it is made of the host that the request names, which may be anything.
-    path = request.scope["path"].replace(_SLASH, "%2F")
+    path = request.scope["path"].replace(SLASH, "%2F")
     if error.status_code == 404:
         problem = Problem(f"there is nothing at {path}", "not_found")
     elif error.status_code == 405:

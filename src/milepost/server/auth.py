@@ -200,7 +200,7 @@ class Authenticator:
         session = self.session_of(connection)
         if session is None:
             raise no_credentials()
-        if not is_from_own_page(connection):
+        if not is_from_own_page(connection, must_be_said=access.from_own_page):
             raise ForbiddenError("a request with a session has to come from the dashboard's own pages")
         if not access.session:
             raise ForbiddenError("a session of the dashboard may not do this, it needs the secret key")
@@ -290,13 +290,19 @@ def no_credentials() -> UnauthorizedError:
     )
 
 
-def is_from_own_page(connection: HTTPConnection) -> bool:
-    """True when the browser says that one of this server's pages sends the request, or when no browser does."""
-    site = connection.headers.get("sec-fetch-site")
+def is_from_own_page(connection: HTTPConnection, *, must_be_said: bool = False) -> bool:
+    """True when the browser says that one of this server's pages sends the request, or when no browser does.
+
+    Args:
+        must_be_said: no word of a browser is not enough then, and neither is that a person has typed the address.
+    """
+    site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin")
+    is_own_origin = origin is not None and urlsplit(origin).netloc == connection.headers.get("host", "")
+    if must_be_said:
+        return site in (None, "same-origin") and (is_own_origin or (origin is None and site is not None))
     if site is not None:
         return site in ("same-origin", "none")
-    origin = connection.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == connection.headers.get("host", "")
+    return origin is None or is_own_origin
 
 
 def _digest(key: str) -> bytes:

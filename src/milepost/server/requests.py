@@ -33,12 +33,18 @@ from milepost.model.scopes import WHOLE_VIEW, View
 from milepost.model.shown_keys import shown_filter
 from milepost.model.waitpoints import WaitpointStatus
 from milepost.protocol.endpoints import FILTERS_NOT_SUPPORTED, Endpoint
+from milepost.protocol.runs import LOG_LEVELS
 from milepost.protocol.triggering import BODY_BYTES_MAX
+from milepost.reading.logs import LogFilter
 from milepost.store.runs import RunFilter
 from milepost.store.waitpoints import WaitpointFilter, user_key
 
 PAGE_SIZE_MAX = 100
+# Stands for an encoded slash while a path is routed; a path that holds it is refused before.
+SLASH = "\0"
 PAGE_SIZE = 25
+# Of the text that is sought in logs.
+SEARCH_CHARACTERS_MAX = 1000
 # A body may take this long, and so much longer as its bytes take at the slowest speed that is waited for.
 BODY_SECONDS = 30.0
 BODY_BYTES_PER_SECOND_MIN = 10_000
@@ -302,7 +308,7 @@ def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter
         queues=_names(request, "filter[queue]"),
         parent_id=request.query_params.get("filter[parent]"),
         root_id=request.query_params.get("filter[root]"),
-        top_level=_truth(request, "filter[topLevel]"),
+        top_level=truth(request, "filter[topLevel]"),
         created_from=created_from,
         created_to=_milliseconds(request, "filter[createdAt][to]"),
         metadata=None if metadata is None else shown_filter(metadata, view.keys),
@@ -330,6 +336,26 @@ def token_filter(request: Request, now: int) -> WaitpointFilter:
         created_from=created_from,
         created_to=_milliseconds(request, "filter[createdAt][to]"),
     )
+
+
+def log_filter(request: Request) -> LogFilter:
+    """Which lines of a log are asked for."""
+    attempt = whole_number(request, "attempt", default=0)
+    if attempt < 1 and "attempt" in request.query_params:
+        raise BadRequestError("attempt is the number of an attempt, from 1", field="attempt")
+    level = request.query_params.get("level")
+    if level is not None and level not in LOG_LEVELS:
+        known = ", ".join(LOG_LEVELS)
+        raise BadRequestError(f"{level!r:.60} is no level of a log; use {known}", field="level")
+    text = request.query_params.get("search", "")
+    if len(text) > SEARCH_CHARACTERS_MAX:
+        raise BadRequestError(
+            f"search has more than {SEARCH_CHARACTERS_MAX:,} characters",
+            field="search",
+            limit=SEARCH_CHARACTERS_MAX,
+        )
+    levels = None if level is None else frozenset(LOG_LEVELS[LOG_LEVELS.index(level) :])
+    return LogFilter(attempt=attempt or None, levels=levels, text=text)
 
 
 def _metadata_filter(request: Request, name: str) -> MetadataFilter | None:
@@ -366,7 +392,8 @@ def _status(name: str) -> RunStatus:
         raise BadRequestError(f"{name!r:.60} is no status; use {known}", field="filter[status]") from None
 
 
-def _truth(request: Request, name: str) -> bool | None:
+def truth(request: Request, name: str) -> bool | None:
+    """A query parameter that is true or false; None where it is not given."""
     text = request.query_params.get(name)
     if text not in (None, "true", "false"):
         raise BadRequestError(f"{name} is true or false, not {text[:40]!r}", field=name)

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from milepost.store.schema import answers, log_marks, logs, tasks, used_tokens
 from milepost.store.statements import Lookup, Row, Statement, upsert
+from milepost.store.trees import tree_of
 
 
 class LogRow(msgspec.Struct):
@@ -67,6 +68,7 @@ _SAVE_TASKS = _NEW_TASKS.on_conflict_do_update(
 _ANSWERS = Lookup(select(answers.c.request_id, answers.c.answer), answers.c.request_id)
 _INSERT_LOGS = Statement(insert(logs), LogRow.__struct_fields__)
 _INSERT_LOG = insert(logs)
+_LOG_ROW = [logs.c[name] for name in LogRow.__struct_fields__]
 _CHANGE_LOG = update(logs).where(logs.c.number == bindparam("line")).values(message=bindparam("text"))
 _LOG_MARKS = Lookup(select(*(log_marks.c[name] for name in LogMark.__struct_fields__)), log_marks.c.run_id)
 _NEW_LOG_MARKS = upsert(log_marks)
@@ -116,12 +118,32 @@ def save_log_marks(connection: Connection, marks: Iterable[LogMark]) -> None:
 
 def load_logs(connection: Connection, run_id: str, *, after: int, limit: int) -> list[tuple[int, LogRow]]:
     """Up to `limit` lines of a run with a number above `after`, in order, each with its number."""
-    names = LogRow.__struct_fields__
     statement = (
-        select(logs.c.number, *(logs.c[name] for name in names))
+        select(logs.c.number, *_LOG_ROW)
         .where(logs.c.run_id == run_id, logs.c.number > after)
         .order_by(logs.c.number)
         .limit(limit)
+    )
+    return [(number, LogRow(*values)) for number, *values in connection.execute(statement)]
+
+
+def load_tree_logs(
+    connection: Connection, run_id: str, *, after: int, limit: int
+) -> list[tuple[int, LogRow]]:
+    """The same of a run and all runs below it."""
+    tree = tree_of(run_id)
+    # The numbers first, which the index has; the lines only of those that are told.
+    numbers = (
+        select(logs.c.number)
+        .join(tree, logs.c.run_id == tree.c.id)
+        .where(logs.c.number > after)
+        .order_by(logs.c.number)
+        .limit(limit)
+    )
+    statement = (
+        select(logs.c.number, *_LOG_ROW)
+        .where(logs.c.number.in_(numbers.scalar_subquery()))
+        .order_by(logs.c.number)
     )
     return [(number, LogRow(*values)) for number, *values in connection.execute(statement)]
 

@@ -959,6 +959,18 @@ def _ways(filter: RunFilter) -> Iterator[tuple[ColumnElement[str], Select[str]]]
             )
 
 
+def count_held_by(connection: Connection, worker_ids: Collection[str]) -> dict[tuple[str, RunStatus], int]:
+    """How many runs these workers hold, by worker and status."""
+    statement = (
+        select(runs.c.worker_id, runs.c.status, func.count())
+        .where(_HELD, among(connection, runs.c.worker_id, worker_ids))
+        .group_by(runs.c.worker_id, runs.c.status)
+    )
+    return {
+        (worker_id, RunStatus(status)): count for worker_id, status, count in connection.execute(statement)
+    }
+
+
 def count_by_status(connection: Connection, filter: RunFilter) -> dict[str, int]:
     """How many matching runs have each status. The filter's `metadata` is not looked at.
 
@@ -1026,23 +1038,20 @@ def _is_shown(shown: RunScope) -> ColumnElement[bool]:
     """The runs that a token shows. They are few, and are gathered; of tasks there may be many, which are read in their order."""
     if shown == RunScope(tasks=shown.tasks):
         return runs.c.task.in_(shown.tasks)
-    selects = [
-        select(run_tags.c.run_id)
-        if shown.any_tag
-        else select(run_tags.c.run_id).where(run_tags.c.tag.in_(shown.tags)),
-        union_all(
-            *_of_batches(lambda column: column.is_not(None) if shown.any_batch else column.in_(shown.batches))
-        ),
-        select(runs.c.id).where(runs.c.task.in_(shown.tasks)),
-        select(runs.c.id).where(runs.c.id.in_(shown.runs)),
-    ]
-    asked = (
-        shown.any_tag or shown.tags,
-        shown.any_batch or shown.batches,
-        shown.tasks,
-        shown.runs,
-    )
-    return runs.c.id.in_(union(*(part for part, is_asked in zip(selects, asked, strict=True) if is_asked)))
+    # One flat union: SQLite takes none inside of another.
+    parts: list[Select[tuple[str]]] = []
+    if shown.any_tag or shown.tags:
+        tagged = select(run_tags.c.run_id)
+        parts.append(tagged if shown.any_tag else tagged.where(run_tags.c.tag.in_(shown.tags)))
+    if shown.any_batch or shown.batches:
+        parts += _of_batches(
+            lambda column: column.is_not(None) if shown.any_batch else column.in_(shown.batches)
+        )
+    if shown.tasks:
+        parts.append(select(runs.c.id).where(runs.c.task.in_(shown.tasks)))
+    if shown.runs:
+        parts.append(select(runs.c.id).where(runs.c.id.in_(shown.runs)))
+    return runs.c.id.in_(union(*parts))
 
 
 def matching_ids(connection: Connection, filter: RunFilter, ids: Sequence[str]) -> set[str]:

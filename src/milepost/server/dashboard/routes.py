@@ -20,16 +20,56 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Scope
 
 from milepost.model.run import RunStatus
-from milepost.protocol.endpoints import GET_METADATA
+from milepost.protocol.endpoints import GET_METADATA, RETRIEVE_TASK
 from milepost.server.attempts import SignInAttempts
 from milepost.server.auth import CODE_SECONDS, SESSION_SECONDS, Authenticator, is_from_own_page
+from milepost.server.requests import SLASH
 from milepost.server.sessions import Sessions
 
 FORM_BYTES_MAX = 16 * 1024
 FORM_SECONDS = 10.0
 _FOLDER = Path(__file__).parent
 _STATUSES = frozenset(status.value for status in RunStatus)
-_FILTERS = ("status", "task", "tag", "batch", "parent", "root", "metadata", "level")
+_FILTERS = ("status", "task", "tag", "queue", "schedule", "batch", "parent", "root", "metadata", "level")
+# Statuses that a person thinks of as one.
+_TABS: dict[str, tuple[RunStatus, ...]] = {
+    "Queued": (RunStatus.PENDING_VERSION, RunStatus.DELAYED, RunStatus.QUEUED),
+    "Executing": (RunStatus.EXECUTING,),
+    "Waiting": (RunStatus.WAITING,),
+    "Completed": (RunStatus.COMPLETED,),
+    "Failed": tuple(status for status in RunStatus if status.is_failure),
+    "Cancelled": (RunStatus.CANCELED,),
+}
+_SECTIONS = {
+    "Runs": "/",
+    "Tasks": "/tasks",
+    "Queues": "/queues",
+    "Schedules": "/schedules",
+    "Workers": "/workers",
+}
+# Of each page that is one table: its columns, and what is said and advised where there is nothing.
+_OVERVIEWS = {
+    "tasks": (
+        ["Task", "Queue", "Limit", "Attempts", "Workers online", "Last offered"],
+        "No tasks yet.",
+        "A task is known as soon as a worker has offered it: milepost worker tasks.py",
+    ),
+    "queues": (
+        ["Queue", "State", "Queued", "Running", "Limit", "Rate", "Actions"],
+        "No queues yet.",
+        "Each task has one, unless it names another.",
+    ),
+    "schedules": (
+        ["Task", "Times", "Next", "Last", "Runs", "Actions"],
+        "No schedules yet.",
+        "Give a task cron= or every=, or make one: milepost schedules create --help",
+    ),
+    "workers": (
+        ["Worker", "Since", "Executing", "Waiting", "Tasks"],
+        "No worker is online.",
+        "Start one: milepost worker tasks.py",
+    ),
+}
 # Whoever asks for one of these asks for children.
 _FAMILY = ("batch", "parent", "root")
 _PAGE_HEADERS = {
@@ -54,7 +94,7 @@ _SLOW_FORM = "The form came too slowly."
 _FOREIGN_FORM = "This form did not come from this page. Try again here."
 _TOO_OFTEN = "Too many wrong keys. Try again in {seconds:,} s, or open a sign-in link: `milepost dashboard` prints one."
 # A page of this server with its query, percent-encoded: where signing in may lead to.
-_PLACE = re.compile(r"/(?:runs/(?!\.{1,2}(?:\?|$))[^/?#\\]+)?(?:\?[^#\\]*)?")
+_PLACE = re.compile(r"/(?:tasks|queues|schedules|workers|runs/(?!\.{1,2}(?:\?|$))[^/?#\\]+)?(?:\?[^#\\]*)?")
 PLACE_CHARACTERS_MAX = 16 * 1024
 
 
@@ -64,6 +104,11 @@ def dashboard_routes(authenticator: Authenticator, sessions: Sessions) -> list[B
     return [
         Route("/", pages.signed_in(pages.runs)),
         Route("/runs/{run}", pages.signed_in(pages.run)),
+        Route("/tasks", pages.signed_in(pages.tasks)),
+        *(
+            Route(f"/{name}", pages.signed_in(pages.overview(name)))
+            for name in ("queues", "schedules", "workers")
+        ),
         Route("/sign-in", pages.sign_in_with_code, methods=["GET"]),
         Route("/sign-in", pages.sign_in_with_key, methods=["POST"]),
         Route("/sign-out", pages.sign_out, methods=["POST"]),
@@ -101,7 +146,8 @@ class _Pages:
     async def runs(self, request: Request) -> Response:
         """The list of runs."""
         filters = {name: value for name in _FILTERS if (value := request.query_params.get(name))}
-        if filters.get("status") not in _STATUSES:
+        asked = frozenset(filters.get("status", "").split(","))
+        if not asked <= _STATUSES:
             filters.pop("status", None)
         if filters.get("level") != "all":
             filters.pop("level", None)
@@ -115,23 +161,33 @@ class _Pages:
             },
             {"word": "With children", "href": everything, "current": "level" in filters},
         ]
-        current = filters.get("status")
         tabs = [
             {
-                "word": status.capitalize() if status else "All",
-                "status": status,
-                "href": _runs_href({**filters, "status": status}),
-                "current": current == status,
+                "word": word,
+                "statuses": ",".join(statuses),
+                "href": _runs_href({**filters, "status": ",".join(statuses)}),
+                "current": asked == frozenset(statuses),
             }
-            for status in (None, *RunStatus)
+            for word, statuses in _TABS.items()
         ]
+        tabs.insert(
+            0,
+            {
+                "word": "All",
+                "statuses": "",
+                "href": _runs_href({**filters, "status": None}),
+                "current": "status" not in filters,
+            },
+        )
+        has_tab = any(tab["current"] for tab in tabs)
         chips = [
             {"name": name, "value": value, "href": _runs_href({**filters, name: None})}
             for name, value in filters.items()
-            if name not in ("status", "level")
+            if name != "level" and not (name == "status" and has_tab)
         ]
         return self._page(
             "runs.html",
+            here="Runs",
             tabs=tabs,
             chips=chips,
             levels=[] if is_family else levels,
@@ -147,6 +203,36 @@ class _Pages:
         if await _status_of(request, GET_METADATA.name, run=run_id) == 404:
             return self._page("not_found.html", 404, run_id=run_id)
         return self._page("run.html", run_id=run_id, children=_runs_href({"parent": run_id}))
+
+    async def tasks(self, request: Request) -> Response:
+        """The list of tasks, or one of them."""
+        task = request.query_params.get("task")
+        if not task:
+            return await self.overview("tasks")(request)
+        # A slash in an id is no slash of the path.
+        status = await _status_of(request, RETRIEVE_TASK.name, task=task.replace("/", SLASH))
+        if status == 404:
+            return self._page("no_task.html", 404, task=task)
+        runs = _runs_href({"task": task, "level": "all"})
+        return self._page("task.html", here="Tasks", task=task, runs=runs)
+
+    def overview(self, name: str) -> Callable[[Request], Awaitable[Response]]:
+        """A page that is one table."""
+        columns, nothing, cure = _OVERVIEWS[name]
+        title = name.capitalize()
+
+        async def page(request: Request) -> Response:
+            return self._page(
+                "overview.html",
+                here=title,
+                section=name,
+                title=title,
+                columns=columns,
+                nothing=nothing,
+                cure=cure,
+            )
+
+        return page
 
     async def sign_in_with_code(self, request: Request) -> Response:
         """Follow a sign-in link, or be asked for the key."""
@@ -216,6 +302,7 @@ class _Pages:
         return response
 
     def _page(self, name: str, status: int = 200, **values: Any) -> Response:
+        values = {"sections": list(_SECTIONS.items()), "here": "", **values}
         return HTMLResponse(self._templates.get_template(name).render(values), status, _PAGE_HEADERS)
 
 
@@ -271,7 +358,7 @@ async def _status_of(request: Request, endpoint: str, **parameters: str) -> int:
         **request.scope,
         "method": "GET",
         "path": path,
-        "raw_path": quote(path).encode(),
+        "raw_path": quote(path).replace(quote(SLASH), "%2F").encode(),
         "query_string": b"",
     }
     scope.pop("path_params", None)

@@ -19,6 +19,8 @@ from milepost.server.handlers.answers import Submit
 
 # Runs that one command deletes.
 DELETED_MAX = 200
+# Runs that one tree has.
+TREE_SIZE_MAX = 1000
 
 
 class Runs:
@@ -104,7 +106,15 @@ class Runs:
     async def run_log(self, request: Request) -> Any:
         """Lines of the run's log."""
         after = requests.whole_number(request, "page[after]", default=0)
-        return await asyncio.to_thread(self._reader.log, request.path_params["run"], after=after)
+        filter, tree = requests.log_filter(request), requests.truth(request, "tree") or False
+        run_id = request.path_params["run"]
+        return await asyncio.to_thread(self._reader.log, run_id, after=after, filter=filter, tree=tree)
+
+    async def run_tree(self, request: Request) -> Any:
+        """The run and the runs below it."""
+        size = requests.whole_number(request, "page[size]", default=TREE_SIZE_MAX)
+        requests.check_page_size(size, "page[size]", most=TREE_SIZE_MAX)
+        return await asyncio.to_thread(self._reader.tree, request.path_params["run"], size=size)
 
     def watch_batch(self, request: Request) -> AsyncIterator[bytes]:
         """How far a batch is, live."""

@@ -19,6 +19,7 @@ from milepost.server.handlers.queues import Queues
 from milepost.server.handlers.runs import Runs
 from milepost.server.handlers.schedules import Schedules
 from milepost.server.handlers.steering import Steering
+from milepost.server.handlers.tasks import Tasks
 from milepost.server.handlers.tokens import Tokens
 from milepost.server.handlers.triggering import Triggering
 from milepost.server.handlers.waitpoints import Waitpoints
@@ -58,6 +59,7 @@ class Handlers:
         metadata = Metadata(self._submit, reader)
         schedules = Schedules(self._submit, reader)
         queues = Queues(self._submit, reader)
+        tasks = Tasks(reader)
         work = Work(settings, self._submit, reader, hub)
         streaming = Streaming(self._submit, reader, hub)
         waitpoints = Waitpoints(self._submit, reader, authenticator, clock, public_url=settings.public_url)
@@ -84,6 +86,10 @@ class Handlers:
             endpoints.DELETE_RUN.name: runs.delete_run,
             endpoints.RUN_RESULT.name: runs.run_result,
             endpoints.RUN_LOG.name: runs.run_log,
+            endpoints.RUN_TREE.name: runs.run_tree,
+            endpoints.LIST_TASKS.name: tasks.list_tasks,
+            endpoints.RETRIEVE_TASK.name: tasks.retrieve_task,
+            endpoints.LIST_WORKERS.name: tasks.list_workers,
             endpoints.LIST_QUEUES.name: queues.list_queues,
             endpoints.RETRIEVE_QUEUE.name: queues.retrieve_queue,
             endpoints.PAUSE_QUEUE.name: queues.pause_queue,

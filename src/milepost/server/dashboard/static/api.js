@@ -1,4 +1,4 @@
-// Reading from the HTTP API, with the session cookie of the browser.
+// Calls of the HTTP API, with the session cookie of the browser.
 
 import { parse } from "./json.js";
 
@@ -55,6 +55,38 @@ export async function get(url) {
     // The page is being left; nothing that waits for this answer should go on.
     return new Promise(() => {});
   }
+}
+
+/**
+ * Have something done. The browser says with the request that it comes from this page, which the server wants to hear.
+ *
+ * @param {"POST" | "PUT" | "DELETE"} method
+ * @param {string} url
+ * @param {object} [body]
+ * @returns {Promise<Map<string, any>>}
+ * @throws {AnswerError | TypeError} TypeError when the server cannot be reached
+ */
+export async function send(method, url, body) {
+  const init = body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(url, { method, cache: "no-store", ...init });
+  const text = await response.text();
+  if (response.status === 401) {
+    signIn();
+    return new Promise(() => {});
+  }
+  if (!response.ok) throw new AnswerError(response.status, problemIn(text) ?? `the server answered with status ${response.status}`);
+  return /** @type {Map<string, any>} */ (parse(text));
+}
+
+/**
+ * What went wrong, for a person.
+ *
+ * @param {unknown} error
+ */
+export function faultWords(error) {
+  if (error instanceof AnswerError) return error.message;
+  if (error instanceof TypeError) return "The server cannot be reached.";
+  return error instanceof Error ? error.message : String(error);
 }
 
 /** Go to the sign-in page, and come back here from there. */

@@ -19,6 +19,9 @@ const WORDS = {
   handed_back: "was handed back",
   never_begun: "never began",
   waiting: "was lost while it waited",
+  cancelled: "was cancelled",
+  timed_out: "took too long",
+  broken: "could not be stored",
 };
 
 export class Attempts {
@@ -72,6 +75,8 @@ function attemptElement(attempt) {
   if (error !== undefined) {
     const name = error.get("name");
     item.append(element("div", { class: "quiet" }, name ? `${name}: ${error.get("message")}` : error.get("message")));
+    const trace = error.get("stackTrace");
+    if (trace) item.append(element("details", {}, element("summary", {}, "Stack trace"), element("pre", { tabindex: "0", "aria-label": `Stack trace of attempt ${attempt.get("number")}` }, trace)));
   }
   return item;
 }

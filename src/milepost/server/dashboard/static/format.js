@@ -63,6 +63,11 @@ export function span(milliseconds) {
  */
 export function ago(at, now) {
   const seconds = Math.floor((now - at) / 1000);
+  // Up to a few seconds it is a clock that is another than that of the server.
+  if (seconds < -86400) return FULL_TIME.format(at);
+  if (seconds <= -3600) return `in ${Math.floor(-seconds / 3600)} h`;
+  if (seconds <= -60) return `in ${Math.floor(-seconds / 60)} min`;
+  if (seconds < -5) return `in ${-seconds} s`;
   if (seconds < 5) return "just now";
   if (seconds < 60) return `${seconds} s ago`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;

@@ -24,18 +24,21 @@ export class RunLog {
    * @param {HTMLElement} list the `<ol>` of the lines in it
    * @param {HTMLElement} section hidden while there are no lines
    * @param {HTMLButtonElement} earlier shows the earlier lines
+   * @param {{form: HTMLFormElement, nothing: HTMLElement}} filter the form, and what is shown where no line matches
    */
-  constructor(runId, view, list, section, earlier) {
+  constructor(runId, view, list, section, earlier, filter) {
     this.url = `${runUrl(runId)}/logs`;
+    this.form = filter.form;
+    this.nothing = filter.nothing;
+    this.query = "";
     this.view = view;
     this.list = list;
     this.section = section;
     this.earlier = earlier;
     /** @type {Line[]} */
     this.lines = [];
-    // Where the last page begins, and how many of its lines have been taken. A cursor exists only for pages that are full.
+    // The last line that was looked at.
     this.cursor = "0";
-    this.taken = 0;
     this.reading = false;
     this.wanted = false;
     this.most = SHOWN;
@@ -45,6 +48,24 @@ export class RunLog {
       this.list.prepend(...this.lines.slice(Math.max(0, end - STEP), end).map(lineElement));
       this.drawEarlier();
     });
+    this.form.addEventListener("submit", (event) => event.preventDefault());
+    this.form.addEventListener("input", () => this.filter());
+  }
+
+  /** Begin anew with what the form says. */
+  filter() {
+    if (!this.form.checkValidity()) return;
+    const given = [...new FormData(this.form)].map(([name, value]) => [name, String(value).trim()]).filter(([, value]) => value !== "");
+    const query = new URLSearchParams(given).toString();
+    if (query === this.query) return;
+    this.query = query;
+    this.lines = [];
+    this.cursor = "0";
+    this.most = SHOWN;
+    this.list.replaceChildren();
+    this.nothing.hidden = true;
+    this.drawEarlier();
+    this.refresh();
   }
 
   /** Read what is new, and once more if this is called again meanwhile. Without a connection nothing happens. */
@@ -67,20 +88,21 @@ export class RunLog {
 
   async read() {
     for (;;) {
-      const page = await get(`${this.url}?page[after]=${this.cursor}`);
-      /** @type {Line[]} */
-      const lines = page.get("data");
-      this.add(lines.slice(this.taken));
-      this.taken = lines.length;
-      if (!page.has("next")) return;
-      this.cursor = String(page.get("next"));
-      this.taken = 0;
+      const { query } = this;
+      const page = await get(`${this.url}?page[after]=${this.cursor}${query && `&${query}`}`);
+      if (query !== this.query) continue;
+      this.cursor = String(page.get("cursor"));
+      this.add(page.get("data"));
+      if (page.has("next")) continue;
+      this.nothing.hidden = this.lines.length > 0 || query === "";
+      return;
     }
   }
 
   /** @param {Line[]} lines */
   add(lines) {
     if (lines.length === 0) return;
+    this.nothing.hidden = true;
     const { list, view } = this;
     this.section.hidden = false;
     const followed = view.scrollTop + view.clientHeight >= view.scrollHeight - 4;

@@ -1,23 +1,27 @@
 // One run: its state, its metadata with their history, its children and its log, live over one connection.
 
-import { runPage } from "./api.js";
+import { get, runPage } from "./api.js";
 import { Attempts } from "./attempts.js";
 import { copyOnClick } from "./copy.js";
 import { arrange, byId, element, oncePerFrame, setText } from "./dom.js";
 import { Feed, FollowedDocument, FollowedRuns } from "./feed.js";
-import { count, counted, fullTime, refreshTimes, timeAgo } from "./format.js";
+import { count, counted, fullTime, refreshTimes, span, timeAgo } from "./format.js";
+import { Family } from "./family.js";
 import { History } from "./history.js";
 import { stringify } from "./json.js";
 import { RunLog } from "./log.js";
 import { ProgressBars, findProgress, percent } from "./progress.js";
+import { RunActions } from "./run_actions.js";
 import { RunsTable, duration, tagLinks } from "./runs_table.js";
 import { RunStreams } from "./streams.js";
-import { FAILURES, STATUSES, StatusBadge, isFinal, queuedWords, showConnection, statusWord } from "./status.js";
+import { FAILURES, STATUSES, StatusBadge, isFinal, showConnection, statusWord, waitWords } from "./status.js";
 import { Tree } from "./tree.js";
 
 /** @typedef {Map<string, any>} Run */
 
 const CHILDREN_SHOWN = 10;
+const LOOK_MILLISECONDS = 5000;
+const WAITING_FOR_WORKERS = ["PENDING_VERSION", "QUEUED"];
 
 const runId = byId("run").dataset.run ?? "";
 
@@ -45,7 +49,15 @@ const log = new RunLog(
   byId("log-lines"),
   byId("log-section"),
   /** @type {HTMLButtonElement} */ (byId("log-earlier")),
+  { form: /** @type {HTMLFormElement} */ (byId("log-filter")), nothing: byId("log-nothing") },
 );
+const actions = new RunActions(runId, byId("actions"));
+const family = new Family(runId, {
+  section: byId("family-section"),
+  list: byId("family"),
+  about: byId("family-about"),
+  more: /** @type {HTMLButtonElement} */ (byId("family-more")),
+});
 const attempts = new Attempts(runId, byId("attempts"), byId("attempts-section"));
 const streams = new RunStreams(runId, {
   section: byId("streams-section"),
@@ -107,6 +119,7 @@ function receive(event, frame) {
       known.document = new FollowedDocument(known.run.get("metadata"), Number(frame.get("version")));
       runChanged = true;
       log.refresh();
+      family.refresh();
       attempts.draw(known.run.get("attempts") ?? []);
       if (known.run.has("streams")) for (const stream of known.run.get("streams")) streams.take(stream);
       break;
@@ -121,7 +134,10 @@ function receive(event, frame) {
 function receiveDelta(frame) {
   if (!known.document.take(frame)) return false;
   for (const [name, value] of frame.get("run") ?? []) {
-    if (name === "attemptCount" || name === "status") attempts.refresh();
+    if (name === "attemptCount" || name === "status") {
+      attempts.refresh();
+      family.refresh();
+    }
     if (value === null) known.run.delete(name);
     else known.run.set(name, value);
     runChanged = true;
@@ -142,12 +158,43 @@ function drawRun(run) {
   badge.update(status);
   setText(byId("task"), run.get("taskIdentifier"));
   drawError(run.get("error"), status);
-  const reason = run.get("queuedReason");
-  byId("queued-reason").hidden = !["PENDING_VERSION", "QUEUED"].includes(status) || !reason;
-  setText(byId("queued-reason"), reason ? queuedWords(reason, run.get("taskIdentifier")) : "");
+  drawWait(run);
+  actions.update(run);
+  byId("asked").hidden = !run.has("cancelAskedAt") || isFinal(status);
+  setText(byId("asked"), run.has("cancelAskedAt") ? `Cancel asked ${fullTime(Date.parse(run.get("cancelAskedAt")))}` : "");
   arrange(facts, factsOf(run));
   drawValue("payload", run);
   drawValue("output", run);
+}
+
+/**
+ * Why a run that is queued has not begun.
+ *
+ * @param {Run} run
+ */
+function drawWait(run) {
+  const reason = run.get("queuedReason");
+  const wait = run.get("queueWait") ?? (reason ? new Map([["reason", reason]]) : undefined);
+  const isWaiting = WAITING_FOR_WORKERS.includes(run.get("status")) && wait !== undefined;
+  byId("queued-reason").hidden = !isWaiting;
+  if (isWaiting) setText(byId("queued-reason"), waitWords(wait, run));
+}
+
+/** The place in a queue changes without a word of the feed: it is looked at as long as somebody looks here. */
+async function lookAtWait() {
+  const { run } = known;
+  if (document.hidden || !run.has("queueWait") || !WAITING_FOR_WORKERS.includes(run.get("status"))) return;
+  try {
+    const now = await get(`/api/v3/runs/${encodeURIComponent(runId)}`);
+    if (known.run !== run || now.get("status") !== run.get("status")) return;
+    for (const name of ["queueWait", "queuedReason"]) {
+      if (now.has(name)) run.set(name, now.get(name));
+      else run.delete(name);
+    }
+    drawWait(run);
+  } catch {
+    // The feed tells that the connection is broken.
+  }
 }
 
 /**
@@ -204,14 +251,26 @@ function factsOf(run) {
   const relatives = run.get("relatedRuns");
   const attempt = Number(run.get("attemptCount"));
   add("Queue", run.get("queue"));
+  if (run.has("concurrencyKey")) add("Concurrency key", run.get("concurrencyKey"));
+  if (run.get("priority")) add("Priority", `${run.get("priority")} s`);
   add("Attempt", attempt ? String(attempt) : "not started");
   add("Created", time(run.get("createdAt")));
   if (["DELAYED", "QUEUED"].includes(String(run.get("status"))) && run.has("delayedUntil")) add("Delayed until", time(run.get("delayedUntil")));
+  if (run.has("ttl")) add("Time to live", run.get("ttl"));
+  if (run.has("maxDurationSeconds")) add("At most", span(Number(run.get("maxDurationSeconds")) * 1000));
   if (run.has("startedAt")) add("Started", time(run.get("startedAt")));
+  if (run.has("cancelAskedAt")) add("Cancel asked", time(run.get("cancelAskedAt")));
+  if (run.has("expiredAt")) add("Expired", time(run.get("expiredAt")));
   if (run.has("finishedAt")) add("Finished", time(run.get("finishedAt")));
   if (run.has("startedAt")) add("Duration", element("span", { id: "duration" }, duration(run)));
   if (run.has("parentId")) add("Parent", ...relative(relatives.get("parent"), run.get("parentId")));
   if (run.has("parentId")) add("Root", ...relative(relatives.get("root"), run.get("rootId")));
+  if (run.has("replayOf")) add("Replay of", element("a", { href: runPage(run.get("replayOf")), class: "run-id" }, run.get("replayOf")));
+  if (run.has("idempotencyKey")) add("Idempotency key", run.get("idempotencyKey"));
+  if (run.has("schedule")) {
+    const schedule = run.get("schedule").get("id");
+    add("Schedule", element("a", { href: `/?${new URLSearchParams({ schedule })}`, class: "run-id" }, schedule));
+  }
   if (run.has("batchId")) {
     const batch = run.get("batchId");
     add("Batch", element("a", { href: `/?${new URLSearchParams({ batch })}`, class: "run-id" }, batch));
@@ -248,6 +307,7 @@ function receiveChildren(event, frame) {
   if (changed === null) return false;
   const { order, counts } = followedChildren;
   children.update(changed, order);
+  if (changed.length > 0) family.refresh();
   const total = [...counts.values()].reduce((sum, number) => sum + Number(number), 0);
   byId("children-section").hidden = total === 0;
   arrange(byId("child-counts"), STATUSES.filter((status) => counts.has(status)).map((status) => countOf(status, Number(counts.get(status)))));
@@ -277,6 +337,7 @@ new Feed({
   },
 });
 
+setInterval(lookAtWait, LOOK_MILLISECONDS);
 setInterval(() => {
   refreshTimes(facts);
   children.tick();

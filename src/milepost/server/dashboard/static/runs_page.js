@@ -1,6 +1,7 @@
 // The list of runs. Its newest page is live; older pages are read by cursor and read again while something on them can change.
 
 import { AnswerError, get } from "./api.js";
+import { offerBulk } from "./bulk.js";
 import { byId, element, setText } from "./dom.js";
 import { Feed, FollowedRuns } from "./feed.js";
 import { count, counted } from "./format.js";
@@ -17,6 +18,8 @@ const FILTERS = {
   status: "filter[status]",
   task: "filter[taskIdentifier]",
   tag: "filter[tag]",
+  queue: "filter[queue]",
+  schedule: "filter[schedule]",
   batch: "filter[batch]",
   parent: "filter[parent]",
   root: "filter[root]",
@@ -48,6 +51,7 @@ byId("search").addEventListener("submit", (event) => {
 searchBox.addEventListener("input", () => showProblem(""));
 const search = readSearch(address.get("metadata") ?? "");
 if (search) query.set("filter[metadata]", stringify(search));
+if (search !== undefined) offerBulk(byId("bulk"), query);
 if (search === undefined) showConnection(connection, "refused");
 else if (cursor === undefined) showNewest();
 else showOlder(cursor, address.get(cursor) ?? "");
@@ -122,19 +126,19 @@ function offerTasks() {
 }
 
 /**
- * How many runs there are of each status; with a filter by status only that one is known.
+ * How many runs there are; with a filter by status only those of it are known.
  *
  * @param {Map<string, bigint>} counts
  * @returns {number} all of them
  */
 function showCounts(counts) {
-  let total = 0;
-  for (const status of STATUSES) {
-    const number = Number(counts.get(status) ?? 0);
-    total += number;
-    const shown = document.querySelector(`[data-count="${status}"]`);
-    const isKnown = !search && (!address.get("status") || address.get("status") === status);
-    if (shown !== null) setText(shown, isKnown ? count(number) : "");
+  const asked = address.get("status")?.split(",");
+  const of = (/** @type {string[]} */ statuses) => statuses.reduce((sum, status) => sum + Number(counts.get(status) ?? 0), 0);
+  const total = of(STATUSES);
+  for (const shown of document.querySelectorAll('[data-count]:not([data-count="all"])')) {
+    const statuses = shown.getAttribute("data-count")?.split(",") ?? [];
+    const isKnown = !search && (asked === undefined || statuses.every((status) => asked.includes(status)));
+    setText(shown, isKnown ? count(of(statuses)) : "");
   }
   const all = document.querySelector('[data-count="all"]');
   if (all !== null) setText(all, search || address.get("status") ? "" : count(total));

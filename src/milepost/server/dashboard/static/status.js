@@ -1,6 +1,7 @@
 // How runs and the connection stand, in words.
 
 import { element, setText } from "./dom.js";
+import { count, fullTime, span } from "./format.js";
 
 /** @typedef {import("./feed.js").FeedState} FeedState */
 
@@ -34,6 +35,49 @@ export function queuedWords(reason, task) {
   return reason === "never_offered"
     ? `Nobody can take this run: no worker has ever offered a task “${task}”. Check its id, or start a worker that has it.`
     : `Nobody can take this run now: no worker that offers “${task}” is online. Start one.`;
+}
+
+/**
+ * Why a queued run has not begun.
+ *
+ * @param {Map<string, any>} wait as the API tells it
+ * @param {Map<string, any>} run
+ */
+export function waitWords(wait, run) {
+  const queue = `queue “${run.get("queue")}”`;
+  const key = run.get("concurrencyKey");
+  const ofKey = key === undefined ? "" : ` for key “${key}”`;
+  const until = wait.has("until") ? fullTime(Date.parse(wait.get("until"))) : undefined;
+  const words = [mainWords(String(wait.get("reason")), wait, run, `${queue}${ofKey}`, until)];
+  if (wait.has("position")) words.push(`Position ${wait.get("positionIsMore") ? "beyond " : ""}${count(Number(wait.get("position")))}${ofKey}.`);
+  if (wait.has("estimatedSeconds")) words.push(`Estimated start in ${span(Number(wait.get("estimatedSeconds")) * 1000)}.`);
+  return words.join(" ");
+}
+
+/**
+ * @param {string} reason
+ * @param {Map<string, any>} wait
+ * @param {Map<string, any>} run
+ * @param {string} queue
+ * @param {string | undefined} until
+ */
+function mainWords(reason, wait, run, queue, until) {
+  switch (reason) {
+    case "delayed":
+      return until === undefined ? "It is not due yet." : `It is due at ${until}.`;
+    case "queue_paused":
+      return `The ${queue} is paused.`;
+    case "rate_reached":
+      return `The rate of the ${queue} is reached${until === undefined ? "" : `; the next run starts at ${until}`}.`;
+    case "limit_reached": {
+      const by = wait.get("runningIds") ?? [];
+      return `The limit of the ${queue}, ${wait.get("limit")}, is reached${by.length > 0 ? ` by ${by.join(", ")}` : ""}.`;
+    }
+    case "in_line":
+      return "It comes when a worker has a free slot.";
+    default:
+      return queuedWords(reason, run.get("taskIdentifier"));
+  }
 }
 
 /** A status with its mark. */
