@@ -37,7 +37,7 @@ from milepost.protocol.feed import Watched, WatchRequest
 from milepost.protocol.metadata import MetadataRequest, MetadataResponse, Refused
 from milepost.protocol.problems import from_problem
 from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueObject, QueuePage, ResetRequest
-from milepost.protocol.runs import Replayed, RunObject, RunResult, TagsRequest
+from milepost.protocol.runs import Replayed, RunLog, RunObject, RunResult, TagsRequest
 from milepost.protocol.schedules import CreateScheduleRequest, ScheduleObject, UpdateScheduleRequest
 from milepost.protocol.streams import KEY_CHARACTERS_MAX
 from milepost.protocol.tokens import TOKEN_HEADER
@@ -404,6 +404,14 @@ def reset_queue(name: str) -> Call[QueueObject]:
 def run_result(run_id: str) -> Call[RunResult | None]:
     """The result of a run; None while it has none."""
     return _call("runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, run=run_id, absent_on=404)
+
+
+def run_log(run_id: str, *, after: int | None) -> Call[RunLog]:
+    """One page of what a run has logged."""
+    return _call(
+        "run_log", endpoints.RUN_LOG, lambda answer, _: answer,
+        query=None if after is None else {"page[after]": after}, run=run_id,
+    )  # fmt: skip
 
 
 def batch_results(batch_id: str, after: int | None = None) -> Call[BatchResults]:
