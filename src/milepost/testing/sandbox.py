@@ -47,7 +47,8 @@ class Sandbox:
 
     Args:
         tasks: what its worker knows; every task of the process, those that are defined later too, when left out.
-        concurrency: how many runs execute at once. With 1 they execute one after the other, always in the same order.
+        concurrency: how many runs execute at once. With 1 they execute one after the other and in the same order each time; a run
+            that waits for others makes room.
         now: the time at which it begins, aware; the present time when left out.
         schedules: whether the `cron=` and `every=` of the tasks trigger when `advance` lets their time go by.
         timeout: seconds of real time that one call may take; then TimeoutError names what still executes.
@@ -57,7 +58,7 @@ class Sandbox:
         self,
         tasks: Iterable[Task[Any, Any]] | None = None,
         *,
-        concurrency: int = 10,
+        concurrency: int = 1,
         now: datetime | None = None,
         schedules: bool = False,
         timeout: float = 30.0,
