@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,8 @@ from milepost.worker.loops import run_shared, shared_loop
 from milepost.worker.settings import load_settings as load_worker_settings
 
 START_SECONDS_MAX = 30.0
+# A development server of this machine that says nothing for so long is not there.
+ANSWER_SECONDS_MAX = 1.0
 # Beyond the grace time: to tell the server, and to end what is left.
 LEAVE_SECONDS_MAX = 10.0
 LOOK_SECONDS = 0.25
@@ -244,8 +247,8 @@ def _needs_server(wanted: bool | None) -> bool:
     if not is_development:
         return False
     try:
-        client.send(calls.health())
-    except MilepostError:
+        client.connection.send(calls.health(), until=time.monotonic() + ANSWER_SECONDS_MAX)
+    except (MilepostError, TimeoutError):
         # The file of a server that has ended.
         return True
     return False

@@ -21,7 +21,7 @@ from milepost.server.app import Server
 from milepost.server.settings import ServerSettings
 from milepost.store.database import Store
 from milepost.testing.clock import Clock
-from milepost.testing.in_process import API_URL, SECRET_KEY, Application, Gate, InProcessChannel
+from milepost.testing.in_process import API_URL, SECRET_KEY, Application, InProcessChannel
 from milepost.testing.stillness import StillnessLoop
 from milepost.worker.in_process import InProcessWorker
 from milepost.worker.link import WorkerLink
@@ -176,7 +176,7 @@ class Host:
 
     async def _run(self) -> None:
         self._end = asyncio.Event()
-        self._gate = Gate()
+        self._gate = self.application.gate
         self._worker = self._make_worker(open_channel=lambda api_url, key: InProcessChannel(self.server.app, self._gate))
         self._link: SandboxLink = self._worker.link  # pyright: ignore[reportAttributeAccessIssue]
         lifespan = _Lifespan(self.server.app)
@@ -213,9 +213,11 @@ class Host:
             self._gate.close()
 
     def _look(self) -> None:
-        """Code outside of runs waits for something: the worker works for as long as it does."""
+        """The worker works for as long as code outside of runs waits for something."""
         if self.application.reading.outside:
             self._gate.open()
+        elif self._demand is None:
+            self._gate.close()
 
     def _is_still(self) -> bool | None:
         if not self._link.is_at_rest or self._link.aside > self.application.reading.by_runs:

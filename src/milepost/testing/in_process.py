@@ -174,6 +174,8 @@ class Application:
         self.prepare = prepare
         self.reading = Reading()
         self.is_closed = False
+        self.gate = Gate()
+        # Called when somebody begins to read, and when nobody reads any more.
         self.changed: Callable[[], None] = lambda: None
 
     def submit(self, steps: Any) -> "Future[Any]":
@@ -184,9 +186,11 @@ class Application:
         return asyncio.run_coroutine_threadsafe(steps, self.loop)
 
     async def exchange(
-        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], *, by_run: bool
     ) -> Reply:
         """One request, wholly."""
+        if not by_run:
+            await self.gate.is_settled()
         return await Exchange(self.app, method, target, headers, body).whole()
 
     async def open(
@@ -208,13 +212,17 @@ class Application:
             return await reading
         refused: asyncio.Future[bytes] = self.loop.create_future()
         self.reading.outside[refused] = thread_id
-        reading.add_done_callback(lambda done: self.reading.outside.pop(refused))
+        reading.add_done_callback(lambda done: self._outside_has_read(refused))
         self.changed()
         try:
             done, _ = await asyncio.wait({reading, refused}, return_when=asyncio.FIRST_COMPLETED)
             return done.pop().result()
         finally:
             reading.cancel()
+
+    def _outside_has_read(self, refused: "asyncio.Future[bytes]") -> None:
+        del self.reading.outside[refused]
+        self.changed()
 
     def _run_has_read(self, done: "asyncio.Future[bytes]") -> None:
         self.reading.by_runs -= 1
@@ -233,7 +241,9 @@ class BlockingTransport(SyncTransport):
         """See `SyncTransport`."""
         if patience.attempt is None:
             self._application.prepare()
-        steps = self._application.exchange(method, target, body, {**self._headers, **headers})
+        steps = self._application.exchange(
+            method, target, body, {**self._headers, **headers}, by_run=patience.attempt is not None
+        )
         return _wait(self._application.submit(steps), ANSWER_SECONDS_MAX, patience)
 
     @contextmanager
@@ -273,7 +283,9 @@ class ForLoops(AsyncTransport):
         """See `AsyncTransport`."""
         if patience.attempt is None:
             self._application.prepare()
-        steps = self._application.exchange(method, target, body, {**self._headers, **headers})
+        steps = self._application.exchange(
+            method, target, body, {**self._headers, **headers}, by_run=patience.attempt is not None
+        )
         return await _await(self._application.submit(steps), ANSWER_SECONDS_MAX, patience)
 
     @asynccontextmanager
@@ -310,6 +322,8 @@ class Gate:
     def __init__(self) -> None:
         self._is_open = asyncio.Event()
         self._claims: set[Exchange] = set()
+        self._is_settled = asyncio.Event()
+        self._is_settled.set()
 
     def open(self) -> None:
         """Let claims through."""
@@ -321,15 +335,23 @@ class Gate:
         for claim in list(self._claims):
             claim.leave()
 
+    async def is_settled(self) -> None:
+        """Where the gate is closed, wait until the claim that was under way is withdrawn: it would take what comes next."""
+        if not self._is_open.is_set():
+            await self._is_settled.wait()
+
     async def claim(self, begin: Callable[[], Exchange]) -> Reply:
         """Make a claim when the gate is open."""
         await self._is_open.wait()
         exchange = begin()
         self._claims.add(exchange)
+        self._is_settled.clear()
         try:
             return await exchange.whole()
         finally:
             self._claims.discard(exchange)
+            if not self._claims:
+                self._is_settled.set()
 
 
 class InProcessChannel(Channel):
