@@ -167,12 +167,10 @@ class Serving:
 
     def wait(self) -> None:
         """Work until Ctrl-C or SIGTERM, or until somebody calls `stop`; then stop. Raises what has ended the worker otherwise."""
-        with _sigterm_is_ctrl_c():
+        with _asked_to_end() as asked:
             try:
-                while not self._worker.has_left.wait(LOOK_SECONDS):
+                while not (asked.is_set() or self._worker.has_left.wait(LOOK_SECONDS)):
                     pass
-            except KeyboardInterrupt:
-                pass
             finally:
                 self.stop()
         self._check()
@@ -326,20 +324,24 @@ class _TaskLoop:
 
 
 @contextmanager
-def _sigterm_is_ctrl_c() -> Generator[None]:
-    """Where signals come to this thread."""
+def _asked_to_end() -> Generator[threading.Event]:
+    """Set by Ctrl-C and SIGTERM, where signals come to this thread; a second one raises KeyboardInterrupt."""
+    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = [(number, signal.signal(number, ask)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        yield
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _tell(message: str) -> None:

@@ -61,6 +61,7 @@ class Demand:
 
     Attributes:
         jumps: whether time goes by when nothing else happens.
+        works: whether the worker takes runs meanwhile.
         until: then it goes by until this time, with schedules; until nothing is due any more when it is None.
         is_closing: it is met, and the worker is about to take no more.
     """
@@ -68,6 +69,7 @@ class Demand:
     done: "Future[None]"
     jumps: bool
     until: int | None = None
+    works: bool = True
     is_closing: bool = False
 
 
@@ -135,10 +137,10 @@ class Host:
 
     # --- from other threads --------------------------------------------------------------------------------
 
-    def demand(self, *, jumps: bool, until: int | None = None) -> "Future[None]":
+    def demand(self, *, jumps: bool, until: int | None, works: bool) -> "Future[None]":
         """Let the worker work until nothing happens any more."""
         done: Future[None] = Future()
-        self._loop.call_soon_threadsafe(self._take, Demand(done, jumps, until))
+        self._loop.call_soon_threadsafe(self._take, Demand(done, jumps, until, works))
         return done
 
     def withdraw(self, done: "Future[None]") -> None:
@@ -205,7 +207,8 @@ class Host:
         assert self._demand is None, "one demand at a time"
         self._demand = demand
         self._jumps = 0
-        self._gate.open()
+        if demand.works:
+            self._gate.open()
 
     def _withdraw(self, done: "Future[None]") -> None:
         if self._demand is not None and self._demand.done is done:

@@ -211,17 +211,18 @@ class Sandbox:
         """As `settle`, without blocking."""
         await self._await(jumps=False)
 
-    def advance(self, duration: timedelta | float | str) -> None:
+    def advance(self, duration: timedelta | float | str, *, worker: bool = True) -> None:
         """Let so much time go by, with all that happens in it, each thing at its time. Raises TimeoutError.
 
         Args:
             duration: a `timedelta`, a number of seconds, or a text like "1h30m".
+            worker: False for a time in which no worker takes a run, as when all are busy: runs stay queued, or expire.
         """
-        self._wait(jumps=True, until=self._after(duration))
+        self._wait(jumps=True, until=self._after(duration), works=worker)
 
-    async def aadvance(self, duration: timedelta | float | str) -> None:
+    async def aadvance(self, duration: timedelta | float | str, *, worker: bool = True) -> None:
         """As `advance`, without blocking."""
-        await self._await(jumps=True, until=self._after(duration))
+        await self._await(jumps=True, until=self._after(duration), works=worker)
 
     def run_until_idle(self) -> None:
         """Let runs execute, and time go by, until nothing is left that would happen by itself; schedules are not waited for.
@@ -237,7 +238,7 @@ class Sandbox:
     def _after(self, duration: timedelta | float | str) -> int:
         return self._clock.now + parse_duration(duration) // timedelta(microseconds=1)
 
-    def _wait(self, *, jumps: bool, until: int | None = None) -> None:
+    def _wait(self, *, jumps: bool, until: int | None = None, works: bool = True) -> None:
         host = self._open_host
         if self._loop is not None and _running_loop() is self._loop:
             raise UsageError(
@@ -246,19 +247,19 @@ class Sandbox:
             )
         self._prepare()
         with self._asking:
-            done = host.demand(jumps=jumps, until=until)
+            done = host.demand(jumps=jumps, until=until, works=works)
             try:
                 done.result(self._timeout)
             except TimeoutError:
                 self._give_up(host, done)
 
-    async def _await(self, *, jumps: bool, until: int | None = None) -> None:
+    async def _await(self, *, jumps: bool, until: int | None = None, works: bool = True) -> None:
         host = self._open_host
         self._prepare()
         if not self._asking.acquire(blocking=False):
             raise UsageError("the sandbox is told to go on already, by another task or thread")
         try:
-            done = host.demand(jumps=jumps, until=until)
+            done = host.demand(jumps=jumps, until=until, works=works)
             waiting = asyncio.wrap_future(done)
             await asyncio.wait({waiting}, timeout=self._timeout)
             if not waiting.done():
