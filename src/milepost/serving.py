@@ -69,8 +69,8 @@ def serve(
         serving = serve(handle_row)         # a notebook: works until serving.stop(), or until the program ends
 
     Where it ends, runs that execute have the grace time to finish; what has not ended then is handed back to the server and done again
-    at no cost to its attempts. A worker of this process that serves one of these tasks already is stopped before, so a cell of a notebook
-    can be run again.
+    at no cost to its attempts. A worker of this process that serves one of these tasks already is stopped before, so a cell of a
+    notebook can be run again.
 
     Args:
         tasks: what the worker offers; every task that is known in this process when none is given.
@@ -217,8 +217,8 @@ class Serving:
 @cache
 def _stop_at_exit() -> None:
     """Have all that still serve stopped when the program ends."""
-    # Not by `atexit`: before that, Python shuts down what `asyncio.to_thread` needs, and with it the server could not end as it should.
-    # What is registered last is called first.
+    # Not by `atexit`: before that, Python shuts down what `asyncio.to_thread` needs, and with it the server could not end as it
+    # should. What is registered last is called first.
     register = getattr(threading, "_register_atexit", atexit.register)
     register(_stop_all)
 
@@ -305,7 +305,9 @@ class _TaskLoop:
 
     def _live(self) -> None:
         asyncio.set_event_loop(self.loop)
-        run_shared(self.loop, lambda: self._has_ended, lambda error: _tell(f"a task has left behind: {error!r}"))
+        run_shared(
+            self.loop, lambda: self._has_ended, lambda error: _tell(f"a task has left behind: {error!r}")
+        )
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()

@@ -21,10 +21,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 *SHOWN, SERVED = BLOCKS
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The names that the blocks define, one after the other."""
-    file = tmp_path / "test_page.py"
+    file = tmp_path_factory.mktemp("page") / "test_page.py"
     file.write_text("\n\n".join(SHOWN))
     names: dict[str, Any] = {"__name__": "page", "__file__": str(file)}
     exec(compile(file.read_text(), file, "exec"), names)
@@ -75,6 +75,11 @@ def test_the_page_is_typed(checker: list[str], tmp_path: Path) -> None:
     file = tmp_path / "page.py"
     file.write_text("# pyright: strict\n" + "\n\n".join(BLOCKS))
     done = subprocess.run(
-        [sys.executable, *checker, str(file)], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *checker, str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -22,10 +22,21 @@ def as_task(rows: int, ctx: Context) -> str:
 
 def test_what_is_given_is_there() -> None:
     ctx = context(
-        run_id="run_1", task_id="t", attempt=3, tags=["a"], parent_id="run_0", batch_id="batch_1", is_replay=True
+        run_id="run_1",
+        task_id="t",
+        attempt=3,
+        tags=["a"],
+        parent_id="run_0",
+        batch_id="batch_1",
+        is_replay=True,
     )
     assert isinstance(ctx, Context)
-    assert (ctx.run.id, ctx.run.tags, ctx.run.parent_id, ctx.run.root_id) == ("run_1", ["a"], "run_0", "run_0")
+    assert (ctx.run.id, ctx.run.tags, ctx.run.parent_id, ctx.run.root_id) == (
+        "run_1",
+        ["a"],
+        "run_0",
+        "run_0",
+    )
     assert (ctx.task.id, ctx.attempt.number, ctx.queue.name) == ("t", 3, "task/t")
     assert ctx.batch is not None
     assert ctx.batch.id == "batch_1"
@@ -35,7 +46,12 @@ def test_what_is_given_is_there() -> None:
 def test_nothing_needs_to_be_given() -> None:
     one, other = context(), context()
     assert one.run.id != other.run.id
-    assert (one.run.root_id, one.run.parent_id, one.batch, one.run.is_replay) == (one.run.id, None, None, False)
+    assert (one.run.root_id, one.run.parent_id, one.batch, one.run.is_replay) == (
+        one.run.id,
+        None,
+        None,
+        False,
+    )
 
 
 def test_logger_and_metadata_work(caplog: pytest.LogCaptureFixture) -> None:

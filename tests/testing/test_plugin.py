@@ -156,4 +156,6 @@ def test_nothing_is_imported_before_a_test_asks(tmp_path: Path) -> None:
 
 
 def test_no_thread_is_left_by_a_server_of_this_process(project: Client) -> None:
-    assert {"milepost-server", "milepost-tasks", "milepost-link"} <= {each.name for each in threading.enumerate()}
+    assert {"milepost-server", "milepost-tasks", "milepost-link"} <= {
+        each.name for each in threading.enumerate()
+    }

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,10 +36,9 @@ happened: list[str] = []
 
 
 @pytest.fixture(autouse=True)
-def nothing_happened() -> Iterator[None]:
+def nothing_happened() -> None:
     tried.clear()
     happened.clear()
-    yield
 
 
 @task
@@ -186,7 +186,7 @@ def test_hours_between_attempts_take_no_time() -> None:
         None,
     ]
     claimed = [attempt.claimed_at for attempt in run.attempts if attempt.claimed_at is not None]
-    pauses = [later - earlier for earlier, later in zip(claimed, claimed[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(claimed)]
     assert [round(pause.total_seconds()) for pause in pauses] == [3600, 7200]
 
 
@@ -218,7 +218,15 @@ def test_abort_is_not_tried_again() -> None:
 
 def test_hooks_run_in_their_order() -> None:
     run = run_task(has_hooks, True)
-    assert happened == ["before", "on_start_attempt", "on_start", "task", "on_success", "on_complete", "after"]
+    assert happened == [
+        "before",
+        "on_start_attempt",
+        "on_start",
+        "task",
+        "on_success",
+        "on_complete",
+        "after",
+    ]
     assert run.metadata["hooks"] == ["on_start_attempt", "on_start", "on_success", "on_complete"]
     happened.clear()
     run_task(has_hooks, False, max_attempts=2)
@@ -441,10 +449,8 @@ def test_the_default_client_is_the_sandboxs_only_inside() -> None:
     with pytest.raises(UsageError, match="not open"):
         box.run_until_idle()
     assert isinstance(run, SandboxRun)
-    try:
+    with suppress(ConfigurationError):
         assert default_client() is not box.client
-    except ConfigurationError:
-        pass
 
 
 def test_nothing_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

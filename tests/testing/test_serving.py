@@ -46,7 +46,11 @@ async def twice(n: int) -> int:
 
 
 def ours() -> set[str]:
-    return {each.name for each in threading.enumerate()} & {"milepost-server", "milepost-tasks", "milepost-link"}
+    return {each.name for each in threading.enumerate()} & {
+        "milepost-server",
+        "milepost-tasks",
+        "milepost-link",
+    }
 
 
 def test_a_block_works_until_its_end() -> None:
@@ -170,7 +174,9 @@ def _wait_for_handler(process_id: int) -> None:
     """Wait until the process has a handler for SIGTERM, which says that it waits."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        [caught] = [line for line in Path(f"/proc/{process_id}/status").read_text().splitlines() if "SigCgt" in line]
+        [caught] = [
+            line for line in Path(f"/proc/{process_id}/status").read_text().splitlines() if "SigCgt" in line
+        ]
         if int(caught.split()[1], 16) & 1 << (signal.SIGTERM - 1):
             return
         time.sleep(0.02)
@@ -198,7 +204,13 @@ def test_a_script_works_until_it_is_told_to_end(tmp_path: Path, number: int) -> 
 def test_a_script_that_ends_stops_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=CLEAN,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
     assert "Traceback" not in done.stderr

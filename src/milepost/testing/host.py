@@ -23,6 +23,7 @@ from milepost.store.database import Store
 from milepost.testing.clock import Clock
 from milepost.testing.in_process import API_URL, SECRET_KEY, Application, InProcessChannel
 from milepost.testing.stillness import StillnessLoop
+from milepost.worker.channel import Channel
 from milepost.worker.in_process import InProcessWorker
 from milepost.worker.link import WorkerLink
 
@@ -53,6 +54,28 @@ class SandboxLink(WorkerLink):
 
     def _count(self, more: int) -> None:
         self.aside += more
+
+
+class SandboxWorker(InProcessWorker):
+    """The real worker, whose link lives on the loop of the sandbox.
+
+    Attributes:
+        has_come: the server knows it, or never will.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.has_come = asyncio.Event()
+
+    def registered(self) -> None:
+        """See `Host` of the link."""
+        super().registered()
+        self.has_come.set()
+
+    def left(self, error: BaseException | None, *, abandoned: int) -> None:
+        """See `Host` of the link."""
+        super().left(error, abandoned=abandoned)
+        self.has_come.set()
 
 
 @dataclass(eq=False)
@@ -116,7 +139,7 @@ class Host:
         self._jumps = 0
         self._is_up: Future[None] = Future()
         self._make_worker = partial(
-            InProcessWorker,
+            SandboxWorker,
             tasks,
             described,
             loop or self._user_loop.loop,  # pyright: ignore[reportOptionalMemberAccess]
@@ -179,15 +202,14 @@ class Host:
     async def _run(self) -> None:
         self._end = asyncio.Event()
         self._gate = self.application.gate
-        self._worker = self._make_worker(open_channel=lambda api_url, key: InProcessChannel(self.server.app, self._gate))
+        self._worker = self._make_worker(open_channel=self._open_channel)
         self._link: SandboxLink = self._worker.link  # pyright: ignore[reportAttributeAccessIssue]
         lifespan = _Lifespan(self.server.app)
         await lifespan.start()
         linked = asyncio.create_task(self._link.run())
         self.application.changed = self._look
         try:
-            while not self._worker.is_registered.is_set():
-                await asyncio.sleep(0)
+            await self._worker.has_come.wait()
             self._loop.is_still, self._loop.still = self._is_still, self._still
             self._is_up.set_result(None)
             await self._end.wait()
@@ -202,6 +224,9 @@ class Host:
             error = UsageError("the sandbox was closed")
             if self._demand is not None and not self._demand.done.done():
                 self._demand.done.set_exception(error)
+
+    def _open_channel(self, api_url: str, secret_key: str) -> Channel:
+        return InProcessChannel(self.server.app, self._gate)
 
     def _take(self, demand: Demand) -> None:
         assert self._demand is None, "one demand at a time"
@@ -280,8 +305,8 @@ class Host:
                     _fail,
                     reading,
                     UsageError(
-                        "this waits for ever: nothing is left that the sandbox could do, neither now nor later; does the run wait for a "
-                        "task that the sandbox does not have?"
+                        "this waits for ever: nothing is left that the sandbox could do, neither now nor later; does the run wait "
+                        "for a task that the sandbox does not have?"
                     ),
                 )
                 return True
@@ -339,7 +364,9 @@ class _Lifespan:
         await self._inbox.put({"type": f"lifespan.{word}"})
         answer = await self._outbox.get()
         if answer["type"] != f"lifespan.{word}.complete":
-            raise RuntimeError(f"the server of the sandbox does not come through its {word}: {answer.get('message')}")
+            raise RuntimeError(
+                f"the server of the sandbox does not come through its {word}: {answer.get('message')}"
+            )
 
 
 _numbers = itertools.count(1)

@@ -1,7 +1,7 @@
 """The way to an application in the same process: no sockets, the same requests.
 
-Everything that the client and the worker say goes through an `Exchange` on the application's event loop; the three transports differ in
-who waits for it: a thread, another event loop, or the worker's link, which lives on the same loop.
+Everything that the client and the worker say goes through an `Exchange` on the application's event loop; the three transports differ
+in who waits for it: a thread, another event loop, or the worker's link, which lives on the same loop.
 """
 
 import asyncio

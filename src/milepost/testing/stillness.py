@@ -1,7 +1,7 @@
 """An event loop that notices when nothing happens any more.
 
-The server and the worker's link of a sandbox live on one loop, and what they hand to threads is done on it at once. So there is a moment
-at which the loop is about to sleep and the committer has nothing to do: then nothing is under way, and only time, or somebody
+The server and the worker's link of a sandbox live on one loop, and what they hand to threads is done on it at once. So there is a
+moment at which the loop is about to sleep and the committer has nothing to do: then nothing is under way, and only time, or somebody
 outside, can bring something new.
 """
 

@@ -1,6 +1,6 @@
 """A worker inside a program that has other things to do: its tasks are objects of the program, and it ends when the program says so.
 
-What runs there shares the process with everything else. A run that crashes it takes the program along, and output is the program's own.
+What runs there shares the process with everything else: a run that crashes it takes the program along, and output is the program's.
 """
 
 import asyncio
