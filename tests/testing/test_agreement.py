@@ -10,7 +10,7 @@ from milepost import AbortTaskRun, Context, Retry, Task, TaskResult, metadata, t
 from milepost.testing import SandboxRun, run_task
 from milepost.testing.results import read_run
 
-SHORT = Retry(max_attempts=3, min_delay_seconds=0.02, max_delay_seconds=0.05)
+SHORT = Retry(max_attempts=3, min_delay=0.02, max_delay=0.05)
 
 
 @task(id="agree-row")

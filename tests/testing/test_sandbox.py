@@ -30,7 +30,7 @@ from milepost import (
 from milepost.client.default import default_client
 from milepost.testing import Sandbox, SandboxRun, arun_task, run_task
 
-HOURS = Retry(max_attempts=3, min_delay_seconds=3600, max_delay_seconds=7200, jitter=False)
+HOURS = Retry(max_attempts=3, min_delay=3600, max_delay=7200, jitter=False)
 tried: list[int] = []
 happened: list[str] = []
 
