@@ -26,6 +26,7 @@ from milepost import (
     streams,
     task,
     tasks,
+    wait,
 )
 from milepost.client.default import default_client
 from milepost.testing import Sandbox, SandboxRun, arun_task, run_task
@@ -340,6 +341,42 @@ def test_a_schedule_triggers_where_it_is_asked_for() -> None:
     with Sandbox(tasks=[by_the_hour]) as box:
         box.advance("5h30m")
         assert len(happened) == 5
+
+
+@task(id="waits-long")
+def waits_long(days: int, timeout: str = "1h") -> Any:
+    wait.for_(days=days)
+    wait.for_(seconds=2)
+    until = datetime.fromisoformat("2030-01-10T00:00:00+00:00")
+    wait.until(until)
+    token = wait.create_token(timeout=timeout)
+    metadata.set("token", token.id)
+    return wait.for_token(token.id).ok
+
+
+def test_waits_take_no_time() -> None:
+    began = time.monotonic()
+    with Sandbox(now=datetime(2030, 1, 1, tzinfo=UTC)) as box:
+        handle = box.trigger(waits_long, 3)
+        box.settle()
+        assert box.run(handle).status is RunStatus.WAITING
+        box.advance("8d")
+        assert "token" not in box.run(handle).metadata
+        box.advance("1d")
+        assert "token" in box.run(handle).metadata
+        box.run_until_idle()
+        assert box.run(handle).output is False
+        assert timedelta(hours=1) <= box.now - datetime(2030, 1, 10, tzinfo=UTC) < timedelta(hours=2)
+    assert time.monotonic() - began < 10
+
+
+def test_a_token_is_completed_by_the_test() -> None:
+    with Sandbox(now=datetime(2030, 1, 1, tzinfo=UTC)) as box:
+        handle = box.trigger(waits_long, days=3, timeout="30d")
+        box.advance("9d")
+        wait.complete_token(box.run(handle).metadata["token"], {"yes": True})
+        box.settle()
+        assert box.run(handle).output is True
 
 
 # --- steering ----------------------------------------------------------------------------------------------

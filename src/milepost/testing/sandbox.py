@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -17,11 +17,12 @@ from milepost.client.client import Client
 from milepost.client.connection import Connection
 from milepost.client.default import default_client_is
 from milepost.client.handles import RunHandle
-from milepost.client.requests import NO_PAYLOAD, RunOptions
+from milepost.client.requests import RunOptions
 from milepost.errors import UsageError
 from milepost.model.durations import parse_duration
 from milepost.protocol.work import WorkerTask
 from milepost.sdk.capture import capturing_output
+from milepost.sdk.scope import surroundings
 from milepost.sdk.task import Task, registered_tasks
 from milepost.testing.clock import Clock
 from milepost.testing.host import Host
@@ -30,6 +31,7 @@ from milepost.testing.results import SandboxRun, read_run
 
 PayloadT = TypeVar("PayloadT")
 OutputT = TypeVar("OutputT")
+Parameters = ParamSpec("Parameters")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -128,6 +130,8 @@ class Sandbox:
         self._client = Client.over(Connection(API_URL, SECRET_KEY, transports=transports))
         self._stack.enter_context(default_client_is(self._client))
         self._stack.enter_context(capturing_output())
+        self._stack.callback(setattr, surroundings, "sandbox_now", surroundings.sandbox_now)
+        surroundings.sandbox_now = self._clock
 
     def _learn_tasks(self) -> bool:
         """Take over the tasks as they are now; True when there is something new."""
@@ -175,12 +179,14 @@ class Sandbox:
     def trigger(
         self, task: Task[PayloadT, OutputT], payload: PayloadT, **options: Unpack[RunOptions]
     ) -> RunHandle[OutputT]: ...
+    @overload
     def trigger(
-        self, task: Task[Any, OutputT], payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
-    ) -> RunHandle[OutputT]:
+        self, task: Task[Any, OutputT, Parameters], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> RunHandle[OutputT]: ...
+    def trigger(self, task: Task[Any, OutputT, Any], *args: Any, **kwargs: Any) -> RunHandle[OutputT]:
         """As `task.trigger(...)`: the run is queued, and begins when the sandbox goes on."""
         self._open_host  # noqa: B018 - says so where it is not open
-        return task.trigger(payload, **options)
+        return task.trigger(*args, **kwargs)
 
     def cancel(self, run: RunHandle[Any] | SandboxRun[Any] | str) -> None:
         """As `runs.cancel`."""
@@ -299,17 +305,19 @@ def run_task(
 def run_task(
     task: Task[PayloadT, OutputT], payload: PayloadT, **options: Unpack[RunOptions]
 ) -> SandboxRun[OutputT]: ...
+@overload
 def run_task(
-    task: Task[Any, OutputT], payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
-) -> SandboxRun[OutputT]:
+    task: Task[Any, OutputT, Parameters], *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> SandboxRun[OutputT]: ...
+def run_task(task: Task[Any, OutputT, Any], *args: Any, **kwargs: Any) -> SandboxRun[OutputT]:
     """Run a task and everything that it triggers in a sandbox of its own, until nothing is left to do; time takes no time.
 
-    Args:
-        payload: as for `task.trigger`, as are the options.
+    It is given what `task.trigger` is given.
+
     Raises: what `task.trigger` and `Sandbox.run_until_idle` raise. A failed run does not raise; its `unwrap()` does.
     """
     with Sandbox() as box:
-        handle = box.trigger(task, payload, **options)
+        handle = box.trigger(task, *args, **kwargs)
         box.run_until_idle()
         return box.run(handle)
 
@@ -322,11 +330,13 @@ async def arun_task(
 async def arun_task(
     task: Task[PayloadT, OutputT], payload: PayloadT, **options: Unpack[RunOptions]
 ) -> SandboxRun[OutputT]: ...
+@overload
 async def arun_task(
-    task: Task[Any, OutputT], payload: Any = NO_PAYLOAD, **options: Unpack[RunOptions]
-) -> SandboxRun[OutputT]:
+    task: Task[Any, OutputT, Parameters], *args: Parameters.args, **kwargs: Parameters.kwargs
+) -> SandboxRun[OutputT]: ...
+async def arun_task(task: Task[Any, OutputT, Any], *args: Any, **kwargs: Any) -> SandboxRun[OutputT]:
     """As `run_task`, with `async def` tasks on the running event loop."""
     async with Sandbox() as box:
-        handle = box.trigger(task, payload, **options)
+        handle = box.trigger(task, *args, **kwargs)
         await box.arun_until_idle()
         return box.run(handle)
