@@ -1,5 +1,7 @@
 """Background tasks for Python whose runs carry live metadata."""
 
+from typing import TYPE_CHECKING, Any
+
 from milepost import auth
 from milepost.client.client import Client
 from milepost.client.default import configure
@@ -65,6 +67,9 @@ from milepost.sdk.task import Task, task
 from milepost.sdk.tasks import tasks
 from milepost.sdk.wait import wait
 
+if TYPE_CHECKING:
+    from milepost.serving import Serving, serve
+
 __all__ = [
     "AbortTaskRun",
     "AttemptOverError",
@@ -104,6 +109,7 @@ __all__ = [
     "RunStatus",
     "Schedule",
     "ScheduledPayload",
+    "Serving",
     "StreamChunkTooLargeError",
     "StreamError",
     "StreamStoppedError",
@@ -129,8 +135,18 @@ __all__ = [
     "queues",
     "runs",
     "schedules",
+    "serve",
     "streams",
     "task",
     "tasks",
     "wait",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # With these come the worker and the server, which a program that only triggers never loads.
+    if name in ("Serving", "serve"):
+        from milepost import serving
+
+        return getattr(serving, name)
+    raise AttributeError(f"module 'milepost' has no attribute {name!r}")

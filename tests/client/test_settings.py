@@ -18,6 +18,8 @@ def nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """An empty folder and an environment that says nothing."""
     monkeypatch.delenv("MILEPOST_API_URL", raising=False)
     monkeypatch.delenv("MILEPOST_SECRET_KEY", raising=False)
+    # As outside of tests.
+    monkeypatch.setenv("MILEPOST_DEV_SERVER", "1")
     monkeypatch.chdir(tmp_path)
     configure()
     yield

@@ -46,7 +46,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def run(command: list[str], folder: Path, seconds: float = 60) -> str:
     """Run a command to its end; what it printed."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
+    # As outside of tests.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MILEPOST_", "PYTEST_"))
+    }
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds, check=False
     )

@@ -153,12 +153,17 @@ def write_development_file(folder: Path, *, url: str, secret_key: str) -> None:
 
 @asynccontextmanager
 async def hosted(
-    settings: ServerSettings, listener: socket.socket, hurried: asyncio.Event | None = None
+    settings: ServerSettings,
+    listener: socket.socket,
+    hurried: asyncio.Event | None = None,
+    *,
+    owns_process: bool = True,
 ) -> AsyncGenerator[HostedServer]:
     """Serve on this socket while the block runs; at its end streams are ended and what is under way is finished.
 
     Args:
         hurried: set when what is under way need not be waited for.
+        owns_process: whether the process is there for the server, so that what holds for all of it may be set.
 
     Raises: ConfigurationError when the database cannot be used.
     """
@@ -181,7 +186,8 @@ async def hosted(
         await first_of(runner.has_started.wait(), ended)
         if ended.done():
             raise ConfigurationError("the server did not start; the lines above say why")
-        _relieve_collector()
+        if owns_process:
+            _relieve_collector()
         yield HostedServer(url_of(listener), network_url_of(listener), server, ended)
     finally:
         server.begin_drain()

@@ -19,6 +19,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     tolerate_narrow_encodings()
+    # Whoever gives a command has asked for the server of this folder, also from a test.
+    os.environ.setdefault("MILEPOST_DEV_SERVER", "1")
     try:
         app(prog_name="milepost")
     except MilepostError as error:

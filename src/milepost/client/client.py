@@ -49,7 +49,17 @@ class Client:
 
             address = find_address(api_url, secret_key)
             api_url, secret_key = address.api_url, address.secret_key
-        self.connection = Connection(api_url, secret_key)
+        self._use(Connection(api_url, secret_key))
+
+    @classmethod
+    def over(cls, connection: Connection) -> Client:
+        """A client that speaks over this connection."""
+        client = cls.__new__(cls)
+        client._use(connection)
+        return client
+
+    def _use(self, connection: Connection) -> None:
+        self.connection = connection
         self.runs = Runs(lambda: self.connection)
         self.schedules = Schedules(lambda: self.connection)
         self.queues = Queues(lambda: self.connection)

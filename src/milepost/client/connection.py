@@ -32,14 +32,20 @@ class Connection:
     A call that meets a server that is away is repeated. Outside of runs it is given up after six tries or eight seconds. Inside of a
     run it waits until it is answered, as the reports of the run do, or until the attempt is over: then it raises AttemptOverError.
 
+    Args:
+        transports: both ways to the server, where it is not reached over HTTP.
     Raises: ConfigurationError for an address or a key that can be none.
     """
 
-    def __init__(self, api_url: str, secret_key: str) -> None:
+    def __init__(
+        self, api_url: str, secret_key: str, *, transports: tuple[SyncTransport, AsyncTransport] | None = None
+    ) -> None:
         self.api_url = api_url
         self.secret_key = secret_key
-        self._transport = SyncTransport(api_url, secret_key)
+        self._transport = SyncTransport(api_url, secret_key) if transports is None else transports[0]
         self._async_transports: dict[str, AsyncTransport] = {}
+        if transports is not None:
+            self._async_transports["one"] = transports[1]
 
     @property
     def async_transport(self) -> AsyncTransport:

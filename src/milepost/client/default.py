@@ -6,6 +6,8 @@ signal handler that asks in the middle of it does not hang, nor does a child tha
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,8 @@ class _Made:
 
 _given = _Given()
 _made: _Made | None = None
+# Clients that stand in for the default one, the innermost last.
+_stand_ins: list[Client] = []
 
 
 def configure(*, api_url: str | None = None, secret_key: str | None = None) -> None:
@@ -51,10 +55,22 @@ def default_client() -> Client:
     Raises: ConfigurationError when nothing says where the server is, or with which key.
     """
     global _made
+    if _stand_ins:
+        return _stand_ins[-1]
     made = _made
     if made is None or not made.is_fresh:
         made = _made = _make(_given)
     return made.client
+
+
+@contextmanager
+def default_client_is(client: Client) -> Generator[None]:
+    """In this block the default client is this one, in every thread of the process, whatever settings say."""
+    _stand_ins.append(client)
+    try:
+        yield
+    finally:
+        _stand_ins.remove(client)
 
 
 def _make(given: _Given) -> _Made:

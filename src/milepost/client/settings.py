@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from milepost.errors import ConfigurationError
@@ -14,12 +16,18 @@ DEVELOPMENT_FILE = Path(".milepost") / "dev.json"
 
 
 class ClientSettings(BaseSettings):
-    """What the environment says: `MILEPOST_API_URL` and `MILEPOST_SECRET_KEY`."""
+    """What the environment says: `MILEPOST_API_URL`, `MILEPOST_SECRET_KEY` and `MILEPOST_DEV_SERVER`."""
 
-    model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore", env_ignore_empty=True)
 
     api_url: str = ""
     secret_key: str = ""
+    # Whether the development server of this folder is used; when left out it is, but not by tests.
+    dev_server: bool | None = None
+
+
+# Set by pytest for its process and inherited by those that a test starts: the first for the session, the second while a test runs.
+_TEST_VARIABLES = ("PYTEST_VERSION", "PYTEST_CURRENT_TEST")
 
 
 class DevelopmentServer(msgspec.Struct):
@@ -41,14 +49,31 @@ class Address:
 def find_address(api_url: str | None = None, secret_key: str | None = None) -> Address:
     """Fill in what is not given from the environment, else from the development server of this folder or one above.
 
+    Tests do not find the development server by themselves: a forgotten sandbox would put runs of a test among those of its user.
+
     Raises: ConfigurationError when nothing says where the server is, or with which key.
     """
-    settings = ClientSettings()
+    try:
+        settings = ClientSettings()
+    except ValidationError as error:
+        [problem, *_] = error.errors()
+        raise ConfigurationError(
+            f"wrong setting MILEPOST_DEV_SERVER: {problem['msg']}, not {problem['input']!r}"
+        ) from None
     api_url = api_url or settings.api_url
     secret_key = secret_key or settings.secret_key
     if api_url and secret_key:
         return Address(api_url, secret_key)
     file = find_development_file(Path.cwd())
+    if file is not None and not _may_use_development_server(settings):
+        raise ConfigurationError(
+            f"a test does not use the development server that {file} names, and no other is set: run the task in "
+            "milepost.testing.run_task, use the fixture milepost_sandbox or `with milepost.testing.Sandbox():`; "
+            "MILEPOST_DEV_SERVER=1, or the fixture milepost_dev_server, allows the development server"
+            if settings.dev_server is None
+            else f"MILEPOST_DEV_SERVER says that the development server that {file} names is not to be used, and no other is set: set "
+            "MILEPOST_API_URL and MILEPOST_SECRET_KEY"
+        )
     if file is None:
         names = {"MILEPOST_API_URL": api_url, "MILEPOST_SECRET_KEY": secret_key}
         missing = " and ".join(name for name, value in names.items() if not value)
@@ -58,6 +83,12 @@ def find_address(api_url: str | None = None, secret_key: str | None = None) -> A
         )
     found = read_development_file(file)
     return Address(api_url or found.url, secret_key or found.secret_key, file)
+
+
+def _may_use_development_server(settings: ClientSettings) -> bool:
+    if settings.dev_server is not None:
+        return settings.dev_server
+    return not any(name in os.environ for name in _TEST_VARIABLES)
 
 
 def find_development_file(folder: Path) -> Path | None:

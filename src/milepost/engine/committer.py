@@ -45,6 +45,8 @@ class Committer:
         self._wake = threading.Condition()
         self._stopping = False
         self._has_news = False
+        # True while the thread has nothing to do.
+        self._rests = False
         self._thread = threading.Thread(target=self._run, name="milepost-committer", daemon=True)
 
     def start(self) -> None:
@@ -77,6 +79,22 @@ class Committer:
         with self._wake:
             self._has_news = True
             self._wake.notify()
+
+    @property
+    def is_at_rest(self) -> bool:
+        """True when all that was submitted is carried out and on its way to whoever has asked, and nothing is due. Thread-safe."""
+        with self._wake:
+            return self._rests and not (self._waiting or self._has_news or self._stopping)
+
+    @property
+    def next_due_at(self) -> int | None:
+        """When something happens by itself: a run is due, or its time to live is over. None when nothing will. Thread-safe."""
+        return self._engine.state.next_due_at
+
+    @property
+    def next_schedule_at(self) -> int | None:
+        """When the next schedule fires; None when none will. Thread-safe."""
+        return self._engine.state.next_schedule_at
 
     @property
     def parked_count(self) -> int:
@@ -149,7 +167,9 @@ class Committer:
                 seconds = None if wake_at is None else (wake_at - self._steady()) / 1_000_000
                 is_due = seconds is not None and seconds <= 0
                 if not is_due:
+                    self._rests = True
                     self._wake.wait(seconds)
+                    self._rests = False
             group = self._take_group(GROUP_MAX)
             has_news, self._has_news = self._has_news and not is_due, False
             return group, has_news, self._stopping and not self._waiting

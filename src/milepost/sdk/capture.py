@@ -50,6 +50,30 @@ def capture_output() -> None:
     os.register_at_fork(after_in_child=_stop)
 
 
+@contextmanager
+def capturing_output() -> Generator[None]:
+    """As `capture_output`, in this block: what was there before is there again afterwards. For a program that is no worker."""
+    heard: list[tuple[str, Any, _HeardStream]] = []
+    for name in ("stdout", "stderr"):
+        before = getattr(sys, name)
+        stream = _HeardStream(before, name)
+        setattr(sys, name, stream)
+        heard.append((name, before, stream))
+    call_handlers = logging.Logger.callHandlers
+    _hear_logging()
+    hearing = logging.Logger.callHandlers
+    try:
+        yield
+    finally:
+        # Somebody else may have put something in their place meanwhile.
+        for name, before, stream in heard:
+            if getattr(sys, name) is stream:
+                setattr(sys, name, before)
+            stream.is_over = True
+        if logging.Logger.callHandlers is hearing:
+            logging.Logger.callHandlers = call_handlers
+
+
 def _stop() -> None:
     """A forked child just prints: it has no connection to the server."""
     global _is_off
@@ -111,6 +135,33 @@ class _CapturedStream(io.TextIOWrapper):
         written = super().write(text)
         _hear(self._logger, text)
         return written
+
+
+class _HeardStream:
+    """Whatever stream was there before, heard by the run that writes text to it."""
+
+    def __init__(self, before: Any, logger: str) -> None:
+        self._before = before
+        self._logger = logger
+        self.is_over = False
+
+    def write(self, text: str, /) -> Any:
+        """Write the text, and let the run hear it."""
+        written = self._before.write(text)
+        if not self.is_over:
+            _hear(self._logger, text)
+        return written
+
+    def writelines(self, lines: Iterable[str], /) -> None:
+        """Write several pieces."""
+        for line in lines:
+            self.write(line)
+
+    def __iter__(self) -> Any:
+        return iter(self._before)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._before, name)
 
 
 class _CapturedBytes:

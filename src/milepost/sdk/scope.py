@@ -273,10 +273,12 @@ class Surroundings:
     Attributes:
         attached: the run that the whole process is part of, where it is a program that a run has started.
         unbound_call: told of each call of `metadata` by code that belongs to no run.
+        sandbox_now: the time, microseconds since 1970, where runs are in a sandbox of a test: no wait may take real time there.
     """
 
     attached: RunScope | None = None
     unbound_call: Callable[[], None] | None = None
+    sandbox_now: Callable[[], int] | None = None
 
 
 surroundings = Surroundings()

@@ -242,18 +242,29 @@ wait = Wait()
 
 
 def _waiting_for(scope: RunScope | None, pause: timedelta) -> Steps[None]:
-    if scope is None or pause.total_seconds() < SHORT_SECONDS:
+    if scope is None or _is_short(pause.total_seconds()):
         yield _Sleep(pause.total_seconds(), scope)
         return
     text = delay_text(pause)
     yield from _waiting_for_time(scope, text, f"for/{text}")
 
 
+def _now() -> datetime:
+    sandbox_now = surroundings.sandbox_now
+    return (
+        datetime.now(UTC) if sandbox_now is None else datetime.fromtimestamp(sandbox_now() / 1_000_000, UTC)
+    )
+
+
+def _is_short(seconds: float) -> bool:
+    return seconds < SHORT_SECONDS and surroundings.sandbox_now is None
+
+
 def _waiting_until(scope: RunScope | None, at: datetime) -> Steps[None]:
-    left = (at - datetime.now(UTC)).total_seconds()
+    left = (at - _now()).total_seconds()
     if left <= 0:
         return
-    if scope is None or left < SHORT_SECONDS:
+    if scope is None or _is_short(left):
         yield _Sleep(left, scope)
         return
     text = delay_text(at.astimezone(UTC))

@@ -7,37 +7,24 @@ talking to the server. The supervisor starts this process and may order it to en
 import argparse
 import asyncio
 import contextlib
-import contextvars
 import gc
 import os
-import random
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from milepost.client.settings import find_address
 from milepost.errors import MilepostError
-from milepost.model.run import Outcome, RunError
+from milepost.model.run import Outcome
 from milepost.protocol.work import ClaimedRun, WorkerTask
-from milepost.sdk.attempt import (
-    describe_error,
-    forget_frames,
-    needs_loop,
-    run_attempt,
-    run_attempt_in_thread,
-)
-from milepost.sdk.buffer import Buffer
 from milepost.sdk.capture import capture_output
 from milepost.sdk.child_process import EXECUTOR_VARIABLE
-from milepost.sdk.retry import is_final
-from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task, registered_tasks
 from milepost.worker import control, loader
 from milepost.worker.black_box import BlackBox
@@ -61,9 +48,9 @@ from milepost.worker.loader import TaskLoadError
 from milepost.worker.loops import loop_factory, run_shared, shared_loop
 from milepost.worker.outbox import HeldRun
 from milepost.worker.output import keep_output_going
+from milepost.worker.running import Runner
 from milepost.worker.settings import load_settings
 from milepost.worker.telling import LineWriter, RunTeller, Teller, show_logging_of_tasks
-from milepost.worker.threads import ThreadPool
 from milepost.worker.unbound import UnboundCalls
 
 # How long the main thread may take to end once the link has said goodbye; user code may block it for good.
@@ -96,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     return Executor(options, tasks, described, supervisor, black_box).run()
 
 
-class Executor:
+class Executor(Runner):
     """One executor process: where the link's runs are carried out. A `Host` of the link."""
 
     def __init__(
@@ -108,19 +95,12 @@ class Executor:
         black_box: BlackBox,
     ) -> None:
         settings, address = load_settings(), find_address()
-        self._tasks = tasks
+        super().__init__(tasks, shared_loop(), threading.get_ident())
         self._is_isolated: bool = options.isolated
         self._waits = False
         self._supervisor = supervisor
-        self._threads = ThreadPool(threads_min=1)
-        self._loop = shared_loop()
-        self._thread_id = threading.get_ident()
-        # The runs whose code runs on the loop; the loop itself does not keep its tasks alive.
-        self._on_loop: dict[HeldRun, asyncio.Task[None]] = {}
         self._has_left = False
         self._is_forked_child = False
-        # Every run starts from the context as it is after the imports, and none sees what another one sets.
-        self._context = contextvars.copy_context()
         self._exit_code = 0
         self._link = WorkerLink(
             LinkOptions(
@@ -182,38 +162,8 @@ class Executor:
 
     def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
         """See `Host`."""
-        buffer = Buffer.of(run, limit=metadata_size_max)
         self._unbound.run_comes()
-        return HeldRun(RunScope(run, buffer, self._link, self._thread_id), self._tasks.get(run.task))
-
-    def start(self, runs: Sequence[HeldRun]) -> None:
-        """See `Host`. `def` tasks go to their threads from here, so that a blocked event loop does not hold them up."""
-        on_loop: list[HeldRun] = []
-        in_threads: list[Callable[[], None]] = []
-        for held in runs:
-            if held.task is None:
-                # The server hands out only what was registered, so this is a mistake somewhere; another worker may do better.
-                error = RunError(
-                    name="NotFoundError", message=f"this worker has no task {held.scope.run.task!r}"
-                )
-                self._link.finished(held, Outcome(error=error, retry_after_ms=1000))
-            elif needs_loop(held.task):
-                on_loop.append(held)
-            else:
-                in_threads.append(partial(self._run_in_thread, held.task, held))
-        if in_threads:
-            self._threads.submit(in_threads)
-        if on_loop:
-            self._loop.call_soon_threadsafe(self._start_on_loop, on_loop)
-
-    def interrupt(self, run: HeldRun) -> None:
-        """See `Host`. Code in a thread cannot be stopped; it goes on unheard."""
-        run.scope.is_lost = True
-        self._loop.call_soon_threadsafe(_cancel, run)
-
-    def stop(self, run: HeldRun) -> None:
-        """See `Host`. Code in a thread hears of it by itself."""
-        self._loop.call_soon_threadsafe(_stop, run)
+        return super().admit(run, metadata_size_max)
 
     def left_running(self, run: HeldRun) -> None:
         """See `Host`. Where the code of others is in this process too, it stays."""
@@ -275,53 +225,12 @@ class Executor:
         _flush_output()
         os._exit(self._exit_code)
 
-    # --- running -------------------------------------------------------------------------------------------
-
-    def _start_on_loop(self, runs: Sequence[HeldRun]) -> None:
-        for held in runs:
-            assert held.task is not None, "runs without a task are not started"
-            self._on_loop[held] = self._loop.create_task(
-                self._run_on_loop(held.task, held), context=self._context.copy()
-            )
-
-    async def _run_on_loop(self, task: Task[Any, Any], held: HeldRun) -> None:
-        try:
-            outcome = await run_attempt(task, held.scope.run, held.scope, call_in_thread=self._call_in_thread)
-        except BaseException as error:
-            # A CancelledError: the link has given the run up, or ends, and nobody cares for the outcome.
-            outcome = _stray_outcome(task, held, error)
-        self._on_loop.pop(held, None)
-        self._finished(held, outcome)
-
-    def _call_in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        """Call a function in a thread of the pool; what it returns or raises comes back to the event loop."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def work() -> None:
-            try:
-                result = function()
-            except BaseException as error:  # it belongs to the attempt that waits for it, whatever it is
-                self._loop.call_soon_threadsafe(_set, future.set_exception, future, error)
-            else:
-                self._loop.call_soon_threadsafe(_set, future.set_result, future, result)
-
-        self._threads.submit([work])
-        return future
-
-    def _run_in_thread(self, task: Task[Any, Any], held: HeldRun) -> None:
-        try:
-            outcome = self._context.copy().run(run_attempt_in_thread, task, held.scope.run, held.scope)
-        except BaseException as error:
-            # User code may send an error into this thread (as some timeouts do), and it may come just after the attempt.
-            outcome = _stray_outcome(task, held, error)
-        self._finished(held, outcome)
-
     def _finished(self, held: HeldRun, outcome: Outcome) -> None:
         if self._is_forked_child:
             # The user's code has forked, and this is the child coming back from the task: its parent goes on with everything.
             _flush_output()
             os._exit(0)
-        self._link.finished(held, outcome)
+        super()._finished(held, outcome)
 
     # --- the process ---------------------------------------------------------------------------------------
 
@@ -403,36 +312,6 @@ def _tell_of_stray(error: BaseException) -> None:
         file=sys.stderr,
     )
     traceback.print_exception(error)
-
-
-def _stray_outcome(task: Task[Any, Any], held: HeldRun, error: BaseException) -> Outcome:
-    """The outcome of an attempt that could not come to one by itself."""
-    run = held.scope.run
-    pause = None
-    if task.retry.is_retried(error) and not is_final(error):
-        pause = task.retry.rule.delay_ms(
-            run.charged + 1, jitter=random.random(), max_attempts=run.max_attempts
-        )
-    outcome = Outcome(error=describe_error(error), retry_after_ms=pause)
-    forget_frames([error])
-    return outcome
-
-
-def _set(setter: Callable[[Any], None], future: "asyncio.Future[Any]", value: Any) -> None:
-    if not future.done():
-        setter(value)
-
-
-def _cancel(held: HeldRun) -> None:
-    if held.scope.attempt is not None:
-        run = held.scope.run
-        held.scope.attempt.cancel(f"attempt {run.attempt} of run {run.id} was given up by the server")
-
-
-def _stop(held: HeldRun) -> None:
-    # Code that has not come to its attempt yet sees there that it is to end.
-    if held.scope.attempt is not None:
-        held.scope.attempt.stop()
 
 
 def _flush_output() -> None:

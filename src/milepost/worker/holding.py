@@ -185,6 +185,11 @@ class Holding:
         """True when a run that was claimed now could start at once."""
         return self._slots.has_free
 
+    @property
+    def is_at_rest(self) -> bool:
+        """True when no run has a slot or stands in line for one, and nothing is left to be told."""
+        return self._slots.is_unused and not (self.outbox or self._held_back or self._streaming)
+
     def seconds_in_line(self, now: float) -> float:
         """How long the first of the claimed runs has been waiting for a slot; 0 when none does."""
         first = self._slots.first_in_line

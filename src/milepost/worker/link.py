@@ -135,6 +135,25 @@ class WorkerLink:
         self._thread.start()
         self._is_up.wait()
 
+    async def run(self) -> None:
+        """Live on the running event loop instead, until the link has ended and `host.left` was called."""
+        error: BaseException | None = None
+        try:
+            await self._run()
+        except Refused as raised:
+            error = raised
+        finally:
+            self._end(error)
+
+    async def offer(self) -> None:
+        """The tasks of the options have changed: present them. On the link's loop."""
+        await self._membership.register_again(self._membership.registrations)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """True when no code of a run executes here, or will without something new. On the link's loop."""
+        return not self._calls and self._holding.is_at_rest
+
     def order(self, order: Order) -> None:
         """End as `order` says. Safe in a signal handler, and more than once."""
         with contextlib.suppress(RuntimeError):

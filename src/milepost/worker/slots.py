@@ -97,6 +97,11 @@ class Slots(Generic[Claimed, Resumed]):
         return bool(self._claimed or self._claimed_apart)
 
     @property
+    def is_unused(self) -> bool:
+        """True when no slot is held and nobody stands in line."""
+        return not (self.held or self._resumed or self._claimed or self._resumed_apart or self._claimed_apart)
+
+    @property
     def has_free(self) -> bool:
         """True when a claimed run could start at once."""
         return (
