@@ -27,7 +27,7 @@ def milepost(*arguments: str) -> list[str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the README's tasks.py and `milepost dev tasks.py` running in it, ready."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "tasks.py").write_text(f"{PYTHON[0]}\n{PYTHON[3]}")
+    (folder / "tasks.py").write_text("\n".join((PYTHON[0], PYTHON[3], PYTHON[5])))
     command = next(text for text in SHELL if text.startswith("milepost dev"))
     server = subprocess.Popen(
         [*milepost(*command.split()[1:]), "--port", "0", "--json"],
@@ -59,7 +59,7 @@ def run(command: list[str], folder: Path, seconds: float = 60) -> str:
 
 def test_there_are_the_snippets_that_are_tested_here() -> None:
     """A new snippet needs a test of its own."""
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 7
     assert [text.split()[:2] for text in SHELL] == [
         ["make", "demo"],
         ["make", "test"],
@@ -93,6 +93,13 @@ def test_a_stream_is_read(project: Path) -> None:
     begin = "from tasks import answer\nhandle = answer.trigger()\n"
     shown = run([sys.executable, "-c", f"{begin}{PYTHON[4]}\nprint(handle.result(30).unwrap())"], project)
     assert shown == "The moon is far.The moon is far.\n"
+
+
+def test_a_run_is_delayed_and_cancelled(project: Path) -> None:
+    end = "print(runs.retrieve(handle.id).status)\n"
+    assert (
+        run([sys.executable, "-c", f"from tasks import send_mail\n{PYTHON[6]}{end}"], project) == "CANCELED\n"
+    )
 
 
 def test_delivery_as_it_is_written_down(project: Path) -> None:
