@@ -165,7 +165,7 @@ def child() -> int:
     run = here.finished(here.client.trigger("parent").id)
     # The child that ended the process is tried once more as well, apart, before or after the parent's second one.
     assert run.output in (2, 3)
-    assert (ends_of(here, run.id), charged(here, run.id)) == (["beside"], 0)
+    assert (ends_of(here, run.id), charged(here, run.id)) == (["waiting"], 0)
 
 
 # --- a process that is ended -----------------------------------------------------------------------------------
