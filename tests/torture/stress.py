@@ -285,6 +285,7 @@ class Stress:
             *(self._load.canary(tasks.narrowly, 1) for _ in range(tasks.LIMITS[tasks.narrow.name] + 1)),
             *(self._load.canary(tasks.branch, 1) for _ in range(tasks.LIMITS[tasks.branches.name] + 1)),
             *(self._load.canary(tasks.in_time, 1) for _ in range(2)),
+            *(self._load.canary(tasks.lingering, 1) for _ in range(tasks.LIMITS[tasks.roomy.name] + 1)),
             *(
                 self._load.canary(tasks.of_tenant, 1, concurrency_key=key)
                 for key in tenants

@@ -106,6 +106,9 @@ class Load:
                 options["ttl"] = TTL_SECONDS
             elif task is tasks.of_tenant:
                 options["concurrency_key"] = f"tenant-{self._chance.randrange(TENANTS)}"
+            elif task is tasks.lingering and (tenant := self._chance.randrange(3)):
+                # Some without a key: those are counted elsewhere.
+                options["concurrency_key"] = f"tenant-{tenant}"
             batch.append(self._item(task, self._number, options))
         tokens = [self._token() for _ in range(TOKENS_PER_PORTION)]
         for token_id in await asyncio.gather(*tokens):

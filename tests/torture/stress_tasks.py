@@ -30,7 +30,8 @@ narrow = Queue("narrow", concurrency=3)
 branches = Queue("branches", concurrency=12)
 by_tenant = Queue("by-tenant", concurrency=2)
 squeezed = Queue("squeezed", concurrency=1)
-LIMITS = {queue.name: queue.concurrency or 0 for queue in (narrow, branches, by_tenant, squeezed)}
+roomy = Queue("roomy", concurrency=10)
+LIMITS = {queue.name: queue.concurrency or 0 for queue in (narrow, branches, by_tenant, squeezed, roomy)}
 
 
 @task(retry=PERSISTENT)
@@ -95,9 +96,9 @@ def too_long_in_thread(number: int, ctx: Context) -> None:
         time.sleep(0.05)
 
 
-@task(retry=PERSISTENT)
+@task(retry=PERSISTENT, queue=roomy)
 async def lingering(number: int, ctx: Context) -> int:
-    """Executes for so long that it can be cancelled meanwhile, and some writes come after it was asked to end."""
+    """Executes for so long that it can be cancelled while it holds a place in its queue, and it writes when it was asked to end."""
     note("begin", ctx)
     try:
         await asyncio.sleep(1.5)
