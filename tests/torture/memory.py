@@ -18,7 +18,7 @@ EARLIER_SAMPLES_MIN = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """How far the session was, from 0 to 1, and what the process held then."""
+    """How far the session was, from 0 to 1, and what the process held in memory of its own then."""
 
     progress: float
     megabytes: float
@@ -34,8 +34,10 @@ class Memory:
         """Note what these processes hold now."""
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
-                megabytes = process.memory_info().rss / 1_000_000
-                self._samples[role, process.pid].append(Sample(progress, megabytes))
+                held = process.memory_info()
+                # Without pages of files: SQLite looks at its file as if it were memory, and the kernel may take that back.
+                own = held.rss - getattr(held, "shared", 0)
+                self._samples[role, process.pid].append(Sample(progress, own / 1_000_000))
 
     def judge(self, verdict: Verdict) -> list[str]:
         """Say how each role has grown; what has grown too much is wrong. Lines to be printed."""
