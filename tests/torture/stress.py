@@ -214,10 +214,8 @@ class Stress:
         started = time.monotonic()
         watching = asyncio.create_task(self._watch(started))
         try:
-            striking = [
-                asyncio.create_task(self._fire.at_workers()),
-                asyncio.create_task(self._strike_servers()),
-            ]
+            at_workers = asyncio.create_task(self._fire.at_workers())
+            at_servers = asyncio.create_task(self._strike_servers())
             while not self._stop.is_set():
                 await self._load.portion()
                 await self._look()
@@ -228,8 +226,12 @@ class Stress:
                     break
                 if time.monotonic() - started > self._options.seconds:
                     break
+            # Where there are few runs all of them may be triggered before it is the servers' turn.
+            while self._open and not at_servers.done() and not self._stop.is_set():
+                await self._fire.pause(0.1)
+                await self._look()
             self._stop.set()
-            await asyncio.gather(*striking)
+            await asyncio.gather(at_workers, at_servers)
             self._fire.check_alive()
             self._load_seconds = time.monotonic() - started
             print(
