@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format explore bench torture restarts soak clean
+.PHONY: help demo dev test check format explore bench torture restarts stress soak clean
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
@@ -16,6 +16,7 @@ SEED ?=
 SECONDS ?=
 DATABASE ?=
 SERVERS ?=
+RUNS ?=
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +58,10 @@ torture: .venv/.development ## Kill workers and servers and cut connections unde
 
 restarts: .venv/.development ## Restart three servers one after the other 20 times, and PostgreSQL 10 times, under load; nothing may be lost or charged
 	$(BIN)/python tests/torture --database postgres --servers 3 --server-restarts 20 --database-restarts 10 $(if $(SEED),--seed $(SEED))
+
+stress: .venv/.development ## 100,000 mixed runs under fire: retries, cancels, timeouts, waits, trees; each ends as it has to (RUNS=100000 SEED= DATABASE=postgres SERVERS=3)
+	$(BIN)/python tests/torture/stress.py --runs $(or $(RUNS),100000) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		--database $(or $(DATABASE),sqlite) --servers $(or $(SERVERS),1)
 
 soak: .venv/.development ## 8 executors x 50 updates/s: memory, latency, locks (SECONDS=600 DATABASE=postgres)
 	$(BIN)/python benchmarks/soak.py --seconds $(or $(SECONDS),600) --database $(or $(DATABASE),sqlite)

@@ -36,7 +36,7 @@ from database import DATABASES, Database
 from executions import Noted, RunAudit
 from fire import Fire, Server, Worker
 from ledger import check_log
-from processes import Process, free_ports, until_up
+from processes import Process, check_logs, free_ports, until_up
 from proxy import Chances, Proxy
 from streaming import StreamAudit, StreamReader, StreamsWatcher
 from verdict import KINDS, RUN_KINDS, STREAM_KINDS, Verdict
@@ -276,7 +276,7 @@ class Torture:
 
     def _check(self, database: Database) -> None:
         """Compare what is kept with what should be."""
-        self._check_logs()
+        check_logs((one.process for one in (*self._servers, *self._workers)), EXPECTED_ERRORS, self.verdict)
         accounts = {
             run_id: {writer.number: writer.accounts[run_id] for writer in self._writers}
             for run_id in self._shared_ids
@@ -499,14 +499,6 @@ class Torture:
             self.verdict.add("lost", f"{what}: members {sorted(missing)[:5]} and so on", len(missing))
         if not final.is_success:
             self.verdict.add("unfinished", f"{what} ended as {final.status}: {final.error}")
-
-    def _check_logs(self) -> None:
-        """What the processes have written: no locked database, no traceback."""
-        for process in (one.process for one in (*self._servers, *self._workers)):
-            text = EXPECTED_ERRORS.sub("", process.log.read_text(errors="replace"))
-            for words in ("database is locked", "Traceback (most recent call last)"):
-                if words in text:
-                    self.verdict.add("broken", f"{words!r} in {process.log}", text.count(words))
 
     @property
     def _acknowledged(self) -> int:

@@ -21,7 +21,7 @@ RUN_COLUMNS = (
 
 
 @dataclass
-class _Execution:
+class Execution:
     """One attempt, as its code has noted it."""
 
     process_id: int
@@ -62,7 +62,7 @@ class RunAudit:
         self._database = database
         self._noted = noted
         self._verdict = verdict
-        self._executions = _read(folder / torture_tasks.JOURNAL, verdict)
+        self._executions = read_journal(folder / torture_tasks.JOURNAL, verdict)
         self._runs = {row["id"]: row for row in database.rows(f"SELECT {RUN_COLUMNS} FROM runs")}
         self._attempts: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in database.rows("SELECT * FROM attempts"):
@@ -72,7 +72,7 @@ class RunAudit:
     def check(self) -> None:
         """Everything."""
         self._check_triggered()
-        self._check_counts()
+        check_counts(self._database, self._runs.values(), self._verdict)
         for row in self._runs.values():
             self._check_run(row)
         self._check_crashes()
@@ -89,26 +89,6 @@ class RunAudit:
         for run_id, row in self._runs.items():
             if row["parent_id"] is None and run_id not in triggered:
                 self._verdict.add("doubled runs", f"run {run_id} ({row['task']}) was never acknowledged")
-
-    def _check_counts(self) -> None:
-        """What is counted in place of being looked up."""
-        for row in self._database.rows("SELECT name, executing, resuming FROM queues"):
-            if row["executing"] or row["resuming"]:
-                self._verdict.add(
-                    "leaked slot", f"queue {row['name']} counts {row['executing']} and {row['resuming']} runs"
-                )
-        due: Counter[tuple[str, str]] = Counter()
-        for row in self._runs.values():
-            due["", row["status"]] += 1
-            if row["parent_id"]:
-                due[row["parent_id"], row["status"]] += 1
-        for row in self._database.rows("SELECT parent_id, status, count AS number FROM run_counts"):
-            key = row["parent_id"], row["status"]
-            if row["number"] != due[key]:
-                self._verdict.add("miscounted", f"{key} is {due[key]}, counted {row['number']}")
-            del due[key]
-        for key, number in due.items():
-            self._verdict.add("miscounted", f"{key} is {number}, and not counted")
 
     def _check_run(self, row: Row) -> None:
         run_id = row["id"]
@@ -184,7 +164,7 @@ class RunAudit:
                 )
                 self._verdict.add("charged without cause", what, len(run_ids) - 1)
 
-    def _was_silent(self, attempt: Row, execution: _Execution) -> bool:
+    def _was_silent(self, attempt: Row, execution: Execution) -> bool:
         """Whether the worker could not be heard for long enough, while the attempt was its own."""
         struck, begun_at, ended_at = self._noted.struck, attempt["claimed_at"], attempt["ended_at"]
         if execution.process_id in struck.killed or struck.was_stopped(
@@ -247,6 +227,35 @@ class RunAudit:
                     self._verdict.add("beyond the limit", what)
 
 
+def check_counts(database: Database, runs: Iterable[Row], verdict: Verdict) -> None:
+    """What is counted in place of being looked up, when every run has ended."""
+    of_queues = (
+        "SELECT name, '' AS key, executing, resuming FROM queues WHERE executing <> 0 OR resuming <> 0"
+    )
+    of_keys = (
+        "SELECT queue AS name, key, executing, resuming FROM queue_keys WHERE executing <> 0 OR resuming <> 0"
+    )
+    for row in (*database.rows(of_queues), *database.rows(of_keys)):
+        what = f"queue {row['name']}" + (f", key {row['key']}," if row["key"] else "")
+        verdict.add("leaked slot", f"{what} counts {row['executing']} and {row['resuming']} runs")
+    due: Counter[tuple[str, str]] = Counter()
+    for row in runs:
+        due["", row["status"]] += 1
+        if row["parent_id"]:
+            due[row["parent_id"], row["status"]] += 1
+    for row in database.rows("SELECT parent_id, status, count AS number FROM run_counts"):
+        key = row["parent_id"], row["status"]
+        if row["number"] != due[key]:
+            verdict.add("miscounted", f"{key} is {due[key]}, counted {row['number']}")
+        del due[key]
+    for key, number in due.items():
+        verdict.add("miscounted", f"{key} is {number}, and not counted")
+    counts = "SELECT id, run_count, accepted_count, finished_count FROM batches WHERE finished_count <> accepted_count"
+    for row in database.rows(counts):
+        what = f"batch {row['id']} of {row['run_count']} runs has {row['accepted_count']}"
+        verdict.add("miscounted", f"{what}, which have ended, and counts {row['finished_count']}")
+
+
 def _was_apart(attempt: Row, attempts: Iterable[Row]) -> bool:
     """Whether the attempt was one that begins only when the server has heard so."""
     before = [one for one in attempts if one["number"] < attempt["number"]]
@@ -255,15 +264,16 @@ def _was_apart(attempt: Row, attempts: Iterable[Row]) -> bool:
     )
 
 
-def _read(journal: Path, verdict: Verdict) -> dict[tuple[str, int], _Execution]:
-    executions: dict[tuple[str, int], _Execution] = {}
+def read_journal(journal: Path, verdict: Verdict) -> dict[tuple[str, int], Execution]:
+    """What executions have noted, by run and number of the attempt; one that has begun twice is told."""
+    executions: dict[tuple[str, int], Execution] = {}
     for line in journal.read_text().splitlines() if journal.exists() else ():
         what, run_id, number, process_id, worker, at = line.split()
         key = run_id, int(number)
         if what == "begin":
             if key in executions:
                 verdict.add("executed twice", f"attempt {number} of run {run_id}")
-            executions[key] = _Execution(int(process_id), worker, int(at))
+            executions[key] = Execution(int(process_id), worker, int(at))
         else:
             executions[key].ended_at = int(at)
             executions[key].raised = what == "raise"

@@ -128,9 +128,13 @@ class Fire:
 
     def all(self) -> list[Coroutine[Any, Any, None]]:
         """What is to be run at once, until it is time to stop."""
-        self._begun_at = time.monotonic()
-        fires = [self._strike_workers(), self._strike_servers()]
+        fires = [self.at_workers(), self._strike_servers()]
         return [*fires, self._strike_database()] if self._database.troubles else fires
+
+    def at_workers(self) -> Coroutine[Any, Any, None]:
+        """The part of it that concerns workers, until it is time to stop."""
+        self._begun_at = time.monotonic()
+        return self._strike_workers()
 
     def _chance(self, name: str) -> random.Random:
         return random.Random(f"{self._seed} {name}")
@@ -238,15 +242,19 @@ class Fire:
             if chance.random() < SERVER_STOP_SHARE:
                 await self._stop_server(number, chance)
                 continue
-            self.faults["server killed"] += 1
-            begun_at = _now()
-            await server.kill()
-            await self._start_server(number)
-            self._note_away(number, begun_at, was_stopped=False)
+            await self.kill_server(number)
             # On a busy machine it lives at least as long as it takes to start, or it would hardly ever be there.
             spared_seconds = self.start_seconds if len(self._servers) == 1 else 0.0
             if chance.random() < LONG_LIFE_SHARE:
                 spared_seconds += LONG_LIFE_LEASES * self._lease_seconds
+
+    async def kill_server(self, number: int) -> None:
+        """SIGKILL to one server, which is started again at once."""
+        self.faults["server killed"] += 1
+        begun_at = _now()
+        await self._servers[number].process.kill()
+        await self._start_server(number)
+        self._note_away(number, begun_at, was_stopped=False)
 
     async def _start_server(self, number: int) -> None:
         async with self._database_is_busy:

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+from verdict import Verdict
 
 MILEPOST = [sys.executable, "-P", "-c", "from milepost.cli.main import main; main()"]
 END_SECONDS_MAX = 20.0
@@ -151,3 +154,12 @@ async def _answers(port: int) -> bool:
         return False
     finally:
         writer.close()
+
+
+def check_logs(processes: Iterable[Process], expected: re.Pattern[str], verdict: Verdict) -> None:
+    """What the processes have written: no locked database, and no traceback but those that are expected."""
+    for process in processes:
+        text = expected.sub("", process.log.read_text(errors="replace"))
+        for words in ("database is locked", "Traceback (most recent call last)"):
+            if words in text:
+                verdict.add("broken", f"{words!r} in {process.log}", text.count(words))

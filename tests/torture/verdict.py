@@ -19,6 +19,16 @@ RUN_KINDS = (
 )
 # The same of the chunks of streams.
 STREAM_KINDS = ("chunks lost", "chunks doubled", "chunks reordered", "gaps")
+# What only the stress looks at.
+STRESS_KINDS = (
+    "wrong status",
+    "not cancelled",
+    "key twice",
+    "child twice",
+    "too early",
+    "left behind",
+    "memory",
+)
 # Of each kind.
 EXAMPLES_MAX = 6
 
@@ -36,6 +46,10 @@ class Verdict:
     once), `leaked slot` (a worker or a queue has less room than it should), `miscounted` (there are more or fewer runs of a status
     than are counted).
 
+    Kinds of the stress: `wrong status` (a run may not end like this), `not cancelled` (a run that was to end went on, or a child of
+    one), `key twice` (an idempotency key gave two runs), `child twice` (a parent that was tried again did a child again), `too
+    early` (a delay, a time to live or a wait was cut short), `left behind` (a row that nobody needs any more), `memory` (it grew).
+
     Kinds of streams: `chunks lost`, `chunks doubled` and `chunks reordered`, stored or read; `gaps` (in the indexes of a stream).
     """
 
@@ -52,7 +66,7 @@ class Verdict:
 
     def add(self, kind: str, what: str, count: int = 1) -> None:
         """Something is wrong, `count` times over. The same words count once: a fault may show in many states of a document."""
-        assert kind in KINDS + RUN_KINDS + STREAM_KINDS, kind
+        assert kind in KINDS + RUN_KINDS + STREAM_KINDS + STRESS_KINDS, kind
         assert count > 0, what
         if what in self._seen:
             return

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 from fake_server import FakeServer, Fault
 
 from milepost.errors import MetadataFlushError, UsageError
@@ -87,13 +88,14 @@ class ThreadHost:
             **options,
         }
         parts = {name: given.pop(name) for name in ("clock", "black_box") if name in given}
+        loop_factory = given.pop("loop_factory", asyncio.new_event_loop)
         task = WorkerTask(id="t", queue="t", retry=RetryRule())
         self.link = WorkerLink(
             LinkOptions(
                 api_url=server.url, secret_key="key", worker_id="worker_1", name="test", tasks=[task], **given
             ),
             self,
-            asyncio.new_event_loop,
+            loop_factory,
             **parts,
         )
         self.link.start()
@@ -426,6 +428,29 @@ def test_a_lost_run_is_interrupted_and_the_others_go_on(
     assert list(server.outcomes()) == ["run_2"]
     [message] = told
     assert "attempt 1 of run run_1 was given up" in message
+
+
+@pytest.mark.parametrize(
+    "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+def test_deadlines_that_have_nearly_come_break_no_callback(
+    server: FakeServer,
+    host: Callable[..., ThreadHost],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def body(run: Run) -> str:
+        for _ in range(5):
+            run.set("key", "value")
+            time.sleep(0.001)
+        return "1"
+
+    at_work = host(body, loop_factory=loop_factory, concurrency=20, flush_interval_seconds=0.001)
+    runs = [ClaimedRun(id=f"run_{number}", task="t", attempt=1, max_duration_ms=1) for number in range(100)]
+    server.queue(*runs)
+    server.until(lambda: len(server.outcomes()) == len(runs))
+    assert at_work.stopped
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize("order", [Order.DRAIN, Order.STOP])

@@ -291,6 +291,7 @@ class WorkerLink:
         self._hold_back_timer: asyncio.TimerHandle | None = None
         self._pulse_timer: asyncio.TimerHandle | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadline_timer_at = 0.0
         self._inbox_is_heard = asyncio.Event()
         self._end_ordered = asyncio.Event()
         self._is_settled = asyncio.Event()
@@ -464,11 +465,12 @@ class WorkerLink:
         self._changed.set()
 
     def _look_at_deadline(self, deadline: float) -> None:
-        timer = self._deadline_timer
-        if timer is not None and timer.when() <= deadline:
-            return
-        if timer is not None:
-            timer.cancel()
+        if self._deadline_timer is not None:
+            if self._deadline_timer_at <= deadline:
+                return
+            self._deadline_timer.cancel()
+        # Noted here: what uvloop gives for a time that has come, or nearly so, does not know its time.
+        self._deadline_timer_at = deadline
         self._deadline_timer = self._loop.call_at(deadline, self._deadline_has_come)
 
     def _deadline_has_come(self) -> None:
