@@ -250,6 +250,18 @@ def a_crash_is_charged_to_all_that_were_in_the_process(patch: pytest.MonkeyPatch
     patch.setattr(workers, "die", die)
 
 
+def _ahead(find: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    return lambda connection, *, now, limit: find(connection, now=now + 2_500_000, limit=limit)
+
+
+def a_delay_is_cut_short(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(run_store, "delayed_due", _ahead(run_store.delayed_due))
+
+
+def a_time_to_live_is_cut_short(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(run_store, "expired_ids", _ahead(run_store.expired_ids))
+
+
 def a_crash_costs_nothing(patch: pytest.MonkeyPatch) -> None:
     """So a run that kills its process is tried for ever."""
     patch.setattr(
@@ -827,6 +839,13 @@ def streams_of_lost_attempts(plan: Plan) -> None:
     plan.retry = RetryRule(max_attempts=4, min_delay_seconds=0.1)
 
 
+def runs_have_times(plan: Plan) -> None:
+    """Delays, and times to live that are over before a worker is there; no clock is set."""
+    plan.delay = plan.ttl = 1.0
+    plan.workers = 0
+    plan.troubles = [kind for kind in plan.troubles if kind in ("kill_server", "kill_worker")]
+
+
 def readers_come_back(plan: Plan) -> None:
     streams_are_long(plan)
     plan.faults.cut = 0.3
@@ -896,5 +915,7 @@ PLANTS: list[Planted] = [
     Planted(a_reader_that_comes_back_sees_one_twice, seed=7, adjust=readers_come_back),
     Planted(chunks_whose_announcement_got_lost_are_told_to_nobody, seed=38, adjust=readers_come_back),
     Planted(the_end_of_a_run_is_told_before_its_last_chunks, seed=10, adjust=readers_come_back),
+    Planted(a_delay_is_cut_short, seed=0, adjust=runs_have_times),
+    Planted(a_time_to_live_is_cut_short, seed=2, adjust=runs_have_times),
     Planted(what_is_sent_again_to_a_run_is_stored_again, seed=14, adjust=chunks_come_twice),
 ]

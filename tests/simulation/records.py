@@ -201,6 +201,8 @@ class Records:
         seen_streams: what readers of streams saw.
         inputs: what was sent to runs, in the order of each sender.
         cancelled: the runs whose cancel somebody has asked for.
+        delays: seconds for which runs were to be delayed, by name.
+        ttls: seconds for which runs were to wait for a worker at most, by name.
         told: how many lines workers themselves have added to the log of an attempt.
         told_bytes: how much room these need, at most.
     """
@@ -213,6 +215,8 @@ class Records:
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False
     cancelled: set[str] = field(default_factory=set[str])
+    delays: dict[str, int] = field(default_factory=dict[str, int])
+    ttls: dict[str, int] = field(default_factory=dict[str, int])
     seen_streams: list[SeenStream] = field(default_factory=list[SeenStream])
     inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])

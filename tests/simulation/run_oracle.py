@@ -77,6 +77,11 @@ class RunOracle:
         result = self._reader.result(run_id)
         assert result is not None
         shown = self._reader.run(run_id)
+        if row.status == "EXPIRED":
+            assert not self._attempts[run_id], f"{run_id} has expired, and has executed"
+            assert shown.error is not None
+            assert shown.error.message == lifecycle.EXPIRED.message, f"{run_id} is read as {shown}"
+            return
         for seen in (result, shown):
             if row.status != "COMPLETED":
                 assert seen.error is not None, f"{run_id} is read as {seen}"

@@ -153,6 +153,10 @@ class Plan:
         self.max_duration_seconds = random.choice([None, None, None, 1.5, 6.0])
         self.stop_grace_seconds = random.choice([0.2, 2.0, 5.0])
 
+        # How likely it is that a root is delayed, and that it has a time to live.
+        self.delay = random.choice([0.0, 0.0, 0.5])
+        self.ttl = random.choice([0.0, 0.0, 0.0, 0.5])
+
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
         number = zlib.crc32(name.encode()) % (self.keys + 1)
@@ -519,6 +523,13 @@ class Simulation:
             max_attempts=user.random.choice(self.plan.max_attempts),
             concurrency_key=self.plan.key_of(name),
         )
+        # A random source of its own: all else is as it is without.
+        times = Random(f"{self.seed}/{name}/times")
+        if times.random() < self.plan.delay:
+            seconds = self.records.delays[name] = times.choice([1, 3, 10])
+            options.delay = f"{seconds}s"
+        if times.random() < self.plan.ttl:
+            options.ttl = self.records.ttls[name] = times.choice([1, 2, 5])
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self.triggered(name, await trigger(user.connection, "parent", request, name))
 

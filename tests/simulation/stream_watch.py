@@ -16,7 +16,7 @@ from simulation.records import Attempt
 if TYPE_CHECKING:
     from simulation.watch import Row
 
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT")
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT", "EXPIRED")
 # The run, and the name of the stream in the store.
 Place = tuple[str, str]
 

@@ -24,7 +24,7 @@ from simulation.records import Attempt, Records
 from simulation.stream_watch import StreamWatch
 
 HELD = ("EXECUTING", "WAITING")
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT")
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT", "EXPIRED")
 # What a worker says of an output, or of an error, that no request can carry.
 REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
 MICROSECONDS = 1_000_000
@@ -89,13 +89,15 @@ class Ledger:
     Attributes:
         charged: attempts that count against the rule of retries.
         ends: the attempts that have ended, in order.
-        ready_at: before this time on the steady clock it may not be claimed.
+        ready_at: before this time on the steady clock it may not be tried again.
+        due_at: before this time on the steady clock it may not be claimed, unless a clock was set.
         ended_at: when the last attempt has ended.
     """
 
     charged: int = 0
     ends: list[End] = field(default_factory=list[End])
     ready_at: int = 0
+    due_at: int = 0
     ended_at: int = 0
 
 
@@ -296,7 +298,7 @@ class Watch:
 
     def _judge_change(self, before: Row | None, row: Row, commands: Sequence[Command], now: int) -> None:
         if before is None:
-            self._judge_new(row)
+            self._judge_new(row, now)
             before = row._replace(status="QUEUED", attempt=0, worker_id=None)
         if before.status in FINAL:
             self._expect(
@@ -318,6 +320,8 @@ class Watch:
             self._let_at.pop(row.id, None)
         if before.holder is not None and before.holder != row.holder:
             self._judge_end(before, row, commands, now)
+        elif row.status == "EXPIRED":
+            self._judge_expiry(row, now)
         elif (
             before.status not in HELD and row.status in FINAL and not (was_asked and row.status == "CANCELED")
         ):
@@ -344,9 +348,13 @@ class Watch:
                 late <= 2 * WORD_MICROSECONDS, f"{row.id} has ended {late / 1e6} s after its grace time"
             )
 
-    def _judge_new(self, row: Row) -> None:
+    def _judge_new(self, row: Row, now: int) -> None:
         name = msgspec.json.decode(row.payload or '""')
         self._expect(name in self._records.wanted, f"nobody wanted {name}")
+        self.ledgers[row.id].due_at = now + self._records.delays.get(name, 0) * MICROSECONDS
+        self._expect(
+            (row.status == "DELAYED") == (name in self._records.delays), f"{name} is {row.status} at first"
+        )
         if row.parent_id is None:
             return
         parent = self.rows[row.parent_id]
@@ -354,6 +362,25 @@ class Watch:
             parent.status in HELD and (parent.id, parent.attempt) in self.triggers[name],
             f"{name} was triggered by an attempt that is over: {self.triggers[name]}, {parent.id} is at {parent.attempt}",
         )
+
+    def _judge_expiry(self, row: Row, now: int) -> None:
+        """It has a time to live, which is over, and nobody has ever taken it."""
+        ttl = self._records.ttls.get(msgspec.json.decode(row.payload or '""'))
+        ledger = self.ledgers[row.id]
+        self._expect(ttl is not None, f"{row.id} has expired, and has no time to live")
+        self._expect(row.attempt == 0 and not ledger.ends, f"{row.id} has expired, and was claimed before")
+        self._judge_time(f"{row.id} has expired", ledger.due_at + (ttl or 0) * MICROSECONDS, ledger, now)
+
+    def _judge_time(self, what: str, at: int, ledger: Ledger, now: int) -> None:
+        """It is not before its time. A server that was away when the clock was set cannot tell that from a time that has passed."""
+        early = at - now - self._clocks_slack(ledger)
+        self._expect(bool(self._jumps) or early <= 0, f"{what} {early / 1e6} s too early")
+
+    def _clocks_slack(self, ledger: Ledger) -> int:
+        if self._are_several:
+            # Each goes by the database's clock as it has read it last, and follows one that is a moment ahead.
+            return JUMP_MICROSECONDS + 2 * round(self._clocks_apart * MICROSECONDS) + self._jumped
+        return sum(JUMP_MICROSECONDS for jump in self._jumps if jump >= ledger.ended_at)
 
     def _judge_claim(self, before: Row, row: Row, now: int) -> None:
         assert row.worker_id is not None
@@ -364,14 +391,12 @@ class Watch:
             f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
         )
         self.claims[key].add(row.worker_id)
-        slack = sum(JUMP_MICROSECONDS for jump in self._jumps if jump >= ledger.ended_at)
-        if self._are_several:
-            # Each goes by the database's clock as it has read it last, and follows one that is a moment ahead.
-            slack = JUMP_MICROSECONDS + 2 * round(self._clocks_apart * MICROSECONDS) + self._jumped
         self._expect(
-            now + slack >= ledger.ready_at,
+            now + self._clocks_slack(ledger) >= ledger.ready_at,
             f"{row.id} was tried again {(ledger.ready_at - now) / 1e6} s too early",
         )
+        if row.attempt == 1:
+            self._judge_time(f"{row.id} was claimed", ledger.due_at, ledger, now)
 
     def _judge_charges(self, row: Row) -> None:
         charged = self.ledgers[row.id].charged

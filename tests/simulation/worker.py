@@ -36,7 +36,7 @@ from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.sdk.streams_pipes import AsyncPipe
 from milepost.sdk.task import Task
 from milepost.sdk.triggering import WaitForEnd
-from milepost.worker import executor
+from milepost.worker import running
 from milepost.worker.black_box import BlackBox
 from milepost.worker.channel import Channel, Refused, Unreachable
 from milepost.worker.control import Order
@@ -322,7 +322,7 @@ class WorkerProcess:
         except BaseException as error:
             if self.peer.is_dead:
                 raise
-            outcome = executor._stray_outcome(held.task, held, error)
+            outcome = running._stray_outcome(held.task, held, error)
         if self.peer.is_dead:
             return
         del self._running[held]
@@ -339,13 +339,13 @@ class WorkerProcess:
             _, code = self._running[run]
             code.attempt.is_over_early = True
             if not code.is_in_thread:
-                self._loop.call_soon(executor._cancel, run, context=self._context.copy())
+                self._loop.call_soon(running._cancel, run, context=self._context.copy())
 
     def stop(self, run: HeldRun) -> None:
         """See `Host`."""
         self._simulation.note(self.name, "is to end", run.scope.run.id, run.scope.run.attempt)
         if run in self._running and not self._running[run][1].is_in_thread:
-            self._loop.call_soon(executor._stop, run, context=self._context.copy())
+            self._loop.call_soon(running._stop, run, context=self._context.copy())
 
     def left_running(self, run: HeldRun) -> None:
         """See `Host`."""

@@ -212,12 +212,21 @@ class StressAudit:
         by_id: defaultdict[str, int] = defaultdict(int)
         by_attempt: defaultdict[tuple[str, int], int] = defaultdict(int)
         sums: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        query = "SELECT run_id, writer_id, writer_attempt, operations FROM changes WHERE writer_id IS NOT NULL AND writer_id <> run_id"
+        # What children wrote when their parent had ended is in the log only.
+        folded = {
+            row["run_id"]: row["version"]
+            for row in self._database.rows("SELECT run_id, version FROM documents")
+        }
+        query = (
+            "SELECT run_id, version, writer_id, writer_attempt, operations FROM changes "
+            "WHERE writer_id IS NOT NULL AND writer_id <> run_id"
+        )
         for row in self._database.rows(query):
             for operation in decode_operations(row["operations"]):
                 if not isinstance(operation, Increment):
                     continue
-                sums[row["run_id"]][operation.key] += int(operation.value)
+                if row["version"] <= folded.get(row["run_id"], 0):
+                    sums[row["run_id"]][operation.key] += int(operation.value)
                 if operation.key == tasks.DONE_KEY:
                     by_id[row["writer_id"]] += int(operation.value)
                 elif operation.key == tasks.PLAIN_KEY:
