@@ -25,7 +25,7 @@ from support.work import work_of_readers
 from support.world import WorkerDouble, item, offered
 
 # What only a snapshot tells: it depends on other runs, or never changes, or is the document itself.
-_NOT_FOLLOWED = {"attempts", "metadata", "metadataVersion", "relatedRuns"}
+_NOT_FOLLOWED = {"queueWait", "attempts", "metadata", "metadataVersion", "relatedRuns"}
 
 
 def watch(world: FeedWorld, run_id: str, reader: Reader | None = None) -> Subscriber:
