@@ -109,8 +109,8 @@ def test_a_full_disk_is_not_healthy(served: Served, monkeypatch: pytest.MonkeyPa
     wanted: list[int | None] = []
 
     @contextmanager
-    def write_within_limits() -> Iterator[Connection]:
-        with write() as connection:
+    def write_within_limits(**how: bool) -> Iterator[Connection]:
+        with write(**how) as connection:
             while wanted:
                 used = connection.exec_driver_sql("PRAGMA page_count").scalar()
                 connection.exec_driver_sql(f"PRAGMA max_page_count = {wanted[0] or used}").scalar()
