@@ -59,7 +59,7 @@ def test_every_preflight_is_answered_without_credentials(open_served: Served, en
 
 def test_every_answer_can_be_read_refusals_included(open_served: Served) -> None:
     for path, key, status in (
-        ("/api/v1/runs", KEY, 200), ("/api/v1/runs", "wrong", 401), ("/api/v1/workers", token_of([]), 405),
+        ("/api/v1/runs", KEY, 200), ("/api/v1/runs", "wrong", 401), ("/api/v1/workers/x/claim", token_of([]), 405),
         ("/api/v1/runs", token_of([]), 403),
         ("/api/v3/runs/x", KEY, 404), ("/api/nothing", KEY, 404), ("/realtime/v1/nothing", KEY, 404), ("/api/%ff", KEY, 400),
         ("/api/v1/runs?page[size]=x", KEY, 400), ("/api/v1/health", None, 200),

@@ -329,7 +329,10 @@ class Calls:
         answer = self.worker.register()
         assert has(
             answer,
-            dict.fromkeys(["leaseSeconds", "heartbeatSeconds", "metadataSizeMax", "logBytesMax"], number),
+            dict.fromkeys(
+                ["leaseSeconds", "heartbeatSeconds", "metadataSizeMax", "logBytesMax", "stopGraceSeconds"],
+                number,
+            ),
             {},
         )
         assert answer["metadataSizeMax"] == 262_144

@@ -19,6 +19,11 @@ HEADER = "x-milepost-attempt"
 # A worker speaks for its attempts in its own words, and is refused in its own way.
 OF_WORKERS = {"register_worker", "claim_runs", "report", "report_log", "report_chunks"}
 # They change nothing that is stored.
+# What operators do. It is no part of what a run does, and an attempt may do it as anybody.
+OF_OPERATORS = {
+    "pause_queue", "override_queue", "reset_queue", "create_schedule", "update_schedule", "delete_schedule", "activate_schedule",
+    "deactivate_schedule", "delete_run",
+}  # fmt: skip
 CHANGE_NOTHING = {"watch_feed", "create_sign_in_link", "token_claims", "create_public_token"}
 
 _numbers = count(1)
@@ -104,7 +109,14 @@ REQUESTS: dict[str, Callable[[Held], tuple[str, str, Any]]] = {
 def test_every_endpoint_that_changes_something_is_here() -> None:
     changing = {endpoint.name for endpoint in ENDPOINTS if endpoint.method not in ("GET", "HEAD")}
     # Tested with the keys, of which each can be reset once; and whoever calls back is no attempt.
-    assert changing == {*REQUESTS, *OF_WORKERS, *CHANGE_NOTHING, "reset_idempotency_key", "call_back"}
+    assert changing == {
+        *REQUESTS,
+        *OF_WORKERS,
+        *OF_OPERATORS,
+        *CHANGE_NOTHING,
+        "reset_idempotency_key",
+        "call_back",
+    }
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -218,6 +218,7 @@ def test_an_unknown_query_parameter_is_refused_everywhere(
         waitpoint="waitpoint_x",
         secret="0",
         schedule="sched_x",
+        queue="queue_x",
         worker="worker_1",
         target="self",
         key="k",

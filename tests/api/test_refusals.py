@@ -25,6 +25,7 @@ def path_of(endpoint: Endpoint, worker: str = "worker_1") -> str:
         waitpoint="waitpoint_x",
         secret="0",
         schedule="sched_x",
+        queue="queue_x",
         worker=worker,
         target="self",
         key="k",

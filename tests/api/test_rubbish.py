@@ -156,6 +156,9 @@ class Rubbish:
         return {**body, "runs": [{**report, "sequence": self._sequence}]}
 
 
+SCHEDULE = {"task": "work", "cron": "0 5 * * *", "timezone": "UTC"}
+
+
 # A good body for each endpoint that takes one.
 def bodies(rubbish: Rubbish) -> dict[str, Any]:
     options = {
@@ -191,6 +194,11 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
         "trigger": {"payload": "1", "options": options},
         "trigger_batch": {"items": [{"task": "work", "payload": "1", "options": options}], "resumeParentOnCompletion": False},
         "reset_idempotency_key": {"taskIdentifier": "work"},
+        "create_schedule": {**SCHEDULE, "deduplicationKey": "rubbish"},
+        "update_schedule": SCHEDULE,
+        "pause_queue": {"action": "pause"},
+        "override_queue": {"concurrencyLimit": 1},
+        "reset_queue": {},
         "create_batch": {"runCount": 2, "taskIdentifiers": ["work"]},
         "add_batch_items": {"index": 0, "task": "work", "payload": "1", "options": options},
         "replay_run": {"payload": "1", "payloadType": "application/json", "tags": ["t"], "delay": "1h", "ttl": 5, "priority": 1},
@@ -289,12 +297,13 @@ def path_of(rubbish: Rubbish, name: str) -> str:
         waitpoint=served.post("/api/v1/waitpoints/tokens", {})["id"] if has_token else "",
         secret="0",
         task="work",
-        schedule="sched_x",
         run=run,
         batch=batch,
         worker="reporter" if name == "report" else "worker_1",
         target="self",
         key="k",
+        queue="task%2Fwork",
+        schedule=served.post("/api/v1/schedules", SCHEDULE)["id"] if "{schedule}" in endpoint.path else "",
     )
 
 

@@ -28,6 +28,7 @@ def test_every_answer_is_safe_in_a_browser(
             waitpoint="waitpoint_x",
             secret="0",
             schedule="sched_x",
+            queue="queue_x",
             worker="worker_1",
             target="self",
             key="k",

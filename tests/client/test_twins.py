@@ -47,6 +47,8 @@ WAITING: list[tuple[Any, list[str]]] = [
             "replay",
             "reschedule",
             "add_tags",
+            "cancel_all",
+            "replay_all",
             "delete",
             "wait_for",
             "logs",

@@ -287,7 +287,7 @@ def retries_are_forgotten(patch: pytest.MonkeyPatch) -> None:
     def final(outcome: Any) -> Any:
         return of_outcome(msgspec.structs.replace(outcome, retry_after_ms=None))
 
-    patch.setattr(reporting, "of_outcome", final)
+    patch.setattr(ending, "of_outcome", final)
 
 
 def a_retry_does_not_wait(patch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ from milepost.store.schema import (
     scheduled_runs,
     stream_writers,
     streams,
+    waitpoint_waiters,
+    waitpoints,
 )
 from milepost.store.statements import among
 
@@ -52,6 +54,8 @@ OF_RUNS: Sequence[tuple[Table, ColumnElement[str]]] = (
     (batch_members, batch_members.c.run_id),
     (run_waiters, run_waiters.c.run_id),
     (run_waiters, run_waiters.c.waiter_id),
+    (waitpoints, waitpoints.c.run_id),
+    (waitpoint_waiters, waitpoint_waiters.c.run_id),
     (run_counts, run_counts.c.parent_id),
     (runs, runs.c.id),
 )
