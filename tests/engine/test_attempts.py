@@ -121,7 +121,7 @@ def test_who_only_waited_in_a_process_that_dies_is_not_suspected(world: World, w
     following.report(others[0], waiting=True)
     following.die(apart, waiting=[others[0]])
     assert ends(world, killer) == ["beside", "crashed"]
-    assert ends(world, others[0].id)[-1] == "beside"
+    assert ends(world, others[0].id)[-1] == "waiting"
 
 
 def test_who_was_given_up_and_went_on_is_a_suspect_too(world: World, worker: WorkerDouble) -> None:
@@ -137,7 +137,7 @@ def test_who_was_given_up_and_went_on_is_a_suspect_too(world: World, worker: Wor
 def test_a_run_that_only_waited_is_charged_when_it_was_apart(world: World, worker: WorkerDouble) -> None:
     """Or one that ends its process while it waits would come back for ever."""
     run_id = world.trigger(max_attempts=1)
-    for number, end in enumerate((*["waiting"] * UNCHARGED_MAX, "beside", "crashed")):
+    for number, end in enumerate((*["waiting"] * (UNCHARGED_MAX - 1), "beside", "crashed")):
         following = next_worker(world, f"worker_{number}")
         run = following.claim_one()
         following.report(run, waiting=True)
