@@ -459,7 +459,13 @@ class Engine:
             gone=tuple(sorted(transaction.gone_workers)),
             heard=tuple(sorted(transaction.heard_workers)),
             newest_claims=served.newest,
-            answered_claims=served.answered_claims(),
+            answered_claims={
+                # One that arrives late tells nobody who has missed the newer ones that there were none.
+                worker_id: max(sequence, worker.answered_claim)
+                if (worker := self.state.workers.get(worker_id)) is not None
+                else sequence
+                for worker_id, sequence in served.answered_claims().items()
+            },
             places=tuple(sorted(transaction.places)),
             keyed=tuple(sorted(transaction.keyed)),
             offered=tuple(sorted(transaction.offered_tasks)),
