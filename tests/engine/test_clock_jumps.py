@@ -62,6 +62,18 @@ def test_no_run_is_given_up_because_the_clock_was_set(world: SteadyWorld, second
     assert world.reader.run(run_id).status is RunStatus.CRASHED
 
 
+@pytest.mark.parametrize("seconds", [-45, HOUR])
+def test_a_delay_that_was_over_when_the_clock_was_set_is_over(world: SteadyWorld, seconds: float) -> None:
+    """It was over, and no group had looked yet: the server was away."""
+    WorkerDouble(world)
+    run_id = world.trigger(delay="1s")
+    world.pass_time(2)
+    world.restart()
+    world.jump(seconds)
+    world.submit()
+    assert world.reader.run(run_id).status is RunStatus.QUEUED
+
+
 def test_a_clock_that_goes_back_a_little_holds_up_no_claim_for_longer(world: SteadyWorld) -> None:
     """By less than what is taken for setting it. Nobody is told when the run, which was due before, is due again."""
     worker = WorkerDouble(world)

@@ -322,7 +322,7 @@ class Engine:
                 )
                 jump = self._jump(transaction)
                 if not jump and now < self._last_now:
-                    self._clock_went_back(connection, now)
+                    self._clock_went_back(now)
                 self._load(others, transaction)
                 for request in others:
                     request.result = self._decide(request.command, transaction)
@@ -487,21 +487,17 @@ class Engine:
         claiming.shift_times(transaction.connection, jump, now=transaction.now)
         schedules.follow_clock(transaction.connection, jump, now=transaction.now)
         transaction.schedules_changed = True
-        # Read anew, because a group that failed may have known of runs by either clock.
-        self.state.next_due_at = promoting.next_due_at_after(
-            transaction.connection, transaction.now, self.state
-        )
+        # Looked at by this group: something may have been due already and not been done, and a group that failed may have known of
+        # times by either clock.
+        self.state.next_due_at = transaction.now
         transaction.everything_offered = True
         return jump
 
-    def _clock_went_back(self, connection: Connection, now: int) -> None:
-        """What was due by the last group is due again in a while, and this server has to look then."""
-        due_at: int | None = self._last_now
-        if self._last_now - now > JUMP_MICROSECONDS:
-            # Its own time would be too late for what was due long before that group.
-            due_at = promoting.next_due_at_after(connection, now, self.state)
-        if due_at is not None:
-            self.state.due_later(due_at)
+    def _clock_went_back(self, now: int) -> None:
+        """What was due by the last group is due again in a while, and this server has to look then. After a larger step it looks at
+        once: that time would be too late for what was due long before that group."""
+        is_large = self._last_now - now > JUMP_MICROSECONDS
+        self.state.due_later(now if is_large else self._last_now)
 
     def _remember(self, transaction: Transaction, served: "_Served") -> None:
         # Only now: what a failed transaction has learnt or handed out is not so.
