@@ -15,8 +15,8 @@ import pytest
 
 from milepost import AbortTaskRun, Caught, Context, Retry, Task, UsageError, hooks, metadata, task
 from milepost.model import lifecycle
-from milepost.model.run import AttemptEnd, Outcome, RunError
-from milepost.sdk.attempt import close_run, needs_loop, run_attempt, run_attempt_in_thread
+from milepost.model.run import AttemptEnd, Outcome
+from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
 from milepost.sdk.hooks import HOOK_NAMES
 from milepost.sdk.scope import RunScope, Stop
 from milepost.sdk.settings import TaskSettings
@@ -291,22 +291,6 @@ def test_a_hook_that_never_returns_is_given_up(
     else:
         assert outcome == Outcome(output="1")
         assert any(words in message for _, message, _ in link_of(scope).lines)
-
-
-@pytest.mark.parametrize("colour", ["def", "async def"])
-def test_a_run_that_is_over_without_its_code_is_closed(colour: str) -> None:
-    order: list[str] = []
-    note_all(order, colour)
-    seen: list[Any] = []
-    work: Task[Any, Any] = task(id="work")(lambda n: order.append("task"))
-    work.on_failure(lambda payload, error, result: seen.append((payload, error.error_name, result.ok)))
-    scope = scope_of(claimed(5, task="work", attempt=3))
-    error = RunError(name="ProcessDiedError", message="was killed by SIGKILL")
-    asyncio.run(close_run(work, scope.run, scope, error))
-    assert order == ["on_failure", "on_complete"]
-    assert seen == [(5, "ProcessDiedError", False)]
-    link_of(scope).flush(scope)
-    assert link_of(scope).server.document.value["order"] == order
 
 
 def test_a_decision_of_catch_error_is_seen_by_the_hooks_behind() -> None:

@@ -32,7 +32,7 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.errors import PayloadValidationError, RunCancelledError, TaskFailedError
+from milepost.errors import PayloadValidationError, RunCancelledError
 from milepost.model.run import AttemptEnd, Outcome, RunError
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
@@ -82,23 +82,6 @@ def run_attempt_in_thread(task: Task[Any, Any], run: ClaimedRun, scope: RunScope
     assert not needs_loop(task), task
     attempt = Attempt(task, run, scope, loop=None, call_in_thread=asyncio.to_thread)
     return contextvars.copy_context().run(_drive, attempt.run())
-
-
-async def close_run(
-    task: Task[Any, Any],
-    run: ClaimedRun,
-    scope: RunScope,
-    error: RunError,
-    *,
-    call_in_thread: CallInThread = asyncio.to_thread,
-) -> None:
-    """Run the `on_failure` and `on_complete` hooks of a run that is over without its code having had a say: its process has died, or
-    its time was up. They get `error` as a `TaskFailedError`. On the running event loop; raises nothing but the cancellation of a scope
-    that was given up.
-    """
-    if hooks.has_hooks or task.has_hooks:
-        attempt = Attempt(task, run, scope, loop=asyncio.get_running_loop(), call_in_thread=call_in_thread)
-        await attempt.close(error)
 
 
 def _drive(steps: Coroutine[Any, Any, ResultT]) -> ResultT:
@@ -439,28 +422,6 @@ class Attempt:
             "on_cancel" if is_cancelled else "on_failure", error=stop.exception(), result=result
         )
         await self._run_hooks_after("on_complete", error=stop.exception(), result=result)
-
-    async def close(self, error: RunError) -> None:
-        """Run what comes after a run that has failed for good: `on_failure` and `on_complete`, without the task and its middleware."""
-        token = current_scope.set(self._scope)
-        self._scope.attempt = self
-        if self._loop is not None:
-            self._loop_tasks.append(_current_task())
-        try:
-            with suppress(PayloadValidationError):
-                payload = self._decode_payload()
-                self._payload = None if payload is NO_PAYLOAD else payload
-            failure = TaskFailedError(run_id=self._run.id, error_name=error.name, error_message=error.message)
-            result = TaskResult[Any](ok=False, run_id=self._run.id, error=error)
-            await self._run_hooks_after("on_failure", error=failure, result=result)
-            await self._run_hooks_after("on_complete", error=failure, result=result)
-        finally:
-            self._scope.is_over = True
-            self._scope.attempt = None
-            current_scope.reset(token)
-            self._loop_tasks.clear()
-            forget_frames(self._errors)
-            self._errors.clear()
 
     def _pause_after(self, error: BaseException, decision: Caught | None) -> int | None:
         """How long until the next attempt, in milliseconds; None when there is none."""
