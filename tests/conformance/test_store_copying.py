@@ -23,6 +23,7 @@ from milepost.store import (
     schedules,
     server_settings,
     streams,
+    waitpoints,
     workers,
 )
 from milepost.store.copying import copy_store
@@ -110,6 +111,11 @@ def fill(store: Store) -> None:
         streams.save_streams(connection, [streams.StreamRow("run_1", "out/a")])
         streams.save_writers(connection, [streams.WriterRow("run_1", "out/a", "w", None, 1)])
         streams.append_chunks(connection, [streams.ChunkRow("run_1", "out/a", 0, 1, NOW, 1, b"1")])
+        token = waitpoints.WaitpointRow(
+            "waitpoint_1", "TOKEN", "WAITING", NOW, 2**40, tags='["ü"]', key="key/k"
+        )
+        waitpoints.insert_waitpoint(connection, token)
+        waitpoints.add_waiter(connection, token.id, "run_1")
         upkeep_row = {"name": "job", "holder": "server", "lease_until": 2**40, "finished_at": None}
         connection.execute(tables.tables["upkeep_jobs"].insert(), upkeep_row)
         announcements.append_announcement(connection, b"\x00", now=NOW)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +77,8 @@ class Life:
 
     def claim(self) -> None:
         """A worker asks for work."""
-        worker = self._new_worker(self.task) if self.task == "work" else self._new_worker("other")
+        is_offered = self.status is not RunStatus.PENDING_VERSION
+        worker = self._new_worker(self.task if is_offered else "other")
         for run in worker.claim(10):
             if run.id == self.id:
                 self.run, self.worker = run, worker
@@ -92,6 +94,13 @@ class Life:
         """The worker leaves."""
         if self.run is not None:
             self.worker.send(leaving=True)
+
+    def close(self) -> None:
+        """As `crash`, of a run whose task has hooks for its end."""
+        if self.run is not None:
+            with_hooks = msgspec.structs.replace(offered("work", retry=RULE), has_end_hooks=True)
+            WorkerDouble(self.world, f"worker_{next(self._names)}", with_hooks)
+            self.worker.die(self.run)
 
     def crash(self) -> None:
         """The process dies, and there is no further attempt."""
@@ -115,6 +124,7 @@ ACTS: dict[Move, Callable[[Life], None]] = {
     Move.RESUME: lambda life: life.report(waiting=False),
     Move.RETRY: lambda life: life.report(outcome=failure(retry_after_ms=0)),
     Move.RELEASE: Life.release,
+    Move.CLOSE: Life.close,
     Move.COMPLETE: lambda life: life.report(outcome=Outcome(output="1")),
     Move.FAIL: lambda life: life.report(outcome=failure()),
     Move.CRASH: Life.crash,

@@ -13,9 +13,21 @@ from typing import Any
 
 import pytest
 
-from milepost import AbortTaskRun, Caught, Context, Retry, Task, UsageError, hooks, metadata, task
+from milepost import (
+    AbortTaskRun,
+    Caught,
+    Context,
+    MaxDurationError,
+    Retry,
+    Task,
+    TaskFailedError,
+    UsageError,
+    hooks,
+    metadata,
+    task,
+)
 from milepost.model import lifecycle
-from milepost.model.run import AttemptEnd, Outcome
+from milepost.model.run import AttemptEnd, Closing, Outcome, RunError, RunStatus
 from milepost.sdk.attempt import needs_loop, run_attempt, run_attempt_in_thread
 from milepost.sdk.hooks import HOOK_NAMES
 from milepost.sdk.scope import RunScope, Stop
@@ -291,6 +303,70 @@ def test_a_hook_that_never_returns_is_given_up(
     else:
         assert outcome == Outcome(output="1")
         assert any(words in message for _, message, _ in link_of(scope).lines)
+
+
+@pytest.mark.parametrize("colour", ["def", "async def"])
+@pytest.mark.parametrize("status", [RunStatus.CRASHED, RunStatus.TIMED_OUT])
+@pytest.mark.parametrize("payload", [5, "no number"])
+def test_an_attempt_that_closes_a_run_runs_its_last_hooks_alone(
+    colour: str, status: RunStatus, payload: Any
+) -> None:
+    order: list[str] = []
+    note_all(order, colour)
+    seen: list[Any] = []
+
+    @task(id="work")
+    def work(n: int) -> None:
+        order.append("task")
+
+    work.on_failure(lambda payload, error, result: seen.append((payload, error, result.ok, result.error)))
+    cause = RunError(name="ProcessDiedError", message="was killed by SIGKILL")
+    outcome, link = attempt(work, payload=payload, closing=Closing(status, cause))
+    assert outcome == Outcome()
+    assert order == ["middleware", "on_failure", "on_complete"]
+    [(given, error, is_ok, told)] = seen
+    assert (given, is_ok, told) == (payload, False, cause)
+    if status is RunStatus.CRASHED:
+        assert isinstance(error, TaskFailedError)
+        assert error.error_name == "ProcessDiedError"
+    else:
+        assert isinstance(error, MaxDurationError)
+    assert "was killed by SIGKILL" in str(error)
+    assert link.lines == []
+
+
+@pytest.mark.parametrize("is_in_middleware", [False, True])
+def test_what_fails_while_a_run_is_closed_is_told(is_in_middleware: bool) -> None:
+    work: Task[Any, Any] = task(id="work")(lambda n: None)
+
+    def fails() -> None:
+        raise ValueError("out of ink")
+
+    def around(next: Callable[[], None]) -> None:
+        fails()
+
+    if is_in_middleware:
+        work.middleware(around)
+    work.on_failure(fails)
+    closing = Closing(RunStatus.CRASHED, RunError(message="gone"))
+    outcome, link = attempt(work, payload=1, closing=closing)
+    if is_in_middleware:
+        assert outcome.error is not None
+        assert outcome.error.message == "out of ink"
+    else:
+        assert outcome == Outcome()
+        assert "on_failure hook" in link.lines[0][1]
+
+
+def test_a_task_says_whether_it_has_hooks_for_its_end() -> None:
+    work: Task[Any, Any] = task(id="work")(lambda n: None)
+    work.on_success(lambda: None)
+    assert not work.describe().has_end_hooks
+    work.on_complete(lambda: None)
+    assert work.describe().has_end_hooks
+    other: Task[Any, Any] = task(id="other")(lambda n: None)
+    hooks.on_failure(lambda: None)
+    assert other.describe().has_end_hooks
 
 
 def test_a_decision_of_catch_error_is_seen_by_the_hooks_behind() -> None:

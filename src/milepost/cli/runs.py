@@ -47,6 +47,7 @@ ATTEMPT_ENDS = {
     AttemptEnd.TIMED_OUT: "took too long",
     AttemptEnd.BROKEN: "could not be stored",
     AttemptEnd.WAITING: "was lost while it waited",
+    AttemptEnd.CLOSED: "ran the last hooks",
 }
 
 

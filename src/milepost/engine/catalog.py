@@ -22,6 +22,7 @@ class KnownTask(msgspec.Struct, frozen=True):
     retry: RetryRule
     metadata_schema: bytes | None = None
     queue_rate: str | None = None
+    has_end_hooks: bool = False
 
 
 class Catalog:
@@ -69,6 +70,7 @@ class Catalog:
                     msgspec.json.decode(row.retry, type=RetryRule),
                     row.metadata_schema,
                     row.queue_rate,
+                    bool(row.has_end_hooks),
                 )
                 for row in rows.values()
             },
@@ -85,6 +87,7 @@ class Catalog:
                 task.retry,
                 msgspec.json.encode(task.metadata_schema) if task.metadata_schema else None,
                 task.queue_rate,
+                task.has_end_hooks,
             )
             for task in tasks
         }
@@ -103,6 +106,11 @@ class Catalog:
         """The retry rule of a task; a task that nobody has offered is not retried."""
         known = self.tasks.get(task)
         return known.retry if known else NO_RETRY
+
+    def has_end_hooks(self, task: str) -> bool:
+        """Whether the task has hooks that run when its run has failed, or has come to any end."""
+        known = self.tasks.get(task)
+        return known is not None and known.has_end_hooks
 
     def declared_of(self, task: str) -> SchemaPlace | None:
         """The declared type of the metadata of a task's runs; None when it has none."""

@@ -22,7 +22,7 @@ from milepost.engine.workers import worker_of
 from milepost.model import jsonvalue
 from milepost.model.counted import pack
 from milepost.model.lifecycle import Move
-from milepost.model.run import asked_of
+from milepost.model.run import Closing, asked_of
 from milepost.protocol.work import ClaimedRun
 from milepost.store import key_places
 from milepost.store import queues as queue_store
@@ -40,6 +40,7 @@ APART_WAIT_MICROSECONDS = 10_000_000
 # Tasks and queues that are looked at together; of more, the oldest run of all need not come first.
 PLACES_MAX = run_store.DUE_PLACES
 EMPTY_LOOKS = 8
+_CLOSING = msgspec.json.Decoder(Closing)
 # Keys that are looked at together.
 KEYS_MAX = 128
 
@@ -387,6 +388,7 @@ def _claimed(
             priority=asked.priority,
             max_duration_ms=asked.max_duration_ms,
             replay_of=asked.replay_of,
+            closing=None if row.closing is None else _CLOSING.decode(row.closing),
         )
         hot = documents.get(row.id)
         # Raw, because another thread sends it while this one may write on.

@@ -7,8 +7,18 @@ import msgspec
 from milepost.engine import idempotency, queues
 from milepost.engine.state import CLOCKS_APART_MICROSECONDS, EngineState
 from milepost.engine.transaction import Transaction
-from milepost.model.lifecycle import Ending, Move, crashed, lost, of_outcome, once_cancelled, released
-from milepost.model.run import AttemptEnd, Outcome, RunError, RunStatus
+from milepost.model.lifecycle import (
+    Ending,
+    Move,
+    closed,
+    crashed,
+    lost,
+    of_outcome,
+    once_cancelled,
+    released,
+    to_be_closed,
+)
+from milepost.model.run import AttemptEnd, Closing, Outcome, RunError, RunStatus
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
@@ -16,28 +26,35 @@ from milepost.store.runs import RunRow
 
 # The texts of an error, in characters. Our own workers send less.
 ERROR_CHARACTERS_MAX = 100_000
+_QUEUED_AGAIN = frozenset({Move.RETRY, Move.RELEASE, Move.CLOSE})
 _ENDED_BY_ITSELF = frozenset({AttemptEnd.RETURNED, AttemptEnd.RAISED})
 _ANY = msgspec.json.Decoder(msgspec.Raw)
+_CLOSING = msgspec.json.Decoder(Closing)
 
 
 def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
     """The newest attempt of a run that is held has ended like this."""
-    if row.cancel_asked_at is not None:
+    attempt_error = ending.error
+    if row.closing is not None and ending.move is not Move.RELEASE:
+        ending = closed(_CLOSING.decode(row.closing))
+        row.closing = None
+    elif row.cancel_asked_at is not None:
         ending = once_cancelled(ending)
-    error = msgspec.json.encode(ending.error).decode() if ending.error else None
+        attempt_error = ending.error
+    error = _text(ending.error)
     move = ending.move
     if move is not Move.COMPLETE:
-        _keep_attempt(row, ending, error, transaction)
+        _keep_attempt(row, ending, _text(attempt_error), transaction)
     if row.resuming_at is not None:
         queues.give_up_resuming(row, transaction)
     if row.is_apart and ending.end in _ENDED_BY_ITSELF:
         row.is_apart = 0
     queues.change_status(row, move, transaction)
-    if move is Move.RETRY or move is Move.RELEASE:
+    if move in _QUEUED_AGAIN:
         _queue_again(row, ending, transaction, state)
         if row.is_apart:
             state.may_have_apart = transaction.has_apart = True
-        if move is Move.RETRY:
+        if move is not Move.RELEASE:
             transaction.save_result(row, None, error)
         return
     if move is Move.CANCEL:
@@ -49,10 +66,30 @@ def end_unclaimed(row: RunRow, move: Move, error: RunError, transaction: Transac
     """A run that no worker holds is over: it has expired, or was cancelled."""
     row.is_apart = 0
     row.expires_at = None
+    row.closing = None
     queues.change_status(row, move, transaction)
     if move is Move.CANCEL and row.attempt:
         cancel_children(row, transaction)
-    _finish(row, None, msgspec.json.encode(error).decode(), transaction)
+    _finish(row, None, _text(error), transaction)
+
+
+def end_dead(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
+    """As `end_attempt`, of an attempt that could not run its hooks: its process is gone, or its code does not end.
+
+    Where the run is over with it, and its task has hooks for that, a worker runs them first, as an attempt of their own."""
+    closing = to_be_closed(ending)
+    if (
+        closing is not None
+        and row.closing is None
+        and row.cancel_asked_at is None
+        and transaction.catalog.has_end_hooks(row.task)
+    ):
+        # The task's own code may be what has killed the process, and that does not run again.
+        row.is_apart = 0
+        end_attempt(row, msgspec.structs.replace(ending, move=Move.CLOSE), transaction, state)
+        row.closing = msgspec.json.encode(closing).decode()
+    else:
+        end_attempt(row, ending, transaction, state)
 
 
 def cancel_children(row: RunRow, transaction: Transaction) -> None:
@@ -112,7 +149,7 @@ def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:
         waited(row, "stopped answering for longer than its lease", transaction, state)
     else:
         retry = transaction.catalog.retry_of(row.task)
-        end_attempt(row, lost(row, retry, random.random()), transaction, state)
+        end_dead(row, lost(row, retry, random.random()), transaction, state)
 
 
 def waited(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:
@@ -124,7 +161,7 @@ def waited(row: RunRow, how: str, transaction: Transaction, state: EngineState) 
 def crash(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:
     """The process of the run's attempt has died, and no other run is suspected."""
     retry = transaction.catalog.retry_of(row.task)
-    end_attempt(row, crashed(row, how, retry, random.random()), transaction, state)
+    end_dead(row, crashed(row, how, retry, random.random()), transaction, state)
 
 
 def never_begun(row: RunRow, transaction: Transaction, state: EngineState) -> None:
@@ -201,6 +238,10 @@ def _tell_end(ended_id: str, parent_id: str | None, transaction: Transaction) ->
     if parent is not None and parent.is_held:
         assert parent.worker_id is not None, "a held run has a worker"
         transaction.announce_finished_child(parent.worker_id, ended_id)
+
+
+def _text(error: RunError | None) -> str | None:
+    return None if error is None else msgspec.json.encode(error).decode()
 
 
 def _bytes(text: str) -> int:

@@ -126,7 +126,8 @@ def _report_run(
             transaction.keep_refusals(row.id, item.attempt, item.sequence, msgspec.json.encode(refused))
             logs.tell(row.id, item.attempt, "warning", refused_lines(refused), transaction, state)
     if item.outcome is not None:
-        ending.end_attempt(row, ending.ending_of(item.outcome), transaction, state)
+        end = ending.end_dead if item.outcome.lacks_hooks else ending.end_attempt
+        end(row, ending.ending_of(item.outcome), transaction, state)
         return RunReply(id=item.id, refused=refused)
     if item.waiting is not None:
         _wait_or_go_on(row, item.waiting, transaction)

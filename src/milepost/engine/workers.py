@@ -46,6 +46,7 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
                 queue=task.queue,
                 queue_concurrency=task.queue_concurrency,
                 queue_rate=task.queue_rate,
+                has_end_hooks=int(task.has_end_hooks),
                 retry=msgspec.json.encode(task.retry),
                 payload_schema=msgspec.json.encode(task.payload_schema) if task.payload_schema else None,
                 updated_at=transaction.now,
@@ -121,7 +122,7 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
         if row.begun_at is None:
             row.begun_at = transaction.now
         if (row.id, row.attempt) in told and told[row.id, row.attempt].timed_out:
-            ending.end_attempt(row, killed_late(row, how), transaction, state)
+            ending.end_dead(row, killed_late(row, how), transaction, state)
             continue
         # Code that waits, or has ended a moment ago, is seldom why a process dies, and may be. So only who was quite alone is charged
         # at once; the one suspect among others that did not execute is charged when it was apart.

@@ -7,7 +7,15 @@ import msgspec
 
 from milepost.errors import ConflictError
 from milepost.model.retry import RetryRule
-from milepost.model.run import FINAL_STATUSES, HELD_STATUSES, AttemptEnd, Outcome, RunError, RunStatus
+from milepost.model.run import (
+    FINAL_STATUSES,
+    HELD_STATUSES,
+    AttemptEnd,
+    Closing,
+    Outcome,
+    RunError,
+    RunStatus,
+)
 
 # A year; whatever a worker asks for, the run comes back.
 RETRY_DELAY_MS_MAX = 365 * 24 * 3600 * 1000
@@ -24,7 +32,8 @@ class Move(StrEnum):
 
     With a worker: `claim`, it goes to one, as a new attempt; `wait`, it waits for something; `resume`, it goes on.
 
-    At the end of an attempt: `retry`, the next one comes after a pause; `release`, the attempt is over at no fault of its own, and the
+    At the end of an attempt: `close`, its process is dead, its code is not tried again, and a worker is to run the hooks of its
+    end; `retry`, the next one comes after a pause; `release`, the attempt is over at no fault of its own, and the
     next one may come at once; `complete`, `fail`, `crash`, `break` (Milepost is at fault) and `time_out` end the run. `cancel` ends it
     too, at once where no worker holds it.
     """
@@ -39,6 +48,7 @@ class Move(StrEnum):
     RESUME = "resume"
     RETRY = "retry"
     RELEASE = "release"
+    CLOSE = "close"
     COMPLETE = "complete"
     FAIL = "fail"
     CRASH = "crash"
@@ -56,12 +66,14 @@ _UNKNOWN = "no worker has ever offered its task"
 _KNOWN = "its task was offered before"
 _BEFORE_IT_IS_HELD = (Move.DUE, Move.PARK, Move.OFFER, Move.RESCHEDULE, Move.EXPIRE)
 _WHILE_IT_IS_HELD = (
-    Move.WAIT, Move.RESUME, Move.RETRY, Move.RELEASE, Move.COMPLETE, Move.FAIL, Move.CRASH, Move.BREAK, Move.TIME_OUT,
+    Move.WAIT, Move.RESUME, Move.RETRY, Move.RELEASE, Move.CLOSE, Move.COMPLETE, Move.FAIL, Move.CRASH, Move.BREAK,
+    Move.TIME_OUT,
 )  # fmt: skip
 _QUEUED = RunStatus.QUEUED
 _ENDS: dict[Move, RunStatus | str] = {
     Move.RETRY: _QUEUED,
     Move.RELEASE: _QUEUED,
+    Move.CLOSE: _QUEUED,
     Move.COMPLETE: RunStatus.COMPLETED,
     Move.FAIL: RunStatus.FAILED,
     Move.CRASH: RunStatus.CRASHED,
@@ -90,6 +102,7 @@ _ENDED_FROM_OUTSIDE = {
     AttemptEnd.TIMED_OUT: Move.TIME_OUT,
     AttemptEnd.BROKEN: Move.BREAK,
 }
+_CLOSES = {Move.CRASH: RunStatus.CRASHED, Move.TIME_OUT: RunStatus.TIMED_OUT}
 # For each status and move the status that follows, or the reason why the move cannot be.
 LIFECYCLE: dict[RunStatus, dict[Move, RunStatus | str]] = {
     RunStatus.PENDING_VERSION: {**_OPEN, Move.OFFER: _QUEUED, Move.CLAIM: _UNKNOWN},
@@ -212,6 +225,19 @@ def once_cancelled(ending: Ending) -> Ending:
     if ending.move in (Move.COMPLETE, Move.CANCEL):
         return ending
     return Ending(ending.end, Move.CANCEL, error=CANCELLED if ending.error is None else ending.error)
+
+
+def to_be_closed(ending: Ending) -> Closing | None:
+    """How a run ends for good with an attempt whose process is dead; None where that costs no more than the attempt."""
+    if ending.error is None or ending.move not in _CLOSES:
+        return None
+    return Closing(_CLOSES[ending.move], ending.error)
+
+
+def closed(closing: Closing) -> Ending:
+    """The hooks of the run's end have had their attempt, however that has ended: the run is over as it was to be."""
+    move = next(move for move, status in _CLOSES.items() if status is closing.status)
+    return Ending(AttemptEnd.CLOSED, move, error=closing.error)
 
 
 def _charged(end: AttemptEnd, error: RunError, delay_ms: int | None) -> Ending:

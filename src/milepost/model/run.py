@@ -70,6 +70,7 @@ class AttemptEnd(StrEnum):
     TIMED_OUT = "timed_out"
     BROKEN = "broken"
     WAITING = "waiting"
+    CLOSED = "closed"
 
     @property
     def is_charged(self) -> bool:
@@ -135,16 +136,25 @@ class RunError(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", 
     stack_trace: str | None = None
 
 
+class Closing(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """How a run ends whose process died, or was killed, at its last attempt: as CRASHED or TIMED_OUT, with this error, once another
+    process has run the hooks of its end."""
+
+    status: RunStatus
+    error: RunError
+
+
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
     """How an attempt ended.
 
     Either `output` (JSON text, None for nothing) with `error` unset, or `error`. A failed attempt with `retry_after_ms` is
     queued again that much later; without it the failure is final. `end` is `cancelled`, `timed_out` or `broken` beside an error where
     the attempt was ended from outside: because the run was to be cancelled, because it took too long, or because what it came to
-    cannot be stored, which is Milepost's own fault.
+    cannot be stored, which is Milepost's own fault. `lacks_hooks`: its code has not ended, so nobody has run the hooks of its end.
     """
 
     output: str | None = None
     error: RunError | None = None
     retry_after_ms: int | None = None
     end: AttemptEnd | None = None
+    lacks_hooks: bool = False

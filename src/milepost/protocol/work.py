@@ -11,7 +11,7 @@ import msgspec
 
 from milepost.model.operations import Operation
 from milepost.model.retry import RetryRule
-from milepost.model.run import Outcome
+from milepost.model.run import Closing, Outcome
 from milepost.protocol.metadata import MetadataDelta, Refused
 from milepost.protocol.runs import LogLine
 from milepost.protocol.schedules import TaskSchedule
@@ -34,7 +34,8 @@ class WorkerTask(
     `payloadSchema` describes the payload, for who wants to trigger it. `metadataSchema` is the type of the metadata of its runs, as a
     JSON schema (2020-12): the server holds every writer to it (M76). The newest registration of a task replaces what was known of it,
     so of two versions of a task that run side by side the one that has registered last decides. `schedule` counts when a worker comes
-    for the first time, and not when it only registers anew.
+    for the first time, and not when it only registers anew. `hasEndHooks`: it has hooks that
+    run when a run has failed; see `ClaimedRun.closing`.
     """
 
     id: str
@@ -45,6 +46,7 @@ class WorkerTask(
     payload_schema: dict[str, Any] | None = None
     metadata_schema: dict[str, Any] | None = None
     schedule: TaskSchedule | None = None
+    has_end_hooks: bool = False
 
 
 class RegisterRequest(
@@ -99,6 +101,8 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     `attempt` is a number that no other attempt of the run has. `charged` says how many attempts before this one count against the
     rule of retries. `hasBegun`: the code of an earlier attempt has begun. `isApart`: a process has died in which this run and others
     executed, so nothing else may execute beside it, and its code begins only when a report with `begun` was answered.
+    `closing`: the run is to end like this, because its process is dead. This attempt runs the hooks of its end and nothing else, and
+    its outcome is empty.
     `hasQueueLimit`: after a wait the run goes on when the server says so, because its queue may be full.
     """
 
@@ -127,6 +131,7 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     priority: int = 0
     max_duration_ms: int | None = None
     replay_of: str | None = None
+    closing: Closing | None = None
 
 
 class ClaimResponse(msgspec.Struct):

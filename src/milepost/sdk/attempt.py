@@ -3,6 +3,8 @@
     decode payload -> middleware( on_start_attempt -> on_start -> the task -> encode output -> on_success, on_complete ) -> Outcome
                                               any error -> catch_error -> retry or on_failure, on_complete -> Outcome
 
+An attempt may also only close a run whose process has died: middleware( on_failure, on_complete ) -> an empty Outcome.
+
 The worker has two ways in. `run_attempt` runs on its event loop: an `async def` is awaited there, a `def` is handed to a thread.
 `run_attempt_in_thread` runs a `def` task with plain hooks wholly in the calling thread, which costs no switch between threads;
 `needs_loop` tells which one a task wants. Whatever the user's code raises or returns becomes an outcome; the worker survives it.
@@ -32,8 +34,8 @@ import msgspec
 
 from milepost.client.requests import NO_PAYLOAD
 from milepost.client.results import TaskResult, output_text
-from milepost.errors import PayloadValidationError, RunCancelledError
-from milepost.model.run import AttemptEnd, Outcome, RunError
+from milepost.errors import MaxDurationError, PayloadValidationError, RunCancelledError, TaskFailedError
+from milepost.model.run import AttemptEnd, Closing, Outcome, RunError, RunStatus
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
@@ -140,9 +142,10 @@ class Attempt:
         try:
             if scope.is_lost or scope.stop is not None:
                 raise asyncio.CancelledError
-            payload = self._decode_payload()
-            self._payload = None if payload is NO_PAYLOAD else payload
-            inside = partial(self._run_inside, payload)
+            if self._run.closing is None:
+                inside = partial(self._run_inside, self._decode_payload())
+            else:
+                inside = partial(self._run_last_hooks, self._run.closing)
             if self._has_hooks:
                 for hook in reversed(self._hooks_for("middleware")):
                     inside = partial(self._run_middleware, hook, inside)
@@ -153,7 +156,9 @@ class Attempt:
             self._raise_if_lost(error)
             self._is_in_middleware = False
             self._take_back_cancel()
-            if self._outcome is None or self._outcome.error is None:
+            if self._run.closing is not None:
+                self._outcome = Outcome(error=describe_error(error))
+            elif self._outcome is None or self._outcome.error is None:
                 # It came from outside of what `_run_inside` looks after: the payload, a middleware, a cancelled task.
                 await self._fail(error)
         finally:
@@ -229,7 +234,13 @@ class Attempt:
     # --- the steps -----------------------------------------------------------------------------------------
 
     def _decode_payload(self) -> Any:
-        """The payload in the type that the task's parameter is annotated with. Raises PayloadValidationError."""
+        """The payload in the type that the task's parameter is annotated with; hooks are given it too. Raises
+        PayloadValidationError."""
+        payload = self._typed_payload()
+        self._payload = None if payload is NO_PAYLOAD else payload
+        return payload
+
+    def _typed_payload(self) -> Any:
         run = self._run
         signature = self._task.signature
         parameter = signature.payload
@@ -300,6 +311,22 @@ class Attempt:
             result = TaskResult(ok=True, run_id=self._run.id, output=output)
             await self._run_hooks_after("on_success", output=output, result=result)
             await self._run_hooks_after("on_complete", output=output, result=result)
+
+    async def _run_last_hooks(self, closing: Closing) -> None:
+        """What a run has had no process left for. That it has failed is decided already."""
+        self._is_stoppable = False
+        with suppress(PayloadValidationError):
+            self._decode_payload()
+        run_id, error = self._run.id, closing.error
+        failure: BaseException
+        if closing.status is RunStatus.TIMED_OUT:
+            failure = MaxDurationError(error.message)
+        else:
+            failure = TaskFailedError(run_id=run_id, error_name=error.name, error_message=error.message)
+        result = TaskResult[Any](ok=False, run_id=run_id, error=error)
+        await self._run_hooks_after("on_failure", error=failure, result=result)
+        await self._run_hooks_after("on_complete", error=failure, result=result)
+        self._outcome = Outcome()
 
     async def _call_task(self, payload: Any) -> Any:
         task = self._task

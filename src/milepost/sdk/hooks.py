@@ -205,3 +205,8 @@ def _around(function: Callable[..., Any]) -> Callable[..., Any]:
 
 hooks = Hooks()
 """The hooks of every task."""
+
+
+def has_end_hooks(task: Hooks) -> bool:
+    """Whether a run of the task has hooks that run when it has failed, its global ones included."""
+    return any(of.hooks_for(name) for of in (hooks, task) for name in ("on_failure", "on_complete"))

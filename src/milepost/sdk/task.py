@@ -35,7 +35,7 @@ from milepost.protocol.work import WorkerTask
 from milepost.sdk import batches, registry, triggering
 from milepost.sdk.batches import BatchItem
 from milepost.sdk.context import Context
-from milepost.sdk.hooks import HOOK_NAMES, Hooks
+from milepost.sdk.hooks import HOOK_NAMES, Hooks, has_end_hooks
 from milepost.sdk.registry import register
 from milepost.sdk.retry import Retry
 from milepost.sdk.schema import MetadataSchema
@@ -161,6 +161,7 @@ class Task(Hooks, Generic[PayloadT, OutputT, Parameters]):
             payload_schema=shape.json_schema() if shape else None,
             metadata_schema=self.metadata.json_schema() if self.metadata else None,
             schedule=self.schedule,
+            has_end_hooks=has_end_hooks(self),
         )
 
     @property

@@ -56,6 +56,7 @@ class TaskRow(msgspec.Struct):
     updated_at: int
     metadata_schema: bytes | None = None
     queue_rate: str | None = None
+    has_end_hooks: int = 0
 
 
 _NEW_TASKS = upsert(tasks)

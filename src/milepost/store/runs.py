@@ -86,6 +86,7 @@ class RunRow(msgspec.Struct, gc=False):
     options: str | None = None
     parent_attempt: int | None = None
     is_shared: int = 0
+    closing: str | None = None
 
     @property
     def ended_at(self) -> int | None:
@@ -261,6 +262,7 @@ _STATE_NAMES = (
     "expires_at",
     "cancel_asked_at",
     "cancels_children",
+    "closing",
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 # SQLite looks at each index with a column that is set, whether it changes or not: what most runs go through sets only what it changes.

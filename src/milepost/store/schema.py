@@ -116,6 +116,8 @@ runs = Table(
     Column("parent_attempt", Integer),
     # 1: other batches than its own count it (`batch_members`), or another run than its parent waits for it (`run_waiters`).
     Column("is_shared", Integer, nullable=False, server_default=text("0")),
+    # How the run ends once a worker has run the hooks of its end, as JSON (`Closing`).
+    Column("closing", Text),
     CheckConstraint(f"status IN ({_STATUSES})", name="runs_status"),
     CheckConstraint(_HELD, name="runs_held"),
     CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_FINAL}))", name="runs_finished"),
@@ -503,6 +505,8 @@ tasks = Table(
     Column("updated_at", BigInteger, nullable=False),
     Column("metadata_schema", LargeBinary),
     Column("queue_rate", Text),
+    # 1: `on_failure` or `on_complete` is to run also where the process of a run has died.
+    Column("has_end_hooks", Integer, nullable=False, server_default=text("0")),
 )
 
 # What is triggered at set times: by a cron line in a time zone, or every so many microseconds from an anchor on. Times are

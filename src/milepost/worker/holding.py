@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+import msgspec
+
 from milepost.errors import AttemptOverError
 from milepost.model.lifecycle import CANCELLED, took_too_long
 from milepost.model.run import AttemptEnd, Outcome
@@ -625,8 +627,11 @@ class Holding:
         scope, run = held.scope, held.scope.run
         held.is_given_up = True
         decided = scope.attempt.outcome if scope.attempt is not None else None
-        # What the task has returned counts, although its hooks have not ended.
-        held.outcome = decided if decided is not None and decided.error is None else stop.outcome
+        if decided is not None and decided.error is None:
+            # What the task has returned counts, although its hooks have not ended.
+            held.outcome = decided
+        else:
+            held.outcome = msgspec.structs.replace(stop.outcome, lacks_hooks=decided is None)
         told = f"{stop.error.message}; its code was asked to end and has not within {self.stop_grace_seconds:g} s"
         self.tell(held, "error", f"{told}: what it does from here on does not count")
         self._host.notice(f"run {run.id} ({run.task}): {told}; it keeps its slot until it does")
@@ -832,7 +837,8 @@ class Holding:
             limit_ms = run.max_duration_ms
             if limit_ms is None and held.task is not None:
                 limit_ms = held.task.max_duration_ms
-            if limit_ms is not None:
+            # What closes a run executes hooks alone, which have a limit of their own.
+            if limit_ms is not None and run.closing is None:
                 held.seconds_max = held.seconds_left = limit_ms / 1000
                 self._start_clock(held)
             if self._teller is not None:

@@ -19,6 +19,7 @@ const WORDS = {
   handed_back: "was handed back",
   never_begun: "never began",
   waiting: "was lost while it waited",
+  closed: "ran the last hooks",
   cancelled: "was cancelled",
   timed_out: "took too long",
   broken: "could not be stored",
