@@ -32,7 +32,8 @@ dev: .venv/.runtime ## Run server, dashboard and workers on the examples
 # Two processes for each core, because many tests wait for other processes, and each takes whole files: their tests share servers and
 # browsers. Files that mostly wait begin first (tests/conftest.py).
 test: check .venv/.browser .venv/.pooler .venv/javascript/.installed ## Everything that the continuous integration runs: the checks and all tests
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile \
+		--no-loadscope-reorder --max-worker-restart 0
 
 check: .venv/.development ## Lint, formatting, types, import rules
 	$(BIN)/ruff check

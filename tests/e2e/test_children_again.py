@@ -99,7 +99,7 @@ def test_dev_stopped_in_the_middle_of_many_children_ends_with_exact_counts(
     else:
         dev.end()
     done = completed(tmp_path)
-    assert CHILDREN // 20 < len(done) < CHILDREN, "it was stopped in the middle"
+    assert 0 < len(done) < CHILDREN, "it was stopped in the middle"
     run = house(None, "--processes", "1").finished(run_id, 120)
     assert (run.output, run.metadata) == (sum(range(CHILDREN)), {"done": CHILDREN, "results": CHILDREN})
     assert runs_of(tmp_path, "child") == {"COMPLETED": CHILDREN}

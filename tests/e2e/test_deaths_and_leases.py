@@ -52,7 +52,7 @@ def note(word, name):
     with open(here / f"{name}.{word}", "a") as file:
         file.write(f"{os.getpid()}\\n")
 def wait_for(*names):
-    while not all((here / name).exists() for name in names):
+    while not all((here / name).exists() and (here / name).stat().st_size for name in names):
         time.sleep(0.01)
 """
 

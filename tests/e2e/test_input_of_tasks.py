@@ -77,6 +77,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     house = House(["jobs.py", "--processes", "1", "--concurrency", "1"], folder=folder, env={})
     configure(api_url=house.url, secret_key=house.secret_key)
     yield house
+    configure()
     house.clean_up()
 
 

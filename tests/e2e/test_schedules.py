@@ -1,7 +1,7 @@
 """Schedules with real processes: over a server that is killed, over two servers on one database, and by commands."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -93,7 +93,9 @@ def _is_up(client: Client) -> bool:
 
 
 @pytest.fixture
-def run(command: Callable[..., Command], house: Callable[..., House]) -> Callable[..., tuple[str, str]]:
+def run(
+    command: Callable[..., Command], house: Callable[..., House]
+) -> Iterator[Callable[..., tuple[str, str]]]:
     """Runs a command against a development server to its end: standard output and standard error."""
     dev = house(TASKS, "--processes", "1")
     configure(api_url=dev.url, secret_key=dev.secret_key)
@@ -105,7 +107,8 @@ def run(command: Callable[..., Command], house: Callable[..., House]) -> Callabl
         assert "Traceback" not in done.errors
         return output, done.errors
 
-    return run
+    yield run
+    configure()
 
 
 def test_commands(run: Callable[..., tuple[str, str]]) -> None:

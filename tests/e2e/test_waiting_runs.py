@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -82,11 +82,12 @@ def resumes(ctx) -> None:
 
 
 @pytest.fixture
-def place(site: Callable[..., Site]) -> Site:
+def place(site: Callable[..., Site]) -> Iterator[Site]:
     """A server, which this process speaks to as well."""
     found = site(MILEPOST_LEASE_SECONDS="2")
     configure(api_url=found.url, secret_key=found.client.connection.secret_key)
-    return found
+    yield found
+    configure()
 
 
 def waiting(run: Run) -> bool:

@@ -281,7 +281,7 @@ def test_versions_and_states_only_grow_whatever_the_clock_does(
             seen = row.updated_at
             assert world.document(run_id) == ({"n": number}, number)
         worker.report(run, outcome=failure())
-        assert world.reader.run(run_id).status is RunStatus.CRASHED
+        assert world.reader.run(run_id).status is RunStatus.FAILED
     finally:
         world.close()
 
