@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from milepost import auth
 from milepost.client.client import Client
+from milepost.client.debounce import Debounce
 from milepost.client.default import configure
 from milepost.client.handles import BatchHandle, RunHandle
 from milepost.client.idempotency import IdempotencyKey
@@ -79,6 +80,7 @@ __all__ = [
     "Client",
     "ConfigurationError",
     "Context",
+    "Debounce",
     "ForbiddenError",
     "HistoryPrunedError",
     "IdempotencyKey",

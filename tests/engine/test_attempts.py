@@ -52,6 +52,21 @@ def run(world: World, worker: WorkerDouble) -> ClaimedRun:
     return worker.claim_one()
 
 
+def test_the_rule_of_a_trigger_takes_the_place_of_the_tasks(world: World, worker: WorkerDouble) -> None:
+    rule = RetryRule(max_attempts=4, min_delay_seconds=0, max_delay_seconds=0, jitter=False)
+    run_id = world.trigger(retry=rule)
+    for number in range(1, 5):
+        following = next_worker(world, f"following_{number}")
+        run = following.claim_one()
+        assert (run.id, run.retry) == (run_id, rule)
+        following.die(run)
+    assert ends(world, run_id) == ["crashed"] * 4
+    assert status(world, run_id) is RunStatus.CRASHED
+    other = world.trigger(retry=rule, max_attempts=1)
+    worker.die(worker.claim_one())
+    assert status(world, other) is RunStatus.CRASHED
+
+
 def test_the_errors_of_earlier_attempts_stay(world: World, worker: WorkerDouble) -> None:
     run_id = world.trigger(max_attempts=3)
     worker.fail(worker.claim_one(), retry_after_ms=0)

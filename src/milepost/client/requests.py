@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Protocol, TypedDict, TypeVar
 
+from milepost.client.debounce import Debounce, debounce_option
 from milepost.client.idempotency import Caller, IdempotencyKey, key_fields
 from milepost.client.queue import Queue
-from milepost.errors import InvalidRequestError, MetadataValueError, PayloadValidationError, TooLargeError
+from milepost.errors import (
+    InvalidRequestError,
+    MetadataValueError,
+    PayloadValidationError,
+    TooLargeError,
+    UsageError,
+)
 from milepost.model.document import SIZE_LIMIT, Document
 from milepost.model.durations import delay_text, parse_duration
 from milepost.model.jsonvalue import encode, to_json
+from milepost.model.retry import RetryRule
 from milepost.protocol.triggering import (
     JSON_TYPE,
     PAYLOAD_BYTES_MAX,
@@ -26,6 +34,15 @@ ResultT = TypeVar("ResultT")
 
 NO_PAYLOAD: Final[Any] = object()
 """Stands for a payload that was left out, which is not the same as None."""
+
+
+class RetryNumbers(Protocol):
+    """A rule of retries, such as `Retry(max_attempts=5)`, as far as it is numbers."""
+
+    @property
+    def rule(self) -> RetryRule: ...
+    @property
+    def names_errors(self) -> bool: ...
 
 
 class RunOptions(TypedDict, total=False):
@@ -44,6 +61,9 @@ class RunOptions(TypedDict, total=False):
         payload, until the key's time is over or that run has failed for good. None: a new run in any case; else a later attempt
         of a run is given the children of its earlier ones again.
     idempotency_key_ttl: how long the key is kept: a timedelta, seconds, or text such as "10m"; 30 days when left out.
+    retry: another rule of retries than the task's, without `retry_on` and `give_up_on`, which stand at the task; `max_attempts` wins.
+    debounce: let triggers that follow one another mean one run; see `Debounce`. For single triggers, without `delay` and
+        `idempotency_key`.
     concurrency_key: the limit of the queue holds for the runs with this key by themselves, such as one key for each tenant; 1 to 256
         characters.
     """
@@ -51,6 +71,7 @@ class RunOptions(TypedDict, total=False):
     metadata: object
     tags: str | Iterable[str]
     max_attempts: int
+    retry: RetryNumbers
     queue: str | Queue
     delay: timedelta | float | str | datetime
     ttl: timedelta | float | str
@@ -59,6 +80,7 @@ class RunOptions(TypedDict, total=False):
     concurrency_key: str
     idempotency_key: str | IdempotencyKey | None
     idempotency_key_ttl: timedelta | float | str
+    debounce: Debounce
 
 
 class BatchOptions(TypedDict, total=False):
@@ -126,7 +148,7 @@ def trigger_options(
         resume: the parent waits for the new run.
         caller: the attempt that triggers.
     Raises: MetadataError for a document that cannot be one (M73, M85); InvalidRequestError for a duration or a time that is none;
-        TypeError for an option that there is not; UsageError for an idempotency key that is none.
+        TypeError for an option that there is not; UsageError for an idempotency key, retry or debounce that is none.
     """
     check_options(options)
     metadata = options.get("metadata")
@@ -137,6 +159,7 @@ def trigger_options(
         metadata=None if metadata is None else Document.from_json(metadata, limit=metadata_limit).value,
         tags=[tags] if isinstance(tags, str) else None if tags is None else list(tags),
         max_attempts=options.get("max_attempts"),
+        retry=_retry_rule(options.get("retry")),
         queue=None if queue is None else QueueOption(queue.name if isinstance(queue, Queue) else queue),
         delay=None if options.get("delay") is None else _of_user("delay", delay_text, options["delay"]),
         ttl=_span("ttl", options),
@@ -145,8 +168,22 @@ def trigger_options(
         concurrency_key=options.get("concurrency_key"),
         parent_run_id=parent_run_id,
         resume_parent_on_completion=resume,
+        debounce=debounce_option(options.get("debounce")),
         **key_fields(options, caller),
     )
+
+
+def _retry_rule(retry: RetryNumbers | None) -> RetryRule | None:
+    if retry is None:
+        return None
+    rule = getattr(retry, "rule", None)
+    if not isinstance(rule, RetryRule):
+        raise UsageError(f"retry= is a Retry, such as Retry(max_attempts=5), not {retry!r:.100}")
+    if retry.names_errors:
+        raise UsageError(
+            "retry= of a trigger says how often and when; retry_on and give_up_on stand at the task"
+        )
+    return rule
 
 
 def replay_request(options: Mapping[str, Any], *, payload: object) -> ReplayRequest:

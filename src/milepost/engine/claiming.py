@@ -388,6 +388,7 @@ def _claimed(
             priority=asked.priority,
             max_duration_ms=asked.max_duration_ms,
             replay_of=asked.replay_of,
+            retry=asked.retry,
             closing=None if row.closing is None else _CLOSING.decode(row.closing),
         )
         hot = documents.get(row.id)

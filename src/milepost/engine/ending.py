@@ -18,7 +18,8 @@ from milepost.model.lifecycle import (
     released,
     to_be_closed,
 )
-from milepost.model.run import AttemptEnd, Closing, Outcome, RunError, RunStatus
+from milepost.model.retry import RetryRule
+from milepost.model.run import AttemptEnd, Closing, Outcome, RunError, RunStatus, asked_of
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX
 from milepost.store.attempts import AttemptRow
 from milepost.store.batches import BatchRow
@@ -148,8 +149,12 @@ def lose(row: RunRow, transaction: Transaction, state: EngineState) -> None:
     elif row.status is RunStatus.WAITING and not row.is_apart:
         waited(row, "stopped answering for longer than its lease", transaction, state)
     else:
-        retry = transaction.catalog.retry_of(row.task)
+        retry = _retry_of(row, transaction)
         end_dead(row, lost(row, retry, random.random()), transaction, state)
+
+
+def _retry_of(row: RunRow, transaction: Transaction) -> RetryRule:
+    return asked_of(row.options).retry or transaction.catalog.retry_of(row.task)
 
 
 def waited(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:
@@ -160,7 +165,7 @@ def waited(row: RunRow, how: str, transaction: Transaction, state: EngineState) 
 
 def crash(row: RunRow, how: str, transaction: Transaction, state: EngineState) -> None:
     """The process of the run's attempt has died, and no other run is suspected."""
-    retry = transaction.catalog.retry_of(row.task)
+    retry = _retry_of(row, transaction)
     end_dead(row, crashed(row, how, retry, random.random()), transaction, state)
 
 

@@ -90,8 +90,9 @@ def shown_key(options: TriggerOptions) -> str | None:
 
 
 def keys_of(items: Iterable[TriggerItem]) -> Iterable[str]:
-    """The keys that some triggers name, to be loaded in one go."""
-    return [item.options.idempotency_key for item in items if item.options.idempotency_key is not None]
+    """The keys that some triggers name, to be loaded in one go; those by which they put off one another included."""
+    keys = [item.options.idempotency_key for item in items if item.options.idempotency_key is not None]
+    return keys + [item.options.debounce.key for item in items if item.options.debounce is not None]
 
 
 def _target(key: str, task: str, transaction: Transaction) -> str | None:

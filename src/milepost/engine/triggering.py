@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from milepost.engine import idempotency
+from milepost.engine import debouncing, idempotency
 from milepost.engine.commands import (
     AddBatchItems,
     AttemptRef,
@@ -64,7 +64,7 @@ DELAY_MICROSECONDS_MAX = SPAN_MOST // timedelta(microseconds=1)
 # Seconds; a month.
 PRIORITY_MAX = 30 * 24 * 3600
 
-_NOTHING_GIVEN = (None,) * 5
+_NOTHING_GIVEN = (None,) * 6
 
 # Looked at only as far as needed to know that every reader will be able to read it.
 _SHAPES: dict[str, msgspec.json.Decoder[Any]] = {
@@ -85,9 +85,16 @@ def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> T
     function = "triggerAndWait" if options.resume_parent_on_completion else "trigger"
     run = _new_run(item, parent, function, transaction, state, place="", replay_of=command.replay_of)
     finding = Finding(command.attempt, state.children, transaction)
-    found = finding.find(item, run, place="")
+    is_debounced = options.debounce is not None
+    found = (
+        debouncing.put_off(item, run, transaction, state)
+        if is_debounced
+        else finding.find(item, run, place="")
+    )
     if found is None:
         _queue([run], transaction, state)
+        if is_debounced:
+            transaction.save_key(debouncing.key_row(item, run))
     else:
         assert isinstance(found, RunRow), "a command of one trigger makes no other run"
         if options.resume_parent_on_completion:
@@ -333,7 +340,10 @@ def _new_run(
     options = item.options
     now = transaction.now
     run_id = state.identifiers.make("run", now)
-    delay = delay_of(options.delay, now=now, field=f"{place}options.delay")
+    if options.debounce is None:
+        delay = delay_of(options.delay, now=now, field=f"{place}options.delay")
+    else:
+        delay = debouncing.delay_of(options, place=place)
     asked = _asked(options, delay, replay_of, place)
     status, due_at, expires_at = RunStatus.QUEUED, now - asked.priority * 1_000_000, None
     if delay is not None:
@@ -382,7 +392,7 @@ def delay_of(text: str | None, *, now: int, field: str) -> Delay | None:
 
 
 def _asked(options: TriggerOptions, delay: Delay | None, replay_of: str | None, place: str) -> AskedOptions:
-    given = options.ttl, options.max_duration, options.priority, delay, replay_of
+    given = options.ttl, options.max_duration, options.priority, options.retry, delay, replay_of
     if given == _NOTHING_GIVEN and options.idempotency_key is None:
         return NOTHING_ASKED
     return AskedOptions(
@@ -392,6 +402,7 @@ def _asked(options: TriggerOptions, delay: Delay | None, replay_of: str | None, 
         max_duration_ms=_milliseconds(options.max_duration, "maxDuration", place),
         idempotency_key=idempotency.shown_key(options),
         replay_of=replay_of,
+        retry=options.retry,
     )
 
 

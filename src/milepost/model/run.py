@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from milepost.model.retry import RetryRule
+
 
 class RunStatus(StrEnum):
     """Where a run stands. The words are those of the HTTP API (protocol, section 5.2).
@@ -104,6 +106,7 @@ class AskedOptions(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
         max_duration_ms: how long one attempt may take.
         idempotency_key: the key as the user gave it.
         replay_of: the run that it repeats.
+        retry: its own rule of retries.
     """
 
     delay_ms: int | None = None
@@ -112,6 +115,7 @@ class AskedOptions(msgspec.Struct, frozen=True, omit_defaults=True, rename="came
     max_duration_ms: int | None = None
     idempotency_key: str | None = None
     replay_of: str | None = None
+    retry: RetryRule | None = None
 
 
 NOTHING_ASKED = AskedOptions()

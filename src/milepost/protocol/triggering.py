@@ -5,11 +5,12 @@ version does not do is listed by name (`not_supported`), with the values that sa
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from milepost.model.retry import RetryRule
 from milepost.model.run import QueuedReason
 from milepost.protocol.runs import RunResult
 
@@ -45,6 +46,19 @@ class IdempotencyKeyOptions(msgspec.Struct, omit_defaults=True, forbid_unknown_f
     scope: str | None = None
 
 
+class DebounceOption(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
+):
+    """Triggers of a task with the same `key` mean one run, while that is delayed: each puts it off until `delay` after itself, but not
+    beyond `maxDelay` after the first one. `mode` says whose payload the run has: the first one's (`leading`), or the last one's
+    (`trailing`). Spans, such as `5s`."""
+
+    key: str
+    delay: str
+    mode: Literal["leading", "trailing"] = "leading"
+    max_delay: str | None = None
+
+
 class TriggerOptions(
     msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True
 ):
@@ -55,17 +69,17 @@ class TriggerOptions(
 
     `delay` is a span (`10m`, `1h30m`) or a time (ISO 8601 with its zone); a time that is over is none. `ttl` is a span or seconds: the
     run expires when no worker has taken it that long after it was queued. By `priority` seconds the run is put forward in its queue.
-    `maxDuration` is how many seconds one attempt may take.
+    `maxDuration` is how many seconds one attempt may take. `retry` replaces the task's rule; `maxAttempts` wins over both.
 
     `idempotencyKey` stands for one run of its task until `idempotencyKeyTTL` is over (30 days; such as `10m`, or seconds) or that run
     has failed: whoever triggers with it is given this run. `alwaysNew` is for a trigger without a key, by an attempt of a run that is
-    not its first: no child of an earlier attempt is looked for, and none of a later one will be given this.
+    not its first: no child of an earlier attempt is looked for, and none of a later one will be given this. `debounce` is for single
+    triggers, and takes the place of `delay` and `idempotencyKey`.
     """
 
     not_supported: ClassVar[NotSupported] = {
         "bulkActionId": _NOTHING,
         "concurrency": _NOTHING,
-        "debounce": _NOTHING,
         "externalDeploymentId": _NOTHING,
         "gates": _NOTHING,
         "lockToVersion": _NOTHING,
@@ -81,6 +95,7 @@ class TriggerOptions(
     metadata: Any = None
     tags: str | list[str] | None = None
     max_attempts: int | None = None
+    retry: RetryRule | None = None
     queue: QueueOption | None = None
     concurrency_key: str | None = None
     delay: str | None = None
@@ -93,6 +108,7 @@ class TriggerOptions(
     idempotency_key_ttl: str | int | float | None = msgspec.field(default=None, name="idempotencyKeyTTL")
     idempotency_key_options: IdempotencyKeyOptions | None = None
     always_new: bool = False
+    debounce: DebounceOption | None = None
 
 
 class TriggerRequest(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -127,6 +143,7 @@ class ReplayRequest(
     ttl: str | int | float | UnsetType = UNSET
     priority: int | UnsetType = UNSET
     max_attempts: int | UnsetType = UNSET
+    retry: RetryRule | UnsetType = UNSET
     max_duration: int | float | UnsetType = UNSET
 
 

@@ -103,6 +103,7 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     executed, so nothing else may execute beside it, and its code begins only when a report with `begun` was answered.
     `closing`: the run is to end like this, because its process is dead. This attempt runs the hooks of its end and nothing else, and
     its outcome is empty.
+    `retry`: its own rule of retries, in the place of the task's.
     `hasQueueLimit`: after a wait the run goes on when the server says so, because its queue may be full.
     """
 
@@ -131,6 +132,7 @@ class ClaimedRun(msgspec.Struct, omit_defaults=True, rename="camel", kw_only=Tru
     priority: int = 0
     max_duration_ms: int | None = None
     replay_of: str | None = None
+    retry: RetryRule | None = None
     closing: Closing | None = None
 
 

@@ -455,7 +455,7 @@ class Attempt:
         if is_final(error) or (decision is not None and decision.skip_retrying):
             return None
         retry = self._task.retry
-        pause = retry.rule.delay_ms(
+        pause = (self._run.retry or retry.rule).delay_ms(
             self._run.charged + 1, jitter=random.random(), max_attempts=self._run.max_attempts
         )
         if pause is None:

@@ -147,6 +147,11 @@ class Retry:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def names_errors(self) -> bool:
+        """Whether it says of which errors there is another attempt."""
+        return bool(self.give_up_on) or self.retry_on is not None
+
     def is_retried(self, error: BaseException) -> bool:
         """Whether `retry_on` and `give_up_on` allow another attempt after this error."""
         if not self.give_up_on and self.retry_on is None:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     exists,
     func,
     insert,
@@ -687,6 +688,23 @@ def change_due(connection: Connection, run_id: str, *, due_at: int, is_given: in
     """A delayed run is delayed to another time."""
     statement = update(runs).where(runs.c.id == run_id)
     connection.execute(statement.values(due_at=due_at, is_due_at_given=is_given))
+
+
+def change_payload(
+    connection: Connection, row: RunRow, payload: str | None, payload_type: str | None
+) -> None:
+    """A run that no worker has taken yet has this payload now."""
+    moved = [] if row.large is None else [name for name in row.large.split(",") if name != "payload"]
+    connection.execute(
+        delete(large_values).where(large_values.c.run_id == row.id, large_values.c.name == "payload")
+    )
+    if payload is not None and len(payload) > INLINE_CHARACTERS:
+        _INSERT_LARGE.write(connection, [(row.id, "payload", payload)])
+        moved.append("payload")
+        payload = None
+    row.large = ",".join(moved) or None
+    values = {"payload": payload, "payload_type": payload_type, "large": row.large}
+    connection.execute(update(runs).where(runs.c.id == row.id).values(values))
 
 
 def load_tags(connection: Connection, run_id: str) -> list[str]:

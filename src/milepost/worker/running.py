@@ -141,7 +141,7 @@ def _stray_outcome(task: Task[Any, Any], held: HeldRun, error: BaseException) ->
     run = held.scope.run
     pause = None
     if task.retry.is_retried(error) and not is_final(error):
-        pause = task.retry.rule.delay_ms(
+        pause = (run.retry or task.retry.rule).delay_ms(
             run.charged + 1, jitter=random.random(), max_attempts=run.max_attempts
         )
     outcome = Outcome(error=describe_error(error), retry_after_ms=pause)

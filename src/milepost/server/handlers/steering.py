@@ -12,6 +12,7 @@ from milepost.engine.commands import TriggerItem
 from milepost.engine.triggering import delay_of
 from milepost.errors import InvalidRequestError
 from milepost.model.durations import parse_delay
+from milepost.model.run import asked_of
 from milepost.protocol.runs import Replayed, RunId, TagsAnswer, TagsRequest
 from milepost.protocol.triggering import QueueOption, ReplayRequest, RescheduleRequest, TriggerOptions
 from milepost.reading.reader import Reader
@@ -69,13 +70,19 @@ class Steering:
 
 
 def _again(record: RunRecord, said: ReplayRequest) -> TriggerItem:
-    """What triggers the same run again: the payload and the document of its trigger, unless something else was said (M2)."""
+    """What triggers the same run again: the payload and the document of its trigger, its queue and key, priority, rule of retries and
+    time for an attempt, unless something else was said (M2)."""
+    asked = asked_of(record.row.options)
     options = TriggerOptions(
         payload_type=record.payload_type,
         metadata=msgspec.json.decode(record.trigger_metadata) if record.trigger_metadata else None,
         tags=record.tags,
         max_attempts=record.row.max_attempts,
         queue=QueueOption(record.row.queue),
+        concurrency_key=record.row.concurrency_key,
+        priority=asked.priority or None,
+        retry=asked.retry,
+        max_duration=None if asked.max_duration_ms is None else asked.max_duration_ms / 1000,
     )
     payload = record.payload
     for name in said.__struct_fields__:
