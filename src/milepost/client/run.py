@@ -66,6 +66,8 @@ class Run:
         cancel_asked_at: when it was asked to end. It is CANCELED (`is_cancelled`) once that has come true.
         ttl, priority, max_duration_seconds, concurrency_key, idempotency_key: as they were asked for at the trigger.
         replay_of: the run that it repeats.
+        is_payload_deleted: it had a payload, which the server was told not to keep for so long (MILEPOST_KEEP_PAYLOADS). Known of runs
+            that were read by themselves.
     """
 
     id: str
@@ -109,6 +111,7 @@ class Run:
     concurrency_key: str | None = None
     idempotency_key: str | None = None
     replay_of: str | None = None
+    is_payload_deleted: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -156,6 +159,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         metadata=msgspec.json.decode(wire.metadata) if metadata is None else metadata,
         metadata_version=wire.metadata_version,
         payload=wire.payload if is_whole else None,
+        is_payload_deleted=is_whole and wire.is_payload_deleted,
         output=wire.output if is_whole else None,
         error=wire.error,
         tags=wire.tags,

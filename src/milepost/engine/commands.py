@@ -478,6 +478,12 @@ class DeleteLogLines(msgspec.Struct, frozen=True):
     numbers: Sequence[int]
 
 
+class DeletePayloads(msgspec.Struct, frozen=True):
+    """Delete the payloads of these finished runs. Result: how many."""
+
+    run_ids: Sequence[str]
+
+
 class BeginJob(msgspec.Struct, frozen=True):
     """This server would do a job of the upkeep that any server has to do once in a period (microseconds). Result: whether it may."""
 
@@ -531,6 +537,7 @@ Command = (
     | DeleteRun
     | DeleteOldTree
     | DeleteLogLines
+    | DeletePayloads
     | BeginJob
     | PauseQueue
     | OverrideQueueLimit

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from milepost.engine import jobs
-from milepost.engine.commands import DeleteLogLines, DeleteOldTree, DeleteRun
+from milepost.engine.commands import DeleteLogLines, DeleteOldTree, DeletePayloads, DeleteRun
 from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
@@ -79,6 +79,14 @@ def delete_log_lines(command: DeleteLogLines, transaction: Transaction, state: E
         return 0
     store.delete_log_lines(transaction.connection, command.numbers)
     return len(command.numbers)
+
+
+def delete_payloads(command: DeletePayloads, transaction: Transaction, state: EngineState) -> int:
+    """Delete payloads of runs that have finished long ago; how many."""
+    if not jobs.is_ours(JobName.PAYLOADS, transaction, state):
+        return 0
+    store.delete_payloads(transaction.connection, command.run_ids)
+    return len(command.run_ids)
 
 
 def _delete(doomed: list[DoomedRun], transaction: Transaction) -> None:

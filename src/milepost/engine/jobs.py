@@ -26,6 +26,7 @@ class JobName(StrEnum):
     STREAMS = "streams"
     RUNS = "runs"
     LOGS = "logs"
+    PAYLOADS = "payloads"
     WAITPOINTS = "waitpoints"
     ANSWERS = "answers"
     USED_TOKENS = "used_tokens"

@@ -39,6 +39,7 @@ from milepost.engine.commands import (
     CreateWaitpoint,
     DeleteLogLines,
     DeleteOldTree,
+    DeletePayloads,
     DeleteRun,
     DeleteSchedule,
     EndSession,
@@ -253,4 +254,5 @@ _RULES: dict[type[Any], Rule] = {
     DeleteRun: Rule(6, deletion.delete_run),
     DeleteOldTree: Rule(6, deletion.delete_old_tree),
     DeleteLogLines: Rule(6, deletion.delete_log_lines),
+    DeletePayloads: Rule(6, deletion.delete_payloads),
 }

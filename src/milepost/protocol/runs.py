@@ -94,9 +94,11 @@ class RunAttempt(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
 
 
 class RunObject(RunSummary, omit_defaults=True, rename="camel", kw_only=True):
-    """A whole run. `payload` and `output` are decoded JSON; `output` is there only after success."""
+    """A whole run. `payload` and `output` are decoded JSON; `output` is there only after success. `isPayloadDeleted`: it had a
+    payload, which the server was told not to keep (MILEPOST_KEEP_PAYLOADS)."""
 
     payload: msgspec.Raw | None = None
+    is_payload_deleted: bool = False
     output: msgspec.Raw | None = None
     related_runs: RelatedRuns
     # How the children stand, by status; the list above may be cut, this never is.

@@ -17,6 +17,7 @@ from milepost.reading.documents import shown_documents
 from milepost.reading.fields import error_of, fields_of, summary_fields, time_of, time_or_none
 from milepost.store import attempts as attempt_store
 from milepost.store import runs as run_store
+from milepost.store.deletion import DELETED
 from milepost.store.runs import RunFilter, RunRecord, RunRow
 from milepost.store.streams import OUTPUT
 
@@ -106,6 +107,7 @@ def whole(
     return RunObject(
         **fields,
         payload=_decoded(record.payload, record.payload_type),
+        is_payload_deleted=record.payload_type == DELETED,
         output=_decoded(record.output, JSON_TYPE) if row.status is RunStatus.COMPLETED else None,
         child_counts=run_store.count_by_status(connection, family),
         streams=streams.summaries(connection, row, OUTPUT),

@@ -27,6 +27,7 @@ AGREED = (
     "keep_failed_runs",
     "keep_canceled_runs",
     "keep_logs",
+    "keep_payloads",
     "cors_origins",
 )
 """Settings by which a request is answered otherwise at a server that has another value."""

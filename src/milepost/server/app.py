@@ -179,6 +179,7 @@ class Server:
                 keep_failed_runs=settings.keep_failed_runs,
                 keep_canceled_runs=settings.keep_canceled_runs,
                 keep_logs=settings.keep_logs,
+                keep_payloads=settings.keep_payloads,
             ),
             self.committer,
             engine,

@@ -388,7 +388,7 @@ def _row(run: StoredRun) -> dict[str, str | None]:
         "costInCents": "0",
         "baseCostInCents": "0",
         "payload": record.payload,
-        "payloadType": record.payload_type or JSON_TYPE,
+        "payloadType": JSON_TYPE if record.payload is None else record.payload_type or JSON_TYPE,
         "metadata": run.metadata.decode(),
         "metadataType": JSON_TYPE,
         "output": record.output if is_success else None,

@@ -53,12 +53,13 @@ class ServerSettings(BaseSettings):
     stream_bytes_max: Annotated[int, Field(gt=0, lt=2**53)] = STREAM_BYTES_MAX
     stream_days: Annotated[float, Field(ge=0, le=36_500)] = 30
 
-    # For how long finished runs are kept with everything that belongs to them, and their logs: durations such as 30d. What is not set
-    # is kept for ever.
+    # For how long finished runs are kept with everything that belongs to them, their logs, and their payloads: durations such as 30d.
+    # What is not set is kept for ever.
     keep_completed_runs: Kept = None
     keep_failed_runs: Kept = None
     keep_canceled_runs: Kept = None
     keep_logs: Kept = None
+    keep_payloads: Kept = None
 
     # Seconds for which the server goes on after it was told to end, and says that it is not ready: so long a load balancer may take to
     # notice.

@@ -1,10 +1,23 @@
 """Deleting runs with everything that belongs to them, and finding those that are old enough."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, false, func, not_, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    delete,
+    exists,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    update,
+)
 
 from milepost.model.run import RunStatus
 from milepost.store.run_counts import ALL, add_counts
@@ -34,6 +47,8 @@ from milepost.store.schema import (
 )
 from milepost.store.statements import among
 
+# The type of a payload that is no more.
+DELETED: Final = "deleted"
 # Every table whose rows belong to a run, and the column that says to which. A test holds that none is missing.
 OF_RUNS: Sequence[tuple[Table, ColumnElement[str]]] = (
     (run_tags, run_tags.c.run_id),
@@ -165,6 +180,63 @@ def delete_runs(connection: Connection, doomed: Sequence[DoomedRun]) -> None:
     has_runs = exists().where(runs.c.batch_id == batches.c.id)
     has_members = exists().where(batch_members.c.batch_id == batches.c.id)
     connection.execute(delete(batches).where(of_these, not_(has_runs), not_(has_members)))
+
+
+class OldPayloads(NamedTuple):
+    """Runs whose payloads may go, of those that were looked at. `done_to`: nothing is left to look at up to this id, ever; None where
+    that is not further on than before. `next`: where to go on; None at the end."""
+
+    ids: list[str]
+    done_to: str | None
+    next: str | None
+
+
+def old_payloads(
+    connection: Connection, *, after: str, before: str, limit: int, finished_before: int
+) -> OldPayloads:
+    """Runs with a payload that have finished before a time, as has the run that their tree begins with, of `limit` runs behind `after`
+    that are looked at. A run that goes on may still be given its finished children, which it knows by their payloads.
+
+    Args:
+        before: runs from this id on are too young.
+    """
+    root = runs.alias()
+    found = connection.execute(
+        select(
+            runs.c.id,
+            and_(runs.c.finished_at < finished_before, root.c.finished_at < finished_before),
+            or_(runs.c.payload.is_not(None), runs.c.large.contains("payload")),
+        )
+        .join_from(runs, root, root.c.id == runs.c.root_id)
+        .where(runs.c.id > after, runs.c.id < before)
+        .order_by(runs.c.id)
+        .limit(limit)
+    ).all()
+    done_to: str | None = None
+    for run_id, is_old, _ in found:
+        if not is_old:
+            break
+        done_to = run_id
+    ids = [run_id for run_id, is_old, has_payload in found if is_old and has_payload]
+    return OldPayloads(ids, done_to, found[-1][0] if len(found) == limit else None)
+
+
+def delete_payloads(connection: Connection, ids: Collection[str]) -> None:
+    """Delete the payloads of finished runs; that they had one stays known."""
+    connection.execute(
+        delete(large_values).where(
+            large_values.c.name == "payload", among(connection, large_values.c.run_id, ids)
+        )
+    )
+    by_large: dict[str | None, list[str]] = {}
+    for run_id, large in connection.execute(
+        select(runs.c.id, runs.c.large).where(among(connection, runs.c.id, ids))
+    ):
+        left = [name for name in (large or "").split(",") if name not in ("", "payload")]
+        by_large.setdefault(",".join(left) or None, []).append(run_id)
+    for large, some in by_large.items():
+        values = {"payload": None, "payload_type": DELETED, "large": large}
+        connection.execute(update(runs).where(among(connection, runs.c.id, some)).values(values))
 
 
 def old_log_lines(

@@ -12,6 +12,7 @@ from milepost.engine.commands import (
     Command,
     DeleteLogLines,
     DeleteOldTree,
+    DeletePayloads,
     EndUnheededRuns,
     IndexDocuments,
     PruneAnnouncements,
@@ -26,7 +27,7 @@ from milepost.engine.commands import (
 from milepost.engine.jobs import JobName
 from milepost.store.database import Store
 from milepost.upkeep.old_history import prunable
-from milepost.upkeep.old_runs import cutoffs_of, old_log_lines, old_roots
+from milepost.upkeep.old_runs import cutoffs_of, old_log_lines, old_payloads, old_roots
 
 logger = logging.getLogger("milepost.server")
 
@@ -46,6 +47,14 @@ class UpkeepSettings(msgspec.Struct, frozen=True, kw_only=True):
     keep_failed_runs: timedelta | None = None
     keep_canceled_runs: timedelta | None = None
     keep_logs: timedelta | None = None
+    keep_payloads: timedelta | None = None
+
+
+class Progress:
+    """What a server remembers from one round to the next: up to which run all payloads are deleted that ever will be."""
+
+    def __init__(self) -> None:
+        self.payloads_done_to = ""
 
 
 class Workshop(Protocol):
@@ -53,6 +62,7 @@ class Workshop(Protocol):
 
     settings: UpkeepSettings
     store: Store
+    progress: Progress
 
     def clock(self) -> int:
         """Microseconds since 1970."""
@@ -189,6 +199,28 @@ async def _forget_logs(workshop: Workshop, batch: int) -> AsyncIterator[None]:
         yield
 
 
+async def _forget_payloads(workshop: Workshop, batch: int) -> AsyncIterator[None]:
+    """Payloads of runs that have finished long enough ago go. Where all runs are done, the next round does not look again."""
+    kept = workshop.settings.keep_payloads
+    if kept is None:
+        return
+    finished_before = workshop.clock() - kept // timedelta(microseconds=1)
+    after: str | None = workshop.progress.payloads_done_to
+    is_whole = True
+    while after is not None:
+        found = await asyncio.to_thread(
+            old_payloads, workshop.store, after=after, limit=batch, finished_before=finished_before
+        )
+        if found.ids and await workshop.submit(DeletePayloads(found.ids)) < len(found.ids):
+            # Another server does it.
+            return
+        if is_whole and found.done_to is not None:
+            workshop.progress.payloads_done_to = found.done_to
+        is_whole = is_whole and found.done_to == found.next
+        after = found.next
+        yield
+
+
 async def _forget_waitpoints(workshop: Workshop, batch: int) -> AsyncIterator[None]:
     """Tokens and waits that have ended long ago go."""
     before = workshop.age_clock() - WAITPOINTS_KEPT_MICROSECONDS
@@ -253,6 +285,13 @@ JOBS = {
         ),
         Job(name=JobName.RUNS, period=_seconds(FORGET_SECONDS), batch=100, work=_forget_runs, forgets=True),
         Job(name=JobName.LOGS, period=_seconds(FORGET_SECONDS), batch=500, work=_forget_logs, forgets=True),
+        Job(
+            name=JobName.PAYLOADS,
+            period=_seconds(FORGET_SECONDS),
+            batch=500,
+            work=_forget_payloads,
+            forgets=True,
+        ),
         Job(
             name=JobName.WAITPOINTS,
             period=_seconds(FORGET_SECONDS),

@@ -7,6 +7,7 @@ from milepost.model.identifiers import lowest_id
 from milepost.model.run import RunStatus
 from milepost.store import deletion
 from milepost.store.database import Store
+from milepost.store.deletion import OldPayloads
 
 _CANCELED = frozenset({"CANCELED", "EXPIRED"})
 
@@ -40,6 +41,18 @@ def old_roots(
             limit=limit,
             cutoffs=cutoffs,
             settled_before=settled_before,
+        )
+
+
+def old_payloads(store: Store, *, after: str, limit: int, finished_before: int) -> OldPayloads:
+    """See `store.deletion.old_payloads`; what was triggered after the time is not looked at."""
+    with store.read() as connection:
+        return deletion.old_payloads(
+            connection,
+            after=after,
+            before=lowest_id("run", finished_before),
+            limit=limit,
+            finished_before=finished_before,
         )
 
 

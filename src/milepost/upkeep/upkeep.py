@@ -13,7 +13,7 @@ from milepost.engine.engine import Engine
 from milepost.engine.jobs import JobName
 from milepost.errors import UnavailableError
 from milepost.store.database import Store
-from milepost.upkeep.jobs import JOBS, Job, UpkeepSettings
+from milepost.upkeep.jobs import JOBS, Job, Progress, UpkeepSettings
 
 logger = logging.getLogger("milepost.server")
 
@@ -44,6 +44,7 @@ class Upkeep:
     def __init__(self, settings: UpkeepSettings, committer: Committer, engine: Engine, store: Store) -> None:
         self.settings = settings
         self.store = store
+        self.progress = Progress()
         self._committer = committer
         self._engine = engine
         # Commands of its own, by which it sees whether others have work for the committer.
@@ -130,6 +131,7 @@ class _Counted:
     def __init__(self, upkeep: Upkeep, measures: JobMeasures) -> None:
         self.settings = upkeep.settings
         self.store = upkeep.store
+        self.progress = upkeep.progress
         self.clock = upkeep.clock
         self.age_clock = upkeep.age_clock
         self._upkeep = upkeep

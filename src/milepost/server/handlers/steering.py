@@ -10,7 +10,7 @@ from starlette.requests import Request
 from milepost.engine import commands
 from milepost.engine.commands import TriggerItem
 from milepost.engine.triggering import delay_of
-from milepost.errors import InvalidRequestError
+from milepost.errors import ConflictError, InvalidRequestError
 from milepost.model.durations import parse_delay
 from milepost.model.run import asked_of
 from milepost.protocol.runs import Replayed, RunId, TagsAnswer, TagsRequest
@@ -19,6 +19,7 @@ from milepost.reading.reader import Reader
 from milepost.server import access, doors, requests
 from milepost.server.auth import caller_of
 from milepost.server.handlers.answers import Submit
+from milepost.store.deletion import DELETED
 from milepost.store.runs import RunRecord
 
 
@@ -74,7 +75,7 @@ def _again(record: RunRecord, said: ReplayRequest) -> TriggerItem:
     time for an attempt, unless something else was said (M2)."""
     asked = asked_of(record.row.options)
     options = TriggerOptions(
-        payload_type=record.payload_type,
+        payload_type=None if record.payload_type == DELETED else record.payload_type,
         metadata=msgspec.json.decode(record.trigger_metadata) if record.trigger_metadata else None,
         tags=record.tags,
         max_attempts=record.row.max_attempts,
@@ -85,6 +86,12 @@ def _again(record: RunRecord, said: ReplayRequest) -> TriggerItem:
         max_duration=None if asked.max_duration_ms is None else asked.max_duration_ms / 1000,
     )
     payload = record.payload
+    if record.payload_type == DELETED and said.payload is msgspec.UNSET:
+        raise ConflictError(
+            f"the payload of run {record.row.id} was deleted, because the server keeps payloads for a time only "
+            f"(MILEPOST_KEEP_PAYLOADS): give one to replay it with",
+            field="payload",
+        )
     for name in said.__struct_fields__:
         value = getattr(said, name)
         if value is msgspec.UNSET:

@@ -251,6 +251,7 @@ function factsOf(run) {
   const relatives = run.get("relatedRuns");
   const attempt = Number(run.get("attemptCount"));
   add("Queue", run.get("queue"));
+  if (run.get("isPayloadDeleted")) add("Payload", "deleted: the server keeps payloads for a time only");
   if (run.has("concurrencyKey")) add("Concurrency key", run.get("concurrencyKey"));
   if (run.get("priority")) add("Priority", `${run.get("priority")} s`);
   add("Attempt", attempt ? String(attempt) : "not started");
