@@ -46,7 +46,7 @@ def test_it_keeps_what_was_asked_but_for_its_time_and_its_key(served: Served, cl
     )
     assert (run.ttl, run.delayed_until, run.idempotency_key) == (None, None, None)
     with served.server.upkeep.store.read() as connection:
-        row = load_records(connection, [again.id])[again.id].row
+        row = load_records(connection, [again.id], values=False)[again.id].row
     assert row.max_attempts == 4
     assert asked_of(row.options).retry == RetryRule(
         max_attempts=2, min_delay_seconds=5, max_delay_seconds=30, jitter=False
