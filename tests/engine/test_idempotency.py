@@ -121,6 +121,17 @@ def test_a_later_attempt_is_given_what_is_done_and_what_is_under_way(world: Worl
     assert world.document(family.id)[0] == {"done": 2}
 
 
+@pytest.mark.one_server("the memory of one")
+def test_nothing_is_remembered_of_a_run_that_has_ended(world: World, family: Family) -> None:
+    family.trigger()
+    family.retry()
+    family.trigger()
+    remembered = world.engine.state.children
+    assert len(remembered) == 1
+    family.parents.finish(family.run)
+    assert (len(remembered), remembered._count) == (0, 0)  # pyright: ignore[reportPrivateUsage]
+
+
 def test_what_has_failed_for_good_is_triggered_anew_and_found_from_then_on(family: Family) -> None:
     failed, _ = family.trigger("1")
     family.work(failing=["1"])

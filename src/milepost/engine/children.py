@@ -94,6 +94,15 @@ class RememberedChildren:
             if known is not None:
                 known.next[kind] = position
 
+    def forget(self, run_id: str) -> None:
+        """The attempt of a run is over: a later one reads anew."""
+        known = self._runs.pop(run_id, None)
+        if known is not None:
+            self._count -= known.count
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
     def clear(self) -> None:
         """Forget everything: what was read may belong to a transaction that has failed."""
         self._runs.clear()

@@ -35,6 +35,7 @@ _CLOSING = msgspec.json.Decoder(Closing)
 
 def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: EngineState) -> None:
     """The newest attempt of a run that is held has ended like this."""
+    state.children.forget(row.id)
     attempt_error = ending.error
     if row.closing is not None and ending.move is not Move.RELEASE:
         ending = closed(_CLOSING.decode(row.closing))
