@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine import documents
-from milepost.engine.commands import PruneHistory
+from milepost.engine.commands import IndexDocuments, PruneHistory
 from milepost.engine.engine import Engine
 from milepost.model.operations import Append, Increment, Operation, Set
 from milepost.store.statements import Row, Statement
@@ -180,3 +180,23 @@ def test_two_servers_hold_the_document_that_readers_see(
             held = servers.written_answer(run_id)
             seen = servers.document(run_id)
             assert (exactly(held[0]), held[1]) == (exactly(seen[0]), seen[1])
+
+
+@pytest.mark.parametrize("is_indexed_before", [False, True])
+def test_documents_of_runs_that_have_ended_take_no_memory(
+    world: World, worker: WorkerDouble, is_indexed_before: bool
+) -> None:
+    """Once they are in the search index: that is built a moment later, and from memory."""
+    run_id = world.trigger()
+    run = worker.claim_one()
+    worker.report(run, Set("n", 1))
+    at_hand = world.engine._documents.at_hand  # pyright: ignore[reportPrivateUsage]
+    if is_indexed_before:
+        world.do(IndexDocuments(10))
+        assert at_hand(run_id) is not None
+    worker.finish(run)
+    assert (at_hand(run_id) is None) is is_indexed_before
+    world.do(IndexDocuments(10))
+    assert at_hand(run_id) is None
+    assert world.write(run_id, Increment("n", 1)).version == 2
+    assert world.document(run_id) == ({"n": 2}, 2)

@@ -353,6 +353,7 @@ class Engine:
         if jump:
             logger.warning("the clock was set by %.1f s; queued runs have moved along", jump / 1_000_000)
         self._documents.settle(transaction.touched)
+        self._documents.forget(transaction.done_with)
         self._remember(transaction, served)
         if self._others is not None and number is not None:
             self._others.told(number)

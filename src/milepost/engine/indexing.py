@@ -45,6 +45,8 @@ def index_documents(command: IndexDocuments, transaction: Transaction, state: En
             indexed[run_id] = values_of(hot[run_id].document.value)
             rows_left -= len(indexed[run_id])
             bytes_left -= hot[run_id].document.size
+            if rows[run_id].status.is_final:
+                transaction.done_with.add(run_id)
     if indexed:
         search.replace_values(connection, indexed)
     return len(indexed)

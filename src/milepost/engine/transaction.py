@@ -70,6 +70,8 @@ class Transaction:
         # And what must not come to life again by a clock that is set back, by one that never is: microseconds since 1970 as well.
         self.age_now = age_now
         self.touched: set[str] = set()
+        # Runs that have ended and whose documents are indexed: nobody will ask for these soon.
+        self.done_with: set[str] = set()
         # Where parked claims may have work now: due runs of these tasks were queued, these queues have a free slot, or anything.
         self.offered_tasks: set[str] = set()
         self.places: set[tuple[str, str]] = set()
@@ -402,6 +404,8 @@ class Transaction:
             self._announcement(row).version = hot.document.version
             if hot.snapshot_version < hot.document.version:
                 self._snapshots[row.id] = hot.fold()
+            if not row.metadata_unindexed:
+                self.done_with.add(row.id)
 
     def at_hand(self, row: RunRow) -> HotDocument | None:
         """The newest document of a run when it is in memory; what this group has written may not be in the row yet."""
