@@ -531,9 +531,12 @@ class WorkerLink:
         self._owes_goodbye = False
 
     async def _send_what_is_due(self) -> None:
-        entries = self._holding.outbox.take(self._loop.time(), everything=self._is_leaving)
+        began = self._loop.time()
+        entries = self._holding.outbox.take(began, everything=self._is_leaving)
         for some in parcels(entries):
             await self._send(some)
+        if entries:
+            self._holding.outbox.took(self._loop.time() - began)
 
     async def _send(self, entries: Sequence[Entry]) -> None:
         """Send one request until it is answered, and take in the answers."""

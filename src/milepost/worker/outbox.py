@@ -32,6 +32,9 @@ REPORT_RUNS_MAX = 1000
 REPORT_BYTES_MAX = 4 * 1024 * 1024
 # How long one look waits, in all, for buffers that other threads do not leave.
 BUSY_SECONDS_MAX = 0.1
+# From the beginning of one report of metadata to that of the next it is so many times as long as the last one has taken: a few
+# milliseconds where the server is idle, and the flush interval where it is busy and larger groups cost it less.
+PAUSE_SHARE = 2.0
 # The texts of an error that the server did not take in full.
 SHORT_TEXT_CHARACTERS_MAX = 1000
 
@@ -124,7 +127,8 @@ class Outbox:
     """Gathers what is to be reported.
 
     Args:
-        flush_interval_seconds: no two reports that only carry metadata of running tasks are closer than this.
+        flush_interval_seconds: after a report that only carries metadata of running tasks the next one of these waits for others: as
+            `PAUSE_SHARE` says, and this long at most. Where nothing was sent lately one leaves at once.
         tell: adds a line to the log of a run, with its level.
     """
 
@@ -138,6 +142,7 @@ class Outbox:
         self._urgent: dict[HeldRun, None] = {}
         self._changed: dict[HeldRun, None] = {}
         self._flushed_at = float("-inf")
+        self._pause_seconds = flush_interval_seconds
         # Their buffers could not be looked into the last time.
         self._stuck: set[HeldRun] = set()
 
@@ -154,14 +159,18 @@ class Outbox:
         if self._urgent:
             return float("-inf")
         if self._changed:
-            return self._flushed_at + self._flush_interval_seconds
+            return self._flushed_at + self._pause_seconds
         return None
+
+    def took(self, seconds: float) -> None:
+        """So long it has taken until the last reports were answered."""
+        self._pause_seconds = min(self._flush_interval_seconds, seconds * PAUSE_SHARE)
 
     def take(self, now: float, *, everything: bool = False) -> list[Entry]:
         """What is to leave now. What is taken must be given to `answered` or `add` again."""
         taken = self._urgent
         self._urgent = {}
-        if self._changed and (everything or now >= self._flushed_at + self._flush_interval_seconds):
+        if self._changed and (everything or now >= self._flushed_at + self._pause_seconds):
             taken |= self._changed
             self._changed = {}
             self._flushed_at = now
