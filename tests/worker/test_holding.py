@@ -23,7 +23,7 @@ from milepost.worker import outbox
 from milepost.worker.black_box import BlackBox
 from milepost.worker.holding import ASK_AGAIN_SECONDS, Holding
 from milepost.worker.lease import Lease
-from milepost.worker.outbox import Entry, HeldRun
+from milepost.worker.outbox import Entry, HeldRun, Outbox
 from milepost.worker.settings import ALONE_SECONDS
 
 INTERVAL = 0.05
@@ -260,6 +260,24 @@ def test_the_first_change_leaves_at_once_and_later_ones_by_the_interval() -> Non
     desk.set(one, "a", 2)
     desk.now += INTERVAL
     assert [entry.report.id for entry in desk.report()] == ["run_2", "run_1"]
+
+
+@pytest.mark.parametrize(
+    ("interval", "took", "pause"),
+    [(0.05, 0.002, 0.004), (0.05, 3.0, 0.05), (0.001, 0.002, 0.001), (0.0, 0.002, 0.0), (30.0, 0.002, 30.0)],
+)
+def test_the_next_report_gathers_as_long_as_the_last_one_took(
+    interval: float, took: float, pause: float
+) -> None:
+    """An idle server is told soon, a busy one in larger groups, and an interval that somebody has made longer is kept."""
+    outbox = Outbox(interval)
+    desk = Desk(1)
+    [held] = desk.admit("run_1")
+    outbox.add(held)
+    outbox.take(10.0)
+    outbox.took(took)
+    outbox.add(held)
+    assert outbox.due_at() == pytest.approx(10.0 + pause)
 
 
 def test_an_outcome_leaves_at_once_with_its_last_operations_and_alone() -> None:

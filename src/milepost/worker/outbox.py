@@ -35,6 +35,7 @@ BUSY_SECONDS_MAX = 0.1
 # From the beginning of one report of metadata to that of the next it is so many times as long as the last one has taken: a few
 # milliseconds where the server is idle, and the flush interval where it is busy and larger groups cost it less.
 PAUSE_SHARE = 2.0
+ADAPTED_SECONDS_MAX = 0.05
 # The texts of an error that the server did not take in full.
 SHORT_TEXT_CHARACTERS_MAX = 1000
 
@@ -127,8 +128,8 @@ class Outbox:
     """Gathers what is to be reported.
 
     Args:
-        flush_interval_seconds: after a report that only carries metadata of running tasks the next one of these waits for others: as
-            `PAUSE_SHARE` says, and this long at most. Where nothing was sent lately one leaves at once.
+        flush_interval_seconds: so long after the one before a report leaves that only carries metadata of running tasks, or as
+            `PAUSE_SHARE` says where that is sooner. An interval above `ADAPTED_SECONDS_MAX` is kept whatever the server can do.
         tell: adds a line to the log of a run, with its level.
     """
 
@@ -164,7 +165,8 @@ class Outbox:
 
     def took(self, seconds: float) -> None:
         """So long it has taken until the last reports were answered."""
-        self._pause_seconds = min(self._flush_interval_seconds, seconds * PAUSE_SHARE)
+        if self._flush_interval_seconds <= ADAPTED_SECONDS_MAX:
+            self._pause_seconds = min(self._flush_interval_seconds, seconds * PAUSE_SHARE)
 
     def take(self, now: float, *, everything: bool = False) -> list[Entry]:
         """What is to leave now. What is taken must be given to `answered` or `add` again."""
