@@ -35,6 +35,23 @@ def parent(signal_number: int) -> str:
 """
 
 
+HANGING = """
+import time
+
+def hangs() -> None:
+    metadata.set("hook", 1)
+    time.sleep(600)
+
+@task(on_success=hangs, on_complete=lambda: metadata.set("never", 1))
+def returns(value: int) -> int:
+    return value
+
+@task(retry=Retry(max_attempts=1), on_failure=hangs)
+def fails(value: int) -> int:
+    raise ValueError("out of ink")
+"""
+
+
 @pytest.fixture
 def dev(house: Callable[..., House]) -> House:
     return house(SOURCE, "--processes", "1")
@@ -60,3 +77,13 @@ def test_a_run_has_them_whose_code_does_not_end_in_time(house: Callable[..., Hou
     run = dev.run("blocks", 1)
     assert run.status == "TIMED_OUT"
     assert (run.metadata["begun"], run.metadata["told"]) == (1, 1)
+
+
+def test_hooks_of_def_tasks_that_never_return_hold_up_no_end(house: Callable[..., House]) -> None:
+    dev = house(HANGING, "--processes", "1", env={"MILEPOST_HOOK_SECONDS_MAX": "0.5"})
+    run = dev.run("returns", 7)
+    assert (run.status, run.output, run.metadata) == ("COMPLETED", 7, {"hook": 1})
+    assert any("a hook took longer than 0.5 s" in line for line in dev.log(run.id))
+    run = dev.run("fails", 7)
+    assert (run.status, run.error.message, run.metadata) == ("FAILED", "out of ink", {"hook": 1})
+    dev.end()

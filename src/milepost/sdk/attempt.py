@@ -23,6 +23,7 @@ import dis
 import inspect
 import random
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -59,6 +60,11 @@ STACK_CHARACTERS_MAX = 20_000
 def needs_loop(task: Task[Any, Any]) -> bool:
     """True when an attempt of the task has to run on the event loop: it, or a hook that concerns it, is an `async def`."""
     return task.is_async or not (task.are_plain and hooks.are_plain)
+
+
+def may_hang_in_hooks(task: Task[Any, Any]) -> bool:
+    """True where hooks of the end of a run execute in a thread that nothing can stop."""
+    return (hooks.has_hooks or task.has_hooks) and not needs_loop(task)
 
 
 async def run_attempt(
@@ -123,6 +129,7 @@ class Attempt:
         self._has_begun = False
         self._is_in_thread = False
         self._is_waiting_for_streams = False
+        self._hook_began_at: float | None = None
         # The tasks of the event loop in which steps of this attempt run, each inside of a step of the one before.
         self._loop_tasks: list[asyncio.Task[Any]] = []
         self._aborted_by: BaseException | None = None
@@ -206,6 +213,11 @@ class Attempt:
     def stops_by_raising(self) -> bool:
         """See `RunningAttempt`."""
         return self._is_stoppable and not self._task.is_async
+
+    @property
+    def hook_began_at(self) -> float | None:
+        """See `RunningAttempt`."""
+        return self._hook_began_at
 
     def stop(self) -> None:
         """See `RunningAttempt`. The hooks that come after the task's own code are not cancelled; they have the grace time."""
@@ -520,11 +532,15 @@ class Attempt:
         """Run hooks that come after the task's own code: they cannot change the outcome any more, so errors go to the run's log."""
         for hook in self._hooks_for(name):
             try:
+                if self._loop is None:
+                    self._hook_began_at = time.monotonic()
                 await self._call_hook(hook, **values)
             except BaseException as error:  # as for the task itself
                 self._errors.append(error)
                 self._raise_if_cancelling(error)
                 self.context().logger.error("%s hook %s failed", name, hook.name, exc_info=error)
+            finally:
+                self._hook_began_at = None
 
     async def _call_hook(self, hook: Hook, **values: Any) -> Any:
         """Call a hook. On the event loop one that takes longer than it may raises TimeoutError, and is cancelled or left behind; a
@@ -713,6 +729,7 @@ __all__ = [
     "OutputError",
     "describe_error",
     "forget_frames",
+    "may_hang_in_hooks",
     "needs_loop",
     "run_attempt",
     "run_attempt_in_thread",

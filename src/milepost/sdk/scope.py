@@ -62,6 +62,12 @@ class RunningAttempt(Protocol):
         """True while the next call in a thread is to raise when the run is to end: the code of a `def` task runs."""
         ...
 
+    @property
+    def hook_began_at(self) -> float | None:
+        """Since when a hook of the run's end executes in the thread of a `def` task, where nothing can stop it; None while none does.
+        On the monotonic clock."""
+        ...
+
     def stop(self) -> None:
         """The scope has been asked to stop: cancel what runs on the event loop, where that is how it hears. On the loop's thread."""
         ...

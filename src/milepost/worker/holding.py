@@ -15,7 +15,9 @@ from milepost.errors import AttemptOverError
 from milepost.model.lifecycle import CANCELLED, took_too_long
 from milepost.model.run import AttemptEnd, Outcome
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
+from milepost.sdk.attempt import may_hang_in_hooks
 from milepost.sdk.scope import RunScope, Stop
+from milepost.sdk.settings import task_settings
 from milepost.sdk.streams_outlet import Outlet
 from milepost.worker.black_box import NOT_NOTED, BlackBox
 from milepost.worker.chunk_book import ChunkBook
@@ -163,6 +165,8 @@ class Holding:
         self._confirming: HeldRun | None = None
         # Runs whose code has begun and of which the server has not heard it, with when that was.
         self._unsaid: dict[HeldRun, float] = {}
+        # Those whose last hooks run in a thread that nothing can stop.
+        self._hooked: dict[HeldRun, None] = {}
         # What those wait for that stand in line for a slot after a wait.
         self._in_line: set[Future[None]] = set()
         # Runs that the server does not let go on yet, with when to ask again; and those that go on nevertheless.
@@ -366,6 +370,7 @@ class Holding:
         self._release(held)
         self._black_box.wait(held.record)
         self._unsaid.pop(held, None)
+        self._hooked.pop(held, None)
         self._stop_asking(held)
         if held.open_waits:
             self._abandon_waits(held)
@@ -526,6 +531,7 @@ class Holding:
         self._streaming.pop(held, None)
         self.chunks.stop(held.scope, _given_up(held.scope), "lost")
         self._unsaid.pop(held, None)
+        self._hooked.pop(held, None)
         self._doubtful.discard(held)
         self._deadlines.pop(held, None)
         self._stop_asking(held)
@@ -620,19 +626,27 @@ class Holding:
         self._black_box.end_by(0.0 if left is None else self._lease.now() + left + KILL_MARGIN_SECONDS)
 
     def _give_up(self, held: HeldRun, stop: Stop) -> None:
-        """The code was asked to end and has not. Its run ends now, with what it has written so far; what it does then is nobody's.
+        """The code was asked to end and has not."""
+        decided = held.decided
+        if decided is None or decided.error is not None:
+            decided = msgspec.structs.replace(stop.outcome, lacks_hooks=decided is None)
+        # What the task has returned counts, although its hooks have not ended.
+        told = f"{stop.error.message}; its code was asked to end and has not within {self.stop_grace_seconds:g} s"
+        self._leave_behind(held, decided, told)
 
-        Its slot is lost until it ends.
-        """
+    def _give_up_hook(self, held: HeldRun) -> None:
+        """A hook of the run's end does not return. How the run ends was decided before."""
+        seconds = task_settings().hook_seconds_max
+        told = f"a hook took longer than {seconds:g} s (MILEPOST_HOOK_SECONDS_MAX)"
+        self._leave_behind(held, held.decided or Outcome(), told)
+
+    def _leave_behind(self, held: HeldRun, outcome: Outcome, told: str) -> None:
+        """End the run now, with what it has written so far; what its code does then is nobody's. Its slot is lost until that ends."""
         scope, run = held.scope, held.scope.run
         held.is_given_up = True
-        decided = scope.attempt.outcome if scope.attempt is not None else None
-        if decided is not None and decided.error is None:
-            # What the task has returned counts, although its hooks have not ended.
-            held.outcome = decided
-        else:
-            held.outcome = msgspec.structs.replace(stop.outcome, lacks_hooks=decided is None)
-        told = f"{stop.error.message}; its code was asked to end and has not within {self.stop_grace_seconds:g} s"
+        held.outcome = outcome
+        self._hooked.pop(held, None)
+        self._deadlines.pop(held, None)
         self.tell(held, "error", f"{told}: what it does from here on does not count")
         self._host.notice(f"run {run.id} ({run.task}): {told}; it keeps its slot until it does")
         if self._teller is not None:
@@ -719,7 +733,7 @@ class Holding:
     @property
     def needs_pulse(self) -> bool:
         """True when something has to be said or asked as time goes by: `pulse` is to be called about once a second."""
-        return bool(self._unsaid or self._not_let or self._alone)
+        return bool(self._unsaid or self._not_let or self._alone or self._hooked)
 
     def pulse(self, now: float) -> None:
         """Tell which code has begun, all in one report; ask for runs that were not let go on; give who has been alone for long
@@ -740,6 +754,11 @@ class Holding:
         for held, ask_at in list(self._not_let.items()):
             if ask_at <= now:
                 self._ask_again(held)
+        for held in list(self._hooked):
+            attempt = held.scope.attempt
+            began_at = None if attempt is None else attempt.hook_began_at
+            if began_at is not None and now - began_at > task_settings().hook_seconds_max:
+                self._give_up_hook(held)
 
     def say_what_has_begun(self) -> None:
         """Tell it of all runs, whether they execute for long or not: this worker leaves, and they go on somewhere else."""
@@ -841,6 +860,8 @@ class Holding:
             if limit_ms is not None and run.closing is None:
                 held.seconds_max = held.seconds_left = limit_ms / 1000
                 self._start_clock(held)
+            if held.task is not None and may_hang_in_hooks(held.task):
+                self._hooked[held] = None
             if self._teller is not None:
                 self._teller.started(held)
         self._host.start(runs)

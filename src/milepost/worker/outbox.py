@@ -103,6 +103,11 @@ class HeldRun:
     def __post_init__(self) -> None:
         self.is_alone = self.scope.run.is_apart
 
+    @property
+    def decided(self) -> Outcome | None:
+        """How its code has ended, once that is decided; hooks may still run."""
+        return None if self.scope.attempt is None else self.scope.attempt.outcome
+
 
 @dataclass(eq=False, slots=True)
 class Entry:
