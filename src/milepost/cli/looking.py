@@ -11,7 +11,7 @@ from rich.tree import Tree
 from milepost.cli.console import err, note, out, print_json
 from milepost.cli.progress import STATUS_STYLES
 from milepost.cli.runs import print_table
-from milepost.cli.text import visible
+from milepost.cli.text import moment, visible
 from milepost.client import calls
 from milepost.client.calls import Call
 from milepost.client.client import Client
@@ -39,7 +39,7 @@ def list_workers(*, as_json: bool) -> None:
         if as_json:
             print_json(msgspec.to_builtins(worker))
             continue
-        since = worker.registered_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        since = moment(worker.registered_at)
         name = f"{worker.name} {worker.id}" if worker.name else worker.id
         rows.append((name, since, str(worker.executing), str(worker.waiting), ", ".join(worker.tasks)))
     _print(rows, "no worker is online", as_json=as_json)

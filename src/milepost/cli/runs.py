@@ -19,7 +19,7 @@ from rich.text import Text
 
 from milepost.cli.console import err, fail, note, out, print_json, print_line, say_error
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
-from milepost.cli.text import json_text, visible
+from milepost.cli.text import json_text, moment, visible
 from milepost.client import calls
 from milepost.client.bulk import BulkProgress
 from milepost.client.client import Client
@@ -214,7 +214,7 @@ def _row(run: Run) -> tuple[str, ...]:
     told = [*map(str, bars)]
     if run.error is not None:
         told.append(_first_line(_error_text(run.error)))
-    created = run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    created = moment(run.created_at)
     return run.id, run.task_id, run.status, created, ", ".join(told)
 
 
@@ -262,7 +262,15 @@ def get_run(run_id: str, *, as_json: bool) -> None:
     out.print(draw(task=run.task_id, run_id=run.id, status=run.status, metadata=run.metadata))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
-    facts.add_row("created", run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+    facts.add_row("created", moment(run.created_at))
+    if run.cancel_asked_at is not None and not run.is_completed:
+        facts.add_row("cancel", f"asked {moment(run.cancel_asked_at)}; it is to end")
+    if run.is_queued and run.delayed_until is not None:
+        facts.add_row("delayed", f"until {moment(run.delayed_until)}")
+    if run.schedule is not None:
+        facts.add_row("schedule", f"{run.schedule.id}, for {moment(run.schedule.timestamp)}")
+    if run.replay_of is not None:
+        facts.add_row("replay of", run.replay_of)
     facts.add_row("attempts", str(run.attempt_count))
     facts.add_row("metadata", f"version {run.metadata_version}")
     if run.queue_wait is not None:

@@ -1,12 +1,12 @@
 """`milepost schedules ...`: what is triggered at set times."""
 
-from datetime import datetime
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 import typer
 
 from milepost.cli.console import err, fail, note, print_json, print_line
+from milepost.cli.text import moment
 
 app = typer.Typer(help="Look at schedules, make and change them.", no_args_is_help=True)
 
@@ -66,8 +66,8 @@ def list_schedules(
                 schedule.id,
                 schedule.task_id,
                 _times(schedule),
-                _time(schedule.next_at) if schedule.next_at else "paused",
-                _time(schedule.last_at) if schedule.last_at else "never",
+                moment(schedule.next_at) if schedule.next_at else "paused",
+                moment(schedule.last_at) if schedule.last_at else "never",
                 ", ".join(filter(None, told)),
             )
         )
@@ -202,12 +202,8 @@ def _times(schedule: Any) -> str:
     return schedule.cron if schedule.timezone == "UTC" else f"{schedule.cron} {schedule.timezone}"
 
 
-def _time(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
 def _tell_next(schedule: Any) -> None:
     if schedule.next_at is None:
         note(f"{schedule.id} is paused: milepost schedules resume {schedule.id}")
         return
-    note(f"it fires next at {_time(schedule.next_at)}")
+    note(f"it fires next at {moment(schedule.next_at)}")

@@ -6,6 +6,7 @@ could clear the screen, change its title, or hide what stands there.
 
 import json
 import re
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -42,3 +43,8 @@ def can_be_written(text: str, encoding: str) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def moment(at: datetime) -> str:
+    """A time as people of this machine read it."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -13,6 +13,7 @@ from milepost.errors import NotLoadedError
 from milepost.model.run import QueuedReason, RunError, RunStatus
 from milepost.protocol.queues import QueueWait
 from milepost.protocol.runs import RunAttempt, RunObject, RunSummary
+from milepost.protocol.schedules import RunSchedule
 from milepost.protocol.streams import StreamSummary
 
 ShapeT = TypeVar("ShapeT")
@@ -26,8 +27,7 @@ class Run:
     """A run at one moment. Times are aware UTC.
 
     Runs out of a list, and those of `runs.subscribe_where`, come without `payload`, `output`, `child_counts` and `streams`. Asked for
-    one
-    of them, such a run raises NotLoadedError and does not pretend that there is none. `is_whole` tells which kind it is, and
+    one of them, such a run raises NotLoadedError and does not pretend that there is none. `is_whole` tells which kind it is, and
     `runs.retrieve(run.id)` reads everything.
 
     Attributes:
@@ -66,6 +66,8 @@ class Run:
         cancel_asked_at: when it was asked to end. It is CANCELED (`is_cancelled`) once that has come true.
         ttl, priority, max_duration_seconds, concurrency_key, idempotency_key: as they were asked for at the trigger.
         replay_of: the run that it repeats.
+        schedule: the schedule that has triggered it, with the time that it is for, while there is such a schedule. Known of runs that
+            were read by themselves.
         is_payload_deleted: it had a payload, which the server was told not to keep for so long (MILEPOST_KEEP_PAYLOADS). Known of runs
             that were read by themselves.
     """
@@ -112,6 +114,7 @@ class Run:
     idempotency_key: str | None = None
     replay_of: str | None = None
     is_payload_deleted: bool = False
+    schedule: RunSchedule | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -160,6 +163,7 @@ def run_from_wire(wire: RunSummary, metadata: dict[str, Any] | None = None) -> R
         metadata_version=wire.metadata_version,
         payload=wire.payload if is_whole else None,
         is_payload_deleted=is_whole and wire.is_payload_deleted,
+        schedule=wire.schedule if is_whole else None,
         output=wire.output if is_whole else None,
         error=wire.error,
         tags=wire.tags,
