@@ -50,6 +50,16 @@ const withStreams = (async () => {
   return words;
 })();
 
+// Triggers that mean one run, while that is delayed.
+const debounced = [];
+for (let count = 0; count < 3; count++) {
+  const options = { debounce: { key: "burst", delay: "1h", mode: "trailing" } };
+  debounced.push(await tasks.trigger("answer", { count }, options));
+}
+const burst = await runs.retrieve(debounced[0].id);
+seen.debounced = { runs: new Set(debounced.map((one) => one.id)).size, status: burst.status, payload: burst.payload };
+await runs.cancel(debounced[0].id);
+
 // Something is sent to the run, with the token that the trigger gave.
 const more = streams.input({ id: "more" });
 await auth.withAuth({ accessToken: handle.publicAccessToken }, () => more.send(handle.id, { count: 2 }));

@@ -14,6 +14,7 @@ def test_the_client(node: Node) -> None:
         "live": WORDS,
         "all": WORDS[2:] + MORE,
         "objects": [STEP],
+        "debounced": {"runs": 1, "status": "DELAYED", "payload": {"count": 2}},
         "run": {
             "status": "COMPLETED",
             "output": "".join(WORDS + MORE),
