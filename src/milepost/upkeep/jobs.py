@@ -256,6 +256,20 @@ def _seconds(period: float) -> Callable[[UpkeepSettings], float]:
     return lambda settings: period
 
 
+def _forgets(
+    name: JobName,
+    batch: int,
+    work: Callable[[Workshop, int], AsyncIterator[None]],
+    *,
+    seconds: float = FORGET_SECONDS,
+    for_several: bool = False,
+) -> Job:
+    """A job that deletes what is old. Each command takes a few milliseconds of the committer's time."""
+    return Job(
+        name=name, period=_seconds(seconds), batch=batch, work=work, forgets=True, for_several=for_several
+    )
+
+
 JOBS = {
     job.name: job
     for job in (
@@ -268,65 +282,15 @@ JOBS = {
         ),
         Job(name=JobName.STOPS, period=_seconds(5.0), batch=100, work=_end_unheeded),
         Job(name=JobName.INDEX, period=_seconds(1.0), batch=20, work=_index, gives_way_after=0.3),
-        # Each command takes a few milliseconds of the committer's time.
-        Job(
-            name=JobName.HISTORY,
-            period=_seconds(FORGET_SECONDS),
-            batch=250,
-            work=_forget_history,
-            forgets=True,
-        ),
-        Job(
-            name=JobName.STREAMS,
-            period=_seconds(FORGET_SECONDS),
-            batch=100,
-            work=_forget_streams,
-            forgets=True,
-        ),
-        Job(name=JobName.RUNS, period=_seconds(FORGET_SECONDS), batch=100, work=_forget_runs, forgets=True),
-        Job(name=JobName.LOGS, period=_seconds(FORGET_SECONDS), batch=500, work=_forget_logs, forgets=True),
-        Job(
-            name=JobName.PAYLOADS,
-            period=_seconds(FORGET_SECONDS),
-            batch=500,
-            work=_forget_payloads,
-            forgets=True,
-        ),
-        Job(
-            name=JobName.WAITPOINTS,
-            period=_seconds(FORGET_SECONDS),
-            batch=100,
-            work=_forget_waitpoints,
-            forgets=True,
-        ),
-        Job(
-            name=JobName.ANSWERS,
-            period=_seconds(FORGET_SECONDS),
-            batch=100,
-            work=_forget_answers,
-            forgets=True,
-        ),
-        Job(
-            name=JobName.USED_TOKENS,
-            period=_seconds(FORGET_SECONDS),
-            batch=100,
-            work=_forget_used_tokens,
-            forgets=True,
-        ),
-        Job(
-            name=JobName.IDEMPOTENCY_KEYS,
-            period=_seconds(FORGET_SECONDS),
-            batch=100,
-            work=_forget_keys,
-            forgets=True,
-        ),
-        Job(
-            name=JobName.ANNOUNCEMENTS,
-            period=_seconds(60.0),
-            batch=1000,
-            work=_forget_announcements,
-            forgets=True,
-            for_several=True,
-        ),
+        _forgets(JobName.HISTORY, 250, _forget_history),
+        _forgets(JobName.STREAMS, 100, _forget_streams),
+        _forgets(JobName.RUNS, 100, _forget_runs),
+        _forgets(JobName.LOGS, 500, _forget_logs),
+        _forgets(JobName.PAYLOADS, 500, _forget_payloads),
+        _forgets(JobName.WAITPOINTS, 100, _forget_waitpoints),
+        _forgets(JobName.ANSWERS, 100, _forget_answers),
+        _forgets(JobName.USED_TOKENS, 100, _forget_used_tokens),
+        _forgets(JobName.IDEMPOTENCY_KEYS, 100, _forget_keys),
+        _forgets(JobName.ANNOUNCEMENTS, 1000, _forget_announcements, seconds=60.0, for_several=True),
     )
 }
