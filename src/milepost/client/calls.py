@@ -14,6 +14,7 @@ import msgspec
 
 from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.client.schedule import Schedule, schedule_from_wire
+from milepost.client.transport import Headers
 from milepost.errors import (
     ConfigurationError,
     InvalidRequestError,
@@ -64,7 +65,6 @@ from milepost.protocol.waitpoints import (
 )
 
 ResultT = TypeVar("ResultT")
-Headers = Mapping[str, str]
 
 # Beyond this the place of what cannot be read is not looked for.
 EXPLAINED_BYTES_MAX = 4 * 1024 * 1024

@@ -1,23 +1,17 @@
-"""The blocking way onto the wire, on urllib3; and what both ways share. A transport sends a request once."""
+"""The blocking way onto the wire, on `http.client`; and what both ways share. A transport sends a request once."""
 
 from __future__ import annotations
 
 import os
-import queue
+import select
 import time
 from collections.abc import Container, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
-from contextvars import ContextVar
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from socket import socket
 from ssl import SSLSocket
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
-
-import urllib3
-import urllib3.connection
-from urllib3.util import Timeout
-from urllib3.util.wait import wait_for_read
 
 from milepost.client.retries import Patience, unreachable
 from milepost.errors import ConfigurationError
@@ -36,12 +30,20 @@ PIECE_BYTES_MAX = 1024 * 1024
 LOOK_SECONDS = 0.25
 
 
+class Headers(Protocol):
+    """The headers of an answer, whatever library has read them; the case of a name does not matter."""
+
+    def get(self, name: str, /) -> str | None:
+        """The value of a header; None where there is none."""
+        ...
+
+
 class Reply(NamedTuple):
     """An answer as it came."""
 
     status: int
     content: bytes
-    headers: Mapping[str, str]
+    headers: Headers
 
 
 def common_headers(secret_key: str) -> dict[str, str]:
@@ -63,21 +65,20 @@ def checked_address(api_url: str) -> str:
     return api_url.rstrip("/")
 
 
-_patience: ContextVar[Patience | None] = ContextVar("milepost_patience", default=None)
-
-
 class _OneWrite:
-    """Mixed into a connection: a request leaves in one write, head and body together, which saves a system call and a packet.
-
-    The answer is waited for only as long as the attempt that has asked is under way.
-    """
+    """Mixed into a connection: a request leaves in one write, head and body together, which saves a system call and a packet."""
 
     _held: list[bytes] | None = None
+
+    def __del__(self) -> None:
+        # Whoever lets go of a client need not close it. At the end of the interpreter nothing may be left to do it with.
+        with suppress(Exception):
+            self.close()  # type: ignore[attr-defined]
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self._held = []
         try:
-            super().request(*args, **kwargs)  # pyright: ignore
+            super().request(*args, **kwargs)  # type: ignore[misc]
             held = b"".join(self._held)
         finally:
             self._held = None
@@ -87,58 +88,15 @@ class _OneWrite:
         if self._held is not None and isinstance(data, bytes):
             self._held.append(data)
         else:
-            super().send(data)  # pyright: ignore
-
-    def getresponse(self) -> Any:
-        patience = _patience.get()
-        sock: socket | None = getattr(self, "sock", None)
-        if patience is not None and sock is not None:
-            _wait_for(sock, sock.gettimeout() or ANSWER_SECONDS_MAX, patience)
-        return super().getresponse()  # pyright: ignore
+            super().send(data)  # type: ignore[misc]
 
 
-class _HTTPConnection(_OneWrite, urllib3.connection.HTTPConnection):
+class _HTTPConnection(_OneWrite, HTTPConnection):
     pass
 
 
-class _HTTPSConnection(_OneWrite, urllib3.connection.HTTPSConnection):
+class _HTTPSConnection(_OneWrite, HTTPSConnection):
     pass
-
-
-class _Resting:
-    """The connections that are not in use, the last used first; what `urllib3` needs of `queue.LifoQueue`, without its lock.
-
-    A finalizer or a signal handler that sends a request while another one takes its connection would wait for that lock for ever, and
-    so would a child that is forked in that moment, already when it throws the pool away.
-    """
-
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
-        self._items: list[Any] = []
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if len(self._items) >= self._maxsize:
-            raise queue.Full
-        self._items.append(item)
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        try:
-            return self._items.pop()
-        except IndexError:
-            raise queue.Empty from None
-
-    def qsize(self) -> int:
-        return len(self._items)
-
-
-class _HTTPConnectionPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection  # pyright: ignore[reportAssignmentType]
-    QueueCls = _Resting  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
-
-
-class _HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection  # pyright: ignore[reportAssignmentType]
-    QueueCls = _Resting  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
 
 
 class SyncTransport:
@@ -152,20 +110,29 @@ class SyncTransport:
 
     def _open(self) -> None:
         self._process_id = os.getpid()
-        kind = _HTTPSConnectionPool if self._address.scheme == "https" else _HTTPConnectionPool
-        self._pool = kind(
-            self._address.hostname or "",
-            self._address.port,
-            maxsize=CONNECTIONS_MAX,
-            block=False,
-            retries=False,
-        )
+        # The connections that are not in use, the last used first. There is no lock: each step is atomic, and a finalizer or a signal
+        # handler that sends a request while another one takes its connection would wait for a lock for ever, as would a child that is
+        # forked in that moment.
+        self._resting: list[HTTPConnection] = []
 
-    def _connections(self) -> urllib3.HTTPConnectionPool:
+    def _connection(self, seconds: float) -> HTTPConnection:
+        """A connection that nobody else uses. Raises OSError, HTTPException."""
         if self._process_id != os.getpid():
             # A child process must not speak on its parent's connections.
             self._open()
-        return self._pool
+        with suppress(IndexError):
+            while True:
+                connection = self._resting.pop()
+                if connection.sock is not None and not _is_readable(connection.sock, 0):
+                    return connection
+                # The server has closed it.
+                connection.close()
+        connect = _HTTPSConnection if self._address.scheme == "https" else _HTTPConnection
+        connection = connect(
+            self._address.hostname or "", self._address.port, timeout=min(seconds, CONNECT_SECONDS_MAX)
+        )
+        connection.connect()
+        return connection
 
     def exchange(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
@@ -175,25 +142,30 @@ class SyncTransport:
         Raises: UnavailableError when there is none; AttemptOverError, TimeoutError as `patience` says.
         """
         seconds = patience.seconds_of(ANSWER_SECONDS_MAX)
-        token = _patience.set(patience if patience.attempt is not None else None)
+        connection: HTTPConnection | None = None
         try:
-            response = self._connections().urlopen(
-                method,
-                self._address.path + target,
-                body=body,
-                headers={**self._headers, **headers},
-                retries=False,
-                redirect=False,
-                timeout=Timeout(connect=min(seconds, CONNECT_SECONDS_MAX), read=seconds),
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+            connection = self._connection(seconds)
+            sock = connection.sock
+            sock.settimeout(seconds)
+            connection.request(method, self._address.path + target, body, {**self._headers, **headers})
+            _wait_for(sock, seconds, patience)
+            response = connection.getresponse()
+            content = response.read()
+        except (HTTPException, OSError, UnicodeError) as error:
+            _close(connection)
             raise unreachable(self._api_url, reason_of(error)) from None
-        finally:
-            _patience.reset(token)
-        if not response.data and response.status != 204 and not _says_its_length(response.headers):
+        except BaseException:
+            # Whatever has interrupted it: an answer may still come, which nobody is to take for another one.
+            _close(connection)
+            raise
+        if connection.sock is not None and len(self._resting) < CONNECTIONS_MAX:
+            self._resting.append(connection)
+        else:
+            connection.close()
+        if not content and response.status != 204 and not _says_its_length(response.headers):
             # A head that is cut off is taken for a whole one by the library, and what should follow for nothing.
             raise unreachable(self._api_url, "the connection broke within the answer")
-        return Reply(response.status, response.data, response.headers)
+        return Reply(response.status, content, response.headers)
 
     @contextmanager
     def open(
@@ -204,8 +176,7 @@ class SyncTransport:
         Raises: UnavailableError when the connection cannot be had or breaks, or the error of a refusal; AttemptOverError, TimeoutError
             as `patience` says.
         """
-        # A connection of its own, and not one of the pool: the stream has no end that one could wait for, and what the pool's
-        # library hides, the socket, is needed here.
+        # A connection of its own, because the stream has no end that one could wait for.
         connect = HTTPSConnection if self._address.scheme == "https" else HTTPConnection
         seconds = patience.seconds_of(CONNECT_SECONDS_MAX)
         connection = connect(self._address.hostname or "", self._address.port, timeout=seconds)
@@ -252,7 +223,7 @@ class SyncTransport:
                 may_be_here = False
                 more = response.fp.read1(READ_BYTES)
                 parts, size = [more], len(more)
-                while more and size < PIECE_BYTES_MAX and wait_for_read(sock, 0):
+                while more and size < PIECE_BYTES_MAX and _is_readable(sock, 0):
                     more = response.fp.read1(READ_BYTES)
                     parts.append(more)
                     size += len(more)
@@ -306,6 +277,21 @@ class ChunkDecoder:
         return b"".join(found)
 
 
+def _close(connection: HTTPConnection | None) -> None:
+    if connection is not None:
+        connection.close()
+
+
+def _is_readable(sock: socket, seconds: float) -> bool:
+    """Wait until something has come, or the other side has closed the connection, but not longer than this."""
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], seconds)[0])
+    # Not `select`, which knows no descriptors beyond 1,024.
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))
+
+
 def _says_its_length(headers: Container[str]) -> bool:
     return "content-length" in headers or "transfer-encoding" in headers
 
@@ -315,7 +301,7 @@ def _wait_for(sock: socket, seconds: float, patience: Patience) -> None:
     if patience.attempt is None or (isinstance(sock, SSLSocket) and sock.pending()):
         return
     until = time.monotonic() + seconds
-    while not wait_for_read(sock, min(LOOK_SECONDS, max(0.0, until - time.monotonic()))):
+    while not _is_readable(sock, min(LOOK_SECONDS, max(0.0, until - time.monotonic()))):
         patience.heed()
         if patience.has_ended or time.monotonic() >= until:
             raise TimeoutError
@@ -330,5 +316,5 @@ def reason_of(error: BaseException) -> str:
             # Numbers below zero are those of name resolution.
             return os.strerror(number).lower() if number > 0 else "its name cannot be resolved"
         innermost = innermost.__cause__ or innermost.__context__
-    is_late = isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError)
+    is_late = isinstance(error, TimeoutError)
     return "no answer in time" if is_late else "the connection broke"
