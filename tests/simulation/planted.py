@@ -273,6 +273,31 @@ def a_crash_costs_nothing(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def nobody_runs_the_hooks_of_a_run_whose_process_died(patch: pytest.MonkeyPatch) -> None:
+    """As it was."""
+    patch.setattr(ending, "to_be_closed", lambda ending: None)
+
+
+def a_run_is_executed_once_more_instead_of_its_last_hooks(patch: pytest.MonkeyPatch) -> None:
+    claimed = claiming._claimed
+
+    def whole(*given: Any) -> Any:
+        return [msgspec.structs.replace(run, closing=None) for run in claimed(*given)]
+
+    patch.setattr(claiming, "_claimed", whole)
+
+
+def last_hooks_that_kill_their_process_are_run_again(patch: pytest.MonkeyPatch) -> None:
+    end_attempt = ending.end_attempt
+
+    def again(row: Any, end: Any, transaction: Transaction, state: Any) -> None:
+        if row.closing is not None and end.end.is_charged and end.end is not AttemptEnd.RAISED:
+            end = lifecycle.released(row, AttemptEnd.BESIDE)
+        end_attempt(row, end, transaction, state)
+
+    _patch_end_attempt(patch, again)
+
+
 def a_death_report_leaves_out_what_executes(patch: pytest.MonkeyPatch) -> None:
     begun = BlackBox.begun
     patch.setattr(BlackBox, "begun", lambda self: [one for one in begun(self) if one.waiting])
@@ -868,6 +893,9 @@ PLANTS: list[Planted] = [
     Planted(an_attempt_that_is_handed_back_is_charged, seed=55, adjust=workers_are_drained),
     Planted(a_crash_is_charged_to_all_that_were_in_the_process, seed=17),
     Planted(a_crash_costs_nothing, seed=1),
+    Planted(nobody_runs_the_hooks_of_a_run_whose_process_died, seed=2),
+    Planted(a_run_is_executed_once_more_instead_of_its_last_hooks, seed=2),
+    Planted(last_hooks_that_kill_their_process_are_run_again, seed=2, adjust=processes_die),
     Planted(a_death_report_leaves_out_what_executes, seed=1),
     Planted(retries_are_forgotten, seed=0),
     Planted(a_retry_does_not_wait, seed=0),

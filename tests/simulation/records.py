@@ -44,6 +44,7 @@ class Attempt:
         hooks: the hooks that were run, in order.
         is_over_early: the worker gave it up before its code had ended.
         writers: what it writes into streams, by the names of the writers.
+        is_closing: it runs the hooks of a run whose process is dead, and nothing else.
         received: what it was given of what was sent to it, in order.
     """
 
@@ -55,6 +56,7 @@ class Attempt:
     queue: str = ""
     is_apart: bool = False
     alone_seconds: float = 0.0
+    is_closing: bool = False
     started_at: int | None = None
     begun_at: int | None = None
     waits: bool = False

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from milepost.engine.commands import Claim, Command, RegisterWorker, Report, WithdrawClaim
+from milepost.engine.cancelling import MARGIN_SECONDS
+from milepost.engine.commands import Claim, Command, EndUnheededRuns, RegisterWorker, Report, WithdrawClaim
 from milepost.engine.jobs import RENEWED_MICROSECONDS
 from milepost.engine.state import EngineSettings
+from milepost.model.lifecycle import NOT_TOLD
 from milepost.model.retry import RetryRule
-from milepost.model.run import AttemptEnd, Outcome, RunError
+from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
 from simulation.stream_watch import StreamWatch
@@ -41,6 +43,8 @@ UPKEEP_MICROSECONDS = RENEWED_MICROSECONDS - 2 * MICROSECONDS
 # A server that was stopped for at least this share of a lease starts all leases anew.
 AWAY_SHARE = 0.5
 _error = msgspec.json.Decoder(RunError)
+closing_of = msgspec.json.Decoder(Closing).decode
+LAST_HOOKS = ["on_failure", "on_complete"]
 
 
 class Row(NamedTuple):
@@ -63,6 +67,7 @@ class Row(NamedTuple):
     is_apart: int
     concurrency_key: str | None
     cancel_asked_at: int | None = None
+    closing: str | None = None
 
     @property
     def holder(self) -> tuple[int, str] | None:
@@ -421,6 +426,9 @@ class Watch:
         ledger.ended_at = now
         attempt = self._attempt(row.id, number, worker_id)
         outcome = self._outcome_in(commands, row.id, number, worker_id)
+        if before.closing is not None:
+            self._judge_closed(before, row, attempt, outcome, commands, now)
+            return
         if outcome is not None:
             self._judge_outcome(before, row, attempt, outcome, now)
             return
@@ -432,6 +440,59 @@ class Watch:
         is_charged = any(AttemptEnd(end).is_charged for end in ends)
         self._follow(
             before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True, final=("CRASHED",)
+        )
+
+    def _judge_closed(
+        self,
+        before: Row,
+        row: Row,
+        attempt: Attempt | None,
+        outcome: Outcome | None,
+        commands: Sequence[Command],
+        now: int,
+    ) -> None:
+        """An attempt has ended that was to run the last hooks of a run whose process is dead, and nothing else. It costs nothing, and
+        the run ends with it, unless it was given back before it could."""
+        assert before.closing is not None
+        ledger, closing = self.ledgers[row.id], closing_of(before.closing)
+        what = f"attempt {before.attempt} of {row.id}, which was to run its last hooks,"
+        if outcome is not None:
+            is_over = True
+            self._expect(
+                attempt is not None
+                and (
+                    attempt.hooks == LAST_HOOKS or attempt.is_over_early or before.cancel_asked_at is not None
+                ),
+                f"{what} has ended, and has run {attempt and attempt.hooks}",
+            )
+            ends = {"closed"}
+        else:
+            ends = self._ends_without_outcome(before, attempt, commands, now)
+            is_charged = {end for end in ends if AttemptEnd(end).is_charged}
+            is_over = bool(is_charged) and (len(is_charged) == len(ends) or row.status in FINAL)
+            ends = {"closed"} if is_over else ends - is_charged
+        ledger.ends.append(End(before.attempt, frozenset(ends)))
+        if is_over:
+            stored = _error.decode(row.error) if row.error else None
+            self._expect(
+                row.status == closing.status and stored == closing.error and row.output is None,
+                f"{what} is to end it as {closing}, and it is {row}",
+            )
+        elif row.cancel_asked_at is not None:
+            self._expect(row.status == "CANCELED", f"{row.id} was to end, and goes on as {row.status}")
+        else:
+            ledger.ready_at = now
+            self._expect(
+                row.status not in FINAL and row.closing == before.closing,
+                f"{what} was given back, and it is {row}",
+            )
+        self._judge_charges(row)
+
+    def _is_to_be_closed(self, row: Row, status: str) -> None:
+        """The process of its last attempt is dead: a worker is to run its hooks before it has ended."""
+        self._expect(
+            row.status not in FINAL and row.closing is not None and closing_of(row.closing).status == status,
+            f"nobody has run the last hooks of {row.id}, which is to end as {status}, and it is {row}",
         )
 
     def _follow(
@@ -467,6 +528,12 @@ class Watch:
         ledger.charged += 1
         most = row.max_attempts or self._retry.max_attempts
         is_last = ledger.charged >= most or not can_be_retried
+        if is_last and delay_ms is None and final == ("CRASHED",):
+            ledger.ready_at = now
+            self._is_to_be_closed(row, "CRASHED")
+            self._judge_charges(row)
+            return
+        self._expect(row.closing is None, f"{row.id} is to be tried again, and to end as {row.closing}")
         self._expect(
             (row.status in FINAL) == is_last and (not is_last or row.status in final),
             f"{row.id} is {row.status} after {ledger.charged} of {most} attempts (worth a retry: {can_be_retried})",
@@ -557,7 +624,13 @@ class Watch:
             is_cancelled or self.max_duration_seconds is not None, f"{what} has timed out, and has no time"
         )
         expected = "CANCELED" if was_asked else "TIMED_OUT"
-        self._expect(row.status == expected, f"{what} is to end as {expected}, and the run is {row.status}")
+        if outcome.lacks_hooks and not was_asked:
+            self.ledgers[row.id].ready_at = 0
+            self._is_to_be_closed(row, "TIMED_OUT")
+        else:
+            self._expect(
+                row.status == expected, f"{what} is to end as {expected}, and the run is {row.status}"
+            )
         self.ledgers[row.id].ends.append(
             End(before.attempt, frozenset({outcome.end.value}), outcome.error.message)
         )
@@ -585,6 +658,15 @@ class Watch:
                         f"attempt {before.attempt} of {before.id} executes in {worker_id}, which says not to hold it",
                     )
                     return {"never_begun"}
+        if any(isinstance(command, EndUnheededRuns) for command in commands):
+            stored = self.rows[before.id].error
+            if stored is not None and _error.decode(stored) == NOT_TOLD:
+                patience = self._stop_grace + round(MARGIN_SECONDS * MICROSECONDS)
+                self._expect(
+                    now - self.asked_at.get(before.id, now) >= patience,
+                    f"{before.id} was ended over the head of its worker {worker_id}, which had time left to say so",
+                )
+                return {"cancelled"}
         from_ = max(self._heard_at.get(worker_id, 0), self._leases_from[self._server])
         self._expect(
             now - from_ >= self._lease,
@@ -645,9 +727,11 @@ class Watch:
         was_apart = attempt.is_apart and (executed or waited) == {key}
         if is_alone or was_apart:
             return {"crashed"}
-        only_waited = before.status == "WAITING" and begun[key]
         is_often = before.is_apart or before.attempt - self.ledgers[before.id].charged >= 3
-        return {"waiting"} if only_waited and not is_often else {"beside"}
+        if is_often or not begun[key]:
+            return {"beside"}
+        # The word that it waits may have come in the same group.
+        return {"waiting"} if before.status == "WAITING" else {"waiting", "beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""
@@ -671,6 +755,10 @@ class Watch:
         self._begun[key].append(attempt)
         self._expect(
             row.holder == (attempt.number, attempt.worker_id), f"{attempt} begins, and the run is {row}"
+        )
+        self._expect(
+            (row.closing is not None) == attempt.is_closing,
+            f"{attempt} begins {'the last hooks' if attempt.is_closing else 'the code'}, and the run is {row}",
         )
         charged = self.ledgers[attempt.run_id].charged
         self._expect(

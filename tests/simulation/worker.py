@@ -300,6 +300,7 @@ class WorkerProcess:
             charged_before=run.charged,
             queue=run.queue,
             is_apart=run.is_apart,
+            is_closing=run.closing is not None,
             alone_seconds=self.alone_seconds * 2 ** (run.attempt - 1),
         )
         self._simulation.records.attempts.append(buffer.attempt)
@@ -410,7 +411,7 @@ class UserCode:
             return
         attempt, watch = self.attempt, self._simulation.watch
         attempt.hooks.append(name)
-        if name == "on_start_attempt":
+        if name == ("on_failure" if attempt.is_closing else "on_start_attempt"):
             attempt.begun_at = self._simulation.servers.steady()
             self._simulation.note(self._process.name, "begins", attempt.run_id, attempt.number)
             watch.begins(attempt, slots=self._process.concurrency)
