@@ -15,9 +15,10 @@ import pytest
 
 from milepost.client import calls
 from milepost.client.streams import ChunkFollower
-from milepost.engine import claiming, ending, logs, queues, reporting, rules, workers
+from milepost.client.waitpoints import token_result
+from milepost.engine import claiming, ending, logs, queues, reporting, rules, waitpoints, workers
 from milepost.engine import streams as engine_streams
-from milepost.engine.commands import ReleaseLostRuns
+from milepost.engine.commands import CompleteToken, ReleaseLostRuns, TokenCompletion
 from milepost.engine.transaction import Transaction
 from milepost.feed import run_streams
 from milepost.feed.stream_topic import StreamTopic
@@ -25,13 +26,16 @@ from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
 from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, RunStatus
+from milepost.model.waitpoints import WaitpointKind, WaitpointStatus
 from milepost.protocol.streams import StreamState
 from milepost.protocol.work import InboxFrame
 from milepost.reading import streams as stream_reading
+from milepost.sdk import wait
 from milepost.sdk.attempt import Attempt
 from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.server import streaming
 from milepost.store import runs as run_store
+from milepost.store import waitpoints as waitpoint_store
 from milepost.worker.black_box import BlackBox
 from milepost.worker.chunk_book import ChunkBook, Part
 from milepost.worker.holding import Holding
@@ -503,6 +507,69 @@ def a_run_that_is_apart_has_company(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "leave", lambda self, *, apart=False: leave(self))
 
 
+# --- times and tokens ------------------------------------------------------------------------------------------
+
+
+def a_token_is_completed_whenever_somebody_says_so(patch: pytest.MonkeyPatch) -> None:
+    """Not only by the first, and also after its timeout."""
+    end = waitpoints._end
+
+    def complete(command: Any, transaction: Transaction, state: Any) -> TokenCompletion:
+        row = waitpoints._load(command.token_id, transaction)
+        end([row], WaitpointStatus.COMPLETED, command.output, transaction)
+        return TokenCompletion(True, WaitpointStatus.COMPLETED)
+
+    rule = rules._RULES[CompleteToken]
+    patch.setitem(rules._RULES, CompleteToken, msgspec.structs.replace(rule, decide=complete))
+
+
+def what_a_token_is_completed_with_gets_lost(patch: pytest.MonkeyPatch) -> None:
+    end = waitpoints._end
+    patch.setattr(
+        waitpoints,
+        "_end",
+        lambda rows, status, output, transaction: end(rows, status, output and '""', transaction),
+    )
+
+
+def who_waits_for_a_token_is_told_that_it_has_timed_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        wait,
+        "token_result",
+        lambda token, shape: token_result(
+            msgspec.structs.replace(token, status=WaitpointStatus.TIMED_OUT), shape
+        ),
+    )
+
+
+def times_and_timeouts_are_cut_short(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(waitpoint_store, "due", _ahead(waitpoint_store.due))
+
+
+def times_are_looked_at_only_when_something_happens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(waitpoint_store, "next_due_after", lambda connection, after: None)
+
+
+def the_end_of_a_token_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Its waiters ask after a while."""
+    patch.setattr(waitpoint_store, "take_waiters", lambda connection, ids: [])
+
+
+def a_later_attempt_makes_tokens_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    key = waitpoints._key
+    patch.setattr(waitpoints, "_key", lambda command: f"{key(command)}/{command.attempt.number}")
+
+
+def a_time_begins_anew_in_a_later_attempt(patch: pytest.MonkeyPatch) -> None:
+    key = waitpoints._key
+
+    def of_attempt(command: Any) -> str | None:
+        is_time = command.kind is WaitpointKind.TIME
+        return f"{key(command)}/{command.attempt.number}" if is_time else key(command)
+
+    patch.setattr(waitpoints, "_key", of_attempt)
+
+
 # --- waits, hooks, logs ----------------------------------------------------------------------------------------
 
 
@@ -792,6 +859,15 @@ def what_is_sent_again_to_a_run_is_stored_again(patch: pytest.MonkeyPatch) -> No
     patch.setattr(streaming, "_request_id", lambda request: f"{next(counts)}")
 
 
+def runs_wait(plan: Plan) -> None:
+    plan.waits, plan.failure, plan.retry = 0.8, 0.4, RetryRule(max_attempts=4, min_delay_seconds=0.1)
+
+
+def runs_wait_and_nothing_fails(plan: Plan) -> None:
+    runs_wait(plan)
+    plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
+
+
 def many_runs(plan: Plan) -> None:
     plan.roots, plan.runs_max, plan.workers, plan.children = 5, 12, 1, 4
 
@@ -945,5 +1021,13 @@ PLANTS: list[Planted] = [
     Planted(the_end_of_a_run_is_told_before_its_last_chunks, seed=10, adjust=readers_come_back),
     Planted(a_delay_is_cut_short, seed=0, adjust=runs_have_times),
     Planted(a_time_to_live_is_cut_short, seed=2, adjust=runs_have_times),
+    Planted(a_token_is_completed_whenever_somebody_says_so, seed=0, adjust=runs_wait),
+    Planted(what_a_token_is_completed_with_gets_lost, seed=0, adjust=runs_wait),
+    Planted(who_waits_for_a_token_is_told_that_it_has_timed_out, seed=0, adjust=runs_wait),
+    Planted(times_and_timeouts_are_cut_short, seed=15, adjust=runs_wait),
+    Planted(times_are_looked_at_only_when_something_happens, seed=3, adjust=runs_wait_and_nothing_fails),
+    Planted(the_end_of_a_token_is_told_to_nobody, seed=0, adjust=runs_wait_and_nothing_fails),
+    Planted(a_later_attempt_makes_tokens_of_its_own, seed=2, adjust=runs_wait),
+    Planted(a_time_begins_anew_in_a_later_attempt, seed=0, adjust=runs_wait),
     Planted(what_is_sent_again_to_a_run_is_stored_again, seed=14, adjust=chunks_come_twice),
 ]

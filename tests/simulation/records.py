@@ -205,6 +205,8 @@ class Records:
         cancelled: the runs whose cancel somebody has asked for.
         delays: seconds for which runs were to be delayed, by name.
         ttls: seconds for which runs were to wait for a worker at most, by name.
+        tokens: the tokens that runs have made and know of.
+        places: which token each run has made with each timeout, for the first time, the second time, and so on.
         told: how many lines workers themselves have added to the log of an attempt.
         told_bytes: how much room these need, at most.
     """
@@ -219,6 +221,10 @@ class Records:
     cancelled: set[str] = field(default_factory=set[str])
     delays: dict[str, int] = field(default_factory=dict[str, int])
     ttls: dict[str, int] = field(default_factory=dict[str, int])
+    tokens: dict[str, None] = field(default_factory=dict[str, None])
+    places: dict[tuple[str, float | None, int], str] = field(
+        default_factory=dict[tuple[str, float | None, int], str]
+    )
     seen_streams: list[SeenStream] = field(default_factory=list[SeenStream])
     inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from milepost.client import calls
 from milepost.client.async_transport import AsyncTransport, _Sessions
@@ -253,6 +256,25 @@ async def look(user: User, run_id: str) -> None:
             assert seen[0] >= version, f"{user.name} went back in {run_id} from {version} to {seen[0]}"
             version = seen[0]
             simulation.records.saw(user.name, run_id, *seen)
+
+
+async def complete(user: User, token_id: str) -> None:
+    """Complete a token, early or late, perhaps when it is over, and perhaps beside somebody else."""
+    simulation = user.simulation
+    await asyncio.sleep(user.random.uniform(0, 1) ** 2 * simulation.plan.chaos_seconds)
+    value = user.name
+    # A repeat of the same call is the same one.
+    call = calls.complete_token(token_id, msgspec.json.encode(value))
+    call = dataclasses.replace(call, request_id=value)
+    while True:
+        try:
+            answer = await user.connection.asend(call)
+        except UnavailableError:
+            await asyncio.sleep(0.5)
+        else:
+            break
+    simulation.note(value, "has completed" if answer.is_first else "is too late for", token_id)
+    simulation.watch.waits.told_completed(value, token_id, value, is_first=answer.is_first)
 
 
 async def cancel(user: User, run_id: str) -> None:

@@ -24,6 +24,7 @@ from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
 from simulation.stream_watch import StreamWatch
+from simulation.wait_watch import WaitWatch
 
 HELD = ("EXECUTING", "WAITING")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT", "EXPIRED")
@@ -117,6 +118,7 @@ class Watch:
         max_duration_seconds: how long an attempt may execute.
         are_several: there are several servers.
         clocks_apart: seconds by which each may be wrong about the time.
+        has_waits: runs wait for times and tokens.
     """
 
     def __init__(
@@ -132,7 +134,9 @@ class Watch:
         max_duration_seconds: float | None,
         are_several: bool,
         clocks_apart: float,
+        has_waits: bool,
     ) -> None:
+        self._has_waits = has_waits
         self.max_duration_seconds = max_duration_seconds
         self._connection = sqlite3.connect(store.place, isolation_level=None)
         self._records = records
@@ -179,6 +183,12 @@ class Watch:
         self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
+        self.waits = WaitWatch(self._connection, self.fail, self._judge_end_of_time, self._ended_at)
+
+    @property
+    def now(self) -> int:
+        """Microseconds on the clock that nobody sets."""
+        return self._steady()
 
     def ended_at(self, run_id: str) -> int:
         """When a run has ended, on the clock that nobody sets."""
@@ -245,6 +255,8 @@ class Watch:
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
             self.streams.look(self._before, rows)
+            if self._has_waits:
+                self.waits.look(commands, now)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
             self._judge_occupancy()
@@ -380,6 +392,13 @@ class Watch:
         """It is not before its time. A server that was away when the clock was set cannot tell that from a time that has passed."""
         early = at - now - self._clocks_slack(ledger)
         self._expect(bool(self._jumps) or early <= 0, f"{what} {early / 1e6} s too early")
+
+    def _judge_end_of_time(self, what: str, at: int, since: int, now: int) -> None:
+        """As `_judge_time`, of what waits for its time since then; and where nothing is lost it is not late either."""
+        self._judge_time(what, at, Ledger(ended_at=since), now)
+        if self.quiet_from is not None:
+            late = now - max(at, self.quiet_from)
+            self._expect(late <= WORD_MICROSECONDS, f"{what}, {late / 1e6} s late")
 
     def _clocks_slack(self, ledger: Ledger) -> int:
         if self._are_several:

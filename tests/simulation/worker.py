@@ -49,6 +49,7 @@ from simulation.records import Attempt, RecordingBuffer, line_size
 from simulation.stream_code import StreamCode
 from simulation.supervisor import Supervisor
 from simulation.users import SimulatedConnection, perform
+from simulation.wait_code import WaitCode
 from simulation.watch import Watch
 
 if TYPE_CHECKING:
@@ -120,6 +121,12 @@ class SimulatedLink(WorkerLink):
 
     watch: Watch
     slots: int
+    # Since when code here waits for what it waits for.
+    waits_since: dict[str, int]
+
+    def wait_for(self, scope: RunScope, target_id: str) -> Future[None]:
+        self.waits_since[target_id] = self.watch.now
+        return super().wait_for(scope, target_id)
 
     def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
         """The code executes nothing until it comes back."""
@@ -188,10 +195,9 @@ class WorkerProcess:
             clock=simulation.servers.lease_clock,
         )
         self._link.watch, self._link.slots = simulation.watch, self.concurrency
+        self._link.waits_since = {}
         self._note_what_is_told()
         self._note_what_is_learnt()
-        # Since when code here waits for a run.
-        self.waits_since: dict[str, int] = {}
         self._spawn(self._link.live())
 
     def _note_what_is_told(self) -> None:
@@ -212,7 +218,7 @@ class WorkerProcess:
 
         def noted(target_id: str) -> None:
             if target_id in holding.waits._targets and not self.peer.is_dead:
-                watch.learns_of_end(self.name, target_id, self.waits_since[target_id])
+                watch.learns_of_end(self.name, target_id, self._link.waits_since[target_id])
             target_ended(target_id)
 
         def heard(frame: InboxFrame) -> None:
@@ -399,6 +405,7 @@ class UserCode:
         self.attempt = buffer.attempt
         self.attempt.label = self._label
         self._streams = StreamCode(simulation, scope, self._label)
+        self._waits = WaitCode(simulation, self.attempt, self._label)
         self._tokens = 0
         self._mine = 0
         self._counted_before = metadata_number(scope, "count")
@@ -438,6 +445,7 @@ class UserCode:
             self._write()
             self._look()
             await self._streams.step()
+            await self._waits.step()
             await self._pause()
             self._look()
         while self._children and random.random() < 0.7:
@@ -559,7 +567,6 @@ class UserCode:
         self._children.append(run_id)
 
     async def _wait_for(self, run_id: str) -> None:
-        self._process.waits_since[run_id] = self._simulation.servers.steady()
         try:
             await WaitForEnd(self._scope, run_id).acarry_out(self._process.connection)
         except MilepostError:

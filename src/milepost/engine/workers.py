@@ -141,8 +141,8 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
 
 
 def _take_back_begin(row: RunRow) -> None:
-    """A run that is apart says that it begins before it does, and its process knows nothing of that: so its code has not begun, unless the
-    attempt has waited or written something since."""
+    """A run that is apart says that it begins before it does, and its process knows nothing of it: so its code has not begun, unless
+    the attempt has waited or written something since."""
     if row.is_apart and row.status is RunStatus.EXECUTING and row.report_sequence == 0:
         row.begun_at = None
 
