@@ -19,6 +19,7 @@ from milepost.client.waitpoints import token_result
 from milepost.engine import claiming, ending, logs, queues, reporting, rules, waitpoints, workers
 from milepost.engine import streams as engine_streams
 from milepost.engine.commands import CompleteToken, ReleaseLostRuns, TokenCompletion
+from milepost.engine.idempotency import Finding
 from milepost.engine.transaction import Transaction
 from milepost.feed import run_streams
 from milepost.feed.stream_topic import StreamTopic
@@ -507,6 +508,28 @@ def a_run_that_is_apart_has_company(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "leave", lambda self, *, apart=False: leave(self))
 
 
+# --- the same trigger again -------------------------------------------------------------------------------------
+
+
+def idempotency_keys_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Finding, "_by_key", lambda self, wanted: None)
+
+
+def an_idempotency_key_stands_for_what_has_failed(patch: pytest.MonkeyPatch) -> None:
+    by_key = Finding._by_key
+
+    def heedless(self: Finding, wanted: Any) -> Any:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(RunStatus, "stands", property(lambda status: True))
+            return by_key(self, wanted)
+
+    patch.setattr(Finding, "_by_key", heedless)
+
+
+def a_later_attempt_makes_its_children_anew(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Finding, "_by_child", lambda self, item, attempt: None)
+
+
 # --- times and tokens ------------------------------------------------------------------------------------------
 
 
@@ -868,6 +891,16 @@ def runs_wait_and_nothing_fails(plan: Plan) -> None:
     plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
 
 
+def keys_are_shared(plan: Plan) -> None:
+    plan.keyed, plan.failure = 3, 0.4
+
+
+def attempts_find_children(plan: Plan) -> None:
+    many_runs(plan)
+    plan.finds_children, plan.failure = True, 0.4
+    plan.retry = RetryRule(max_attempts=4, min_delay_seconds=0.1)
+
+
 def many_runs(plan: Plan) -> None:
     plan.roots, plan.runs_max, plan.workers, plan.children = 5, 12, 1, 4
 
@@ -1021,6 +1054,9 @@ PLANTS: list[Planted] = [
     Planted(the_end_of_a_run_is_told_before_its_last_chunks, seed=10, adjust=readers_come_back),
     Planted(a_delay_is_cut_short, seed=0, adjust=runs_have_times),
     Planted(a_time_to_live_is_cut_short, seed=2, adjust=runs_have_times),
+    Planted(idempotency_keys_are_ignored, seed=0, adjust=keys_are_shared),
+    Planted(an_idempotency_key_stands_for_what_has_failed, seed=0, adjust=keys_are_shared),
+    Planted(a_later_attempt_makes_its_children_anew, seed=0, adjust=attempts_find_children),
     Planted(a_token_is_completed_whenever_somebody_says_so, seed=0, adjust=runs_wait),
     Planted(what_a_token_is_completed_with_gets_lost, seed=0, adjust=runs_wait),
     Planted(who_waits_for_a_token_is_told_that_it_has_timed_out, seed=0, adjust=runs_wait),

@@ -1,6 +1,6 @@
 """What the writers did, as it is noted where their calls enter the system; the oracle compares it with what was committed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -197,7 +197,8 @@ class Records:
 
     Attributes:
         wanted: the names of all runs that somebody has tried to trigger.
-        runs: those whose trigger was acknowledged, by name.
+        runs: those whose trigger was acknowledged, by name; several where an earlier one has failed.
+        keys: the idempotency key by which a run of this name is triggered, and for how many seconds it stands for the run.
         gone: worker processes that were killed, or have left.
         clock_went_back: a server has gone by an earlier time than it, or another one, did before.
         seen_streams: what readers of streams saw.
@@ -215,7 +216,8 @@ class Records:
     groups: list[list[Group]] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     wanted: set[str] = field(default_factory=set)
-    runs: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    keys: dict[str, tuple[str, int | None]] = field(default_factory=dict[str, tuple[str, int | None]])
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False
     cancelled: set[str] = field(default_factory=set[str])
@@ -229,6 +231,11 @@ class Records:
     inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
     told_bytes: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All runs whose trigger was acknowledged."""
+        return [run_id for ids in self.runs.values() for run_id in ids]
 
     def attempts_of(self, run_id: str, number: int) -> list[Attempt]:
         """The executions of one attempt; more than one is a mistake, unless all but one never began."""

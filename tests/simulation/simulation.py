@@ -43,7 +43,7 @@ from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
-from simulation.users import User, cancel, complete, look, subscribe, tell, write
+from simulation.users import User, cancel, complete, look, subscribe, tell, trigger_by_key, write
 from simulation.wait_code import SHORT_SECONDS
 from simulation.watch import Watch
 from simulation.worker import READER, WorkerProcess, client_of_code, make_task, trigger
@@ -160,6 +160,11 @@ class Plan:
 
         # How likely it is at each step that the code waits for a time or a token.
         self.waits = random.choice([0.0, 0.0, 0.2, 0.6])
+
+        # Later attempts do not say which children they trigger again: the engine finds them.
+        self.finds_children = random.random() < 0.5
+        # How many people trigger runs by idempotency keys that they share.
+        self.keyed = random.choice([0, 0, 0, 1, 3])
 
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
@@ -303,12 +308,12 @@ class Simulation:
     def task_of(self, name: str) -> str:
         return "child" if "/" in name else "parent"
 
-    def triggered(self, name: str, run_id: str) -> None:
-        """A trigger has been acknowledged; its repeat is the same run."""
-        known = self.records.runs.get(name)
-        assert known in (None, run_id), f"{name} was triggered as {known} and as {run_id}"
-        if known is None:
-            self.records.runs[name] = run_id
+    def triggered(self, name: str, run_id: str, *, may_be_new: bool = False) -> None:
+        """A trigger has been acknowledged; its repeat is the same run. `may_be_new`: unless that has failed; the witness knows."""
+        known = self.records.runs[name]
+        assert may_be_new or not known or run_id in known, f"{name} was triggered as {known} and as {run_id}"
+        if run_id not in known:
+            known.append(run_id)
             self.note("simulation", name, "is", run_id)
             self._watch(run_id)
 
@@ -488,6 +493,8 @@ class Simulation:
             self._spawn_user(self._trigger_root(f"root{number}"))
         for number in range(plan.readers):
             self._spawn_user(self._trigger_reader(f"{READER}{number}"))
+        for number in range(plan.keyed):
+            self._spawn_user(trigger_by_key(User(self, f"keyed{number}")))
         self.network.faults = plan.faults
         # Most of it early, while much is going on.
         times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.all_troubles)
@@ -557,7 +564,7 @@ class Simulation:
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         run_id = await trigger(user.connection, "parent", request, name)
         # Nobody else writes to it.
-        self.records.runs[name] = run_id
+        self.records.runs[name].append(run_id)
         await tell(user, run_id)
 
     def _statuses(self) -> dict[str, str]:

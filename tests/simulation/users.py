@@ -16,6 +16,7 @@ from milepost.client.subscription import RunFollower
 from milepost.client.updater import OutsideMetadata, Sink, Updater
 from milepost.errors import MetadataError, MetadataFlushError, MilepostError, UnavailableError
 from milepost.model.operations import Operation
+from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from simulation.network import URL, Peer, Session
 from simulation.records import Group
 
@@ -256,6 +257,31 @@ async def look(user: User, run_id: str) -> None:
             assert seen[0] >= version, f"{user.name} went back in {run_id} from {version} to {seen[0]}"
             version = seen[0]
             simulation.records.saw(user.name, run_id, *seen)
+
+
+async def trigger_by_key(user: User) -> None:
+    """Trigger runs by keys that others use too: what there is and has not failed is meant."""
+    random, simulation, watch = user.random, user.simulation, user.simulation.watch
+    for number in range(random.choice([1, 2, 4])):
+        await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 3))
+        name = f"{user.name}.{number}"
+        key = f"key{random.randrange(2)}"
+        ttl = random.choice([None, None, 2])
+        simulation.records.wanted.add(name)
+        simulation.records.keys[name] = key, ttl
+        options = TriggerOptions(idempotency_key=key, idempotency_key_ttl=ttl)
+        request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        call = dataclasses.replace(calls.trigger("parent", request), request_id=name)
+        failed = watch.failed_of_key(key)
+        while True:
+            try:
+                answer = await user.connection.asend(call)
+            except UnavailableError:
+                await asyncio.sleep(0.3)
+            else:
+                break
+        simulation.note(user.name, "triggers", name, "by", key, "which is", answer.id, answer.is_cached)
+        watch.judge_answer(name, key, answer.id, is_cached=answer.is_cached, failed=failed)
 
 
 async def complete(user: User, token_id: str) -> None:

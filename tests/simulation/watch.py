@@ -28,6 +28,8 @@ from simulation.wait_watch import WaitWatch
 
 HELD = ("EXECUTING", "WAITING")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT", "EXPIRED")
+# A trigger that means a run of these makes a new one.
+FAILED = ("FAILED", "CRASHED", "SYSTEM_FAILURE", "TIMED_OUT", "EXPIRED")
 # What a worker says of an output, or of an error, that no request can carry.
 REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
 MICROSECONDS = 1_000_000
@@ -77,6 +79,11 @@ class Row(NamedTuple):
 
 
 _SELECT = f"SELECT {', '.join(Row._fields)} FROM runs"
+
+
+def name_of(row: Row) -> str:
+    """What its code is told to be."""
+    return msgspec.json.decode(row.payload or '""')
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,9 @@ class Watch:
         self._dead: set[str] = set()
         # Which attempts have tried to trigger a run, by its name.
         self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        # The runs of each name, and of each idempotency key with until when it stands for them.
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_key: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
         self.waits = WaitWatch(self._connection, self.fail, self._judge_end_of_time, self._ended_at)
@@ -366,8 +376,15 @@ class Watch:
             )
 
     def _judge_new(self, row: Row, now: int) -> None:
-        name = msgspec.json.decode(row.payload or '""')
+        name = name_of(row)
         self._expect(name in self._records.wanted, f"nobody wanted {name}")
+        for same in self._by_name[name]:
+            self._expect(
+                self.rows[same].status in FAILED and row.parent_id is not None,
+                f"{name} was triggered again, and {self.rows[same]} is there",
+            )
+        self._by_name[name].append(row.id)
+        self._judge_key(name, row, now)
         self.ledgers[row.id].due_at = now + self._records.delays.get(name, 0) * MICROSECONDS
         self._expect(
             (row.status == "DELAYED") == (name in self._records.delays), f"{name} is {row.status} at first"
@@ -380,9 +397,40 @@ class Watch:
             f"{name} was triggered by an attempt that is over: {self.triggers[name]}, {parent.id} is at {parent.attempt}",
         )
 
+    def _judge_key(self, name: str, row: Row, now: int) -> None:
+        """An idempotency key stands for one run, until that has failed or the key has been kept for long enough."""
+        if name not in self._records.keys:
+            return
+        key, ttl = self._records.keys[name]
+        for earlier, until in self._by_key[key]:
+            # A clock that was set may have gone on by more than any key is kept.
+            is_forgotten = self._jumps or (until is not None and now + self._clocks_slack(Ledger()) >= until)
+            self._expect(
+                self.rows[earlier].status in FAILED or is_forgotten,
+                f"{row.id} was made for {key}, which stands for {self.rows[earlier]}",
+            )
+        self._by_key[key].append((row.id, None if ttl is None else now + ttl * MICROSECONDS))
+
+    def failed_of_key(self, key: str) -> set[str]:
+        """The runs of an idempotency key that have failed."""
+        return {run_id for run_id, _ in self._by_key[key] if self.rows[run_id].status in FAILED}
+
+    def judge_answer(
+        self, name: str, key: str, run_id: str, *, is_cached: bool, failed: Collection[str]
+    ) -> None:
+        """Who triggers by a key has an answer. `failed` had failed before anything was asked."""
+        self._expect(
+            run_id in {one for one, _ in self._by_key[key]} - set(failed),
+            f"{name} with {key} is {self.rows.get(run_id)}, and {failed} had failed",
+        )
+        self._expect(
+            is_cached or name_of(self.rows[run_id]) == name,
+            f"{name} is said to be new, and is {self.rows[run_id]}",
+        )
+
     def _judge_expiry(self, row: Row, now: int) -> None:
         """It has a time to live, which is over, and nobody has ever taken it."""
-        ttl = self._records.ttls.get(msgspec.json.decode(row.payload or '""'))
+        ttl = self._records.ttls.get(name_of(row))
         ledger = self.ledgers[row.id]
         self._expect(ttl is not None, f"{row.id} has expired, and has no time to live")
         self._expect(row.attempt == 0 and not ledger.ends, f"{row.id} has expired, and was claimed before")

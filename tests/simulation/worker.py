@@ -92,7 +92,10 @@ async def _work(name: str) -> Any:
 
 def _hook(name: HookName) -> Callable[[], Coroutine[Any, Any, None]]:
     async def noted() -> None:
-        _code.get().hook(name)
+        code = _code.get()
+        code.hook(name)
+        if code.attempt.is_closing:
+            await code.take_time()
 
     return noted
 
@@ -429,6 +432,14 @@ class UserCode:
             attempt.waits = False
             watch.goes_on(attempt, slots=self._process.concurrency)
 
+    async def take_time(self) -> None:
+        """What a hook does that runs because a process died; it may take its own one along."""
+        random = self._ends_random
+        await asyncio.sleep(random.choice([0.0, 0.2, 2.0]) * random.random())
+        if random.random() < self._simulation.plan.crash:
+            self._process.kill()
+            await asyncio.sleep(0)
+
     async def run(self) -> Any:
         """The user's code."""
         try:
@@ -560,10 +571,14 @@ class UserCode:
             concurrency_key=self._simulation.plan.key_of(name),
         )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        run = self._scope.run
         self._simulation.records.wanted.add(name)
-        self._simulation.watch.triggers[name].add((self._scope.run.id, self._scope.run.attempt))
-        run_id = await trigger(self._process.connection, self._simulation.task_of(name), request, name)
-        self._simulation.triggered(name, run_id)
+        self._simulation.watch.triggers[name].add((run.id, run.attempt))
+        # Either the request says what it repeats, or the engine finds out which child of an earlier attempt is meant.
+        finds = self._simulation.plan.finds_children
+        request_id = f"{name}~{run.attempt}" if finds else name
+        run_id = await trigger(self._process.connection, self._simulation.task_of(name), request, request_id)
+        self._simulation.triggered(name, run_id, may_be_new=finds)
         self._children.append(run_id)
 
     async def _wait_for(self, run_id: str) -> None:
