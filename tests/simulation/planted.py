@@ -16,7 +16,7 @@ import pytest
 from milepost.client import calls
 from milepost.client.streams import ChunkFollower
 from milepost.client.waitpoints import token_result
-from milepost.engine import claiming, ending, logs, queues, reporting, rules, waitpoints, workers
+from milepost.engine import claiming, ending, logs, queues, reporting, rules, schedules, waitpoints, workers
 from milepost.engine import streams as engine_streams
 from milepost.engine.commands import CompleteToken, ReleaseLostRuns, TokenCompletion
 from milepost.engine.idempotency import Finding
@@ -27,6 +27,7 @@ from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
 from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, RunStatus
+from milepost.model.timetable import Every
 from milepost.model.waitpoints import WaitpointKind, WaitpointStatus
 from milepost.protocol.streams import StreamState
 from milepost.protocol.work import InboxFrame
@@ -530,6 +531,42 @@ def a_later_attempt_makes_its_children_anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Finding, "_by_child", lambda self, item, attempt: None)
 
 
+# --- schedules -------------------------------------------------------------------------------------------------
+
+
+def a_schedule_fires_twice_for_a_time(patch: pytest.MonkeyPatch) -> None:
+    """The first one of each."""
+    fire = schedules._fire
+    repeated: set[str] = set()
+
+    def again(row: Any, transaction: Transaction, state: Any) -> Any:
+        at = row.next_at
+        run = fire(row, transaction, state)
+        if row.id not in repeated:
+            repeated.add(row.id)
+            row.next_at = at
+        return run
+
+    patch.setattr(schedules, "_fire", again)
+
+
+def a_schedule_leaves_out_every_other_time(patch: pytest.MonkeyPatch) -> None:
+    next_after = Every.next_after
+    patch.setattr(Every, "next_after", lambda self, at: next_after(self, next_after(self, at)))
+
+
+def what_a_schedule_was_late_for_is_made_up_for(patch: pytest.MonkeyPatch) -> None:
+    """By firing ahead: its times are counted from when it fired."""
+    fire = schedules._fire
+
+    def counted(row: Any, transaction: Transaction, state: Any) -> Any:
+        run = fire(row, transaction, state)
+        row.next_at = transaction.now + row.every * 2 // 3
+        return run
+
+    patch.setattr(schedules, "_fire", counted)
+
+
 # --- times and tokens ------------------------------------------------------------------------------------------
 
 
@@ -895,6 +932,15 @@ def keys_are_shared(plan: Plan) -> None:
     plan.keyed, plan.failure = 3, 0.4
 
 
+def schedules_fire(plan: Plan) -> None:
+    plan.schedules, plan.chaos_seconds = 2, 8.0
+
+
+def schedules_fire_and_nothing_fails(plan: Plan) -> None:
+    schedules_fire(plan)
+    plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
+
+
 def attempts_find_children(plan: Plan) -> None:
     many_runs(plan)
     plan.finds_children, plan.failure = True, 0.4
@@ -1057,6 +1103,9 @@ PLANTS: list[Planted] = [
     Planted(idempotency_keys_are_ignored, seed=0, adjust=keys_are_shared),
     Planted(an_idempotency_key_stands_for_what_has_failed, seed=0, adjust=keys_are_shared),
     Planted(a_later_attempt_makes_its_children_anew, seed=0, adjust=attempts_find_children),
+    Planted(a_schedule_fires_twice_for_a_time, seed=0, adjust=schedules_fire),
+    Planted(a_schedule_leaves_out_every_other_time, seed=0, adjust=schedules_fire_and_nothing_fails),
+    Planted(what_a_schedule_was_late_for_is_made_up_for, seed=0, adjust=schedules_fire),
     Planted(a_token_is_completed_whenever_somebody_says_so, seed=0, adjust=runs_wait),
     Planted(what_a_token_is_completed_with_gets_lost, seed=0, adjust=runs_wait),
     Planted(who_waits_for_a_token_is_told_that_it_has_timed_out, seed=0, adjust=runs_wait),

@@ -198,6 +198,7 @@ class Records:
     Attributes:
         wanted: the names of all runs that somebody has tried to trigger.
         runs: those whose trigger was acknowledged, by name; several where an earlier one has failed.
+        scheduled: the names of the runs that schedules trigger.
         keys: the idempotency key by which a run of this name is triggered, and for how many seconds it stands for the run.
         gone: worker processes that were killed, or have left.
         clock_went_back: a server has gone by an earlier time than it, or another one, did before.
@@ -217,6 +218,7 @@ class Records:
     seen: list[Seen] = field(default_factory=list)
     wanted: set[str] = field(default_factory=set)
     runs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    scheduled: set[str] = field(default_factory=set[str])
     keys: dict[str, tuple[str, int | None]] = field(default_factory=dict[str, tuple[str, int | None]])
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False

@@ -43,7 +43,7 @@ from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
-from simulation.users import User, cancel, complete, look, subscribe, tell, trigger_by_key, write
+from simulation.users import User, cancel, complete, look, schedule, subscribe, tell, trigger_by_key, write
 from simulation.wait_code import SHORT_SECONDS
 from simulation.watch import Watch
 from simulation.worker import READER, WorkerProcess, client_of_code, make_task, trigger
@@ -165,6 +165,8 @@ class Plan:
         self.finds_children = random.random() < 0.5
         # How many people trigger runs by idempotency keys that they share.
         self.keyed = random.choice([0, 0, 0, 1, 3])
+        # How many schedules there are.
+        self.schedules = random.choice([0, 0, 0, 1, 2])
 
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
@@ -297,6 +299,7 @@ class Simulation:
     def may_have_children(self, name: str) -> bool:
         return (
             self.plan.children > 0
+            and name not in self.records.scheduled
             and name.count("/") < 2
             and len(self.records.wanted) < self.plan.runs_max + self.plan.readers
         )
@@ -495,6 +498,8 @@ class Simulation:
             self._spawn_user(self._trigger_reader(f"{READER}{number}"))
         for number in range(plan.keyed):
             self._spawn_user(trigger_by_key(User(self, f"keyed{number}")))
+        for number in range(plan.schedules):
+            self._spawn_user(schedule(User(self, f"scheduled{number}")))
         self.network.faults = plan.faults
         # Most of it early, while much is going on.
         times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.all_troubles)

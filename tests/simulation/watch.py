@@ -23,6 +23,7 @@ from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
+from simulation.schedule_watch import ScheduleWatch
 from simulation.stream_watch import StreamWatch
 from simulation.wait_watch import WaitWatch
 
@@ -193,12 +194,20 @@ class Watch:
         self._by_key: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
+        self._schedules = ScheduleWatch(
+            self._connection, self.fail, self._judge_end_of_time, lambda: bool(self._jumps), lambda: self.is_quiet
+        )
         self.waits = WaitWatch(self._connection, self.fail, self._judge_end_of_time, self._ended_at)
 
     @property
     def now(self) -> int:
         """Microseconds on the clock that nobody sets."""
         return self._steady()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is lost or late that servers and workers tell each other."""
+        return self.quiet_from is not None
 
     def ended_at(self, run_id: str) -> int:
         """When a run has ended, on the clock that nobody sets."""
@@ -265,6 +274,11 @@ class Watch:
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
             self.streams.look(self._before, rows)
+            if self._records.scheduled:
+                scheduled = {
+                    row.id for before, row in changed if before is None and name_of(row) in self._records.scheduled
+                }
+                self._schedules.look(scheduled, now)
             if self._has_waits:
                 self.waits.look(commands, now)
             for before, row in changed:
@@ -378,7 +392,7 @@ class Watch:
     def _judge_new(self, row: Row, now: int) -> None:
         name = name_of(row)
         self._expect(name in self._records.wanted, f"nobody wanted {name}")
-        for same in self._by_name[name]:
+        for same in self._by_name[name] if name not in self._records.scheduled else ():
             self._expect(
                 self.rows[same].status in FAILED and row.parent_id is not None,
                 f"{name} was triggered again, and {self.rows[same]} is there",
