@@ -41,9 +41,13 @@ class ScheduleWatch:
 
     def look(self, new_runs: Collection[str], now: int) -> None:
         """A group was committed. `new_runs` were made with the payload of a schedule."""
-        for schedule_id, made_at, every in self._connection.execute("SELECT id, anchor_at, every FROM schedules"):
+        for schedule_id, made_at, every in self._connection.execute(
+            "SELECT id, anchor_at, every FROM schedules"
+        ):
             self._seen.setdefault(schedule_id, (now, made_at, every))
-        found = self._connection.execute("SELECT run_id, schedule_id, scheduled_at FROM scheduled_runs").fetchall()
+        found = self._connection.execute(
+            "SELECT run_id, schedule_id, scheduled_at FROM scheduled_runs"
+        ).fetchall()
         fresh = {run_id: (schedule_id, at) for run_id, schedule_id, at in found if run_id not in self._runs}
         if fresh.keys() != set(new_runs):
             self._fail(f"schedules have fired {fresh}, and made {new_runs}")

@@ -195,7 +195,11 @@ class Watch:
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
         self._schedules = ScheduleWatch(
-            self._connection, self.fail, self._judge_end_of_time, lambda: bool(self._jumps), lambda: self.is_quiet
+            self._connection,
+            self.fail,
+            self._judge_end_of_time,
+            lambda: bool(self._jumps),
+            lambda: self.is_quiet,
         )
         self.waits = WaitWatch(self._connection, self.fail, self._judge_end_of_time, self._ended_at)
 
@@ -276,7 +280,9 @@ class Watch:
             self.streams.look(self._before, rows)
             if self._records.scheduled:
                 scheduled = {
-                    row.id for before, row in changed if before is None and name_of(row) in self._records.scheduled
+                    row.id
+                    for before, row in changed
+                    if before is None and name_of(row) in self._records.scheduled
                 }
                 self._schedules.look(scheduled, now)
             if self._has_waits:
