@@ -483,6 +483,8 @@ class Watch:
             f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
         )
         self.claims[key].add(row.worker_id)
+        # What an earlier attempt was let do is of no interest any more.
+        self._let_at.pop(row.id, None)
         self._expect(
             now + self._clocks_slack(ledger) >= ledger.ready_at,
             f"{row.id} was tried again {(ledger.ready_at - now) / 1e6} s too early",
