@@ -6,9 +6,10 @@ import pytest
 from milepost.engine.commands import ReleaseLostRuns
 from milepost.errors import ConflictError
 from milepost.model.lifecycle import LIFECYCLE, UNCHARGED_MAX, Move, next_status
+from milepost.model.operations import Set
 from milepost.model.retry import RetryRule
 from milepost.model.run import RunError, RunStatus
-from milepost.protocol.work import ClaimedRun
+from milepost.protocol.work import ClaimedRun, RunReport
 from milepost.store.attempts import AttemptRow, load_attempts
 from milepost.store.runs import load_rows
 from support.world import WorkerDouble, World, item, offered
@@ -189,6 +190,31 @@ def test_a_run_that_is_apart_and_whose_worker_gave_it_up_before_its_code_is_not_
     following.register(holding=[])
     assert ends(world, apart.id) == ["beside", "never_begun"]
     assert status(world, apart.id) is RunStatus.QUEUED
+
+
+@pytest.mark.parametrize(
+    "has_said", [{"waiting": True}, {"changes": True}], ids=["that it waits", "what it writes"]
+)
+@pytest.mark.parametrize(("how", "end"), [("die", "crashed"), ("register", "lost")])
+def test_a_run_that_is_apart_and_has_said_more_than_that_it_begins_has_begun(
+    world: World, worker: WorkerDouble, has_said: dict[str, bool], how: str, end: str
+) -> None:
+    """Also where its process, or what is left of it, does not know of it any more."""
+    world.trigger_batch(*[item(max_attempts=2)] * 2)
+    worker.die(*worker.claim(2))
+    following = next_worker(world, "worker_2")
+    [apart] = following.claim(2)
+    following.begin(apart)
+    if has_said.get("waiting"):
+        following.send(RunReport(id=apart.id, attempt=apart.attempt, waiting=True))
+        assert status(world, apart.id) is RunStatus.WAITING
+    else:
+        following.report(apart, Set("row", 1))
+    if how == "die":
+        following.die()
+    else:
+        following.register(holding=[])
+    assert ends(world, apart.id) == ["beside", end]
 
 
 def test_suspects_are_tried_again_apart_and_the_one_that_kills_is_found(

@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from milepost.engine.commands import PruneHistory, ReleaseLostRuns
+from milepost.engine.commands import AttemptRef, CreateWaitpoint, PruneHistory, ReleaseLostRuns
 from milepost.engine.engine import Engine
 from milepost.errors import RunFinishedError
 from milepost.model.operations import Increment, Set
 from milepost.model.run import RunStatus
+from milepost.model.waitpoints import WaitpointKind, WaitpointStatus
 from milepost.store.upkeep import finish_job, take_job
 from milepost.upkeep.old_history import prunable
 from support.properties import database_property
-from support.world import Clock, WorkerDouble, World, failure, new_store
+from support.world import Clock, WorkerDouble, World, failure, new_store, offered
 
 HOUR = 3600
 YEAR = 365 * 24 * HOUR
@@ -200,6 +201,51 @@ def test_what_was_queued_by_a_clock_ahead_is_due_when_it_was_set_right_across_a_
         assert [run.id for run in worker.claim(5)] == [old]
     else:
         assert [run.id for run in worker.claim(5)] == [old, new]
+
+
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
+@pytest.mark.parametrize("jump_before", [0, 40 * 24 * HOUR], ids=["", "and forward before"])
+@pytest.mark.parametrize("kind", WaitpointKind)
+def test_what_is_waited_for_is_over_in_time_when_the_clock_was_set_back_across_a_restart(
+    world: SteadyWorld, kind: WaitpointKind, jump_before: int
+) -> None:
+    """Also where no run is queued, by which the new server could see it."""
+    worker = WorkerDouble(world)
+    world.trigger()
+    run = worker.claim_one()
+    attempt = AttemptRef(run.id, run.attempt)
+    command = CreateWaitpoint(kind=kind, timeout_ms=60_000, place="for/60s/0", attempt=attempt)
+    world.do(command)
+    worker.report(run, waiting=True)
+    world.jump(jump_before)
+    world.do(ReleaseLostRuns())
+    world.jump(-jump_before - YEAR)
+    world.steady.now = 0
+    world.restart()
+    world.pass_time(59)
+    assert world.do(command).status is WaitpointStatus.WAITING
+    world.pass_time(2)
+    assert world.do(command).status is not WaitpointStatus.WAITING
+    # Nothing moves a second time.
+    world.restart()
+    assert world.do(command).status is not WaitpointStatus.WAITING
+
+
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
+def test_a_rate_does_not_wait_for_a_clock_that_was_set_back_across_a_restart(world: SteadyWorld) -> None:
+    """Also where no run was queued then."""
+    task = offered("work", queue="rated", rate="1/h")
+    worker = WorkerDouble(world, "worker_1", task)
+    world.trigger()
+    worker.finish(worker.claim_one())
+    world.jump(-YEAR)
+    world.steady.now = 0
+    world.restart()
+    run_id = world.trigger()
+    worker.register()
+    assert worker.claim(1) == []
+    world.pass_time(HOUR + 1)
+    assert [run.id for run in worker.claim(1)] == [run_id]
 
 
 def test_a_run_that_is_handed_back_after_the_clock_was_set_back_is_due(world: SteadyWorld) -> None:

@@ -123,10 +123,7 @@ class Oracle:
     # --- runs --------------------------------------------------------------------------------------------------
 
     def _judge_runs(self) -> None:
-        names = sorted(msgspec.json.decode(row.payload) for row in self._runs.values())
-        assert len(names) == len(set(names)), f"a run was triggered twice: {names}"
-        assert set(names) <= self._records.wanted, f"nobody wanted some of {names}"
-        missing = self._records.runs.values() - self._runs.keys()
+        missing = set(self._records.run_ids) - self._runs.keys()
         assert not missing, f"{missing} were triggered and are missing"
         for row in self._runs.values():
             assert row.finished_at is not None, f"{row.id} has not ended"

@@ -15,9 +15,11 @@ import pytest
 
 from milepost.client import calls
 from milepost.client.streams import ChunkFollower
-from milepost.engine import claiming, ending, logs, queues, reporting, rules, workers
+from milepost.client.waitpoints import token_result
+from milepost.engine import claiming, ending, logs, queues, reporting, rules, schedules, waitpoints, workers
 from milepost.engine import streams as engine_streams
-from milepost.engine.commands import ReleaseLostRuns
+from milepost.engine.commands import CompleteToken, ReleaseLostRuns, TokenCompletion
+from milepost.engine.idempotency import Finding
 from milepost.engine.transaction import Transaction
 from milepost.feed import run_streams
 from milepost.feed.stream_topic import StreamTopic
@@ -25,13 +27,17 @@ from milepost.model import lifecycle
 from milepost.model.lifecycle import Move
 from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, RunStatus
+from milepost.model.timetable import Every
+from milepost.model.waitpoints import WaitpointKind, WaitpointStatus
 from milepost.protocol.streams import StreamState
 from milepost.protocol.work import InboxFrame
 from milepost.reading import streams as stream_reading
+from milepost.sdk import wait
 from milepost.sdk.attempt import Attempt
 from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.server import streaming
 from milepost.store import runs as run_store
+from milepost.store import waitpoints as waitpoint_store
 from milepost.worker.black_box import BlackBox
 from milepost.worker.chunk_book import ChunkBook, Part
 from milepost.worker.holding import Holding
@@ -273,6 +279,31 @@ def a_crash_costs_nothing(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def nobody_runs_the_hooks_of_a_run_whose_process_died(patch: pytest.MonkeyPatch) -> None:
+    """As it was."""
+    patch.setattr(ending, "to_be_closed", lambda ending: None)
+
+
+def a_run_is_executed_once_more_instead_of_its_last_hooks(patch: pytest.MonkeyPatch) -> None:
+    claimed = claiming._claimed
+
+    def whole(*given: Any) -> Any:
+        return [msgspec.structs.replace(run, closing=None) for run in claimed(*given)]
+
+    patch.setattr(claiming, "_claimed", whole)
+
+
+def last_hooks_that_kill_their_process_are_run_again(patch: pytest.MonkeyPatch) -> None:
+    end_attempt = ending.end_attempt
+
+    def again(row: Any, end: Any, transaction: Transaction, state: Any) -> None:
+        if row.closing is not None and end.end.is_charged and end.end is not AttemptEnd.RAISED:
+            end = lifecycle.released(row, AttemptEnd.BESIDE)
+        end_attempt(row, end, transaction, state)
+
+    _patch_end_attempt(patch, again)
+
+
 def a_death_report_leaves_out_what_executes(patch: pytest.MonkeyPatch) -> None:
     begun = BlackBox.begun
     patch.setattr(BlackBox, "begun", lambda self: [one for one in begun(self) if one.waiting])
@@ -476,6 +507,127 @@ def a_run_that_is_apart_has_company(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slots, "enter", lambda self, claimed, *, apart=False: enter(self, claimed))
     leave = Slots.leave
     patch.setattr(Slots, "leave", lambda self, *, apart=False: leave(self))
+
+
+# --- the same trigger again -------------------------------------------------------------------------------------
+
+
+def idempotency_keys_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Finding, "_by_key", lambda self, wanted: None)
+
+
+def an_idempotency_key_stands_for_what_has_failed(patch: pytest.MonkeyPatch) -> None:
+    by_key = Finding._by_key
+
+    def heedless(self: Finding, wanted: Any) -> Any:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(RunStatus, "stands", property(lambda status: True))
+            return by_key(self, wanted)
+
+    patch.setattr(Finding, "_by_key", heedless)
+
+
+def a_later_attempt_makes_its_children_anew(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Finding, "_by_child", lambda self, item, attempt: None)
+
+
+# --- schedules -------------------------------------------------------------------------------------------------
+
+
+def a_schedule_fires_twice_for_a_time(patch: pytest.MonkeyPatch) -> None:
+    """The first one of each."""
+    fire = schedules._fire
+    repeated: set[str] = set()
+
+    def again(row: Any, transaction: Transaction, state: Any) -> Any:
+        at = row.next_at
+        run = fire(row, transaction, state)
+        if row.id not in repeated:
+            repeated.add(row.id)
+            row.next_at = at
+        return run
+
+    patch.setattr(schedules, "_fire", again)
+
+
+def a_schedule_leaves_out_every_other_time(patch: pytest.MonkeyPatch) -> None:
+    next_after = Every.next_after
+    patch.setattr(Every, "next_after", lambda self, at: next_after(self, next_after(self, at)))
+
+
+def what_a_schedule_was_late_for_is_made_up_for(patch: pytest.MonkeyPatch) -> None:
+    """By firing ahead: its times are counted from when it fired."""
+    fire = schedules._fire
+
+    def counted(row: Any, transaction: Transaction, state: Any) -> Any:
+        run = fire(row, transaction, state)
+        row.next_at = transaction.now + row.every * 2 // 3
+        return run
+
+    patch.setattr(schedules, "_fire", counted)
+
+
+# --- times and tokens ------------------------------------------------------------------------------------------
+
+
+def a_token_is_completed_whenever_somebody_says_so(patch: pytest.MonkeyPatch) -> None:
+    """Not only by the first, and also after its timeout."""
+    end = waitpoints._end
+
+    def complete(command: Any, transaction: Transaction, state: Any) -> TokenCompletion:
+        row = waitpoints._load(command.token_id, transaction)
+        end([row], WaitpointStatus.COMPLETED, command.output, transaction)
+        return TokenCompletion(True, WaitpointStatus.COMPLETED)
+
+    rule = rules._RULES[CompleteToken]
+    patch.setitem(rules._RULES, CompleteToken, msgspec.structs.replace(rule, decide=complete))
+
+
+def what_a_token_is_completed_with_gets_lost(patch: pytest.MonkeyPatch) -> None:
+    end = waitpoints._end
+    patch.setattr(
+        waitpoints,
+        "_end",
+        lambda rows, status, output, transaction: end(rows, status, output and '""', transaction),
+    )
+
+
+def who_waits_for_a_token_is_told_that_it_has_timed_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        wait,
+        "token_result",
+        lambda token, shape: token_result(
+            msgspec.structs.replace(token, status=WaitpointStatus.TIMED_OUT), shape
+        ),
+    )
+
+
+def times_and_timeouts_are_cut_short(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(waitpoint_store, "due", _ahead(waitpoint_store.due))
+
+
+def times_are_looked_at_only_when_something_happens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(waitpoint_store, "next_due_after", lambda connection, after: None)
+
+
+def the_end_of_a_token_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Its waiters ask after a while."""
+    patch.setattr(waitpoint_store, "take_waiters", lambda connection, ids: [])
+
+
+def a_later_attempt_makes_tokens_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    key = waitpoints._key
+    patch.setattr(waitpoints, "_key", lambda command: f"{key(command)}/{command.attempt.number}")
+
+
+def a_time_begins_anew_in_a_later_attempt(patch: pytest.MonkeyPatch) -> None:
+    key = waitpoints._key
+
+    def of_attempt(command: Any) -> str | None:
+        is_time = command.kind is WaitpointKind.TIME
+        return f"{key(command)}/{command.attempt.number}" if is_time else key(command)
+
+    patch.setattr(waitpoints, "_key", of_attempt)
 
 
 # --- waits, hooks, logs ----------------------------------------------------------------------------------------
@@ -767,6 +919,34 @@ def what_is_sent_again_to_a_run_is_stored_again(patch: pytest.MonkeyPatch) -> No
     patch.setattr(streaming, "_request_id", lambda request: f"{next(counts)}")
 
 
+def runs_wait(plan: Plan) -> None:
+    plan.waits, plan.failure, plan.retry = 0.8, 0.4, RetryRule(max_attempts=4, min_delay_seconds=0.1)
+
+
+def runs_wait_and_nothing_fails(plan: Plan) -> None:
+    runs_wait(plan)
+    plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
+
+
+def keys_are_shared(plan: Plan) -> None:
+    plan.keyed, plan.failure = 3, 0.4
+
+
+def schedules_fire(plan: Plan) -> None:
+    plan.schedules, plan.chaos_seconds = 2, 8.0
+
+
+def schedules_fire_and_nothing_fails(plan: Plan) -> None:
+    schedules_fire(plan)
+    plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
+
+
+def attempts_find_children(plan: Plan) -> None:
+    many_runs(plan)
+    plan.finds_children, plan.failure = True, 0.4
+    plan.retry = RetryRule(max_attempts=4, min_delay_seconds=0.1)
+
+
 def many_runs(plan: Plan) -> None:
     plan.roots, plan.runs_max, plan.workers, plan.children = 5, 12, 1, 4
 
@@ -868,6 +1048,9 @@ PLANTS: list[Planted] = [
     Planted(an_attempt_that_is_handed_back_is_charged, seed=55, adjust=workers_are_drained),
     Planted(a_crash_is_charged_to_all_that_were_in_the_process, seed=17),
     Planted(a_crash_costs_nothing, seed=1),
+    Planted(nobody_runs_the_hooks_of_a_run_whose_process_died, seed=2),
+    Planted(a_run_is_executed_once_more_instead_of_its_last_hooks, seed=2),
+    Planted(last_hooks_that_kill_their_process_are_run_again, seed=2, adjust=processes_die),
     Planted(a_death_report_leaves_out_what_executes, seed=1),
     Planted(retries_are_forgotten, seed=0),
     Planted(a_retry_does_not_wait, seed=0),
@@ -917,5 +1100,19 @@ PLANTS: list[Planted] = [
     Planted(the_end_of_a_run_is_told_before_its_last_chunks, seed=10, adjust=readers_come_back),
     Planted(a_delay_is_cut_short, seed=0, adjust=runs_have_times),
     Planted(a_time_to_live_is_cut_short, seed=2, adjust=runs_have_times),
+    Planted(idempotency_keys_are_ignored, seed=0, adjust=keys_are_shared),
+    Planted(an_idempotency_key_stands_for_what_has_failed, seed=0, adjust=keys_are_shared),
+    Planted(a_later_attempt_makes_its_children_anew, seed=0, adjust=attempts_find_children),
+    Planted(a_schedule_fires_twice_for_a_time, seed=0, adjust=schedules_fire),
+    Planted(a_schedule_leaves_out_every_other_time, seed=0, adjust=schedules_fire_and_nothing_fails),
+    Planted(what_a_schedule_was_late_for_is_made_up_for, seed=0, adjust=schedules_fire),
+    Planted(a_token_is_completed_whenever_somebody_says_so, seed=0, adjust=runs_wait),
+    Planted(what_a_token_is_completed_with_gets_lost, seed=0, adjust=runs_wait),
+    Planted(who_waits_for_a_token_is_told_that_it_has_timed_out, seed=0, adjust=runs_wait),
+    Planted(times_and_timeouts_are_cut_short, seed=15, adjust=runs_wait),
+    Planted(times_are_looked_at_only_when_something_happens, seed=3, adjust=runs_wait_and_nothing_fails),
+    Planted(the_end_of_a_token_is_told_to_nobody, seed=0, adjust=runs_wait_and_nothing_fails),
+    Planted(a_later_attempt_makes_tokens_of_its_own, seed=2, adjust=runs_wait),
+    Planted(a_time_begins_anew_in_a_later_attempt, seed=0, adjust=runs_wait),
     Planted(what_is_sent_again_to_a_run_is_stored_again, seed=14, adjust=chunks_come_twice),
 ]

@@ -1,6 +1,6 @@
 """What the writers did, as it is noted where their calls enter the system; the oracle compares it with what was committed."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Attempt:
         hooks: the hooks that were run, in order.
         is_over_early: the worker gave it up before its code had ended.
         writers: what it writes into streams, by the names of the writers.
+        is_closing: it runs the hooks of a run whose process is dead, and nothing else.
         received: what it was given of what was sent to it, in order.
     """
 
@@ -55,6 +56,7 @@ class Attempt:
     queue: str = ""
     is_apart: bool = False
     alone_seconds: float = 0.0
+    is_closing: bool = False
     started_at: int | None = None
     begun_at: int | None = None
     waits: bool = False
@@ -195,7 +197,9 @@ class Records:
 
     Attributes:
         wanted: the names of all runs that somebody has tried to trigger.
-        runs: those whose trigger was acknowledged, by name.
+        runs: those whose trigger was acknowledged, by name; several where an earlier one has failed.
+        scheduled: the names of the runs that schedules trigger.
+        keys: the idempotency key by which a run of this name is triggered, and for how many seconds it stands for the run.
         gone: worker processes that were killed, or have left.
         clock_went_back: a server has gone by an earlier time than it, or another one, did before.
         seen_streams: what readers of streams saw.
@@ -203,6 +207,8 @@ class Records:
         cancelled: the runs whose cancel somebody has asked for.
         delays: seconds for which runs were to be delayed, by name.
         ttls: seconds for which runs were to wait for a worker at most, by name.
+        tokens: the tokens that runs have made and know of.
+        places: which token each run has made with each timeout, for the first time, the second time, and so on.
         told: how many lines workers themselves have added to the log of an attempt.
         told_bytes: how much room these need, at most.
     """
@@ -211,16 +217,27 @@ class Records:
     groups: list[list[Group]] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     wanted: set[str] = field(default_factory=set)
-    runs: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    scheduled: set[str] = field(default_factory=set[str])
+    keys: dict[str, tuple[str, int | None]] = field(default_factory=dict[str, tuple[str, int | None]])
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False
     cancelled: set[str] = field(default_factory=set[str])
     delays: dict[str, int] = field(default_factory=dict[str, int])
     ttls: dict[str, int] = field(default_factory=dict[str, int])
+    tokens: dict[str, None] = field(default_factory=dict[str, None])
+    places: dict[tuple[str, float | None, int], str] = field(
+        default_factory=dict[tuple[str, float | None, int], str]
+    )
     seen_streams: list[SeenStream] = field(default_factory=list[SeenStream])
     inputs: list[SentInput] = field(default_factory=list[SentInput])
     told: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
     told_bytes: Counter[tuple[str, int]] = field(default_factory=Counter[tuple[str, int]])
+
+    @property
+    def run_ids(self) -> list[str]:
+        """All runs whose trigger was acknowledged."""
+        return [run_id for ids in self.runs.values() for run_id in ids]
 
     def attempts_of(self, run_id: str, number: int) -> list[Attempt]:
         """The executions of one attempt; more than one is a mistake, unless all but one never began."""

@@ -34,7 +34,7 @@ from milepost.upkeep.jobs import JOBS, UpkeepSettings
 from milepost.upkeep.upkeep import Upkeep
 from simulation.database import Database, SharedStore
 from simulation.loop import process_of_code
-from simulation.network import Network, Stream
+from simulation.network import URL, Network, Stream
 from support.faults import faults
 from support.world import START
 
@@ -524,7 +524,7 @@ class ServerProcess:
         reader = Reader(machine.store)
         self._authenticator = Authenticator("key", lambda: clock() / 1_000_000)
         self.handlers = Handlers(
-            cast(Any, SimpleNamespace(**msgspec.structs.asdict(settings), public_url="")),
+            cast(Any, SimpleNamespace(**msgspec.structs.asdict(settings), public_url=URL)),
             self.committer,
             reader,
             self.hub,

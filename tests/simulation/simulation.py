@@ -26,7 +26,7 @@ from milepost.errors import MilepostError
 from milepost.feed import chunks, hub, stream_topic
 from milepost.model.retry import RetryRule
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from milepost.sdk import buffer, calling, inputs, streams, streams_outlet
+from milepost.sdk import buffer, calling, inputs, streams, streams_outlet, wait
 from milepost.server import requests
 from milepost.store import runs as run_store
 from milepost.store.runs import RunFilter
@@ -43,7 +43,8 @@ from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
-from simulation.users import User, cancel, look, subscribe, tell, write
+from simulation.users import User, cancel, complete, look, schedule, subscribe, tell, trigger_by_key, write
+from simulation.wait_code import SHORT_SECONDS
 from simulation.watch import Watch
 from simulation.worker import READER, WorkerProcess, client_of_code, make_task, trigger
 
@@ -157,6 +158,16 @@ class Plan:
         self.delay = random.choice([0.0, 0.0, 0.5])
         self.ttl = random.choice([0.0, 0.0, 0.0, 0.5])
 
+        # How likely it is at each step that the code waits for a time or a token.
+        self.waits = random.choice([0.0, 0.0, 0.2, 0.6])
+
+        # Later attempts do not say which children they trigger again: the engine finds them.
+        self.finds_children = random.random() < 0.5
+        # How many people trigger runs by idempotency keys that they share.
+        self.keyed = random.choice([0, 0, 0, 1, 3])
+        # How many schedules there are.
+        self.schedules = random.choice([0, 0, 0, 1, 2])
+
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
         number = zlib.crc32(name.encode()) % (self.keys + 1)
@@ -256,6 +267,7 @@ class Simulation:
             max_duration_seconds=longest,
             are_several=self.servers.are_several,
             clocks_apart=self.plan.clocks_apart if self.servers.are_several else 0.0,
+            has_waits=self.plan.waits > 0,
         )
         if self.plan.is_quiet:
             self.watch.quiet_from = 0
@@ -287,6 +299,7 @@ class Simulation:
     def may_have_children(self, name: str) -> bool:
         return (
             self.plan.children > 0
+            and name not in self.records.scheduled
             and name.count("/") < 2
             and len(self.records.wanted) < self.plan.runs_max + self.plan.readers
         )
@@ -298,14 +311,24 @@ class Simulation:
     def task_of(self, name: str) -> str:
         return "child" if "/" in name else "parent"
 
-    def triggered(self, name: str, run_id: str) -> None:
-        """A trigger has been acknowledged; its repeat is the same run."""
-        known = self.records.runs.get(name)
-        assert known in (None, run_id), f"{name} was triggered as {known} and as {run_id}"
-        if known is None:
-            self.records.runs[name] = run_id
+    def triggered(self, name: str, run_id: str, *, may_be_new: bool = False) -> None:
+        """A trigger has been acknowledged; its repeat is the same run. `may_be_new`: unless that has failed; the witness knows."""
+        known = self.records.runs[name]
+        assert may_be_new or not known or run_id in known, f"{name} was triggered as {known} and as {run_id}"
+        if run_id not in known:
+            known.append(run_id)
             self.note("simulation", name, "is", run_id)
             self._watch(run_id)
+
+    def made_token(self, token_id: str, place: tuple[str, float | None, int], *, never_ends: bool) -> None:
+        """A run has made a token, or has found it at the same place."""
+        known = self.records.places.setdefault(place, token_id)
+        assert known == token_id, f"{place} has token {known} and token {token_id}"
+        if token_id not in self.records.tokens:
+            self.records.tokens[token_id] = None
+            random = Random(f"{self.seed}/{token_id}")
+            for number in range(random.choice([1, 1, 2] if never_ends else [0, 1, 1, 2])):
+                self._spawn_user(complete(User(self, f"completer{number}-{token_id}"), token_id))
 
     def has_ended(self, run_id: str) -> bool:
         """What the store says, whatever anybody was told."""
@@ -406,6 +429,8 @@ class Simulation:
                 (inputs, "Outlet", RecordingOutlet),
                 (inputs, "default_client", client_of_code),
                 (inputs, "time", clock),
+                (wait, "default_client", client_of_code),
+                (wait, "SHORT_SECONDS", SHORT_SECONDS),
                 (streams_outlet, "secrets", SimpleNamespace(token_hex=self._writer_name)),
                 (streams_outlet, "WAITING_CHUNKS_MAX", plan.chunks_waiting_max),
                 (chunk_book, "WAITING_BYTES_MAX", plan.chunk_bytes_waiting_max),
@@ -471,6 +496,10 @@ class Simulation:
             self._spawn_user(self._trigger_root(f"root{number}"))
         for number in range(plan.readers):
             self._spawn_user(self._trigger_reader(f"{READER}{number}"))
+        for number in range(plan.keyed):
+            self._spawn_user(trigger_by_key(User(self, f"keyed{number}")))
+        for number in range(plan.schedules):
+            self._spawn_user(schedule(User(self, f"scheduled{number}")))
         self.network.faults = plan.faults
         # Most of it early, while much is going on.
         times = sorted((plan.chaos_seconds * random.random() ** 2, kind) for kind in plan.all_troubles)
@@ -540,7 +569,7 @@ class Simulation:
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         run_id = await trigger(user.connection, "parent", request, name)
         # Nobody else writes to it.
-        self.records.runs[name] = run_id
+        self.records.runs[name].append(run_id)
         await tell(user, run_id)
 
     def _statuses(self) -> dict[str, str]:

@@ -128,7 +128,7 @@ class StreamCode:
             return "parent"
         if place < 0.95:
             return "root"
-        return self._random.choice(sorted(self._simulation.records.runs.values()) or ["run_unknown"])
+        return self._random.choice(sorted(self._simulation.records.run_ids) or ["run_unknown"])
 
     def _value(self) -> str:
         """No value is there twice."""

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from milepost.client import calls
 from milepost.client.async_transport import AsyncTransport, _Sessions
@@ -13,6 +16,8 @@ from milepost.client.subscription import RunFollower
 from milepost.client.updater import OutsideMetadata, Sink, Updater
 from milepost.errors import MetadataError, MetadataFlushError, MilepostError, UnavailableError
 from milepost.model.operations import Operation
+from milepost.protocol.schedules import CreateScheduleRequest
+from milepost.protocol.triggering import TriggerOptions, TriggerRequest
 from simulation.network import URL, Peer, Session
 from simulation.records import Group
 
@@ -253,6 +258,59 @@ async def look(user: User, run_id: str) -> None:
             assert seen[0] >= version, f"{user.name} went back in {run_id} from {version} to {seen[0]}"
             version = seen[0]
             simulation.records.saw(user.name, run_id, *seen)
+
+
+async def trigger_by_key(user: User) -> None:
+    """Trigger runs by keys that others use too: what there is and has not failed is meant."""
+    random, simulation, watch = user.random, user.simulation, user.simulation.watch
+    for number in range(random.choice([1, 2, 4])):
+        await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 3))
+        name = f"{user.name}.{number}"
+        key = f"key{random.randrange(2)}"
+        ttl = random.choice([None, None, 2])
+        simulation.records.wanted.add(name)
+        simulation.records.keys[name] = key, ttl
+        options = TriggerOptions(idempotency_key=key, idempotency_key_ttl=ttl)
+        request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        failed = watch.failed_of_key(key)
+        answer = await _patiently(user, calls.trigger("parent", request), f"{number}")
+        simulation.note(user.name, "triggers", name, "by", key, "which is", answer.id, answer.is_cached)
+        watch.judge_answer(name, key, answer.id, is_cached=answer.is_cached, failed=failed)
+
+
+async def schedule(user: User) -> None:
+    """Have runs triggered again and again, until things are calm."""
+    random, simulation = user.random, user.simulation
+    records, plan = simulation.records, simulation.plan
+    await asyncio.sleep(random.uniform(0.5, 0.5 + plan.chaos_seconds / 4))
+    records.wanted.add(user.name)
+    records.scheduled.add(user.name)
+    request = CreateScheduleRequest(
+        task="parent", every=random.choice([1, 3, 7]), payload=msgspec.json.encode(user.name).decode()
+    )
+    made = await _patiently(user, calls.create_schedule(request), "made")
+    await asyncio.sleep(random.uniform(0.5, 1.0) * plan.chaos_seconds)
+    await _patiently(user, calls.delete_schedule(made.id), "deleted")
+
+
+async def _patiently(user: User, call: calls.Call[Any], name: str) -> Any:
+    """Ask until there is an answer. The repeats are the same request."""
+    call = dataclasses.replace(call, request_id=f"{user.name}/{name}")
+    while True:
+        try:
+            return await user.connection.asend(call)
+        except UnavailableError:
+            await asyncio.sleep(0.3)
+
+
+async def complete(user: User, token_id: str) -> None:
+    """Complete a token, early or late, perhaps when it is over, and perhaps beside somebody else."""
+    simulation = user.simulation
+    await asyncio.sleep(user.random.uniform(0, 1) ** 2 * simulation.plan.chaos_seconds)
+    value = user.name
+    answer = await _patiently(user, calls.complete_token(token_id, msgspec.json.encode(value)), "completes")
+    simulation.note(value, "has completed" if answer.is_first else "is too late for", token_id)
+    simulation.watch.waits.told_completed(value, token_id, value, is_first=answer.is_first)
 
 
 async def cancel(user: User, run_id: str) -> None:

@@ -14,17 +14,23 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from milepost.engine.commands import Claim, Command, RegisterWorker, Report, WithdrawClaim
+from milepost.engine.cancelling import MARGIN_SECONDS
+from milepost.engine.commands import Claim, Command, EndUnheededRuns, RegisterWorker, Report, WithdrawClaim
 from milepost.engine.jobs import RENEWED_MICROSECONDS
 from milepost.engine.state import EngineSettings
+from milepost.model.lifecycle import NOT_TOLD
 from milepost.model.retry import RetryRule
-from milepost.model.run import AttemptEnd, Outcome, RunError
+from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
 from simulation.records import Attempt, Records
+from simulation.schedule_watch import ScheduleWatch
 from simulation.stream_watch import StreamWatch
+from simulation.wait_watch import WaitWatch
 
 HELD = ("EXECUTING", "WAITING")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "SYSTEM_FAILURE", "CANCELED", "TIMED_OUT", "EXPIRED")
+# A trigger that means a run of these makes a new one.
+FAILED = ("FAILED", "CRASHED", "SYSTEM_FAILURE", "TIMED_OUT", "EXPIRED")
 # What a worker says of an output, or of an error, that no request can carry.
 REFUSED_ERRORS = ("ReportRefusedError", "OutputError")
 MICROSECONDS = 1_000_000
@@ -41,6 +47,8 @@ UPKEEP_MICROSECONDS = RENEWED_MICROSECONDS - 2 * MICROSECONDS
 # A server that was stopped for at least this share of a lease starts all leases anew.
 AWAY_SHARE = 0.5
 _error = msgspec.json.Decoder(RunError)
+closing_of = msgspec.json.Decoder(Closing).decode
+LAST_HOOKS = ["on_failure", "on_complete"]
 
 
 class Row(NamedTuple):
@@ -63,6 +71,7 @@ class Row(NamedTuple):
     is_apart: int
     concurrency_key: str | None
     cancel_asked_at: int | None = None
+    closing: str | None = None
 
     @property
     def holder(self) -> tuple[int, str] | None:
@@ -71,6 +80,11 @@ class Row(NamedTuple):
 
 
 _SELECT = f"SELECT {', '.join(Row._fields)} FROM runs"
+
+
+def name_of(row: Row) -> str:
+    """What its code is told to be."""
+    return msgspec.json.decode(row.payload or '""')
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,7 @@ class Watch:
         max_duration_seconds: how long an attempt may execute.
         are_several: there are several servers.
         clocks_apart: seconds by which each may be wrong about the time.
+        has_waits: runs wait for times and tokens.
     """
 
     def __init__(
@@ -127,7 +142,9 @@ class Watch:
         max_duration_seconds: float | None,
         are_several: bool,
         clocks_apart: float,
+        has_waits: bool,
     ) -> None:
+        self._has_waits = has_waits
         self.max_duration_seconds = max_duration_seconds
         self._connection = sqlite3.connect(store.place, isolation_level=None)
         self._records = records
@@ -172,8 +189,29 @@ class Watch:
         self._dead: set[str] = set()
         # Which attempts have tried to trigger a run, by its name.
         self.triggers: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        # The runs of each name, and of each idempotency key with until when it stands for them.
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_key: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
+        self._schedules = ScheduleWatch(
+            self._connection,
+            self.fail,
+            self._judge_end_of_time,
+            lambda: bool(self._jumps),
+            lambda: self.is_quiet,
+        )
+        self.waits = WaitWatch(self._connection, self.fail, self._judge_end_of_time, self._ended_at)
+
+    @property
+    def now(self) -> int:
+        """Microseconds on the clock that nobody sets."""
+        return self._steady()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing is lost or late that servers and workers tell each other."""
+        return self.quiet_from is not None
 
     def ended_at(self, run_id: str) -> int:
         """When a run has ended, on the clock that nobody sets."""
@@ -240,6 +278,15 @@ class Watch:
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
             self.streams.look(self._before, rows)
+            if self._records.scheduled:
+                scheduled = {
+                    row.id
+                    for before, row in changed
+                    if before is None and name_of(row) in self._records.scheduled
+                }
+                self._schedules.look(scheduled, now)
+            if self._has_waits:
+                self.waits.look(commands, now)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
             self._judge_occupancy()
@@ -349,8 +396,15 @@ class Watch:
             )
 
     def _judge_new(self, row: Row, now: int) -> None:
-        name = msgspec.json.decode(row.payload or '""')
+        name = name_of(row)
         self._expect(name in self._records.wanted, f"nobody wanted {name}")
+        for same in self._by_name[name] if name not in self._records.scheduled else ():
+            self._expect(
+                self.rows[same].status in FAILED and row.parent_id is not None,
+                f"{name} was triggered again, and {self.rows[same]} is there",
+            )
+        self._by_name[name].append(row.id)
+        self._judge_key(name, row, now)
         self.ledgers[row.id].due_at = now + self._records.delays.get(name, 0) * MICROSECONDS
         self._expect(
             (row.status == "DELAYED") == (name in self._records.delays), f"{name} is {row.status} at first"
@@ -363,9 +417,40 @@ class Watch:
             f"{name} was triggered by an attempt that is over: {self.triggers[name]}, {parent.id} is at {parent.attempt}",
         )
 
+    def _judge_key(self, name: str, row: Row, now: int) -> None:
+        """An idempotency key stands for one run, until that has failed or the key has been kept for long enough."""
+        if name not in self._records.keys:
+            return
+        key, ttl = self._records.keys[name]
+        for earlier, until in self._by_key[key]:
+            # A clock that was set may have gone on by more than any key is kept.
+            is_forgotten = self._jumps or (until is not None and now + self._clocks_slack(Ledger()) >= until)
+            self._expect(
+                self.rows[earlier].status in FAILED or is_forgotten,
+                f"{row.id} was made for {key}, which stands for {self.rows[earlier]}",
+            )
+        self._by_key[key].append((row.id, None if ttl is None else now + ttl * MICROSECONDS))
+
+    def failed_of_key(self, key: str) -> set[str]:
+        """The runs of an idempotency key that have failed."""
+        return {run_id for run_id, _ in self._by_key[key] if self.rows[run_id].status in FAILED}
+
+    def judge_answer(
+        self, name: str, key: str, run_id: str, *, is_cached: bool, failed: Collection[str]
+    ) -> None:
+        """Who triggers by a key has an answer. `failed` had failed before anything was asked."""
+        self._expect(
+            run_id in {one for one, _ in self._by_key[key]} - set(failed),
+            f"{name} with {key} is {self.rows.get(run_id)}, and {failed} had failed",
+        )
+        self._expect(
+            is_cached or name_of(self.rows[run_id]) == name,
+            f"{name} is said to be new, and is {self.rows[run_id]}",
+        )
+
     def _judge_expiry(self, row: Row, now: int) -> None:
         """It has a time to live, which is over, and nobody has ever taken it."""
-        ttl = self._records.ttls.get(msgspec.json.decode(row.payload or '""'))
+        ttl = self._records.ttls.get(name_of(row))
         ledger = self.ledgers[row.id]
         self._expect(ttl is not None, f"{row.id} has expired, and has no time to live")
         self._expect(row.attempt == 0 and not ledger.ends, f"{row.id} has expired, and was claimed before")
@@ -375,6 +460,13 @@ class Watch:
         """It is not before its time. A server that was away when the clock was set cannot tell that from a time that has passed."""
         early = at - now - self._clocks_slack(ledger)
         self._expect(bool(self._jumps) or early <= 0, f"{what} {early / 1e6} s too early")
+
+    def _judge_end_of_time(self, what: str, at: int, since: int, now: int) -> None:
+        """As `_judge_time`, of what waits for its time since then; and where nothing is lost it is not late either."""
+        self._judge_time(what, at, Ledger(ended_at=since), now)
+        if self.quiet_from is not None:
+            late = now - max(at, self.quiet_from)
+            self._expect(late <= WORD_MICROSECONDS, f"{what}, {late / 1e6} s late")
 
     def _clocks_slack(self, ledger: Ledger) -> int:
         if self._are_several:
@@ -391,6 +483,8 @@ class Watch:
             f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
         )
         self.claims[key].add(row.worker_id)
+        # What an earlier attempt was let do is of no interest any more.
+        self._let_at.pop(row.id, None)
         self._expect(
             now + self._clocks_slack(ledger) >= ledger.ready_at,
             f"{row.id} was tried again {(ledger.ready_at - now) / 1e6} s too early",
@@ -421,6 +515,9 @@ class Watch:
         ledger.ended_at = now
         attempt = self._attempt(row.id, number, worker_id)
         outcome = self._outcome_in(commands, row.id, number, worker_id)
+        if before.closing is not None:
+            self._judge_closed(before, row, attempt, outcome, commands, now)
+            return
         if outcome is not None:
             self._judge_outcome(before, row, attempt, outcome, now)
             return
@@ -432,6 +529,59 @@ class Watch:
         is_charged = any(AttemptEnd(end).is_charged for end in ends)
         self._follow(
             before, row, now, is_charged=is_charged, delay_ms=None, can_be_retried=True, final=("CRASHED",)
+        )
+
+    def _judge_closed(
+        self,
+        before: Row,
+        row: Row,
+        attempt: Attempt | None,
+        outcome: Outcome | None,
+        commands: Sequence[Command],
+        now: int,
+    ) -> None:
+        """An attempt has ended that was to run the last hooks of a run whose process is dead, and nothing else. It costs nothing, and
+        the run ends with it, unless it was given back before it could."""
+        assert before.closing is not None
+        ledger, closing = self.ledgers[row.id], closing_of(before.closing)
+        what = f"attempt {before.attempt} of {row.id}, which was to run its last hooks,"
+        if outcome is not None:
+            is_over = True
+            self._expect(
+                attempt is not None
+                and (
+                    attempt.hooks == LAST_HOOKS or attempt.is_over_early or before.cancel_asked_at is not None
+                ),
+                f"{what} has ended, and has run {attempt and attempt.hooks}",
+            )
+            ends = {"closed"}
+        else:
+            ends = self._ends_without_outcome(before, attempt, commands, now)
+            is_charged = {end for end in ends if AttemptEnd(end).is_charged}
+            is_over = bool(is_charged) and (len(is_charged) == len(ends) or row.status in FINAL)
+            ends = {"closed"} if is_over else ends - is_charged
+        ledger.ends.append(End(before.attempt, frozenset(ends)))
+        if is_over:
+            stored = _error.decode(row.error) if row.error else None
+            self._expect(
+                row.status == closing.status and stored == closing.error and row.output is None,
+                f"{what} is to end it as {closing}, and it is {row}",
+            )
+        elif row.cancel_asked_at is not None:
+            self._expect(row.status == "CANCELED", f"{row.id} was to end, and goes on as {row.status}")
+        else:
+            ledger.ready_at = now
+            self._expect(
+                row.status not in FINAL and row.closing == before.closing,
+                f"{what} was given back, and it is {row}",
+            )
+        self._judge_charges(row)
+
+    def _is_to_be_closed(self, row: Row, status: str) -> None:
+        """The process of its last attempt is dead: a worker is to run its hooks before it has ended."""
+        self._expect(
+            row.status not in FINAL and row.closing is not None and closing_of(row.closing).status == status,
+            f"nobody has run the last hooks of {row.id}, which is to end as {status}, and it is {row}",
         )
 
     def _follow(
@@ -467,6 +617,12 @@ class Watch:
         ledger.charged += 1
         most = row.max_attempts or self._retry.max_attempts
         is_last = ledger.charged >= most or not can_be_retried
+        if is_last and delay_ms is None and final == ("CRASHED",):
+            ledger.ready_at = now
+            self._is_to_be_closed(row, "CRASHED")
+            self._judge_charges(row)
+            return
+        self._expect(row.closing is None, f"{row.id} is to be tried again, and to end as {row.closing}")
         self._expect(
             (row.status in FINAL) == is_last and (not is_last or row.status in final),
             f"{row.id} is {row.status} after {ledger.charged} of {most} attempts (worth a retry: {can_be_retried})",
@@ -557,7 +713,13 @@ class Watch:
             is_cancelled or self.max_duration_seconds is not None, f"{what} has timed out, and has no time"
         )
         expected = "CANCELED" if was_asked else "TIMED_OUT"
-        self._expect(row.status == expected, f"{what} is to end as {expected}, and the run is {row.status}")
+        if outcome.lacks_hooks and not was_asked:
+            self.ledgers[row.id].ready_at = 0
+            self._is_to_be_closed(row, "TIMED_OUT")
+        else:
+            self._expect(
+                row.status == expected, f"{what} is to end as {expected}, and the run is {row.status}"
+            )
         self.ledgers[row.id].ends.append(
             End(before.attempt, frozenset({outcome.end.value}), outcome.error.message)
         )
@@ -585,6 +747,15 @@ class Watch:
                         f"attempt {before.attempt} of {before.id} executes in {worker_id}, which says not to hold it",
                     )
                     return {"never_begun"}
+        if any(isinstance(command, EndUnheededRuns) for command in commands):
+            stored = self.rows[before.id].error
+            if stored is not None and _error.decode(stored) == NOT_TOLD:
+                patience = self._stop_grace + round(MARGIN_SECONDS * MICROSECONDS)
+                self._expect(
+                    now - self.asked_at.get(before.id, now) >= patience,
+                    f"{before.id} was ended over the head of its worker {worker_id}, which had time left to say so",
+                )
+                return {"cancelled"}
         from_ = max(self._heard_at.get(worker_id, 0), self._leases_from[self._server])
         self._expect(
             now - from_ >= self._lease,
@@ -645,9 +816,11 @@ class Watch:
         was_apart = attempt.is_apart and (executed or waited) == {key}
         if is_alone or was_apart:
             return {"crashed"}
-        only_waited = before.status == "WAITING" and begun[key]
         is_often = before.is_apart or before.attempt - self.ledgers[before.id].charged >= 3
-        return {"waiting"} if only_waited and not is_often else {"beside"}
+        if is_often or not begun[key]:
+            return {"beside"}
+        # The word that it waits may have come in the same group.
+        return {"waiting"} if before.status == "WAITING" else {"waiting", "beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""
@@ -671,6 +844,10 @@ class Watch:
         self._begun[key].append(attempt)
         self._expect(
             row.holder == (attempt.number, attempt.worker_id), f"{attempt} begins, and the run is {row}"
+        )
+        self._expect(
+            (row.closing is not None) == attempt.is_closing,
+            f"{attempt} begins {'the last hooks' if attempt.is_closing else 'the code'}, and the run is {row}",
         )
         charged = self.ledgers[attempt.run_id].charged
         self._expect(

@@ -49,6 +49,7 @@ from simulation.records import Attempt, RecordingBuffer, line_size
 from simulation.stream_code import StreamCode
 from simulation.supervisor import Supervisor
 from simulation.users import SimulatedConnection, perform
+from simulation.wait_code import WaitCode
 from simulation.watch import Watch
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ async def _work(name: str) -> Any:
 
 def _hook(name: HookName) -> Callable[[], Coroutine[Any, Any, None]]:
     async def noted() -> None:
-        _code.get().hook(name)
+        code = _code.get()
+        code.hook(name)
+        if code.attempt.is_closing:
+            await code.take_time()
 
     return noted
 
@@ -120,6 +124,12 @@ class SimulatedLink(WorkerLink):
 
     watch: Watch
     slots: int
+    # Since when code here waits for what it waits for.
+    waits_since: dict[str, int]
+
+    def wait_for(self, scope: RunScope, target_id: str) -> Future[None]:
+        self.waits_since[target_id] = self.watch.now
+        return super().wait_for(scope, target_id)
 
     def step_aside(self, scope: RunScope) -> Callable[[bool], Future[None]]:
         """The code executes nothing until it comes back."""
@@ -188,10 +198,9 @@ class WorkerProcess:
             clock=simulation.servers.lease_clock,
         )
         self._link.watch, self._link.slots = simulation.watch, self.concurrency
+        self._link.waits_since = {}
         self._note_what_is_told()
         self._note_what_is_learnt()
-        # Since when code here waits for a run.
-        self.waits_since: dict[str, int] = {}
         self._spawn(self._link.live())
 
     def _note_what_is_told(self) -> None:
@@ -212,7 +221,7 @@ class WorkerProcess:
 
         def noted(target_id: str) -> None:
             if target_id in holding.waits._targets and not self.peer.is_dead:
-                watch.learns_of_end(self.name, target_id, self.waits_since[target_id])
+                watch.learns_of_end(self.name, target_id, self._link.waits_since[target_id])
             target_ended(target_id)
 
         def heard(frame: InboxFrame) -> None:
@@ -300,6 +309,7 @@ class WorkerProcess:
             charged_before=run.charged,
             queue=run.queue,
             is_apart=run.is_apart,
+            is_closing=run.closing is not None,
             alone_seconds=self.alone_seconds * 2 ** (run.attempt - 1),
         )
         self._simulation.records.attempts.append(buffer.attempt)
@@ -398,6 +408,7 @@ class UserCode:
         self.attempt = buffer.attempt
         self.attempt.label = self._label
         self._streams = StreamCode(simulation, scope, self._label)
+        self._waits = WaitCode(simulation, self.attempt, self._label)
         self._tokens = 0
         self._mine = 0
         self._counted_before = metadata_number(scope, "count")
@@ -410,7 +421,7 @@ class UserCode:
             return
         attempt, watch = self.attempt, self._simulation.watch
         attempt.hooks.append(name)
-        if name == "on_start_attempt":
+        if name == ("on_failure" if attempt.is_closing else "on_start_attempt"):
             attempt.begun_at = self._simulation.servers.steady()
             self._simulation.note(self._process.name, "begins", attempt.run_id, attempt.number)
             watch.begins(attempt, slots=self._process.concurrency)
@@ -420,6 +431,14 @@ class UserCode:
         elif name == "on_resume":
             attempt.waits = False
             watch.goes_on(attempt, slots=self._process.concurrency)
+
+    async def take_time(self) -> None:
+        """What a hook does that runs because a process died; it may take its own one along."""
+        random = self._ends_random
+        await asyncio.sleep(random.choice([0.0, 0.2, 2.0]) * random.random())
+        if random.random() < self._simulation.plan.crash:
+            self._process.kill()
+            await asyncio.sleep(0)
 
     async def run(self) -> Any:
         """The user's code."""
@@ -437,6 +456,7 @@ class UserCode:
             self._write()
             self._look()
             await self._streams.step()
+            await self._waits.step()
             await self._pause()
             self._look()
         while self._children and random.random() < 0.7:
@@ -551,14 +571,17 @@ class UserCode:
             concurrency_key=self._simulation.plan.key_of(name),
         )
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
+        run = self._scope.run
         self._simulation.records.wanted.add(name)
-        self._simulation.watch.triggers[name].add((self._scope.run.id, self._scope.run.attempt))
-        run_id = await trigger(self._process.connection, self._simulation.task_of(name), request, name)
-        self._simulation.triggered(name, run_id)
+        self._simulation.watch.triggers[name].add((run.id, run.attempt))
+        # Either the request says what it repeats, or the engine finds out which child of an earlier attempt is meant.
+        finds = self._simulation.plan.finds_children
+        request_id = f"{name}~{run.attempt}" if finds else name
+        run_id = await trigger(self._process.connection, self._simulation.task_of(name), request, request_id)
+        self._simulation.triggered(name, run_id, may_be_new=finds)
         self._children.append(run_id)
 
     async def _wait_for(self, run_id: str) -> None:
-        self._process.waits_since[run_id] = self._simulation.servers.steady()
         try:
             await WaitForEnd(self._scope, run_id).acarry_out(self._process.connection)
         except MilepostError:

@@ -346,6 +346,16 @@ def shift_times(connection: Connection, microseconds: int, *, now: int) -> None:
     queue_store.save_queues(connection, queues)
 
 
+def newest_reckoned(connection: Connection, now: int) -> int | None:
+    """The newest time from which anything reckons that waits for its time, by the clock that was then; None when nothing does."""
+    times = [
+        run_store.newest_of_delayed(connection, now),
+        waitpoint_store.newest_of_relative(connection, now),
+        *(at for queue in queue_store.rated_queues(connection) for at, _ in queue.rate_starts()),
+    ]
+    return max((at for at in times if at is not None), default=None)
+
+
 def _look_for_empty(places: Sequence[tuple[str, str]], transaction: Transaction) -> None:
     """Of very many places a few are looked at, and forgotten where nothing is queued."""
     for task, queue in random.sample(places, EMPTY_LOOKS):

@@ -166,11 +166,11 @@ class Engine:
     def _settle_clock(self, connection: Connection) -> int:
         """Make the best of a wall clock that another one was before; until when, on the steady clock, it is not to be trusted."""
         now, steady_now = self._clock(), self._steady()
-        newest = None if self._others else run_store.newest_of_delayed(connection, now)
+        newest = None if self._others else claiming.newest_reckoned(connection, now)
         if newest is not None and newest > now + JUMP_MICROSECONDS:
             claiming.shift_times(connection, now - newest, now=now)
             logger.warning(
-                "the clock is %.1f s behind the newest queued run: it was set back since; queued runs have moved along",
+                "the clock is %.1f s behind the newest of what waits for its time: it was set back since; what waits has moved along",
                 (newest - now) / 1_000_000,
             )
         newest = run_store.newest_time(connection)

@@ -71,9 +71,8 @@ def register(command: RegisterWorker, transaction: Transaction, state: EngineSta
     attempts = dict(zip(command.holding, command.attempts, strict=False))
     for row in _held_by(command.worker_id, transaction):
         if row.id not in holding or attempts.get(row.id, row.attempt) != row.attempt:
-            if row.is_apart:
-                # It was to begin as soon as the server had heard so, and the answer has not reached the worker in time.
-                row.begun_at = None
+            # The answer to the word that it begins may not have reached the worker in time.
+            _take_back_begin(row)
             ending.lose(row, transaction, state)
 
 
@@ -106,9 +105,8 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
     told = {(begun.id, begun.attempt): begun for begun in death.begun}
     held = _held_by(worker_id, transaction)
     for row in held:
-        if row.is_apart and (row.id, row.attempt) not in told:
-            # It was to begin as soon as the server had heard so, and has not come to it.
-            row.begun_at = None
+        if (row.id, row.attempt) not in told:
+            _take_back_begin(row)
     begun = [row for row in held if (row.id, row.attempt) in told or row.begun_at is not None]
     was_in_it = told.keys() | {(row.id, row.attempt) for row in begun}
     executed = {attempt for attempt, one in told.items() if not one.waiting}
@@ -140,6 +138,13 @@ def die(worker_id: str, death: Death, transaction: Transaction, state: EngineSta
         why = f"the process of attempt {row.attempt} {how}, and it need not be why"
         ending.end_attempt(row, released(row, AttemptEnd.BESIDE, why), transaction, state)
     transaction.remove_workers([worker_id])
+
+
+def _take_back_begin(row: RunRow) -> None:
+    """A run that is apart says that it begins before it does, and its process knows nothing of it: so its code has not begun, unless
+    the attempt has waited or written something since."""
+    if row.is_apart and row.status is RunStatus.EXECUTING and row.report_sequence == 0:
+        row.begun_at = None
 
 
 def release_lost(command: ReleaseLostRuns, transaction: Transaction, state: EngineState) -> int:

@@ -51,6 +51,7 @@ _ROWS = select(*(waitpoints.c[name] for name in _NAMES))
 _SUMMARIES = select(*(waitpoints.c[name] for name in _NAMES if name != "output"))
 _WAITS = waitpoints.c.status == WaitpointStatus.WAITING
 _DUE = and_(_WAITS, waitpoints.c.timeout_at.is_not(None))
+_RELATIVE = and_(_DUE, waitpoints.c.is_timeout_given == 0)
 
 
 def insert_waitpoint(connection: Connection, row: WaitpointRow) -> None:
@@ -94,8 +95,22 @@ def next_due_after(connection: Connection, after: int) -> int | None:
 
 def shift(connection: Connection, microseconds: int) -> None:
     """The clock was set by that much. Times that somebody has named stay."""
-    statement = update(waitpoints).where(_DUE, waitpoints.c.is_timeout_given == 0)
-    connection.execute(statement.values(timeout_at=waitpoints.c.timeout_at + microseconds))
+    # When it was made moves along: by that `newest_of_relative` sees by which clock the time was reckoned.
+    connection.execute(
+        update(waitpoints)
+        .where(_RELATIVE)
+        .values(
+            timeout_at=waitpoints.c.timeout_at + microseconds,
+            created_at=waitpoints.c.created_at + microseconds,
+        )
+    )
+
+
+def newest_of_relative(connection: Connection, now: int) -> int | None:
+    """When the newest waitpoint was made whose time is not over at `now`, and was not named; None when there is none."""
+    return connection.execute(
+        select(func.max(waitpoints.c.created_at)).where(_RELATIVE, waitpoints.c.timeout_at > now)
+    ).scalar()
 
 
 def end(
