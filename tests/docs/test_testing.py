@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import milepost
+from milepost.client.environment import names_of
 from milepost.client.settings import ClientSettings
 from milepost.testing import Sandbox, SandboxRun
 from milepost_pytest import milepost_context, milepost_dev_server, milepost_sandbox
@@ -61,7 +62,7 @@ def test_every_name_of_the_page_is_there() -> None:
             fixtures = {"milepost_context", "milepost_dev_server", "milepost_sandbox"}
             assert name in known | fixtures, name
     assert all((milepost_context, milepost_dev_server, milepost_sandbox))
-    assert "dev_server" in ClientSettings.model_fields
+    assert "dev_server" in names_of(ClientSettings)
     defaults = inspect.signature(Sandbox.__init__).parameters
     assert f"Sandbox(timeout={defaults['timeout'].default})" in PAGE
     assert f"`grace_seconds={inspect.signature(milepost.serve).parameters['grace_seconds'].default}`" in PAGE

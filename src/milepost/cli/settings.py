@@ -8,17 +8,13 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from pydantic import AliasChoices
-from pydantic_settings import BaseSettings
-
 from milepost.cli.console import err
+from milepost.client.environment import PREFIX, names_of
 from milepost.client.settings import ClientSettings
 from milepost.sdk.child_process import ATTEMPT_VARIABLE, RUN_VARIABLE
 from milepost.sdk.settings import TaskSettings
-from milepost.server.settings import ServerSettings
 from milepost.worker.settings import WorkerSettings
 
-_PREFIX = "MILEPOST_"
 _SHARED_PREFIX = "TASK_RUN_METADATA_"
 # Read where they are needed, and by no class of settings.
 _OTHERS = frozenset({"MILEPOST_DEBUG", RUN_VARIABLE, ATTEMPT_VARIABLE})
@@ -26,8 +22,15 @@ _OTHERS = frozenset({"MILEPOST_DEBUG", RUN_VARIABLE, ATTEMPT_VARIABLE})
 
 def known_settings() -> frozenset[str]:
     """The name of every setting that some part of Milepost reads from the environment."""
-    kinds = (ServerSettings, WorkerSettings, ClientSettings, TaskSettings)
-    return _OTHERS.union(*map(_names, kinds))
+    # Only here: a worker loads nothing of the server, unless its environment holds something else than settings of its own.
+    from milepost.server.settings import ServerSettings, variable_of
+
+    return _known_to_clients().union(map(variable_of, ServerSettings.model_fields))
+
+
+def _known_to_clients() -> frozenset[str]:
+    kinds = (WorkerSettings, ClientSettings, TaskSettings)
+    return _OTHERS.union(PREFIX + name.upper() for kind in kinds for name in names_of(kind))
 
 
 def name_unknown_settings(environment: Mapping[str, str] = os.environ) -> None:
@@ -38,22 +41,13 @@ def name_unknown_settings(environment: Mapping[str, str] = os.environ) -> None:
 
 def unknown_settings(environment: Mapping[str, str]) -> list[str]:
     """A line for each setting in the environment that nobody reads."""
+    candidates = {name for name in environment if name.startswith((PREFIX, _SHARED_PREFIX))}
+    if candidates <= _known_to_clients():
+        return []
     known = known_settings()
     lines: list[str] = []
-    for name in sorted(environment):
-        if name.startswith((_PREFIX, _SHARED_PREFIX)) and name not in known:
-            near = get_close_matches(name, known, 1, 0.7)
-            advice = f"; did you mean {near[0]}?" if near else ""
-            lines.append(f"{name} is not a setting of this version, and changes nothing{advice}")
+    for name in sorted(candidates - known):
+        near = get_close_matches(name, known, 1, 0.7)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        lines.append(f"{name} is not a setting of this version, and changes nothing{advice}")
     return lines
-
-
-def _names(kind: type[BaseSettings]) -> set[str]:
-    names: set[str] = set()
-    for field_name, field in kind.model_fields.items():
-        alias = field.validation_alias
-        if isinstance(alias, AliasChoices):
-            names |= {str(choice) for choice in alias.choices if str(choice).isupper()}
-        else:
-            names.add(_PREFIX + field_name.upper())
-    return names

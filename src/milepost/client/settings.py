@@ -7,23 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from milepost.client.environment import WrongSetting, read_settings, setting, text, truth
 from milepost.errors import ConfigurationError
 
 DEVELOPMENT_FILE = Path(".milepost") / "dev.json"
 
 
-class ClientSettings(BaseSettings):
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
     """What the environment says: `MILEPOST_API_URL`, `MILEPOST_SECRET_KEY` and `MILEPOST_DEV_SERVER`."""
 
-    model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore", env_ignore_empty=True)
-
-    api_url: str = ""
-    secret_key: str = ""
+    api_url: str = setting(text, "")
+    secret_key: str = setting(text, "")
     # Whether the development server of this folder is used; when left out it is, but not by tests.
-    dev_server: bool | None = None
+    dev_server: bool | None = setting(truth, None)
 
 
 # Set by pytest for its process and inherited by those that a test starts: the first for the session, the second while a test runs.
@@ -54,11 +52,10 @@ def find_address(api_url: str | None = None, secret_key: str | None = None) -> A
     Raises: ConfigurationError when nothing says where the server is, or with which key.
     """
     try:
-        settings = ClientSettings()
-    except ValidationError as error:
-        [problem, *_] = error.errors()
+        settings = read_settings(ClientSettings, ignores_empty=True)
+    except WrongSetting as wrong:
         raise ConfigurationError(
-            f"wrong setting MILEPOST_DEV_SERVER: {problem['msg']}, not {problem['input']!r}"
+            f"wrong setting MILEPOST_{wrong.name.upper()}: {wrong.reason}, not {wrong.given!r}"
         ) from None
     api_url = api_url or settings.api_url
     secret_key = secret_key or settings.secret_key

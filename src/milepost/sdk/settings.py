@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Annotated
+from pathlib import Path
+from typing import Any, cast
 
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    PyprojectTomlConfigSettingsSource,
-    SettingsConfigDict,
+from milepost.client.environment import (
+    WrongSetting,
+    names_of,
+    number,
+    number_or_text,
+    read_settings,
+    setting,
+    truth,
+    whole_number,
 )
-
 from milepost.errors import ConfigurationError
 from milepost.sdk.retry import Retry
 
 _RETRY = "retry_"
 
 
-class TaskSettings(BaseSettings):
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
     """What the environment says (`MILEPOST_RETRY_MAX_ATTEMPTS` ...), else `[tool.milepost]` in the `pyproject.toml` of this folder or
     the nearest one above it."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="MILEPOST_",
-        # A misspelt line of the file would change nothing without a word.
-        extra="forbid",
-        pyproject_toml_depth=64,
-        pyproject_toml_table_header=("tool", "milepost"),
-    )
-
     # The retry rule of tasks that have none; see `Retry`.
-    retry_max_attempts: int | None = None
-    retry_factor: float | None = None
-    retry_min_delay: float | str | None = None
-    retry_max_delay: float | str | None = None
-    retry_jitter: bool | None = None
+    retry_max_attempts: int | None = setting(whole_number(), None)
+    retry_factor: float | None = setting(number(), None)
+    retry_min_delay: float | str | None = setting(number_or_text, None)
+    retry_max_delay: float | str | None = setting(number_or_text, None)
+    retry_jitter: bool | None = setting(truth, None)
     # A hook that takes longer is given up.
-    hook_seconds_max: Annotated[float, Field(gt=0, le=86_400)] = 30.0
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file."""
-        return init_settings, env_settings, PyprojectTomlConfigSettingsSource(settings_cls)
+    hook_seconds_max: float = setting(number(above=0, at_most=86_400), 30.0)
 
     def retry(self) -> Retry:
         """The retry rule of tasks that have none. Raises ConfigurationError for one that cannot be."""
-        given = {name.removeprefix(_RETRY): value for name, value in self if name.startswith(_RETRY)}
+        given = {
+            name.removeprefix(_RETRY): value
+            for name, value in asdict(self).items()
+            if name.startswith(_RETRY)
+        }
         try:
             return Retry(**{name: value for name, value in given.items() if value is not None})
         except (ValueError, TypeError) as error:
@@ -65,18 +54,39 @@ class TaskSettings(BaseSettings):
 def task_settings() -> TaskSettings:
     """The settings of this process, read once. Raises ConfigurationError, which names what is wrong."""
     try:
-        return TaskSettings()
-    except ValidationError as error:
-        [problem, *_] = error.errors()
-        name = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(TaskSettings.model_fields)
-            raise ConfigurationError(f"[tool.milepost] has no setting {name!r}; it has {known}") from None
-        raise ConfigurationError(
-            f"wrong setting {name} in [tool.milepost], or MILEPOST_{name.upper()}: {problem['msg']}, not {problem['input']!r}"
-        ) from None
+        table = _table_of_project()
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"pyproject.toml cannot be read: {error}") from None
+    try:
+        settings = read_settings(TaskSettings, otherwise=table)
+    except WrongSetting as wrong:
+        raise ConfigurationError(
+            f"wrong setting {wrong.name} in [tool.milepost], or MILEPOST_{wrong.name.upper()}: {wrong.reason}, not {wrong.given!r}"
+        ) from None
+    # A misspelt line of the file would change nothing without a word.
+    known = names_of(TaskSettings)
+    if unknown := [name for name in table if name not in known]:
+        raise ConfigurationError(f"[tool.milepost] has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    return settings
+
+
+def _table_of_project() -> dict[str, Any]:
+    """`[tool.milepost]` of the nearest `pyproject.toml`; empty when there is none. Raises OSError, ValueError."""
+    here = Path.cwd()
+    file = next(
+        (file for folder in (here, *here.parents) if (file := folder / "pyproject.toml").is_file()), None
+    )
+    if file is None:
+        return {}
+    import tomllib
+
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    for name in ("tool", "milepost"):
+        found: Any = table.get(name, {})
+        if not isinstance(found, dict):
+            raise ValueError(f"{name} is to be a table")
+        table = cast("dict[str, Any]", found)
+    return table
 
 
 @cache

@@ -1,11 +1,18 @@
 """The worker's settings: how often the server is told what happens, and what is said about it here. Where the server is, the client
 half knows."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
+from milepost.client.environment import (
+    WrongSetting,
+    number,
+    one_of,
+    read_settings,
+    setting,
+    truth,
+    whole_number,
+)
 from milepost.errors import ConfigurationError
 
 ALONE_SECONDS = 60.0
@@ -14,38 +21,28 @@ LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 LogFormat = Literal["text", "json"]
 
 
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-_LOWER = BeforeValidator(_lower)
-
-
-class WorkerSettings(BaseSettings):
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
     """What the environment says (`MILEPOST_*`)."""
 
-    model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore")
-
-    metadata_flush_interval_ms: Annotated[float, Field(ge=0, le=60_000)] = 50
+    metadata_flush_interval_ms: float = setting(number(at_least=0, at_most=60_000), 50.0)
     # Processes kept ready for tasks with isolation="process"; as many as there are for the other tasks when left out.
-    isolated_processes: Annotated[int | None, Field(ge=1, le=256)] = None
+    isolated_processes: int | None = setting(whole_number(at_least=1, at_most=256), None)
     # What is said on standard error: lines of this level and above, as text or as one JSON object each.
-    log_level: Annotated[LogLevel, _LOWER] = "info"
-    log_format: Annotated[LogFormat, _LOWER] = "text"
+    log_level: LogLevel = setting(one_of(*get_args(LogLevel)), "info")
+    log_format: LogFormat = setting(one_of(*get_args(LogFormat)), "text")
     # Seconds for which a run that is suspected of having killed its process has an executor to itself, at its first attempt; twice as
     # many with each one that follows.
-    alone_seconds: Annotated[float, Field(ge=1, le=86_400)] = ALONE_SECONDS
+    alone_seconds: float = setting(number(at_least=1, at_most=86_400), ALONE_SECONDS)
     # Whether what a run prints and logs goes into the run's log as well.
-    log_capture: bool = True
+    log_capture: bool = setting(truth, True)
 
 
 def load_settings() -> WorkerSettings:
     """Settings from the environment. Raises ConfigurationError, which names what is wrong."""
     try:
-        return WorkerSettings()
-    except ValidationError as error:
-        [problem, *_] = error.errors()
-        name = f"MILEPOST_{'_'.join(map(str, problem['loc'])).upper()}"
+        return read_settings(WorkerSettings)
+    except WrongSetting as wrong:
         raise ConfigurationError(
-            f"wrong setting {name}: {problem['msg']}, not {problem['input']!r}"
+            f"wrong setting MILEPOST_{wrong.name.upper()}: {wrong.reason}, not {wrong.given!r}"
         ) from None
