@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import msgspec
-from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from milepost.client.annotations import alternatives, is_msgspec_type, name_of, parts_of
 from milepost.client.comparison import Place
-from milepost.client.wire_form import WireForm, untyped_values
+from milepost.client.unsendable import Unsendable, nowhere, unstorable
 from milepost.errors import MetadataValueError, UsageError
 from milepost.model.jsonvalue import decode, encode, kind_of, to_json
 from milepost.model.typed import Misfit, describe_place
 from milepost.protocol.work import NO_DECIMAL_POINT
 
-
-class Unsendable(Misfit):
-    """A value has the shape, and what would arrive of it is not equal to it."""
+if TYPE_CHECKING:
+    from milepost.client.pydantic_codec import PydanticCodec
 
 
 class Codec(Protocol):
@@ -58,7 +55,7 @@ class _Untyped:
 
     def write(self, value: Any) -> tuple[bytes, Callable[[Place, object], bool]]:
         try:
-            return encode(to_json(value)), _nowhere
+            return encode(to_json(value)), nowhere
         except MetadataValueError as error:
             place, _, reason = error.message.rpartition(": ")
             raise Unsendable([(place, reason)]) from None
@@ -71,43 +68,6 @@ class _Untyped:
 
     def json_schema(self) -> dict[str, Any]:
         return {}
-
-
-class PydanticCodec:
-    """By Pydantic, in the wire form."""
-
-    def __init__(self, form: WireForm) -> None:
-        self.form = form
-        self.is_exact = form.is_exact
-        self._validator = form.validator
-        self._serializer = form.serializer
-
-    def check(self, value: object) -> Any:
-        try:
-            return self._validator.validate_python(value, by_alias=True, by_name=True)
-        except ValidationError as error:
-            raise misfit_of(error) from None
-
-    def write(self, value: Any) -> tuple[bytes, Callable[[Place, object], bool]]:
-        untyped: set[int] = set()
-        token = untyped_values.set(untyped)
-        try:
-            text = self._serializer.to_json(value, by_alias=True, round_trip=True, warnings=False)
-        except (PydanticSerializationError, ValueError, TypeError) as error:
-            reason = str(error).partition(": ")[2] if "Error calling function" in str(error) else str(error)
-            raise Unsendable(unstorable(value) or [("", reason or type(error).__name__)]) from None
-        finally:
-            untyped_values.reset(token)
-        return text, (lambda _, part: id(part) in untyped) if untyped else _nowhere
-
-    def read(self, text: bytes | str) -> Any:
-        try:
-            return self._validator.validate_json(text, by_alias=True, by_name=True)
-        except ValidationError as error:
-            raise misfit_of(error) from None
-
-    def json_schema(self) -> dict[str, Any]:
-        return self.form.json_schema()
 
 
 class MsgspecCodec:
@@ -157,10 +117,6 @@ class MsgspecCodec:
         )
 
 
-def _nowhere(_: Place, __: object) -> bool:
-    return False
-
-
 def _lost_key(value: Any, checked: Any, place: Place) -> Place | None:
     """A key of a `dict` that is not in the `dict` that it became."""
     pairs: list[tuple[str | int, Any, Any]] = []
@@ -205,11 +161,10 @@ def _foreign_schema(kind: type[Any]) -> dict[str, Any]:
 
 
 def _new_pydantic_codec(annotation: Any) -> PydanticCodec | None:
-    """The way of Pydantic to read and write a type; None when it does not know the type."""
-    try:
-        return PydanticCodec(WireForm.of(TypeAdapter[Any](annotation).core_schema))
-    except (PydanticSchemaGenerationError, PydanticUserError):
-        return None
+    # Only now: whoever annotates nothing does not wait for Pydantic to be loaded.
+    from milepost.client.pydantic_codec import pydantic_codec
+
+    return pydantic_codec(annotation)
 
 
 _pydantic_codec = lru_cache(maxsize=1024)(_new_pydantic_codec)
@@ -244,27 +199,6 @@ def codec_of(annotation: Any) -> Codec:
             f"{name_of(annotation)} cannot be read from JSON; use a Pydantic model, a dataclass, a TypedDict, a msgspec.Struct "
             f"or a type made of them ({error})"
         ) from None
-
-
-def unstorable(value: object) -> list[tuple[str, str]] | None:
-    """What in a value has no JSON form by our own rules, for a message that names the place; None when they know nothing."""
-    try:
-        to_json(value)
-    except MetadataValueError as error:
-        place, _, reason = error.message.rpartition(": ")
-        return [(place, reason)]
-    except Exception:  # a serializer of the user's
-        return None
-    return None
-
-
-def misfit_of(error: ValidationError) -> Misfit:
-    return Misfit(
-        [
-            (describe_place(problem["loc"]), problem["msg"])
-            for problem in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-    )
 
 
 def _misfit_of_msgspec(error: msgspec.DecodeError) -> Misfit:

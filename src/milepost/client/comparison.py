@@ -10,7 +10,6 @@ from math import isfinite
 from typing import Any, cast
 
 import msgspec
-from pydantic import BaseModel
 
 from milepost.errors import MetadataValueError
 from milepost.model.jsonvalue import JSONValue, json_equal, to_json
@@ -126,8 +125,10 @@ _ABSENT = object()
 
 def _fields_of(value: Any) -> tuple[list[str] | None, list[str]]:
     """The names of an object's fields, None for an object that shows none, and of its private attributes."""
-    if isinstance(value, BaseModel):
-        return list(type(value).model_fields), list(type(value).__private_attributes__)
+    if hasattr(value, "__private_attributes__"):
+        # A model of Pydantic's, which need not be loaded to be told from all others.
+        kind = cast("Any", type(value))
+        return list(kind.model_fields), list(kind.__private_attributes__)
     if isinstance(value, msgspec.Struct):
         return list(value.__struct_fields__), []
     if dataclasses.is_dataclass(value):

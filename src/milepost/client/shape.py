@@ -11,6 +11,7 @@ model). Then it is written, read again as its reader will read it, and compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
@@ -18,14 +19,17 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from milepost.client.annotations import name_of
-from milepost.client.codecs import Codec, Unsendable, codec_of, unstorable
+from milepost.client.codecs import Codec, codec_of
 from milepost.client.comparison import difference
-from milepost.client.wire_form import TOO_LARGE_INTEGER
+from milepost.client.unsendable import Unsendable, unstorable
 from milepost.errors import MetadataValueError
 from milepost.model.jsonvalue import check_json, decode, encode
 from milepost.model.typed import Misfit
 
 ValueT = TypeVar("ValueT")
+
+_TOO_LARGE_INTEGER = re.compile(rb"\d{309}")
+"""An integer of so many digits, or a text that holds them, deserves a closer look (`INTEGER_MAX`)."""
 
 
 class Shape(Generic[ValueT]):
@@ -46,7 +50,7 @@ class Shape(Generic[ValueT]):
         codec = self.codec
         checked = codec.check(value)
         text, is_untyped = codec.write(checked)
-        if TOO_LARGE_INTEGER.search(text):
+        if _TOO_LARGE_INTEGER.search(text):
             _check_integers(text)
         if codec.is_exact:
             return text

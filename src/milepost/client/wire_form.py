@@ -16,7 +16,6 @@ and read under its validation alias. So the core schema of a type is taken and a
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, cast
@@ -316,7 +315,3 @@ def _names_of(keys: JsonSchemaValue) -> JsonSchemaValue | None:
         values = keys.get("enum", [keys.get("const")])
         return {"enum": [value if isinstance(value, str) else str(value) for value in values]}
     return None
-
-
-TOO_LARGE_INTEGER: Final = re.compile(rb"\d{309}")
-"""An integer of so many digits, or a text that holds them, deserves a closer look (`INTEGER_MAX`)."""

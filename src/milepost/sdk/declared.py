@@ -18,7 +18,8 @@ import typing_extensions
 from pydantic import ValidationError
 
 from milepost.client.annotations import alternatives, has_members, members_of, name_of
-from milepost.client.codecs import MsgspecCodec, PydanticCodec, misfit_of
+from milepost.client.codecs import MsgspecCodec
+from milepost.client.pydantic_codec import PydanticCodec, misfit_of
 from milepost.client.shape import Shape, shape_of
 from milepost.client.wire_form import Node, WireForm, written_name
 from milepost.errors import UsageError

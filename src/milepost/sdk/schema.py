@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typing_extensions
 
@@ -19,7 +19,9 @@ from milepost.model.operations import Operation, Set
 from milepost.model.path import parse
 from milepost.model.typed import Misfit, Verdict, check_document, demands, key_of, refused
 from milepost.sdk.buffer import Buffer
-from milepost.sdk.declared import TypedPlace, declared_root
+
+if TYPE_CHECKING:
+    from milepost.sdk.declared import TypedPlace
 
 _CACHED_PLACES_MAX = 1000
 
@@ -41,7 +43,9 @@ class MetadataSchema:
     @cached_property
     def root(self) -> TypedPlace:
         """What is declared of the document as a whole. Raises UsageError for a type that no JSON object can be."""
-        # Made when it is first needed: names in annotations may be defined below the task.
+        # Made when it is first needed: names in annotations may be defined below the task, and it takes Pydantic.
+        from milepost.sdk.declared import declared_root
+
         return declared_root(self.declared)
 
     def json_schema(self) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NotRequired, Union, cast
 
-from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from milepost.client.requests import NO_PAYLOAD
@@ -153,7 +152,7 @@ class Signature:
             members[name] = annotation if parameter.default is EMPTY else NotRequired[annotation]
         kind: Any = TypedDict(self._task_id, members)  # type: ignore[operator]
         # What no parameter takes is refused, and not dropped.
-        kind.__pydantic_config__ = ConfigDict(extra="forbid")
+        kind.__pydantic_config__ = {"extra": "forbid"}
         return kind
 
     @property
