@@ -12,6 +12,7 @@ import pytest
 
 from client.scripted import Answer, Asked, ScriptedServer, scripted, wire_run
 from milepost import ConfigurationError, RunNotFoundError, configure, metadata
+from milepost.client import environment
 from milepost.sdk import child_process
 from milepost.sdk.scope import surroundings
 from sdk.here import running
@@ -50,7 +51,7 @@ class House:
 def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     monkeypatch.setattr(child_process, "_process", child_process.Process())
     monkeypatch.setattr(surroundings, "attached", None)
-    for name in (child_process.RUN_VARIABLE, child_process.ATTEMPT_VARIABLE):
+    for name in (environment.RUN_VARIABLE, environment.ATTEMPT_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     with scripted() as server:
         configure(api_url=server.url, secret_key="key")
@@ -63,11 +64,11 @@ def house(monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
 
 
 def name_run(monkeypatch: pytest.MonkeyPatch, run_id: str = RUN, attempt: str | None = "2") -> None:
-    monkeypatch.setenv(child_process.RUN_VARIABLE, run_id)
+    monkeypatch.setenv(environment.RUN_VARIABLE, run_id)
     if attempt is None:
-        monkeypatch.delenv(child_process.ATTEMPT_VARIABLE, raising=False)
+        monkeypatch.delenv(environment.ATTEMPT_VARIABLE, raising=False)
     else:
-        monkeypatch.setenv(child_process.ATTEMPT_VARIABLE, attempt)
+        monkeypatch.setenv(environment.ATTEMPT_VARIABLE, attempt)
 
 
 def test_the_environment_names_the_run_its_attempt_and_the_server(house: House) -> None:

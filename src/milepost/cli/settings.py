@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from milepost.cli.console import err
-from milepost.client.environment import PREFIX, names_of
+from milepost.client.environment import ATTEMPT_VARIABLE, PREFIX, RUN_VARIABLE, names_of
 from milepost.client.settings import ClientSettings
-from milepost.sdk.child_process import ATTEMPT_VARIABLE, RUN_VARIABLE
 from milepost.sdk.settings import TaskSettings
 from milepost.worker.settings import WorkerSettings
 

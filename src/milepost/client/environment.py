@@ -16,6 +16,9 @@ Read = Callable[[object], Any]
 """Makes the value of a setting of what was given, a text or what TOML has. Raises ValueError, which says what is expected."""
 
 PREFIX = "MILEPOST_"
+# Which run, and which attempt of it, a program is part of that a task has started.
+RUN_VARIABLE = "MILEPOST_RUN_ID"
+ATTEMPT_VARIABLE = "MILEPOST_ATTEMPT"
 
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})

@@ -16,9 +16,10 @@ import sys
 import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, cast
 
-from milepost.sdk.safe_text import LINE_CHARACTERS_MAX, text_of, traceback_of, unformatted
+from milepost.sdk.records import level_name, message_of
+from milepost.sdk.safe_text import LINE_CHARACTERS_MAX, text_of, traceback_of
 from milepost.sdk.scope import RunScope, live_scope
 
 # Of a text that is printed at once: lines of its beginning and its end are logged, what is between them is counted.
@@ -78,15 +79,6 @@ def _stop() -> None:
     """A forked child just prints: it has no connection to the server."""
     global _is_off
     _is_off = True
-
-
-def level_name(level: int) -> Literal["debug", "info", "warning", "error"]:
-    """The level of a line in a run's log, for one of Python's logging."""
-    if level >= logging.ERROR:
-        return "error"
-    if level >= logging.WARNING:
-        return "warning"
-    return "info" if level >= logging.INFO else "debug"
 
 
 @contextmanager
@@ -270,11 +262,3 @@ def _line_of(record: logging.LogRecord) -> str:
     if error is not None:
         text = f"{text}\n{traceback_of(error)}"
     return f"{text}\n{text_of(record.stack_info)}" if record.stack_info else text
-
-
-def message_of(record: logging.LogRecord) -> str:
-    """The message of a record. Never raises: what cannot be formatted says so."""
-    try:
-        return str.__str__(record.getMessage())
-    except BaseException as failure:  # the user's objects may raise anything when they are made text
-        return unformatted(record.msg, failure)

@@ -28,6 +28,7 @@ from milepost.client import calls
 from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.calls import Call, MetadataDocument
 from milepost.client.default import default_client
+from milepost.client.environment import ATTEMPT_VARIABLE, RUN_VARIABLE
 from milepost.errors import ConfigurationError, MilepostError, UnavailableError, UsageError
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import ClaimedRun
@@ -35,8 +36,6 @@ from milepost.sdk.buffer import Batch, Buffer, BufferBusy
 from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop, live_scope, surroundings
 from milepost.sdk.streams_outlet import Outlet
 
-RUN_VARIABLE = "MILEPOST_RUN_ID"
-ATTEMPT_VARIABLE = "MILEPOST_ATTEMPT"
 # An executor's process id; for those below it.
 EXECUTOR_VARIABLE = "_MILEPOST_EXECUTOR"
 

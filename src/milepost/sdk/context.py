@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar, cast
 
 from milepost.sdk.binding import bind_to
-from milepost.sdk.capture import level_name, uncaptured
+from milepost.sdk.capture import uncaptured
+from milepost.sdk.records import level_name
 from milepost.sdk.safe_text import line_of, name_of, text_of, traceback_of, unformatted
 from milepost.sdk.scope import RunScope
 

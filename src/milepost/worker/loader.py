@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
-from milepost.sdk.registry import refusing_repeats
-
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 
 
@@ -51,6 +49,9 @@ def load(sources: Sequence[str]) -> list[ModuleType]:
 
     Raises: TaskLoadError, which names the file and line in the user's code.
     """
+    # Only here: a supervisor looks at the sources, and loads nothing of what they need.
+    from milepost.sdk.registry import refusing_repeats
+
     _make_importable(Path.cwd())
     modules: list[ModuleType] = []
     with refusing_repeats():

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-from watchfiles import Change, awatch  # pyright: ignore[reportUnknownVariableType]
+from typing import TYPE_CHECKING, Protocol
 
 from milepost.worker.control import (
     Drained,
@@ -35,6 +33,9 @@ from milepost.worker.control import (
 from milepost.worker.deputy import Deputy
 from milepost.worker.executor_process import ExecutorProcess, WorkerOptions, how_it_ended
 from milepost.worker.loader import SKIPPED_FOLDERS
+
+if TYPE_CHECKING:
+    from watchfiles import Change
 
 RESTART_SECONDS_MAX = 10.0
 # After so many executors that ended while they loaded the code, one after the other, it is taken as code that cannot be loaded.
@@ -208,6 +209,8 @@ class Supervisor:
         files are looked at now and then as well: what changes before the system watches them would be missed, and some file systems
         tell nothing.
         """
+        from watchfiles import awatch  # pyright: ignore[reportUnknownVariableType]
+
         polls = False
         while True:
             self._watched_changed.clear()
@@ -282,12 +285,12 @@ class _Watched:
             )
         return cls(frozenset(files), frozenset(trees), frozenset(filter(Path.is_dir, folders)), is_broken)
 
-    def matters(self, change: Change, path: str) -> bool:
+    def matters(self, change: "Change", path: str) -> bool:
         """True when the tasks may be others after this change."""
         file = Path(path)
         if file in self.files:
             return True
-        is_new = change is Change.added
+        is_new = change.name == "added"
         may_be_loaded = _may_hold_tasks(file) and (file.suffix == ".py" or (is_new and file.is_dir()))
         is_below = any(tree in file.parents for tree in self.trees)
         return may_be_loaded and (is_below or (is_new and self.is_broken))

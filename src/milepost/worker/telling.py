@@ -15,17 +15,20 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from milepost.model.run import Outcome
 from milepost.model.text import visible
-from milepost.sdk.capture import level_name, message_of
+from milepost.sdk.records import level_name, message_of
 from milepost.sdk.safe_text import carried, traceback_of
-from milepost.sdk.scope import live_scope
-from milepost.worker.outbox import HeldRun
 from milepost.worker.settings import LogFormat, LogLevel
+
+if TYPE_CHECKING:
+    # A server and a supervisor run nothing.
+    from milepost.protocol.work import ClaimedRun
+    from milepost.worker.outbox import HeldRun
 
 LINES_MAX = 10_000
 LINES_PER_SECOND = 100
@@ -202,7 +205,7 @@ class RunTeller:
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], int] = {}
 
-    def started(self, held: HeldRun) -> None:
+    def started(self, held: "HeldRun") -> None:
         """The run's code is started."""
         held.started_at = now = time.monotonic()
         if self._says_progress:
@@ -212,7 +215,7 @@ class RunTeller:
             else:
                 self._count(task, "started")
 
-    def ended(self, held: HeldRun, outcome: Outcome) -> None:
+    def ended(self, held: "HeldRun", outcome: Outcome) -> None:
         """The run's code has ended."""
         now = time.monotonic()
         seconds = now - held.started_at
@@ -258,7 +261,7 @@ class RunTeller:
 
     def _say(
         self,
-        held: HeldRun,
+        held: "HeldRun",
         level: LogLevel,
         what: str,
         *,
@@ -335,16 +338,20 @@ def _duration(seconds: float) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """Records of Python's logging in the same form, with the run that they are about."""
+    """Records of Python's logging in the same form.
 
-    def __init__(self, form: LogFormat) -> None:
+    Args:
+        run: the run that a record is about, if it is about one; asked where the record was made.
+    """
+
+    def __init__(self, form: LogFormat, run: "Callable[[], ClaimedRun | None]") -> None:
         super().__init__()
         self._form: LogFormat = form
+        self._run = run
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, without its line feed. Never raises."""
-        scope = live_scope()
-        run = None if scope is None else scope.run
+        run = self._run()
         trace = ""
         if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
             trace = traceback_of(record.exc_info[1])
@@ -388,11 +395,17 @@ def show_logging_of_tasks(level: LogLevel, form: LogFormat) -> None:
     Args:
         level: what is below it is not shown. The logs of runs have everything from `info` on.
     """
+    from milepost.sdk.scope import live_scope
+
+    def run() -> "ClaimedRun | None":
+        scope = live_scope()
+        return None if scope is None else scope.run
+
     root = logging.getLogger()
     if root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(form))
+    handler.setFormatter(LineFormatter(form, run))
     handler.setLevel(LEVELS[level])
     root.addHandler(handler)
     root.setLevel(min(logging.INFO, LEVELS[level]))
@@ -401,7 +414,7 @@ def show_logging_of_tasks(level: LogLevel, form: LogFormat) -> None:
 def show_logging_of_server(teller: Teller) -> None:
     """Show what the server logs. Of the libraries below it only warnings."""
     handler = LineHandler(teller.writer)
-    handler.setFormatter(LineFormatter(teller.form))
+    handler.setFormatter(LineFormatter(teller.form, lambda: None))
     root, ours = logging.getLogger(), logging.getLogger("milepost")
     root.addHandler(handler)
     root.setLevel(max(logging.WARNING, LEVELS[teller.level]))
