@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from milepost.cli.console import _SafeConsole  # pyright: ignore[reportPrivateUsage]
+from milepost.cli.terminal import _SafeConsole  # pyright: ignore[reportPrivateUsage]
 from milepost.cli.text import can_be_written, json_text, visible
 
 ATTACKS = "\x1b[2J\x1b]0;title\x07\x9b31m\r\x00\x7f\u202eabc\u2066\u2028"

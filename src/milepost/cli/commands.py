@@ -1,10 +1,14 @@
 """The commands: names, options, help. Each imports what it needs when it is called, so that `--help` is quick."""
 
+import copy as copying
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer.main import get_command_name
+from typer.models import CommandInfo
 
 from milepost.cli import completing, metadata_commands, schedules
 from milepost.cli.console import fail
@@ -740,3 +744,25 @@ def backup(
     from milepost.cli.backup import back_up
 
     back_up(data, file, overwrite=overwrite)
+
+
+def app_for(arguments: Sequence[str]) -> typer.Typer:
+    """The command line as far as these arguments need it: the options of one command are made, and not those of all.
+
+    Where nothing is named that there is (for help, a misspelt command or a shell's completion), that is all of it.
+    """
+    if not arguments or "_MILEPOST_COMPLETE" in os.environ:
+        return app
+    needed = copying.copy(app)
+    name = arguments[0]
+    if name == "--version":
+        needed.registered_commands, needed.registered_groups = [], []
+        return needed
+    needed.registered_commands = [each for each in app.registered_commands if _name_of(each) == name]
+    needed.registered_groups = [each for each in app.registered_groups if each.name == name]
+    return needed if needed.registered_commands or needed.registered_groups else app
+
+
+def _name_of(command: CommandInfo) -> str:
+    assert command.callback is not None, command
+    return command.name or get_command_name(command.callback.__name__)

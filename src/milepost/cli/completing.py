@@ -4,7 +4,6 @@ A shell that waits is worse than one that offers nothing: whatever goes wrong, a
 """
 
 import json
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,8 @@ def run_ids(incomplete: str) -> list[tuple[str, str]]:
 
 
 def _offered(incomplete: str, path: str, told: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    import urllib.request
+
     from milepost.client.settings import find_address
 
     try:

@@ -5,8 +5,9 @@ from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import note, out
+from milepost.cli.console import note
 from milepost.cli.hosting import owned_folder
+from milepost.cli.terminal import out
 from milepost.errors import ConfigurationError
 from milepost.server.settings import ServerSettings, load_settings
 from milepost.store import files

@@ -14,12 +14,13 @@ from typing import Any, cast
 
 from rich.live import Live
 
-from milepost.cli.console import err, note, out
+from milepost.cli.console import note
 from milepost.cli.demo_file import check_file, write_people
 from milepost.cli.demo_tasks import handle_upload, problem_of, read_rows
 from milepost.cli.hosting import HostedServer, bind, development_key, hosted, owned_folder
 from milepost.cli.progress import describe, draw
 from milepost.cli.stopping import StopSignals, first_of
+from milepost.cli.terminal import err, out
 from milepost.cli.working import Announcer, processes_default, supervise
 from milepost.client.client import Client
 from milepost.client.run import Run

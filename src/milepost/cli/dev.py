@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import err, note, print_line, says_json
+from milepost.cli.console import note, print_line, says_json
 from milepost.cli.hosting import (
     DEV_FILE,
     HostedServer,
@@ -19,6 +19,7 @@ from milepost.cli.hosting import (
 )
 from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals
+from milepost.cli.terminal import err
 from milepost.cli.working import Announcer, supervise
 from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import load_settings

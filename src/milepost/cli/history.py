@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from milepost.cli.console import err, fail, note, print_json, print_line
+from milepost.cli.console import fail, note, print_json, print_line
 from milepost.cli.progress import show
 from milepost.cli.runs import time_of
+from milepost.cli.terminal import err
 from milepost.client.calls import MetadataDocument, MetadataVersion
 from milepost.client.client import Client
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set

@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.text import Text
 
-from milepost.cli.console import err, out, print_json
+from milepost.cli.console import print_json
+from milepost.cli.terminal import err, out
 from milepost.cli.text import visible
 from milepost.client.client import Client
 from milepost.client.logs import LogLine

@@ -8,9 +8,10 @@ import msgspec
 from rich.text import Text
 from rich.tree import Tree
 
-from milepost.cli.console import err, note, out, print_json
+from milepost.cli.console import note, print_json
 from milepost.cli.progress import STATUS_STYLES
 from milepost.cli.runs import print_table
+from milepost.cli.terminal import err, out
 from milepost.cli.text import moment, visible
 from milepost.client import calls
 from milepost.client.calls import Call

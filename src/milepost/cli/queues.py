@@ -2,8 +2,9 @@
 
 import msgspec
 
-from milepost.cli.console import err, fail, out, print_json
+from milepost.cli.console import fail, print_json
 from milepost.cli.runs import print_table
+from milepost.cli.terminal import err, out
 from milepost.client.client import Client
 from milepost.protocol.queues import QueueObject
 

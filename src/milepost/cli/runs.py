@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import typer
 from rich.cells import cell_len
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from milepost.cli.console import err, fail, note, out, print_json, print_line, say_error
+from milepost.cli.console import fail, note, print_json, print_line, say_error
 from milepost.cli.progress import STATUS_STYLES, bars_of, describe, draw, show
+from milepost.cli.terminal import err, out
 from milepost.cli.text import json_text, moment, visible
 from milepost.client import calls
 from milepost.client.bulk import BulkProgress
@@ -392,6 +392,8 @@ def _follow_on_terminal(client: Client, run_id: str) -> Run:
     last: Run | None = None
     shown_at = 0.0
     reasons = _Reasons()
+    from rich.live import Live
+
     with Live(console=out, auto_refresh=False) as live:
         for run in client.runs.subscribe(run_id):
             last = run

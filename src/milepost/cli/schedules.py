@@ -1,11 +1,10 @@
 """`milepost schedules ...`: what is triggered at set times."""
 
 from typing import Annotated, Any
-from zoneinfo import ZoneInfo
 
 import typer
 
-from milepost.cli.console import err, fail, note, print_json, print_line
+from milepost.cli.console import fail, note, print_json, print_line
 from milepost.cli.text import moment
 
 app = typer.Typer(help="Look at schedules, make and change them.", no_args_is_help=True)
@@ -52,6 +51,8 @@ def list_schedules(
             print_json(schedule)
         return
     if not found:
+        from milepost.cli.terminal import err
+
         err.print("no schedules")
         return
     rows = [("schedule", "task", "times", "next", "last", "")]
@@ -162,6 +163,8 @@ def show_next(
     count: Annotated[int, typer.Option("--count", "-n", help="How many.", min=1, max=100)] = 10,
 ) -> None:
     """Print the next times of a schedule, one a line, in its time zone."""
+    from zoneinfo import ZoneInfo
+
     from milepost.client.client import Client
 
     schedule = Client().schedules.retrieve(schedule_id, upcoming=count)

@@ -5,11 +5,12 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import err, note
+from milepost.cli.console import note
 from milepost.cli.database import settings_of
 from milepost.cli.hosting import bind, hosted, owned_folder
 from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals, first_of
+from milepost.cli.terminal import err
 from milepost.errors import ConfigurationError
 from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import ServerSettings

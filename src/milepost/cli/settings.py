@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from milepost.cli.console import err
 from milepost.client.environment import ATTEMPT_VARIABLE, PREFIX, RUN_VARIABLE, names_of
 from milepost.client.settings import ClientSettings
 from milepost.sdk.settings import TaskSettings
@@ -35,6 +34,8 @@ def _known_to_clients() -> frozenset[str]:
 def name_unknown_settings(environment: Mapping[str, str] = os.environ) -> None:
     """Say which settings in the environment change nothing, and which ones may have been meant."""
     for line in unknown_settings(environment):
+        from milepost.cli.terminal import err
+
         err.print(line, style="yellow", markup=False, soft_wrap=True)
 
 

@@ -9,8 +9,6 @@ import re
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from milepost.model.text import UNSAFE, visible
 
 __all__ = ["can_be_written", "has_unsafe", "json_text", "visible"]
@@ -28,6 +26,8 @@ def json_text(value: Any, *, encoding: str = "utf-8", indent: int = -1) -> str:
         encoding: of the output. What it does not have is written as `\\uXXXX`, which is JSON too.
         indent: spaces for each level; below 0 it is one line.
     """
+    import msgspec
+
     text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
     # Everything but ASCII stands inside of texts, where it may be written in either way.
     text = UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], text)

@@ -6,7 +6,6 @@ replay goes under a request id that is made of the bulk and the run, so the serv
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -127,6 +126,8 @@ async def acarry_out(
     resume: str | None,
 ) -> BulkProgress:
     """As `carry_out`, without blocking."""
+    import asyncio
+
     progress = BulkProgress(resume=resume)
     room = asyncio.Semaphore(CALLS_AT_ONCE)
 
@@ -176,6 +177,8 @@ async def _apages(
 @contextmanager
 def _noting(progress: BulkProgress) -> Generator[None]:
     """An error that ends a bulk says how far that had come."""
+    import asyncio
+
     try:
         yield
     except (MilepostError, KeyboardInterrupt, asyncio.CancelledError) as error:

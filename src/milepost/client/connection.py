@@ -6,21 +6,20 @@ them (`x-milepost-attempt`), how long they wait, and what an attempt learns from
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from milepost.client.calling import attempt_at, check_blocking
 from milepost.client.calls import Call, Feed
-from milepost.client.retries import Patience
+from milepost.client.retries import LOOK_SECONDS, Patience
 from milepost.client.subscription import Follower, Following, Gap
-from milepost.client.transport import LOOK_SECONDS, Reply, SyncTransport
 from milepost.errors import AttemptOverError, UnavailableError
 from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 
 if TYPE_CHECKING:
     from milepost.client.async_transport import AsyncTransport
+    from milepost.client.transport import Reply, SyncTransport
 
 ResultT = TypeVar("ResultT")
 StateT = TypeVar("StateT")
@@ -42,7 +41,13 @@ class Connection:
     ) -> None:
         self.api_url = api_url
         self.secret_key = secret_key
-        self._transport = SyncTransport(api_url, secret_key) if transports is None else transports[0]
+        if transports is None:
+            # Only with the first client: most tasks call nothing.
+            from milepost.client.transport import SyncTransport
+
+            self._transport = SyncTransport(api_url, secret_key)
+        else:
+            self._transport = transports[0]
         self._async_transports: dict[str, AsyncTransport] = {}
         if transports is not None:
             self._async_transports["one"] = transports[1]
@@ -183,6 +188,8 @@ def _sleep(seconds: float, patience: Patience) -> None:
 
 async def _asleep(seconds: float, patience: Patience) -> None:
     """As `_sleep`, without blocking."""
+    import asyncio
+
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     # Nobody tells that the attempt has ended: whoever gives it up may be in another thread.

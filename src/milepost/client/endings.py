@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 
@@ -97,6 +96,8 @@ def wait_for_run(connection: Connection, run_id: str, timeout: float | None) -> 
 
 async def await_for_run(connection: Connection, run_id: str, timeout: float | None) -> Run:  # noqa: ASYNC109
     """As `wait_for_run`, without blocking."""
+    import asyncio
+
     try:
         async with asyncio.timeout(timeout):
             return await arun(connection, end_of_run(run_id))
@@ -132,6 +133,8 @@ def wait_for_result(connection: Connection, run_id: str, timeout: float | None) 
 
 async def await_for_result(connection: Connection, run_id: str, timeout: float | None) -> RunResult:  # noqa: ASYNC109
     """As `wait_for_result`, without blocking."""
+    import asyncio
+
     try:
         async with asyncio.timeout(timeout):
             return await arun(connection, result_of_run(run_id))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -107,6 +106,8 @@ class BatchHandle(Generic[OutputT]):
 
     async def await_(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the twin of `wait`
         """As `wait`, without blocking. (`await` alone is a keyword.)"""
+        import asyncio
+
         if self._connection is not None and self.runs:
             try:
                 async with asyncio.timeout(timeout):
@@ -145,6 +146,8 @@ class BatchHandle(Generic[OutputT]):
 
     async def aiter_results(self, timeout: float | None = None) -> AsyncIterator[TaskResult[OutputT]]:  # noqa: ASYNC109 - the twin
         """As `iter_results`, for `async for`."""
+        import asyncio
+
         if self._connection is None or not self.runs:
             return
         gathering = endings.Gathering(self.id, [handle.id for handle in self.runs])

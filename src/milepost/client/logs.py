@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -141,6 +140,8 @@ def read_log(connection: Connection, reader: LogReader, *, follow: bool) -> Iter
 
 async def aread_log(connection: Connection, reader: LogReader, *, follow: bool) -> AsyncIterator[LogLine]:
     """As `read_log`, without blocking."""
+    import asyncio
+
     if follow and not reader.tree:
         async for _ in connection.afollow(calls.watch_run_log(reader.run_id), _Growth()):
             async for line in _arest(connection, reader):

@@ -20,6 +20,8 @@ PAUSE_SECONDS_MAX = 2.0
 # A server may ask for a longer pause, but not for a longer one than this.
 WANTED_SECONDS_MAX = 8.0
 FEED_SECONDS_MAX = 60.0
+# Whoever waits looks so often whether the attempt that waits is still under way.
+LOOK_SECONDS = 0.25
 # Beyond, the pauses grow no more.
 _DOUBLINGS_MAX = 16
 

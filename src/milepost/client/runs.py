@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -473,6 +472,8 @@ class Runs:
         timeout: timedelta | float | str | None = None,  # noqa: ASYNC109 - the twin of `wait_for`
     ) -> Run:
         """As `wait_for`, without blocking."""
+        import asyncio
+
         match, seconds = _match(run_id, metadata), _seconds(timeout)
         try:
             async with asyncio.timeout(seconds):

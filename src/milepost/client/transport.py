@@ -13,7 +13,7 @@ from ssl import SSLSocket
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from milepost.client.retries import Patience, unreachable
+from milepost.client.retries import LOOK_SECONDS, Patience, unreachable
 from milepost.errors import ConfigurationError
 from milepost.protocol.problems import from_problem
 
@@ -25,9 +25,6 @@ CONNECTIONS_MAX = 100
 READ_BYTES = 65_536
 # What has come while a reader was busy is read in pieces of this size; of each it sees the newest state.
 PIECE_BYTES_MAX = 1024 * 1024
-
-# Whoever waits looks so often whether the attempt that waits is still under way.
-LOOK_SECONDS = 0.25
 
 
 class Headers(Protocol):
