@@ -64,7 +64,9 @@ class Spent:
         """Report the median in milliseconds, with the range and the median of processor time."""
         value, spread = harness.middle([seconds * 1000 for seconds in self.wall])
         processor, _ = harness.middle([seconds * 1000 for seconds in self.processor])
-        report.add(name, value, f"{spread + '; ' if spread else ''}{harness.number(processor)} ms of a processor")
+        report.add(
+            name, value, f"{spread + '; ' if spread else ''}{harness.number(processor)} ms of a processor"
+        )
 
 
 def main() -> None:
@@ -78,11 +80,15 @@ def measure(options: Options) -> None:
     """All figures, one after the other."""
     count = 1 if options.quick else 15
     with (
-        Report("startup", "Starting, and what it leaves in memory", FIGURES, markdown=options.markdown) as report,
+        Report(
+            "startup", "Starting, and what it leaves in memory", FIGURES, markdown=options.markdown
+        ) as report,
         tempfile.TemporaryDirectory(prefix="milepost-bench-") as name,
     ):
         folder = Path(name)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MILEPOST_")}
+        # Installed packages are compiled already; without this an editable one would be compiled at each start.
+        left_out = ("MILEPOST_", "PYTHONDONTWRITEBYTECODE")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
         run(["-c", "pass"], folder, environment)
         rounds(lambda: run(["-c", "pass"], folder, environment), count).add_to(report, "python")
         ready: Spent = Spent([], [])
@@ -101,7 +107,9 @@ def measure(options: Options) -> None:
                 for index in range(20):
                     bench_tasks.noop.trigger(index)
             for name, (_, arguments) in COMMANDS.items():
-                spent = rounds(lambda arguments=arguments: run([*COMMAND, *arguments], folder, environment), count)
+                spent = rounds(
+                    lambda arguments=arguments: run([*COMMAND, *arguments], folder, environment), count
+                )
                 spent.add_to(report, name)
             measure_worker(report, folder, environment, count)
         measure_dev(report, folder, environment, count)
@@ -115,7 +123,7 @@ def measure_worker(report: Report, folder: Path, environment: dict[str, str], co
         with worker(folder, environment) as started:
             ready.wall.append(started.seconds)
             ready.processor.append(started.processor)
-            handle.wait(timeout=READY_SECONDS_MAX)
+            handle.result(timeout=READY_SECONDS_MAX)
             result.wall.append(time.perf_counter() - started.at)
             result.processor.append(processor_seconds(started.process.pid))
     ready.add_to(report, "worker_ready")
@@ -132,7 +140,11 @@ def measure_dev(report: Report, folder: Path, environment: dict[str, str], count
     spent = Spent([], [])
     arguments = ["dev", str(harness.HERE / "bench_tasks.py"), "--json", "--port", "0", "--no-reload"]
     for _ in range(count):
-        with started([*arguments, "--processes", "1", "--data", "dev"], folder, environment) as (process, output, at):
+        with started([*arguments, "--processes", "1", "--data", "dev"], folder, environment) as (
+            process,
+            output,
+            at,
+        ):
             expect(output, b"{")
             spent.wall.append(time.perf_counter() - at)
             spent.processor.append(processor_seconds(process.pid))
@@ -166,7 +178,7 @@ def run(arguments: list[str], folder: Path, environment: dict[str, str]) -> tupl
         sys.executable,
         [sys.executable, *arguments],
         environment | {"PWD": str(folder)},
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
+        file_actions=[(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_WRONLY, 0) for descriptor in (1, 2)],
     )
     _, status, used = os.wait4(process, 0)
     wall = time.perf_counter() - at
@@ -183,7 +195,9 @@ def started(
     at = time.perf_counter()
     with (folder / "other.txt").open("wb") as other:
         streams = {"stdout": other, "stderr": other, tells_on: subprocess.PIPE}
-        process = subprocess.Popen([sys.executable, *COMMAND, *arguments], cwd=folder, env=environment, **streams)
+        process = subprocess.Popen(
+            [sys.executable, *COMMAND, *arguments], cwd=folder, env=environment, **streams
+        )
         try:
             output = process.stdout if tells_on == "stdout" else process.stderr
             assert output is not None
@@ -200,7 +214,11 @@ def server(folder: Path, environment: dict[str, str]) -> Generator[Started]:
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     environment = environment | {"MILEPOST_SECRET_KEY": SECRET_KEY}
-    with started(["server", "--port", str(port), "--data", "server"], folder, environment) as (process, _, at):
+    with started(["server", "--port", str(port), "--data", "server"], folder, environment) as (
+        process,
+        _,
+        at,
+    ):
         while True:
             try:
                 with urllib.request.urlopen(url + "/api/v1/ready", timeout=READY_SECONDS_MAX):
@@ -245,7 +263,10 @@ def of_memory(process: int) -> tuple[float, str]:
     held = harness.memory(process)
     pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     resident = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return held.pss, f"{harness.number(held.anonymous)} MB of it no file's; resident set {harness.number(resident)} MB"
+    return (
+        held.pss,
+        f"{harness.number(held.anonymous)} MB of it no file's; resident set {harness.number(resident)} MB",
+    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, create_engine, inspect
 
 from conformance.conftest import OpenStore
-from milepost.store.database import Store
+from milepost.store import schema as store_schema
+from milepost.store.database import Store, known_schemas
 from milepost.store.schema import tables
 from support import postgres
 
@@ -166,3 +169,11 @@ def test_what_is_updated_often_has_room_on_its_page(store: Store) -> None:
             "runs": "fillfactor=70",
             "documents": "fillfactor=80",
         }
+
+
+def test_the_schemas_are_the_migrations_in_their_order() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(store_schema.__file__).parent / "migrations"))
+    scripts = ScriptDirectory.from_config(config)
+    assert list(known_schemas()) == [script.revision for script in scripts.walk_revisions()][::-1]
+    assert scripts.get_current_head() == known_schemas()[-1]

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
@@ -166,18 +162,15 @@ class Store:
         self._readers.dispose()
 
     def _migrate(self) -> None:
-        config, scripts = _migrations()
         with self._transaction(self._database.begin_migrating) as connection:
-            present = MigrationContext.configure(connection).get_current_revision()
-            known = {script.revision for script in scripts.walk_revisions()}
-            if present is not None and present not in known:
+            present = _present_schema(connection)
+            if present is not None and present not in known_schemas():
                 raise ConfigurationError(
                     f"{self.place} was written by a newer version of Milepost (schema {present}, this version knows up to "
-                    f"{scripts.get_current_head()}): upgrade Milepost, or use another database"
+                    f"{_newest_schema()}): upgrade Milepost, or use another database"
                 )
-            if present != scripts.get_current_head():
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+            if present != _newest_schema():
+                _upgrade(connection)
 
     @contextmanager
     def _transaction(self, begin: Callable[[Connection], None]) -> Generator[Connection]:
@@ -262,15 +255,12 @@ def schema_of(place: Path | str) -> Schema:
     engine = database.readers()
     try:
         with engine.connect() as connection:
-            present = MigrationContext.configure(connection).get_current_revision()
+            present = _present_schema(connection)
     except DatabaseError as error:
         raise ConfigurationError(f"{database.place} cannot be looked at: {database.reason(error)}") from error
     finally:
         engine.dispose()
-    newest = _newest_schema()
-    _, scripts = _migrations()
-    known = {script.revision for script in scripts.walk_revisions()}
-    return Schema(database.place, present, newest, present is None or present in known)
+    return Schema(database.place, present, _newest_schema(), present is None or present in known_schemas())
 
 
 def away_reason(url: str) -> str | None:
@@ -303,15 +293,34 @@ def database_at(
     return PostgresDatabase(place, **given)
 
 
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
 @cache
+def known_schemas() -> tuple[str, ...]:
+    """The schemas that this version knows, the newest last: the numbers with which the names of the migrations begin."""
+    return tuple(
+        sorted(file.name.partition("_")[0] for file in (_MIGRATIONS / "versions").glob("[0-9]*_*.py"))
+    )
+
+
 def _newest_schema() -> str:
-    _, scripts = _migrations()
-    newest = scripts.get_current_head()
-    assert newest is not None, "there are migrations"
-    return newest
+    return known_schemas()[-1]
 
 
-def _migrations() -> tuple[Config, ScriptDirectory]:
+def _present_schema(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    [found] = execute(connection, "SELECT version_num FROM alembic_version").fetchall() or [(None,)]
+    return found[0]
+
+
+def _upgrade(connection: Connection) -> None:
+    # Only now: most servers that start find the schema as it is to be, and Alembic would stay in their memory.
+    from alembic import command
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    return config, ScriptDirectory.from_config(config)
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

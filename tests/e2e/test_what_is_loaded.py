@@ -1,0 +1,125 @@
+"""What each process loads: a module that is not used costs every start its time and every process its memory."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from real_processes import House
+
+SERVER = {"alembic", "jinja2", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
+SERVER |= {f"milepost.{part}" for part in ("engine", "feed", "reading", "server", "store", "upkeep")}
+COMMAND_LINE = {"milepost.cli", "rich", "typer", "watchfiles"}
+# What takes a while to load, and what only some need.
+HEAVY = {"aiohttp", "jsonschema_rs", "pydantic", "pydantic_settings", "urllib3", "cronsim", "zoneinfo"}
+# Pydantic loads the second. With it Typer checks the options of a command, and Milepost what passes an annotation.
+OF_PYDANTIC = {"pydantic", "zoneinfo"}
+TASKS = """\
+import sys
+from milepost import task
+
+@task
+def loaded():
+    return sorted(sys.modules)
+
+@task
+async def loaded_on_the_loop():
+    return sorted(sys.modules)
+
+@task
+def square(number: int) -> int:
+    return number * number
+"""
+# Says what is loaded when the code has ended, whatever ended it.
+TELLER = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
+"""
+
+
+def loaded_by(code: str, folder: Path, **env: str) -> set[str]:
+    """The modules that a new Python has loaded after this code."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", TELLER + code],
+        cwd=folder,
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+def command(*arguments: str) -> str:
+    """The code that the script `milepost` is."""
+    return f"sys.argv = {['milepost', *arguments]!r}\nfrom milepost.cli.main import main\nmain()\n"
+
+
+def test_the_package_alone_loads_nothing(tmp_path: Path) -> None:
+    loaded = loaded_by("import milepost", tmp_path)
+    assert loaded & (SERVER | COMMAND_LINE | HEAVY | {"asyncio", "msgspec"}) == set()
+    assert [name for name in loaded if name.startswith("milepost.")] == []
+
+
+def test_a_module_of_tasks_loads_no_client_and_no_server(tmp_path: Path) -> None:
+    loaded = loaded_by("from milepost import Context, metadata, task\n@task\ndef work(): ...", tmp_path)
+    assert loaded & (SERVER | COMMAND_LINE | HEAVY | {"milepost.worker"}) == set()
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["worker", "--help"]])
+def test_what_asks_nobody_loads_no_client(arguments: list[str], tmp_path: Path) -> None:
+    loaded = loaded_by(command(*arguments), tmp_path)
+    unwanted = SERVER | HEAVY | {"asyncio", "milepost.client", "milepost.sdk", "msgspec"}
+    if arguments == ["--version"]:
+        assert loaded & (unwanted | {"rich"}) == set()
+    else:
+        assert loaded & unwanted - OF_PYDANTIC == set()
+
+
+def test_a_supervisor_loads_nothing_of_what_tasks_need(tmp_path: Path) -> None:
+    loaded = loaded_by("import milepost.cli.commands, milepost.cli.settings, milepost.cli.working", tmp_path)
+    assert (
+        loaded & (SERVER | HEAVY | {"rich", "watchfiles", "milepost.sdk.scope", "milepost.sdk.task"}) == set()
+    )
+
+
+def test_an_executor_loads_what_it_runs(house: Callable[..., House], tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text(TASKS)
+    dev = house(None, "--processes", "1")
+    for task_id in ("loaded", "loaded_on_the_loop"):
+        loaded = set(dev.run(task_id).output)
+        assert {"milepost.worker.executor", "httptools"} <= loaded
+        assert loaded & (SERVER | COMMAND_LINE | HEAVY) - OF_PYDANTIC == set()
+    assert "pydantic" in loaded, "`square` is described with its types"
+    assert dev.end() == 0
+
+
+def test_without_annotations_no_pydantic_and_a_listing_loads_no_worker(
+    house: Callable[..., House], tmp_path: Path
+) -> None:
+    (tmp_path / "jobs.py").write_text(TASKS.partition("@task\ndef square")[0])
+    dev = house(None, "--processes", "1")
+    assert "pydantic" not in dev.run("loaded").output
+    environment = {"MILEPOST_API_URL": dev.url, "MILEPOST_SECRET_KEY": dev.secret_key}
+    listing = loaded_by(command("runs", "list"), dev.folder, **environment)
+    assert (
+        listing
+        & (SERVER | HEAVY | {"asyncio", "rich.live", "milepost.sdk", "milepost.worker"})
+        - OF_PYDANTIC
+        - {"urllib3"}
+        == set()
+    )
+    assert dev.end() == 0
+
+
+def test_a_server_whose_database_is_ready_loads_no_migrations(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\nfrom milepost.store.database import Store\nStore(Path('m.db')).close()\n"
+    )
+    assert "alembic" in loaded_by(code, tmp_path)
+    assert "alembic" not in loaded_by(code, tmp_path)
