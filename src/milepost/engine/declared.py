@@ -15,10 +15,9 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from functools import partial
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
-import jsonschema_rs
 import msgspec
 from pydantic import AnyUrl, TypeAdapter, ValidationError
 
@@ -26,6 +25,10 @@ from milepost.model.jsonvalue import JSONValue, decode
 from milepost.model.path import Segment, is_position
 from milepost.model.typed import FREE, UNKNOWN, Misfit, Verdict
 from milepost.protocol.work import NO_DECIMAL_POINT
+
+if TYPE_CHECKING:
+    # Loaded with the first schema: most servers never see one.
+    import jsonschema_rs
 
 logger = logging.getLogger("milepost.engine")
 
@@ -90,6 +93,8 @@ class SchemaPlace:
             raise Misfit([(str(segment), "is required, and cannot be taken away")])
 
     def check(self, value: JSONValue) -> None:
+        import jsonschema_rs
+
         if self._validator is None:
             self._validator = _validator({**self._schema, "$defs": self._root.get("$defs", {})})
         try:
@@ -142,6 +147,8 @@ class SchemaPlace:
 
 def declared_by(schema: bytes, task: str) -> SchemaPlace | None:
     """The root of documents of a task by its schema, a JSON text; None for a schema that cannot be used, of which the log tells."""
+    import jsonschema_rs
+
     try:
         root = cast("dict[str, Any]", _as_object(decode(schema)))
         _validator(root)
@@ -250,6 +257,8 @@ def _nothing_from_elsewhere(address: str) -> Any:
 
 
 def _validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    import jsonschema_rs
+
     return jsonschema_rs.Draft202012Validator(
         schema,
         formats=_FORMATS,

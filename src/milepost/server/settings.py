@@ -1,12 +1,21 @@
 """The server's settings, from the environment (`MILEPOST_*`) or from whoever starts it."""
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from milepost.engine.state import LOG_BYTES_MAX, METADATA_BYTES_MAX, STREAM_BYTES_MAX
 from milepost.errors import ConfigurationError
@@ -25,10 +34,11 @@ def _kept(value: object) -> object:
 Kept = Annotated[timedelta | None, BeforeValidator(_kept)]
 
 
-class ServerSettings(BaseSettings):
-    """Every number and path of the server. A wrong value stops the server at start (M86)."""
+class ServerSettings(BaseModel):
+    """Every number and path of the server. What is not given is taken from the environment, where the case of letters does not matter.
+    A wrong value stops the server at start (M86)."""
 
-    model_config = SettingsConfigDict(env_prefix="MILEPOST_", extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, validate_default=True)
 
     data_folder: Path = Path(".milepost")
     # A PostgreSQL database that several servers share, postgresql://user:password@host:5432/name; SQLite in the data folder without.
@@ -76,6 +86,17 @@ class ServerSettings(BaseSettings):
 
     # Where others reach this server, for callback addresses; without it the address that a request names.
     public_url: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_environment(cls, given: dict[str, object]) -> dict[str, object]:
+        environment = {name.upper(): value for name, value in os.environ.items()}
+        found: dict[str, object] = {}
+        for name, field in cls.model_fields.items():
+            variable = variable_of(name)
+            if variable in environment and name not in given and variable not in given:
+                found[name if field.validation_alias is None else variable] = environment[variable]
+        return {**found, **given}
 
     @field_validator("public_url")
     @classmethod
