@@ -29,6 +29,7 @@ BENCHMARKS = {
     "streams": "streams.py",
     "postgres": "postgres_cost.py",
     "memory": "memory.py",
+    "startup": "startup.py",
 }
 # Each limits itself below this.
 SECONDS_MAX = 170.0

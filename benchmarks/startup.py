@@ -78,7 +78,7 @@ def main() -> None:
 
 def measure(options: Options) -> None:
     """All figures, one after the other."""
-    count = 1 if options.quick else 15
+    count = 1 if options.quick else 10
     with (
         Report(
             "startup", "Starting, and what it leaves in memory", FIGURES, markdown=options.markdown

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import watchfiles
 
 from milepost.protocol.work import BegunRun, Death
 from milepost.worker import executor_process
@@ -621,7 +622,7 @@ def test_first_code_that_cannot_be_loaded_waits_for_a_change(stage: Stage) -> No
 
 
 def test_a_system_that_cannot_watch_files_is_no_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module.awatch
+    original = watchfiles.awatch
 
     async def watch(*paths: Path, force_polling: bool | None = None, **options: Any) -> Any:
         if not force_polling:
@@ -629,7 +630,7 @@ def test_a_system_that_cannot_watch_files_is_no_end(stage: Stage, monkeypatch: p
         async for changes in original(*paths, force_polling=True, **options):
             yield changes
 
-    monkeypatch.setattr(module, "awatch", watch)
+    monkeypatch.setattr(watchfiles, "awatch", watch)
     monkeypatch.setattr(module, "WATCH_AGAIN_SECONDS", 0.01)
     stage.script("ready()\ndrain()\n")
 
@@ -650,7 +651,7 @@ def test_a_change_that_the_system_does_not_tell_is_found(
             await asyncio.sleep(0.05)
             yield set()
 
-    monkeypatch.setattr(module, "awatch", watch)
+    monkeypatch.setattr(watchfiles, "awatch", watch)
     stage.script("ready()\ndrain()\n")
 
     async def play(supervisor: Supervisor) -> None:
@@ -672,9 +673,9 @@ def test_a_change_that_is_told_twice_is_one(stage: Stage, monkeypatch: pytest.Mo
         while True:
             await asyncio.sleep(0.05)
             told += 1
-            yield {(module.Change.modified, str(stage.folder / "jobs.py"))}
+            yield {(watchfiles.Change.modified, str(stage.folder / "jobs.py"))}
 
-    monkeypatch.setattr(module, "awatch", watch)
+    monkeypatch.setattr(watchfiles, "awatch", watch)
     stage.script("ready()\ndrain()\n")
 
     async def play(supervisor: Supervisor) -> None:
