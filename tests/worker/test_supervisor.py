@@ -518,12 +518,14 @@ def test_many_saves_start_few_processes_and_the_newest_code_wins(stage: Stage) -
 
 
 def test_code_that_hangs_while_it_is_loaded_does_not_hold_up_the_next(stage: Stage) -> None:
-    stage.script("if version == '2':\n    time.sleep(600)\nready()\ndrain()\n")
+    stage.script(
+        "if version == '2':\n    open('hangs', 'w').close()\n    time.sleep(600)\nready()\ndrain()\n"
+    )
 
     async def play(supervisor: Supervisor) -> None:
         await stage.ears.hear("ready: work 1")
         stage.save("2")
-        await until(lambda: len(stage.started) == 2)
+        await until((stage.folder / "hangs").exists)
         stage.save("3")
         await stage.ears.hear("reloaded: work 3")
         await until(lambda: len(stage.alive()) == 1)
