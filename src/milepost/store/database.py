@@ -166,18 +166,19 @@ class Store:
         self._readers.dispose()
 
     def _migrate(self) -> None:
-        config, scripts = _migrations()
         with self._transaction(self._database.begin_migrating) as connection:
             present = MigrationContext.configure(connection).get_current_revision()
+            if present == self.schema:
+                return
+            config, scripts = _migrations()
             known = {script.revision for script in scripts.walk_revisions()}
             if present is not None and present not in known:
                 raise ConfigurationError(
                     f"{self.place} was written by a newer version of Milepost (schema {present}, this version knows up to "
-                    f"{scripts.get_current_head()}): upgrade Milepost, or use another database"
+                    f"{self.schema}): upgrade Milepost, or use another database"
                 )
-            if present != scripts.get_current_head():
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
 
     @contextmanager
     def _transaction(self, begin: Callable[[Connection], None]) -> Generator[Connection]:
