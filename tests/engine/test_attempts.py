@@ -12,7 +12,7 @@ from milepost.model.run import RunError, RunStatus
 from milepost.protocol.work import ClaimedRun, RunReport
 from milepost.store.attempts import AttemptRow, load_attempts
 from milepost.store.runs import load_rows
-from support.world import WorkerDouble, World, item, offered
+from support.world import START, WorkerDouble, World, item, offered, result_of
 
 pytestmark = pytest.mark.several_servers
 
@@ -393,3 +393,45 @@ def test_number_and_count_of_attempts_over_all_ends(world: World, worker: Worker
     assert (row.attempt, row.charged, row.worker_id) == (4, 1, "worker_4")
     assert ends(world, run_id) == ["beside", "raised", "handed_back"]
     assert status(world, other) is RunStatus.COMPLETED
+
+
+def suspects(world: World, worker: WorkerDouble) -> WorkerDouble:
+    """Two runs whose process has died, of which each has to execute apart; and a worker that could take them."""
+    world.trigger(), world.trigger()
+    runs = worker.claim(2)
+    worker.begin(*runs)
+    worker.die(*runs)
+    return WorkerDouble(world, "worker_2")
+
+
+def test_a_run_that_has_to_execute_apart_begins_as_soon_as_its_worker_has_nothing_else_to_do(
+    world: World, worker: WorkerDouble
+) -> None:
+    """Also where the worker waits for work already, in whichever way its other run has ended."""
+    following = suspects(world, worker)
+    first = following.claim_one()
+    assert first.is_apart
+    [waiting] = world.submit(following.next_claim(5, wait=60))
+    assert not waiting.is_answered
+    following.finish(first)
+    [second] = result_of(waiting)
+    assert second.is_apart
+    assert second.id != first.id
+
+
+def test_a_run_that_has_to_execute_apart_waits_ten_seconds_for_a_worker_with_nothing_else_to_do(
+    world: World, worker: WorkerDouble
+) -> None:
+    following = suspects(world, worker)
+    following.claim_one()
+    [waiting] = world.submit(following.next_claim(5, wait=60))
+    world.clock.advance(9)
+    world.submit()
+    assert not waiting.is_answered
+    due_at = world.engine.state.next_due_at
+    assert due_at is not None
+    world.clock.now = max(due_at, world.clock.now)
+    world.submit()
+    [second] = result_of(waiting)
+    assert second.is_apart
+    assert world.clock() - START < 12_000_000

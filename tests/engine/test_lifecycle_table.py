@@ -63,8 +63,8 @@ class Life:
         self._pass(3601)
 
     def offer(self) -> None:
-        """A worker offers the task."""
-        self.worker = self._new_worker("work", "unknown")
+        """A worker offers the task. It is not the one that has the run."""
+        self._new_worker("work", "unknown")
 
     def reschedule(self) -> None:
         """Somebody names another delay."""

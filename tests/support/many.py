@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from milepost.engine import others
@@ -11,6 +11,7 @@ from milepost.engine.announcements import Announcement
 from milepost.engine.commands import Command, ReleaseLostRuns
 from milepost.engine.engine import Answer, Engine, Request
 from milepost.engine.state import ParkedClaim
+from milepost.errors import UnavailableError
 from milepost.store.database import Store
 from milepost.store.sqlite import SQLiteDatabase
 from support import postgres
@@ -160,22 +161,57 @@ def servers_on_sqlite(path: Path, number: int = 3, **settings: Any) -> Iterator[
             world.close()
 
 
+class _Borrowed(NamedTuple):
+    database: str
+    stores: list[Store]
+
+    def is_usable(self) -> bool:
+        """Whether each store is as it was when it was opened."""
+        try:
+            return all(store.present_schema() == store.schema for store in self.stores)
+        except UnavailableError:
+            return False
+
+    def end(self) -> None:
+        for store in self.stores:
+            store.close()
+        postgres.server().drop_database(self.database)
+
+
+# Those that nobody uses now, by how many stores they have: opening them, and making their statements, takes longer than most tests.
+_unused: dict[int, list[_Borrowed]] = {}
+
+
+def _open_on_postgres(number: int) -> _Borrowed:
+    server = postgres.server()
+    borrowed = _Borrowed(server.create_migrated_database(), [])
+    try:
+        for _ in range(number):
+            borrowed.stores.append(
+                Store(server.url(borrowed.database), connection_class=FailingPostgresConnection)
+            )
+    except BaseException:
+        borrowed.end()
+        raise
+    return borrowed
+
+
 @contextmanager
 def servers_on_postgres(number: int = 3, **settings: Any) -> Iterator[Servers]:
-    """Servers on one PostgreSQL database."""
-    server = postgres.server()
-    name = server.create_migrated_database()
-    stores: list[Store] = []
+    """Servers on one PostgreSQL database. It has been emptied after the test that had it before."""
+    unused = _unused.setdefault(number, [])
+    borrowed = unused.pop() if unused else _open_on_postgres(number)
     try:
         with exact_leases():
-            stores += [
-                Store(server.url(name), connection_class=FailingPostgresConnection) for _ in range(number)
-            ]
-            yield Servers(stores, **settings)
-    finally:
-        for store in stores:
-            store.close()
-        server.drop_database(name)
+            yield Servers(borrowed.stores, **settings)
+        if not borrowed.is_usable():
+            raise AssertionError("a test has closed a store of the servers or changed its schema")
+        postgres.server().empty_database(borrowed.database)
+    except BaseException:
+        # What a failed test has left in it is not looked through.
+        borrowed.end()
+        raise
+    unused.append(borrowed)
 
 
 @contextmanager

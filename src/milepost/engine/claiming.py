@@ -147,9 +147,22 @@ def _due_apart(
         return []
     room = Room((queue for _, queue, _, _ in due), transaction)
     for run_id, queue, key, due_at in due:
-        if (is_idle or due_at <= transaction.now - APART_WAIT_MICROSECONDS) and room.has(queue, key):
+        if not is_idle and due_at > transaction.now - APART_WAIT_MICROSECONDS:
+            # They come in the order of this time.
+            transaction.look_again_at(due_at + APART_WAIT_MICROSECONDS)
+            break
+        if room.has(queue, key):
             return [(run_id, queue, key)]
     return []
+
+
+def offer_apart(transaction: Transaction, state: EngineState) -> None:
+    """A worker may have nothing else to do now: what has to execute apart is offered to it."""
+    if state.may_have_apart:
+        tasks = run_store.apart_tasks(transaction.connection, now=transaction.now)
+        transaction.offered_tasks.update(tasks)
+        if not tasks:
+            state.may_have_apart = run_store.has_apart(transaction.connection)
 
 
 def _due_within_limits(

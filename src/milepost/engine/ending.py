@@ -52,6 +52,7 @@ def end_attempt(row: RunRow, ending: Ending, transaction: Transaction, state: En
     if row.is_apart and ending.end in _ENDED_BY_ITSELF:
         row.is_apart = 0
     queues.change_status(row, move, transaction)
+    transaction.has_ended_attempt = True
     if move in _QUEUED_AGAIN:
         _queue_again(row, ending, transaction, state)
         if row.is_apart:

@@ -333,6 +333,8 @@ class Engine:
                 if transaction.freed_queues:
                     queues.use_room(transaction)
                     transaction.save()
+                if transaction.has_ended_attempt:
+                    claiming.offer_apart(transaction, self.state)
                 served = self._claim(claims, transaction)
                 announcement = transaction.announcement()
                 learnt = self._learnt(transaction, served)

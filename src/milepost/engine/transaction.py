@@ -82,7 +82,7 @@ class Transaction:
         self._offered_keys: dict[KeyPlace, int] = {}
         # Queues, and their concurrency keys if there are any, in which there is room now.
         self.freed_queues: set[tuple[str, str | None]] = set()
-        # When the next run may start of a queue whose rate is reached.
+        # When the next run may start of a queue whose rate is reached, or that has waited for long enough for an idle worker.
         self.next_start_at: int | None = None
         # How many runs were claimed, by queue and concurrency key.
         self.starts: list[tuple[str, str | None, int]] = []
@@ -91,6 +91,8 @@ class Transaction:
         self.claim_waits: list[int] = []
         # A run has to execute apart.
         self.has_apart = False
+        # An attempt has ended, so its worker may have nothing else to do.
+        self.has_ended_attempt = False
         # There is something to do that no command asks for (`engine/promoting.py`), and more of it than one group does.
         self.has_steps = False
         self.has_more_steps = False
@@ -287,7 +289,7 @@ class Transaction:
         self._queue_keys[row.queue, row.key] = self._dirty_queue_keys[row.queue, row.key] = row
 
     def look_again_at(self, at: int) -> None:
-        """The rate of a queue lets its next run start then."""
+        """What stands in the way of a run is over then: the rate of its queue, or the time for which it waits for an idle worker."""
         self.next_start_at = at if self.next_start_at is None else min(self.next_start_at, at)
 
     def batch(self, batch_id: str) -> BatchRow | None:

@@ -563,6 +563,13 @@ def apart_due(
     return [(run_id, queue, key, due_at) for run_id, queue, key, due_at, task in found if task in tasks]
 
 
+def apart_tasks(connection: Connection, *, now: int) -> list[str]:
+    """The tasks of due runs that have to execute apart."""
+    return list(
+        connection.execute(select(runs.c.task).where(_APART, runs.c.due_at <= now).distinct()).scalars()
+    )
+
+
 def has_apart(connection: Connection) -> bool:
     """Whether any queued run has to execute apart."""
     return bool(connection.execute(select(exists().where(_APART))).scalar())
