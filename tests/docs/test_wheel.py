@@ -92,7 +92,7 @@ def test_a_wheel_in_a_clean_environment_runs_a_task(clean: Path, tmp_path: Path)
             ready = json.loads(dev.stdout.readline())
             told = run(installed / "python", "caller.py", folder=tmp_path)
             page = run(
-                installed / "python", "-c", f"import urllib3; print(urllib3.request('GET', {ready['dashboard']!r}).data)",
+                installed / "python", "-c", f"from urllib.request import urlopen; print(urlopen({ready['dashboard']!r}).read())",
                 folder=tmp_path,
             )  # fmt: skip
         finally:

@@ -40,6 +40,7 @@ from milepost.model.run import AttemptEnd, Closing, Outcome, RunError, RunStatus
 from milepost.model.typed import Misfit
 from milepost.protocol.triggering import OUTPUT_BYTES_MAX, SUPER_JSON_TYPE, TEXT_TYPE
 from milepost.protocol.work import ClaimedRun
+from milepost.sdk.calling import know_runs
 from milepost.sdk.context import Context
 from milepost.sdk.hooks import Hook, HookName, hooks
 from milepost.sdk.retry import Caught, OutputError, is_final
@@ -52,6 +53,9 @@ from milepost.sdk.triggering import describe_misfit
 ResultT = TypeVar("ResultT")
 CallInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 Next = Callable[[], Coroutine[Any, Any, None]]
+
+# Where code is part of a run, calls know so, whatever else the program has imported.
+know_runs()
 
 MESSAGE_CHARACTERS_MAX = 10_000
 STACK_CHARACTERS_MAX = 20_000

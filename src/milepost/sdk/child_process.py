@@ -33,6 +33,7 @@ from milepost.errors import ConfigurationError, MilepostError, UnavailableError,
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Batch, Buffer, BufferBusy
+from milepost.sdk.calling import know_runs
 from milepost.sdk.scope import RunScope, current_scope, is_in_event_loop, live_scope, surroundings
 from milepost.sdk.streams_outlet import Outlet
 
@@ -48,6 +49,9 @@ FAREWELL_SECONDS_MAX = 10.0
 SCOPES_KEPT_MAX = 64
 
 logger = logging.getLogger("milepost.metadata")
+
+# Where code can be part of a run, calls know so, whatever else the program has imported.
+know_runs()
 
 
 class CarriedRun(msgspec.Struct, frozen=True):

@@ -12,7 +12,6 @@ from milepost.client.default import default_client
 from milepost.client.run import Run
 from milepost.client.runs import Runs
 from milepost.sdk.aside import await_aside, wait_aside
-from milepost.sdk.calling import know_runs
 from milepost.sdk.scope import live_scope
 
 
@@ -41,5 +40,3 @@ class RunsOfCode(Runs):
 
 runs = RunsOfCode(lambda: default_client().connection)
 """Reading and watching runs."""
-
-know_runs()
