@@ -102,6 +102,34 @@ def test_a_run_that_has_begun_was_cancelled_or_deleted_frees_its_key(
     assert len({first, second, third, fourth}) == 4
 
 
+def test_a_delay_beside_it_is_the_earliest_time(world: World, worker: WorkerDouble) -> None:
+    first = world.trigger(debounce=debounced(max_delay="15s"), delay="20s")
+    later(world, 5)
+    assert world.trigger(debounce=debounced(max_delay="15s"), delay="1s") == first
+    later(world, 9)
+    assert worker.claim(1) == []
+    later(world, 1.5)
+    assert worker.claim_one().id == first
+    at = world.trigger(debounce=debounced(), delay="1h")
+    later(world, 3000)
+    assert worker.claim(1) == []
+    later(world, 601)
+    assert worker.claim_one().id == at
+
+
+def test_an_idempotency_key_beside_it_goes_first(world: World, worker: WorkerDouble) -> None:
+    first = world.trigger(debounce=debounced(), idempotency_key="a")
+    later(world, 6)
+    assert world.trigger(debounce=debounced(), idempotency_key="b") == first, "the burst goes on"
+    later(world, 6)
+    assert world.trigger(debounce=debounced("other"), idempotency_key="a") == first
+    later(world, 5)
+    assert worker.claim_one().id == first
+    for key in ("a", "b"):
+        assert world.trigger(debounce=debounced(), idempotency_key=key) == first, "both keys stand for it"
+    assert world.trigger(debounce=debounced(), idempotency_key="c") != first
+
+
 def test_the_answer_says_that_the_run_was_there(world: World, worker: WorkerDouble) -> None:
     answers = [world.do(Trigger(item(debounce=debounced()), None, None)) for _ in range(2)]
     assert [list(answer.found) for answer in answers] == [[], [0]]
@@ -130,8 +158,8 @@ def test_one_group_may_hold_all_of_them(world: World, worker: WorkerDouble) -> N
         ({"debounce": debounced(delay="soon")}, "options.debounce.delay"),
         ({"debounce": debounced(delay="400d")}, "options.debounce.delay"),
         ({"debounce": debounced(max_delay="0s")}, "options.debounce.maxDelay"),
-        ({"debounce": debounced(), "delay": "5s"}, "options.debounce"),
-        ({"debounce": debounced(), "idempotency_key": "a"}, "options.debounce"),
+        ({"debounce": debounced(), "delay": "soon"}, "options.delay"),
+        ({"debounce": debounced(), "idempotency_key": ""}, "options.idempotencyKey"),
     ],
 )
 def test_what_cannot_be_is_refused(world: World, options: dict[str, Any], field: str) -> None:

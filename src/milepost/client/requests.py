@@ -62,8 +62,7 @@ class RunOptions(TypedDict, total=False):
         of a run is given the children of its earlier ones again.
     idempotency_key_ttl: how long the key is kept: a timedelta, seconds, or text such as "10m"; 30 days when left out.
     retry: another rule of retries than the task's, without `retry_on` and `give_up_on`, which stand at the task; `max_attempts` wins.
-    debounce: let triggers that follow one another mean one run; see `Debounce`. For single triggers, without `delay` and
-        `idempotency_key`.
+    debounce: let triggers that follow one another mean one run; see `Debounce`. For single triggers.
     concurrency_key: the limit of the queue holds for the runs with this key by themselves, such as one key for each tenant; 1 to 256
         characters.
     """

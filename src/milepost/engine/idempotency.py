@@ -11,6 +11,8 @@ whether it is still to be had.
 
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from milepost.engine.children import EarlierChildren, RememberedChildren, kind_of, type_of
 from milepost.engine.commands import AttemptRef, BatchKey, ResetKey, TriggerItem
 from milepost.engine.transaction import Transaction
@@ -158,6 +160,12 @@ class Finding:
         if found is None:
             run.parent_attempt = attempt.number
         return found
+
+    def means_instead(self, run_id: str) -> None:
+        """The run that was to be made is another one, which is there: the keys that it was to have stand for that."""
+        self._keys = {
+            place: msgspec.structs.replace(row, target_id=run_id) for place, row in self._keys.items()
+        }
 
     def keep(self) -> None:
         """The command is carried out: what was found and what it has made is so from now on. New runs have been added before."""

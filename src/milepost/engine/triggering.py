@@ -86,11 +86,14 @@ def trigger(command: Trigger, transaction: Transaction, state: EngineState) -> T
     run = _new_run(item, parent, function, transaction, state, place="", replay_of=command.replay_of)
     finding = Finding(command.attempt, state.children, transaction)
     is_debounced = options.debounce is not None
-    found = (
-        debouncing.put_off(item, run, transaction, state)
-        if is_debounced
-        else finding.find(item, run, place="")
-    )
+    # Whoever names a key means its run first, and a run that is put off only where the key stands for none.
+    found = finding.find(item, run, place="", by_attempt=not is_debounced)
+    if (
+        found is None
+        and is_debounced
+        and (found := debouncing.put_off(item, transaction, state, run)) is not None
+    ):
+        finding.means_instead(found.id)
     if found is None:
         _queue([run], transaction, state)
         if is_debounced:
@@ -340,10 +343,9 @@ def _new_run(
     options = item.options
     now = transaction.now
     run_id = state.identifiers.make("run", now)
-    if options.debounce is None:
-        delay = delay_of(options.delay, now=now, field=f"{place}options.delay")
-    else:
-        delay = debouncing.delay_of(options, place=place)
+    delay = delay_of(options.delay, now=now, field=f"{place}options.delay")
+    if options.debounce is not None:
+        delay = debouncing.delay_of(options, delay, now=now, place=place)
     asked = _asked(options, delay, replay_of, place)
     status, due_at, expires_at = RunStatus.QUEUED, now - asked.priority * 1_000_000, None
     if delay is not None:

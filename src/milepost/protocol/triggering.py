@@ -74,7 +74,7 @@ class TriggerOptions(
     `idempotencyKey` stands for one run of its task until `idempotencyKeyTTL` is over (30 days; such as `10m`, or seconds) or that run
     has failed: whoever triggers with it is given this run. `alwaysNew` is for a trigger without a key, by an attempt of a run that is
     not its first: no child of an earlier attempt is looked for, and none of a later one will be given this. `debounce` is for single
-    triggers, and takes the place of `delay` and `idempotencyKey`.
+    triggers; beside it `delay` is the earliest time, and the run of an `idempotencyKey` goes first.
     """
 
     not_supported: ClassVar[NotSupported] = {
