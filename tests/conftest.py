@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Generator
+import sys
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ _BUSY_MACHINE = [HealthCheck.too_slow]
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=_BUSY_MACHINE)
 settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=_BUSY_MACHINE)
 settings.load_profile(os.environ.get("MILEPOST_TEST_PROFILE", "suite"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_is_left_behind() -> Iterator[None]:
+    """What a file has said to `configure` ends with it: the tests of the next file in this process know no such server."""
+    yield
+    default = sys.modules.get("milepost.client.default")
+    if default is not None:
+        default.configure()
 
 
 @pytest.hookimpl(wrapper=True)
