@@ -208,6 +208,8 @@ def requests_are_small(plan: Plan) -> None:
 def many_replies_are_lost(plan: Plan) -> None:
     plan.faults.lose_reply = 0.3
     plan.writers = 3
+    # Who triggers by keys and schedules would go on until patience is over.
+    plan.keyed = plan.schedules = 0
 
 
 def workers_die(plan: Plan) -> None:
