@@ -1,6 +1,6 @@
 """Settings of the client half: read from the environment, checked, and told by name when they are wrong.
 
-Every executor reads them as it starts. Pydantic's settings, which the server uses, would take longer than all the rest of its start.
+Every executor reads them as it starts; a library for that took longer than all the rest of its start.
 """
 
 from __future__ import annotations
