@@ -1,5 +1,7 @@
 """The store as a whole: one writer, many readers, everything kept."""
 
+import threading
+
 import pytest
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
@@ -71,3 +73,20 @@ def test_closing_twice_is_fine(open_store: OpenStore) -> None:
     store = open_store()
     store.close()
     store.close()
+
+
+def test_closing_waits_for_the_transaction_of_another_thread(open_store: OpenStore) -> None:
+    """Closed under its statements, SQLite would take the process down."""
+    store = open_store()
+    closing = threading.Thread(target=store.close)
+    with store.write() as connection:
+        runs.insert_runs(connection, [new_run(1)])
+        closing.start()
+        closing.join(0.2)
+        assert closing.is_alive()
+        runs.insert_runs(connection, [new_run(2)])
+    closing.join()
+    with pytest.raises(UnavailableError), store.write():
+        pass
+    with open_store().read() as reader:
+        assert runs.list_ids(reader, RunFilter(), limit=10) == [run_name(2), run_name(1)]

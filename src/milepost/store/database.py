@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 import msgspec
@@ -44,6 +45,8 @@ class Store:
         self._writer = self._database.writer()
         self._readers = self._database.readers()
         self._connection: Connection | None = None
+        # A connection that is closed under a statement of another thread takes the process down, inside SQLite.
+        self._writing = Lock()
         try:
             self._migrate()
         except DatabaseError as error:
@@ -150,9 +153,10 @@ class Store:
         self._database.check_place()
 
     def close(self) -> None:
-        """Close every connection; may be called twice."""
+        """Close every connection, the writer's after the transaction that it is in; may be called twice, and in any thread."""
         self._is_closed = True
-        self._release()
+        with self._writing:
+            self._release()
 
     def _release(self) -> None:
         if self._connection is not None:
@@ -175,12 +179,13 @@ class Store:
     @contextmanager
     def _transaction(self, begin: Callable[[Connection], None]) -> Generator[Connection]:
         self.check_place()
-        connection = self._begin_writing(begin)
-        try:
-            yield connection
-            self._database.commit(connection)
-        finally:
-            self._undo(connection)
+        with self._writing:
+            connection = self._begin_writing(begin)
+            try:
+                yield connection
+                self._database.commit(connection)
+            finally:
+                self._undo(connection)
 
     def _begin_writing(self, begin: Callable[[Connection], None]) -> Connection:
         """Begin on the connection that is there; on a new one if it turns out to be lost. Nothing has been done on it yet."""
