@@ -13,9 +13,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, create_engine, inspect
 
 from conformance.conftest import OpenStore
+from milepost.store import runs
 from milepost.store import schema as store_schema
 from milepost.store.database import Store, known_schemas
 from milepost.store.schema import tables
+from milepost.store.statements import Statement
 from support import postgres
 
 
@@ -99,6 +101,22 @@ def test_every_check_of_the_code_is_in_the_database(store: Store) -> None:
         "waitpoints_status",
         "waitpoints_ended",
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["_INSERT", "_SAVE", "_SAVE_CLAIM", "_SAVE_COMPLETION", "_SAVE_REPORT", "_SAVE_PLACE"]
+)
+def test_no_table_is_built_to_check_a_row_of_a_run(store: Store, name: str) -> None:
+    """SQLite builds one for a list of three or more in a check or in the condition of an index, each time that it writes a row."""
+    statement: Statement = getattr(runs, name)
+    with store.read() as connection:
+        if connection.dialect.name != "sqlite":
+            pytest.skip("only SQLite does")
+        text, _ = statement._compile(connection)
+        steps = connection.exec_driver_sql(f"EXPLAIN {text}", (None,) * text.count("?")).fetchall()
+    names = {step[1] for step in steps}
+    assert names & {"Insert", "Halt"}
+    assert "OpenEphemeral" not in names
 
 
 def test_opening_again_changes_nothing(open_store: OpenStore) -> None:

@@ -451,6 +451,18 @@ def test_a_list_without_children_does_not_read_past_them(store: Store) -> None:
     assert plan == ["SEARCH runs USING COVERING INDEX runs_parent (parent_id=?)"]
 
 
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("statuses", [(RunStatus.FAILED,), (RunStatus.FAILED, RunStatus.DELAYED)])
+def test_a_list_of_rare_statuses_reads_no_other_runs(store: Store, statuses: tuple[RunStatus, ...]) -> None:
+    plans: list[list[str]] = []
+    with store.read() as connection:
+        for id, statement in runs._ways(RunFilter(statuses=statuses)):
+            text = str(statement.order_by(id.desc()).limit(10).compile(connection))
+            values = (statuses[0], 10, 0)
+            plans.append([row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)])
+    assert plans == [["SEARCH runs USING COVERING INDEX runs_rare (status=?)"]] * len(statuses)
+
+
 def test_runs_of_a_batch_are_in_index_order_and_an_index_is_taken_once(store: Store) -> None:
     insert(
         store,

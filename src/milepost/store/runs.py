@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from operator import attrgetter
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    Boolean,
     Connection,
     Executable,
     Integer,
@@ -35,7 +34,7 @@ from milepost.model.run import HELD_STATUSES, RunStatus
 from milepost.model.scopes import RunScope
 from milepost.store.key_places import KeyPlace
 from milepost.store.run_counts import ALL, load_counts
-from milepost.store.schema import RARE, batch_members, large_values, run_tags, runs, scheduled_runs
+from milepost.store.schema import COMMON, RARE, batch_members, large_values, run_tags, runs, scheduled_runs
 from milepost.store.statements import Lookup, Row, Statement, among, padded
 
 # A payload, output or trigger document above this many characters moves to `large_values`.
@@ -208,7 +207,8 @@ _DELAYED = runs.c.status == _literal(RunStatus.DELAYED)
 _PAUSED = and_(_DELAYED, runs.c.is_due_at_given.is_(None))
 _PENDING = runs.c.status == _literal(RunStatus.PENDING_VERSION)
 _CANCELLING = runs.c.cancels_children == literal_column("1")
-_RARE = literal_column(f"runs.status IN {RARE}", Boolean)
+# Without a type: as a boolean it would be compared with 1, and then the index is not found by it.
+_RARE: ColumnElement[Any] = literal_column(RARE.replace("status", "runs.status"))
 _ALL_QUEUED = (_DUE, _DUE_BY_KEY, _APART)
 
 _INSERT_NAMES = (
@@ -968,14 +968,20 @@ def _ways(filter: RunFilter) -> Iterator[tuple[ColumnElement[str], Select[str]]]
             ),
         )
         return
-    rest = conditions(msgspec.structs.replace(filter, tags=(), root_id=None))
+    by_status = [filter.statuses]
+    if not filter.tags and len(filter.statuses) > 1 and _are_rare(filter.statuses):
+        by_status = [(status,) for status in filter.statuses]
+    rests = [
+        conditions(msgspec.structs.replace(filter, tags=(), root_id=None, statuses=statuses))
+        for statuses in by_status
+    ]
     of_tree: list[list[ColumnElement[bool]]] = [[]]
     if filter.root_id is not None:
         of_tree = [
             [runs.c.parent_id.is_not(None), runs.c.root_id == filter.root_id],
             [runs.c.id == filter.root_id, runs.c.parent_id.is_(None)],
         ]
-    for tree in of_tree:
+    for tree, rest in product(of_tree, rests):
         if not filter.tags:
             yield runs.c.id, select(runs.c.id).where(*tree, *rest)
         for tag in filter.tags:
@@ -1009,13 +1015,16 @@ def count_by_status(connection: Connection, filter: RunFilter) -> dict[str, int]
     return _pairs(connection, statement)
 
 
+def _are_rare(statuses: Iterable[RunStatus]) -> bool:
+    return not any(status in COMMON for status in statuses)
+
+
 def conditions(filter: RunFilter) -> list[ColumnElement[bool]]:
     """What a run's own columns and tags must say; its document is looked at by `store/search.py`."""
     found: list[ColumnElement[bool]] = []
     if filter.statuses:
-        statuses = [status.value for status in filter.statuses]
-        found.append(or_(*(runs.c.status == status for status in statuses)))
-        if all(f"'{status}'" in RARE for status in statuses):
+        found.append(or_(*(runs.c.status == status.value for status in filter.statuses)))
+        if _are_rare(filter.statuses):
             # In the words of the partial index, which is found by them.
             found.append(_RARE)
     if filter.tasks:
