@@ -149,12 +149,18 @@ def trigger_options(
     Raises: MetadataError for a document that cannot be one (M73, M85); InvalidRequestError for a duration or a time that is none;
         TypeError for an option that there is not; UsageError for an idempotency key, retry or debounce that is none.
     """
+    payload_type = JSON_TYPE if has_payload else None
+    if not options:
+        # Most runs of a large batch have none.
+        return TriggerOptions(
+            payload_type=payload_type, parent_run_id=parent_run_id, resume_parent_on_completion=resume
+        )
     check_options(options)
     metadata = options.get("metadata")
     tags = options.get("tags")
     queue = options.get("queue")
     return TriggerOptions(
-        payload_type=JSON_TYPE if has_payload else None,
+        payload_type=payload_type,
         metadata=None if metadata is None else Document.from_json(metadata, limit=metadata_limit).value,
         tags=[tags] if isinstance(tags, str) else None if tags is None else list(tags),
         max_attempts=options.get("max_attempts"),

@@ -281,8 +281,8 @@ def _handle(client: Client, task_id: str, batch: TriggeredBatch) -> BatchHandle[
     shape = output_shape(task_id)
     warn_never_offered(batch.queued_reasons)
     reason = batch.queued_reasons.get(task_id)
-    runs = [
-        RunHandle[Any](run_id, task_id, batch.token, client.connection, shape, reason, place in batch.cached)
+    runs: list[RunHandle[Any]] = [
+        RunHandle(run_id, task_id, batch.token, client.connection, shape, reason, place in batch.cached)
         for place, run_id in enumerate(batch.run_ids)
     ]
     return BatchHandle(batch.id, runs, batch.token, batch.is_cached, client.connection, shape)
