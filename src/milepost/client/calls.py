@@ -417,9 +417,12 @@ def reset_queue(name: str) -> Call[QueueObject]:
     )  # fmt: skip
 
 
-def run_result(run_id: str) -> Call[RunResult | None]:
-    """The result of a run; None while it has none."""
-    return _call("runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, run=run_id, absent_on=404)
+def run_result(run_id: str, *, wait_seconds: int = 0) -> Call[RunResult | None]:
+    """The result of a run; None while it has none, and has none for so many seconds, up to 60."""
+    query = {"wait": wait_seconds} if wait_seconds else {}
+    return _call(
+        "runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, query=query, run=run_id, absent_on=404
+    )
 
 
 def batch_results(batch_id: str, after: int | None = None) -> Call[BatchResults]:

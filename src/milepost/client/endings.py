@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import ceil
 
 from milepost.client import calls
 from milepost.client.connection import Connection
@@ -12,6 +13,9 @@ from milepost.client.steps import Steps, Watch, arun, run
 from milepost.client.subscription import BatchFollower, RunFollower
 from milepost.errors import RunFinishedError, UnavailableError
 from milepost.protocol.runs import RunResult
+
+# One request waits for so long: less than any way there or back is cut for its silence.
+WAIT_SECONDS = 20
 
 
 def end_of_run(run_id: str) -> Steps[Run]:
@@ -22,11 +26,17 @@ def end_of_run(run_id: str) -> Steps[Run]:
     return ended
 
 
-def result_of_run(run_id: str) -> Steps[RunResult]:
-    """Wait until a run has ended; its result."""
+def result_of_run(run_id: str, *, until: float | None = None) -> Steps[RunResult]:
+    """Wait until a run has ended; its result, as the answer to the request that waits.
+
+    Args:
+        until: on the monotonic clock: the server need not wait beyond it. Whoever carries out the steps ends them then.
+    """
     while True:
-        yield from end_of_run(run_id)
-        result: RunResult | None = yield calls.run_result(run_id)
+        seconds = WAIT_SECONDS
+        if until is not None:
+            seconds = max(1, min(seconds, ceil(until - time.monotonic())))
+        result: RunResult | None = yield calls.run_result(run_id, wait_seconds=seconds)
         if result is not None:
             return result
 
@@ -126,7 +136,7 @@ def wait_for_result(connection: Connection, run_id: str, timeout: float | None) 
     """As `wait_for_run`, and get the run's result."""
     until = None if timeout is None else time.monotonic() + timeout
     try:
-        return run(connection, result_of_run(run_id), until=until)
+        return run(connection, result_of_run(run_id, until=until), until=until)
     except TimeoutError:
         raise _too_late(run_id, timeout) from None
 
@@ -135,9 +145,10 @@ async def await_for_result(connection: Connection, run_id: str, timeout: float |
     """As `wait_for_result`, without blocking."""
     import asyncio
 
+    until = None if timeout is None else time.monotonic() + timeout
     try:
         async with asyncio.timeout(timeout):
-            return await arun(connection, result_of_run(run_id))
+            return await arun(connection, result_of_run(run_id, until=until))
     except TimeoutError:
         raise _too_late(run_id, timeout) from None
 

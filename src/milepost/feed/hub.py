@@ -406,6 +406,8 @@ class Hub:
         self.lags = Lags()
         self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
+        # Who waits for the end of a run, and for nothing else of it.
+        self._ends: dict[str, set[asyncio.Event]] = {}
         self.lists: Watches[ListWatch] = Watches()
         # Those of `lists` that want to know of new streams.
         self.rows: set[RowsWatch] = set()
@@ -422,7 +424,15 @@ class Hub:
     @property
     def is_watched(self) -> bool:
         """True while anybody is connected. Any thread may ask: who connects at this very moment reads the store afterwards."""
-        return bool(self.runs or self.lists or self.matches or self.inboxes or self.batches or self.streams)
+        return bool(
+            self.runs
+            or self._ends
+            or self.lists
+            or self.matches
+            or self.inboxes
+            or self.batches
+            or self.streams
+        )
 
     def close(self) -> None:
         """End every event stream: readers see a clean end and come back later. May be called twice."""
@@ -452,6 +462,8 @@ class Hub:
                 watcher.set()
         for watch in (*self.lists, *self.matches):
             watch.wake.set()
+        for run_id in self._ends:
+            self._tell_end(run_id)
         for inbox in self.inboxes.values():
             inbox.wake.set()
         for topics in self.streams.values():
@@ -478,6 +490,10 @@ class Hub:
     def _announce(self, announcement: Announcement) -> None:
         if announcement.is_gap:
             self.interrupt()
+        if self._ends:
+            for changed in announcement.runs:
+                if changed.row.status.is_final:
+                    self._tell_end(changed.row.id)
         if self.runs or self.lists or self.matches or self.inboxes:
             for changed in announcement.runs:
                 self._announce_run(changed)
@@ -499,6 +515,8 @@ class Hub:
             if inbox is not None:
                 inbox.cancelled += asked.ids
                 inbox.wake.set()
+        for run_id in announcement.deleted_runs:
+            self._tell_end(run_id)
         if announcement.deleted_runs:
             for watch in self.lists:
                 # Whether it has shown one of them is found out by reading it again.
@@ -544,6 +562,21 @@ class Hub:
             for task in (topic.snapshot, topic.counting, topic.streams_reading):
                 if task is not None:
                     task.cancel()
+
+    def watch_end(self, run_id: str, ended: asyncio.Event) -> None:
+        """Set this event when the run ends, or is no more, or nothing is told any more, until `leave_end`."""
+        self._ends.setdefault(run_id, set()).add(ended)
+
+    def leave_end(self, run_id: str, ended: asyncio.Event) -> None:
+        """Stop waiting."""
+        waiting = self._ends.get(run_id, set())
+        waiting.discard(ended)
+        if not waiting:
+            self._ends.pop(run_id, None)
+
+    def _tell_end(self, run_id: str) -> None:
+        for ended in self._ends.get(run_id, ()):
+            ended.set()
 
     def watch_stream(self, run_id: str, name: str, watcher: asyncio.Event) -> StreamTopic:
         """Be woken when the stream has grown or may have ended, until `leave_stream`."""

@@ -267,7 +267,10 @@ DELETE_RUN = Endpoint(
 )  # fmt: skip
 RUN_RESULT = Endpoint(
     "run_result", "GET", "/api/v1/runs/{run}/result", "The result of a finished run; 404 while it has none", RUN_READERS,
-    response=runs.RunResult, problems=(404,),
+    response=runs.RunResult, problems=(400, 404),
+    parameters=(
+        Parameter("wait", "answer when the run has finished, or after so many seconds: up to 60, 0 without it", "integer"),
+    ),
 )  # fmt: skip
 RUN_LOG = Endpoint(
     "run_log", "GET", "/api/v1/runs/{run}/logs", "What the run has logged and printed, oldest first", READERS, response=runs.RunLog,

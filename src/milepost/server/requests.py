@@ -43,6 +43,8 @@ PAGE_SIZE_MAX = 100
 # Stands for an encoded slash while a path is routed; a path that holds it is refused before.
 SLASH = "\0"
 PAGE_SIZE = 25
+# Proxies give up on a request that is silent for longer.
+WAIT_SECONDS_MAX = 60
 # Of the text that is sought in logs.
 SEARCH_CHARACTERS_MAX = 1000
 # A body may take this long, and so much longer as its bytes take at the slowest speed that is waited for.
@@ -291,6 +293,14 @@ def whole_number(request: Request, name: str, *, default: int) -> int:
     if abs(number) >= 2**63:
         raise BadRequestError(f"{name} is out of range", field=name)
     return number
+
+
+def wait_seconds(request: Request) -> int:
+    """For how long an answer may be waited for: the query parameter `wait`."""
+    seconds = whole_number(request, "wait", default=0)
+    if not 0 <= seconds <= WAIT_SECONDS_MAX:
+        raise BadRequestError(f"wait must be 0 to {WAIT_SECONDS_MAX} seconds, not {seconds}", field="wait")
+    return seconds
 
 
 def run_filter(request: Request, now: int, view: View = WHOLE_VIEW) -> RunFilter:

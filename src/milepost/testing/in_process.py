@@ -8,10 +8,10 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -32,6 +32,8 @@ from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import EventReader
 from milepost.protocol.problems import from_problem
 from milepost.worker.channel import Channel, Unreachable
+
+ResultT = TypeVar("ResultT")
 
 logger = logging.getLogger("milepost.testing")
 
@@ -149,7 +151,8 @@ class Exchange:
 
 
 class Reading:
-    """Event streams that are read at this moment, as the driver of a sandbox has to know them. On the application's loop.
+    """Event streams that are read, and answers that wait for something, at this moment, as the driver of a sandbox has to know them.
+    On the application's loop.
 
     Attributes:
         by_runs: by runs that look for something themselves.
@@ -158,7 +161,7 @@ class Reading:
 
     def __init__(self) -> None:
         self.by_runs = 0
-        self.outside: dict[asyncio.Future[bytes], int] = {}
+        self.outside: dict[asyncio.Future[Any], int] = {}
 
 
 class Application:
@@ -186,12 +189,22 @@ class Application:
         return asyncio.run_coroutine_threadsafe(steps, self.loop)
 
     async def exchange(
-        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], *, by_run: bool
+        self,
+        method: str,
+        target: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        *,
+        by_run: bool,
+        thread_id: int,
     ) -> Reply:
         """One request, wholly."""
         if not by_run:
             await self.gate.is_settled()
-        return await Exchange(self.app, method, target, headers, body).whole()
+        exchange = Exchange(self.app, method, target, headers, body)
+        if "wait=" in target:
+            return await self._watched(exchange.whole(), by_run=by_run, thread_id=thread_id)
+        return await exchange.whole()
 
     async def open(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
@@ -205,12 +218,17 @@ class Application:
 
     async def read(self, exchange: Exchange, *, by_run: bool, thread_id: int) -> bytes:
         """Read on, and let the driver know for as long as nothing has come."""
-        reading = asyncio.ensure_future(exchange.read())
+        return await self._watched(exchange.read(), by_run=by_run, thread_id=thread_id)
+
+    async def _watched(
+        self, waiting: Coroutine[Any, Any, ResultT], *, by_run: bool, thread_id: int
+    ) -> ResultT:
+        reading = asyncio.ensure_future(waiting)
         if by_run:
             self.reading.by_runs += 1
             reading.add_done_callback(self._run_has_read)
             return await reading
-        refused: asyncio.Future[bytes] = self.loop.create_future()
+        refused: asyncio.Future[ResultT] = self.loop.create_future()
         self.reading.outside[refused] = thread_id
         reading.add_done_callback(lambda done: self._outside_has_read(refused))
         self.changed()
@@ -220,11 +238,11 @@ class Application:
         finally:
             reading.cancel()
 
-    def _outside_has_read(self, refused: "asyncio.Future[bytes]") -> None:
+    def _outside_has_read(self, refused: "asyncio.Future[Any]") -> None:
         del self.reading.outside[refused]
         self.changed()
 
-    def _run_has_read(self, done: "asyncio.Future[bytes]") -> None:
+    def _run_has_read(self, done: "asyncio.Future[Any]") -> None:
         self.reading.by_runs -= 1
 
 
@@ -239,11 +257,11 @@ class BlockingTransport(SyncTransport):
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
     ) -> Reply:
         """See `SyncTransport`."""
-        if patience.attempt is None:
+        by_run = patience.attempt is not None
+        if not by_run:
             self._application.prepare()
-        steps = self._application.exchange(
-            method, target, body, {**self._headers, **headers}, by_run=patience.attempt is not None
-        )
+        sent, thread_id = {**self._headers, **headers}, threading.get_ident()
+        steps = self._application.exchange(method, target, body, sent, by_run=by_run, thread_id=thread_id)
         return _wait(self._application.submit(steps), ANSWER_SECONDS_MAX, patience)
 
     @contextmanager
@@ -281,11 +299,12 @@ class ForLoops(AsyncTransport):
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
     ) -> Reply:
         """See `AsyncTransport`."""
-        if patience.attempt is None:
+        by_run = patience.attempt is not None
+        if not by_run:
             self._application.prepare()
-        steps = self._application.exchange(
-            method, target, body, {**self._headers, **headers}, by_run=patience.attempt is not None
-        )
+        # Other tasks of the loop may do what this one waits for, so no thread is named.
+        sent = {**self._headers, **headers}
+        steps = self._application.exchange(method, target, body, sent, by_run=by_run, thread_id=0)
         return await _await(self._application.submit(steps), ANSWER_SECONDS_MAX, patience)
 
     @asynccontextmanager
@@ -305,7 +324,6 @@ class ForLoops(AsyncTransport):
     async def _pieces(self, exchange: Exchange, patience: Patience) -> AsyncIterator[bytes]:
         by_run = patience.attempt is not None
         while True:
-            # Other tasks of the loop may do what this one waits for, so no thread is named.
             steps = self._application.read(exchange, by_run=by_run, thread_id=0)
             data = await _await(self._application.submit(steps), SILENCE_SECONDS_MAX, patience)
             if not data:

@@ -11,6 +11,7 @@ from milepost.engine.commands import DeleteRun
 from milepost.errors import NotFoundError, RunNotFoundError
 from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
+from milepost.feed.waiting import in_reader, woken
 from milepost.protocol.runs import RunDeleted
 from milepost.reading.reader import Reader
 from milepost.server import access, requests
@@ -96,9 +97,17 @@ class Runs:
                 yield frame
 
     async def run_result(self, request: Request) -> Any:
-        """The result of a finished run."""
-        run_id = request.path_params["run"]
-        result = await asyncio.to_thread(self._reader.result, run_id)
+        """The result of a finished run, as soon as there is one."""
+        run_id, seconds = request.path_params["run"], requests.wait_seconds(request)
+        ended = asyncio.Event()
+        # Before it is looked at, or an end in between would be missed.
+        self._hub.watch_end(run_id, ended)
+        try:
+            result = await in_reader(lambda: self._reader.result(run_id))
+            if result is None and seconds and not self._hub.is_closed and await woken(ended, seconds):
+                result = await in_reader(lambda: self._reader.result(run_id))
+        finally:
+            self._hub.leave_end(run_id, ended)
         if result is None:
             raise NotFoundError(f"run {run_id!r} has not finished yet, so it has no result")
         return result
