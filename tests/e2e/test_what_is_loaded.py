@@ -12,7 +12,7 @@ from real_processes import House
 
 SERVER = {"alembic", "jinja2", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
 SERVER |= {f"milepost.{part}" for part in ("engine", "feed", "reading", "server", "store", "upkeep")}
-COMMAND_LINE = {"milepost.cli", "rich", "typer", "watchfiles"}
+COMMAND_LINE = {"milepost.cli", "click", "rich", "watchfiles"}
 # What takes a while to load, and what only some need.
 HEAVY = {"aiohttp", "jsonschema_rs", "pydantic", "pydantic_settings", "urllib3", "cronsim", "zoneinfo"}
 # Pydantic loads the second. With it Typer checks the options of a command, and Milepost what passes an annotation.

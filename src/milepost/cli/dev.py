@@ -19,7 +19,6 @@ from milepost.cli.hosting import (
 )
 from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals
-from milepost.cli.terminal import err
 from milepost.cli.working import Announcer, supervise
 from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import load_settings
@@ -89,6 +88,8 @@ def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOpt
     if says_json():
         note("ready", event="dev.ready", url=server.url, tasks=list(tasks), data=str(options.data))
         return
+    from milepost.cli.terminal import err
+
     processes = "1 process" if options.processes == 1 else f"each of {options.processes} processes"
     folder = options.data.resolve()
     # What opens the server is for the eyes of whoever sits here, and not for a file that collects what programs say.
