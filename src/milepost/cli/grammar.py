@@ -28,6 +28,10 @@ class Argument(click.Argument):
         except click.MissingParameter:
             raise click.MissingParameter(self.help, ctx=ctx, param=self) from None
 
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Its name as messages say it, without the brackets of what may be left out."""
+        return repr(self.human_readable_name)
+
 
 class Command(click.Command):
     """A command whose help has a section for its arguments."""
@@ -131,27 +135,24 @@ def whole_number(
     *names: str, at_least: int, at_most: int | None = None, **attributes: Any
 ) -> Callable[[Decorated], Decorated]:
     """An option that takes a number without a fraction, between these."""
-    return _number(int, "a whole number", names, at_least, at_most, attributes)
+    read = reader_of_number(int, at_least, at_most)
+    return click.option(*names, type=str, metavar="NUMBER", callback=read, **attributes)
 
 
 def number(
     *names: str, at_least: float, at_most: float | None = None, **attributes: Any
 ) -> Callable[[Decorated], Decorated]:
     """An option that takes a number, between these."""
-    return _number(float, "a number", names, at_least, at_most, attributes)
+    read = reader_of_number(float, at_least, at_most)
+    return click.option(*names, type=str, metavar="NUMBER", callback=read, **attributes)
 
 
-def _number(
-    kind: type[int] | type[float],
-    what: str,
-    names: tuple[str, ...],
-    at_least: float,
-    at_most: float | None,
-    attributes: dict[str, Any],
-) -> Callable[[Decorated], Decorated]:
-    allowed = (
-        f"{what}, {at_least:,} or more" if at_most is None else f"{what} from {at_least:,} to {at_most:,}"
-    )
+def reader_of_number(
+    kind: type[int] | type[float], at_least: float, at_most: float | None = None
+) -> Callable[[click.Context, click.Parameter, str | None], float | None]:
+    """The callback of a parameter that takes a number: it refuses what is none, or out of bounds, and says what is allowed."""
+    what = "a whole number" if kind is int else "a number"
+    bounds = f"of at least {at_least:,}" if at_most is None else f"from {at_least:,} to {at_most:,}"
 
     def read(ctx: click.Context, parameter: click.Parameter, given: str | None) -> float | None:
         if given is None:
@@ -159,10 +160,10 @@ def _number(
         try:
             found = kind(given)
         except ValueError:
-            raise click.BadParameter(f"{given!r} is not {allowed}") from None
+            found = float("nan")
         # Written so that what is no number at all (NaN) is refused.
         if not (found >= at_least and (at_most is None or found <= at_most)):
-            raise click.BadParameter(f"{given!r} is not {allowed}")
+            raise click.BadParameter(f"{given!r} is not {what} {bounds}")
         return found
 
-    return click.option(*names, type=str, metavar="NUMBER", callback=read, **attributes)
+    return read

@@ -78,7 +78,9 @@ def _option(
 )
 @_option("--version", _show_version, "Print the version.")
 @_option(
-    "--install-completion", _install_completion, "Let this shell complete commands, from its next start on."
+    "--install-completion",
+    _install_completion,
+    "Let your shell complete commands, options and ids: bash, zsh or fish.",
 )
 @_option("--show-completion", _show_completion, "Print what --install-completion would install.")
 def app() -> None:

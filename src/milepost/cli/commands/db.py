@@ -35,7 +35,7 @@ def status(*, data: Path, database: str | None) -> None:
 
 @db.command(cls=Command)
 @argument("source", metavar="FROM", help="A data folder, or the URL of a PostgreSQL database.")
-@argument("target", metavar="TO", help="Likewise; it must be empty or new.")
+@argument("target", metavar="TO", help="A folder or URL likewise; it must be empty or new.")
 def copy(*, source: str, target: str) -> None:
     """Copy everything into another database: from SQLite to PostgreSQL, back, or between two of a kind.
 

@@ -3,7 +3,7 @@
 import click
 
 from milepost.cli.commands import options
-from milepost.cli.grammar import Command, Group, argument, flag
+from milepost.cli.grammar import Command, Group, argument, flag, reader_of_number
 
 _name = argument("name", help="The queue's name; task/<id> is that of a task that names none.")
 
@@ -54,7 +54,12 @@ def resume_queue(*, name: str, as_json: bool) -> None:
 
 @queues.command("limit", cls=Command)
 @_name
-@argument("limit", type=int, required=False, help="How many of its runs may execute at once, a whole number.")
+@argument(
+    "limit",
+    required=False,
+    callback=reader_of_number(int, 0),
+    help="How many of its runs may execute at once.",
+)
 @flag("--reset", help="Go by what the tasks say again.")
 @options.as_json
 def limit_queue(*, name: str, limit: int | None, reset: bool, as_json: bool) -> None:
