@@ -110,7 +110,9 @@ def test_a_command_loads_its_own_module_and_no_other(
 
 
 def test_a_supervisor_loads_nothing_of_what_tasks_need(tmp_path: Path) -> None:
-    loaded = loaded_by("import milepost.cli.commands, milepost.cli.settings, milepost.cli.working", tmp_path)
+    loaded = loaded_by(
+        "import milepost.cli.commands.running, milepost.cli.settings, milepost.cli.working", tmp_path
+    )
     assert (
         loaded & (SERVER | HEAVY | {"rich", "watchfiles", "milepost.sdk.scope", "milepost.sdk.task"}) == set()
     )

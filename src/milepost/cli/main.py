@@ -3,6 +3,8 @@
 It imports next to nothing itself, so that even a Ctrl-C during the imports ends quietly.
 """
 
+import atexit
+import gc
 import os
 import sys
 
@@ -12,6 +14,8 @@ EXIT_MISTAKE = 70
 
 def main() -> None:
     """Run the command that the arguments name."""
+    # Python would look for garbage among all that was loaded, once more before it goes: a tenth of the time of a short command.
+    atexit.register(gc.freeze)
     try:
         from milepost.cli.commands import app
         from milepost.cli.console import say_error, tolerate_narrow_encodings
