@@ -148,10 +148,10 @@ def test_a_shell_is_offered_what_begins_so_and_nothing_where_nobody_answers(
     assert completing.task_ids("w") == ["work"]
     assert (run_id, "other QUEUED") in completing.run_ids(run_id[:-2])
     assert completing.run_ids("x") == []
-    monkeypatch.setenv("_MILEPOST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("_MILEPOST_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", "milepost trigger o")
     monkeypatch.setenv("COMP_CWORD", "2")
-    assert milepost("trigger", "o").output.split() == ["other"]
+    assert milepost("trigger", "o").output.split() == ["plain,other"]
     monkeypatch.setenv("MILEPOST_API_URL", "http://127.0.0.1:9")
     assert completing.task_ids("w") == []
     monkeypatch.setenv("MILEPOST_SECRET_KEY", "wrong")

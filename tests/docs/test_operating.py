@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.core import Metric
-from typer.main import get_command
 
 from milepost.cli.commands import app
 from milepost.cli.hosting import SHUTDOWN_SECONDS_MAX
@@ -30,9 +29,8 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 def words(*arguments: str) -> dict[str, Any]:
     """The options that a command line of `milepost` gives, read by the program itself; it must take them."""
-    command: Any = get_command(app)
-    context = command.make_context("milepost", list(arguments), resilient_parsing=True)
-    name, found, rest = command.resolve_command(context, list(arguments))
+    context = app.make_context("milepost", list(arguments), resilient_parsing=True)
+    name, found, rest = app.resolve_command(context, list(arguments))
     assert found is not None, name
     return found.make_context(name, rest, parent=context).params
 

@@ -12,10 +12,19 @@ from real_processes import House
 
 SERVER = {"alembic", "jinja2", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
 SERVER |= {f"milepost.{part}" for part in ("engine", "feed", "reading", "server", "store", "upkeep")}
-COMMAND_LINE = {"milepost.cli", "rich", "typer", "watchfiles"}
+COMMAND_LINE = {"milepost.cli", "click", "rich", "watchfiles"}
 # What takes a while to load, and what only some need.
-HEAVY = {"aiohttp", "jsonschema_rs", "pydantic", "pydantic_settings", "urllib3", "cronsim", "zoneinfo"}
-# Pydantic loads the second. With it Typer checks the options of a command, and Milepost what passes an annotation.
+HEAVY = {
+    "aiohttp",
+    "jsonschema_rs",
+    "pydantic",
+    "pydantic_settings",
+    "typer",
+    "urllib3",
+    "cronsim",
+    "zoneinfo",
+}
+# Pydantic loads the second. With it Milepost checks what passes an annotation.
 OF_PYDANTIC = {"pydantic", "zoneinfo"}
 TASKS = """\
 import sys
@@ -71,18 +80,39 @@ def test_a_module_of_tasks_loads_no_client_and_no_server(tmp_path: Path) -> None
     assert loaded & (SERVER | COMMAND_LINE | HEAVY | {"milepost.worker"}) == set()
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["worker", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--version"], ["--help"], ["worker", "--help"], ["runs", "--help"], ["runs", "list", "--help"]],
+)
 def test_what_asks_nobody_loads_no_client(arguments: list[str], tmp_path: Path) -> None:
     loaded = loaded_by(command(*arguments), tmp_path)
-    unwanted = SERVER | HEAVY | {"asyncio", "milepost.client", "milepost.sdk", "msgspec"}
-    if arguments == ["--version"]:
-        assert loaded & (unwanted | {"rich"}) == set()
-    else:
-        assert loaded & unwanted - OF_PYDANTIC == set()
+    assert (
+        loaded & (SERVER | HEAVY | {"asyncio", "milepost.client", "milepost.sdk", "msgspec", "rich"}) == set()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [
+        (["--version"], set[str]()),
+        (["worker", "--help"], {"options", "running"}),
+        (["runs", "list", "--help"], {"options", "runs"}),
+        (["trigger", "--help"], {"asking", "options"}),
+        (["metadata", "get", "--help"], {"metadata", "options"}),
+    ],
+)
+def test_a_command_loads_its_own_module_and_no_other(
+    arguments: list[str], modules: set[str], tmp_path: Path
+) -> None:
+    prefix = "milepost.cli.commands."
+    loaded = loaded_by(command(*arguments), tmp_path)
+    assert {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)} == modules
 
 
 def test_a_supervisor_loads_nothing_of_what_tasks_need(tmp_path: Path) -> None:
-    loaded = loaded_by("import milepost.cli.commands, milepost.cli.settings, milepost.cli.working", tmp_path)
+    loaded = loaded_by(
+        "import milepost.cli.commands.running, milepost.cli.settings, milepost.cli.working", tmp_path
+    )
     assert (
         loaded & (SERVER | HEAVY | {"rich", "watchfiles", "milepost.sdk.scope", "milepost.sdk.task"}) == set()
     )
@@ -99,21 +129,27 @@ def test_an_executor_loads_what_it_runs(house: Callable[..., House], tmp_path: P
     assert dev.end() == 0
 
 
-def test_without_annotations_no_pydantic_and_a_listing_loads_no_worker(
+def test_without_annotations_no_pydantic_and_what_asks_a_server_loads_no_worker_and_draws_nothing(
     house: Callable[..., House], tmp_path: Path
 ) -> None:
     (tmp_path / "jobs.py").write_text(TASKS.partition("@task\ndef square")[0])
     dev = house(None, "--processes", "1")
     assert "pydantic" not in dev.run("loaded").output
     environment = {"MILEPOST_API_URL": dev.url, "MILEPOST_SECRET_KEY": dev.secret_key}
-    listing = loaded_by(command("runs", "list"), dev.folder, **environment)
-    assert (
-        listing
-        & (SERVER | HEAVY | {"asyncio", "rich.live", "milepost.sdk", "milepost.worker"})
-        - OF_PYDANTIC
-        - {"urllib3"}
-        == set()
-    )
+    run_id = dev.run("loaded").id
+    for arguments in (
+        ["runs", "list"],
+        ["trigger", "loaded"],
+        ["metadata", "current", "--run", run_id],
+        ["runs", "logs", run_id],
+        ["tasks"],
+        ["queues", "list"],
+        ["schedules", "list"],
+    ):
+        loaded = loaded_by(command(*arguments), dev.folder, **environment)
+        assert loaded & (SERVER | HEAVY | {"asyncio", "rich", "milepost.sdk", "milepost.worker"}) == set(), (
+            arguments
+        )
     assert dev.end() == 0
 
 

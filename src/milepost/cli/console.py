@@ -2,10 +2,11 @@
 
 import atexit
 import io
+import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-import typer
+from click.exceptions import Exit
 
 from milepost.cli.text import json_text, visible
 
@@ -43,7 +44,7 @@ def says_json() -> bool:
 def fail(message: str, *, code: int = 1) -> NoReturn:
     """End the command with one line that says what is wrong and what helps."""
     say_error(message)
-    raise typer.Exit(code)
+    raise Exit(code)
 
 
 def say_error(message: str) -> None:
@@ -51,6 +52,9 @@ def say_error(message: str) -> None:
     if _teller is not None and says_json():
         _teller.say("error", message)
         _teller.writer.flush()
+        return
+    if not is_drawn(sys.stderr):
+        _write_plainly(f"error: {message}")
         return
     from milepost.cli.terminal import err
 
@@ -68,9 +72,41 @@ def note(message: str, *, level: "LogLevel" = "info", **fields: Any) -> None:
     if _teller is not None:
         _teller.say(level, message, **fields)
     else:
+        say(message, style="yellow" if level == "warning" else None)
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """A line on standard error, as it is.
+
+    Args:
+        style: how it looks on a terminal.
+    """
+    if is_drawn(sys.stderr):
         from milepost.cli.terminal import err
 
-        err.print(message, style="yellow" if level == "warning" else None, markup=False, soft_wrap=True)
+        err.print(text, style=style, markup=False, soft_wrap=True)
+    else:
+        _write_plainly(text)
+
+
+def is_drawn(stream: TextIO) -> bool:
+    """Whether it is a terminal, or to be taken for one, as Rich sees it. Anywhere else text looks the same without Rich."""
+    compatible = os.environ.get("TTY_COMPATIBLE")
+    if compatible in ("0", "1"):
+        return compatible == "1"
+    colors = os.environ.get("FORCE_COLOR")
+    return stream.isatty() if colors is None else colors != ""
+
+
+def _write_plainly(text: str) -> None:
+    try:
+        sys.stderr.write(visible(text) + "\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        # A server or worker does not end because nobody reads what it says (`milepost worker tasks.py 2>&1 | head`).
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stderr.fileno())
+        os.close(nothing)
 
 
 def print_line(text: str) -> None:

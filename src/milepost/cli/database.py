@@ -5,9 +5,8 @@ from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import note
+from milepost.cli.console import note, print_line
 from milepost.cli.hosting import owned_folder
-from milepost.cli.terminal import out
 from milepost.errors import ConfigurationError
 from milepost.server.settings import ServerSettings, load_settings
 from milepost.store import files
@@ -42,8 +41,8 @@ def show_status(data: Path, database: str | None) -> None:
         verdict = f"is older than this version's {schema.newest}: `milepost db upgrade` brings it there, and so does a server"
     else:
         verdict = f"is newer than this version's {schema.newest}: upgrade Milepost"
-    out.print(schema.place, markup=False, highlight=False, soft_wrap=True)
-    out.print(f"schema {schema.present or 'none'} {verdict}", markup=False, highlight=False, soft_wrap=True)
+    print_line(schema.place)
+    print_line(f"schema {schema.present or 'none'} {verdict}")
 
 
 def copy(source: str, target: str) -> None:

@@ -1,12 +1,13 @@
 """`milepost dev`: server, dashboard and executors in one command, for development."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import note, print_line, says_json
+from milepost.cli.console import is_drawn, note, print_line, say, says_json
 from milepost.cli.hosting import (
     DEV_FILE,
     HostedServer,
@@ -19,7 +20,6 @@ from milepost.cli.hosting import (
 )
 from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals
-from milepost.cli.terminal import err
 from milepost.cli.working import Announcer, supervise
 from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import load_settings
@@ -92,7 +92,7 @@ def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOpt
     processes = "1 process" if options.processes == 1 else f"each of {options.processes} processes"
     folder = options.data.resolve()
     # What opens the server is for the eyes of whoever sits here, and not for a file that collects what programs say.
-    if err.is_terminal:
+    if is_drawn(sys.stderr):
         dashboard = [
             f"  Dashboard  {server.sign_in_link()}",
             f"             (signs this browser in, once, within {CODE_SECONDS // 60} minutes; "
@@ -117,11 +117,11 @@ def _greet(server: HostedServer, key: str, tasks: Sequence[str], options: DevOpt
         "",
         f"  export MILEPOST_API_URL={server.url}",
         f"  export MILEPOST_SECRET_KEY={key}"
-        if err.is_terminal
+        if is_drawn(sys.stderr)
         else f"  export MILEPOST_SECRET_KEY=...   (it is in {options.data / DEV_FILE})",
         "",
         f"Trigger a run:  milepost trigger {tasks[0]} 'PAYLOAD AS JSON' --watch",
         "",
     ]
-    err.print(f"\n[bold]Milepost {version('milepost')}[/] is ready. Ctrl-C ends it.\n")
-    err.print("\n".join(lines), markup=False, soft_wrap=True)
+    say(f"\nMilepost {version('milepost')} is ready. Ctrl-C ends it.\n", style="bold")
+    say("\n".join(lines))

@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from milepost.cli.console import fail, note, print_json, print_line
+from milepost.cli.console import fail, note, print_json, print_line, say
+from milepost.cli.given import time_of
 from milepost.cli.progress import show
-from milepost.cli.runs import time_of
-from milepost.cli.terminal import err
 from milepost.client.calls import MetadataDocument, MetadataVersion
 from milepost.client.client import Client
 from milepost.model.operations import Append, Delete, Increment, Operation, Remove, Set
@@ -35,7 +34,7 @@ def show_changes(run_id: str, *, after: int, limit: int, as_json: bool) -> None:
                 note(f"there are more changes: --after {following} goes on, --limit shows more at once")
             return
     if shown == 0:
-        err.print("no changes")
+        say("no changes")
 
 
 def show_document(run_id: str, *, version: int | None, at: str | None, as_json: bool) -> None:

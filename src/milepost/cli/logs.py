@@ -1,11 +1,9 @@
 """`milepost runs logs`: what a run has logged and printed."""
 
+import sys
 from typing import Any
 
-from rich.text import Text
-
-from milepost.cli.console import print_json
-from milepost.cli.terminal import err, out
+from milepost.cli.console import is_drawn, print_json, print_line, say
 from milepost.cli.text import visible
 from milepost.client.client import Client
 from milepost.client.logs import LogLine
@@ -23,25 +21,33 @@ def show_log(run_id: str, *, follow: bool, tree: bool, as_json: bool, **filters:
         if as_json:
             print_json(line)
         else:
-            out.print(told(line, with_run=tree), soft_wrap=True, highlight=False)
+            _print(told(line, with_run=tree))
     if not shown and not as_json:
-        err.print("no lines")
+        say("no lines")
 
 
-def told(line: LogLine, *, with_run: bool) -> Text:
-    """A line for a terminal: local time, run (in a tree), attempt, level, text; further lines of the text are indented."""
+def told(line: LogLine, *, with_run: bool) -> list[tuple[str, str]]:
+    """A line for people, in pieces with their styles: local time, run (in a tree), attempt, level, text; further lines of the text are
+    indented."""
     time = line.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     style = LEVEL_STYLES.get(line.level, "")
-    text = Text()
-    text.append(f"{time} ", "dim")
+    pieces = [(f"{time} ", "dim")]
     if with_run:
-        text.append(f"…{line.run_id[-ID_CHARACTERS:]} ", "cyan")
-    text.append(f"#{line.attempt} ", "dim")
-    text.append(f"{line.level:<7} ", style)
+        pieces.append((f"…{line.run_id[-ID_CHARACTERS:]} ", "cyan"))
     first, *rest = line.message.splitlines() or [""]
-    text.append(visible(first), style)
-    for further in rest:
-        text.append(f"\n    {visible(further)}", style)
+    pieces += [(f"#{line.attempt} ", "dim"), (f"{line.level:<7} ", style), (visible(first), style)]
+    pieces += [(f"\n    {visible(further)}", style) for further in rest]
     if line.logger:
-        text.append(f"  {visible(line.logger)}", "dim")
-    return text
+        pieces.append((f"  {visible(line.logger)}", "dim"))
+    return pieces
+
+
+def _print(pieces: list[tuple[str, str]]) -> None:
+    if is_drawn(sys.stdout):
+        from rich.text import Text
+
+        from milepost.cli.terminal import out
+
+        out.print(Text.assemble(*pieces), soft_wrap=True, highlight=False)
+    else:
+        print_line("".join(text for text, _ in pieces))

@@ -1,24 +1,32 @@
-"""`milepost tasks`, `milepost workers`, `milepost runs tree`: what there is, as tables and trees."""
+"""`milepost tasks`, `workers`, `dashboard` and `runs tree`: what there is, as tables, trees and a link."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rich.text import Text
-from rich.tree import Tree
 
-from milepost.cli.console import note, print_json
+from milepost.cli.console import note, print_json, print_line, say
 from milepost.cli.progress import STATUS_STYLES
-from milepost.cli.runs import print_table
-from milepost.cli.terminal import err, out
+from milepost.cli.tables import print_table
 from milepost.cli.text import moment, visible
 from milepost.client import calls
 from milepost.client.calls import Call
 from milepost.client.client import Client
 from milepost.protocol.runs import TreeRun
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 PAGE_SIZE = 100
+
+
+def print_sign_in_link() -> None:
+    """Print a link to the dashboard that signs a browser in."""
+    client = Client()
+    link = client.send(calls.create_sign_in_link())
+    print_line(client.api_url.rstrip("/") + link.path)
+    note(f"it works once, within {link.expires_in_seconds // 60} minutes")
 
 
 def list_tasks(*, as_json: bool) -> None:
@@ -52,6 +60,10 @@ def show_tree(run_id: str, *, limit: int, as_json: bool) -> None:
     if as_json:
         print_json(msgspec.to_builtins(found))
         return
+    from rich.tree import Tree
+
+    from milepost.cli.terminal import out
+
     nodes: dict[str, Tree] = {}
     for run in found.data:
         parent = nodes.get(run.parent_id or "")
@@ -61,7 +73,9 @@ def show_tree(run_id: str, *, limit: int, as_json: bool) -> None:
         note(f"there are more runs below it: the first {len(found.data):,} are shown")
 
 
-def _told(run: TreeRun) -> Text:
+def _told(run: TreeRun) -> "Text":
+    from rich.text import Text
+
     text = Text(visible(run.task_identifier))
     text.append(f" {run.id} ", "dim")
     text.append(run.status, STATUS_STYLES.get(run.status, ""))
@@ -78,7 +92,7 @@ def _print(rows: list[tuple[str, ...]], nothing: str, *, as_json: bool) -> None:
     if as_json:
         return
     if len(rows) == 1:
-        err.print(nothing)
+        say(nothing)
         return
     print_table(rows)
 

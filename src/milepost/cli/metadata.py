@@ -13,13 +13,12 @@ from milepost.cli.console import fail, print_json, print_line
 from milepost.client import calls
 from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.client import Client
-from milepost.client.environment import RUN_VARIABLE
+from milepost.client.environment import RUN_VARIABLE, attempt_of_environment
 from milepost.client.updater import Sink, UntypedSink, Updater
 from milepost.model.jsonvalue import JSONValue, decode
 from milepost.model.operations import Operation, check
 from milepost.model.path import read
 from milepost.protocol.metadata import MetadataRequest
-from milepost.sdk.child_process import attempt_of_environment
 
 EXIT_USAGE = 2
 _NOTHING = object()

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
-
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from milepost.cli.text import visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 DONE_KEYS = ("processed", "done", "completed", "current")
 TOTAL_KEY = "total"
@@ -78,8 +76,13 @@ def bars_of(metadata: Mapping[str, Any]) -> tuple[list[Bar], dict[str, Any]]:
     return bars, rest
 
 
-def draw(*, task: str, run_id: str, status: str, metadata: Mapping[str, Any]) -> RenderableType:
+def draw(*, task: str, run_id: str, status: str, metadata: Mapping[str, Any]) -> "RenderableType":
     """The whole picture of a run, for a terminal."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
     bars, rest = bars_of(metadata)
     heading = Text.assemble(
         (visible(task), "bold"), "  ", (status, STATUS_STYLES.get(status, "")), "  ", (run_id, "dim")

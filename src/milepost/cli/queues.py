@@ -2,9 +2,8 @@
 
 import msgspec
 
-from milepost.cli.console import fail, print_json
-from milepost.cli.runs import print_table
-from milepost.cli.terminal import err, out
+from milepost.cli.console import fail, print_json, print_line, say
+from milepost.cli.tables import print_table
 from milepost.client.client import Client
 from milepost.protocol.queues import QueueObject
 
@@ -20,7 +19,7 @@ def list_queues(*, as_json: bool) -> None:
     if as_json:
         return
     if len(rows) == 1:
-        err.print("no queues")
+        say("no queues")
         return
     print_table(rows)
 
@@ -76,7 +75,7 @@ def _show(queue: QueueObject, *, as_json: bool) -> None:
         return
     print_table([("queue", "state", "queued", "running", "waiting", "limit", "rate"), _row(queue)])
     if queue.keys:
-        out.print()
+        print_line("")
         rows = [("key", "queued", "running", "waiting")]
         for key in queue.keys:
             more = "+" if key.queued_is_more else ""

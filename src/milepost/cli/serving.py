@@ -1,16 +1,16 @@
 """`milepost server`: the server and its dashboard, without executors."""
 
 import asyncio
+import sys
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
-from milepost.cli.console import note
+from milepost.cli.console import is_drawn, note
 from milepost.cli.database import settings_of
 from milepost.cli.hosting import bind, hosted, owned_folder
 from milepost.cli.settings import name_unknown_settings
 from milepost.cli.stopping import StopSignals, first_of
-from milepost.cli.terminal import err
 from milepost.errors import ConfigurationError
 from milepost.server.auth import CODE_SECONDS
 from milepost.server.settings import ServerSettings
@@ -54,7 +54,7 @@ async def serve(
             if server.network_url:
                 note(f"other machines reach it at {server.network_url}")
             # Whoever reads the log of a server must not be able to sign in with it.
-            if err.is_terminal:
+            if is_drawn(sys.stderr):
                 note(f"dashboard: {server.sign_in_link()} (once, within {CODE_SECONDS // 60} minutes)")
             note("`milepost dashboard` prints a link that signs a browser in")
             await first_of(signals.asked.wait(), server.ended)

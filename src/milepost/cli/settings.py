@@ -6,8 +6,8 @@ that does not start after going back to the version before would be worse than a
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 
+from milepost.cli.console import say
 from milepost.client.environment import ATTEMPT_VARIABLE, PREFIX, RUN_VARIABLE, names_of
 from milepost.client.settings import ClientSettings
 from milepost.sdk.settings import TaskSettings
@@ -34,9 +34,7 @@ def _known_to_clients() -> frozenset[str]:
 def name_unknown_settings(environment: Mapping[str, str] = os.environ) -> None:
     """Say which settings in the environment change nothing, and which ones may have been meant."""
     for line in unknown_settings(environment):
-        from milepost.cli.terminal import err
-
-        err.print(line, style="yellow", markup=False, soft_wrap=True)
+        say(line, style="yellow")
 
 
 def unknown_settings(environment: Mapping[str, str]) -> list[str]:
@@ -44,6 +42,8 @@ def unknown_settings(environment: Mapping[str, str]) -> list[str]:
     candidates = {name for name in environment if name.startswith((PREFIX, _SHARED_PREFIX))}
     if candidates <= _known_to_clients():
         return []
+    from difflib import get_close_matches
+
     known = known_settings()
     lines: list[str] = []
     for name in sorted(candidates - known):

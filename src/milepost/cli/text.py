@@ -7,11 +7,23 @@ could clear the screen, change its title, or hide what stands there.
 import json
 import re
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from milepost.model.text import UNSAFE, visible
 
-__all__ = ["can_be_written", "has_unsafe", "json_text", "visible"]
+if TYPE_CHECKING:
+    from milepost.model.run import QueuedReason, RunError
+
+__all__ = [
+    "can_be_written",
+    "error_text",
+    "first_line",
+    "has_unsafe",
+    "json_text",
+    "moment",
+    "visible",
+    "why_queued",
+]
 
 
 def has_unsafe(text: str) -> bool:
@@ -48,3 +60,18 @@ def can_be_written(text: str, encoding: str) -> bool:
 def moment(at: datetime) -> str:
     """A time as people of this machine read it."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def error_text(error: "RunError") -> str:
+    """What a run failed with."""
+    return f"{error.name}: {error.message}" if error.name else error.message
+
+
+def first_line(text: str) -> str:
+    """The first line that says something."""
+    return text.strip().partition("\n")[0]
+
+
+def why_queued(task_id: str, reason: "QueuedReason") -> str:
+    """Why nobody takes a run."""
+    return f"the run stays queued: {reason.describe(task_id)}"

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from milepost.errors import ConfigurationError
+
 SettingsT = TypeVar("SettingsT")
 Read = Callable[[object], Any]
 """Makes the value of a setting of what was given, a text or what TOML has. Raises ValueError, which says what is expected."""
@@ -39,6 +41,19 @@ class WrongSetting(Exception):
         self.name = name
         self.reason = reason
         self.given = given
+
+
+def attempt_of_environment() -> tuple[str, int] | None:
+    """The run and the attempt that the environment names; None when it names none. Raises ConfigurationError for half of it."""
+    run_id, attempt = os.environ.get(RUN_VARIABLE), os.environ.get(ATTEMPT_VARIABLE)
+    if not run_id:
+        return None
+    if attempt is None or not attempt.isascii() or not attempt.isdigit() or int(attempt) < 1:
+        raise ConfigurationError(
+            f"{RUN_VARIABLE} names the run {run_id!r:.100}, and {ATTEMPT_VARIABLE} must be the number of its attempt, not "
+            f"{attempt!r:.40}; `metadata.environment()` gives both"
+        )
+    return run_id, int(attempt)
 
 
 def setting(read: Read, default: Any) -> Any:

@@ -28,8 +28,8 @@ from milepost.client import calls
 from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.calls import Call, MetadataDocument
 from milepost.client.default import default_client
-from milepost.client.environment import ATTEMPT_VARIABLE, RUN_VARIABLE
-from milepost.errors import ConfigurationError, MilepostError, UnavailableError, UsageError
+from milepost.client.environment import ATTEMPT_VARIABLE, RUN_VARIABLE, attempt_of_environment
+from milepost.errors import MilepostError, UnavailableError, UsageError
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import ClaimedRun
 from milepost.sdk.buffer import Batch, Buffer, BufferBusy
@@ -169,19 +169,6 @@ def environment(scope: RunScope | None, base: Mapping[str, str] | None) -> dict[
         # What was called before leaves at once, so that the program is likely to find it.
         scope.link.flush(scope)
     return variables
-
-
-def attempt_of_environment() -> tuple[str, int] | None:
-    """The run and the attempt that the environment names; None when it names none. Raises ConfigurationError for half of it."""
-    run_id, attempt = os.environ.get(RUN_VARIABLE), os.environ.get(ATTEMPT_VARIABLE)
-    if not run_id:
-        return None
-    if attempt is None or not attempt.isascii() or not attempt.isdigit() or int(attempt) < 1:
-        raise ConfigurationError(
-            f"{RUN_VARIABLE} names the run {run_id!r:.100}, and {ATTEMPT_VARIABLE} must be the number of its attempt, not "
-            f"{attempt!r:.40}; `metadata.environment()` gives both"
-        )
-    return run_id, int(attempt)
 
 
 def attach() -> None:
