@@ -1,4 +1,5 @@
-"""The blocking way onto the wire, on `http.client`; and what both ways share. A transport sends a request once."""
+"""The blocking way onto the wire, on `http.client` with answers as `answers.py` reads them; and what both ways share. A transport
+sends a request once."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from socket import socket
 from ssl import SSLSocket
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
+from milepost.client.answers import READ_BYTES, WholeAnswer
 from milepost.client.retries import LOOK_SECONDS, Patience, unreachable
 from milepost.errors import ConfigurationError
 from milepost.protocol.problems import from_problem
@@ -22,7 +24,6 @@ ANSWER_SECONDS_MAX = 30.0
 # A server sends a sign of life more often than this.
 SILENCE_SECONDS_MAX = 35.0
 CONNECTIONS_MAX = 100
-READ_BYTES = 65_536
 # What has come while a reader was busy is read in pieces of this size; of each it sees the newest state.
 PIECE_BYTES_MAX = 1024 * 1024
 
@@ -89,11 +90,11 @@ class _OneWrite:
 
 
 class _HTTPConnection(_OneWrite, HTTPConnection):
-    pass
+    response_class: Any = WholeAnswer
 
 
 class _HTTPSConnection(_OneWrite, HTTPSConnection):
-    pass
+    response_class: Any = WholeAnswer
 
 
 class SyncTransport:
@@ -146,8 +147,7 @@ class SyncTransport:
             sock.settimeout(seconds)
             connection.request(method, self._address.path + target, body, {**self._headers, **headers})
             _wait_for(sock, seconds, patience)
-            response = connection.getresponse()
-            content = response.read()
+            answer = cast("WholeAnswer", connection.getresponse())
         except (HTTPException, OSError, UnicodeError) as error:
             _close(connection)
             raise unreachable(self._api_url, reason_of(error)) from None
@@ -159,10 +159,7 @@ class SyncTransport:
             self._resting.append(connection)
         else:
             connection.close()
-        if not content and response.status != 204 and not _says_its_length(response.headers):
-            # A head that is cut off is taken for a whole one by the library, and what should follow for nothing.
-            raise unreachable(self._api_url, "the connection broke within the answer")
-        return Reply(response.status, content, response.headers)
+        return Reply(answer.status, answer.content, answer.headers)
 
     @contextmanager
     def open(

@@ -1,0 +1,87 @@
+"""Answers of HTTP are read the same however they come in pieces, and nothing is taken for a whole one that is none."""
+
+import socket
+from http.client import HTTPException
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milepost.client.answers import WholeAnswer
+
+ANSWERS = {
+    "with its length": (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nX-Kind: a\r\n\r\n0123456", 200, b"0123456", True),
+    "in chunks": (
+        b"HTTP/1.1 202 Accepted\r\nX-Kind: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n012\r\n4\r\n3456\r\n0\r\n\r\n",
+        202,
+        b"0123456",
+        True,
+    ),
+    "after another that says to go on": (
+        b"HTTP/1.1 100 Continue\r\nX-Kind: b\r\n\r\nHTTP/1.1 200 OK\r\nx-kind: a\r\ncontent-length: 1\r\n\r\n0",
+        200,
+        b"0",
+        True,
+    ),
+    "without a body": (b"HTTP/1.1 204 No Content\r\nX-Kind: a\r\n\r\n", 204, b"", True),
+    "the last one": (
+        b"HTTP/1.1 503 Away\r\nConnection: close\r\nX-KIND: a\r\nContent-Length: 1\r\n\r\n0", 503, b"0", False
+    ),
+    "to the end of the connection": (b"HTTP/1.0 200 OK\r\nX-Kind: a\r\n\r\n0123456", 200, b"0123456", False),
+}  # fmt: skip
+
+
+def read(pieces: list[bytes]) -> WholeAnswer:
+    """What is read from a connection on which these pieces come, and then its end."""
+
+    class Pieces:
+        def recv(self, size: int) -> bytes:
+            return pieces.pop(0) if pieces else b""
+
+    answer = WholeAnswer(Pieces())  # type: ignore[arg-type]
+    answer.begin()
+    return answer
+
+
+def cut(text: bytes, places: list[int]) -> list[bytes]:
+    """The text in pieces."""
+    ends = sorted({place % len(text) for place in places} | {0, len(text)})
+    return [text[start:end] for start, end in pairwise(ends)]
+
+
+@given(st.sampled_from(sorted(ANSWERS)), st.lists(st.integers(0, 1000), max_size=8))
+def test_an_answer_is_the_same_in_any_pieces(name: str, places: list[int]) -> None:
+    text, status, content, stays_open = ANSWERS[name]
+    answer = read(cut(text, places))
+    assert (answer.status, answer.content, answer.will_close) == (status, content, not stays_open)
+    assert answer.headers.get("X-Kind") == answer.headers.get("x-kind") == "a"
+    assert answer.headers.get("X-Other") is None
+
+
+@given(st.sampled_from(sorted(ANSWERS)), st.integers(0, 1000), st.lists(st.integers(0, 1000), max_size=3))
+def test_a_part_of_an_answer_is_none(name: str, end: int, places: list[int]) -> None:
+    text, _, content, _ = ANSWERS[name]
+    part = text[: end % len(text)]
+    if name == "to the end of the connection" and part.endswith(content[: len(part) - text.index(content)]):
+        # Where the body ends nobody has said.
+        part = part[: text.index(content) - 1]
+    with pytest.raises(HTTPException if part else ConnectionError):
+        read(cut(part, places) if part else [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 two hundred\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"<html>"],
+)
+def test_what_is_no_answer_is_said(text: bytes) -> None:
+    with pytest.raises(HTTPException, match="no HTTP answer"):
+        read([text])
+
+
+def test_a_connection_that_breaks_says_so() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        with pytest.raises(ConnectionError):
+            WholeAnswer(ours).begin()
