@@ -337,8 +337,10 @@ class Engine:
                     claiming.offer_apart(transaction, self.state)
                 served = self._claim(claims, transaction)
                 announcement = transaction.announcement()
-                learnt = self._learnt(transaction, served)
-                number = self._tell_others(transaction, learnt, announcement)
+                learnt = number = None
+                if self._others is not None:
+                    learnt = self._learnt(transaction, served)
+                    number = self._tell(self._others, transaction, learnt, announcement)
         except BaseException:
             # What a claim has found is undone with the rest, and may be there again.
             self.state.may_have_apart = True
@@ -357,7 +359,7 @@ class Engine:
         self._documents.settle(transaction.touched)
         self._documents.forget(transaction.done_with)
         self._remember(transaction, served)
-        if self._others is not None and number is not None:
+        if self._others is not None and learnt is not None and number is not None:
             self._others.told(number)
             steady_now = transaction.steady_now
             were_told(learnt, self.state, steady_now=steady_now, told_at=steady_now)
@@ -436,17 +438,15 @@ class Engine:
         answers, self._heard_answers = self._heard_answers, []
         return answers
 
-    def _tell_others(
-        self, transaction: Transaction, learnt: Learnt, announcement: Announcement
+    def _tell(
+        self, others: Others, transaction: Transaction, learnt: Learnt, announcement: Announcement
     ) -> int | None:
         """Tell the other servers what this group changes; the number under which it is told, None when there is nothing to tell."""
-        if self._others is None:
-            return None
         if announcement.is_empty and not is_worth_telling(
             learnt, self.state, steady_now=transaction.steady_now
         ):
             return None
-        return self._others.tell(transaction.connection, learnt, announcement, now=transaction.now)
+        return others.tell(transaction.connection, learnt, announcement, now=transaction.now)
 
     def _learnt(self, transaction: Transaction, served: "_Served") -> Learnt:
         """What this group teaches the engines of other servers."""

@@ -31,6 +31,7 @@ from milepost.engine.engine import Engine
 from milepost.engine.state import EngineSettings
 from milepost.errors import BadRequestError, MilepostError, UnavailableError
 from milepost.feed.hub import Hub
+from milepost.protocol import endpoints
 from milepost.protocol.endpoints import ENDPOINTS, METRICS, OPEN, READY, Endpoint
 from milepost.protocol.problems import Problem, to_problem
 from milepost.protocol.tokens import TOKEN_HEADER
@@ -58,6 +59,18 @@ from milepost.upkeep.upkeep import Upkeep
 logger = logging.getLogger("milepost.server")
 
 WATCH_SECONDS = 1.0
+# Every run makes one of each; the others are asked by people.
+_MOST_ASKED = (
+    endpoints.REPORT,
+    endpoints.CLAIM_RUNS,
+    endpoints.TRIGGER,
+    endpoints.RUN_RESULT,
+    endpoints.TRIGGER_BATCH,
+    endpoints.PUT_METADATA,
+    endpoints.REPORT_LOG,
+    endpoints.REPORT_CHUNKS,
+    endpoints.RUN_FEED,
+)
 # Two clocks that nobody sets part by a few milliseconds within this time.
 CLOCK_SECONDS = 60.0
 JSON = "application/json"
@@ -222,7 +235,7 @@ class Server:
         handlers.handlers |= {READY.name: self.readiness.answer, METRICS.name: self._metrics.answer}
         application = Starlette(
             routes=[
-                *(self._route(endpoint, handlers) for endpoint in ENDPOINTS),
+                *(self._route(endpoint, handlers) for endpoint in _in_order_of_requests()),
                 *client_routes(),
                 *dashboard_routes(self.authenticator, self._sessions),
             ],
@@ -353,6 +366,12 @@ class Server:
                 yield b"retry: %d\n\n" % random.randrange(*_RETRY_MILLISECONDS)
         finally:
             route.open -= 1
+
+
+def _in_order_of_requests() -> list[Endpoint]:
+    """The endpoints, first those that are asked most: a request is compared with one after the other, which at the end of them took as
+    long as all else that the loop does for it."""
+    return sorted(ENDPOINTS, key=lambda endpoint: endpoint not in _MOST_ASKED)
 
 
 async def _keep_reading(clock: DatabaseClock) -> None:

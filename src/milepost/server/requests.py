@@ -53,8 +53,8 @@ BODY_BYTES_PER_SECOND_MIN = 10_000
 # Beyond this the place of a fault is not looked for.
 EXPLAINED_BYTES_MAX = 4 * 1024 * 1024
 # Whoever sends a body says what it is in; nothing is decompressed here, so that no small body becomes a large one.
-_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
-_CHARSET = re.compile(r"charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"ascii")
+_CHARSET = re.compile(rb"charset\s*=\s*\"?([^\s;\"]*)", re.IGNORECASE)
 _WHOLE = re.compile(r"-?[0-9]{1,20}")
 _PERIOD = re.compile(r"([0-9]+)([smhdw])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -68,9 +68,8 @@ async def read_body(request: Request) -> bytes:
     Raises: TooLargeError beyond the limit, before the rest is read; RequestTimeoutError when it comes too slowly;
         UnsupportedMediaTypeError when it is compressed or in another charset than UTF-8.
     """
-    _check_coding(request)
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
+    length = _declared_length(request)
+    if length is not None and length > BODY_BYTES_MAX:
         raise _too_large()
     chunks: list[bytes] = []
     size = 0
@@ -83,7 +82,9 @@ async def read_body(request: Request) -> bytes:
                 if size > BODY_BYTES_MAX:
                     raise _too_large()
                 chunks.append(chunk)
-                limit.reschedule(began + BODY_SECONDS + size / BODY_BYTES_PER_SECOND_MIN)
+                if size != length:
+                    # More comes. Most bodies come in one piece, and need no other time.
+                    limit.reschedule(began + BODY_SECONDS + size / BODY_BYTES_PER_SECOND_MIN)
     except TimeoutError:
         raise RequestTimeoutError(
             f"the body came too slowly: {size:,} bytes within {loop.time() - began:.0f} s"
@@ -91,18 +92,33 @@ async def read_body(request: Request) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _check_coding(request: Request) -> None:
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("identity", ""):
+def _declared_length(request: Request) -> int | None:
+    """How long the body is to be, by its head; None where that does not say. Raises UnsupportedMediaTypeError."""
+    length = coding = kind = b""
+    # In one go: the library looks through all of them for each.
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name == b"content-encoding":
+            coding = value
+        elif name == b"content-type":
+            kind = value
+    if coding.strip().lower() not in (b"identity", b""):
         raise UnsupportedMediaTypeError(
-            f"the body has the content-encoding {coding!r:.60}; send it as it is, uncompressed",
+            f"the body has the content-encoding {_shown(coding)}; send it as it is, uncompressed",
             field="content-encoding",
         )
-    found = _CHARSET.search(request.headers.get("content-type", ""))
-    if found is not None and found[1].lower() not in _CHARSETS:
-        raise UnsupportedMediaTypeError(
-            f"the body is in the charset {found[1]!r:.60}; JSON travels as UTF-8", field="content-type"
-        )
+    if kind != b"application/json":
+        found = _CHARSET.search(kind)
+        if found is not None and found[1].lower() not in _CHARSETS:
+            raise UnsupportedMediaTypeError(
+                f"the body is in the charset {_shown(found[1])}; JSON travels as UTF-8", field="content-type"
+            )
+    return int(length) if length.isdigit() else None
+
+
+def _shown(value: bytes) -> str:
+    return f"{value.decode('latin-1').strip().lower()!r:.60}"
 
 
 def decode(body: bytes, kind: Any, *, place: str = "") -> Any:

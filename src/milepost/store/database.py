@@ -178,7 +178,7 @@ class Store:
 
     @contextmanager
     def _transaction(self, begin: Callable[[Connection], None]) -> Generator[Connection]:
-        self.check_place()
+        # Whether the files are in their place is looked at before the commit.
         with self._writing:
             connection = self._begin_writing(begin)
             try:
