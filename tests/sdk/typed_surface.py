@@ -118,7 +118,9 @@ assert_type(several.options(max_attempts=1).trigger_and_wait(1).unwrap(), float)
 assert_type(several_async.trigger_and_wait(1, b="y"), TaskResult[float])
 assert_type(several_async.batch_trigger([(1, "x"), {"a": 1, "b": "x"}]), BatchHandle[float])
 assert_type(several_async.batch_trigger([BatchItem((1, "x"), tags="t")]), BatchHandle[float])
+assert_type(several.batch_trigger([(1, "x"), {"a": 1, "c": True}]), BatchHandle[float])
 assert_type(several_behind_context.trigger(1, b="y"), RunHandle[float])
+assert_type(several_behind_context.batch_trigger([BatchItem((1, "x"), tags="t")]), BatchHandle[float])
 assert_type(anything_second.trigger("k", [1]), RunHandle[str])
 # Only pyright lets a context elsewhere go without saying; both do where it comes first.
 assert_type(context_elsewhere.trigger(1, b="y"), RunHandle[float])  # type: ignore[assert-type, call-overload]

@@ -11,6 +11,7 @@ from typing import (
     Concatenate,
     Generic,
     Literal,
+    Never,
     Protocol,
     TypeAlias,
     TypedDict,
@@ -399,6 +400,21 @@ class _SecondTakesAnything(Protocol[PayloadT_contra, OutputT_co, Params]):  # py
     def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
 
 
+# Who can be called with two arguments has several parameters, however many of them have a default.
+class _TakesTwo(Protocol[OutputT_co, Params]):
+    @overload
+    def __call__(self, first: Never, second: Never, /) -> OutputT_co: ...
+    @overload
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
+
+
+class _ContextAndTwo(Protocol[OutputT_co, Params]):
+    @overload
+    def __call__(self, ctx: Context, first: Never, second: Never, /) -> OutputT_co: ...
+    @overload
+    def __call__(self, ctx: Context, /, *args: Params.args, **kwargs: Params.kwargs) -> OutputT_co: ...
+
+
 class _ContextAndOne(Protocol[PayloadT_contra, OutputT_co, Params]):  # pyright: ignore[reportInvalidTypeVarUse]
     @overload
     def __call__(self, ctx: Context, payload: PayloadT_contra, /) -> OutputT_co: ...
@@ -424,6 +440,12 @@ class TaskDecorator(Protocol):
     @overload
     def __call__(self, function: _TakesAnything[OutputT, Params], /) -> Task[Any, OutputT, Params]: ...
     @overload
+    def __call__(
+        self, function: _ContextAndTwo[Awaited[OutputT], Params], /
+    ) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(self, function: _ContextAndTwo[OutputT, Params], /) -> Task[Arguments, OutputT, Params]: ...
+    @overload
     def __call__(  # pyright: ignore[reportOverlappingOverload]
         self, function: _ContextAndOne[PayloadT, Awaited[OutputT], Params], /
     ) -> Task[PayloadT, OutputT, Params]: ...
@@ -445,18 +467,6 @@ class TaskDecorator(Protocol):
     ) -> Task[Arguments, OutputT, Params]: ...
     @overload
     def __call__(
-        self, function: _TakesOne[PayloadT, Awaited[OutputT], Params], /
-    ) -> Task[PayloadT, OutputT, Params]: ...
-    @overload
-    def __call__(
-        self, function: _TakesOne[PayloadT, OutputT, Params], /
-    ) -> Task[PayloadT, OutputT, Params]: ...
-    @overload
-    def __call__(self, function: Callable[[], Awaited[OutputT]], /) -> Task[None, OutputT, []]: ...
-    @overload
-    def __call__(self, function: Callable[[], OutputT], /) -> Task[None, OutputT, []]: ...
-    @overload
-    def __call__(
         self, function: _SecondTakesAnything[PayloadT, Awaited[OutputT], Params], /
     ) -> Task[Arguments, OutputT, Params]: ...
     @overload
@@ -471,6 +481,24 @@ class TaskDecorator(Protocol):
     def __call__(
         self, function: Callable[[PayloadT, Context], OutputT], /
     ) -> Task[PayloadT, OutputT, [PayloadT]]: ...
+    @overload
+    def __call__(
+        self, function: _TakesTwo[Awaited[OutputT], Params], /
+    ) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(self, function: _TakesTwo[OutputT, Params], /) -> Task[Arguments, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self, function: _TakesOne[PayloadT, Awaited[OutputT], Params], /
+    ) -> Task[PayloadT, OutputT, Params]: ...
+    @overload
+    def __call__(
+        self, function: _TakesOne[PayloadT, OutputT, Params], /
+    ) -> Task[PayloadT, OutputT, Params]: ...
+    @overload
+    def __call__(self, function: Callable[[], Awaited[OutputT]], /) -> Task[None, OutputT, []]: ...
+    @overload
+    def __call__(self, function: Callable[[], OutputT], /) -> Task[None, OutputT, []]: ...
     @overload
     def __call__(self, function: _ContextSomewhere[Awaited[OutputT]], /) -> Task[Arguments, OutputT, ...]: ...
     @overload
