@@ -1,4 +1,4 @@
-"""What grows with the runs that are kept: a run and an update with 10,000 runs in the database and with 10,000,000, on SQLite.
+"""What grows: a run and an update with 10,000 runs in the database and with 10,000,000, on SQLite; a frame with 100 and 10,000 watchers.
 
     python benchmarks/growth.py [--quick] [--markdown] [--runs 10000000]
 
@@ -19,11 +19,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import bench_tasks
 import harness
 from engine_cost import BATCH, STEPS, Bench, now
-from harness import Figure
+from harness import Figure, House, Report
+from watching import Watch, watch
 
-from milepost.engine.commands import IndexDocuments, Report, TriggerBatch, TriggerItem
+from milepost.engine import commands
+from milepost.engine.commands import IndexDocuments, TriggerBatch, TriggerItem
 from milepost.model.filters import parse_filter
 from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunError, RunStatus
@@ -42,6 +45,12 @@ WITH_DOCUMENT = 2
 COPIED_AT_ONCE = 200_000
 UPDATED_RUNS = 200
 ASKED = 40
+WATCHERS = 10_000
+FEW_WATCHERS = 100
+QUICK_WATCHERS = 300
+SEEN_UPDATES = 30
+# Files that a process needs beside its connections.
+OTHER_FILES = 300
 SECONDS_MAX = 1800.0
 
 # The tables that hold a run which has ended, with the column that names it.
@@ -72,6 +81,14 @@ FIGURES = (
         )
     ),
     Figure("bytes", "the database, per run kept", "bytes"),
+    Figure("frame_few", "processor time of the server for each frame, 100 watchers of one run", "µs"),
+    Figure("frame_many", "processor time of the server for each frame, many watchers of one run", "µs"),
+    Figure(
+        "frame_ratio",
+        "processor time of the server for each frame: many watchers compared with 100",
+        "x",
+        at_most=1.5,
+    ),
 )
 
 
@@ -102,6 +119,32 @@ def main() -> None:
             report.add(f"{name}_many", much[name])
             report.add(f"{name}_ratio", much[name] / value)
         report.add("bytes", path.stat().st_size / many)
+        path.unlink()
+        measure_watchers(report, QUICK_WATCHERS if given.quick else WATCHERS)
+
+
+def measure_watchers(report: Report, wanted: int) -> None:
+    """Few and many watchers of one run, each sent the same updates."""
+    many = min(wanted, harness.raise_open_files(wanted + OTHER_FILES) - OTHER_FILES)
+    with harness.dev(processes=1) as house:
+        few_each = frame_microseconds(house, FEW_WATCHERS, per_second=20)
+        many_each = frame_microseconds(house, many, per_second=1)
+    report.add("frame_few", few_each)
+    report.add("frame_many", many_each, f"{many:,} watchers")
+    report.add("frame_ratio", many_each / few_each)
+
+
+def frame_microseconds(house: House, watchers: int, *, per_second: float) -> float:
+    """What the server takes for a frame, from when all are connected until the run has ended."""
+    house.use()
+    with house.paused_workers():
+        run_id = bench_tasks.stamp.trigger(bench_tasks.Updates(SEEN_UPDATES, per_second)).id
+        watching = watch(Watch(house.url, house.secret_key, [run_id], times=watchers, sample_every=1000))
+        used = house.cpu()
+    with watching:
+        seen = watching.take_until_ended(watchers, seconds=120)
+        used = house.cpu() - used
+    return used.server / seen.frames * 1e6
 
 
 def make_templates(path: Path) -> None:
@@ -123,7 +166,7 @@ def make_templates(path: Path) -> None:
                 outcome=Outcome(error=error) if number == TEMPLATES - 1 else Outcome(output="null"),
             )
         )
-    bench.do(Report("worker", reports))
+    bench.do(commands.Report("worker", reports))
     bench.do(IndexDocuments(TEMPLATES))
     store.close()
 
@@ -199,7 +242,7 @@ def update_microseconds(bench: Bench) -> float:
         operations = [Set("progress", sequence)]
         began = time.process_time()
         bench.do(
-            Report(
+            commands.Report(
                 "worker",
                 [
                     RunReport(
@@ -214,7 +257,7 @@ def update_microseconds(bench: Bench) -> float:
         )
         taken.append((time.process_time() - began) / UPDATED_RUNS * 1e6)
     bench.do(
-        Report(
+        commands.Report(
             "worker",
             [
                 RunReport(id=run.id, attempt=run.attempt, sequence=4 * TURNS, outcome=Outcome(output="null"))
