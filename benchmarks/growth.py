@@ -1,4 +1,4 @@
-"""What grows: a run and an update with 10,000 runs in the database and with 10,000,000, on SQLite; a frame with 100 and 10,000 watchers.
+"""What grows: runs and updates with 10,000 and with 10,000,000 runs in the database, on SQLite; frames with 100 and 10,000 watchers.
 
     python benchmarks/growth.py [--quick] [--markdown] [--runs 10000000]
 
