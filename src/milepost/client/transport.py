@@ -1,5 +1,4 @@
-"""The blocking way onto the wire, on `http.client` with answers as `answers.py` reads them; and what both ways share. A transport
-sends a request once."""
+"""The blocking way onto the wire, on the connections of `http.client`; and what both ways share. A transport sends a request once."""
 
 from __future__ import annotations
 
@@ -10,11 +9,11 @@ from collections.abc import Container, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from socket import socket
-from ssl import SSLSocket
-from typing import Any, NamedTuple, Protocol, cast
+from ssl import SSLCertVerificationError, SSLError, SSLSocket
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from milepost.client.answers import READ_BYTES, WholeAnswer
+from milepost.client.messages import READ_BYTES, WholeAnswer, header_lines, host_of, request_line, with_length
 from milepost.client.retries import LOOK_SECONDS, Patience, unreachable
 from milepost.errors import ConfigurationError
 from milepost.protocol.problems import from_problem
@@ -63,38 +62,21 @@ def checked_address(api_url: str) -> str:
     return api_url.rstrip("/")
 
 
-class _OneWrite:
-    """Mixed into a connection: a request leaves in one write, head and body together, which saves a system call and a packet."""
-
-    _held: list[bytes] | None = None
+class _Closing:
+    """Mixed into a connection: whoever lets go of a client need not close it."""
 
     def __del__(self) -> None:
-        # Whoever lets go of a client need not close it. At the end of the interpreter nothing may be left to do it with.
+        # At the end of the interpreter nothing may be left to do it with.
         with suppress(Exception):
             self.close()  # type: ignore[attr-defined]
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        self._held = []
-        try:
-            super().request(*args, **kwargs)  # type: ignore[misc]
-            held = b"".join(self._held)
-        finally:
-            self._held = None
-        self.send(held)
 
-    def send(self, data: Any) -> None:
-        if self._held is not None and isinstance(data, bytes):
-            self._held.append(data)
-        else:
-            super().send(data)  # type: ignore[misc]
+class _HTTPConnection(_Closing, HTTPConnection):
+    pass
 
 
-class _HTTPConnection(_OneWrite, HTTPConnection):
-    response_class: Any = WholeAnswer
-
-
-class _HTTPSConnection(_OneWrite, HTTPSConnection):
-    response_class: Any = WholeAnswer
+class _HTTPSConnection(_Closing, HTTPSConnection):
+    pass
 
 
 class SyncTransport:
@@ -104,6 +86,13 @@ class SyncTransport:
         self._api_url = checked_address(api_url)
         self._headers = common_headers(secret_key)
         self._address = urlsplit(self._api_url)
+        try:
+            request_line("GET", self._address.path + "/")
+            self._common_lines = header_lines({"host": host_of(self._address), **self._headers})
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the API address {self._api_url!r} cannot be asked: {error} (MILEPOST_API_URL)"
+            ) from None
         self._open()
 
     def _open(self) -> None:
@@ -145,9 +134,12 @@ class SyncTransport:
             connection = self._connection(seconds)
             sock = connection.sock
             sock.settimeout(seconds)
-            connection.request(method, self._address.path + target, body, {**self._headers, **headers})
+            request = request_line(method, self._address.path + target) + self._common_lines
+            # In one write, which saves a system call and a packet.
+            sock.sendall(request + header_lines(headers) + with_length(method, body))
             _wait_for(sock, seconds, patience)
-            answer = cast("WholeAnswer", connection.getresponse())
+            answer = WholeAnswer(sock)
+            answer.read()
         except (HTTPException, OSError, UnicodeError) as error:
             _close(connection)
             raise unreachable(self._api_url, reason_of(error)) from None
@@ -155,7 +147,7 @@ class SyncTransport:
             # Whatever has interrupted it: an answer may still come, which nobody is to take for another one.
             _close(connection)
             raise
-        if connection.sock is not None and len(self._resting) < CONNECTIONS_MAX:
+        if not answer.will_close and len(self._resting) < CONNECTIONS_MAX:
             self._resting.append(connection)
         else:
             connection.close()
@@ -303,12 +295,19 @@ def _wait_for(sock: socket, seconds: float, patience: Patience) -> None:
 
 def reason_of(error: BaseException) -> str:
     """Why there was no answer, in words; the libraries put several errors around the one that says it."""
-    innermost: BaseException | None = error
-    while innermost is not None:
-        number = innermost.errno if isinstance(innermost, OSError) else None
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    for each in chain:
+        # By their types: libraries derive errors of their own from them, which say less.
+        if type(each) is SSLCertVerificationError:
+            return f"its certificate is not accepted: {each.verify_message}"
+        if type(each) is SSLError:
+            return f"it speaks no TLS that is understood here: {each.reason}"
+    for each in chain:
+        number = each.errno if isinstance(each, OSError) else None
         if number is not None:
             # Numbers below zero are those of name resolution.
             return os.strerror(number).lower() if number > 0 else "its name cannot be resolved"
-        innermost = innermost.__cause__ or innermost.__context__
     is_late = isinstance(error, TimeoutError)
     return "no answer in time" if is_late else "the connection broke"

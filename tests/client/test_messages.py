@@ -1,14 +1,18 @@
-"""Answers of HTTP are read the same however they come in pieces, and nothing is taken for a whole one that is none."""
+"""Requests are what was meant, answers are read the same however they come in pieces, and a part of one is not taken for a whole."""
 
 import socket
 from http.client import HTTPException
 from itertools import pairwise
+from urllib.parse import urlsplit
 
 import pytest
+from httptools import HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milepost.client.answers import WholeAnswer
+from milepost.client.client import Client
+from milepost.client.messages import WholeAnswer, header_lines, host_of, request_line, with_length
+from milepost.errors import ConfigurationError
 
 ANSWERS = {
     "with its length": (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nX-Kind: a\r\n\r\n0123456", 200, b"0123456", True),
@@ -40,7 +44,7 @@ def read(pieces: list[bytes]) -> WholeAnswer:
             return pieces.pop(0) if pieces else b""
 
     answer = WholeAnswer(Pieces())  # type: ignore[arg-type]
-    answer.begin()
+    answer.read()
     return answer
 
 
@@ -84,4 +88,76 @@ def test_a_connection_that_breaks_says_so() -> None:
     with ours:
         theirs.close()
         with pytest.raises(ConnectionError):
-            WholeAnswer(ours).begin()
+            WholeAnswer(ours).read()
+
+
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+@given(
+    st.sampled_from(["GET", "POST", "PUT", "DELETE"]),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20),
+    st.dictionaries(
+        st.text("abc-", min_size=1), st.text(st.characters(min_codepoint=33, max_codepoint=126)), max_size=4
+    ),
+    st.none() | st.binary(max_size=30),
+)
+def test_a_server_reads_what_was_meant(
+    method: str, path: str, headers: dict[str, str], body: bytes | None
+) -> None:
+    class Server:
+        def __init__(self) -> None:
+            self.url, self.body, self.is_whole = b"", b"", False
+            self.headers: dict[str, str] = {}
+
+        def on_url(self, url: bytes) -> None:
+            self.url += url
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            self.headers[name.decode()] = value.decode()
+
+        def on_body(self, body: bytes) -> None:
+            self.body += body
+
+        def on_message_complete(self) -> None:
+            self.is_whole = True
+
+    server = Server()
+    parser = HttpRequestParser(server)
+    parser.feed_data(request_line(method, "/" + path) + header_lines(headers) + with_length(method, body))
+    assert server.is_whole
+    assert (parser.get_method().decode(), server.url.decode(), server.body) == (
+        method,
+        "/" + path,
+        body or b"",
+    )
+    assert server.headers.items() >= headers.items()
+
+
+@pytest.mark.parametrize("text", ["a b", "a\r\nx: y", "a\tb", "ä", ""])
+def test_a_target_that_is_not_quoted_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="cannot be asked for"):
+        request_line("GET", text)
+
+
+@pytest.mark.parametrize("text", ["a\r\nx: y", "a\n", "ä", "\0"])
+def test_a_header_cannot_bring_another_one(text: str) -> None:
+    with pytest.raises(ValueError, match="the header a"):
+        header_lines({"a": text})
+
+
+def test_the_server_is_named_without_who_asks() -> None:
+    for address, host in (
+        ("http://me:secret@example.org:3030/x", "example.org:3030"),
+        ("http://[::1]:3030", "[::1]:3030"),
+        ("https://bücher.example", "xn--bcher-kva.example"),
+    ):
+        assert host_of(urlsplit(address)) == host
+
+
+@pytest.mark.parametrize(
+    "address", ["http://localhost/a b", "http://localhost/ä", "http://" + "ä" * 70 + ".org"]
+)
+def test_an_address_that_cannot_be_asked_is_a_mistake_of_the_settings(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="MILEPOST_API_URL"):
+        Client(address, "key")

@@ -1,17 +1,53 @@
-"""Reading an answer of HTTP as a whole, by the parser that the server reads requests with.
+"""HTTP/1.1 as a caller needs it: the head of a request, and an answer as a whole, by the parser that the server reads requests with.
 
-The standard library reads the head of an answer as that of a mail, which took more than a third of what a call cost its caller.
+The standard library writes a head line by line, and reads that of an answer as that of a mail: half of what a call cost its caller.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from socket import socket
 from typing import Any
+from urllib.parse import SplitResult
 
 from httptools import HttpParserError, HttpResponseParser
 
 READ_BYTES = 65_536
+
+_TARGET = re.compile("[!-~]+")
+_VALUE = re.compile("[ -~]*")
+
+
+def host_of(address: SplitResult) -> str:
+    """The server as the header `host` names it."""
+    host = address.netloc.rpartition("@")[2]
+    return host if host.isascii() else host.encode("idna").decode()
+
+
+def request_line(method: str, target: str) -> bytes:
+    """The first line of a request. Raises ValueError for a target that is none: it is to be quoted."""
+    if _TARGET.fullmatch(target) is None:
+        raise ValueError(
+            f"{target!r:.200} cannot be asked for: it has spaces, control characters or others beyond ASCII"
+        )
+    return f"{method} {target} HTTP/1.1\r\n".encode()
+
+
+def header_lines(headers: Mapping[str, str]) -> bytes:
+    """Headers as they are sent. Raises ValueError for a value that no header can carry."""
+    for name, value in headers.items():
+        if _VALUE.fullmatch(value) is None:
+            raise ValueError(f"the header {name} cannot carry line breaks or characters beyond ASCII")
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+
+
+def with_length(method: str, body: bytes | None) -> bytes:
+    """The end of the head, and the body."""
+    if body is None:
+        return b"\r\n" if method == "GET" else b"content-length: 0\r\n\r\n"
+    return b"content-length: %d\r\n\r\n%b" % (len(body), body)
 
 
 class AnswerHeaders(dict[str, str]):
@@ -23,13 +59,13 @@ class AnswerHeaders(dict[str, str]):
 
 
 class WholeAnswer:
-    """An answer with its body, in the place of `http.client.HTTPResponse` (`HTTPConnection.response_class`).
+    """An answer with its body.
 
     Attributes:
         will_close: nothing more comes on this connection.
     """
 
-    def __init__(self, sock: socket, *_: Any, **__: Any) -> None:
+    def __init__(self, sock: socket) -> None:
         self._sock = sock
         self._parts: list[bytes] = []
         self._has_head = self._is_whole = False
@@ -38,7 +74,7 @@ class WholeAnswer:
         self.content = b""
         self.will_close = True
 
-    def begin(self) -> None:
+    def read(self) -> None:
         """Read all of it. Raises OSError when the connection breaks, HTTPException for what is no answer or not all of one."""
         self._parser = HttpResponseParser(self)
         try:
@@ -66,13 +102,6 @@ class WholeAnswer:
     @property
     def _says_its_length(self) -> bool:
         return "content-length" in self.headers or "transfer-encoding" in self.headers
-
-    def isclosed(self) -> bool:
-        """True: nothing of it is left on the connection."""
-        return True
-
-    def close(self) -> None:
-        """Nothing is left to be closed."""
 
     # --- what the parser calls -------------------------------------------------------------------------------
 
