@@ -300,7 +300,8 @@ class Engine:
     def _execute(self, requests: Sequence[Request]) -> tuple[list[tuple[Answer, Any]], list[Announcement]]:
         claims = [request for request in requests if isinstance(request.command, Claim)]
         others = [request for request in requests if not isinstance(request.command, Claim)]
-        others.sort(key=lambda request: rule_of(request.command).order)
+        if len(others) > 1:
+            others.sort(key=lambda request: rule_of(request.command).order)
         transaction: Transaction | None = None
         try:
             may_be_idle = bool(requests) and all(isinstance(request.command, _LOOKS) for request in requests)
@@ -554,12 +555,18 @@ class Engine:
             request_id = getattr(command, "request_id", None)
             if request_id is not None:
                 request_ids.append(request_id)
-        transaction.load_runs(ids)
-        transaction.load_runs(transaction.parents_of(ids))
-        transaction.load_documents(written)
-        transaction.load_answers(request_ids)
-        transaction.load_log_marks(logged)
-        transaction.load_keys(keys)
+        # Most groups are one command, which speaks of little of this.
+        if ids:
+            transaction.load_runs(ids)
+            transaction.load_runs(transaction.parents_of(ids))
+        if written:
+            transaction.load_documents(written)
+        if request_ids:
+            transaction.load_answers(request_ids)
+        if logged:
+            transaction.load_log_marks(logged)
+        if keys:
+            transaction.load_keys(keys)
 
     def _decide(self, command: Command, transaction: Transaction) -> Any:
         try:
