@@ -27,7 +27,8 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
-        time.sleep(0.01)
+        # Not more often: to look at processes takes a millisecond, and others wait for the processor.
+        time.sleep(0.02)
     return found
 
 
