@@ -106,7 +106,7 @@ MOMENTS: dict[str, Callable[[Command], object]] = {
 # The signals take turns: both set the same event.
 @pytest.mark.parametrize(
     ("moment", "number"),
-    zip(MOMENTS, [signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT], strict=True),
+    list(zip(MOMENTS, [signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGINT], strict=True)),
 )
 def test_it_ends_cleanly_at_any_moment(
     command: Callable[..., Command], tmp_path: Path, moment: str, number: int
