@@ -30,9 +30,10 @@ dev: .venv/.runtime ## Run server, dashboard and workers on the examples
 	@$(BIN)/milepost dev examples
 
 # Two processes for each core, because many tests wait for other processes, and each takes whole files: their tests share servers and
-# browsers. Files that mostly wait begin first (tests/conftest.py).
+# browsers. Long files begin first (tests/conftest.py). Where the environment keeps Python from storing what it has
+# compiled, as images of containers do, each of the thousands of processes would compile everything anew.
 test: check .venv/.browser .venv/.pooler .venv/javascript/.installed ## Everything that the continuous integration runs: the checks and all tests
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile \
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(2 * (os.cpu_count() or 1))') --dist loadfile \
 		--no-loadscope-reorder --max-worker-restart 0
 
 check: .venv/.development ## Lint, formatting, types, import rules

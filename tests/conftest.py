@@ -43,16 +43,17 @@ def _encodable(value: Any) -> Any:
     return value
 
 
-# What mostly waits for processes and browsers, the longest first. Begun first, it does not hold up the end of a run on several cores.
-_WAITING = ("e2e", "browser", "dashboard", "javascript", "docs")
+# What has long files, or mostly waits for processes and browsers, the longest first. Begun first, it does not hold up the end of a run
+# on several cores.
+_LONG = ("e2e", "simulation", "browser", "dashboard", "javascript", "docs", "worker", "sdk")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that mostly wait come first; the order within a file stays."""
+    """Long files come first; the order within a file stays."""
 
     def place(item: pytest.Item) -> int:
         folders = item.path.parts
-        return next((number for number, name in enumerate(_WAITING) if name in folders), len(_WAITING))
+        return next((number for number, name in enumerate(_LONG) if name in folders), len(_LONG))
 
     items.sort(key=place)
 

@@ -83,7 +83,7 @@ def test_random_requests_are_answered_as_described(
         cases |= operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
 
     @settings(
-        max_examples=30,
+        max_examples=20,
         deadline=None,
         derandomize=True,
         phases=[Phase.generate],

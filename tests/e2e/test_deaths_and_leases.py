@@ -70,24 +70,18 @@ def noted(site: Site, name: str) -> int:
 # --- a process that dies ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("death", "cause"),
-    [
-        ("os._exit(4)", "ended with exit code 4 (the task may have called os._exit)"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV (a fault in native code)"),
-        (
-            "os.kill(os.getpid(), signal.SIGKILL)",
-            "was killed by SIGKILL (the system does so when memory runs out)",
-        ),
-    ],
-)
-def test_one_run_that_kills_its_process_costs_those_beside_it_nothing(
-    site: Callable[..., Site], death: str, cause: str
-) -> None:
+DEATHS = {
+    "exit": "ended with exit code 4 (the task may have called os._exit)",
+    "SIGSEGV": "was killed by SIGSEGV (a fault in native code)",
+    "SIGKILL": "was killed by SIGKILL (the system does so when memory runs out)",
+}
+
+
+def test_one_run_that_kills_its_process_costs_those_beside_it_nothing(site: Callable[..., Site]) -> None:
     here = site()
     worker = here.start_worker(
         NOTES
-        + f"""
+        + """
 @task(retry=Retry(max_attempts=1))
 def innocent(name: str, ctx: Context) -> str:
     note("begun", name)
@@ -96,29 +90,32 @@ def innocent(name: str, ctx: Context) -> str:
     return name
 
 @task(retry=Retry(max_attempts=1))
-def crasher(names: list[str]) -> None:
+def crasher(names: list[str], death: str) -> None:
     wait_for_notes(*(name + ".begun" for name in names))
-    note("begun", "crasher")
-    {death}
+    note("begun", "crasher-" + death)
+    if death == "exit":
+        os._exit(4)
+    os.kill(os.getpid(), getattr(signal, death))
     # A signal may be delivered by way of another thread, a moment later.
     time.sleep(60)
 """
     )
-    names = [f"innocent-{number}" for number in range(5)]
-    innocents = [here.client.trigger("innocent", name).id for name in names]
-    crasher = here.client.trigger("crasher", names).id
-    failed = here.finished(crasher)
-    assert failed.is_failed
-    assert failed.error is not None
-    assert failed.error.name == "ProcessDiedError"
-    assert cause in failed.error.message
-    assert ends_of(here, crasher) == ["beside", "crashed"]
-    for name, run_id in zip(names, innocents, strict=True):
-        run = here.finished(run_id)
-        assert run.output == name
-        assert (ends_of(here, run_id), charged(here, run_id)) == (["beside"], 0)
-        assert noted(here, f"{name}.begun") == 2
-    assert noted(here, "crasher.begun") == 2
+    for death, cause in DEATHS.items():
+        names = [f"innocent-{death}-{number}" for number in range(5)]
+        innocents = [here.client.trigger("innocent", name).id for name in names]
+        crasher = here.client.trigger("crasher", {"names": names, "death": death}).id
+        failed = here.finished(crasher)
+        assert failed.is_failed
+        assert failed.error is not None
+        assert failed.error.name == "ProcessDiedError"
+        assert cause in failed.error.message
+        assert ends_of(here, crasher) == ["beside", "crashed"]
+        for name, run_id in zip(names, innocents, strict=True):
+            run = here.finished(run_id)
+            assert run.output == name
+            assert (ends_of(here, run_id), charged(here, run_id)) == (["beside"], 0)
+            assert noted(here, f"{name}.begun") == 2
+        assert noted(here, f"crasher-{death}.begun") == 2
     assert worker.end() == 0
 
 

@@ -60,19 +60,22 @@ def closes_descriptors(first: int) -> None:
 """
 
 
+# The system ends the process: only a loop whose descriptors are closed has a say in it. The others take turns.
 @pytest.mark.parametrize(
-    ("task_id", "argument", "words"),
+    ("loop", "task_id", "argument", "words"),
     [
-        ("exits", 0, "ended with exit code 0"),
-        ("exits", 3, "ended with exit code 3"),
-        ("exits", 4, "ended with exit code 4"),
-        ("exits_on_loop", 0, "ended with exit code 0"),
-        ("exits_in_thread", 5, "ended with exit code 5"),
-        ("is_killed", signal.SIGKILL, "was killed by SIGKILL"),
-        ("is_killed", signal.SIGABRT, "was killed by SIGABRT"),
-        ("closes_descriptors", 3, r"(was killed by SIGABRT|ended with exit code 1)"),
-        ("closes_descriptors", 0, r"(was killed by SIGABRT|ended with exit code 1)"),
+        ("uvloop", "exits", 0, "ended with exit code 0"),
+        ("asyncio", "exits", 3, "ended with exit code 3"),
+        ("uvloop", "exits", 4, "ended with exit code 4"),
+        ("asyncio", "exits_on_loop", 0, "ended with exit code 0"),
+        ("uvloop", "exits_in_thread", 5, "ended with exit code 5"),
+        ("uvloop", "is_killed", signal.SIGKILL, "was killed by SIGKILL"),
+        ("asyncio", "is_killed", signal.SIGABRT, "was killed by SIGABRT"),
+        ("uvloop", "closes_descriptors", 3, r"(was killed by SIGABRT|ended with exit code 1)"),
+        ("asyncio", "closes_descriptors", 3, r"(was killed by SIGABRT|ended with exit code 1)"),
+        ("asyncio", "closes_descriptors", 0, r"(was killed by SIGABRT|ended with exit code 1)"),
     ],
+    indirect=["loop"],
 )
 def test_a_crash_is_told_in_one_line_and_costs_its_neighbour_nothing(
     house: Callable[..., House], tmp_path: Path, loop: dict[str, str],
@@ -177,18 +180,10 @@ def test_what_would_end_a_program_ends_the_run_alone(
     assert [each.pid for each in dev.executors()] == [executor.pid]
     (tmp_path / "gate").touch()
     assert dev.finished(run_id).output == 1
-    assert dev.end() == 0
-
-
-def test_a_signal_handler_that_exits_ends_no_executor(
-    house: Callable[..., House], tmp_path: Path, loop: dict[str, str]
-) -> None:
-    """It has no neighbour here: what such a handler raises hits whatever executes at that moment, a neighbour too."""
-    dev = house(GATE + ENDERS, "--processes", "1", env=LONG_LEASE | loop)
-    [executor] = dev.executors()
-    run = dev.finished(dev.trigger("is_alarmed"))
-    assert run.error is not None
-    assert run.error.name == "LookupError"
+    # Without a neighbour: what a signal handler raises hits whatever executes at that moment, a neighbour too.
+    alarmed = dev.run("is_alarmed")
+    assert alarmed.error is not None
+    assert alarmed.error.name == "LookupError"
     assert [each.pid for each in dev.executors()] == [executor.pid]
     assert dev.end() == 0
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 from real_processes import Command, House, cmdline, is_alive, wait_until, write_tasks
 
 from milepost import Client
@@ -17,6 +16,7 @@ from milepost.client import calls
 from milepost.protocol.triggering import BatchItem, BatchRequest
 
 TREE = """
+import asyncio
 @task
 async def leaf(name: str) -> str:
     return name
@@ -43,33 +43,25 @@ def plain_middle(name: str) -> str:
 @task
 def plain_top() -> str:
     return plain_middle.trigger_and_wait("1").unwrap() + plain_middle.trigger_and_wait("2").unwrap()
+
+@task
+async def number_leaf(number: int) -> int:
+    return number
+
+@task
+async def wide() -> int:
+    batches = [number_leaf.abatch_trigger_and_wait([number] * 3) for number in range(5)]
+    return sum(result.unwrap() for results in await asyncio.gather(*batches) for result in results)
 """
 
 
-@pytest.mark.parametrize("task_id", ["top", "plain_top"])
-def test_a_tree_of_waiting_runs_goes_through_one_slot(house: Callable[..., House], task_id: str) -> None:
+def test_trees_and_several_waits_at_once_go_through_one_slot(house: Callable[..., House]) -> None:
     dev = house(TREE, "--processes", "1", "--concurrency", "1")
-    run = dev.run(task_id)
-    assert run.output == "1a1b2a2b"
-    assert run.attempt_count == 1
+    for task_id in ("top", "plain_top"):
+        run = dev.run(task_id)
+        assert (run.output, run.attempt_count) == ("1a1b2a2b", 1)
+    assert dev.run("wide").output == 30
     assert dev.end() == 0
-
-
-def test_several_waits_at_once_go_through_one_slot(house: Callable[..., House]) -> None:
-    dev = house(
-        """
-        import asyncio
-        @task
-        async def leaf(number: int) -> int:
-            return number
-        @task
-        async def top() -> int:
-            batches = [leaf.abatch_trigger_and_wait([number] * 3) for number in range(5)]
-            return sum(result.unwrap() for results in await asyncio.gather(*batches) for result in results)
-        """,
-        "--processes", "1", "--concurrency", "1",
-    )  # fmt: skip
-    assert dev.run("top").output == 30
 
 
 def test_never_more_runs_at_once_than_there_are_slots(house: Callable[..., House]) -> None:
@@ -140,14 +132,16 @@ def test_a_killed_executor_is_replaced_and_its_run_is_tried_again_at_once(
     assert dev.end() == 0
 
 
-def test_a_run_without_retries_that_kills_its_process_fails_with_the_cause(
+def test_a_run_without_retries_that_kills_its_process_fails_and_ends_with_all_that_it_has_started(
     house: Callable[..., House],
 ) -> None:
     dev = house(
         """
-        import os
+        import os, subprocess
         @task(retry=Retry(max_attempts=1))
         def dies() -> None:
+            process = subprocess.Popen(["sleep", "600"])
+            metadata.set("pid", process.pid).flush()
             os._exit(7)
         @task
         def lives() -> str:
@@ -160,6 +154,8 @@ def test_a_run_without_retries_that_kills_its_process_fails_with_the_cause(
     assert run.error is not None
     assert run.error.name == "ProcessDiedError"
     assert "ended with exit code 7 (the task may have called os._exit)" in run.error.message
+    process_id = run.metadata["pid"]
+    wait_until(lambda: not psutil.pid_exists(process_id) or not is_alive(psutil.Process(process_id)))
     assert dev.run("lives").output == "alive"
 
 
@@ -183,31 +179,35 @@ def gated_plain(path: str, ctx: Context) -> int:
 """
 
 
-@pytest.mark.parametrize("task_id", ["gated", "gated_plain"])
-def test_a_run_under_way_may_end_after_the_signal(
-    house: Callable[..., House], tmp_path: Path, task_id: str
-) -> None:
+def begin_gated(dev: House, gate: Path) -> list[str]:
+    """A coroutine and a function that go on until there is a file; both are under way."""
+    run_ids = [dev.trigger(task_id, str(gate)) for task_id in ("gated", "gated_plain")]
+    for run_id in run_ids:
+        dev.until(run_id, lambda run: run.metadata.get("pid"))
+    return run_ids
+
+
+def test_runs_under_way_may_end_after_the_signal(house: Callable[..., House], tmp_path: Path) -> None:
     dev = house(GATE, "--processes", "1")
-    run_id = dev.trigger(task_id, str(tmp_path / "gate"))
-    dev.until(run_id, lambda run: run.metadata.get("pid"))
+    run_ids = begin_gated(dev, tmp_path / "gate")
     dev.signal()
     (tmp_path / "gate").touch()
     assert dev.ended() == 0
-    run = house(None, "--processes", "1").client.runs.retrieve(run_id)
-    assert (run.output, run.attempt_count, run.metadata["last"]) == (1, 1, "words")
+    again = house(None, "--processes", "1")
+    for run_id in run_ids:
+        run = again.client.runs.retrieve(run_id)
+        assert (run.output, run.attempt_count, run.metadata["last"]) == (1, 1, "words")
 
 
-@pytest.mark.parametrize("task_id", ["gated", "gated_plain"])
-def test_a_run_that_does_not_end_in_time_is_tried_again(
-    house: Callable[..., House], tmp_path: Path, task_id: str
-) -> None:
+def test_runs_that_do_not_end_in_time_are_tried_again(house: Callable[..., House], tmp_path: Path) -> None:
     dev = house(GATE, "--processes", "1", "--grace", "0.2")
-    run_id = dev.trigger(task_id, str(tmp_path / "gate"))
-    dev.until(run_id, lambda run: run.metadata.get("pid"))
+    run_ids = begin_gated(dev, tmp_path / "gate")
     assert dev.end() == 0
     (tmp_path / "gate").touch()
-    run = house(None, "--processes", "1").finished(run_id)
-    assert (run.output, run.attempt_count) == (2, 2)
+    again = house(None, "--processes", "1")
+    for run_id in run_ids:
+        run = again.finished(run_id)
+        assert (run.output, run.attempt_count) == (2, 2)
 
 
 def test_runs_that_were_claimed_and_have_not_started_are_not_charged(
@@ -454,22 +454,6 @@ def test_a_forked_child_does_not_speak_for_its_parent(house: Callable[..., House
     assert "Traceback" not in dev.errors
 
 
-def test_what_a_task_has_started_ends_with_the_executor(house: Callable[..., House]) -> None:
-    dev = house(
-        """
-        import subprocess, os
-        @task(retry=Retry(max_attempts=1))
-        def starts() -> None:
-            process = subprocess.Popen(["sleep", "600"])
-            metadata.set("pid", process.pid).flush()
-            os._exit(1)
-        """,
-        "--processes", "1",
-    )  # fmt: skip
-    process_id = dev.run("starts").metadata["pid"]
-    wait_until(lambda: not psutil.pid_exists(process_id) or not is_alive(psutil.Process(process_id)))
-
-
 def test_a_refused_operation_is_in_the_log_of_the_run(house: Callable[..., House]) -> None:
     dev = house(
         """
@@ -549,10 +533,13 @@ def test_a_worker_outlives_its_server(command: Callable[..., Command], tmp_path:
     assert (run.output, run.attempt_count, run.metadata["last"]) == (1, 1, "words")
 
 
-def test_a_wrong_key_is_said_in_one_line(
+def test_a_wrong_key_is_said_in_one_line_and_the_right_one_is_in_no_list_of_processes(
     house: Callable[..., House], command: Callable[..., Command]
 ) -> None:
     dev = house(GATE, "--processes", "1")
+    for process in [psutil.Process(dev.process.pid), *dev.executors()]:
+        assert dev.secret_key not in json.dumps(cmdline(process))
+    assert os.getpid() not in [executor.pid for executor in dev.executors()]
     worker = command("worker", "jobs.py", env={"MILEPOST_API_URL": dev.url, "MILEPOST_SECRET_KEY": "wrong"})
     assert worker.process.wait(60) == 1
     assert "the secret key is wrong" in worker.errors
@@ -567,10 +554,3 @@ def test_a_worker_waits_for_its_server(command: Callable[..., Command], tmp_path
     )  # fmt: skip
     worker.says("waiting for the server at http://127.0.0.1:9")
     assert worker.end() == 0
-
-
-def test_the_key_is_not_in_the_list_of_processes(house: Callable[..., House]) -> None:
-    dev = house(GATE, "--processes", "1")
-    for process in [psutil.Process(dev.process.pid), *dev.executors()]:
-        assert dev.secret_key not in json.dumps(cmdline(process))
-    assert os.getpid() not in [executor.pid for executor in dev.executors()]

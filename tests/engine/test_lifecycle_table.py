@@ -132,6 +132,7 @@ ACTS: dict[Move, Callable[[Life], None]] = {
     Move.TIME_OUT: lambda life: life.report(outcome=Outcome(error=ENDED, end=AttemptEnd.TIMED_OUT)),
     Move.CANCEL: Life.cancel,
 }
+TIMED = (Move.DUE, Move.PARK, Move.EXPIRE)
 # How a run comes to stand where it is tried.
 WAYS: dict[RunStatus, tuple[RunStatus, tuple[Move, ...]]] = {
     RunStatus.PENDING_VERSION: (RunStatus.PENDING_VERSION, ()),
@@ -153,7 +154,7 @@ def follows(before: RunStatus, move: Move, life: Life) -> set[RunStatus]:
     """Where the run may stand after the act of a move, by the table alone."""
     found = LIFECYCLE[before][move]
     allowed = {found} if isinstance(found, RunStatus) else {before}
-    if move in (Move.DUE, Move.PARK, Move.EXPIRE) and before is RunStatus.DELAYED:
+    if move in TIMED and before is RunStatus.DELAYED:
         return {RunStatus.QUEUED if life.task == "work" else RunStatus.PENDING_VERSION}
     if move in (Move.DUE, Move.PARK) and before in (RunStatus.QUEUED, RunStatus.PENDING_VERSION):
         # The hour that goes by is more than its time to live, where it has one.
@@ -164,28 +165,53 @@ def follows(before: RunStatus, move: Move, life: Life) -> set[RunStatus]:
     return allowed
 
 
-@pytest.mark.parametrize("move", Move)
-@pytest.mark.parametrize("status", RunStatus)
-def test_every_move_in_every_status(
-    world: World, monkeypatch: pytest.MonkeyPatch, status: RunStatus, move: Move
-) -> None:
-    monkeypatch.setitem(globals(), "RULE", RetryRule(max_attempts=1))
+ALLOWED = [
+    (status, move) for status in RunStatus for move in Move if isinstance(LIFECYCLE[status][move], RunStatus)
+]
+REFUSED = [(status, move) for status in RunStatus for move in Move if (status, move) not in ALLOWED]
+
+
+def lead(world: World, status: RunStatus) -> Life:
+    """A run that stands there."""
     begins, way = WAYS[status]
     life = Life(world, begins=begins)
     for step in way:
         life.act(step)
     assert life.status is status
+    return life
+
+
+def by_time(status: RunStatus) -> RunStatus:
+    """Where a run is after an hour. Three moves come from time alone: which of them it is follows from where the run stands."""
+    ends = {RunStatus.DELAYED: RunStatus.QUEUED}
+    ends |= dict.fromkeys((RunStatus.QUEUED, RunStatus.PENDING_VERSION), RunStatus.EXPIRED)
+    return ends.get(status, status)
+
+
+@pytest.fixture
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt is the last."""
+    monkeypatch.setitem(globals(), "RULE", RetryRule(max_attempts=1))
+
+
+@pytest.mark.usefixtures("one_attempt")
+@pytest.mark.parametrize(("status", "move"), ALLOWED)
+def test_every_move_that_is_allowed(world: World, status: RunStatus, move: Move) -> None:
+    life = lead(world, status)
     life.act(move)
-    expected = LIFECYCLE[status][move]
-    if move in (Move.DUE, Move.PARK, Move.EXPIRE):
-        # All three come from time alone: which of them it is follows from where the run stands.
-        by_time = {RunStatus.DELAYED: RunStatus.QUEUED}
-        by_time |= dict.fromkeys((RunStatus.QUEUED, RunStatus.PENDING_VERSION), RunStatus.EXPIRED)
-        assert life.status is by_time.get(status, status)
-    elif isinstance(expected, RunStatus):
-        assert life.status is expected
-    else:
-        assert life.status is status
+    expected = by_time(status) if move in TIMED else LIFECYCLE[status][move]
+    assert life.status is expected
+
+
+@pytest.mark.one_server(
+    "who refuses has looked at the run alone; walks by chance are refused by several servers as well"
+)
+@pytest.mark.usefixtures("one_attempt")
+@pytest.mark.parametrize(("status", "move"), REFUSED)
+def test_every_move_that_is_refused(world: World, status: RunStatus, move: Move) -> None:
+    life = lead(world, status)
+    life.act(move)
+    assert life.status is (by_time(status) if move in TIMED else status)
     if status.is_final:
         assert life.status is status
 
