@@ -16,8 +16,8 @@ from milepost.worker.membership import REQUEST_SECONDS_MAX, Membership
 CLAIM_WAIT_SECONDS = 20.0
 # How long the first claim waits for the inbox: runs whose whole life the inbox has seen need not be asked after.
 INBOX_SECONDS_MAX = 2.0
-# How long the next claim waits for the end of what the last one has brought. A short run is started and reported before it then, as the
-# two would take their time from each other; behind runs that take longer it is sent after so long.
+# How long the next claim waits for the end of what the last one has brought. A short run is started and reported before it then, as
+# the two would take their time from each other; behind runs that take longer it is sent after so long.
 START_SECONDS_MAX = 0.002
 # A claimed run that has not started after this long is given back, so that others may run it.
 LINE_SECONDS_MAX = 1.0
@@ -88,8 +88,10 @@ class Claiming:
                 await self._slots_due.wait()
 
     async def _claim(self, request: ClaimRequest) -> bool:
-        """One claim, repeated under the same number until it is answered, so that no run is given out unheard; True when it has brought
-        runs."""
+        """One claim, repeated under the same number until it is answered, so that no run is given out unheard.
+
+        Returns: True when it has brought runs.
+        """
         self._in_flight = request
         backoff = Backoff()
         body = _encode(request)
