@@ -101,7 +101,7 @@ class ThreadHost:
         self.link.start()
 
     def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
-        return HeldRun(RunScope(run, Buffer.of(run, limit=metadata_size_max), self.link), None)
+        return HeldRun(RunScope(run, metadata_size_max, self.link), None)
 
     def start(self, runs: Sequence[HeldRun]) -> None:
         for held in runs:
