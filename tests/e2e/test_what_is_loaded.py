@@ -138,7 +138,7 @@ def test_with_plain_annotations_no_pydantic_and_what_asks_a_server_loads_no_work
 ) -> None:
     (tmp_path / "jobs.py").write_text(TASKS.partition("@task\ndef total")[0])
     dev = house(None, "--processes", "1")
-    assert dev.run("square", "7").output == 49
+    assert dev.run("square", 7).output == 49
     assert "pydantic" not in dev.run("loaded").output
     environment = {"MILEPOST_API_URL": dev.url, "MILEPOST_SECRET_KEY": dev.secret_key}
     run_id = dev.run("loaded").id
