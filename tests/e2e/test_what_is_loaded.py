@@ -41,6 +41,10 @@ async def loaded_on_the_loop():
 @task
 def square(number: int) -> int:
     return number * number
+
+@task
+def total(numbers: list[int]) -> int:
+    return sum(numbers)
 """
 # Says what is loaded when the code has ended, whatever ended it.
 TELLER = """
@@ -125,15 +129,16 @@ def test_an_executor_loads_what_it_runs(house: Callable[..., House], tmp_path: P
         loaded = set(dev.run(task_id).output)
         assert {"milepost.worker.executor", "aiohttp"} <= loaded
         assert loaded & (SERVER | COMMAND_LINE | HEAVY) - OF_PYDANTIC - {"aiohttp"} == set()
-    assert "pydantic" in loaded, "`square` is described with its types"
+    assert "pydantic" in loaded, "`total` is described with its types"
     assert dev.end() == 0
 
 
-def test_without_annotations_no_pydantic_and_what_asks_a_server_loads_no_worker_and_draws_nothing(
+def test_with_plain_annotations_no_pydantic_and_what_asks_a_server_loads_no_worker_and_draws_nothing(
     house: Callable[..., House], tmp_path: Path
 ) -> None:
-    (tmp_path / "jobs.py").write_text(TASKS.partition("@task\ndef square")[0])
+    (tmp_path / "jobs.py").write_text(TASKS.partition("@task\ndef total")[0])
     dev = house(None, "--processes", "1")
+    assert dev.run("square", 7).output == 49
     assert "pydantic" not in dev.run("loaded").output
     environment = {"MILEPOST_API_URL": dev.url, "MILEPOST_SECRET_KEY": dev.secret_key}
     run_id = dev.run("loaded").id

@@ -4,7 +4,7 @@ import random
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from milepost.errors import AttemptOverError, MetadataFlushError, RunCancelledEr
 from milepost.model.document import Document
 from milepost.model.operations import Set
 from milepost.model.run import AttemptEnd, Outcome, RunError
+from milepost.protocol.metadata import MetadataChange, MetadataDelta
 from milepost.protocol.work import ClaimedRun, InboxFrame, RunReply
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
@@ -41,7 +42,7 @@ class FakeHost:
 
     def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
         link: Any = None
-        return HeldRun(RunScope(run, Buffer.of(run, limit=metadata_size_max), link), None)
+        return HeldRun(RunScope(run, metadata_size_max, link), None)
 
     def start(self, runs: Sequence[HeldRun]) -> None:
         self.started += runs
@@ -1256,3 +1257,59 @@ def test_runs_that_end_in_time_leave_no_deadline_behind() -> None:
     assert desk.holding._deadlines == {}
     desk.pass_time(4000)
     assert desk.holding.deadline is None
+
+
+# --- runs without a buffer ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_writes_nothing_has_no_buffer_and_one_report_with_its_outcome() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", metadata={"stage": 1}, metadata_version=3)
+    desk.holding.finish(held, Outcome(output="1"))
+    [entry] = desk.holding.outbox.take(desk.now)
+    assert (entry.report.sequence, entry.report.changes, entry.report.metadata_version) == (1, [], -1)
+    assert held.scope.made_buffer is None
+    # It is taken once more, because a doubt came up; what was left running writes meanwhile.
+    held.scope.buffer.add("run_1", Set(key="late", value=1))
+    desk.holding.outbox.add(held, urgent=True)
+    [again] = desk.holding.outbox.take(desk.now)
+    assert again.report == entry.report, "a number that may have been sent always says the same"
+    desk.holding.answered(entry, RunReply(id="run_1"))
+    assert held.is_over
+    assert len(desk.holding) == 0
+
+
+def test_what_others_have_written_is_there_when_the_code_asks_first() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", metadata={"stage": 1}, metadata_version=3)
+    change = MetadataChange(version=4, operations=[Set(key="stage", value=2)])
+    desk.holding.hear(InboxFrame(deltas=[MetadataDelta("run_1", 3, 4, changes=[change])]))
+    assert held.scope.buffer.get("stage") == 2
+    assert held.scope.buffer.version == 4
+
+
+def test_a_report_without_a_buffer_says_the_version_of_the_claim_and_takes_what_is_newer() -> None:
+    desk = Desk(1)
+    [held] = desk.admit("run_1", metadata={"stage": 1}, metadata_version=3)
+    desk.wait(held, "run_2")
+    [entry] = desk.holding.outbox.take(desk.now)
+    assert (entry.report.sequence, entry.report.metadata_version, entry.report.waiting) == (0, 3, True)
+    change = MetadataChange(version=4, operations=[Set(key="stage", value=2)])
+    delta = MetadataDelta("run_1", 3, 4, changes=[change])
+    desk.holding.answered(entry, RunReply(id="run_1", delta=delta))
+    assert held.scope.buffer.get("stage") == 2
+
+
+def test_threads_that_need_the_buffer_at_once_are_given_one() -> None:
+    run = ClaimedRun(id="run_1", task="t", attempt=1)
+    link: Any = None
+    for _ in range(50):
+        scope, barrier = RunScope(run, 1000, link), threading.Barrier(4)
+
+        def ask(scope: RunScope = scope, barrier: threading.Barrier = barrier) -> Buffer:
+            barrier.wait(10)
+            return scope.buffer
+
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(ask) for _ in range(4)]
+        assert len({id(future.result()) for future in futures}) == 1

@@ -34,7 +34,7 @@ from milepost.protocol.work import (
 )
 from milepost.sdk.buffer import Buffer
 from milepost.sdk.scope import RunScope
-from milepost.worker import holding
+from milepost.worker import claiming, holding
 from milepost.worker.black_box import BlackBox
 from milepost.worker.channel import Refused, Unreachable
 from milepost.worker.control import Order
@@ -101,7 +101,7 @@ class ThreadHost:
         self.link.start()
 
     def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
-        return HeldRun(RunScope(run, Buffer.of(run, limit=metadata_size_max), self.link), None)
+        return HeldRun(RunScope(run, metadata_size_max, self.link), None)
 
     def start(self, runs: Sequence[HeldRun]) -> None:
         for held in runs:
@@ -185,6 +185,63 @@ def test_a_claim_whose_answer_is_lost_is_asked_again_under_its_number(
     server.until(lambda: len(server.outcomes()) == 2)
     assert sorted(started) == ["run_1", "run_2"]
     assert [claim.sequence for claim in claims(server)][:5] == [1, 1, 1, 1, 1]
+
+
+def test_what_was_claimed_starts_and_short_runs_are_reported_before_the_next_claim(
+    server: FakeServer, host: Callable[..., ThreadHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "START_SECONDS_MAX", 20.0)
+    claimed: list[int] = []
+
+    def body(run: Run) -> str:
+        time.sleep(0.05)
+        claimed.append(len(claims(server)))
+        return "1"
+
+    host(body)
+    for number in range(1, 4):
+        server.queue(run_of(number))
+        server.until(lambda: len(server.outcomes()) == len(claims(server)) - 1 == number)  # noqa: B023
+    assert claimed == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_does_not_keep_the_next_ones_from_being_claimed(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        if run.id == "run_1":
+            gate.wait(20)
+        return "1"
+
+    host(body)
+    for number in range(1, 6):
+        server.queue(run_of(number))
+        server.until(lambda: len(server.outcomes()) == number - 1)  # noqa: B023
+    gate.set()
+    server.until(lambda: len(server.outcomes()) == 5)
+
+
+def test_an_order_to_end_finds_no_claim_under_way_that_was_not_sent_yet(
+    server: FakeServer, host: Callable[..., ThreadHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "START_SECONDS_MAX", 20.0)
+    began, gate = threading.Event(), threading.Event()
+
+    def body(run: Run) -> str:
+        began.set()
+        gate.wait(20)
+        return "1"
+
+    worker = host(body)
+    server.queue(run_of(1))
+    assert began.wait(10)
+    worker.link.order(Order.DRAIN)
+    gate.set()
+    assert worker.has_left.wait(10)
+    assert list(server.outcomes()) == ["run_1"]
+    assert len(claims(server)) == 1
 
 
 def test_a_report_is_repeated_unchanged_until_it_is_answered(
@@ -469,6 +526,7 @@ def test_the_end_finishes_what_runs_and_leaves(
     server.queue(run_of(1), run_of(2))
     for _ in range(2):
         assert began.acquire(timeout=10)
+    server.until(lambda: claims(server)[-1].slots == 8)
     worker.link.order(order)
     server.until(lambda: claims(server)[-1].wait_seconds == 0)
     gate.set()

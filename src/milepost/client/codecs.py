@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -68,6 +69,42 @@ class _Untyped:
 
     def json_schema(self) -> dict[str, Any]:
         return {}
+
+
+class _Plain:
+    """For `int`, `str` and `bool`: what is one already needs no library. Pydantic decides what else can be read as one, and is loaded
+    with the first such value."""
+
+    is_exact = True
+
+    def __init__(self, kind: type[Any]) -> None:
+        self._kind = kind
+
+    def check(self, value: object) -> Any:
+        return value if type(value) is self._kind else self._by_pydantic.check(value)
+
+    def write(self, value: Any) -> tuple[bytes, Callable[[Place, object], bool]]:
+        if type(value) is self._kind:
+            with suppress(ValueError):
+                return encode(value), nowhere
+        return self._by_pydantic.write(value)
+
+    def read(self, text: bytes | str) -> Any:
+        with suppress(msgspec.DecodeError):
+            value = decode(text)
+            if type(value) is self._kind:
+                return value
+        return self._by_pydantic.read(text)
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": _PLAIN[self._kind]}
+
+    @property
+    def _by_pydantic(self) -> PydanticCodec:
+        return _foreign_codec(self._kind)
+
+
+_PLAIN: dict[Any, str] = {int: "integer", str: "string", bool: "boolean"}
 
 
 class MsgspecCodec:
@@ -188,6 +225,8 @@ def _described(schema: Any) -> Any:
 def codec_of(annotation: Any) -> Codec:
     if annotation is Any or annotation is object:
         return _Untyped()
+    if isinstance(annotation, type) and annotation in _PLAIN:
+        return _Plain(cast("type[Any]", annotation))
     if not is_msgspec_type(annotation):
         codec = _new_pydantic_codec(annotation)
         if codec is not None:

@@ -59,6 +59,8 @@ know_runs()
 
 MESSAGE_CHARACTERS_MAX = 10_000
 STACK_CHARACTERS_MAX = 20_000
+# What is surely a value.
+_VALUES = (str, int, float, dict, list)
 
 
 def needs_loop(task: Task[Any, Any]) -> bool:
@@ -149,7 +151,7 @@ class Attempt:
         scope.attempt = self
         token = current_scope.set(scope)
         if self._loop is not None:
-            self._loop_tasks.append(_current_task())
+            self._loop_tasks.append(_current_task(self._loop))
         try:
             if scope.is_lost or scope.stop is not None:
                 raise asyncio.CancelledError
@@ -350,7 +352,7 @@ class Attempt:
             output = task.signature.call(payload, self.context)
             if inspect.isawaitable(output):
                 output = await output
-                if _current_task().cancelling():
+                if _current_task(self._loop).cancelling():
                     # It has cancelled itself and not waited since; if it has taken that back, nothing happens here.
                     await asyncio.sleep(0)
             return output
@@ -359,16 +361,8 @@ class Attempt:
     def _encode_output(self, output: Any) -> str | None:
         if output is None:
             return None
-        if inspect.isgenerator(output) or inspect.isasyncgen(output):
-            raise OutputError(
-                "the task returned a generator, which is no output; return a list of what it yields"
-            )
-        if inspect.isawaitable(output):
-            if inspect.iscoroutine(output):
-                output.close()
-            raise OutputError(
-                "the task returned an awaitable, which nobody would await; make the task an `async def`"
-            )
+        if not issubclass(type(output), _VALUES):
+            _refuse_unfinished(output)
         try:
             text, misfit = output_text(output, self._task.signature.output_shape)
         except Misfit as misfit:
@@ -645,10 +639,24 @@ class Attempt:
         )
 
 
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
+def _current_task(loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any]:
+    task = asyncio.current_task(loop)
     assert task is not None, "steps on the event loop are run by a task"
     return task
+
+
+def _refuse_unfinished(output: object) -> None:
+    """Raise OutputError for what the task was to do itself."""
+    if inspect.isgenerator(output) or inspect.isasyncgen(output):
+        raise OutputError(
+            "the task returned a generator, which is no output; return a list of what it yields"
+        )
+    if inspect.isawaitable(output):
+        if inspect.iscoroutine(output):
+            output.close()
+        raise OutputError(
+            "the task returned an awaitable, which nobody would await; make the task an `async def`"
+        )
 
 
 def _contained_call(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:

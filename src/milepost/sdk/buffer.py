@@ -217,7 +217,13 @@ class Buffer:
             if self._is_behind:
                 self._catch_up()
             pending = self._pending.get(run_id)
-            if not self._takes(run_id, pending, (operation,)):
+            # Where little waits, which is the rule, there is room.
+            has_room = (
+                pending is not None
+                and not self._waiting_bytes
+                and pending.size_bytes <= self._backlog_bytes_max
+            )
+            if not has_room and not self._takes(run_id, pending, (operation,)):
                 return False
             if run_id == self._run_id:
                 self._view_is_changing = True

@@ -18,8 +18,8 @@ from milepost.client.shape import read_document
 from milepost.client.updater import Sink, UntypedSink, Updater
 from milepost.errors import MetadataFlushError, MetadataTooLargeError
 from milepost.model.jsonvalue import JSONValue, json_size, to_json
-from milepost.model.operations import Delete, Operation, Update, check
-from milepost.model.path import read
+from milepost.model.operations import Delete, Operation, Set, Update, check
+from milepost.model.path import check_key, read
 from milepost.sdk import child_process
 from milepost.sdk.binding import bind_to
 from milepost.sdk.scope import RunScope, current_scope, scope_of_call
@@ -194,6 +194,17 @@ class Metadata(_Streaming):
 
     def _run_of(self, scope: RunScope) -> str:
         return scope.run.id
+
+    def set(self, key: str, value: object) -> Self:
+        """Give the key a value, whatever was there. Missing objects on the way of a path are created."""
+        # The common case, written out: it is the one that is called in loops.
+        scope = current_scope.get()
+        if scope is None or scope.is_over or scope.stop is not None or scope.schema is not None:
+            return super().set(key, value)
+        name = key if type(key) is str else check_key(key)
+        if scope.buffer.add(scope.run.id, Set(name, to_json(value, place=name))):
+            scope.link.wake(scope)
+        return self
 
     def run(self, run_id: str) -> RunMetadata:
         """The document of any ancestor by its id. The server refuses runs that are no ancestors."""

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from milepost.client.streams import ChunkFollower
 from milepost.errors import MaxDurationError, RunCancelledError, UsageError
@@ -143,14 +143,24 @@ class Link(Protocol[OutletT_contra]):
 
 
 # What a scope has of its own from when it is needed.
-_EVENT, _TOLD = "_stop_event", "_told_threads"
+_BUFFER, _EVENT, _TOLD, _INPUTS, _PLACES, _UNBOUND = (
+    "buffer",
+    "_stop_event",
+    "_told_threads",
+    "_inputs",
+    "_places",
+    "_unbound",
+)
 
 
-@dataclass(eq=False)
 class RunScope:
     """One attempt of one run in this process.
 
     The worker gives `run`, `buffer`, `link` and the thread in which its event loop runs; the attempt fills in the rest.
+
+    Args:
+        buffer: the buffer of the attempt, or the largest size of its document in bytes: then a buffer is made for whoever needs it
+            first, as most runs never do.
 
     Attributes:
         schema: the task's metadata schema; own writes are checked against it (M76).
@@ -160,25 +170,50 @@ class RunScope:
         unended_lines: what was printed without a line feed yet, by stream and thread; see `capture`.
         is_over: the user's code has returned. What it left running has no run any more: its calls do nothing (M9).
         streams: the streams that the attempt writes; None as long as there are none.
-        inputs: how far the attempt has read what was sent to the run, by key.
-        places: counts what the attempt has waited for, by what that was; see `place`.
-        unbound_calls: counts how often unbound code was noticed that may be the run's; only the first is told.
     """
 
     run: ClaimedRun
     buffer: Buffer
     link: Link[Any]
-    loop_thread_id: int = field(default=0)
+    loop_thread_id: int
+    # What a run has of its own is set when it is needed.
     schema: MetadataSchema | None = None
     attempt: RunningAttempt | None = None
     is_lost: bool = False
     stop: Stop | None = None
     unended_lines: dict[tuple[str, int], str] | None = None
     is_over: bool = False
-    unbound_calls: Iterator[int] = field(default_factory=itertools.count)
     streams: AttemptEnding | None = None
-    places: dict[str, Iterator[int]] = field(default_factory=dict[str, Iterator[int]])
-    inputs: dict[str, ChunkFollower] = field(default_factory=dict[str, ChunkFollower])
+
+    def __init__(
+        self, run: ClaimedRun, buffer: Buffer | int, link: Link[Any], loop_thread_id: int = 0
+    ) -> None:
+        self.run = run
+        self.link = link
+        self.loop_thread_id = loop_thread_id
+        if isinstance(buffer, int):
+            self._metadata_size_max = buffer
+        else:
+            self.buffer = buffer
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The buffer, made now; other attributes that are not there are not there."""
+            if name != _BUFFER:
+                raise AttributeError(name)
+            # Whoever comes here meanwhile, in another thread or by interrupting this one, makes one too, and all are given the first.
+            return self.__dict__.setdefault(_BUFFER, Buffer.of(self.run, limit=self._metadata_size_max))
+
+    @property
+    def made_buffer(self) -> Buffer | None:
+        """The buffer, if anybody has needed it yet."""
+        return self.__dict__.get(_BUFFER)
+
+    @property
+    def inputs(self) -> dict[str, ChunkFollower]:
+        """How far the attempt has read what was sent to the run, by key."""
+        return self.__dict__.setdefault(_INPUTS, {})
 
     @property
     def parent_id(self) -> str:
@@ -207,8 +242,14 @@ class RunScope:
     def place(self, what: str) -> str:
         """Where in the run it waits for `what` now: the first time, the second time... Another attempt counts from the start, and so
         finds what an earlier one has begun; that two things are waited for in another order or at the same time does not matter."""
-        # Both steps are atomic, so threads of one run do not get the same place.
-        return f"{what}/{next(self.places.setdefault(what, itertools.count()))}"
+        # Each step is atomic, so threads of one run do not get the same place.
+        places: dict[str, Iterator[int]] = self.__dict__.setdefault(_PLACES, {})
+        return f"{what}/{next(places.setdefault(what, itertools.count()))}"
+
+    def is_first_unbound_call(self) -> bool:
+        """Unbound code was noticed that may be the run's; whether for the first time, which is told."""
+        calls: Iterator[int] = self.__dict__.setdefault(_UNBOUND, itertools.count())
+        return next(calls) == 0
 
     @property
     def cancel_asked(self) -> bool:

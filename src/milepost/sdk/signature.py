@@ -41,6 +41,8 @@ class Signature:
         self.arguments: dict[str, inspect.Parameter] = {}
         self.context: inspect.Parameter | None = None
         self._arguments_shape: Shape[Any] | None = None
+        # By the name of what is annotated, once the annotations are resolved.
+        self._shapes: dict[str, Shape[Any]] = {}
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
@@ -137,7 +139,7 @@ class Signature:
         Raises: UsageError when the annotation cannot be resolved or cannot be read from JSON.
         """
         if self.payload is not None:
-            return shape_of(self._annotation_of(self.payload.name))
+            return self._shape_of(self.payload.name)
         if not self.arguments:
             return None
         if self._arguments_shape is None:
@@ -159,10 +161,18 @@ class Signature:
     def output_shape(self) -> Shape[Any] | None:
         """The shape of the output; None when it is not annotated with a type that can be read from JSON."""
         try:
-            annotation = self._annotation_of("return")
-            return None if annotation in (Any, EMPTY) else shape_of(annotation)
+            is_typed = self._annotation_of("return") not in (Any, EMPTY)
+            return self._shape_of("return") if is_typed else None
         except UsageError:
             return None
+
+    def _shape_of(self, name: str) -> Shape[Any]:
+        found = self._shapes.get(name)
+        if found is None:
+            found = shape_of(self._annotation_of(name))
+            if self._hints is not None:
+                self._shapes[name] = found
+        return found
 
     def _annotation_of(self, name: str) -> Any:
         if self._hints is None:

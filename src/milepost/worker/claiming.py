@@ -16,6 +16,9 @@ from milepost.worker.membership import REQUEST_SECONDS_MAX, Membership
 CLAIM_WAIT_SECONDS = 20.0
 # How long the first claim waits for the inbox: runs whose whole life the inbox has seen need not be asked after.
 INBOX_SECONDS_MAX = 2.0
+# How long the next claim waits for the end of what the last one has brought. A short run is started and reported before it then, as
+# the two would take their time from each other; behind runs that take longer it is sent after so long.
+START_SECONDS_MAX = 0.002
 # A claimed run that has not started after this long is given back, so that others may run it.
 LINE_SECONDS_MAX = 1.0
 
@@ -66,22 +69,29 @@ class Claiming:
                 await self._give_back()
             slots = self._holding.room
             if not slots:
-                self._slots_due.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LINE_SECONDS_MAX):
-                        await self._slots_due.wait()
+                await self._look_within(LINE_SECONDS_MAX)
                 continue
             membership = self._membership
             membership.claims += 1
             wait_seconds = CLAIM_WAIT_SECONDS if self._holding.has_free_slot else LINE_SECONDS_MAX
             # An answer that comes when the lease is over by this worker's clock has to be asked after.
             wait_seconds = min(wait_seconds, membership.registration.lease_seconds * 2 / 3)
-            await self._claim(
-                ClaimRequest(sequence=membership.claims, slots=slots, wait_seconds=wait_seconds)
-            )
+            request = ClaimRequest(sequence=membership.claims, slots=slots, wait_seconds=wait_seconds)
+            if await self._claim(request):
+                await self._look_within(START_SECONDS_MAX)
 
-    async def _claim(self, request: ClaimRequest) -> None:
-        """One claim, repeated under the same number until it is answered, so that no run is given out unheard."""
+    async def _look_within(self, seconds: float) -> None:
+        """Wait until something makes room, but not longer than this."""
+        self._slots_due.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._slots_due.wait()
+
+    async def _claim(self, request: ClaimRequest) -> bool:
+        """One claim, repeated under the same number until it is answered, so that no run is given out unheard.
+
+        Returns: True when it has brought runs.
+        """
         self._in_flight = request
         backoff = Backoff()
         body = _encode(request)
@@ -114,7 +124,7 @@ class Claiming:
                         is_doubtful=self._lease.is_older(asked_at),
                     )
                     self._changed()
-                return
+                return bool(answer.runs)
             await asyncio.sleep(backoff.next())
 
     async def settle(self) -> None:

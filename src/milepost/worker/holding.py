@@ -254,7 +254,7 @@ class Holding:
         if held is None:
             resolve(future)
             return
-        held.flushes.append((mark, future))
+        held.flushes = [*held.flushes, (mark, future)]
         if held.is_over:
             release_flushes(held)
         else:
@@ -522,7 +522,8 @@ class Holding:
         """
         run = held.scope.run
         if held.is_begun:
-            unsent = held.scope.buffer.unacknowledged_count
+            buffer = held.scope.made_buffer
+            unsent = 0 if buffer is None else buffer.unacknowledged_count
             self._host.notice(
                 f"run {run.id}: the server has given up attempt {run.attempt}, its retry rule decides what follows; "
                 f"{unsent:,} metadata operations of the attempt are not confirmed and will not be sent"

@@ -456,12 +456,13 @@ class WorkerLink:
         """Something has changed: start what may start, and wake the loops that have something to do."""
         self._holding.advance()
         self._log_sender.look()
+        # In this order: who waits for the end of a run is nearer to it than who waits for a place.
+        self._look_for_reports()
         self._claiming.look()
         if self._pulse_timer is None and self._holding.needs_pulse:
             self._pulse_timer = self._loop.call_later(PULSE_SECONDS, self._pulse)
         if self._holding.deadline is not None:
             self._look_at_deadline(self._holding.deadline)
-        self._look_for_reports()
         self._changed.set()
 
     def _look_at_deadline(self, deadline: float) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -46,7 +46,6 @@ _encode = msgspec.json.Encoder().encode
 _OWN = f'"logger":"{LOGGER}"'.encode()
 
 
-@dataclass(eq=False, slots=True)
 class AttemptLog:
     """The log of one attempt, as far as it has not been stored. It belongs to the `LogBook` that has opened it.
 
@@ -66,6 +65,7 @@ class AttemptLog:
     run_id: str
     attempt: int
     lines: deque[bytes]
+    # As it is for most logs to their end; each has its own from when it changes.
     sequence: int = 0
     waiting_bytes: int = 0
     sent_bytes: int = 0
@@ -75,9 +75,14 @@ class AttemptLog:
     has_ended: bool = False
     is_announced: bool = False
     is_under_way: bool = False
-    returned: deque[bytes] = field(default_factory=deque[bytes])
+    returned: deque[bytes] | None = None
     lines_refused: int = 0
     bytes_refused: int = 0
+
+    def __init__(self, run_id: str, attempt: int) -> None:
+        self.run_id = run_id
+        self.attempt = attempt
+        self.lines = deque()
 
 
 @dataclass(eq=False, slots=True)
@@ -122,7 +127,7 @@ class LogBook:
 
     def open(self, run_id: str, attempt: int) -> AttemptLog:
         """A log for an attempt that begins."""
-        return AttemptLog(run_id, attempt, deque())
+        return AttemptLog(run_id, attempt)
 
     # --- any thread ----------------------------------------------------------------------------------------
 
@@ -312,7 +317,7 @@ class LogBook:
         if middle:
             size = sum(map(len, part.lines))
             self._request_bytes_max = max(SHARE_BYTES_MIN, min(self._request_bytes_max, size // 2))
-            log.returned.extendleft(reversed(part.lines[middle:]))
+            log.returned = deque([*part.lines[middle:], *(log.returned or ())])
             del part.lines[middle:]
         else:
             [line] = part.lines

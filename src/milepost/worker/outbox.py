@@ -40,9 +40,10 @@ ADAPTED_SECONDS_MAX = 0.05
 SHORT_TEXT_CHARACTERS_MAX = 1000
 
 _encode = msgspec.json.Encoder().encode
+# The one batch of an attempt that writes nothing.
+_NOTHING = Batch(1, [], is_last=True)
 
 
-@dataclass(eq=False, slots=True)
 class HeldRun:
     """One attempt of one run in this executor. Only the link's thread changes it.
 
@@ -70,19 +71,22 @@ class HeldRun:
         seconds_max: how long it may execute; None for any time.
         seconds_left: the same from now on, as long as it waits and its clock stands still.
         is_over: nothing about it counts any more: it has been reported to its end, or the server gave it to someone else.
+        is_behind: what may be new in the document is to be asked for: the last answer had no room for it, or nobody listened when it
+            was said.
+        last_batch: what its last report carries, where its code had no buffer: nothing.
     """
 
     scope: RunScope
     task: "Task[Any, Any] | None"
+    # As most runs have it from their start to their end; a run that is different has its own.
     admitted_at: float = 0.0
     holds_slot: bool = False
-    is_alone: bool = field(init=False)
     open_waits: int = 0
     said_waiting: bool = False
     comes_back: Future[None] | None = None
     asks_to_go_on: bool = False
     is_called: bool = False
-    flushes: list[tuple[int, Future[None]]] = field(default_factory=list[tuple[int, Future[None]]])
+    flushes: Sequence[tuple[int, Future[None]]] = ()
     log: AttemptLog | None = None
     started_at: float = 0.0
     is_begun: bool = False
@@ -97,11 +101,13 @@ class HeldRun:
     seconds_left: float = 0.0
     is_held_back: bool = False
     is_over: bool = False
-    # What may be new in the document is to be asked for: the last answer had no room for it, or nobody listened when it was said.
     is_behind: bool = False
+    last_batch: Batch | None = None
 
-    def __post_init__(self) -> None:
-        self.is_alone = self.scope.run.is_apart
+    def __init__(self, scope: RunScope, task: "Task[Any, Any] | None") -> None:
+        self.scope = scope
+        self.task = task
+        self.is_alone = scope.run.is_apart
 
     @property
     def decided(self) -> Outcome | None:
@@ -209,27 +215,44 @@ class Outbox:
     def answered(self, entry: Entry, reply: RunReply) -> None:
         """The server has applied this part of the report: take in its answer, release who waited for it."""
         held, report = entry.held, entry.report
-        buffer = held.scope.buffer
-        sequence = entry.batch.sequence if entry.batch is not None else 0
-        buffer.acknowledged(sequence, refused=[*reply.refused, *entry.given_up], delta=reply.delta)
+        buffer = held.scope.made_buffer
+        if buffer is None and (reply.delta is not None or reply.refused):
+            # Its code may ask any time.
+            buffer = held.scope.buffer
+        if buffer is not None:
+            sequence = entry.batch.sequence if entry.batch is not None else 0
+            buffer.acknowledged(sequence, refused=[*reply.refused, *entry.given_up], delta=reply.delta)
         if report.outcome is not None:
             held.is_over = True
         if held.flushes:
             release_flushes(held)
         if (held.outcome is not None and not held.is_held_back) or held.flushes:
             self.add(held, urgent=True)
+        elif buffer is None:
+            held.is_behind = reply.behind
+            if reply.behind:
+                self.add(held)
         elif buffer.has_unacknowledged or buffer.needs_refresh or reply.behind:
             held.is_behind = reply.behind
             self.add(held)
 
     def _entry(self, held: HeldRun, patience_seconds: float) -> Entry | None:
         """The report of one attempt as it stands; None when there is nothing to say after all. Raises BufferBusy."""
-        buffer = held.scope.buffer
+        buffer = held.scope.made_buffer
         run = held.scope.run
         outcome = None if held.is_held_back else held.outcome
-        for remark in buffer.take_remarks():
-            self._tell(held, "error", remark)
-        batch = buffer.next_batch(anyway=outcome is not None, patience_seconds=patience_seconds)
+        version, needs_refresh = run.metadata_version, False
+        if buffer is None or held.last_batch is not None:
+            # Nothing was written. That is so to the end, whatever code does that the task has left running: the number may have been
+            # sent.
+            if outcome is not None:
+                held.last_batch = _NOTHING
+            batch = held.last_batch
+        else:
+            for remark in buffer.take_remarks():
+                self._tell(held, "error", remark)
+            batch = buffer.next_batch(anyway=outcome is not None, patience_seconds=patience_seconds)
+            version, needs_refresh = buffer.version, buffer.needs_refresh
         # Who asks to go on still waits for the answer, but has said what it wants.
         waiting = held.open_waits > 0 and held.comes_back is None
         says_it = (waiting is not held.said_waiting or held.asks_to_go_on) and held.outcome is None
@@ -240,10 +263,10 @@ class Outbox:
         if batch is not None or begun or change is not None:
             held.has_said_begun = True
         if batch is None:
-            if change is None and not begun and not held.doubt and not buffer.needs_refresh and not is_behind:
+            if change is None and not begun and not held.doubt and not needs_refresh and not is_behind:
                 return None
             report = RunReport(
-                id=run.id, attempt=run.attempt, metadata_version=buffer.version, begun=begun, waiting=change
+                id=run.id, attempt=run.attempt, metadata_version=version, begun=begun, waiting=change
             )
             return Entry(held, report, None, held.doubt)
         if outcome is not None and not batch.is_last:
@@ -253,7 +276,7 @@ class Outbox:
             id=run.id,
             attempt=run.attempt,
             sequence=batch.sequence,
-            metadata_version=-1 if outcome is not None else buffer.version,
+            metadata_version=-1 if outcome is not None else version,
             changes=batch.changes,
             begun=begun,
             waiting=change,

@@ -19,7 +19,6 @@ from milepost.sdk.attempt import (
     run_attempt,
     run_attempt_in_thread,
 )
-from milepost.sdk.buffer import Buffer
 from milepost.sdk.retry import is_final
 from milepost.sdk.scope import RunScope
 from milepost.sdk.task import Task
@@ -59,8 +58,8 @@ class Runner:
 
     def admit(self, run: ClaimedRun, metadata_size_max: int) -> HeldRun:
         """See `Host`."""
-        buffer = Buffer.of(run, limit=metadata_size_max)
-        return HeldRun(RunScope(run, buffer, self._link, self._thread_id), self._tasks.get(run.task))
+        scope = RunScope(run, metadata_size_max, self._link, self._thread_id)
+        return HeldRun(scope, self._tasks.get(run.task))
 
     def start(self, runs: Sequence[HeldRun]) -> None:
         """See `Host`. `def` tasks go to their threads from here, so that a blocked event loop does not hold them up."""

@@ -209,11 +209,10 @@ class RunTeller:
         """The run's code is started."""
         held.started_at = now = time.monotonic()
         if self._says_progress:
-            task = held.scope.run.task
             if self._has_room(now):
                 self._say(held, "info", "started", event="run.started")
             else:
-                self._count(task, "started")
+                self._count(held.scope.run.task, "started")
 
     def ended(self, held: "HeldRun", outcome: Outcome) -> None:
         """The run's code has ended."""

@@ -79,7 +79,7 @@ class UnboundCalls:
                 self._tell(scope, f"thread {thread.name!r}, perhaps for this run")
 
     def _tell(self, scope: RunScope, where: str) -> None:
-        if next(scope.unbound_calls) > 0:
+        if not scope.is_first_unbound_call():
             return
         message = (
             f"metadata was called in {where}, but the thread belongs to no run, so the call did nothing. "
