@@ -156,7 +156,7 @@ def follows(before: RunStatus, move: Move, life: Life) -> set[RunStatus]:
     allowed = {found} if isinstance(found, RunStatus) else {before}
     if move in TIMED and before is RunStatus.DELAYED:
         return {RunStatus.QUEUED if life.task == "work" else RunStatus.PENDING_VERSION}
-    if move in (Move.DUE, Move.PARK) and before in (RunStatus.QUEUED, RunStatus.PENDING_VERSION):
+    if move in TIMED and before in (RunStatus.QUEUED, RunStatus.PENDING_VERSION):
         # The hour that goes by is more than its time to live, where it has one.
         return {before, RunStatus.EXPIRED}
     if move is Move.CRASH and before in (RunStatus.EXECUTING, RunStatus.WAITING):
@@ -204,7 +204,7 @@ def test_every_move_that_is_allowed(world: World, status: RunStatus, move: Move)
 
 
 @pytest.mark.one_server(
-    "who refuses has looked at the run alone; walks by chance are refused by several servers as well"
+    "who refuses has looked at the run alone; walks by chance are refused by several servers and on PostgreSQL"
 )
 @pytest.mark.usefixtures("one_attempt")
 @pytest.mark.parametrize(("status", "move"), REFUSED)
@@ -221,7 +221,7 @@ def test_every_move_that_is_refused(world: World, status: RunStatus, move: Move)
     begins=st.sampled_from([RunStatus.PENDING_VERSION, RunStatus.DELAYED, RunStatus.QUEUED]),
     moves=st.lists(st.sampled_from(list(Move)), max_size=12),
 )
-@pytest.mark.parametrize("servers", [ONE_SERVER, THREE_SERVERS])
+@pytest.mark.parametrize("servers", [ONE_SERVER, THREE_SERVERS, ON_POSTGRES])
 def test_no_walk_leaves_the_table(
     tmp_path_factory: pytest.TempPathFactory, servers: str, begins: RunStatus, moves: list[Move]
 ) -> None:
