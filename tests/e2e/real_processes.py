@@ -1,6 +1,5 @@
 """Real processes: `milepost dev` and its kin, started in a folder of their own and never left behind."""
 
-import itertools
 import json
 import os
 import signal
@@ -240,16 +239,8 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-_writes = itertools.count()
-
-
 def write_tasks(file: Path, source: str) -> None:
-    """Write a file of tasks as an editor does: whole, at once.
-
-    Each is of another second, as those of people are: by it and the length of a file Python knows the compiled code that it keeps.
-    """
+    """Write a file of tasks as an editor does: whole, at once."""
     new = file.with_suffix(".new")
     new.write_text("from milepost import *\n" + textwrap.dedent(source))
-    written_at = time.time() - 3600 + next(_writes)
-    os.utime(new, (written_at, written_at))
     new.replace(file)

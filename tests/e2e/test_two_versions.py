@@ -14,6 +14,7 @@ def both() -> str:
     return "old"
 """
 NEW = """
+# By its length Python sees within the same second that it has not compiled this yet.
 @task
 def new() -> str:
     return "new"

@@ -67,6 +67,9 @@ def main(arguments: Sequence[str]) -> int:
         settings = load_settings()
         if settings.log_capture:
             capture_output()
+        if options.may_be_reloaded:
+            # Of two saves within a second Python takes what it has compiled of the first for the second one, if they are as long.
+            sys.dont_write_bytecode = True
         loader.load(options.sources)
         show_logging_of_tasks(settings.log_level, settings.log_format)
         tasks = registered_tasks()
@@ -332,6 +335,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--name", required=True)
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--grace", type=float, required=True, help="seconds")
+    parser.add_argument(
+        "--may-be-reloaded", action="store_true", help="the user's code may change while it runs"
+    )
     parser.add_argument("--isolated", action="store_true", help="take runs of isolated tasks, one at a time")
     parser.add_argument("sources", nargs="+")
     return parser.parse_args(arguments)

@@ -156,6 +156,7 @@ class ExecutorProcess:
                 "--worker-id", worker_id, "--name", name,
                 "--concurrency", "1" if is_isolated else str(options.concurrency),
                 "--grace", str(options.grace_seconds),
+                *(["--may-be-reloaded"] if options.reload else []),
                 *(["--isolated"] if is_isolated else []),
                 "--", *options.sources,
                 stdin=PIPE,
