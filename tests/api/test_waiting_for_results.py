@@ -111,7 +111,11 @@ def test_another_time_is_refused_by_name(served: Served, wait: str) -> None:
 
 def test_a_server_that_stops_lets_go_of_who_waits(served: Served) -> None:
     HttpWorker(served)
-    asked = Asked(served, served.trigger())
+    run_id = served.trigger()
+    asked = Asked(served, run_id)
     served.stop()
-    assert asked.answer().status == 404
+    answer = asked.answer()
+    # It comes again after a moment, and not at once and for ever.
+    assert (answer.status, answer.json["code"], answer.headers["retry-after"]) == (503, "unavailable", "1")
     served.start()
+    assert served.call("GET", f"/api/v1/runs/{run_id}/result").status == 404

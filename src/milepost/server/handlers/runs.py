@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from milepost.engine.commands import DeleteRun
-from milepost.errors import NotFoundError, RunNotFoundError
+from milepost.errors import NotFoundError, RunNotFoundError, UnavailableError
 from milepost.feed import matching, streams
 from milepost.feed.hub import Hub
 from milepost.feed.waiting import in_reader, woken
@@ -108,6 +108,9 @@ class Runs:
                 result = await in_reader(lambda: self._reader.result(run_id))
         finally:
             self._hub.leave_end(run_id, ended)
+        if result is None and seconds and self._hub.is_closed:
+            # Whoever waits asks again in a moment, perhaps another server.
+            raise UnavailableError("the server is about to stop")
         if result is None:
             raise NotFoundError(f"run {run_id!r} has not finished yet, so it has no result")
         return result
