@@ -84,6 +84,7 @@ class Call(Generic[ResultT]):
         read: the result out of the body and the headers of a 2xx answer.
         request_id: kept over all retries, so that the server answers a repeat with the first result; only on what writes.
         absent_on: the status that means "there is none" and gives None.
+        waits: the answer may take its time, because the server waits for something.
     """
 
     form: str
@@ -93,6 +94,7 @@ class Call(Generic[ResultT]):
     read: Callable[[bytes, Headers], ResultT]
     request_id: str | None = None
     absent_on: int | None = None
+    waits: bool = False
 
     def answer(self, status: int, content: bytes, headers: Headers) -> ResultT:
         """The result that an answer carries. Raises the error that a refusal stands for; UnavailableError is worth a repeat."""
@@ -421,8 +423,9 @@ def run_result(run_id: str, *, wait_seconds: int = 0) -> Call[RunResult | None]:
     """The result of a run; None while it has none, and has none for so many seconds, up to 60."""
     query = {"wait": wait_seconds} if wait_seconds else {}
     return _call(
-        "runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer, query=query, run=run_id, absent_on=404
-    )
+        "runs.wait", endpoints.RUN_RESULT, lambda answer, _: answer,
+        query=query, run=run_id, absent_on=404, waits=wait_seconds > 0,
+    )  # fmt: skip
 
 
 def batch_results(batch_id: str, after: int | None = None) -> Call[BatchResults]:
@@ -643,6 +646,7 @@ def _call(
     query: Mapping[str, Any] | None = None,
     request_id: str | None = None,
     absent_on: int | None = None,
+    waits: bool = False,
     **path: str,
 ) -> Call[ResultT]:
     decoder = _decoder(endpoint.name)
@@ -661,6 +665,7 @@ def _call(
         read=read_answer,
         request_id=request_id or (None if endpoint.method == "GET" else new_request_id()),
         absent_on=absent_on,
+        waits=waits,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from milepost.client.calling import attempt_at, check_blocking
 from milepost.client.calls import Call, Feed
-from milepost.client.retries import LOOK_SECONDS, Patience
+from milepost.client.retries import HELD_SECONDS, LOOK_SECONDS, Patience
 from milepost.client.subscription import Follower, Following, Gap
 from milepost.errors import AttemptOverError, UnavailableError
 from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
@@ -67,15 +67,18 @@ class Connection:
         """True when it leads to this server, with this key."""
         return self.api_url == api_url and self.secret_key == secret_key
 
-    def send(self, call: Call[ResultT], *, until: float | None = None) -> ResultT:
+    def send(
+        self, call: Call[ResultT], *, until: float | None = None, patience: Patience | None = None
+    ) -> ResultT:
         """Make one call, again if need be, and read its answer.
 
         Args:
             until: on the monotonic clock; past it TimeoutError is raised.
+            patience: that of several calls; by default the call has its own.
         Raises: UnavailableError, AttemptOverError, or the error that the server's refusal stands for.
         """
         check_blocking(call.form)
-        sending = _Sending(call, self._patience(until))
+        sending = _Sending(call, patience or self.patience(until))
         while True:
             try:
                 return sending.result(self._transport.exchange(*sending.request))
@@ -83,9 +86,11 @@ class Connection:
                 pause = sending.pause(failure)
             _sleep(pause, sending.patience)
 
-    async def asend(self, call: Call[ResultT], *, until: float | None = None) -> ResultT:
+    async def asend(
+        self, call: Call[ResultT], *, until: float | None = None, patience: Patience | None = None
+    ) -> ResultT:
         """As `send`, without blocking."""
-        sending = _Sending(call, self._patience(until))
+        sending = _Sending(call, patience or self.patience(until))
         while True:
             try:
                 return sending.result(await self.async_transport.exchange(*sending.request))
@@ -103,7 +108,7 @@ class Connection:
             until: on the monotonic clock; past it TimeoutError is raised.
         Raises: UnavailableError when the server stays away, AttemptOverError, the error of a refusal otherwise.
         """
-        following = Following(feed, follower, self._patience(until))
+        following = Following(feed, follower, self.patience(until))
         check_blocking(following.feed.form)
         while True:
             try:
@@ -120,7 +125,7 @@ class Connection:
         self, feed: Feed | Callable[[], Feed], follower: Follower[StateT]
     ) -> AsyncIterator[StateT]:
         """As `follow`, without blocking."""
-        following = Following(feed, follower, self._patience(None))
+        following = Following(feed, follower, self.patience(None))
         while True:
             try:
                 async with self.async_transport.open(*_opening(following)) as chunks:
@@ -133,7 +138,8 @@ class Connection:
                 pause = following.patience.pause(failure)
                 await _asleep(pause, following.patience)
 
-    def _patience(self, until: float | None) -> Patience:
+    def patience(self, until: float | None) -> Patience:
+        """How long one call, or several together, wait for the server."""
         return Patience(attempt_at(self.api_url, self.secret_key), until)
 
 
@@ -144,6 +150,7 @@ class _Sending(Generic[ResultT]):
         self.patience = patience
         self._call = call
         self._wanted: str | None = None
+        self._tried_at = time.monotonic()
         headers = _headers_of(patience)
         if call.body is not None:
             headers["content-type"] = "application/json"
@@ -163,8 +170,13 @@ class _Sending(Generic[ResultT]):
 
     def pause(self, failure: UnavailableError) -> float:
         """Seconds to wait before the next try. Raises `failure` when there is none, and as `Patience.pause`."""
+        if self._call.waits and time.monotonic() - self._tried_at > HELD_SECONDS:
+            # It has been there until now.
+            self.patience.connected()
         wanted, self._wanted = self._wanted, None
-        return self.patience.pause(failure, wanted=wanted)
+        pause = self.patience.pause(failure, wanted=wanted)
+        self._tried_at = time.monotonic() + pause
+        return pause
 
 
 def _headers_of(patience: Patience) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from milepost.client import calls
@@ -26,19 +27,38 @@ def end_of_run(run_id: str) -> Steps[Run]:
     return ended
 
 
-def result_of_run(run_id: str, *, until: float | None = None) -> Steps[RunResult]:
-    """Wait until a run has ended; its result, as the answer to the request that waits.
+@dataclass(frozen=True, slots=True)
+class AwaitResult:
+    """Wait until a run has ended; its result, as the answer to the request that waits. See `Step`."""
 
-    Args:
-        until: on the monotonic clock: the server need not wait beyond it. Whoever carries out the steps ends them then.
-    """
-    while True:
-        seconds = WAIT_SECONDS
-        if until is not None:
-            seconds = max(1, min(seconds, ceil(until - time.monotonic())))
-        result: RunResult | None = yield calls.run_result(run_id, wait_seconds=seconds)
-        if result is not None:
-            return result
+    run_id: str
+
+    def carry_out(self, connection: Connection, until: float | None) -> RunResult:
+        """See `Step`."""
+        patience = connection.patience(until)
+        while True:
+            # The server need not wait for longer than anybody here does.
+            seconds = WAIT_SECONDS if until is None else min(WAIT_SECONDS, ceil(until - time.monotonic()))
+            call = calls.run_result(self.run_id, wait_seconds=max(1, seconds))
+            result = connection.send(call, patience=patience)
+            if result is not None:
+                return result
+            patience.connected()
+
+    async def acarry_out(self, connection: Connection) -> RunResult:
+        """See `Step`."""
+        patience = connection.patience(None)
+        while True:
+            call = calls.run_result(self.run_id, wait_seconds=WAIT_SECONDS)
+            result = await connection.asend(call, patience=patience)
+            if result is not None:
+                return result
+            patience.connected()
+
+
+def result_of_run(run_id: str) -> Steps[RunResult]:
+    """Wait until a run has ended; its result."""
+    return (yield AwaitResult(run_id))
 
 
 def results_of_batch(batch_id: str) -> Steps[list[RunResult]]:
@@ -136,7 +156,7 @@ def wait_for_result(connection: Connection, run_id: str, timeout: float | None) 
     """As `wait_for_run`, and get the run's result."""
     until = None if timeout is None else time.monotonic() + timeout
     try:
-        return run(connection, result_of_run(run_id, until=until), until=until)
+        return run(connection, result_of_run(run_id), until=until)
     except TimeoutError:
         raise _too_late(run_id, timeout) from None
 
@@ -145,10 +165,9 @@ async def await_for_result(connection: Connection, run_id: str, timeout: float |
     """As `wait_for_result`, without blocking."""
     import asyncio
 
-    until = None if timeout is None else time.monotonic() + timeout
     try:
         async with asyncio.timeout(timeout):
-            return await arun(connection, result_of_run(run_id, until=until))
+            return await arun(connection, result_of_run(run_id))
     except TimeoutError:
         raise _too_late(run_id, timeout) from None
 

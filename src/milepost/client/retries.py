@@ -20,6 +20,8 @@ PAUSE_SECONDS_MAX = 2.0
 # A server may ask for a longer pause, but not for a longer one than this.
 WANTED_SECONDS_MAX = 8.0
 FEED_SECONDS_MAX = 60.0
+# A server that has held a request for so long was there: connecting takes less, or is given up.
+HELD_SECONDS = 4.0
 # Whoever waits looks so often whether the attempt that waits is still under way.
 LOOK_SECONDS = 0.25
 # Beyond, the pauses grow no more.
@@ -70,7 +72,7 @@ class Retries:
 
 
 def patient() -> Retries:
-    """The tries of a subscription that was connected before: its server may be starting again."""
+    """The tries of whoever has been connected, and waits for something: the server may be starting again."""
     return Retries(attempts_max=None, seconds_max=FEED_SECONDS_MAX)
 
 
