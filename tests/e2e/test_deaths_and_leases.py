@@ -95,7 +95,7 @@ def crasher(names: list[str], death: str) -> None:
     note("begun", "crasher-" + death)
     if death == "exit":
         os._exit(4)
-    os.kill(os.getpid(), getattr(signal, death))
+    signal.raise_signal(getattr(signal, death))
     # A signal may be delivered by way of another thread, a moment later.
     time.sleep(60)
 """

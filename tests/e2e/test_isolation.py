@@ -35,7 +35,7 @@ def dies(how: str, ctx: Context) -> int:
         os._exit(3)
     if how == "abort":
         os.abort()
-    os.kill(os.getpid(), getattr(signal, how))
+    signal.raise_signal(getattr(signal, how))
     time.sleep(60)
 
 @task(isolation="process", retry=Retry(max_attempts=1))

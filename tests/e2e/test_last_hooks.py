@@ -17,16 +17,16 @@ def tell(error: Exception, ctx: Context) -> None:
 def kills(signal_number: int) -> None:
     metadata.increment("begun")
     metadata.flush()
-    os.kill(os.getpid(), signal_number)
+    signal.raise_signal(signal_number)
 
 @task(on_failure=tell, max_duration=0.5)
 def blocks(_: int) -> None:
     metadata.set("begun", 1)
     time.sleep(600)
 
-@task(retry=Retry(max_attempts=1), on_complete=lambda: os.kill(os.getpid(), signal.SIGKILL))
+@task(retry=Retry(max_attempts=1), on_complete=lambda: signal.raise_signal(signal.SIGKILL))
 def kills_in_its_hook(signal_number: int) -> None:
-    os.kill(os.getpid(), signal_number)
+    signal.raise_signal(signal_number)
 
 @task
 def parent(signal_number: int) -> str:

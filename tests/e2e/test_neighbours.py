@@ -50,7 +50,7 @@ async def exits_in_thread(code: int) -> None:
     await asyncio.to_thread(os._exit, code)
 @task(retry=once)
 def is_killed(number: int) -> None:
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
     # The signal may come by way of another thread, a moment later.
     time.sleep(60)
 @task(retry=once)

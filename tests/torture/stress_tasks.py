@@ -4,7 +4,6 @@ Executors are killed and stopped meanwhile, so every attempt may be cut off at a
 """
 
 import asyncio
-import os
 import signal
 import time
 from typing import Any
@@ -119,7 +118,7 @@ def deaf(number: int, ctx: Context) -> None:
 def dying(number: int, ctx: Context) -> None:
     """Takes its process along."""
     note("begin", ctx)
-    os.kill(os.getpid(), signal.SIGSEGV)
+    signal.raise_signal(signal.SIGSEGV)
     time.sleep(FOR_EVER_SECONDS)
 
 

@@ -297,7 +297,7 @@ if starts() == 1:
     box.begin("run_1", 3)
     box.wait(box.begin("run_2", 1))
     box.end(box.begin("run_3", 1))
-    os.kill(os.getpid(), signal.SIGSEGV)
+    signal.raise_signal(signal.SIGSEGV)
 drain()
 """
     )
