@@ -341,7 +341,7 @@ class Engine:
                 learnt = number = None
                 if self._others is not None:
                     learnt = self._learnt(transaction, served)
-                    number = self._tell(self._others, transaction, learnt, announcement)
+                    number = self._tell_others(transaction, learnt, announcement)
         except BaseException:
             # What a claim has found is undone with the rest, and may be there again.
             self.state.may_have_apart = True
@@ -439,15 +439,16 @@ class Engine:
         answers, self._heard_answers = self._heard_answers, []
         return answers
 
-    def _tell(
-        self, others: Others, transaction: Transaction, learnt: Learnt, announcement: Announcement
+    def _tell_others(
+        self, transaction: Transaction, learnt: Learnt, announcement: Announcement
     ) -> int | None:
         """Tell the other servers what this group changes; the number under which it is told, None when there is nothing to tell."""
+        assert self._others is not None, "a server alone has nobody to tell"
         if announcement.is_empty and not is_worth_telling(
             learnt, self.state, steady_now=transaction.steady_now
         ):
             return None
-        return others.tell(transaction.connection, learnt, announcement, now=transaction.now)
+        return self._others.tell(transaction.connection, learnt, announcement, now=transaction.now)
 
     def _learnt(self, transaction: Transaction, served: "_Served") -> Learnt:
         """What this group teaches the engines of other servers."""
