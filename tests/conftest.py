@@ -19,9 +19,13 @@ settings.load_profile(os.environ.get("MILEPOST_TEST_PROFILE", "suite"))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_server_is_left_behind() -> Iterator[None]:
-    """What a file has said to `configure` ends with it: the tests of the next file in this process know no such server."""
+def nothing_is_left_behind() -> Iterator[None]:
+    """What a file has said to `configure`, and what commands in this process have put into its environment, ends with it: the tests of
+    the next file know nothing of it."""
+    environment = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(environment)
     default = sys.modules.get("milepost.client.default")
     if default is not None:
         default.configure()

@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from milepost.cli import terminal
 from milepost.cli.commands import app
 from milepost.cli.grammar import EXIT_INTERRUPTED, Group
 from milepost.cli.tables import print_table
@@ -184,6 +185,8 @@ def test_a_table_is_the_same_with_rich_and_without(
     printed: list[str] = []
     for columns in ("", "500"):
         monkeypatch.setenv("COLUMNS", columns)
+        # It takes its width once, from whoever has drawn first in this process.
+        monkeypatch.setattr(terminal, "out", type(terminal.out)())
         print_table(rows)
         printed.append(capsys.readouterr().out)
     plain, drawn = printed

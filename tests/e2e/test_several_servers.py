@@ -229,7 +229,7 @@ def test_one_server_is_as_good_as_another(fleet: Fleet) -> None:
     assert run.status == "COMPLETED", (run, [worker.errors for worker in first_worker])
     assert run.metadata == {"done": 1000}
     assert run.output["done"] == 1000
-    assert run.output["steps"] > 5, "its own view was not live"
+    assert run.output["steps"] > 2, "its own view was not live"
     wait_until(
         lambda: (
             fleet.rows("SELECT count(*) FROM runs WHERE task = 'child' AND status = 'COMPLETED'")

@@ -251,14 +251,14 @@ PLANTS = [
     Planted(a_repeated_request_is_applied_again, seed=9, adjust=many_replies_are_lost),
     Planted(a_failed_report_is_taken_for_sent, seed=2, adjust=many_replies_are_lost),
     Planted(announcements_are_lost_and_nothing_heals_it, seed=2, adjust=announcements_are_lost),
-    Planted(a_gap_in_what_is_announced_is_not_noticed, seed=134, adjust=announcements_are_lost),
+    Planted(a_gap_in_what_is_announced_is_not_noticed, seed=153, adjust=announcements_are_lost),
     Planted(sets_are_moved_behind_everything_else, seed=18, adjust=as_drawn),
     Planted(a_failed_transaction_leaves_its_mark_on_the_documents, seed=22, adjust=statements_fail),
     Planted(a_flush_returns_when_the_run_is_lost, seed=66, adjust=leases_are_lost),
     Planted(a_reply_hides_what_was_written_meanwhile, seed=59, adjust=only_additions),
     Planted(a_flush_returns_early, seed=87, adjust=workers_die),
     Planted(a_step_is_left_out_of_the_log, seed=3, adjust=as_drawn),
-    Planted(the_word_of_a_lost_attempt_counts, seed=269, adjust=leases_are_lost),
+    Planted(the_word_of_a_lost_attempt_counts, seed=439, adjust=leases_are_lost),
     Planted(an_end_is_announced_to_nobody_and_nobody_asks, seed=3, adjust=as_drawn),
     Planted(
         metadata_mistakes.a_full_window_is_written_over_what_replaced_it, seed=131, adjust=all_kinds_of_writes
