@@ -55,7 +55,12 @@ atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
 
 def loaded_by(code: str, folder: Path, **env: str) -> set[str]:
     """The modules that a new Python has loaded after this code."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MILEPOST_")}
+    # Neither settings nor the width of a terminal, which a library sets in the processes of parallel tests.
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("MILEPOST_") and name not in ("COLUMNS", "LINES")
+    }
     done = subprocess.run(
         [sys.executable, "-P", "-c", TELLER + code],
         cwd=folder,
