@@ -83,6 +83,22 @@ def test_what_is_no_answer_is_said(text: bytes) -> None:
         read([text])
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b" rubbish",
+        b"HTTP/1.1 408 Request Timeout\r\nx-kind: b\r\ncontent-length: 3\r\n\r\nbad",
+        b"HTTP/1.1 200 OK\r\n",
+    ],
+)
+def test_what_stands_behind_an_answer_is_no_part_of_it_and_ends_the_connection(behind: bytes) -> None:
+    for name in ("with its length", "in chunks", "without a body"):
+        text, status, content, _ = ANSWERS[name]
+        answer = read([text + behind])
+        assert (answer.status, answer.content, answer.headers.get("x-kind")) == (status, content, "a"), name
+        assert answer.will_close, name
+
+
 def test_a_connection_that_breaks_says_so() -> None:
     ours, theirs = socket.socketpair()
     with ours:

@@ -90,7 +90,8 @@ class _Plain:
         return self._by_pydantic.write(value)
 
     def read(self, text: bytes | str) -> Any:
-        with suppress(msgspec.DecodeError):
+        # Pydantic says what is wrong with the others.
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             value = decode(text)
             if type(value) is self._kind:
                 return value

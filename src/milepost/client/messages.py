@@ -85,7 +85,10 @@ class WholeAnswer:
                     break
                 self._parser.feed_data(data)
         except HttpParserError as error:
-            raise HTTPException(f"no HTTP answer: {error}") from None
+            if not self._is_whole:
+                raise HTTPException(f"no HTTP answer: {error}") from None
+            # What stands behind it was not asked for.
+            self.will_close = True
         finally:
             # It knows this object: neither is left for the garbage collector.
             del self._parser
@@ -104,6 +107,11 @@ class WholeAnswer:
         return "content-length" in self.headers or "transfer-encoding" in self.headers
 
     # --- what the parser calls -------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """An answer begins. What was not asked for may not stand behind a whole one: it is refused, as what is no answer is."""
+        if self._is_whole:
+            raise HttpParserError("an answer that was not asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
