@@ -103,6 +103,7 @@ def test_every_check_of_the_code_is_in_the_database(store: Store) -> None:
     }
 
 
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     "name", ["_INSERT", "_SAVE", "_SAVE_CLAIM", "_SAVE_COMPLETION", "_SAVE_REPORT", "_SAVE_PLACE"]
 )
@@ -110,8 +111,6 @@ def test_no_table_is_built_to_check_a_row_of_a_run(store: Store, name: str) -> N
     """SQLite builds one for a list of three or more in a check or in the condition of an index, each time that it writes a row."""
     statement: Statement = getattr(runs, name)
     with store.read() as connection:
-        if connection.dialect.name != "sqlite":
-            pytest.skip("only SQLite does")
         text, _ = statement._compile(connection)
         steps = connection.exec_driver_sql(f"EXPLAIN {text}", (None,) * text.count("?")).fetchall()
     names = {step[1] for step in steps}
