@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.client.client import Client
-from milepost.client.messages import WholeAnswer, header_lines, host_of, request_line, with_length
+from milepost.client.messages import (
+    Answer,
+    header_lines,
+    host_of,
+    length_line,
+    read_answer,
+    request_line,
+)
 from milepost.errors import ConfigurationError
 
 ANSWERS = {
@@ -36,16 +43,14 @@ ANSWERS = {
 }  # fmt: skip
 
 
-def read(pieces: list[bytes]) -> WholeAnswer:
+def read(pieces: list[bytes]) -> tuple[Answer, bytes]:
     """What is read from a connection on which these pieces come, and then its end."""
 
     class Pieces:
         def recv(self, size: int) -> bytes:
             return pieces.pop(0) if pieces else b""
 
-    answer = WholeAnswer(Pieces())  # type: ignore[arg-type]
-    answer.read()
-    return answer
+    return read_answer(Pieces())  # type: ignore[arg-type]
 
 
 def cut(text: bytes, places: list[int]) -> list[bytes]:
@@ -57,8 +62,8 @@ def cut(text: bytes, places: list[int]) -> list[bytes]:
 @given(st.sampled_from(sorted(ANSWERS)), st.lists(st.integers(0, 1000), max_size=8))
 def test_an_answer_is_the_same_in_any_pieces(name: str, places: list[int]) -> None:
     text, status, content, stays_open = ANSWERS[name]
-    answer = read(cut(text, places))
-    assert (answer.status, answer.content, answer.will_close) == (status, content, not stays_open)
+    answer, body = read(cut(text, places))
+    assert (answer.status, body, answer.will_close) == (status, content, not stays_open)
     assert answer.headers.get("X-Kind") == answer.headers.get("x-kind") == "a"
     assert answer.headers.get("X-Other") is None
 
@@ -94,8 +99,8 @@ def test_what_is_no_answer_is_said(text: bytes) -> None:
 def test_what_stands_behind_an_answer_is_no_part_of_it_and_ends_the_connection(behind: bytes) -> None:
     for name in ("with its length", "in chunks", "without a body"):
         text, status, content, _ = ANSWERS[name]
-        answer = read([text + behind])
-        assert (answer.status, answer.content, answer.headers.get("x-kind")) == (status, content, "a"), name
+        answer, body = read([text + behind])
+        assert (answer.status, body, answer.headers.get("x-kind")) == (status, content, "a"), name
         assert answer.will_close, name
 
 
@@ -104,7 +109,7 @@ def test_a_connection_that_breaks_says_so() -> None:
     with ours:
         theirs.close()
         with pytest.raises(ConnectionError):
-            WholeAnswer(ours).read()
+            read_answer(ours)
 
 
 # --- requests ----------------------------------------------------------------------------------------------
@@ -140,7 +145,8 @@ def test_a_server_reads_what_was_meant(
 
     server = Server()
     parser = HttpRequestParser(server)
-    parser.feed_data(request_line(method, "/" + path) + header_lines(headers) + with_length(method, body))
+    head = request_line(method, "/" + path) + header_lines(headers) + length_line(method, body)
+    parser.feed_data(head + (body or b""))
     assert server.is_whole
     assert (parser.get_method().decode(), server.url.decode(), server.body) == (
         method,

@@ -132,8 +132,8 @@ def test_an_executor_loads_what_it_runs(house: Callable[..., House], tmp_path: P
     dev = house(None, "--processes", "1")
     for task_id in ("loaded", "loaded_on_the_loop"):
         loaded = set(dev.run(task_id).output)
-        assert {"milepost.worker.executor", "aiohttp"} <= loaded
-        assert loaded & (SERVER | COMMAND_LINE | HEAVY) - OF_PYDANTIC - {"aiohttp"} == set()
+        assert "milepost.worker.executor" in loaded
+        assert loaded & (SERVER | COMMAND_LINE | HEAVY) - OF_PYDANTIC == set()
     assert "pydantic" in loaded, "`total` is described with its types"
     assert dev.end() == 0
 

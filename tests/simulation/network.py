@@ -1,19 +1,19 @@
 """The network between processes: it delays, reorders, loses, repeats and cuts, as the seed says.
 
-On the client side it looks like an `aiohttp.ClientSession`, so the worker's channel and the client's transport are the real ones.
+On the client side it looks like `AsyncConnections`, so the worker's channel and the client's transport are the real ones.
 """
 
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from http.client import IncompleteRead, RemoteDisconnected
 from random import Random
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import aiohttp
-
+from milepost.client.async_connections import Limits
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from simulation.loop import VirtualLoop
 
@@ -183,7 +183,7 @@ class Network:
     def _server(self, peer: Peer) -> "ServerProcess":
         server = self.balancer.server_of(peer)
         if server is None:
-            raise aiohttp.ClientConnectionError("connection refused")
+            raise ConnectionRefusedError("connection refused")
         return server
 
     def _maybe_kill(self, peer: Peer) -> None:
@@ -202,7 +202,7 @@ class Network:
         if random.random() < 0.3:
             await self._silence.wait()
         await asyncio.sleep(random.uniform(0.0, 0.01))
-        raise aiohttp.ServerDisconnectedError
+        raise RemoteDisconnected
 
     def _repeat(
         self, peer: Peer, endpoint: Endpoint, parameters: dict[str, str], headers: Any, data: Any
@@ -286,7 +286,7 @@ class Stream:
         random = self.peer.random
         while not self._frames or self._is_deaf:
             if self._is_broken:
-                raise aiohttp.ClientPayloadError("the connection broke")
+                raise IncompleteRead(b"")
             if self._has_ended and not self._is_deaf:
                 return b""
             self._news.clear()
@@ -306,87 +306,53 @@ class Stream:
 
 
 class Response:
-    """What `aiohttp.ClientResponse` is to those who use it here."""
+    """What `Incoming` is to those who use it here."""
 
-    def __init__(self, status: int, body: bytes, stream: Stream | None = None) -> None:
+    def __init__(self, status: int, body: bytes, stream: Stream) -> None:
         self.status = status
-        self.headers: dict[str, str] = {}
         self._body = body
         self._stream = stream
-        self.content = self
 
-    async def read(self) -> bytes:
+    async def rest(self) -> bytes:
         return self._body
 
-    async def readany(self) -> bytes:
-        assert self._stream is not None
+    async def more(self) -> bytes:
         return await self._stream.read()
 
-    def read_nowait(self) -> bytes:
-        return b""
-
-    async def iter_any(self) -> AsyncIterator[bytes]:
-        while data := await self.readany():
-            yield data
-
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.leave()
+        self._stream.leave()
 
 
-class Session:
-    """What `aiohttp.ClientSession` is to those who use it here. One for each peer."""
+class Answered:
+    """What `Answer` is to those who use it here."""
 
-    closed = False
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.headers: dict[str, str] = {}
+
+
+class Connections:
+    """What `AsyncConnections` is to those who use it here. One for each peer."""
 
     def __init__(self, network: Network, peer: Peer) -> None:
         self._network = network
         self._peer = peer
 
-    def request(self, method: str, url: str, *, timeout: aiohttp.ClientTimeout, **given: Any) -> "_Opening":
-        if (given.get("headers") or {}).get("accept") == "text/event-stream":
-            return _Opening(self._stream(method, url, timeout, given))
-        return _Opening(self._request(method, url, timeout, given))
+    async def exchange(
+        self, method: str, target: str, body: Any, headers: Mapping[str, str], limits: Limits
+    ) -> tuple[Answered, bytes]:
+        async with asyncio.timeout(limits.silence):
+            status, content = await self._network.request(self._peer, method, target, headers, body)
+            return Answered(status), content
 
-    def get(self, url: str, *, timeout: aiohttp.ClientTimeout, **given: Any) -> "_Opening":
-        return _Opening(self._stream("GET", url, timeout, given))
+    async def open(
+        self, method: str, target: str, body: Any, headers: Mapping[str, str], limits: Limits
+    ) -> Response:
+        async with asyncio.timeout(limits.silence):
+            return await self._network.stream(self._peer, method, target, headers, body, limits.silence)
 
     async def close(self) -> None:
         """Nothing is open between two requests."""
-
-    async def _request(
-        self, method: str, url: str, limits: aiohttp.ClientTimeout, given: dict[str, Any]
-    ) -> Response:
-        async with asyncio.timeout(limits.total or limits.sock_read):
-            path = url.removeprefix(URL)
-            answer = self._network.request(self._peer, method, path, given.get("headers"), given.get("data"))
-            return Response(*await answer)
-
-    async def _stream(
-        self, method: str, url: str, limits: aiohttp.ClientTimeout, given: dict[str, Any]
-    ) -> Response:
-        async with asyncio.timeout(limits.sock_read):
-            target = url.removeprefix(URL)
-            return await self._network.stream(
-                self._peer, method, target, given.get("headers"), given.get("data"), limits.sock_read
-            )
-
-
-class _Opening:
-    """A request that is awaited, or entered."""
-
-    def __init__(self, work: Coroutine[Any, Any, Response]) -> None:
-        self._work = work
-
-    def __await__(self) -> Generator[Any, Any, Response]:
-        return self._work.__await__()
-
-    async def __aenter__(self) -> Response:
-        self._response = await self._work
-        return self._response
-
-    async def __aexit__(self, *_: object) -> None:
-        self._response.close()
 
 
 @lru_cache(maxsize=10_000)

@@ -13,20 +13,20 @@ from milepost.worker import executor_process
 from milepost.worker.channel import Channel
 from milepost.worker.deputy import Deputy
 from simulation.loop import process_of_code
-from simulation.network import URL, Peer, Session
+from simulation.network import URL, Connections, Peer
 
 if TYPE_CHECKING:
     from simulation.simulation import Simulation
     from simulation.worker import WorkerProcess
 
-_session: ContextVar[Session] = ContextVar("session")
+_connections: ContextVar[Connections] = ContextVar("connections")
 
 
 class SupervisorsChannel(Channel):
     """The real one, on a network that is none."""
 
     async def __aenter__(self) -> Self:
-        self._session = cast(Any, _session.get())
+        self._connections = cast(Any, _connections.get())
         return self
 
 
@@ -41,7 +41,7 @@ class Supervisor:
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"))
         self._context = Context()
         self._context.run(process_of_code.set, self)
-        self._context.run(_session.set, Session(simulation.network, self.peer))
+        self._context.run(_connections.set, Connections(simulation.network, self.peer))
         self._deputy = Deputy(URL, "key")
 
     def executor_died(self, executor: WorkerProcess, how: str) -> None:

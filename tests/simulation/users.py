@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from milepost.client import calls
-from milepost.client.async_transport import AsyncTransport, _Sessions
+from milepost.client.async_connections import AsyncConnections
+from milepost.client.async_transport import AsyncTransport
 from milepost.client.connection import Connection
 from milepost.client.subscription import RunFollower
 from milepost.client.updater import OutsideMetadata, Sink, Updater
@@ -18,7 +19,7 @@ from milepost.errors import MetadataError, MetadataFlushError, MilepostError, Un
 from milepost.model.operations import Operation
 from milepost.protocol.schedules import CreateScheduleRequest
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
-from simulation.network import URL, Peer, Session
+from simulation.network import URL, Connections, Peer
 from simulation.records import Group
 
 if TYPE_CHECKING:
@@ -28,20 +29,20 @@ if TYPE_CHECKING:
 class Transport(AsyncTransport):
     """The real one, on a network that is none."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, connections: Connections) -> None:
         super().__init__(URL, "key")
-        self._only_sessions = _Sessions(cast(Any, session), cast(Any, session))
+        self._only_connections = cast(Any, connections)
 
-    async def _session(self) -> _Sessions:
-        return self._only_sessions
+    async def _connections_here(self) -> AsyncConnections:
+        return self._only_connections
 
 
 class SimulatedConnection(Connection):
     """The real one, on a network that is none."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, connections: Connections) -> None:
         super().__init__(URL, "key")
-        self._async_transports["one"] = Transport(session)
+        self._async_transports["one"] = Transport(connections)
 
 
 def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None:
@@ -129,7 +130,7 @@ class User:
         self.random = Random(f"{simulation.seed}/{name}")
         self.read_random = Random(f"{simulation.seed}/{name}/reads")
         peer = Peer(name, Random(f"{simulation.seed}/{name}/network"))
-        self.connection = SimulatedConnection(Session(simulation.network, peer))
+        self.connection = SimulatedConnection(Connections(simulation.network, peer))
 
 
 async def write(user: User, run_id: str) -> None:

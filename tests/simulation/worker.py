@@ -44,7 +44,7 @@ from milepost.worker.link import LinkOptions, WorkerLink
 from milepost.worker.log_book import AttemptLog
 from milepost.worker.outbox import HeldRun
 from simulation.loop import process_of_code
-from simulation.network import URL, Peer, Session
+from simulation.network import URL, Connections, Peer
 from simulation.records import Attempt, RecordingBuffer, line_size
 from simulation.stream_code import StreamCode
 from simulation.supervisor import Supervisor
@@ -103,7 +103,7 @@ def _hook(name: HookName) -> Callable[[], Coroutine[Any, Any, None]]:
 class SimulatedChannel(Channel):
     """The real one, on a network that is none."""
 
-    session: Session
+    connections: Connections
     fail: Callable[[str], None]
 
     async def call(self, endpoint: Endpoint, body: Any = None, **given: Any) -> Any:
@@ -115,7 +115,7 @@ class SimulatedChannel(Channel):
         return answer
 
     async def __aenter__(self) -> Self:
-        self._session = cast(Any, self.session)
+        self._connections = cast(Any, self.connections)
         return self
 
 
@@ -176,8 +176,8 @@ class WorkerProcess:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: dict[HeldRun, tuple[asyncio.Task[Any], UserCode]] = {}
         self.peer = Peer(name, Random(f"{simulation.seed}/{name}/network"), self._killed_by_fault)
-        self._session = Session(simulation.network, self.peer)
-        self.connection = SimulatedConnection(self._session)
+        self._connections = Connections(simulation.network, self.peer)
+        self.connection = SimulatedConnection(self._connections)
         self._link = SimulatedLink(
             LinkOptions(
                 api_url=URL,
@@ -280,7 +280,7 @@ class WorkerProcess:
 
     def _open_channel(self, api_url: str, secret_key: str) -> Channel:
         channel = SimulatedChannel(api_url, secret_key)
-        channel.session = self._session
+        channel.connections = self._connections
         channel.fail = self._simulation.watch.fail
         return channel
 

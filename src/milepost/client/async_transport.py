@@ -1,36 +1,28 @@
-"""The asynchronous way onto the wire, on aiohttp. One session for each event loop that uses it, which ends with its loop."""
+"""The asynchronous way onto the wire. Each event loop that uses it has connections of its own, which end with the loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-import aiohttp
-
+from milepost.client.async_connections import FAILURES, AsyncConnections, Incoming, Limits
 from milepost.client.retries import Patience, unreachable
 from milepost.client.transport import (
     ANSWER_SECONDS_MAX,
     CONNECT_SECONDS_MAX,
     CONNECTIONS_MAX,
     LOOK_SECONDS,
-    PIECE_BYTES_MAX,
     SILENCE_SECONDS_MAX,
     Reply,
     checked_address,
     common_headers,
+    common_lines,
     reason_of,
 )
 from milepost.protocol.problems import from_problem
-
-
-class _Sessions(NamedTuple):
-    """The connections of one event loop. An event stream has its own for as long as it is read: calls must not wait for it."""
-
-    calls: aiohttp.ClientSession
-    feeds: aiohttp.ClientSession
 
 
 class AsyncTransport:
@@ -38,121 +30,93 @@ class AsyncTransport:
 
     def __init__(self, api_url: str, secret_key: str) -> None:
         self._api_url = checked_address(api_url)
+        self._address = urlsplit(self._api_url)
         self._headers = common_headers(secret_key)
+        self._common_lines = common_lines(self._address, self._headers)
         # With each the generator that closes it.
-        self._sessions: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, tuple[_Sessions, AsyncGenerator[_Sessions]]
+        self._connections: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[AsyncConnections, AsyncGenerator[AsyncConnections]]
         ] = WeakKeyDictionary()
 
-    async def _session(self) -> _Sessions:
+    async def _connections_here(self) -> AsyncConnections:
         loop = asyncio.get_running_loop()
-        known = self._sessions.get(loop)
-        if known is not None and not known[0].calls.closed:
-            return known[0]
-        # The loop closes every async generator that was begun on it before it ends, and with this one the sessions.
-        holder = self._hold_sessions()
-        sessions = await anext(holder)
-        self._sessions[loop] = sessions, holder
-        return sessions
+        known = self._connections.get(loop)
+        if known is None:
+            # The loop closes every async generator that was begun on it before it ends, and with this one the connections.
+            holder = self._hold_connections()
+            known = self._connections[loop] = await anext(holder), holder
+        return known[0]
 
-    async def _hold_sessions(self) -> AsyncGenerator[_Sessions]:
-        # As many feeds as are wanted; zero is no limit.
-        async with self._new_session(CONNECTIONS_MAX) as calls, self._new_session(0) as feeds:
-            yield _Sessions(calls, feeds)
-
-    def _new_session(self, connections_max: int) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=connections_max),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
-        )
+    async def _hold_connections(self) -> AsyncGenerator[AsyncConnections]:
+        connections = AsyncConnections(self._address, self._common_lines, count_max=CONNECTIONS_MAX)
+        try:
+            yield connections
+        finally:
+            self._connections.pop(asyncio.get_running_loop(), None)
+            await connections.close()
 
     async def exchange(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
     ) -> Reply:
         """As `SyncTransport.exchange`, without blocking."""
-        session = (await self._session()).calls
-        seconds = patience.seconds_of(ANSWER_SECONDS_MAX)
+        connections = await self._connections_here()
+        limits = _limits(patience.seconds_of(ANSWER_SECONDS_MAX))
         try:
-            async with (
-                _while_under_way(patience),
-                session.request(
-                    method,
-                    self._api_url + target,
-                    data=body,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=_timeout(seconds),
-                ) as response,
-            ):
-                return Reply(response.status, await response.read(), response.headers)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            async with _while_under_way(patience):
+                answer, content = await connections.exchange(method, target, body, headers, limits)
+        except FAILURES as error:
             raise unreachable(self._api_url, reason_of(error)) from None
+        return Reply(answer.status, content, answer.headers)
 
     @asynccontextmanager
     async def open(
         self, target: str, body: bytes | None, headers: Mapping[str, str], patience: Patience
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """As `SyncTransport.open`, without blocking."""
-        session = (await self._session()).feeds
-        seconds = patience.seconds_of(SILENCE_SECONDS_MAX)
+        connections = await self._connections_here()
+        method = "GET" if body is None else "POST"
+        headers = {**headers, "accept": "text/event-stream"}
+        limits = _limits(patience.seconds_of(SILENCE_SECONDS_MAX))
         try:
             async with _while_under_way(patience):
-                response = await session.request(
-                    "GET" if body is None else "POST",
-                    self._api_url + target,
-                    data=body,
-                    headers={**headers, "accept": "text/event-stream"},
-                    allow_redirects=False,
-                    timeout=_timeout(seconds),
-                )
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                incoming = await connections.open(method, target, body, headers, limits)
+        except FAILURES as error:
             raise unreachable(self._api_url, reason_of(error)) from None
         try:
-            if response.status != 200:
-                raise from_problem(response.status, await self._refusal(response))
-            yield self._read(response, patience)
+            if incoming.status != 200:
+                raise from_problem(incoming.status, await self._refusal(incoming))
+            yield self._read(incoming, patience)
         finally:
-            response.close()
+            incoming.close()
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _refusal(self, incoming: Incoming) -> bytes:
         """What the server says in place of a stream. Raises UnavailableError when not all of it has come."""
         try:
-            return await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            return await incoming.rest()
+        except FAILURES as error:
             raise unreachable(self._api_url, reason_of(error)) from None
 
-    async def _read(self, response: aiohttp.ClientResponse, patience: Patience) -> AsyncIterator[bytes]:
+    async def _read(self, incoming: Incoming, patience: Patience) -> AsyncIterator[bytes]:
         try:
             while True:
                 async with _while_under_way(patience):
-                    more = await response.content.readany()
-                if not more:
+                    data = await incoming.more()
+                if not data:
                     break
-                parts, size = [more], len(more)
-                while more and size < PIECE_BYTES_MAX:
-                    # What has come meanwhile is read off the socket in the loop's next round.
-                    await asyncio.sleep(0)
-                    more = response.content.read_nowait()
-                    parts.append(more)
-                    size += len(more)
-                yield b"".join(parts)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                yield data
+        except FAILURES as error:
             raise unreachable(self._api_url, reason_of(error)) from None
         raise unreachable(self._api_url, "the connection ended")
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
-        known = self._sessions.pop(asyncio.get_running_loop(), None)
+        known = self._connections.pop(asyncio.get_running_loop(), None)
         if known is not None:
             await known[1].aclose()
 
 
-def _timeout(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(
-        total=None, sock_connect=min(seconds, CONNECT_SECONDS_MAX), sock_read=seconds
-    )
+def _limits(seconds: float) -> Limits:
+    return Limits(min(seconds, CONNECT_SECONDS_MAX), seconds)
 
 
 @asynccontextmanager

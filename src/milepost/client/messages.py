@@ -43,11 +43,11 @@ def header_lines(headers: Mapping[str, str]) -> bytes:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
 
 
-def with_length(method: str, body: bytes | None) -> bytes:
-    """The end of the head, and the body."""
+def length_line(method: str, body: bytes | None) -> bytes:
+    """The end of the head."""
     if body is None:
         return b"\r\n" if method == "GET" else b"content-length: 0\r\n\r\n"
-    return b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    return b"content-length: %d\r\n\r\n" % len(body)
 
 
 class AnswerHeaders(dict[str, str]):
@@ -58,59 +58,61 @@ class AnswerHeaders(dict[str, str]):
         return super().get(name.lower(), default)
 
 
-class WholeAnswer:
-    """An answer with its body.
+class Answer:
+    """An answer, read from pieces as they come.
 
     Attributes:
+        has_head: status and headers are there.
+        is_whole: the body has come to its end.
         will_close: nothing more comes on this connection.
     """
 
-    def __init__(self, sock: socket) -> None:
-        self._sock = sock
+    def __init__(self) -> None:
         self._parts: list[bytes] = []
-        self._has_head = self._is_whole = False
+        self.has_head = self.is_whole = False
         self.status = 0
         self.headers = AnswerHeaders()
-        self.content = b""
         self.will_close = True
-
-    def read(self) -> None:
-        """Read all of it. Raises OSError when the connection breaks, HTTPException for what is no answer or not all of one."""
+        self.size = 0
         self._parser = HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Take in what has come. Raises HTTPException for what is no answer."""
         try:
-            while not self._is_whole:
-                data = self._sock.recv(READ_BYTES)
-                if not data:
-                    self._has_come_to_an_end()
-                    break
-                self._parser.feed_data(data)
+            self._parser.feed_data(data)
         except HttpParserError as error:
-            if not self._is_whole:
+            if not self.is_whole:
                 raise HTTPException(f"no HTTP answer: {error}") from None
             # What stands behind it was not asked for.
             self.will_close = True
-        finally:
-            # It knows this object: neither is left for the garbage collector.
-            del self._parser
-        self.content = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
-    def _has_come_to_an_end(self) -> None:
-        if not self._has_head:
+    def end(self) -> None:
+        """The connection has ended. Raises HTTPException, or ConnectionError, when that was not all."""
+        if self.is_whole:
+            return
+        if not self.has_head:
             raise RemoteDisconnected("the connection ended without an answer")
-        if self._says_its_length:
+        if "content-length" in self.headers or "transfer-encoding" in self.headers:
             raise IncompleteRead(b"".join(self._parts))
         # The end of the connection is the end of the body.
-        self.status = self._parser.get_status_code()
+        self.is_whole = True
 
-    @property
-    def _says_its_length(self) -> bool:
-        return "content-length" in self.headers or "transfer-encoding" in self.headers
+    def let_go(self) -> None:
+        """Nothing more is read. The parser knows this object: neither is left for the garbage collector."""
+        del self._parser
+
+    def take(self) -> bytes:
+        """What has come of the body since the last time."""
+        content = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self.size = 0
+        return content
 
     # --- what the parser calls -------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """An answer begins. What was not asked for may not stand behind a whole one: it is refused, as what is no answer is."""
-        if self._is_whole:
+        if self.is_whole:
             raise HttpParserError("an answer that was not asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -119,18 +121,36 @@ class WholeAnswer:
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._has_head = self._parser.get_status_code() >= 200
+        self.status = self._parser.get_status_code()
+        self.has_head = self.status >= 200
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
         self._parts.append(body)
+        self.size += len(body)
 
     def on_message_complete(self) -> None:
         """An answer is there as a whole, which need not be the last one."""
-        if not self._has_head:
+        if not self.has_head:
             # It says that more comes.
             self.headers.clear()
             return
-        self.status = self._parser.get_status_code()
         self.will_close = not self._parser.should_keep_alive()
-        self._is_whole = True
+        self.is_whole = True
+
+
+def read_answer(sock: socket) -> tuple[Answer, bytes]:
+    """Read an answer as a whole; with its body.
+
+    Raises: OSError when the connection breaks, HTTPException for what is no answer or not all of one.
+    """
+    answer = Answer()
+    try:
+        while not answer.is_whole:
+            if data := sock.recv(READ_BYTES):
+                answer.feed(data)
+            else:
+                answer.end()
+    finally:
+        answer.let_go()
+    return answer, answer.take()

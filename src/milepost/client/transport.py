@@ -11,9 +11,9 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from socket import socket
 from ssl import SSLCertVerificationError, SSLError, SSLSocket
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from milepost.client.messages import READ_BYTES, WholeAnswer, header_lines, host_of, request_line, with_length
+from milepost.client.messages import READ_BYTES, header_lines, host_of, length_line, read_answer, request_line
 from milepost.client.retries import LOOK_SECONDS, Patience, unreachable
 from milepost.errors import ConfigurationError
 from milepost.protocol.problems import from_problem
@@ -62,6 +62,17 @@ def checked_address(api_url: str) -> str:
     return api_url.rstrip("/")
 
 
+def common_lines(address: SplitResult, headers: Mapping[str, str]) -> bytes:
+    """What every request to a server says, as it is sent. Raises ConfigurationError for an address that cannot be asked."""
+    try:
+        request_line("GET", address.path + "/")
+        return header_lines({"host": host_of(address), **headers})
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the API address {address.geturl()!r} cannot be asked: {error} (MILEPOST_API_URL)"
+        ) from None
+
+
 class _Closing:
     """Mixed into a connection: whoever lets go of a client need not close it."""
 
@@ -84,15 +95,9 @@ class SyncTransport:
 
     def __init__(self, api_url: str, secret_key: str) -> None:
         self._api_url = checked_address(api_url)
-        self._headers = common_headers(secret_key)
         self._address = urlsplit(self._api_url)
-        try:
-            request_line("GET", self._address.path + "/")
-            self._common_lines = header_lines({"host": host_of(self._address), **self._headers})
-        except ValueError as error:
-            raise ConfigurationError(
-                f"the API address {self._api_url!r} cannot be asked: {error} (MILEPOST_API_URL)"
-            ) from None
+        self._headers = common_headers(secret_key)
+        self._common_lines = common_lines(self._address, self._headers)
         self._open()
 
     def _open(self) -> None:
@@ -136,10 +141,9 @@ class SyncTransport:
             sock.settimeout(seconds)
             request = request_line(method, self._address.path + target) + self._common_lines
             # In one write, which saves a system call and a packet.
-            sock.sendall(request + header_lines(headers) + with_length(method, body))
+            sock.sendall(request + header_lines(headers) + length_line(method, body) + (body or b""))
             _wait_for(sock, seconds, patience)
-            answer = WholeAnswer(sock)
-            answer.read()
+            answer, content = read_answer(sock)
         except (HTTPException, OSError, UnicodeError) as error:
             _close(connection)
             raise unreachable(self._api_url, reason_of(error)) from None
@@ -151,7 +155,7 @@ class SyncTransport:
             self._resting.append(connection)
         else:
             connection.close()
-        return Reply(answer.status, answer.content, answer.headers)
+        return Reply(answer.status, content, answer.headers)
 
     @contextmanager
     def open(

@@ -3,22 +3,25 @@
 Every call here is safe to repeat, so what fails is told apart by one question only: may the next try succeed?
 """
 
-import io
 import random
 from collections.abc import AsyncGenerator
 from typing import Any, Self
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
+from milepost.client.async_connections import FAILURES, AsyncConnections, Limits
+from milepost.client.transport import checked_address, common_headers, common_lines
 from milepost.errors import MilepostError
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import EventReader
 from milepost.protocol.problems import from_problem
 
 CONNECT_SECONDS_MAX = 5.0
-PIECE_BYTES_MAX = 512 * 1024
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
+
+_JSON = {"content-type": "application/json"}
+_EVENTS = {"accept": "text/event-stream"}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -60,46 +63,41 @@ class Backoff:
 
 
 class Channel:
-    """A connection pool to one server. Use it as an async context manager, on one event loop."""
+    """Connections to one server. Use it as an async context manager, on one event loop. Raises ConfigurationError for an address that
+    cannot be asked."""
 
     def __init__(self, api_url: str, secret_key: str) -> None:
-        self._api_url = api_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {secret_key}"}
+        address = urlsplit(checked_address(api_url))
+        self._headers = common_headers(secret_key)
+        self._connections = AsyncConnections(address, common_lines(address, self._headers))
         self._decoders: dict[str, msgspec.json.Decoder[Any]] = {}
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._connections.close()
 
     async def call(self, endpoint: Endpoint, body: Any = None, *, timeout_seconds: float, **path: str) -> Any:
         """One request. `body` is a message or its bytes; the answer has the type that the endpoint declares.
+
+        Args:
+            timeout_seconds: an answer that has not begun by then, or does not go on for so long, is not waited for.
 
         Raises: Unreachable, Refused.
         """
         data = body if isinstance(body, bytes) or body is None else _encode(body)
         try:
-            async with self._session.request(
+            answer, content = await self._connections.exchange(
                 endpoint.method,
-                self._api_url + endpoint.path.format(**path),
-                # A large body is sent piece by piece, so that the loop has its turn in between.
-                data=io.BytesIO(data) if data is not None and len(data) > PIECE_BYTES_MAX else data,
-                headers={"Content-Type": "application/json"} if data is not None else None,
-                timeout=aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS_MAX),
-                allow_redirects=False,
-            ) as response:
-                content = await response.read()
-                status = response.status
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                endpoint.path.format(**path),
+                data,
+                {} if data is None else _JSON,
+                Limits(CONNECT_SECONDS_MAX, timeout_seconds),
+            )
+        except FAILURES as error:
             raise Unreachable(str(error) or type(error).__name__) from error
-        self._check(status, content)
+        self._check(answer.status, content)
         try:
             return self._decoder(endpoint).decode(content)
         except msgspec.MsgspecError as error:
@@ -118,22 +116,19 @@ class Channel:
         Raises: Unreachable, Refused.
         """
         reader = EventReader()
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=silence_seconds_max
-        )
+        limits = Limits(CONNECT_SECONDS_MAX, silence_seconds_max)
         try:
-            async with self._session.get(
-                self._api_url + endpoint.path.format(**path),
-                headers={"Accept": "text/event-stream"},
-                timeout=timeout,
-                allow_redirects=False,
-            ) as response:
-                if response.status != 200:
-                    self._check(response.status, await response.read())
-                async for data in response.content.iter_any():
+            target = endpoint.path.format(**path)
+            incoming = await self._connections.open(endpoint.method, target, None, _EVENTS, limits)
+            try:
+                if incoming.status != 200:
+                    self._check(incoming.status, await incoming.rest())
+                while data := await incoming.more():
                     for event in reader.feed(data):
                         yield event
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            finally:
+                incoming.close()
+        except FAILURES as error:
             raise Unreachable(str(error) or type(error).__name__) from error
 
     def _check(self, status: int, content: bytes) -> None:
