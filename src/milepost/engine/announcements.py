@@ -1,6 +1,7 @@
 """What the engine tells the feed after a commit. Hints: the store is the truth, and an announcement may be lost or merged."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 
@@ -20,6 +21,22 @@ class LoggedChange(msgspec.Struct, frozen=True, gc=False):
     sequence: int | None = None
     # Places in the list that the writer sent which were refused or had been counted before.
     refused: Sequence[int] = ()
+
+
+def steps_after(steps: Sequence[LoggedChange], version: int) -> list[LoggedChange] | None:
+    """The steps above a version, in order; None when not all of them are at hand, or there are none.
+
+    Takes time for these alone, however many older ones are at hand.
+
+    Args:
+        steps: in order and without a gap; a list or a deque.
+    """
+    count = steps[-1].version - version if steps else 0
+    if not 0 < count <= len(steps):
+        return None
+    newest = list(islice(reversed(steps), count))
+    newest.reverse()
+    return newest if newest[0].version == version + 1 else None
 
 
 class RunChanged(msgspec.Struct, gc=False):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 from sqlalchemy import Connection
 
-from milepost.engine.announcements import LoggedChange
+from milepost.engine.announcements import LoggedChange, steps_after
 from milepost.errors import MetadataError
 from milepost.model import jsonvalue
 from milepost.model.counted import id_of, id_over_all_keys, pack
@@ -186,8 +186,8 @@ class HotDocument:
         """
         if since >= self.document.version:
             return None
-        steps = [change for change in self._recent if change.version > since]
-        if not steps or steps[0].version != since + 1:
+        steps = steps_after(self._recent, since)
+        if steps is None:
             return MetadataDelta(
                 run=self.run_id,
                 from_version=since,

@@ -107,6 +107,7 @@ async def watch_stream(
         logger.warning("the stream of run %s cannot be read now: %s", run_id, error)
         yield _COME_BACK
     finally:
+        wake.close()
         hub.leave_stream(topic, wake)
 
 

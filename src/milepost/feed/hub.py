@@ -343,7 +343,7 @@ class Inbox:
     Bounded: beyond `RECENT_BYTES` of steps, a run's document is sent as a whole instead.
     """
 
-    def __init__(self, wake: asyncio.Event) -> None:
+    def __init__(self, wake: Wake) -> None:
         self.wake = wake
         self.finished: list[str] = []
         self.resumed: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from milepost.engine.announcements import LoggedChange, RunChanged
+from milepost.engine.announcements import LoggedChange, RunChanged, steps_after
 from milepost.model.operations import Operation, collapse
 from milepost.model.run import RunStatus
 from milepost.model.shown_keys import Keys, shown_operations
@@ -69,9 +69,9 @@ class RunNews:
         """The steps above a version, in order; None when the oldest of them is not at hand, so that only the document helps."""
         if self.version <= version:
             return []
-        steps = [change for change in self._steps if change.version > version]
-        is_whole = bool(steps) and steps[0].version == version + 1 and steps[-1].version == self.version
-        return steps if is_whole else None
+        steps = steps_after(self._steps, version)
+        # It may have been heard of later versions than of their steps.
+        return steps if steps and steps[-1].version == self.version else None
 
     def drop_steps(self) -> None:
         """Let the steps go: who needs them reads the document."""

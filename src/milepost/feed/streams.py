@@ -132,6 +132,7 @@ async def watch_run(
             yield frame
         yield encode_event("end", _encode(RunFrame(version=place.told)))
     finally:
+        wake.close()
         hub.leave_run(topic, wake)
 
 
@@ -345,6 +346,7 @@ async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[
                 finished_count = max(finished_count, topic.newest.finished_count)
         yield encode_event("end", _encode(BatchFrame(batch_id, run_count, finished_count)))
     finally:
+        wake.close()
         hub.leave_batch(batch_id, wake)
 
 
@@ -468,6 +470,7 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 last_deltas_at = loop.time()
             yield encode_event("inbox", _encode(frame))
     finally:
+        inbox.wake.close()
         if hub.inboxes.get(worker_id) is inbox:
             del hub.inboxes[worker_id]
 

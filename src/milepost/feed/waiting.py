@@ -34,7 +34,7 @@ _set, _clear = asyncio.Event.set, asyncio.Event.clear
 class Wake(asyncio.Event):
     """An event that remembers which commit has set it, so that it is known how long that took to be told.
 
-    `clear` begins to tell; `sent` says that it has been told.
+    `clear` begins to tell; `sent` says that it has been told. One stream waits for it, with `within`, and closes it at its end.
     """
 
     def __init__(self, lags: Lags, seconds: Histogram) -> None:
@@ -43,18 +43,61 @@ class Wake(asyncio.Event):
         self._seconds = seconds
         self._waiting_since: float | None = None
         self._telling_since: float | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        # Until when the stream waits, on the loop's clock, and when that is looked at: a stream that is told something all the time
+        # sets no timer each time.
+        self._until = 0.0
+        self._look_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def set(self) -> None:
         """There is something to tell."""
         if self._waiting_since is None:
             self._waiting_since = self._lags.committed_at
         _set(self)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)
 
     def clear(self) -> None:
         """What there is will be told now."""
         if self._waiting_since is not None:
             self._telling_since, self._waiting_since = self._waiting_since, None
         _clear(self)
+
+    async def within(self, seconds: float) -> bool:
+        """Wait for it; False when it was quiet for so long."""
+        if self.is_set():
+            return True
+        loop = asyncio.get_running_loop()
+        self._until = loop.time() + seconds
+        if self._timer is None or self._look_at > self._until:
+            self._set_timer(loop)
+        self._waiter = loop.create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._look_at = self._until
+        self._timer = loop.call_at(self._until, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._until > loop.time():
+            self._set_timer(loop)
+        else:
+            self._waiter.set_result(False)
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def sent(self) -> None:
         """It has been handed to the subscriber's connection."""
@@ -73,6 +116,7 @@ async def woken(wake: asyncio.Event, seconds: float = PING_SECONDS) -> bool:
     if type(wake) is Wake:
         # Whoever waits for more has sent what there was.
         wake.sent()
+        return await wake.within(seconds)
     try:
         async with asyncio.timeout(seconds):
             await wake.wait()

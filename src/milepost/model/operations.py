@@ -242,8 +242,11 @@ def collapse(
         result: the document to which these operations have led, where it is known. Then law 5 holds to the last digit:
             integers are summed only if they were added to an integer.
     """
+    given = list(operations)
+    if len(given) < 2:
+        return given
     pending = Pending(result=result)
-    for operation in operations:
+    for operation in given:
         pending.add(operation)
     return pending.take()
 

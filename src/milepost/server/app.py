@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,6 +43,7 @@ from milepost.server.client.routes import client_routes
 from milepost.server.clocks import DatabaseClock, now_microseconds, steady_microseconds
 from milepost.server.cors import Cors
 from milepost.server.dashboard.routes import dashboard_routes
+from milepost.server.event_stream import SEND, EventStream
 from milepost.server.handlers.answers import WithToken
 from milepost.server.handlers.table import Handlers
 from milepost.server.handlers.tokens import sign_in_path
@@ -137,6 +138,7 @@ class SafeAnswers:
                     headers.append((b"connection", b"close"))
             await send(message)
 
+        scope[SEND] = send
         try:
             await self.inner(scope, receive, send_safely)
         finally:
@@ -339,11 +341,8 @@ class Server:
             if request.method == "HEAD":
                 await events.aclose()
                 return Response(media_type="text/event-stream")
-            return StreamingResponse(
-                self._whole(first, events, route),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-store", "x-accel-buffering": "no", **dict(stream_headers)},
-            )
+            headers = {"cache-control": "no-store", "x-accel-buffering": "no", **dict(stream_headers)}
+            return EventStream(self._whole(first, events, route), headers)
 
         return answer
 
@@ -442,7 +441,7 @@ class _Guarded:
                 response = problem_response(error)
             except ClientDisconnect:
                 response = Response(status_code=499)
-            if isinstance(response, StreamingResponse):
+            if isinstance(response, EventStream):
                 response.body_iterator = _until(ended, cast("AsyncGenerator[bytes]", response.body_iterator))
             await response(request.scope, request.receive, send)
         finally:
