@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from milepost.engine import committer as committers
 from milepost.engine.announcements import Announcement
 from milepost.engine.commands import Claim, CreateBatch, RegisterWorker, Trigger, UpdateMetadata
 from milepost.engine.committer import Committer
@@ -34,7 +35,7 @@ class Running:
         self.store = new_store(path)
         self.announced: list[Announcement] = []
         self.on_announcement: Callable[[Announcement], None] = self.announced.append
-        engine = Engine(self.store, EngineSettings(), now)
+        self.engine = engine = Engine(self.store, EngineSettings(), now)
         self.reader = Reader(self.store)
         self.committer = Committer(engine, now, lambda announcement: self.on_announcement(announcement))
         self.committer.start()
@@ -50,8 +51,16 @@ class Running:
         return asyncio.run(all_of_it())
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
+only_the_thread = pytest.mark.parametrize("running", ["thread"], indirect=True)
+only_lent = pytest.mark.parametrize("running", ["lent"], indirect=True)
+
+
+@pytest.fixture(params=["thread", "lent"])
+def running(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Running]:
+    """The engine is never lent to an event loop, or whenever that may be, however long a commit takes."""
+    monkeypatch.setattr(committers, "LENT_SECONDS_MAX", -1.0 if request.param == "thread" else 60.0)
     running = Running(tmp_path / "milepost.db")
     yield running
     running.committer.stop()
@@ -83,6 +92,7 @@ def test_a_refusal_is_raised_and_stands_alone(running: Running) -> None:
     running.run(work)
 
 
+@only_the_thread
 def test_what_gathers_during_a_commit_is_the_next_group(running: Running) -> None:
     """Group commit without a timer: while one commit is under way, forty commands become one more."""
     under_way, go_on = threading.Event(), threading.Event()
@@ -126,6 +136,7 @@ def test_commands_of_several_event_loops_are_all_answered(running: Running) -> N
     assert len(running.reader.page(RunFilter(), size=300).data) == 200
 
 
+@only_the_thread
 def test_giving_up_waiting_does_not_take_the_command_back(running: Running) -> None:
     under_way, go_on = threading.Event(), threading.Event()
 
@@ -227,3 +238,140 @@ def test_thousands_of_increments_from_many_callers_add_up(running: Running) -> N
     assert b'"n":2000' in value
     assert value.count(b"1,") == 1999
     assert version == 2000
+
+
+# --- the engine in the thread of a loop --------------------------------------------------------------------
+
+
+async def at_rest(running: Running) -> None:
+    """Wait until the committer has nothing to do."""
+    while not running.committer.is_at_rest:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+def seen_in(running: Running) -> list[bool]:
+    """For each announcement from now on whether it was made in this thread."""
+    found: list[bool] = []
+    here = threading.get_ident()
+    running.on_announcement = lambda announcement: found.append(threading.get_ident() == here)
+    return found
+
+
+@only_lent
+def test_a_small_command_that_is_alone_is_carried_out_in_its_loops_thread(running: Running) -> None:
+    async def work(running: Running) -> None:
+        found = seen_in(running)
+        for _ in range(3):
+            await at_rest(running)
+            await running.committer.submit(Trigger(item()))
+        assert found == [True] * 3
+        await at_rest(running)
+        await asyncio.gather(*(running.committer.submit(Trigger(item())) for _ in range(5)))
+        await at_rest(running)
+        await running.committer.submit(Trigger(item(payload="1" * 20_000)))
+        await at_rest(running)
+        await running.committer.submit(CreateBatch(1))
+        assert not any(found[3:])
+
+    running.run(work)
+
+
+def test_where_a_commit_takes_long_the_loop_is_not_held_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = Running(tmp_path / "milepost.db")
+
+    async def work(running: Running) -> None:
+        execute = running.engine.execute
+
+        def slow(requests: Any) -> Any:
+            time.sleep(0.05)
+            return execute(requests)
+
+        monkeypatch.setattr(running.engine, "execute", slow)
+        found = seen_in(running)
+        for _ in range(3):
+            await at_rest(running)
+            await running.committer.submit(Trigger(item()))
+        # The first may still have been taken for a short one.
+        assert found[1:] == [False, False]
+
+    running.run(work)
+    running.committer.stop()
+    running.store.close()
+
+
+@only_lent
+def test_the_thread_wakes_for_what_a_lent_engine_has_found_due(running: Running) -> None:
+    """It rests until the end of the claim's minute when a run comes that is due much earlier."""
+
+    async def work(running: Running) -> None:
+        claim = asyncio.ensure_future(running.committer.submit(Claim("worker_1", 1, 1, 60)))
+        # It is in line once it has run up to its first wait.
+        await asyncio.sleep(0)
+        await at_rest(running)
+        found = seen_in(running)
+        triggered = await running.committer.submit(Trigger(item(delay="1s")))
+        assert found == [True]
+        assert not claim.done()
+        [run] = await claim
+        assert run.id == triggered.run_ids[0]
+
+    running.run(work)
+
+
+@only_lent
+def test_stopping_waits_for_the_engine_and_is_not_at_rest_meanwhile(running: Running) -> None:
+    under_way, stopper = threading.Event(), threading.Thread(target=running.committer.stop)
+    rested: list[bool] = []
+
+    def on_announcement(announcement: Announcement) -> None:
+        rested.append(running.committer.is_at_rest)
+        stopper.start()
+        under_way.set()
+        stopper.join(0.2)
+        assert stopper.is_alive(), "it has stopped while a command is carried out"
+
+    async def work(running: Running) -> None:
+        await at_rest(running)
+        running.on_announcement = on_announcement
+        triggered = await running.committer.submit(Trigger(item()))
+        assert len(triggered.run_ids) == 1
+        await asyncio.to_thread(stopper.join, PATIENCE_SECONDS)
+        assert not stopper.is_alive()
+
+    running.run(work)
+    assert rested == [False]
+
+
+@only_lent
+def test_one_thread_at_a_time_has_the_engine(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute, in_use = running.engine.execute, threading.Lock()
+    threads_seen: set[int] = set()
+
+    def guarded(requests: Any) -> Any:
+        assert in_use.acquire(blocking=False), "two threads have the engine"
+        try:
+            threads_seen.add(threading.get_ident())
+            return execute(requests)
+        finally:
+            in_use.release()
+
+    monkeypatch.setattr(running.engine, "execute", guarded)
+
+    async def work(running: Running) -> list[str]:
+        ids: list[str] = []
+        for number in range(100):
+            ids += (await running.committer.submit(Trigger(item()))).run_ids
+            if number % 10 == 0:
+                await at_rest(running)
+        return ids
+
+    found: list[list[str]] = []
+    threads = [threading.Thread(target=lambda: found.append(running.run(work))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert len({run_id for part in found for run_id in part}) == 300
+    assert len(threads_seen) > 1

@@ -202,6 +202,11 @@ class Engine:
         return None if self._others is None else self._others.number
 
     @property
+    def is_alone(self) -> bool:
+        """True when no other server commits to the database."""
+        return self._others is None
+
+    @property
     def has_offers(self) -> bool:
         """True when a group has to look at what others have committed, also one without commands: there may be work for claims that
         are parked here, or everything has to be taken from the store."""

@@ -10,6 +10,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -88,10 +89,22 @@ def claims_of(
     return claims | {"iss": ISSUER, "aud": AUDIENCE, "exp": expires_at, "iat": now}
 
 
+def signature_of(text: bytes, key: bytes) -> bytes:
+    """HMAC with SHA-256. Unlike `hmac.digest` it does not let other threads go first, for what takes a microsecond."""
+    mac = _keyed(key).copy()
+    mac.update(text)
+    return mac.digest()
+
+
+@lru_cache(maxsize=16)
+def _keyed(key: bytes) -> hmac.HMAC:
+    return hmac.new(key, digestmod="sha256")
+
+
 def sign(claims: Mapping[str, Any], key: bytes) -> str:
     """The token that carries these claims."""
     signed = _HEADER + b"." + urlsafe_b64encode(_encode(claims)).rstrip(b"=")
-    signature = urlsafe_b64encode(hmac.digest(key, signed, "sha256")).rstrip(b"=")
+    signature = urlsafe_b64encode(signature_of(signed, key)).rstrip(b"=")
     return (signed + b"." + signature).decode()
 
 
@@ -142,7 +155,7 @@ def verify(token: str, key: bytes, *, now: float) -> tuple[dict[str, Any], str]:
     # `crit` names what a reader must understand, and this one understands none of it.
     if header.get("alg") != "HS256" or "crit" in header:
         raise TokenError("it is not signed with HS256")
-    if not hmac.compare_digest(hmac.digest(key, signed, "sha256"), _bytes(signature)):
+    if not hmac.compare_digest(signature_of(signed, key), _bytes(signature)):
         raise TokenError("it is signed with another key, or was changed")
     claims = _decoded(claims_part)
     if claims.get("iss") != ISSUER:

@@ -306,4 +306,4 @@ def is_from_own_page(connection: HTTPConnection, *, must_be_said: bool = False) 
 
 
 def _digest(key: str) -> bytes:
-    return hmac.digest(b"milepost key", key.encode("utf-8", "surrogateescape"), "sha256")
+    return tokens.signature_of(key.encode("utf-8", "surrogateescape"), b"milepost key")
