@@ -128,10 +128,9 @@ class Executor(Runner):
     def run(self) -> int:
         """Carry out runs until the link has left the server."""
         asyncio.set_event_loop(self._loop)
-        # What the imports made lives on anyway, and the many small objects of each run are freed without the collector's help.
+        # What the user's imports made lives on anyway; of this program's own it is known since `__main__`.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(10_000, 20, 50)
         self._unbound.watch()
         os.environ[EXECUTOR_VARIABLE] = str(os.getpid())
         self._supervisor.go_live(self._link.start, self._link.order)
