@@ -8,15 +8,17 @@ It is a file without a name that both have mapped: user code may close descripto
 are under way at once, 64 bytes for each; what does not fit is not noted.
 """
 
+from __future__ import annotations
+
 import mmap
 import os
 import struct
 import sys
-import tempfile
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from milepost.protocol.work import BegunRun
+if TYPE_CHECKING:
+    from milepost.protocol.work import BegunRun
 
 RUNS_MAX = 65_536
 _HEADER_BYTES = 64
@@ -84,6 +86,9 @@ class BlackBox:
 
     def begun(self) -> list[BegunRun]:
         """The attempts whose code has begun and whose end the server has not been told."""
+        # Only here: a supervisor whose executors are well needs nothing of the protocol.
+        from milepost.protocol.work import BegunRun
+
         runs: list[BegunRun] = []
         [used] = _USED.unpack_from(self._memory, _USED_OFFSET)
         for index in range(min(used, RUNS_MAX)):
@@ -160,6 +165,8 @@ class BlackBox:
 def _file_without_name() -> int:
     if sys.platform == "linux":
         return os.memfd_create("milepost-black-box")
+    import tempfile
+
     descriptor, path = tempfile.mkstemp(prefix="milepost-black-box-")
     Path(path).unlink()
     return descriptor

@@ -1,15 +1,19 @@
 """The deputy speaks to the server in the name of executors that cannot: they have died, were killed, or are held up by user code.
 
-It belongs to the supervisor. As long as every executor is well it sends nothing, and the HTTP client is not even imported.
+It belongs to the supervisor. As long as every executor is well it sends nothing, and neither the HTTP client nor the protocol is even
+imported.
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from milepost.protocol import endpoints
-from milepost.protocol.work import BegunRun, Death, ReportRequest, RunReply, RunReport
+if TYPE_CHECKING:
+    from milepost.protocol.work import BegunRun, Death, ReportRequest, RunReply
 
 REQUEST_SECONDS_MAX = 5.0
 # How long a supervisor that ends tries to bring what it has to say.
@@ -26,6 +30,8 @@ class Deputy:
 
     def died(self, worker_id: str, death: Death) -> None:
         """The process of this worker has died: said until the server has heard it."""
+        from milepost.protocol.work import ReportRequest
+
         self._tell(worker_id, ReportRequest(death=death))
 
     def left(self, worker_id: str, begun: Sequence[BegunRun]) -> None:
@@ -34,18 +40,16 @@ class Deputy:
         Args:
             begun: those whose code had begun.
         """
-        runs = [RunReport(id=run.id, attempt=run.attempt, begun=True) for run in begun]
-        self._tell(worker_id, ReportRequest(runs=runs, leaving=True))
+        self._tell(worker_id, _report_on(begun, leaving=True))
 
     async def keep_lease(self, worker_id: str, *, seconds_max: float) -> bool:
         """Tell the server that this worker lives; True when it has heard so."""
-        return await self._ask(worker_id, ReportRequest(), seconds_max) is None
+        return await self._ask(worker_id, _report_on(()), seconds_max) is None
 
     async def is_to_end(self, worker_id: str, begun: Sequence[BegunRun], *, seconds_max: float) -> bool:
         """Whether the server wants one of these runs ended, or has ended it. False too when it does not answer."""
         replies: list[RunReply] = []
-        runs = [RunReport(id=run.id, attempt=run.attempt, begun=True) for run in begun]
-        await self._ask(worker_id, ReportRequest(runs=runs), seconds_max, replies)
+        await self._ask(worker_id, _report_on(begun), seconds_max, replies)
         return any(reply.lost or reply.cancel for reply in replies)
 
     async def settle(self) -> None:
@@ -80,6 +84,7 @@ class Deputy:
         replies: list[RunReply] | None = None,
     ) -> Exception | None:
         """One report; what went wrong with it. What is answered about its runs is added to `replies`."""
+        from milepost.protocol import endpoints
         from milepost.worker.channel import Channel
 
         try:
@@ -93,3 +98,10 @@ class Deputy:
             # Beside a server that is away: the system may be short of everything, and it is tried again.
             return error
         return None
+
+
+def _report_on(begun: Sequence[BegunRun], *, leaving: bool = False) -> ReportRequest:
+    from milepost.protocol.work import ReportRequest, RunReport
+
+    runs = [RunReport(id=run.id, attempt=run.attempt, begun=True) for run in begun]
+    return ReportRequest(runs=runs, leaving=leaving)

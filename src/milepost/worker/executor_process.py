@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from milepost.protocol.work import Death
 from milepost.worker import control
 from milepost.worker.black_box import BlackBox
 from milepost.worker.control import (
@@ -139,7 +137,7 @@ class ExecutorProcess:
         Raises: OSError, RuntimeError when the system does not give what that takes.
         """
         loop = asyncio.get_running_loop()
-        worker_id = f"worker_{secrets.token_hex(12)}"
+        worker_id = f"worker_{os.urandom(12).hex()}"
         receiving, sending = os.pipe()
         try:
             black_box, box_descriptor = BlackBox.make()
@@ -233,13 +231,19 @@ class ExecutorProcess:
         if not self.is_ready and not self._black_box.lease_seconds:
             # It has never registered, or it has and claimed nothing.
             return
+        abandons = isinstance(self.word, Drained) and bool(self.word.abandoned)
+        if self._late is None and self.word is not None and not abandons:
+            # It has said all itself.
+            return
+        from milepost.protocol.work import Death
+
         begun = self._black_box.begun()
         if self._late is not None:
             late = [msgspec.structs.replace(run, timed_out=not run.waiting) for run in begun]
             self._deputy.died(self.worker_id, Death(how=self._late, begun=late))
         elif self.word is None and code is not None and not self.was_killed:
             self._deputy.died(self.worker_id, Death(how=cause_of_death(code), begun=begun))
-        elif self.word is None or (isinstance(self.word, Drained) and self.word.abandoned):
+        else:
             self._deputy.left(self.worker_id, begun)
 
     async def _keep_lease(self) -> None:
