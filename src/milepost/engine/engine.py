@@ -370,7 +370,8 @@ class Engine:
             steady_now = transaction.steady_now
             were_told(learnt, self.state, steady_now=steady_now, told_at=steady_now)
         answers = [(request.answer, request.result) for request in others]
-        return answers + served.answers, [announcement]
+        # Claims first: who waits for the end of a run is nearer to it than who has triggered one.
+        return served.answers + answers, [announcement]
 
     def _is_due(self, now: int) -> bool:
         return self.state.next_due_at is not None and self.state.next_due_at <= now
