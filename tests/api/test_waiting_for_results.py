@@ -73,8 +73,23 @@ def test_who_waits_is_answered_when_the_run_ends(served: Served, status: str) ->
         assert answer.status == 200, answer
         assert answer.json["id"] == run_id
         assert answer.json["ok"] is (status == "COMPLETED")
+        # What the commit has told is what is stored.
+        assert answer.json == served.get(f"/api/v1/runs/{run_id}/result")
     assert time.monotonic() - began < 10
     assert nobody_waits(served)
+
+
+@pytest.mark.parametrize("output", [None, "null", '{"a":[1,2.50,"\\u00e4"]}', f'"{"x" * 300_000}"'])
+def test_what_is_told_of_an_end_is_what_is_stored(served: Served, output: str | None) -> None:
+    worker = HttpWorker(served)
+    run_id = served.trigger()
+    asked = Asked(served, run_id)
+    run = worker.take(run_id)
+    worker.report(run, outcome={} if output is None else {"output": output})
+    answer = asked.answer()
+    assert answer.status == 200
+    assert answer.json == served.get(f"/api/v1/runs/{run_id}/result")
+    assert answer.json.get("output") == output
 
 
 def test_a_run_that_has_ended_is_not_waited_for(served: Served) -> None:

@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from milepost.engine.announcements import Announcement
-from milepost.engine.commands import Claim, Command, Report, Trigger
+from milepost.engine.commands import Command, Report, Trigger
 from milepost.engine.engine import Answer, Engine, Request
 from milepost.engine.measures import CommitterMeasures
 from milepost.errors import UnavailableError
@@ -239,12 +239,10 @@ class Committer:
 
 
 def _is_small(command: Command) -> bool:
-    """Whether a command surely takes no longer than a commit. Most that are alone are one of these."""
+    """Whether somebody waits for a command, and it surely takes no longer than a commit. A claim comes before there is work."""
     if type(command) is Trigger:
         return len(command.item.payload or "") <= LENT_CHARACTERS_MAX
-    if type(command) is Report:
-        return len(command.runs) <= LENT_RUNS_MAX
-    return type(command) is Claim
+    return type(command) is Report and len(command.runs) <= LENT_RUNS_MAX
 
 
 class _Answer:

@@ -156,6 +156,19 @@ class WatchedRun:
             topic.child_changed()
 
 
+class RunEnd:
+    """One who waits for the end of a run, and for nothing else of it.
+
+    Attributes:
+        wake: is set when the run has ended, or is no more, or nothing is told any more.
+        changed: the end, if that is what has been told.
+    """
+
+    def __init__(self) -> None:
+        self.wake = asyncio.Event()
+        self.changed: RunChanged | None = None
+
+
 class BatchTopic:
     """A batch that is being watched."""
 
@@ -407,7 +420,7 @@ class Hub:
         self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
         # Who waits for the end of a run, and for nothing else of it.
-        self._ends: dict[str, set[asyncio.Event]] = {}
+        self._ends: dict[str, set[RunEnd]] = {}
         self.lists: Watches[ListWatch] = Watches()
         # Those of `lists` that want to know of new streams.
         self.rows: set[RowsWatch] = set()
@@ -463,7 +476,7 @@ class Hub:
         for watch in (*self.lists, *self.matches):
             watch.wake.set()
         for run_id in self._ends:
-            self._tell_end(run_id)
+            self._tell_end(run_id, None)
         for inbox in self.inboxes.values():
             inbox.wake.set()
         for topics in self.streams.values():
@@ -493,7 +506,7 @@ class Hub:
         if self._ends:
             for changed in announcement.runs:
                 if changed.row.status.is_final:
-                    self._tell_end(changed.row.id)
+                    self._tell_end(changed.row.id, changed)
         if self.runs or self.lists or self.matches or self.inboxes:
             for changed in announcement.runs:
                 self._announce_run(changed)
@@ -516,7 +529,7 @@ class Hub:
                 inbox.cancelled += asked.ids
                 inbox.wake.set()
         for run_id in announcement.deleted_runs:
-            self._tell_end(run_id)
+            self._tell_end(run_id, None)
         if announcement.deleted_runs:
             for watch in self.lists:
                 # Whether it has shown one of them is found out by reading it again.
@@ -563,20 +576,21 @@ class Hub:
                 if task is not None:
                     task.cancel()
 
-    def watch_end(self, run_id: str, ended: asyncio.Event) -> None:
-        """Set this event when the run ends, or is no more, or nothing is told any more, until `leave_end`."""
-        self._ends.setdefault(run_id, set()).add(ended)
+    def watch_end(self, run_id: str, end: RunEnd) -> None:
+        """Tell this one when the run ends, until `leave_end`."""
+        self._ends.setdefault(run_id, set()).add(end)
 
-    def leave_end(self, run_id: str, ended: asyncio.Event) -> None:
+    def leave_end(self, run_id: str, end: RunEnd) -> None:
         """Stop waiting."""
         waiting = self._ends.get(run_id, set())
-        waiting.discard(ended)
+        waiting.discard(end)
         if not waiting:
             self._ends.pop(run_id, None)
 
-    def _tell_end(self, run_id: str) -> None:
-        for ended in self._ends.get(run_id, ()):
-            ended.set()
+    def _tell_end(self, run_id: str, changed: RunChanged | None) -> None:
+        for end in self._ends.get(run_id, ()):
+            end.changed = changed or end.changed
+            end.wake.set()
 
     def watch_stream(self, run_id: str, name: str, watcher: asyncio.Event) -> StreamTopic:
         """Be woken when the stream has grown or may have ended, until `leave_stream`."""

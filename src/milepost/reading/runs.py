@@ -128,15 +128,19 @@ def is_settled(connection: Connection, run_id: str, view: View) -> bool:
 
 def result_of(record: RunRecord) -> RunResult:
     """The result of a run that has finished."""
-    row = record.row
+    return result_from(record.row, record.output, record.error)
+
+
+def result_from(row: RunRow, output: str | None, error: str | None) -> RunResult:
+    """The result of a run that has finished: its row, and JSON texts."""
     ok = row.status is RunStatus.COMPLETED
     return RunResult(
         ok=ok,
         id=row.id,
         task_identifier=row.task,
-        output=record.output if ok else None,
-        output_type=JSON_TYPE if ok and record.output is not None else None,
-        error=error_of(record.error) if record.error and not ok else None,
+        output=output if ok else None,
+        output_type=JSON_TYPE if ok and output is not None else None,
+        error=error_of(error) if error and not ok else None,
     )
 
 

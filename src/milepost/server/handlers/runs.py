@@ -7,13 +7,15 @@ from typing import Any
 
 from starlette.requests import Request
 
+from milepost.engine.announcements import RunChanged
 from milepost.engine.commands import DeleteRun
 from milepost.errors import NotFoundError, RunNotFoundError, UnavailableError
 from milepost.feed import matching, streams
-from milepost.feed.hub import Hub
+from milepost.feed.hub import Hub, RunEnd
 from milepost.feed.waiting import in_reader, woken
-from milepost.protocol.runs import RunDeleted
+from milepost.protocol.runs import RunDeleted, RunResult
 from milepost.reading.reader import Reader
+from milepost.reading.runs import result_from
 from milepost.server import access, requests
 from milepost.server.auth import caller_of
 from milepost.server.handlers.answers import Submit
@@ -99,15 +101,15 @@ class Runs:
     async def run_result(self, request: Request) -> Any:
         """The result of a finished run, as soon as there is one."""
         run_id, seconds = request.path_params["run"], requests.wait_seconds(request)
-        ended = asyncio.Event()
+        end = RunEnd()
         # Before it is looked at, or an end in between would be missed.
-        self._hub.watch_end(run_id, ended)
+        self._hub.watch_end(run_id, end)
         try:
             result = await in_reader(lambda: self._reader.result(run_id))
-            if result is None and seconds and not self._hub.is_closed and await woken(ended, seconds):
-                result = await in_reader(lambda: self._reader.result(run_id))
+            if result is None and seconds and not self._hub.is_closed and await woken(end.wake, seconds):
+                result = _told(end.changed) or await in_reader(lambda: self._reader.result(run_id))
         finally:
-            self._hub.leave_end(run_id, ended)
+            self._hub.leave_end(run_id, end)
         if result is None and seconds and self._hub.is_closed:
             # Whoever waits asks again in a moment, perhaps another server.
             raise UnavailableError("the server is about to stop")
@@ -131,3 +133,10 @@ class Runs:
     def watch_batch(self, request: Request) -> AsyncIterator[bytes]:
         """How far a batch is, live."""
         return streams.watch_batch(self._hub, self._reader, request.path_params["batch"])
+
+
+def _told(changed: RunChanged | None) -> RunResult | None:
+    """The result as the commit has told it; None where it has to be read. Of an end that is told again the result is not."""
+    if changed is None or not changed.state_changed or (changed.output is None and changed.error is None):
+        return None
+    return result_from(changed.row, changed.output, changed.error)
