@@ -163,7 +163,7 @@ def measure_latency(report: Report, sizes: Sizes, house: House) -> None:
     for number in harness.rounds(sizes.latencies, seconds=8):
         time.sleep(random.uniform(0.005, 0.025))
         triggered_at = time.monotonic_ns()
-        started_at = runs.wait(bench_tasks.moment.trigger(number).id).output
+        started_at = bench_tasks.moment.trigger(number).result().unwrap()
         results.append((time.monotonic_ns() - triggered_at) / 1e6)
         starts.append((started_at - triggered_at) / 1e6)
     report.add("start_p50", percentile(starts, 0.5))
