@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from milepost.client.async_transport import AsyncTransport
 from milepost.client.retries import Patience
@@ -72,10 +73,11 @@ def ask(url: str, colour: str, times: int) -> list[bytes]:
         finally:
             await transport.close()
 
-    return asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if colour == "uvloop" else None) as runner:
+        return runner.run(main())
 
 
-@pytest.mark.parametrize("colour", ["blocking", "async"])
+@pytest.mark.parametrize("colour", ["blocking", "async", "uvloop"])
 def test_a_trusted_server_is_asked_on_one_connection(listener: Listener, colour: str) -> None:
     """In a process of its own: a library reads once for all which certificates are trusted."""
     program = f"from client.test_tls import ask; print(ask({listener.url!r}, {colour!r}, 3))"
@@ -85,7 +87,7 @@ def test_a_trusted_server_is_asked_on_one_connection(listener: Listener, colour:
     assert listener.connections == 1
 
 
-@pytest.mark.parametrize("colour", ["blocking", "async"])
+@pytest.mark.parametrize("colour", ["blocking", "async", "uvloop"])
 def test_another_one_is_not_asked_and_it_says_why(listener: Listener, colour: str) -> None:
     with pytest.raises(UnavailableError, match="its certificate is not accepted: self-signed certificate"):
         ask(listener.url, colour, 1)

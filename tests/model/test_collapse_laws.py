@@ -388,3 +388,12 @@ def test_m36_a_text_that_grows_and_a_document_that_is_replaced_hold_bounded_memo
 def test_collapsing_twice_is_collapsing_once_to_a_reader(operations: list[Operation]) -> None:
     once = collapse(operations)
     assert json_equal(apply({}, collapse(once))[0], apply({}, once)[0])
+
+
+@given(strategies.exact_lists)
+def test_a_single_operation_is_what_it_is(operations: list[Operation]) -> None:
+    """`collapse` does not look at it; what it would have come to is the same."""
+    for operation in operations:
+        pending = Pending()
+        pending.add(operation)
+        assert pending.take() == collapse([operation]) == [operation]
