@@ -40,6 +40,7 @@ check: .venv/.development ## Lint, formatting, types, import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+	$(BIN)/pyright -p benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

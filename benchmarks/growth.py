@@ -28,7 +28,7 @@ from watching import Watch, watch
 from milepost.engine import commands
 from milepost.engine.commands import IndexDocuments, TriggerBatch, TriggerItem
 from milepost.model.filters import parse_filter
-from milepost.model.operations import Set
+from milepost.model.operations import Operation, Set
 from milepost.model.run import Outcome, RunError, RunStatus
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations
@@ -239,7 +239,7 @@ def update_microseconds(bench: Bench) -> float:
     runs: Sequence[Any] = bench.claim(UPDATED_RUNS)
     taken: list[float] = []
     for sequence in range(1, 4 * TURNS):
-        operations = [Set("progress", sequence)]
+        operations: list[Operation] = [Set("progress", sequence)]
         began = time.process_time()
         bench.do(
             commands.Report(

@@ -24,6 +24,7 @@ from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.triggering import TriggerOptions
 from milepost.protocol.work import RunReport, TargetOperations
 from milepost.reading.reader import Reader
+from milepost.store.database import Store
 from milepost.store.runs import RunFilter
 
 RUNS = 100_000
@@ -150,7 +151,7 @@ def measure(options: Options) -> None:
         tempfile.TemporaryDirectory(prefix="milepost-bench-") as folder,
     ):
         chance = random.Random(1)
-        bench = Bench(Path(folder))
+        bench = Bench(Store(Path(folder) / "milepost.db"))
         began = time.perf_counter()
         fill(bench, count, chance)
         filled = time.perf_counter() - began

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import bench_tasks
 import harness
@@ -194,7 +194,7 @@ def started(
     """Run a command while the block runs: the process, the output to read, and the time of its start."""
     at = time.perf_counter()
     with (folder / "other.txt").open("wb") as other:
-        streams = {"stdout": other, "stderr": other, tells_on: subprocess.PIPE}
+        streams: dict[str, Any] = {"stdout": other, "stderr": other, tells_on: subprocess.PIPE}
         process = subprocess.Popen(
             [sys.executable, *COMMAND, *arguments], cwd=folder, env=environment, **streams
         )

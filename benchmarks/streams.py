@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import bench_tasks
 import harness
@@ -203,7 +203,7 @@ def _connected(port: int) -> IO[bytes]:
         else:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with connection:
-                return connection.makefile("rwb", buffering=1 << 20)
+                return cast("IO[bytes]", connection.makefile("rwb", buffering=1 << 20))
 
 
 def _read_redis(reader: IO[bytes], key: str, count: int) -> None:
