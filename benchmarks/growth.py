@@ -155,7 +155,7 @@ def make_templates(path: Path) -> None:
     bench.do(TriggerBatch(items))
     reports: list[RunReport] = []
     for number, run in enumerate(bench.claim(TEMPLATES)):
-        operations = [Set("progress", 100), Set("file", f"people-{number}.csv")]
+        operations: list[Operation] = [Set("progress", 100), Set("file", f"people-{number}.csv")]
         error = RunError("ValueError", "no such column")
         reports.append(
             RunReport(

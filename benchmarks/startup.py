@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import bench_tasks
 import harness
@@ -194,14 +194,18 @@ def started(
     """Run a command while the block runs: the process, the output to read, and the time of its start."""
     at = time.perf_counter()
     with (folder / "other.txt").open("wb") as other:
-        streams: dict[str, Any] = {"stdout": other, "stderr": other, tells_on: subprocess.PIPE}
+        output, errors = (subprocess.PIPE, other) if tells_on == "stdout" else (other, subprocess.PIPE)
         process = subprocess.Popen(
-            [sys.executable, *COMMAND, *arguments], cwd=folder, env=environment, **streams
+            [sys.executable, *COMMAND, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=errors,
         )
         try:
-            output = process.stdout if tells_on == "stdout" else process.stderr
-            assert output is not None
-            yield process, output, at
+            told = process.stdout if tells_on == "stdout" else process.stderr
+            assert told is not None
+            yield process, told, at
         finally:
             process.terminate()
             process.communicate(timeout=harness.END_SECONDS_MAX)
