@@ -290,7 +290,7 @@ SERVERS_PLANTS: list[Planted] = [
     Planted(runs_that_are_queued_elsewhere_are_offered_to_nobody, seed=11, adjust=many_runs_at_several),
     Planted(where_runs_are_queued_elsewhere_is_not_told, seed=3, adjust=many_runs_at_several),
     Planted(when_a_run_becomes_due_is_not_told, seed=16, adjust=many_runs_at_several),
-    Planted(that_a_run_has_to_execute_apart_is_not_told, seed=6, adjust=processes_die_at_several),
+    Planted(that_a_run_has_to_execute_apart_is_not_told, seed=47, adjust=processes_die_at_several),
     Planted(the_rules_of_tasks_are_not_told, seed=6, adjust=queues_are_full_at_several),
     Planted(whom_a_server_has_heard_it_keeps_to_itself, seed=1, adjust=leases_are_lost_at_several),
     Planted(which_claims_were_answered_is_not_told, seed=0, adjust=answers_get_lost_at_several),
