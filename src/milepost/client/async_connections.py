@@ -102,6 +102,7 @@ class AsyncConnections:
             answer = await connection.ask(self._head(method, target, body, headers), body, limits.silence)
             await connection.until(lambda: answer.has_head, limits.silence)
         except BaseException:
+            # Whatever has interrupted it: nobody will read the answer.
             self._close(connection)
             raise
         return Incoming(connection, answer, limits.silence, self._close)
@@ -136,7 +137,12 @@ class AsyncConnections:
             places = await loop.getaddrinfo(host, port, type=SOCK_STREAM)
         failure: Exception = OSError(f"{host} has no address")
         for family, kind, protocol, _, place in places:
-            sock = socket(family, kind, protocol)
+            try:
+                # A system may have no such addresses although it knows one.
+                sock = socket(family, kind, protocol)
+            except OSError as error:
+                failure = error
+                continue
             try:
                 sock.setblocking(False)
                 async with asyncio.timeout(seconds):
@@ -151,6 +157,7 @@ class AsyncConnections:
                 sock.close()
                 failure = error
             except BaseException:
+                # Whoever has interrupted it leaves no socket behind.
                 sock.close()
                 raise
             else:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from milepost.client.async_connections import FAILURES, AsyncConnections, Incoming, Limits
 from milepost.client.retries import Patience, unreachable
+from milepost.client.settings import checked_address
 from milepost.client.transport import (
     ANSWER_SECONDS_MAX,
     CONNECT_SECONDS_MAX,
@@ -17,7 +18,6 @@ from milepost.client.transport import (
     LOOK_SECONDS,
     SILENCE_SECONDS_MAX,
     Reply,
-    checked_address,
     common_headers,
     common_lines,
     reason_of,

@@ -65,6 +65,7 @@ class Answer:
         has_head: status and headers are there.
         is_whole: the body has come to its end.
         will_close: nothing more comes on this connection.
+        size: bytes of the body that `take` would give.
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -80,6 +81,25 @@ def find_address(api_url: str | None = None, secret_key: str | None = None) -> A
         )
     found = read_development_file(file)
     return Address(api_url or found.url, secret_key or found.secret_key, file)
+
+
+def checked_address(api_url: str) -> str:
+    """The server's address without a slash at its end. Raises ConfigurationError for what is none."""
+    parts = urlsplit(api_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigurationError(
+            f"the API address {api_url!r} is no http:// or https:// address (MILEPOST_API_URL)"
+        )
+    return api_url.rstrip("/")
+
+
+def checked_key(secret_key: str) -> str:
+    """The secret key. Raises ConfigurationError for one that no header can carry."""
+    if not (secret_key.isascii() and secret_key.isprintable()):
+        raise ConfigurationError(
+            "the secret key has line breaks or characters beyond ASCII, which no header can carry (MILEPOST_SECRET_KEY)"
+        )
+    return secret_key
 
 
 def _may_use_development_server(settings: ClientSettings) -> bool:

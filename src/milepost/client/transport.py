@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from milepost.client.messages import READ_BYTES, header_lines, host_of, length_line, read_answer, request_line
 from milepost.client.retries import LOOK_SECONDS, Patience, unreachable
+from milepost.client.settings import checked_address, checked_key
 from milepost.errors import ConfigurationError
 from milepost.protocol.problems import from_problem
 
@@ -45,21 +46,7 @@ class Reply(NamedTuple):
 
 def common_headers(secret_key: str) -> dict[str, str]:
     """What every request says. Raises ConfigurationError for a key that no header can carry."""
-    if not (secret_key.isascii() and secret_key.isprintable()):
-        raise ConfigurationError(
-            "the secret key has line breaks or characters beyond ASCII, which no header can carry (MILEPOST_SECRET_KEY)"
-        )
-    return {"authorization": f"Bearer {secret_key}", "user-agent": "milepost-python"}
-
-
-def checked_address(api_url: str) -> str:
-    """The server's address without a slash at its end. Raises ConfigurationError for what is none."""
-    parts = urlsplit(api_url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigurationError(
-            f"the API address {api_url!r} is no http:// or https:// address (MILEPOST_API_URL)"
-        )
-    return api_url.rstrip("/")
+    return {"authorization": f"Bearer {checked_key(secret_key)}", "user-agent": "milepost-python"}
 
 
 def common_lines(address: SplitResult, headers: Mapping[str, str]) -> bytes:

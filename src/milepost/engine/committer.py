@@ -239,7 +239,10 @@ class Committer:
 
 
 def _is_small(command: Command) -> bool:
-    """Whether somebody waits for a command, and it surely takes no longer than a commit. A claim comes before there is work."""
+    """Whether somebody waits for a command, and it most likely takes no longer than a commit. A claim comes before there is work.
+
+    Large metadata may take a few times as long; the next command goes to the thread then.
+    """
     if type(command) is Trigger:
         return len(command.item.payload or "") <= LENT_CHARACTERS_MAX
     return type(command) is Report and len(command.runs) <= LENT_RUNS_MAX

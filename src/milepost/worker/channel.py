@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from milepost.client.async_connections import FAILURES, AsyncConnections, Limits
-from milepost.client.transport import checked_address, common_headers, common_lines
+from milepost.client.settings import checked_address
+from milepost.client.transport import common_headers, common_lines
 from milepost.errors import MilepostError
 from milepost.protocol.endpoints import Endpoint
 from milepost.protocol.feed import EventReader

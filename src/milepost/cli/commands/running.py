@@ -115,7 +115,7 @@ def worker(
     """
     from milepost.cli.settings import name_unknown_settings
     from milepost.cli.working import processes_default, run_worker_command, work
-    from milepost.client.settings import find_address
+    from milepost.client.settings import checked_address, checked_key, find_address
     from milepost.worker.settings import load_settings
     from milepost.worker.supervisor import WorkerOptions
 
@@ -126,8 +126,8 @@ def worker(
     address = find_address()
     options = WorkerOptions(
         sources=tasks,
-        api_url=address.api_url,
-        secret_key=address.secret_key,
+        api_url=checked_address(address.api_url),
+        secret_key=checked_key(address.secret_key),
         processes=processes or processes_default(),
         concurrency=concurrency,
         isolated=isolated if isolated is not None else settings.isolated_processes,
