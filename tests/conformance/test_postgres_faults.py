@@ -1,17 +1,23 @@
 """What holds for PostgreSQL alone: connections that are lost at any moment, and what is said when the database cannot be used."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.pq import ExecStatus, PipelineStatus
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from conformance.rows import insert, new_run, run_name
+from milepost.engine.commands import Trigger, TriggerItem
+from milepost.engine.engine import Engine, Request
+from milepost.engine.state import EngineSettings
 from milepost.errors import CommitUnknownError, ConfigurationError, UnavailableError
+from milepost.protocol.triggering import TriggerOptions
 from milepost.store import postgres as kind
 from milepost.store import runs
 from milepost.store.database import Store
@@ -155,9 +161,13 @@ def test_a_commit_whose_answer_is_lost_was_carried_out_and_is_so_said(
     """Otherwise the group would be tried once more, and be stored twice."""
 
     def commit_and_cut(connection: psycopg.Connection[Any], query: str) -> None:
-        connection.pgconn.exec_(query.encode())
-        os.close(os.dup(connection.fileno()))
-        connection.pgconn.finish()
+        driver = connection.pgconn
+        # The writes of the group have been sent before, and nobody has waited for an answer yet.
+        driver.send_query_params(query.encode(), None)
+        driver.pipeline_sync()
+        while (result := driver.get_result()) is None or result.status != ExecStatus.PIPELINE_SYNC:
+            assert result is None or result.status in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK)
+        driver.finish()
 
     LosingConnection.lose = commit_and_cut
     with caplog.at_level(logging.WARNING):
@@ -205,6 +215,81 @@ def test_a_restart_of_the_database_is_got_over(store: Store, mode: str) -> None:
     SERVER().start()
     insert(store, new_run(3))
     assert ids(store) == [run_name(3), run_name(1)]
+
+
+# --- writes that wait ---------------------------------------------------------------------------------------
+
+
+def test_what_sqlalchemy_executes_comes_after_the_writes_that_wait(store: Store) -> None:
+    with store.write() as connection:
+        runs.insert_runs(connection, [new_run(1)])
+        assert connection.execute(text("SELECT count(*) FROM runs")).scalar_one() == 1
+        runs.insert_runs(connection, [new_run(2)])
+        assert len(runs.load_rows(connection, [run_name(1), run_name(2)])) == 2
+
+
+def test_a_write_that_fails_while_it_waits_undoes_the_group_and_what_comes_after_it(store: Store) -> None:
+    def insert_again() -> None:
+        with store.write() as connection:
+            for number in (2, 1, 3):
+                runs.insert_runs(connection, [new_run(number)])
+
+    insert(store, new_run(1))
+    with pytest.raises(IntegrityError):
+        insert_again()
+    assert ids(store) == [run_name(1)]
+    insert(store, new_run(4))
+    assert ids(store) == [run_name(4), run_name(1)]
+
+
+def test_what_waits_when_a_group_is_given_up_is_forgotten(store: Store) -> None:
+    def give_up() -> None:
+        with store.write() as connection:
+            runs.insert_runs(connection, [new_run(1)])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        give_up()
+    insert(store, new_run(2))
+    assert ids(store) == [run_name(2)]
+
+
+class CountingConnection(psycopg.Connection[Any]):
+    """Counts how often somebody waits for its database."""
+
+    waits = 0
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        return _CountingCursor(self)
+
+    @contextmanager
+    def pipeline(self) -> Iterator[Any]:
+        CountingConnection.waits += 1
+        with super().pipeline() as pipeline:
+            yield pipeline
+
+
+class _CountingCursor(psycopg.Cursor[Any]):
+    def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        # Within a pipeline statements are sent, and their answers are not waited for.
+        CountingConnection.waits += self.connection.pgconn.pipeline_status == PipelineStatus.OFF
+        return super().execute(query, *arguments, **options)
+
+
+def test_a_trigger_waits_for_the_database_three_times(name: str) -> None:
+    """It begins, looks for its answer, and sends all that it writes with its commit."""
+    store = Store(SERVER().url(name), connection_class=CountingConnection)
+    engine = Engine(store, EngineSettings(), lambda: 1_700_000_000_000_000)
+
+    def trigger(number: int) -> None:
+        command = Trigger(TriggerItem("task", None, TriggerOptions()), request_id=f"request_{number}")
+        engine.execute([Request(command, lambda result: None)])
+
+    trigger(0)
+    before = CountingConnection.waits
+    trigger(1)
+    assert CountingConnection.waits - before == 3
+    store.close()
 
 
 # --- what is said when it cannot be used -------------------------------------------------------------------

@@ -18,6 +18,7 @@ from milepost.engine.state import EngineSettings
 from milepost.errors import InvalidRequestError
 from milepost.reading.reader import Reader
 from milepost.store.runs import RunFilter
+from milepost.store.sqlite import SQLiteDatabase
 from support.world import item, new_store, offered
 
 Result = TypeVar("Result")
@@ -375,3 +376,33 @@ def test_one_thread_at_a_time_has_the_engine(running: Running, monkeypatch: pyte
         thread.join(PATIENCE_SECONDS)
     assert len({run_id for part in found for run_id in part}) == 300
     assert len(threads_seen) > 1
+
+
+def test_what_is_told_of_its_own_commits_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL notifies whoever has committed too; to look at the database for that would hold up the next command."""
+    monkeypatch.setattr(SQLiteDatabase, "is_shared", True)
+    running = Running(tmp_path / "milepost.db")
+    looked = threading.Event()
+    engine, committer = running.engine, running.committer
+    monkeypatch.setattr(engine, "catch_up", lambda: looked.set() or ([], []))
+
+    async def work(running: Running) -> None:
+        heard = engine.heard_number
+        assert heard is not None
+        # As early as it can be: the commit is still under way here.
+        running.on_announcement = lambda announcement: committer.look(engine.heard_number)
+        for _ in range(10):
+            await committer.submit(Trigger(item()))
+            committer.look(engine.heard_number)
+        assert engine.heard_number == heard + 10
+        while not committer.is_at_rest:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert not looked.is_set()
+        committer.look(heard + 11)
+        assert await asyncio.to_thread(looked.wait, PATIENCE_SECONDS)
+
+    try:
+        running.run(work)
+    finally:
+        committer.stop()
+        running.store.close()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg.pq import PipelineStatus
 
 from milepost.store.database import Store
 
@@ -66,10 +67,20 @@ class FailingPostgresConnection(psycopg.Connection[Any]):
         self.cursor_factory = _FailingPostgresCursor
 
 
+# Fails at the database, as its disk would let it.
+_FAILURE = """
+DO $$ BEGIN RAISE EXCEPTION 'could not write to file: input/output error' USING ERRCODE = 'io_error'; END $$
+"""
+
+
 class _FailingPostgresCursor(psycopg.Cursor[Any]):
     def execute(self, query: Any, *parameters: Any, **options: Any) -> Any:
-        self._before(query)
-        return super().execute(query, *parameters, **options)
+        if not self._fails(query):
+            return super().execute(query, *parameters, **options)
+        if self.connection.pgconn.pipeline_status == PipelineStatus.OFF:
+            raise psycopg.OperationalError("could not write to file: input/output error")
+        # Nobody waits for an answer; what comes after it is sent, and is not carried out.
+        return super().execute(_FAILURE)
 
     def executemany(self, query: Any, *parameters: Any, **options: Any) -> Any:
         self._before(query)
@@ -80,9 +91,12 @@ class _FailingPostgresCursor(psycopg.Cursor[Any]):
         return super().copy(statement, *parameters, **options)
 
     def _before(self, query: Any) -> None:
-        found = self.connection.faults if isinstance(self.connection, FailingPostgresConnection) else None
-        if found is not None and found.next_fails(str(query)):
+        if self._fails(query):
             raise psycopg.OperationalError("could not write to file: input/output error")
+
+    def _fails(self, query: Any) -> bool:
+        found = self.connection.faults if isinstance(self.connection, FailingPostgresConnection) else None
+        return found is not None and found.next_fails(str(query))
 
 
 @contextmanager

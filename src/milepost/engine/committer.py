@@ -51,7 +51,9 @@ class Committer:
         self._waiting: deque[Request] = deque()
         self._wake = threading.Condition()
         self._stopping = False
+        # Others may have committed something; and the newest of all commits that was told of, this server's own among them.
         self._has_news = False
+        self._newest_told = 0
         # True while the thread has nothing to do.
         self._rests = False
         # Until when it rests, on the steady clock; None: until it is woken.
@@ -123,22 +125,34 @@ class Committer:
             self._is_awaited
             or bool(self._waiting)
             or self._stopping
-            or self._has_news
+            or self._is_behind()
             or self._engine.has_claims_to_release
             or (wake_at is not None and (self._wakes_at is None or wake_at < self._wakes_at))
         )
 
-    def look(self) -> None:
-        """Other servers may have committed something: hear of it soon. Any thread may call it, as often as it likes."""
+    def look(self, number: int | None = None) -> None:
+        """Other servers may have committed something: hear of it soon. Any thread may call it, as often as it likes.
+
+        Args:
+            number: of the newest commit, where it was told along: nothing is done for one that is known, as this server's own are.
+        """
         with self._wake:
-            self._has_news = True
-            self._wake.notify()
+            if number is None:
+                self._has_news = True
+            else:
+                self._newest_told = max(self._newest_told, number)
+            if self._is_behind():
+                self._wake.notify()
+
+    def _is_behind(self) -> bool:
+        """Whether there may be commits that the engine has not heard of. While it works on a group, its own may seem to be one."""
+        return self._has_news or self._newest_told > (self._engine.heard_number or 0)
 
     @property
     def is_at_rest(self) -> bool:
         """True when all that was submitted is carried out and on its way to whoever has asked, and nothing is due. Thread-safe."""
         with self._wake:
-            return self._rests and not (self._waiting or self._is_lent or self._has_news or self._stopping)
+            return self._rests and not (self._waiting or self._is_lent or self._is_behind() or self._stopping)
 
     @property
     def next_due_at(self) -> int | None:
@@ -215,7 +229,7 @@ class Committer:
         """The next group, whether others have committed something, and whether this is the end."""
         with self._wake:
             is_due = False
-            while self._is_lent or not (self._waiting or self._stopping or self._has_news or is_due):
+            while self._is_lent or not (self._waiting or self._stopping or self._is_behind() or is_due):
                 if self._is_lent:
                     self._is_awaited = True
                     self._wake.wait()
@@ -231,7 +245,7 @@ class Committer:
                     self._wake.wait(seconds)
                     self._rests = False
             group = self._take_group(GROUP_MAX)
-            has_news, self._has_news = self._has_news and not is_due, False
+            has_news, self._has_news, self._newest_told = self._is_behind() and not is_due, False, 0
             return group, has_news, self._stopping and not self._waiting
 
     def _take_group(self, size_max: int) -> list[Request]:

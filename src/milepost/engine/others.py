@@ -154,8 +154,11 @@ class Others:
 
         Raises: Gap.
         """
-        while True:
+        newest = store.newest_announcement(connection)
+        while self.number != newest:
             rows = store.announcements_after(connection, self.number, limit=PAGE)
+            if not rows:
+                raise Gap
             for row in rows:
                 if row.number != self.number + 1:
                     raise Gap
@@ -169,10 +172,6 @@ class Others:
                     raise Gap from error
                 take_in(*news)
                 self.number = row.number
-            if len(rows) < PAGE:
-                break
-        if not rows and store.newest_announcement(connection) != self.number:
-            raise Gap
 
 
 def quiet_time(settings: EngineSettings) -> int:

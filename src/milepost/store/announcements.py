@@ -6,7 +6,7 @@ get lost, and whoever listens looks now and then without one.
 """
 
 import msgspec
-from sqlalchemy import Connection, String, bindparam, delete, func, insert, select
+from sqlalchemy import BigInteger, Connection, String, bindparam, cast, delete, func, insert, select
 
 from milepost.store.schema import announcements, commit_numbers
 from milepost.store.statements import Statement, upsert
@@ -14,6 +14,10 @@ from milepost.store.statements import Statement, upsert
 CHANNEL = "milepost"
 """The channel of PostgreSQL's notifications; each carries the number of the announcement."""
 _GROUPS = "groups"
+NEWEST = f"SELECT number FROM commit_numbers WHERE name = '{_GROUPS}'"
+"""What a database may tell with the beginning of a group, and where it leaves that: in the `info` of the connection, for this group,
+which no other one can come in between."""
+FOUND = "milepost_newest_announcement"
 
 
 class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
@@ -24,17 +28,21 @@ class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
     created_at: int
 
 
-_NEW = upsert(commit_numbers).values(name=_GROUPS, number=1)
-# Each group of each server takes a number, tells it, and looks for the newest one.
-_NEXT_NUMBER = Statement(
-    _NEW.on_conflict_do_update(
-        index_elements=["name"], set_={"number": commit_numbers.c.number + 1}
-    ).returning(commit_numbers.c.number),
-    (),
+_NEW = upsert(commit_numbers).values(name=_GROUPS, number=bindparam("number"))
+_NUMBERED = _NEW.on_conflict_do_update(index_elements=["name"], set_={"number": _NEW.excluded.number})
+_ROW = insert(announcements).values(
+    {name: bindparam(name, type_=announcements.c[name].type) for name in AnnouncementRow.__struct_fields__}
+)
+_TAKE_NUMBER = Statement(_NUMBERED, ["number"])
+_INSERT = Statement(_ROW, AnnouncementRow.__struct_fields__)
+# Both and the notification, for each group of a server that is not alone, as one statement.
+_TELL = Statement(
+    select(func.pg_notify(CHANNEL, cast(bindparam("number", type_=BigInteger), String))).add_cte(
+        _NUMBERED.cte("number_taken"), _ROW.cte("told")
+    ),
+    AnnouncementRow.__struct_fields__,
 )
 _NEWEST = Statement(select(commit_numbers.c.number).where(commit_numbers.c.name == _GROUPS), ())
-_NOTIFY = Statement(select(func.pg_notify(CHANNEL, bindparam("number", type_=String))), ["number"])
-_INSERT = Statement(insert(announcements), AnnouncementRow.__struct_fields__)
 _AFTER = Statement(
     select(*(announcements.c[name] for name in AnnouncementRow.__struct_fields__))
     .where(announcements.c.number > bindparam("after"))
@@ -45,17 +53,25 @@ _AFTER = Statement(
 
 
 def append_announcement(connection: Connection, payload: bytes, *, now: int) -> int:
-    """Tell the other servers something once this transaction is committed; its number."""
-    number: int
-    [(number,)] = _NEXT_NUMBER.read(connection, ())
-    _INSERT.write(connection, [(number, payload, now)])
+    """Tell the other servers something once this transaction is committed; its number. Once in a transaction.
+
+    Nothing is waited for: the numbers are the group's own until it ends, and two of them in a row are no number that was free.
+    """
+    number = newest_announcement(connection) + 1
+    row = number, payload, now
     if connection.dialect.name == "postgresql":
-        _NOTIFY.read(connection, (str(number),))
+        _TELL.write(connection, [row])
+    else:
+        _TAKE_NUMBER.write(connection, [(number,)])
+        _INSERT.write(connection, [row])
     return number
 
 
 def newest_announcement(connection: Connection) -> int:
     """The number of the newest announcement, pruned or not; 0 when there was none yet."""
+    found = connection.info.get(FOUND)
+    if found is not None:
+        return found
     for (number,) in _NEWEST.read(connection, ()):
         return int(number)
     return 0

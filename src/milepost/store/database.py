@@ -143,7 +143,7 @@ class Store:
         with self.read() as connection:
             return self._database.now(connection)
 
-    def listener(self, woken: Callable[[], None]) -> Ear | None:
+    def listener(self, woken: Callable[[int | None], None]) -> Ear | None:
         """What calls `woken`, in a thread of its own, whenever another server may have committed something; None where there are no
         others."""
         return self._database.listener(woken)

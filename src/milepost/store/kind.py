@@ -94,8 +94,9 @@ class DatabaseKind(Protocol):
         """Its time, microseconds since 1970."""
         ...
 
-    def listener(self, woken: Callable[[], None]) -> "Ear | None":
-        """What calls `woken` whenever another server may have committed something; None where there are no others."""
+    def listener(self, woken: Callable[[int | None], None]) -> "Ear | None":
+        """What calls `woken` whenever another server may have committed something, with the number of its announcement where that is
+        known; None where there are no others."""
         ...
 
     def is_broken(self, connection: Connection) -> bool:

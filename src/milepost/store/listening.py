@@ -30,10 +30,12 @@ class Listener:
 
     Args:
         connect: makes a connection of its own.
-        woken: called in the thread, often, and also for nothing.
+        woken: called in the thread, often, and also for nothing; with the number of the newest announcement where it was told along.
     """
 
-    def __init__(self, connect: Callable[[], psycopg.Connection[Any]], woken: Callable[[], None]) -> None:
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], woken: Callable[[int | None], None]
+    ) -> None:
         self._connect = connect
         self._woken = woken
         self._stopping = threading.Event()
@@ -80,8 +82,8 @@ class Listener:
             self._say(is_hearing=True)
             until = time.monotonic() + QUIET_SECONDS
             while (left := until - time.monotonic()) > 0 and not self._stopping.is_set():
-                for _ in connection.notifies(timeout=min(left, 0.5), stop_after=1):
-                    self._woken()
+                for notice in connection.notifies(timeout=min(left, 0.5), stop_after=1):
+                    self._woken(int(notice.payload) if notice.payload.isdecimal() else None)
 
     def _hears_itself(self, connection: psycopg.Connection[Any]) -> bool:
         word = f"echo {time.monotonic_ns()}"
@@ -89,7 +91,7 @@ class Listener:
         until = time.monotonic() + ECHO_SECONDS
         while (left := until - time.monotonic()) > 0:
             for notice in connection.notifies(timeout=left, stop_after=1):
-                self._woken()
+                self._woken(None)
                 if notice.payload == word:
                     return True
         return False
@@ -97,7 +99,7 @@ class Listener:
     def _look(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self._stopping.wait(LOOK_SECONDS):
-            self._woken()
+            self._woken(None)
 
     def _say(self, *, is_hearing: bool, why: str = "") -> None:
         if is_hearing is self._is_hearing:

@@ -13,17 +13,18 @@ from typing import Any, cast
 import psycopg
 from psycopg import conninfo
 from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
-from psycopg.types.string import StrDumperUnknown, TextLoader
-from sqlalchemy import Connection, Engine, create_engine, text
+from psycopg.adapt import Dumper, Loader
+from psycopg.types.string import StrDumperUnknown
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from milepost.errors import CommitUnknownError, ConfigurationError, UnavailableError
+from milepost.store.announcements import FOUND, NEWEST
 from milepost.store.listening import Listener
-from milepost.store.statements import HasBytes, execute
+from milepost.store.statements import HasBytes, execute, gather_writes, send_writes
 
 logger = logging.getLogger("milepost.store")
 
@@ -53,15 +54,20 @@ SET LOCAL idle_in_transaction_session_timeout = '{{idle_seconds}}s';
 {{more}}
 {_SAFE};
 SELECT pg_advisory_xact_lock({_GROUP_LOCK});
-SELECT pg_current_xact_id()::text
+SELECT {{number}}, ({{newest}})
 """
-_BEGIN_GROUP = _BEGIN_WRITING.format(lock_seconds=LOCK_SECONDS, idle_seconds=IDLE_SECONDS, more="")
+_NUMBER = "pg_current_xact_id()::text"
+_BEGIN_GROUP = _BEGIN_WRITING.format(
+    lock_seconds=LOCK_SECONDS, idle_seconds=IDLE_SECONDS, more="", number=_NUMBER, newest=NEWEST
+)
 # One whose number is asked for at its end, if it has got one. A number costs an entry in the log, and a wait for the disk.
-_BEGIN_LOOKING = _BEGIN_GROUP.replace("pg_current_xact_id()::text", "''")
+_BEGIN_LOOKING = _BEGIN_GROUP.replace(_NUMBER, "''")
 _BEGIN_MIGRATING = _BEGIN_WRITING.format(
     lock_seconds=_MIGRATION_LOCK_SECONDS,
     idle_seconds=_MIGRATION_LOCK_SECONDS,
     more="SET LOCAL statement_timeout = 0;",
+    number=_NUMBER,
+    newest="SELECT NULL",
 )
 _BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -202,9 +208,12 @@ class PostgresDatabase:
 
     def writer(self) -> Engine:
         """The engine of the one write connection. It connects to a server that can be written only."""
-        return self._engine(
+        engine = self._engine(
             connection_class=self._connection_class, target_session_attrs="read-write", poolclass=NullPool
         )
+        # What SQLAlchemy executes itself comes after the writes that wait, too.
+        event.listen(engine, "before_cursor_execute", _send_before)
+        return engine
 
     @property
     def reader_count(self) -> int:
@@ -262,7 +271,7 @@ class PostgresDatabase:
             text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
         ).scalar_one()
 
-    def listener(self, woken: Callable[[], None]) -> Listener:
+    def listener(self, woken: Callable[[int | None], None]) -> Listener:
         """What hears of the other servers' commits, on a connection of its own."""
         return Listener(self._connect, woken)
 
@@ -296,13 +305,14 @@ class PostgresDatabase:
 
     def _begin(self, connection: Connection, text: str) -> None:
         self._adapt(connection)
+        gather_writes(connection)
         self._transaction_id = ""
         cursor = cast("psycopg.Cursor[Any]", execute(connection, text))
         while cursor.nextset():
             pass
         found = cursor.fetchone()
         assert found is not None, "the last statement has a row"
-        self._transaction_id = found[0]
+        self._transaction_id, connection.info[FOUND] = found
 
     def _adapt(self, connection: Connection) -> None:
         if not self._prepares:
@@ -372,7 +382,7 @@ class PostgresDatabase:
 # PostgreSQL's texts cannot hold NUL, ours may. Both characters are written as two, in such a way that texts keep their order, equal
 # ones stay equal, and what a text begins with it still begins with.
 _ESCAPES = (("\x01", "\x01\x02"), ("\x00", "\x01\x01"))
-_ESCAPED = re.compile(b"\x01([\x01\x02])")
+_ESCAPED = re.compile("\x01([\x01\x02])")
 
 
 class _TextDumper(StrDumperUnknown):
@@ -380,14 +390,17 @@ class _TextDumper(StrDumperUnknown):
         if "\x01" in obj or "\x00" in obj:
             for plain, escaped in _ESCAPES:
                 obj = obj.replace(plain, escaped)
-        return super().dump(obj)
+        return obj.encode()
 
 
-class _TextLoader(TextLoader):
+class _TextLoader(Loader):
     def load(self, data: Buffer) -> Any:
-        if b"\x01" in bytes(data):
-            data = _ESCAPED.sub(lambda found: b"\x00" if found[1] == b"\x01" else b"\x01", bytes(data))
-        return super().load(data)
+        text = str(data, "utf-8")
+        return (
+            _ESCAPED.sub(lambda found: "\x00" if found[1] == "\x01" else "\x01", text)
+            if "\x01" in text
+            else text
+        )
 
 
 class _NumberDumper(Dumper):
@@ -445,6 +458,10 @@ def _options_of(url: str) -> dict[str, Any]:
         "tcp_user_timeout": "30000",
     }
     return {**usual, **found}
+
+
+def _send_before(connection: Connection, *_: object) -> None:
+    send_writes(connection)
 
 
 def _driver_of(connection: Connection) -> "psycopg.Connection[Any]":

@@ -164,7 +164,7 @@ class SQLiteDatabase:
         """The time of this machine: SQLite has no other."""
         return time.time_ns() // 1000
 
-    def listener(self, woken: Callable[[], None]) -> None:
+    def listener(self, woken: Callable[[int | None], None]) -> None:
         """None: there are no other servers."""
 
     def is_broken(self, connection: Connection) -> bool:
