@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support import held_rows
+
 # A machine that does other things too may be slow to make an example; that says nothing about the code.
 _BUSY_MACHINE = [HealthCheck.too_slow]
 
@@ -16,6 +18,9 @@ _BUSY_MACHINE = [HealthCheck.too_slow]
 settings.register_profile("suite", derandomize=True, deadline=None, suppress_health_check=_BUSY_MACHINE)
 settings.register_profile("explore", deadline=None, print_blob=True, suppress_health_check=_BUSY_MACHINE)
 settings.load_profile(os.environ.get("MILEPOST_TEST_PROFILE", "suite"))
+
+
+held_rows.compare()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,6 +34,14 @@ def nothing_is_left_behind() -> Iterator[None]:
     default = sys.modules.get("milepost.client.default")
     if default is not None:
         default.configure()
+
+
+@pytest.fixture(autouse=True)
+def kept_rows_are_the_stored_ones() -> Iterator[None]:
+    """Engines keep rows of runs, and none of them differs from what is stored."""
+    yield
+    found, held_rows.lies[:] = held_rows.lies[:], []
+    assert not found, found[:3]
 
 
 @pytest.hookimpl(wrapper=True)

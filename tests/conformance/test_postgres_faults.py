@@ -8,8 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from psycopg.pq import ExecStatus, PipelineStatus
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from conformance.rows import insert, new_run, run_name
@@ -22,6 +24,7 @@ from milepost.store import postgres as kind
 from milepost.store import runs
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
+from milepost.store.statements import array, execute
 from support import postgres
 
 SERVER = postgres.server
@@ -252,6 +255,33 @@ def test_what_waits_when_a_group_is_given_up_is_forgotten(store: Store) -> None:
         give_up()
     insert(store, new_run(2))
     assert ids(store) == [run_name(2)]
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
+    ["", "NULL", '","', "\\", "{}"]
+)
+_NUMBERS = st.integers(-(2**63), 2**63 - 1)
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Connection]:
+    store = Store(SERVER().url(SERVER().create_migrated_database()))
+    with store.write() as connection:
+        yield connection
+    store.close()
+
+
+@given(st.lists(_TEXTS | st.none(), max_size=6) | st.lists(_NUMBERS | st.none(), max_size=6))
+def test_arrays_bring_every_text_and_number(connection: Connection, values: list[Any]) -> None:
+    kind = "bigint" if any(isinstance(value, int) for value in values) else "text"
+    found = execute(connection, f"SELECT unnest(%(values)s::{kind}[])", {"values": array(values)}).fetchall()
+    assert [value for (value,) in found] == values
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_no_array_holds_a_number_of_more_than_64_bits(number: int) -> None:
+    with pytest.raises(OverflowError):
+        array([1, None, number])
 
 
 class CountingConnection(psycopg.Connection[Any]):

@@ -119,6 +119,7 @@ class Engine:
     def _load_state(self, connection: Connection) -> None:
         """Take everything from the store, within a transaction beside which nothing is committed."""
         state = self.state
+        state.held_rows.clear()
         self._load_catalog(connection)
         state.places.add(run_store.queued_places(connection))
         state.keyed.add(key_places.keyed_pairs(connection))
@@ -351,6 +352,7 @@ class Engine:
             # What a claim has found is undone with the rest, and may be there again.
             self.state.may_have_apart = True
             self.state.children.clear()
+            self.state.held_rows.clear()
             if transaction is not None:
                 self._documents.forget(transaction.touched)
             raise
@@ -378,6 +380,8 @@ class Engine:
 
     def _hear_before(self, connection: Connection) -> None:
         """Hear of every commit before this group. Where some can no longer be heard of, everything is taken from the store."""
+        if self._others is None and self._store.was_changed(connection):
+            self.state.held_rows.clear()
         try:
             self._hear(connection)
         except Gap:
@@ -396,6 +400,7 @@ class Engine:
 
     def _take_in(self, connection: Connection, learnt: Learnt, announcement: Announcement) -> None:
         state = self.state
+        state.held_rows.clear()
         if learnt.tasks_changed:
             before = state.catalog.tasks.keys()
             self._load_catalog(connection)
@@ -450,9 +455,10 @@ class Engine:
     ) -> int | None:
         """Tell the other servers what this group changes; the number under which it is told, None when there is nothing to tell."""
         assert self._others is not None, "a server alone has nobody to tell"
-        if announcement.is_empty and not is_worth_telling(
-            learnt, self.state, steady_now=transaction.steady_now
-        ):
+        # Others keep rows, too, and forget them with each commit that they hear of.
+        has_changed_runs = bool(transaction.saved_rows or transaction.changed_otherwise)
+        is_quiet = announcement.is_empty and not has_changed_runs
+        if is_quiet and not is_worth_telling(learnt, self.state, steady_now=transaction.steady_now):
             return None
         return self._others.tell(transaction.connection, learnt, announcement, now=transaction.now)
 
@@ -496,6 +502,7 @@ class Engine:
             # Servers on one database go by its clock, and none of them could say for all that it was set.
             return 0
         claiming.shift_times(transaction.connection, jump, now=transaction.now)
+        self.state.held_rows.clear()
         schedules.follow_clock(transaction.connection, jump, now=transaction.now)
         transaction.schedules_changed = True
         # Looked at by this group: something may have been due already and not been done, and a group that failed may have known of
@@ -521,6 +528,8 @@ class Engine:
         self.state.newly_offered |= transaction.newly_offered
         self.state.newly_offered -= transaction.wholly_offered
         self.state.children.gave(transaction.child_positions.items())
+        self.state.held_rows.committed(transaction.saved_rows.values())
+        self.state.held_rows.forget(transaction.changed_otherwise)
         self.state.keyed.add(transaction.keyed)
         self.state.keyed.remove(transaction.empty_keyed)
         for queue, key, count in transaction.starts:

@@ -177,6 +177,7 @@ class Finding:
             store.save_parent_attempts(
                 transaction.connection, [(attempt.number, row.id) for row in self._again]
             )
+            transaction.changed_otherwise.update(row.id for row in self._again)
         transaction.child_positions.update(self._positions)
         for row in self._keys.values():
             transaction.save_key(row)
@@ -257,6 +258,7 @@ def join(batch: BatchRow, members: Sequence[tuple[int, RunRow]], transaction: Tr
 def _share(rows: Sequence[RunRow], transaction: Transaction) -> None:
     fresh = {row.id: row for row in rows if not row.is_shared}
     store.share(transaction.connection, sorted(fresh))
+    transaction.changed_otherwise.update(fresh)
     for row in fresh.values():
         row.is_shared = 1
 

@@ -49,4 +49,5 @@ def index_documents(command: IndexDocuments, transaction: Transaction, state: En
                 transaction.done_with.add(run_id)
     if indexed:
         search.replace_values(connection, indexed)
+        transaction.changed_otherwise.update(indexed)
     return len(indexed)

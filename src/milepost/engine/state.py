@@ -12,6 +12,7 @@ import msgspec
 from milepost.engine.catalog import Catalog
 from milepost.engine.children import RememberedChildren
 from milepost.engine.commands import Claim
+from milepost.engine.rows import HeldRows
 from milepost.model.identifiers import Identifiers
 from milepost.model.run import QueuedReason
 
@@ -233,6 +234,7 @@ class EngineState:
         # What they offer. Replaced and never changed, because readers in other threads look into it.
         self._online_tasks: frozenset[str] = frozenset()
         self.parked = ParkedClaims()
+        self.held_rows = HeldRows()
         # Of runs whose later attempts trigger: a hint, see `children.py`.
         self.children = RememberedChildren()
         self.accepts_parking = True

@@ -64,6 +64,10 @@ class Transaction:
         # Those who have said something.
         self.heard_workers: set[str] = set()
         self._known_workers = state.workers
+        self._held_rows = state.held_rows
+        # Rows that were saved, and runs of which something was changed past their rows.
+        self.saved_rows: dict[str, RunRow] = {}
+        self.changed_otherwise: set[str] = set()
         # What is written down is by the wall clock; what is waited for, by the one that nobody sets.
         self.now = now
         self.steady_now = steady_now
@@ -170,9 +174,13 @@ class Transaction:
         """Load rows that are not here yet, in one go; ids that nobody has are remembered as absent."""
         missing = {run_id for run_id in ids if run_id not in self._rows and run_id not in self._absent}
         if missing:
-            found = run_store.load_rows(self.connection, missing)
+            found = self._held_rows.copies_of(missing - self.changed_otherwise)
+            missing -= found.keys()
+            if missing:
+                stored = run_store.load_rows(self.connection, missing)
+                found |= stored
+                self._absent.update(missing - stored.keys())
             self._rows.update(found)
-            self._absent.update(missing - found.keys())
 
     def parents_of(self, ids: Iterable[str]) -> set[str]:
         """The parents of the loaded ones among these runs."""
@@ -215,6 +223,7 @@ class Transaction:
             self._renewed.add(row.id)
             # Grows with each group, whatever the clock does: readers tell by it which of two states is newer.
             row.updated_at = max(self.now, row.updated_at + 1)
+        self.saved_rows[row.id] = row
 
     def adopt(self, row: RunRow) -> None:
         """Take in a row that was loaded by other means."""
@@ -564,6 +573,7 @@ class Transaction:
     def delete_runs(self, ids: Collection[str]) -> None:
         """These runs are no longer in the store. Nothing of this group that is not saved yet may be about them."""
         self._documents.forget(ids)
+        self.changed_otherwise.update(ids)
         for run_id in ids:
             self._rows.pop(run_id, None)
             self._absent.add(run_id)

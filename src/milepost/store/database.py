@@ -122,6 +122,11 @@ class Store:
                 f"the database cannot be read now: {self._database.reason(error)}; try again"
             ) from error
 
+    def was_changed(self, connection: Connection) -> bool:
+        """Whether somebody else may have committed something since this was asked last: asked first in a transaction of `write`, where
+        there are no other servers who would tell."""
+        return self._database.was_changed(connection)
+
     def present_schema(self) -> str | None:
         """The schema that the database has now: a newer server may have changed it. Raises UnavailableError."""
         with self.read() as connection:

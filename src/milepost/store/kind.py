@@ -75,6 +75,11 @@ class DatabaseKind(Protocol):
         """As `begin_writing`, for a transaction that mostly writes nothing, and then leaves no trace in the database."""
         ...
 
+    def was_changed(self, connection: Connection) -> bool:
+        """Whether somebody may have committed something past the writer since this was asked last, in a transaction of the writer. Not
+        asked where several servers may be, who tell each other."""
+        ...
+
     def begin_reading(self, connection: Connection) -> None:
         """Begin a transaction that sees one state of the database, and cannot change it."""
         ...

@@ -73,6 +73,8 @@ class SQLiteDatabase:
         self._connection_class = connection_class
         # Which files these are. Not known before they are all there.
         self._files: dict[str, tuple[int, int] | None] = {}
+        # SQLite's own, by which a connection sees that another one has written.
+        self._data_version = -1
 
     is_shared = False
 
@@ -149,6 +151,12 @@ class SQLiteDatabase:
         execute(connection, "BEGIN IMMEDIATE")
 
     begin_migrating = begin_looking = begin_writing
+
+    def was_changed(self, connection: Connection) -> bool:
+        """True when another connection has committed since: another server, which should not be there, or somebody's shell."""
+        before = self._data_version
+        [(self._data_version,)] = execute(connection, "PRAGMA data_version").fetchall()
+        return self._data_version != before
 
     def begin_reading(self, connection: Connection) -> None:
         """A reader sees what was committed when it reads first."""

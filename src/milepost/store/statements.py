@@ -207,7 +207,7 @@ class Statement:
             text, arrange = self._of_lists._compiled.get(connection.dialect.name) or self._of_lists._compile(
                 connection
             )
-            values = tuple(map(_array, zip(*rows, strict=True)))
+            values = tuple(map(array, zip(*rows, strict=True)))
             _write(connection, text, values if arrange is None else arrange(values))
             rows = later
 
@@ -250,7 +250,7 @@ class Lookup:
         """The rows that exist, in no order."""
         wanted = tuple(keys)
         if takes_lists(connection):
-            return self._of_list.read(connection, (_array(wanted),)) if wanted else []
+            return self._of_list.read(connection, (array(wanted),)) if wanted else []
         if len(wanted) <= KEYS_MAX:
             return self._read(connection, wanted) if wanted else []
         found: list[Row] = []
@@ -301,7 +301,7 @@ def _of_lists(statement: Any, names: Sequence[str]) -> Insert | Update | Delete:
     return cast("Update", cast("Any", visitors).replacement_traverse(statement, {}, replaced))
 
 
-def _array(values: Row) -> Any:
+def array(values: Sequence[Any]) -> Any:
     """Values of one type as an array, of texts or whole numbers as PostgreSQL writes it: its driver takes ten times as long for that.
 
     Raises: OverflowError.
