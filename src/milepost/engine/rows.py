@@ -1,7 +1,7 @@
-"""The rows of runs that workers hold, as the last commits of this server have left them, so that a report need not read its run anew.
+"""The rows of runs that workers hold, kept in memory as this server's last commits have left them: a report need not read its run.
 
-Nothing here can be older than the store: whatever commits, and is not a group of this server that has told of what it has changed,
-empties it (another server's commit, a group of which nobody knows whether it was committed, a clock that was set).
+A kept row is never other than the stored one. Rows are forgotten when another server has committed something, when a group has
+failed (it may be stored all the same), when the clock was set, and when a group has changed runs by other means than their rows.
 """
 
 from collections.abc import Iterable

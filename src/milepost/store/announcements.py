@@ -15,9 +15,9 @@ CHANNEL = "milepost"
 """The channel of PostgreSQL's notifications; each carries the number of the announcement."""
 _GROUPS = "groups"
 NEWEST = f"SELECT number FROM commit_numbers WHERE name = '{_GROUPS}'"
-"""What a database may tell with the beginning of a group, and where it leaves that: in the `info` of the connection, for this group,
-which no other one can come in between."""
+"""Selects the number of the newest announcement. A database may do so as it begins a group, beside which no other one commits."""
 FOUND = "milepost_newest_announcement"
+"""Under this key in the connection's `info` it leaves what it has found, for this group."""
 
 
 class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
@@ -53,10 +53,8 @@ _AFTER = Statement(
 
 
 def append_announcement(connection: Connection, payload: bytes, *, now: int) -> int:
-    """Tell the other servers something once this transaction is committed; its number. Once in a transaction.
-
-    Nothing is waited for: the numbers are the group's own until it ends, and two of them in a row are no number that was free.
-    """
+    """Tell the other servers something once this transaction is committed; its number, one more than the newest. Once in a
+    transaction, beside which no other one tells anything."""
     number = newest_announcement(connection) + 1
     row = number, payload, now
     if connection.dialect.name == "postgresql":

@@ -77,13 +77,15 @@ def execute(connection: Connection, text: str, values: Any = (), *, many: bool =
 
     Raises SQLAlchemy's errors, as `Connection.execute` does; where a write fails that has waited, its error.
     """
+    if many:
+        send_writes(connection)
     waiting = _waiting_of(connection)
     cursor = connection.connection.cursor()
     try:
-        if waiting:
-            _send(connection, waiting, (cursor, text, values))
-        elif many:
+        if many:
             cursor.executemany(text, values)
+        elif waiting:
+            _send(connection, waiting, (cursor, text, values))
         else:
             cursor.execute(text, values)
     except connection.dialect.loaded_dbapi.Error as error:
