@@ -207,6 +207,25 @@ def test_a_commit_of_which_nothing_can_be_found_out_says_so(
     assert ids(losing_store) == [run_name(2)]
 
 
+def test_nobody_elses_commit_is_taken_for_one_that_a_crash_has_undone(losing_store: Store, name: str) -> None:
+    """After a crash PostgreSQL gives numbers of transactions again of which nothing had reached the disk."""
+    insert(losing_store, new_run(1))
+
+    def crash(connection: psycopg.Connection[Any], query: str) -> None:
+        connection.pgconn.finish()
+        SERVER().stop("immediate")
+        SERVER().start()
+        other = Store(SERVER().url(name))
+        for number in range(2, 9):
+            insert(other, new_run(number))
+        other.close()
+
+    LosingConnection.lose = crash
+    with pytest.raises(UnavailableError):
+        insert(losing_store, new_run(99))
+    assert ids(losing_store) == [run_name(number) for number in range(8, 0, -1)]
+
+
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_of_the_database_is_got_over(store: Store, mode: str) -> None:
     insert(store, new_run(1))

@@ -38,10 +38,10 @@ class SharedStore(Store):
         return self.is_cut_off or self.loses_answer
 
     @contextmanager
-    def write(self, *, may_be_idle: bool = False) -> Generator[Connection]:
+    def write(self) -> Generator[Connection]:
         """See `Store`."""
         self._reach()
-        with super().write(may_be_idle=may_be_idle) as connection:
+        with super().write() as connection:
             yield connection
         if self.loses_answer:
             self.loses_answer = False

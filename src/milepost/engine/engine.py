@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from milepost.engine import claiming, fencing, promoting, queues, schedules
 from milepost.engine.announcements import Announcement
 from milepost.engine.catalog import Catalog
-from milepost.engine.commands import Claim, Command, IndexDocuments, ReleaseLostRuns
+from milepost.engine.commands import Claim, Command
 from milepost.engine.documents import DocumentCache
 from milepost.engine.measures import EngineMeasures
 from milepost.engine.others import Gap, HeardWorker, Learnt, Others, is_worth_telling, learn, were_told
@@ -53,9 +53,6 @@ JUMP_MICROSECONDS = CLOCKS_APART_MICROSECONDS
 # A clock that is so far ahead may be wrong. It is trusted again when the server has run for a day.
 FAR_MICROSECONDS = 24 * 3600 * 1_000_000
 DOUBT_MICROSECONDS = 24 * 3600 * 1_000_000
-
-# Commands that look whether there is something to do, again and again.
-_LOOKS = (ReleaseLostRuns, IndexDocuments)
 
 Answer = Callable[[Any], None]
 
@@ -310,8 +307,7 @@ class Engine:
             others.sort(key=lambda request: rule_of(request.command).order)
         transaction: Transaction | None = None
         try:
-            may_be_idle = bool(requests) and all(isinstance(request.command, _LOOKS) for request in requests)
-            with self._store.write(may_be_idle=may_be_idle) as connection:
+            with self._store.write() as connection:
                 self._hear_before(connection)
                 now, steady_now = self._clock(), self._steady()
                 if self._others is not None:

@@ -28,8 +28,18 @@ class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
     created_at: int
 
 
+MARKS = "marks of "
+"""How the names of rows begin by which servers find out whether their groups were committed."""
+MARK_OF = "SELECT number FROM commit_numbers WHERE name = %s"
+# Nobody asks for the mark of a server that has been quiet for so long.
+_MARKS_MICROSECONDS = 86_400_000_000
 _NEW = upsert(commit_numbers).values(name=_GROUPS, number=bindparam("number"))
 _NUMBERED = _NEW.on_conflict_do_update(index_elements=["name"], set_={"number": _NEW.excluded.number})
+_NEW_MARK = upsert(commit_numbers).values(name=bindparam("name"), number=bindparam("number"))
+_LEAVE_MARK = Statement(
+    _NEW_MARK.on_conflict_do_update(index_elements=["name"], set_={"number": _NEW_MARK.excluded.number}),
+    ["name", "number"],
+)
 _ROW = insert(announcements).values(
     {name: bindparam(name, type_=announcements.c[name].type) for name in AnnouncementRow.__struct_fields__}
 )
@@ -75,6 +85,11 @@ def newest_announcement(connection: Connection) -> int:
     return 0
 
 
+def leave_mark(connection: Connection, name: str, number: int) -> None:
+    """This transaction is the newest one of a server: the number, a time in microseconds since 1970, is no other one's."""
+    _LEAVE_MARK.write(connection, [(name, number)])
+
+
 def announcements_after(connection: Connection, after: int, *, limit: int) -> list[AnnouncementRow]:
     """Up to `limit` announcements with a number above `after`, in order.
 
@@ -85,7 +100,11 @@ def announcements_after(connection: Connection, after: int, *, limit: int) -> li
 
 
 def prune_announcements(connection: Connection, *, before: int, limit: int) -> int:
-    """Forget up to `limit` announcements from before a time, the oldest first; how many they were."""
+    """Forget up to `limit` announcements from before a time, the oldest first; how many they were. And old marks of servers."""
+    is_mark = commit_numbers.c.name.startswith(MARKS)
+    connection.execute(
+        delete(commit_numbers).where(is_mark, commit_numbers.c.number < before - _MARKS_MICROSECONDS)
+    )
     oldest = (
         select(announcements.c.number)
         .where(announcements.c.created_at < before)

@@ -74,19 +74,13 @@ class Store:
         return self._database.is_displaced
 
     @contextmanager
-    def write(self, *, may_be_idle: bool = False) -> Generator[Connection]:
+    def write(self) -> Generator[Connection]:
         """One transaction of the one writer: committed when the block ends, undone when it raises.
-
-        Args:
-            may_be_idle: mostly nothing will be written in it. Then it costs the database nothing, and a little more otherwise.
 
         Raises: UnavailableError when the database cannot be written now, or is no longer in its place; CommitUnknownError.
         """
         try:
-            database = self._database
-            with self._transaction(
-                database.begin_looking if may_be_idle else database.begin_writing
-            ) as connection:
+            with self._transaction(self._database.begin_writing) as connection:
                 yield connection
         except DBAPIError as error:
             if not self._database.is_unavailable(error):

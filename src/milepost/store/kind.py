@@ -71,10 +71,6 @@ class DatabaseKind(Protocol):
         """Begin a transaction beside which no other one writes, on this server or another."""
         ...
 
-    def begin_looking(self, connection: Connection) -> None:
-        """As `begin_writing`, for a transaction that mostly writes nothing, and then leaves no trace in the database."""
-        ...
-
     def was_changed(self, connection: Connection) -> bool:
         """Whether somebody may have committed something past the writer since this was asked last, in a transaction of the writer. Not
         asked where several servers may be, who tell each other."""

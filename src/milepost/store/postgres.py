@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from typing import Any, cast
+from uuid import uuid4
 
 import psycopg
 from psycopg import conninfo
@@ -22,9 +23,9 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from milepost.errors import CommitUnknownError, ConfigurationError, UnavailableError
-from milepost.store.announcements import FOUND, NEWEST
+from milepost.store.announcements import FOUND, MARK_OF, MARKS, NEWEST, leave_mark
 from milepost.store.listening import Listener
-from milepost.store.statements import HasBytes, execute, gather_writes, send_writes
+from milepost.store.statements import HasBytes, execute, gather_writes, send_writes, writes_wait
 
 logger = logging.getLogger("milepost.store")
 
@@ -46,7 +47,6 @@ _ASK_SECONDS = 0.25
 _SAFE = (
     "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
-# The number of the transaction tells later what became of it, should the answer to its commit get lost.
 _BEGIN_WRITING = f"""
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL lock_timeout = '{{lock_seconds}}s';
@@ -54,19 +54,15 @@ SET LOCAL idle_in_transaction_session_timeout = '{{idle_seconds}}s';
 {{more}}
 {_SAFE};
 SELECT pg_advisory_xact_lock({_GROUP_LOCK});
-SELECT {{number}}, ({{newest}})
+{{newest}}
 """
-_NUMBER = "pg_current_xact_id()::text"
 _BEGIN_GROUP = _BEGIN_WRITING.format(
-    lock_seconds=LOCK_SECONDS, idle_seconds=IDLE_SECONDS, more="", number=_NUMBER, newest=NEWEST
+    lock_seconds=LOCK_SECONDS, idle_seconds=IDLE_SECONDS, more="", newest=f"SELECT ({NEWEST})"
 )
-# One whose number is asked for at its end, if it has got one. A number costs an entry in the log, and a wait for the disk.
-_BEGIN_LOOKING = _BEGIN_GROUP.replace(_NUMBER, "''")
 _BEGIN_MIGRATING = _BEGIN_WRITING.format(
     lock_seconds=_MIGRATION_LOCK_SECONDS,
     idle_seconds=_MIGRATION_LOCK_SECONDS,
     more="SET LOCAL statement_timeout = 0;",
-    number=_NUMBER,
     newest="SELECT NULL",
 )
 _BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -178,8 +174,11 @@ class PostgresDatabase:
         self._options = _options_of(url)
         self._connection_class = connection_class
         self._prepares = True
-        # Of the transaction that the writer has under way.
-        self._transaction_id = ""
+        # Each group that writes leaves a mark: by the number in this server's row it is known whether it was committed.
+        self._mark = f"{MARKS}{uuid4().hex}"
+        self._mark_number = 0
+        # False while tables are made.
+        self._has_marks = False
 
     is_shared = True
 
@@ -227,10 +226,7 @@ class PostgresDatabase:
     def begin_writing(self, connection: Connection) -> None:
         """Begin a group: the groups of all servers come one after the other."""
         self._begin(connection, _BEGIN_GROUP)
-
-    def begin_looking(self, connection: Connection) -> None:
-        """As `begin_writing`, without a number from the beginning."""
-        self._begin(connection, _BEGIN_LOOKING)
+        self._has_marks = True
 
     def was_changed(self, connection: Connection) -> bool:
         """Nobody knows; other servers tell."""
@@ -239,6 +235,7 @@ class PostgresDatabase:
     def begin_migrating(self, connection: Connection) -> None:
         """Begin changing tables. Who begins at the same time waits, and finds it done."""
         self._begin(connection, _BEGIN_MIGRATING)
+        self._has_marks = False
 
     def begin_reading(self, connection: Connection) -> None:
         """Begin a transaction that sees one state, that of its first statement."""
@@ -247,17 +244,16 @@ class PostgresDatabase:
 
     def commit(self, connection: Connection) -> None:
         """Commit. When the answer gets lost the database is asked what became of the transaction."""
-        if not self._transaction_id:
-            found = cast(
-                "psycopg.Cursor[Any]", execute(connection, "SELECT pg_current_xact_id_if_assigned()::text")
-            ).fetchone()
-            self._transaction_id = (found and found[0]) or ""
+        has_mark = self._has_marks and self._has_written(connection)
+        if has_mark:
+            self._mark_number = max(self._mark_number + 1, time.time_ns() // 1000)
+            leave_mark(connection, self._mark, self._mark_number)
         try:
             cursor = execute(connection, "COMMIT")
         except DBAPIError as error:
-            if not self.is_broken(connection) or not self._transaction_id:
+            if not self.is_broken(connection) or not has_mark:
                 raise
-            if self._has_committed(self._transaction_id):
+            if self._has_committed():
                 logger.warning(
                     "the connection was lost during a commit, which was carried out: %s", error.orig
                 )
@@ -310,33 +306,39 @@ class PostgresDatabase:
     def _begin(self, connection: Connection, text: str) -> None:
         self._adapt(connection)
         gather_writes(connection)
-        self._transaction_id = ""
         cursor = cast("psycopg.Cursor[Any]", execute(connection, text))
         while cursor.nextset():
             pass
         found = cursor.fetchone()
         assert found is not None, "the last statement has a row"
-        self._transaction_id, connection.info[FOUND] = found
+        [connection.info[FOUND]] = found
 
     def _adapt(self, connection: Connection) -> None:
         if not self._prepares:
             _driver_of(connection).prepare_threshold = None
 
-    def _has_committed(self, transaction_id: str) -> bool:
-        """What became of a transaction. Raises CommitUnknownError when that cannot be found out for a while."""
+    def _has_written(self, connection: Connection) -> bool:
+        if writes_wait(connection):
+            return True
+        cursor = execute(connection, "SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
+        return cursor.fetchall() == [(True,)]
+
+    def _has_committed(self) -> bool:
+        """What became of the newest group. Raises CommitUnknownError when that cannot be found out for a while.
+
+        By its mark, which only it has left: the numbers of transactions are given again after a crash.
+        """
         until = time.monotonic() + COMMIT_SECONDS
         said: object = "it is still under way"
         while time.monotonic() < until:
             try:
-                with self._connect() as connection:
-                    [found] = connection.execute(
-                        "SELECT pg_xact_status(%s::xid8)", [transaction_id]
-                    ).fetchone() or [None]
-                if found != "in progress":
-                    return found == "committed"
-            except psycopg.DataError:
-                # A number that this database has not come to: it was restored, or a replica without the commit has taken over.
-                return False
+                # One that does not hold the data of the primary must not be asked.
+                with self._connect(target_session_attrs="read-write") as connection, connection.transaction():
+                    connection.execute(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'".encode())
+                    # Nobody has this lock any more, so the group has ended.
+                    connection.execute(f"SELECT pg_advisory_xact_lock({_GROUP_LOCK})".encode())
+                    found = connection.execute(MARK_OF, [self._mark]).fetchone()
+                return found == (self._mark_number,)
             except psycopg.Error as error:
                 said = _in_one_line(str(error))
             time.sleep(_ASK_SECONDS)

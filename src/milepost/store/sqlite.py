@@ -150,7 +150,7 @@ class SQLiteDatabase:
         """A writer never has to upgrade a read lock."""
         execute(connection, "BEGIN IMMEDIATE")
 
-    begin_migrating = begin_looking = begin_writing
+    begin_migrating = begin_writing
 
     def was_changed(self, connection: Connection) -> bool:
         """True when another connection has committed since: another server, which should not be there, or somebody's shell."""

@@ -112,6 +112,11 @@ def send_writes(connection: Connection) -> None:
             raise _as_sqlalchemy(error, connection, waiting[-1][0]) from error
 
 
+def writes_wait(connection: Connection) -> bool:
+    """Whether writes wait."""
+    return bool(_waiting_of(connection))
+
+
 def _write(connection: Connection, text: str, values: Any) -> None:
     waiting = _waiting_of(connection)
     if waiting is None:
