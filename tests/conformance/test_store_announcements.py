@@ -5,17 +5,21 @@ from threading import Thread
 
 import psycopg
 import pytest
+from sqlalchemy import select
 
 from conformance.conftest import OpenStore
 from milepost.store.announcements import (
     CHANNEL,
+    MARKS,
     AnnouncementRow,
     announcements_after,
     append_announcement,
+    leave_mark,
     newest_announcement,
     prune_announcements,
 )
 from milepost.store.database import Store
+from milepost.store.schema import commit_numbers
 
 
 def test_announcements_are_numbered_without_gaps_and_read_in_order(store: Store) -> None:
@@ -53,6 +57,21 @@ def test_pruned_announcements_leave_the_numbers_alone(store: Store) -> None:
     with store.write() as connection:
         assert newest_announcement(connection) == 5
         assert append_announcement(connection, b"", now=9) == 6
+
+
+def test_marks_of_servers_that_are_gone_are_pruned(store: Store) -> None:
+    day, now = 86_400_000_000, 1_800_000_000_000_000
+    names = [f"{MARKS}{name}" for name in ("gone", "here")]
+    with store.write() as connection:
+        append_announcement(connection, b"", now=now)
+        for name, number in zip(names, (now - day - 1, now - day), strict=True):
+            leave_mark(connection, name, number)
+        prune_announcements(connection, before=now, limit=9)
+    with store.read() as connection:
+        left = connection.execute(select(commit_numbers.c.name)).scalars().all()
+    assert names[1] in left
+    assert names[0] not in left
+    assert "groups" in left
 
 
 @pytest.mark.parametrize("place", ["postgres"], indirect=True)

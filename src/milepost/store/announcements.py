@@ -30,6 +30,8 @@ class AnnouncementRow(msgspec.Struct, frozen=True, gc=False):
 
 MARKS = "marks of "
 """How the names of rows begin by which servers find out whether their groups were committed."""
+IS_MARK = commit_numbers.c.name.startswith(MARKS)
+"""Selects these rows, which mean nothing in another database."""
 MARK_OF = "SELECT number FROM commit_numbers WHERE name = %s"
 # Nobody asks for the mark of a server that has been quiet for so long.
 _MARKS_MICROSECONDS = 86_400_000_000
@@ -101,9 +103,8 @@ def announcements_after(connection: Connection, after: int, *, limit: int) -> li
 
 def prune_announcements(connection: Connection, *, before: int, limit: int) -> int:
     """Forget up to `limit` announcements from before a time, the oldest first; how many they were. And old marks of servers."""
-    is_mark = commit_numbers.c.name.startswith(MARKS)
     connection.execute(
-        delete(commit_numbers).where(is_mark, commit_numbers.c.number < before - _MARKS_MICROSECONDS)
+        delete(commit_numbers).where(IS_MARK, commit_numbers.c.number < before - _MARKS_MICROSECONDS)
     )
     oldest = (
         select(announcements.c.number)

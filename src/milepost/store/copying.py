@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, literal, select
+from sqlalchemy import Connection, Select, Table, func, insert, literal, not_, select
 
 from milepost.errors import ConfigurationError
+from milepost.store.announcements import IS_MARK
 from milepost.store.database import Store
-from milepost.store.schema import logs, tables
+from milepost.store.schema import commit_numbers, logs, tables
 from milepost.store.statements import Row, Statement
 
 ROWS_MAX = 500
@@ -21,7 +22,7 @@ def copy_store(source: Store, target: Store) -> dict[str, int]:
     """
     with source.read() as reading, target.write() as writing:
         for table in tables.sorted_tables:
-            if writing.execute(select(literal(1)).select_from(table).limit(1)).first() is not None:
+            if writing.execute(_rows_of(table, literal(1)).limit(1)).first() is not None:
                 raise ConfigurationError(
                     f"{target.place} is not empty (there are rows in {table.name}), and nothing was copied: name a new database"
                 )
@@ -37,13 +38,19 @@ def copy_store(source: Store, target: Store) -> dict[str, int]:
 def _copy_table(reading: Connection, writing: Connection, table: Table) -> int:
     statement = Statement(insert(table), table.columns.keys())
     found = reading.execution_options(stream_results=True, max_row_buffer=ROWS_MAX).execute(
-        select(*table.columns)
+        _rows_of(table, *table.columns)
     )
     count = 0
     for rows in _portions(found):
         statement.write(writing, rows)
         count += len(rows)
     return count
+
+
+def _rows_of(table: Table, *columns: Any) -> Select[*tuple[Any, ...]]:
+    """All rows that are to be copied, which is each but what servers leave for themselves."""
+    found = select(*columns).select_from(table)
+    return found.where(not_(IS_MARK)) if table is commit_numbers else found
 
 
 def _portions(rows: Any) -> Iterator[Sequence[Row]]:

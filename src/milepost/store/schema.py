@@ -607,8 +607,8 @@ upkeep_jobs = Table(
 )
 
 # How many groups of all servers were committed that others are told of: one row, which each of them takes on with its commit, so that
-# there are no gaps. And one row for each server, by which it finds out whether its newest group was committed. Only where several servers
-# may share a database is anything written here.
+# there are no gaps. And one row for each server, by which it finds out whether its newest group was committed. Only where several
+# servers may share a database is anything written here.
 commit_numbers = Table(
     "commit_numbers",
     tables,
