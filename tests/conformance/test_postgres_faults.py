@@ -16,16 +16,17 @@ from sqlalchemy.exc import IntegrityError
 
 from conformance.rows import insert, new_run, run_name
 from milepost.engine.commands import Trigger, TriggerItem
-from milepost.engine.engine import Engine, Request
-from milepost.engine.state import EngineSettings
+from milepost.engine.transaction import Transaction
 from milepost.errors import CommitUnknownError, ConfigurationError, UnavailableError
+from milepost.model.operations import Set
 from milepost.protocol.triggering import TriggerOptions
 from milepost.store import postgres as kind
 from milepost.store import runs
 from milepost.store.database import Store
 from milepost.store.runs import RunFilter
 from milepost.store.statements import array, execute
-from support import postgres
+from support import held_rows, postgres
+from support.world import WorkerDouble, World
 
 SERVER = postgres.server
 
@@ -181,6 +182,21 @@ def test_a_commit_whose_answer_is_lost_was_carried_out_and_is_so_said(
     assert len(ids(losing_store)) == 2
 
 
+def test_a_commit_is_looked_for_also_where_all_writes_were_sent_before(losing_store: Store) -> None:
+    LosingConnection.lose = lambda connection, query: connection.pgconn.finish()
+
+    def insert_and_read() -> None:
+        with losing_store.write() as connection:
+            runs.insert_runs(connection, [new_run(1)])
+            assert connection.execute(text("SELECT count(*) FROM runs")).scalar_one() == 1
+
+    with pytest.raises(UnavailableError):
+        insert_and_read()
+    assert ids(losing_store) == []
+    insert_and_read()
+    assert ids(losing_store) == [run_name(1)]
+
+
 def test_a_commit_that_was_not_heard_is_not_carried_out(losing_store: Store) -> None:
     LosingConnection.lose = lambda connection, query: connection.pgconn.finish()
     with pytest.raises(UnavailableError):
@@ -325,19 +341,38 @@ class _CountingCursor(psycopg.Cursor[Any]):
         return super().execute(query, *arguments, **options)
 
 
-def test_a_trigger_waits_for_the_database_three_times(name: str) -> None:
-    """It begins, looks for its answer, and sends all that it writes with its commit."""
-    store = Store(SERVER().url(name), connection_class=CountingConnection)
-    engine = Engine(store, EngineSettings(), lambda: 1_700_000_000_000_000)
-
-    def trigger(number: int) -> None:
-        command = Trigger(TriggerItem("task", None, TriggerOptions()), request_id=f"request_{number}")
-        engine.execute([Request(command, lambda result: None)])
-
-    trigger(0)
+def test_a_trigger_waits_for_the_database_three_times_and_an_update_twice(name: str) -> None:
+    """They begin, and send all that they write with their commit; in between a trigger looks for its answer."""
+    world = World(Store(SERVER().url(name), connection_class=CountingConnection))
+    worker = WorkerDouble(world)
+    world.trigger()
+    run = worker.claim_one()
+    worker.report(run, Set("progress", 0))
     before = CountingConnection.waits
-    trigger(1)
+    command = Trigger(TriggerItem("work", None, TriggerOptions()), request_id="request_1")
+    world.do(command)
     assert CountingConnection.waits - before == 3
+    before = CountingConnection.waits
+    # The check of tests that compares kept rows would ask once more.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Transaction, "load_runs", held_rows.load_runs)
+        worker.report(run, Set("progress", 1))
+    assert CountingConnection.waits - before == 2
+    world.store.close()
+
+
+@pytest.mark.parametrize("asked_for", ["?client_encoding=LATIN1", ""])
+def test_texts_come_back_whatever_encoding_is_asked_for(
+    name: str, asked_for: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    store = Store(SERVER().url(name) + asked_for)
+    written = "ü € \U0001f600"
+    with store.write() as connection:
+        runs.insert_runs(connection, [new_run(1, task=written)])
+        assert runs.load_rows(connection, [run_name(1)])[run_name(1)].task == written
+        # Wrong both ways it would come back, too.
+        assert connection.execute(text("SELECT length(task) FROM runs")).scalar_one() == len(written)
     store.close()
 
 

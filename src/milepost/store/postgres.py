@@ -463,7 +463,8 @@ def _options_of(url: str) -> dict[str, Any]:
         "keepalives_count": "3",
         "tcp_user_timeout": "30000",
     }
-    return {**usual, **found}
+    # What reads and writes texts here knows no other encoding; PGCLIENTENCODING, the database or the URL may ask for one.
+    return {**usual, **found, "client_encoding": "UTF8"}
 
 
 def _send_before(connection: Connection, *_: object) -> None:
