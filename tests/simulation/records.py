@@ -40,6 +40,7 @@ class Attempt:
         waits: it waits for another run, and executes nothing.
         was_killed: its process died while it was running.
         outcome: what its process reports.
+        returned: what its code has returned, whose hooks may still run; it counts if the worker gives it up then.
         can_be_retried: what it raised is worth another attempt.
         hooks: the hooks that were run, in order.
         is_over_early: the worker gave it up before its code had ended.
@@ -62,6 +63,7 @@ class Attempt:
     waits: bool = False
     was_killed: bool = False
     outcome: Outcome | None = None
+    returned: Outcome | None = None
     can_be_retried: bool = True
     is_over_early: bool = False
     hooks: list[str] = field(default_factory=list[str])

@@ -660,12 +660,15 @@ class Watch:
         if outcome.end in (AttemptEnd.CANCELLED, AttemptEnd.TIMED_OUT):
             self._judge_stop(before, row, outcome)
             return
-        if attempt is None or attempt.outcome is None:
+        real = None if attempt is None else attempt.outcome
+        if attempt is not None and real is None and attempt.is_over_early:
+            # It was given up while its last hooks ran.
+            real = attempt.returned
+        if attempt is None or real is None:
             self.fail(f"{what} has ended, and nobody has executed it to its end: {attempt}")
             return
         if outcome.end is not None:
             self.fail(f"{what} has ended as {outcome.end}")
-        real = attempt.outcome
         self.streams.judge_outcome(attempt)
         if outcome.error is None:
             ledger.ends.append(End(before.attempt, frozenset({"returned"})))

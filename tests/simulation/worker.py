@@ -443,10 +443,12 @@ class UserCode:
     async def run(self) -> Any:
         """The user's code."""
         try:
-            return await self._run()
+            result = await self._run()
         except AssertionError as error:
             self._simulation.failed(error)
             raise
+        self.attempt.returned = Outcome(output=msgspec.json.encode(result).decode())
+        return result
 
     async def _run(self) -> Any:
         if self._name.startswith(READER):
