@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from milepost.engine.commands import AttemptRef, Report, UpdateMetadata
-from milepost.feed import streams
+from milepost.feed import hub, streams
 from milepost.feed.streams import watch_inbox
 from milepost.model.counted import id_of, unpack
 from milepost.model.document import Document
@@ -230,6 +230,34 @@ def test_ended_children_and_batches(world: FeedWorld, worker: WorkerDouble, run:
     run_async(follow)
 
 
+def test_an_ended_child_does_not_wait_for_documents_that_gather(
+    world: FeedWorld, worker: WorkerDouble, run: ClaimedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first of them has come before it: children that write to their parent end right afterwards."""
+    monkeypatch.setattr(streams, "INBOX_SECONDS", 3600.0)
+    other = WorkerDouble(world, "worker_2", offered("child"))
+    child = world.trigger("child", parent_run_id=run.id)
+
+    async def follow() -> None:
+        inbox = Inbox(world)
+        inbox.hold(run)
+        await inbox.read()
+        world.write(run.id, Increment("n", 1))
+        await inbox.read()
+        world.write(run.id, Increment("n", 1))
+        frame = asyncio.ensure_future(inbox.read())
+        # It has heard of the write, and waits for more.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not frame.done()
+        other.finish(other.claim_one())
+        assert (await asyncio.wait_for(frame, 30))["finished"] == [child]
+        assert inbox.copies[run.id].value == {"n": 2}
+        await inbox.close()
+
+    run_async(follow)
+
+
 def test_a_write_while_a_frame_is_being_sent_arrives(
     world: FeedWorld, worker: WorkerDouble, run: ClaimedRun
 ) -> None:
@@ -341,7 +369,7 @@ def test_a_second_attempt_does_not_take_the_first_ones_steps_for_its_own(
 def test_what_happens_while_the_inbox_rests_is_not_lost(
     world: FeedWorld, worker: WorkerDouble, run: ClaimedRun, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    async def end(seconds: float) -> None:
+    async def end(inbox: object, seconds: float) -> None:
         if ending == "the server stops":
             world.hub.close()
         else:
@@ -353,7 +381,7 @@ def test_what_happens_while_the_inbox_rests_is_not_lost(
         await inbox.read()
         world.write(run.id, Increment("n", 1))
         await inbox.read()
-        monkeypatch.setattr(asyncio, "sleep", end)
+        monkeypatch.setattr(hub.Inbox, "quiet", end)
         # So soon after the last one that it rests first.
         monkeypatch.setattr(streams, "INBOX_SECONDS", 60)
         world.write(run.id, Increment("n", 1))

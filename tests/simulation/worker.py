@@ -143,7 +143,9 @@ class SimulatedLink(WorkerLink):
 
         def come_back(at_once: bool) -> Future[None]:
             future = back(at_once)
-            future.add_done_callback(goes_on)
+            if not at_once:
+                # Who is cancelled goes on whatever the limits say, and is not judged by them.
+                future.add_done_callback(goes_on)
             return future
 
         return come_back

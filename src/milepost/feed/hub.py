@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
@@ -361,6 +362,8 @@ class Inbox:
         self.finished: list[str] = []
         self.resumed: list[str] = []
         self.cancelled: list[str] = []
+        # Set while there is more in it than documents, which may wait for a moment.
+        self.is_urgent = asyncio.Event()
         self.changes: dict[str, list[LoggedChange]] = {}
         self._attempts: dict[str, int] = {}
         self.overflown: set[str] = set()
@@ -384,15 +387,27 @@ class Inbox:
         """True when steps of this run wait to be sent: then its own steps belong between them, so that there is no gap."""
         return run_id in self.changes
 
-    @property
-    def is_urgent(self) -> bool:
-        """True when there is more in it than documents, which may wait for a moment."""
-        return bool(self.finished or self.resumed or self.cancelled)
+    def tell_at_once(
+        self, *, finished: Sequence[str] = (), resumed: Sequence[str] = (), cancelled: Sequence[str] = ()
+    ) -> None:
+        """Runs and batches have ended, runs may go on, or are to end."""
+        self.finished += finished
+        self.resumed += resumed
+        self.cancelled += cancelled
+        self.is_urgent.set()
+        self.wake.set()
+
+    async def quiet(self, seconds: float) -> None:
+        """Let documents gather for so long, and no longer than until something comes that is to be told at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.is_urgent.wait()
 
     def take_frame(self) -> InboxFrame:
         """Take out what is no document: ended children, runs that go on, runs that are to end."""
         frame = InboxFrame(finished=self.finished, resumed=self.resumed, cancelled=self.cancelled)
         self.finished, self.resumed, self.cancelled = [], [], []
+        self.is_urgent.clear()
         return frame
 
     def take_documents(self) -> tuple[list[tuple[str, int, list[LoggedChange]]], set[str]]:
@@ -521,13 +536,11 @@ class Hub:
         for gone_on in announcement.resumed:
             inbox = self.inboxes.get(gone_on.holder)
             if inbox is not None:
-                inbox.resumed += gone_on.ids
-                inbox.wake.set()
+                inbox.tell_at_once(resumed=gone_on.ids)
         for asked in announcement.cancel_asked:
             inbox = self.inboxes.get(asked.holder)
             if inbox is not None:
-                inbox.cancelled += asked.ids
-                inbox.wake.set()
+                inbox.tell_at_once(cancelled=asked.ids)
         for run_id in announcement.deleted_runs:
             self._tell_end(run_id, None)
         if announcement.deleted_runs:
@@ -541,8 +554,7 @@ class Hub:
         for ended in announcement.children_finished:
             inbox = self.inboxes.get(ended.holder)
             if inbox is not None:
-                inbox.finished.extend(ended.ids)
-                inbox.wake.set()
+                inbox.tell_at_once(finished=ended.ids)
 
     def watch_session(self, session_id: str, ended: asyncio.Event) -> None:
         """Set this event when the session is signed out, until `leave_session`."""

@@ -448,8 +448,8 @@ async def watch_inbox(hub: Hub, reader: Reader, worker_id: str) -> AsyncIterator
                 yield PING
                 continue
             quiet = last_deltas_at + INBOX_SECONDS - loop.time()
-            if quiet > 0 and not (inbox.is_urgent or hub.is_closed):
-                await asyncio.sleep(quiet)
+            if quiet > 0 and not hub.is_closed:
+                await inbox.quiet(quiet)
             # Looked at after the rest, because the wake-up for it may have come meanwhile, and is cleared now.
             if hub.is_closed or hub.inboxes.get(worker_id) is not inbox:
                 return
