@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine import state
-from milepost.engine.commands import Claim, RegisterWorker, Report, Trigger, TriggerBatch
+from milepost.engine.commands import CancelRun, Claim, RegisterWorker, Report, Trigger, TriggerBatch
 from milepost.engine.state import ParkedClaim, ParkedClaims
 from milepost.errors import NotFoundError
 from milepost.model.operations import Set
@@ -185,11 +185,12 @@ def test_a_claim_wakes_for_a_retry_from_before_a_restart(world: World, worker: W
     assert ids(waiting) == [run_id]
 
 
+@pytest.mark.parametrize("key", [None, "one"])
 def test_retries_that_become_due_one_after_the_other_each_wake_a_claim(
-    world: World, worker: WorkerDouble
+    world: World, worker: WorkerDouble, key: str | None
 ) -> None:
     for delay in (3_000, 1_000, 2_000):
-        world.trigger()
+        world.trigger(concurrency_key=key)
         worker.fail(worker.claim_one(), retry_after_ms=delay)
     order: list[str] = []
     for _ in range(3):
@@ -199,6 +200,29 @@ def test_retries_that_become_due_one_after_the_other_each_wake_a_claim(
             world.submit()
         order += ids(waiting)
     assert len(set(order)) == 3
+
+
+@pytest.mark.parametrize("ends_before", [True, False])
+def test_what_is_due_behind_another_run_of_its_concurrency_key_wakes_a_claim_in_time(
+    world: World, ends_before: bool
+) -> None:
+    """The line of keys has one time for both. Also where the first run is claimed by one who waits, or was cancelled before."""
+    workers = [WorkerDouble(world, f"worker_{number}") for number in (1, 2)]
+    first, second = (world.trigger(concurrency_key="one", delay=delay) for delay in ("1s", "3s"))
+    delayed_until = world.reader.run(second).delayed_until
+    assert delayed_until is not None
+    waiting = [world.submit(worker.next_claim(wait=60))[0] for worker in workers]
+    if ends_before:
+        world.do(CancelRun(first))
+    given: list[str] = []
+    while second not in given:
+        wake_at = world.engine.wake_at()
+        assert wake_at is not None
+        assert wake_at <= delayed_until.timestamp() * 1_000_000
+        world.clock.now = max(world.clock.now, wake_at)
+        world.submit()
+        given = [run_id for ticket in waiting if ticket.is_answered for run_id in ids(ticket)]
+    assert given == ([second] if ends_before else [first, second])
 
 
 def test_a_newer_claim_takes_the_place_of_the_waiting_one(world: World, worker: WorkerDouble) -> None:

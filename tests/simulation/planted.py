@@ -433,6 +433,11 @@ def a_run_goes_on_although_its_queue_is_full(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reporting, "go_on", go_on, raising=False)
 
 
+def a_run_that_is_due_behind_another_one_of_its_key_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """As it was. No queue of the simulation has a rate, so nothing else is looked at again."""
+    patch.setattr(Transaction, "look_again_at", lambda self, at: None)
+
+
 def a_worker_does_not_ask_whether_its_run_may_go_on(patch: pytest.MonkeyPatch) -> None:
     admit = Holding.admit
 
@@ -957,6 +962,13 @@ def queues_are_full(plan: Plan) -> None:
     plan.keys = 0
 
 
+def keys_are_few(plan: Plan) -> None:
+    many_runs(plan)
+    plan.keys, plan.failure, plan.parent_limit, plan.child_limit = 1, 0.6, None, None
+    plan.faults, plan.troubles, plan.crash, plan.lease_seconds = Faults(), [], 0.0, 16.0
+    plan.retry = RetryRule(max_attempts=4, min_delay_seconds=1.5)
+
+
 def many_leases_are_lost(plan: Plan) -> None:
     plan.lease_seconds, plan.chaos_seconds, plan.request_seconds_max = 4.0, 20.0, 3.0
     plan.workers, plan.in_thread, plan.pause_seconds_max = 2, 1.0, 4.0
@@ -1066,6 +1078,7 @@ PLANTS: list[Planted] = [
     Planted(limits_of_queues_are_ignored, seed=38),
     Planted(a_limit_is_exceeded_by_one, seed=38),
     Planted(a_run_goes_on_although_its_queue_is_full, seed=2, adjust=queues_are_full),
+    Planted(a_run_that_is_due_behind_another_one_of_its_key_is_forgotten, seed=186, adjust=keys_are_few),
     Planted(a_worker_does_not_ask_whether_its_run_may_go_on, seed=3, adjust=queues_are_full),
     Planted(a_place_in_a_queue_is_not_given_back, seed=18),
     Planted(a_worker_ignores_its_slots, seed=2),

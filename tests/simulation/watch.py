@@ -18,7 +18,7 @@ from milepost.engine.cancelling import MARGIN_SECONDS
 from milepost.engine.commands import Claim, Command, EndUnheededRuns, RegisterWorker, Report, WithdrawClaim
 from milepost.engine.jobs import RENEWED_MICROSECONDS
 from milepost.engine.state import EngineSettings
-from milepost.model.lifecycle import NOT_TOLD
+from milepost.model.lifecycle import CANCELLED, NOT_TOLD
 from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
@@ -690,6 +690,9 @@ class Watch:
             )
         if row.status in FINAL:
             stored = _error.decode(row.error) if row.error else None
+            if before.cancel_asked_at is None and row.cancel_asked_at is not None and stored == CANCELLED:
+                # Queued again, and cancelled with its parent by the same group.
+                stored = outcome.error
             self._expect(
                 stored is not None and stored.message == outcome.error.message and row.output is None,
                 f"{what} has raised {outcome.error.message!r}, and {row.error!r} is stored",

@@ -1224,6 +1224,29 @@ def test_code_that_is_given_up_and_lost_frees_its_slot_in_the_end() -> None:
     assert desk.holding.scopes() == []
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_code_that_was_given_up_waits_for_nothing_and_keeps_its_slot(is_told: bool) -> None:
+    """Before the server knows that the run is over, and afterwards. What it would wait for may even have ended."""
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1")
+    desk.holding.hear(InboxFrame(finished=["run_x"]))
+    desk.hear(cancelled=["run_1"])
+    desk.pass_time(31)
+    if is_told:
+        desk.answer(desk.last_words())
+    for target in ("run_x", "run_y"):
+        assert isinstance(desk.wait(run, target).exception(0), AttemptOverError)
+    desk.holding.step_aside(run.scope)
+    back: Future[None] = Future()
+    desk.holding.come_back(run.scope, back, at_once=False)
+    assert back.done()
+    assert desk.slots == 1
+    entries = [] if is_told else desk.last_words()
+    assert [entry.report.waiting for entry in entries] == ([] if is_told else [None])
+    desk.finish(run)
+    assert desk.slots == 0
+
+
 def test_executing_counts_and_waiting_does_not() -> None:
     desk = TimedDesk(1)
     [run] = desk.admit("run_1", max_duration_ms=10_000)

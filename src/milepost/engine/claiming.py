@@ -328,6 +328,8 @@ def _leave_line(turns: Sequence[_Turn], room: Room, transaction: Transaction, st
             later.append((place, None, 0))
         elif turn.rest and turn.rest[0][0] > transaction.now:
             later.append((place, turn.rest[0][0], 0))
+            # Before now the place stood for an earlier run, and this time was behind it.
+            transaction.look_again_at(turn.rest[0][0])
         elif turn.taken:
             later.append((place, transaction.now, state.next_turn()))
     key_places.look_later(transaction.connection, later)

@@ -298,7 +298,8 @@ class Transaction:
         self._queue_keys[row.queue, row.key] = self._dirty_queue_keys[row.queue, row.key] = row
 
     def look_again_at(self, at: int) -> None:
-        """What stands in the way of a run is over then: the rate of its queue, or the time for which it waits for an idle worker."""
+        """A run of a concurrency key is due then; or what stands in the way of one is over: the rate of its queue, or the time for
+        which it waits for an idle worker."""
         self.next_start_at = at if self.next_start_at is None else min(self.next_start_at, at)
 
     def batch(self, batch_id: str) -> BatchRow | None:

@@ -269,7 +269,8 @@ class Holding:
             heard_at: since when the inbox has been heard without a break; infinite when it is not.
         """
         held = self._by_scope.get(scope)
-        if held is None or held.is_over:
+        if held is None or held.is_over or held.is_given_up:
+            # Code that was given up waits for nothing, and keeps its slot until it ends.
             fail(future, _attempt_over(scope))
             return
         # An inbox that has been heard for longer than the run has been here has announced all that the run has begun; but not what
@@ -333,7 +334,7 @@ class Holding:
     def step_aside(self, scope: RunScope) -> None:
         """The run waits for something that its own code looks for: it gives its slot back."""
         held = self._by_scope.get(scope)
-        if held is not None and not held.is_over:
+        if held is not None and not (held.is_over or held.is_given_up):
             self._begin_wait(held)
 
     def come_back(self, scope: RunScope, future: Future[None], *, at_once: bool) -> None:
