@@ -132,7 +132,6 @@ WITHOUT_ROW_IDS = {
     "waitpoint_waiters",
     "attempts",
     "batch_members",
-    "changes",
     "counted_ids",
     "idempotency_keys",
     "key_places",

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milepost.engine.announcements import LoggedChange, steps_after
-from milepost.feed.waiting import Lags, Wake, woken
+from milepost.feed.waiting import AT_ONCE, Lags, Turns, Wake, woken
 
 
 def new_wake() -> Wake:
     lags = Lags()
-    return Wake(lags, lags.of_runs)
+    return Wake(lags, lags.of_runs, Turns())
 
 
 async def later(seconds: float, wake: Wake) -> None:
@@ -60,6 +60,44 @@ def test_a_long_wait_after_short_ones_is_as_long() -> None:
         began = asyncio.get_running_loop().time()
         assert not await wake.within(0.4)
         assert asyncio.get_running_loop().time() - began >= 0.4
+
+    asyncio.run(main())
+
+
+def test_who_comes_behind_many_streams_does_not_wait_for_all_of_them() -> None:
+    """Each of them is told all the same, once, those that are set again while they stand in line too."""
+
+    async def main() -> None:
+        lags, turns, loop = Lags(), Turns(), asyncio.get_running_loop()
+        wakes = [Wake(lags, lags.of_runs, turns) for _ in range(10 * AT_ONCE)]
+        told: list[int] = []
+
+        async def stream(number: int) -> None:
+            while await wakes[number].within(20):
+                wakes[number].clear()
+                told.append(number)
+
+        streams = [asyncio.ensure_future(stream(number)) for number in range(len(wakes))]
+        gone = len(wakes) - 1
+        for round_number in range(1, 4):
+            await asyncio.sleep(0)
+            told.clear()
+            behind = loop.create_future()
+            for wake in wakes:
+                wake.set()
+            loop.call_soon(behind.set_result, None)
+            if round_number == 2:
+                streams[gone].cancel()
+            for wake in wakes[::2]:
+                wake.set()
+            await behind
+            assert 0 < len(told) <= 2 * AT_ONCE
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert told == list(range(len(wakes) if round_number == 1 else gone))
+        for one in streams:
+            one.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
 
     asyncio.run(main())
 

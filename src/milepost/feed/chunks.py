@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from milepost.errors import UnavailableError
 from milepost.feed.hub import Hub
 from milepost.feed.stream_topic import StreamTopic, frame_of
-from milepost.feed.waiting import PING_SECONDS, Wake, in_reader, woken
+from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.protocol.feed import PING, encode_event
 from milepost.protocol.streams import StreamBegun, StreamEnded, StreamState
 from milepost.reading.reader import Reader
@@ -52,7 +52,7 @@ async def watch_stream(
     When the server stops, or cannot read, an `error` event tells the reader to come back: a clean end alone would mean that the stream
     has ended. Raises RunNotFoundError before the first frame.
     """
-    wake = Wake(hub.lags, hub.lags.of_streams)
+    wake = hub.new_wake(hub.lags.of_streams)
     topic = hub.watch_stream(run_id, name, wake)
     loop = asyncio.get_running_loop()
     position: int | None = None

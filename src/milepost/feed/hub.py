@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
 
 from milepost.engine.announcements import Announcement, BatchProgressed, LoggedChange, RunChanged
+from milepost.engine.measures import Histogram
 from milepost.feed.steps import RECENT_BYTES, Place, RunNews, leaves_gap
 from milepost.feed.stream_topic import StreamTopic
-from milepost.feed.waiting import Lags, Wake
+from milepost.feed.waiting import Lags, Turns, Wake
 from milepost.model.filters import MetadataFilter
 from milepost.model.run import QueuedReason
 from milepost.model.scopes import WHOLE_VIEW, RunScope, View
@@ -432,6 +433,7 @@ class Hub:
     def __init__(self, *, hears_late: bool = False) -> None:
         self._hears_late = hears_late
         self.lags = Lags()
+        self._turns = Turns()
         self.runs: dict[str, WatchedRun] = {}
         self.batches: dict[str, BatchTopic] = {}
         # Who waits for the end of a run, and for nothing else of it.
@@ -511,9 +513,14 @@ class Hub:
         finally:
             self.lags.committed_at = None
 
+    def new_wake(self, lags: Histogram) -> Wake:
+        """What a stream waits with; how soon it is told goes into `lags`."""
+        return Wake(self.lags, lags, self._turns)
+
     def new_inbox(self) -> Inbox:
         """An inbox of which it is measured how soon it is told."""
-        return Inbox(Wake(self.lags, self.lags.of_inboxes))
+        # A worker does not stand in line behind those who watch.
+        return Inbox(Wake(self.lags, self.lags.of_inboxes, Turns()))
 
     def _announce(self, announcement: Announcement) -> None:
         if announcement.is_gap:

@@ -17,7 +17,7 @@ from milepost.engine.documents import Writer, join_steps
 from milepost.errors import UnavailableError
 from milepost.feed.hub import Hub, ListWatch, Queued, RunTopic, Snapshot
 from milepost.feed.steps import Place, Step, leave_out, place_of, run_delta, step_from
-from milepost.feed.waiting import PING_SECONDS, Wake, in_reader, woken
+from milepost.feed.waiting import PING_SECONDS, in_reader, woken
 from milepost.model.counted import pack
 from milepost.model.run import RunStatus
 from milepost.model.scopes import WHOLE_VIEW, View
@@ -70,7 +70,7 @@ async def watch_run(
         is_lasting: go on from there, because children may still write to the document; and say `log` when the run's log has grown,
             and `streams` when a stream of it has begun or ended.
     """
-    wake = Wake(hub.lags, hub.lags.of_runs)
+    wake = hub.new_wake(hub.lags.of_runs)
     topic = hub.watch_run(run_id, wake, view)
     log_count = topic.log_count
     stream_count = told_stream_count = topic.stream_count
@@ -327,7 +327,7 @@ async def _closed(
 
 async def watch_batch(hub: Hub, reader: Reader, batch_id: str) -> AsyncIterator[bytes]:
     """One batch: how many of its runs have ended, until all have. Raises BatchNotFoundError before the first frame."""
-    wake = Wake(hub.lags, hub.lags.of_batches)
+    wake = hub.new_wake(hub.lags.of_batches)
     topic = hub.watch_batch(batch_id, wake)
     try:
         batch = await in_reader(lambda: reader.batch_row(batch_id))

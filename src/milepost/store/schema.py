@@ -326,6 +326,7 @@ documents = Table(
     Column("changed_at", BigInteger),
 )
 
+# With a row id, so that the changes of a commit stand side by side: in the order of runs each would be on a page of its own.
 changes = Table(
     "changes",
     tables,
@@ -339,7 +340,6 @@ changes = Table(
     # Places in the list that the writer sent which were refused or had been counted before, a JSON list.
     Column("refused", LargeBinary),
     Column("created_at", BigInteger, nullable=False),
-    sqlite_with_rowid=False,
 )
 
 # What stands for the `once` ids that were counted (`milepost.model.counted`), for as long as the run takes writes.
