@@ -519,7 +519,10 @@ class Watch:
             self._judge_closed(before, row, attempt, outcome, commands, now)
             return
         if outcome is not None:
-            self._judge_outcome(before, row, attempt, outcome, now)
+            is_registered_again = any(
+                isinstance(command, RegisterWorker) and command.worker_id == worker_id for command in commands
+            )
+            self._judge_outcome(before, row, attempt, outcome, now, is_registered_again=is_registered_again)
             return
         if row.status == "COMPLETED":
             self.fail(f"{row.id} is COMPLETED and nobody said so")
@@ -652,13 +655,20 @@ class Watch:
         return None
 
     def _judge_outcome(
-        self, before: Row, row: Row, attempt: Attempt | None, outcome: Outcome, now: int
+        self,
+        before: Row,
+        row: Row,
+        attempt: Attempt | None,
+        outcome: Outcome,
+        now: int,
+        *,
+        is_registered_again: bool = False,
     ) -> None:
         """The outcome that was stored is what this very execution came to."""
         what = f"attempt {before.attempt} of {row.id}"
         ledger = self.ledgers[row.id]
         if outcome.end in (AttemptEnd.CANCELLED, AttemptEnd.TIMED_OUT):
-            self._judge_stop(before, row, outcome)
+            self._judge_stop(before, row, outcome, is_registered_again=is_registered_again)
             return
         real = None if attempt is None else attempt.outcome
         if attempt is not None and real is None and attempt.is_over_early:
@@ -707,7 +717,7 @@ class Watch:
             final=("FAILED", "SYSTEM_FAILURE") if was_refused else ("FAILED",),
         )
 
-    def _judge_stop(self, before: Row, row: Row, outcome: Outcome) -> None:
+    def _judge_stop(self, before: Row, row: Row, outcome: Outcome, *, is_registered_again: bool) -> None:
         """An attempt was ended from outside, by its own code or over its head."""
         assert outcome.end is not None
         assert outcome.error is not None
@@ -726,9 +736,11 @@ class Watch:
             self._expect(
                 row.status == expected, f"{what} is to end as {expected}, and the run is {row.status}"
             )
-        self.ledgers[row.id].ends.append(
-            End(before.attempt, frozenset({outcome.end.value}), outcome.error.message)
-        )
+        end = End(before.attempt, frozenset({outcome.end.value}), outcome.error.message)
+        if is_registered_again and before.begun_at is None:
+            # The worker has handed it back meanwhile, and either may have been heard first.
+            end = End(before.attempt, frozenset({outcome.end.value, "never_begun"}))
+        self.ledgers[row.id].ends.append(end)
         self._judge_charges(row)
 
     def _ends_without_outcome(
