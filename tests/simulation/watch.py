@@ -361,9 +361,10 @@ class Watch:
             self._ended_at[row.id] = now
             self._judge_promptness(row, now)
         elif (before.status, row.status) == ("WAITING", "EXECUTING"):
-            self._let_at[row.id] = now
+            # Code whose queue has no limit is not let: it goes on, and says so.
+            if self._limits.get(row.queue) is not None:
+                self._let_at[row.id] = now
         elif row.status == "WAITING":
-            # Code whose queue has no limit goes on before it is let.
             self._let_at.pop(row.id, None)
         if before.holder is not None and before.holder != row.holder:
             self._judge_end(before, row, commands, now)
