@@ -867,6 +867,8 @@ def test_a_run_that_is_lost_or_ends_asks_no_more() -> None:
     assert not desk.asks()
     desk.hear(resumed=["run_1"], hello=True)
     assert desk.report() == []
+    assert desk.holding.room == 1, "its code executes until it has ended"
+    desk.finish(held)
     other, _ = waiting_in_full_queue(desk, "run_2")
     desk.finish(other)
     assert not desk.asks()
@@ -1245,6 +1247,31 @@ def test_code_that_was_given_up_waits_for_nothing_and_keeps_its_slot(is_told: bo
     assert [entry.report.waiting for entry in entries] == ([] if is_told else [None])
     desk.finish(run)
     assert desk.slots == 0
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_code_that_outlives_its_run_while_it_waits_takes_a_slot_until_it_ends(is_lost: bool) -> None:
+    """Its wait fails, and it executes."""
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1")
+    # Code in a thread that was told to end, and waits once more.
+    desk.hear(cancelled=["run_1"])
+    future = desk.wait(run, "run_x")
+    entries = desk.report()
+    assert desk.slots == 0
+    if is_lost:
+        desk.answer(entries, lost=True)
+    else:
+        desk.answer(entries)
+        desk.pass_time(31)
+        desk.answer(desk.last_words())
+    assert isinstance(future.exception(0), AttemptOverError)
+    assert desk.slots == 1
+    assert desk.holding.room == 0
+    assert desk.noted() == {"run_1": True}, "it may kill the process"
+    desk.finish(run)
+    assert desk.slots == 0
+    assert desk.noted() == {}
 
 
 def test_executing_counts_and_waiting_does_not() -> None:

@@ -926,6 +926,11 @@ class Holding:
     def _abandon_waits(self, held: HeldRun) -> None:
         if held.open_waits:
             held.open_waits = 0
+            if not held.holds_slot and (held.outcome is None or held.is_given_up):
+                # Its code waits no longer and has not ended: it executes, for nobody.
+                self._slots.seize(apart=held.is_alone)
+                held.holds_slot = True
+                self._black_box.go_on(held.record)
             for future in self.waits.forget(held):
                 fail(future, _attempt_over(held.scope))
 
