@@ -1036,7 +1036,7 @@ def runs_have_times(plan: Plan) -> None:
     plan.delay = plan.ttl = 1.0
     plan.workers = 0
     # Nobody would ever do what these trigger.
-    plan.keyed = plan.schedules = 0
+    plan.keyed = plan.schedules = plan.readers = 0
     plan.troubles = [kind for kind in plan.troubles if kind in ("kill_server", "kill_worker")]
 
 

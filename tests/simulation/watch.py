@@ -754,7 +754,15 @@ class Watch:
         for command in commands:
             if isinstance(command, Report) and command.worker_id == worker_id:
                 if command.death is not None:
-                    return self._ends_by_death(before, attempt, has_started, command.death)
+                    has_come_back = any(
+                        (item.id, item.attempt, item.waiting) == (before.id, before.attempt, False)
+                        for other in commands
+                        if isinstance(other, Report)
+                        for item in other.runs
+                    )
+                    return self._ends_by_death(
+                        before, attempt, has_started, command.death, has_come_back=has_come_back
+                    )
                 if command.leaving:
                     # Of all that has begun it says so before it leaves, or with that.
                     return {"handed_back"} if has_started or before.begun_at is not None else {"never_begun"}
@@ -804,7 +812,9 @@ class Watch:
             )
         self._given_up_at[self._server] = now
 
-    def _ends_by_death(self, before: Row, attempt: Attempt | None, has_started: bool, death: Any) -> set[str]:
+    def _ends_by_death(
+        self, before: Row, attempt: Attempt | None, has_started: bool, death: Any, *, has_come_back: bool
+    ) -> set[str]:
         what = f"attempt {before.attempt} of {before.id}"
         worker_id = before.worker_id
         assert worker_id is not None
@@ -838,8 +848,8 @@ class Watch:
         is_often = before.is_apart or before.attempt - self.ledgers[before.id].charged >= 3
         if is_often or not begun[key]:
             return {"beside"}
-        # The word that it waits may have come in the same group.
-        return {"waiting"} if before.status == "WAITING" else {"waiting", "beside"}
+        # The word that it waits, or waits no longer, may have come in the same group.
+        return {"waiting"} if before.status == "WAITING" and not has_come_back else {"waiting", "beside"}
 
     def _attempt(self, run_id: str, number: int, worker_id: str) -> Attempt | None:
         """The execution of an attempt in a worker: the one that has come furthest."""
