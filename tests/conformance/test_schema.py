@@ -1,6 +1,7 @@
 """The tables that the migrations make are the tables that the code speaks of."""
 
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, create_engine, inspect
 
 from conformance.conftest import OpenStore
-from milepost.store import runs
+from milepost.errors import ConfigurationError
+from milepost.store import database, runs
 from milepost.store import schema as store_schema
 from milepost.store.database import Store, known_schemas
 from milepost.store.schema import tables
 from milepost.store.statements import Statement
 from support import postgres
+from support.old_databases import set_back
 
 
 def described(connection: Connection) -> dict[str, Any]:
@@ -52,8 +55,21 @@ def _condition(index: Any) -> str | None:
     return None if condition is None else str(condition)
 
 
+def _compact(connection: Connection) -> set[str]:
+    texts = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
+    return {name for name, sql in texts if re.search(r"WITHOUT\s+ROWID", sql)}
+
+
 def _checks(inspector: Inspector, table: str) -> dict[Any, str]:
     return {check["name"]: check["sqltext"] for check in inspector.get_check_constraints(table)}
+
+
+@pytest.fixture
+def store(place: Path | str, open_store: OpenStore) -> Store:
+    """An open store whose tables the migrations have made, one after the other."""
+    if isinstance(place, Path):
+        set_back(place, "head").dispose()
+    return open_store()
 
 
 @pytest.fixture
@@ -79,6 +95,40 @@ def test_a_migrated_database_equals_a_fresh_one(store: Store, fresh: Connection)
     assert set(migrated) == set(tables.tables)
     for table, parts in described(fresh).items():
         assert migrated[table] == parts, table
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_a_new_file_has_what_the_migrations_make(
+    open_store: OpenStore, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what only SQLite's own text tells, and the version: a later one migrates both from there."""
+
+    def all_of(store: Store) -> tuple[dict[str, Any], set[str], list[Any]]:
+        with store.read() as connection:
+            versions = connection.exec_driver_sql("SELECT version_num FROM alembic_version").fetchall()
+            return described(connection), _compact(connection), versions
+
+    monkeypatch.setattr(database, "_upgrade", pytest.fail)
+    new = Store(tmp_path / "new.db")
+    try:
+        assert all_of(new) == all_of(store)
+    finally:
+        new.close()
+    Store(tmp_path / "new.db").close()
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_a_file_with_tables_of_others_is_not_taken_over(place: Path) -> None:
+    with sqlite3.connect(place) as connection:
+        connection.execute("CREATE TABLE runs (pace INTEGER)")
+    connection.close()
+    with pytest.raises(
+        ConfigurationError, match="cannot be used as Milepost's database: table runs already exists"
+    ):
+        Store(place)
+    with sqlite3.connect(place) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("runs",)]
+    connection.close()
 
 
 def test_the_migration_tool_finds_nothing_left_to_do(store: Store) -> None:
@@ -149,14 +199,8 @@ WITHOUT_ROW_IDS = {
 
 @pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_tables_without_row_ids_are_so_in_both(store: Store, fresh: Connection) -> None:
-    """What only SQLite's own text tells."""
-
-    def compact(connection: Connection) -> set[str]:
-        texts = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
-        return {name for name, sql in texts if re.search(r"WITHOUT\s+ROWID", sql)}
-
     with store.read() as connection:
-        assert compact(connection) == compact(fresh) == WITHOUT_ROW_IDS
+        assert _compact(connection) == _compact(fresh) == WITHOUT_ROW_IDS
 
 
 @pytest.mark.parametrize("place", ["postgres"], indirect=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from real_processes import House
 
+from support.old_databases import set_back
+
 SERVER = {"alembic", "jinja2", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"}
 SERVER |= {f"milepost.{part}" for part in ("engine", "feed", "reading", "server", "store", "upkeep")}
 COMMAND_LINE = {"milepost.cli", "click", "rich", "watchfiles"}
@@ -164,9 +166,9 @@ def test_with_plain_annotations_no_pydantic_and_what_asks_a_server_loads_no_work
     assert dev.end() == 0
 
 
-def test_a_server_whose_database_is_ready_loads_no_migrations(tmp_path: Path) -> None:
-    code = (
-        "from pathlib import Path\nfrom milepost.store.database import Store\nStore(Path('m.db')).close()\n"
-    )
-    assert "alembic" in loaded_by(code, tmp_path)
-    assert "alembic" not in loaded_by(code, tmp_path)
+def test_a_server_whose_database_is_new_or_ready_loads_no_migrations(tmp_path: Path) -> None:
+    code = "from pathlib import Path\nfrom milepost.store.database import Store\nStore(Path({!r})).close()\n"
+    assert "alembic" not in loaded_by(code.format("m.db"), tmp_path)
+    assert "alembic" not in loaded_by(code.format("m.db"), tmp_path)
+    set_back(tmp_path / "old.db", "0001").dispose()
+    assert "alembic" in loaded_by(code.format("old.db"), tmp_path)

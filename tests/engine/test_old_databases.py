@@ -5,26 +5,12 @@ from pathlib import Path
 import msgspec
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
 
 from milepost.model.counted import id_over_all_keys, unpack
 from milepost.model.operations import Append, Increment, Operation, Set, encode_operations
 from milepost.store.database import Store
+from support.old_databases import set_back
 from support.world import WorkerDouble, World, new_store
-
-MIGRATIONS = "milepost:store/migrations"
-
-
-def set_back(path: Path, revision: str) -> sa.Engine:
-    """The tables of an older version, in a new file."""
-    engine = sa.create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", MIGRATIONS)
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    return engine
 
 
 @pytest.mark.sqlite_only("that version knew no other one")

@@ -15,6 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from milepost.errors import ConfigurationError, UnavailableError
 from milepost.store.kind import DatabaseKind, Ear
+from milepost.store.schema import tables
 from milepost.store.sqlite import SQLiteDatabase
 from milepost.store.statements import execute
 
@@ -172,7 +173,9 @@ class Store:
                     f"{self.place} was written by a newer version of Milepost (schema {present}, this version knows up to "
                     f"{_newest_schema()}): upgrade Milepost, or use another database"
                 )
-            if present != _newest_schema():
+            if present is None and self._database.has_plain_tables:
+                _create(connection)
+            elif present != _newest_schema():
                 _upgrade(connection)
 
     @contextmanager
@@ -317,6 +320,17 @@ def _present_schema(connection: Connection) -> str | None:
         return None
     [found] = execute(connection, "SELECT version_num FROM alembic_version").fetchall() or [(None,)]
     return found[0]
+
+
+def _create(connection: Connection) -> None:
+    # What the migrations come to, which takes them 0.3 s and 11 MB. A test holds the two together.
+    tables.create_all(connection, checkfirst=False)
+    execute(
+        connection,
+        "CREATE TABLE IF NOT EXISTS alembic_version "
+        "(version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))",
+    )
+    execute(connection, "INSERT INTO alembic_version VALUES (?)", (_newest_schema(),))
 
 
 def _upgrade(connection: Connection) -> None:

@@ -38,6 +38,11 @@ class DatabaseKind(Protocol):
         ...
 
     @property
+    def has_plain_tables(self) -> bool:
+        """Whether a new database has nothing but the tables of `schema.py`, so that no migration is needed to make them."""
+        ...
+
+    @property
     def is_displaced(self) -> bool:
         """True when it is no longer where it was opened: what is written then would be found by nobody."""
         ...

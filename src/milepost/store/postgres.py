@@ -181,6 +181,8 @@ class PostgresDatabase:
         self._has_marks = False
 
     is_shared = True
+    # The migrations set how full its pages are, and in which order texts are.
+    has_plain_tables = False
 
     @property
     def place(self) -> str:

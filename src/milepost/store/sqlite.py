@@ -77,6 +77,7 @@ class SQLiteDatabase:
         self._data_version = -1
 
     is_shared = False
+    has_plain_tables = True
 
     @property
     def place(self) -> str:
