@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from milepost.engine.jobs import JobName
 from milepost.engine.measures import Histogram
 from milepost.protocol.endpoints import ENDPOINTS
-from milepost.server import metrics
-from milepost.server.metrics import CONTENT_TYPE, METRICS_HELP
+from milepost.server import metric_families, metrics
+from milepost.server.metric_sources import METRICS_HELP
+from milepost.server.metrics import CONTENT_TYPE
 from milepost.store.due_runs import due_runs
 from support.served import PATIENCE_SECONDS, HttpWorker, Served, offer, set_to
 
@@ -109,8 +110,8 @@ def test_queues_are_told_with_their_depth_and_age(served: Served) -> None:
 
 
 def test_very_many_queues_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "QUEUES_MAX", 20)
-    monkeypatch.setattr(metrics, "COUNTED_MAX", 5)
+    monkeypatch.setattr(metric_families, "QUEUES_MAX", 20)
+    monkeypatch.setattr(metric_families, "COUNTED_MAX", 5)
     HttpWorker(served)
     items = [{"task": "work", "options": {"queue": {"name": f"queue {number:03}"}}} for number in range(50)]
     served.post("/api/v2/tasks/batch", {"items": items})
@@ -158,9 +159,10 @@ def test_a_scrape_looks_into_indexes_and_at_kept_counts_only(served: Served) -> 
 def test_who_scrapes_often_gets_the_same_answer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "KEPT_SECONDS", 3600.0)
     readings: list[int] = []
-    collector = served.server._metrics._collector
-    read = collector._read
-    monkeypatch.setattr(collector, "_read", lambda: readings.append(1) or read())
+    read = metric_families._ServerCollector._read
+    monkeypatch.setattr(
+        metric_families._ServerCollector, "_read", lambda self: readings.append(1) or read(self)
+    )
     first = served.call("GET", "/metrics").body
     assert all(served.call("GET", "/metrics").body == first for _ in range(5))
     assert len(readings) == 1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from prometheus_client.core import Metric
@@ -16,7 +17,8 @@ from milepost.cli.hosting import SHUTDOWN_SECONDS_MAX
 from milepost.cli.settings import known_settings
 from milepost.protocol.endpoints import ENDPOINTS, READY
 from milepost.server import agreement
-from milepost.server.metrics import METRICS_HELP
+from milepost.server.metric_families import _ServerCollector
+from milepost.server.metric_sources import METRICS_HELP
 from milepost.server.readiness import COMMIT_SECONDS, DATABASE_SECONDS
 from milepost.server.settings import variable_of
 from support.served import HttpWorker, Served
@@ -44,16 +46,9 @@ def told(served: Served) -> list[Metric]:
     class Notified:
         is_notified = True
 
-    collector: Any = served.server._metrics._collector
-    collector._sources = collector._sources.__class__(
-        **{
-            name: getattr(collector._sources, name)
-            for name in collector._sources.__struct_fields__
-            if name != "listener"
-        },
-        listener=Notified(),
-    )
-    return list(collector.collect())
+    of_server: Any = served.server._metrics
+    sources = msgspec.structs.replace(of_server._sources, listener=Notified())
+    return list(_ServerCollector(sources, of_server._clock).collect())
 
 
 def rows() -> Iterator[list[str]]:

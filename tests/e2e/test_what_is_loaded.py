@@ -172,3 +172,15 @@ def test_a_server_whose_database_is_new_or_ready_loads_no_migrations(tmp_path: P
     assert "alembic" not in loaded_by(code.format("m.db"), tmp_path)
     set_back(tmp_path / "old.db", "0001").dispose()
     assert "alembic" in loaded_by(code.format("old.db"), tmp_path)
+
+
+def test_a_server_loads_no_dashboard_and_no_metrics_before_somebody_asks(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from milepost.server.app import Server\n"
+        "from milepost.server.settings import load_settings\n"
+        "Server(load_settings(data_folder=Path('data'), secret_key='x' * 40))\n"
+    )
+    loaded = loaded_by(code, tmp_path)
+    assert {"starlette", "sqlalchemy"} <= loaded
+    assert loaded & {"alembic", "jinja2", "prometheus_client"} == set()

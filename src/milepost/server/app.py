@@ -47,7 +47,8 @@ from milepost.server.event_stream import SEND, EventStream
 from milepost.server.handlers.answers import WithToken
 from milepost.server.handlers.table import Handlers
 from milepost.server.handlers.tokens import sign_in_path
-from milepost.server.metrics import Metrics, Sources
+from milepost.server.metric_sources import Sources
+from milepost.server.metrics import Metrics
 from milepost.server.readiness import Readiness
 from milepost.server.requests import SLASH, check_query
 from milepost.server.sessions import Sessions

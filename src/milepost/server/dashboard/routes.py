@@ -8,11 +8,11 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlencode
 
-import jinja2
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -25,6 +25,9 @@ from milepost.server.attempts import SignInAttempts
 from milepost.server.auth import CODE_SECONDS, SESSION_SECONDS, Authenticator, is_from_own_page
 from milepost.server.requests import SLASH
 from milepost.server.sessions import Sessions
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FORM_BYTES_MAX = 16 * 1024
 FORM_SECONDS = 10.0
@@ -121,7 +124,13 @@ class _Pages:
         self._authenticator = authenticator
         self._sessions = sessions
         self._attempts = SignInAttempts(time.monotonic)
-        self._templates = jinja2.Environment(
+
+    @cached_property
+    def _templates(self) -> "Environment":
+        # Only now: a server whose dashboard nobody opens does without.
+        import jinja2
+
+        return jinja2.Environment(
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
             autoescape=True,
             undefined=jinja2.StrictUndefined,
