@@ -34,6 +34,9 @@ READY_SECONDS_MAX = 30.0
 SETTLE_SECONDS = 1.5
 COMMAND = ("-P", "-c", "from milepost.cli.main import main; main()")
 
+# What many begin with. The other tasks have types of their own, which Pydantic checks.
+PLAIN_TASK = "from milepost import task\n\n\n@task\ndef double(number: int) -> int:\n    return 2 * number\n"
+
 COMMANDS = {
     "version": ("milepost --version", ["--version"]),
     "help": ("milepost --help", ["--help"]),
@@ -48,7 +51,8 @@ FIGURES = (
     Figure("worker_ready", "milepost worker: start to ready to run tasks", "ms", at_most=400),
     Figure("first_result", "milepost worker: start to the first result", "ms"),
     Figure("server", "memory of an idle server", "MB", at_most=60),
-    Figure("executor", "memory of an idle executor", "MB", at_most=30),
+    Figure("executor_plain", "memory of an idle executor, a task with plain types", "MB", at_most=30),
+    Figure("executor", "memory of an idle executor, tasks with types of their own", "MB", at_most=30),
     Figure("supervisor", "memory of its supervisor", "MB"),
 )
 
@@ -128,6 +132,12 @@ def measure_worker(report: Report, folder: Path, environment: dict[str, str], co
             result.processor.append(processor_seconds(started.process.pid))
     ready.add_to(report, "worker_ready")
     result.add_to(report, "first_result")
+    plain = folder / "plain.py"
+    plain.write_text(PLAIN_TASK)
+    with worker(folder, environment, plain) as started:
+        time.sleep(SETTLE_SECONDS)
+        [executor] = harness.children(started.process.pid)
+        report.add("executor_plain", *of_memory(executor))
     with worker(folder, environment) as started:
         time.sleep(SETTLE_SECONDS)
         [executor] = harness.children(started.process.pid)
@@ -235,9 +245,11 @@ def server(folder: Path, environment: dict[str, str]) -> Generator[Started]:
 
 
 @contextmanager
-def worker(folder: Path, environment: dict[str, str]) -> Generator[Started]:
+def worker(
+    folder: Path, environment: dict[str, str], tasks: Path = harness.HERE / "bench_tasks.py"
+) -> Generator[Started]:
     """Run `milepost worker` with one executor while the block runs."""
-    arguments = ["worker", str(harness.HERE / "bench_tasks.py"), "--processes", "1", "--grace", "1"]
+    arguments = ["worker", str(tasks), "--processes", "1", "--grace", "1"]
     with started(arguments, folder, environment, tells_on="stderr") as (process, output, at):
         expect(output, b"ready to run")
         yield Started(process, at, time.perf_counter() - at, processor_seconds(process.pid))
