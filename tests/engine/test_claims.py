@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from milepost.engine import state
 from milepost.engine.commands import CancelRun, Claim, RegisterWorker, Report, Trigger, TriggerBatch
@@ -12,7 +13,7 @@ from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunStatus
 from milepost.protocol.triggering import QueueOption
 from milepost.protocol.work import ClaimedRun
-from milepost.store import runs
+from milepost.store import runs, schema
 from milepost.store.runs import RunFilter
 from support.faults import faults
 from support.many import world_of
@@ -208,9 +209,10 @@ def test_what_is_due_behind_another_run_of_its_concurrency_key_wakes_a_claim_in_
 ) -> None:
     """The line of keys has one time for both. Also where the first run is claimed by one who waits, or was cancelled before."""
     workers = [WorkerDouble(world, f"worker_{number}") for number in (1, 2)]
-    first, second = (world.trigger(concurrency_key="one", delay=delay) for delay in ("1s", "3s"))
-    delayed_until = world.reader.run(second).delayed_until
-    assert delayed_until is not None
+    first, second = (world.trigger(concurrency_key="one") for _ in range(2))
+    for run, pause in zip(workers[0].claim(2), (1_000, 3_000), strict=True):
+        workers[0].fail(run, retry_after_ms=pause)
+    due_at = world.clock() + 3_000_000
     waiting = [world.submit(worker.next_claim(wait=60))[0] for worker in workers]
     if ends_before:
         world.do(CancelRun(first))
@@ -218,7 +220,7 @@ def test_what_is_due_behind_another_run_of_its_concurrency_key_wakes_a_claim_in_
     while second not in given:
         wake_at = world.engine.wake_at()
         assert wake_at is not None
-        assert wake_at <= delayed_until.timestamp() * 1_000_000
+        assert wake_at <= due_at
         world.clock.now = max(world.clock.now, wake_at)
         world.submit()
         given = [run_id for ticket in waiting if ticket.is_answered for run_id in ids(ticket)]
@@ -662,3 +664,48 @@ def test_a_bounded_answer_starves_no_concurrency_key(
         worker.finish(found[0])
     assert len(got) == 11
     assert set(got) == keyed | plain
+
+
+PAUSES = st.sampled_from([0.0, 1.0, 2.0, 4.0])
+
+
+@given(st.data())
+@database_property(40)
+def test_nobody_waits_while_a_run_is_due_however_time_goes_by(
+    tmp_path_factory: pytest.TempPathFactory, deployment: str, data: st.DataObject
+) -> None:
+    """Runs that are delayed or tried again, with concurrency keys and without, and workers that wait for them. As time goes by nothing
+    happens but what the engine asks for, and now and then a run is cancelled."""
+    with world_of(deployment, tmp_path_factory.mktemp("waiting") / "milepost.db") as world:
+        first = WorkerDouble(world, "worker_0")
+        for _ in range(data.draw(st.integers(1, 3))):
+            keys = data.draw(st.lists(st.sampled_from([None, "one", "one", "two"]), min_size=2, max_size=5))
+            runs = [world.trigger(concurrency_key=key) for key in keys]
+            for run in first.claim(len(runs)):
+                first.fail(run, retry_after_ms=round(data.draw(PAUSES) * 1000))
+            for key in data.draw(st.lists(st.sampled_from([None, "one"]), max_size=2)):
+                runs.append(world.trigger(concurrency_key=key, delay=f"{round(data.draw(PAUSES))}s"))
+            waiting = [
+                world.submit(WorkerDouble(world, f"worker_{number}").next_claim(slots, wait=600))[0]
+                for number, slots in enumerate(data.draw(st.lists(st.integers(1, 2), min_size=2, max_size=5)))
+            ]
+            until = world.clock.now + 5_000_000
+            while world.clock.now < until:
+                if data.draw(st.integers(0, 5)) == 0:
+                    world.do(CancelRun(data.draw(st.sampled_from(runs))))
+                wake_at = world.engine.wake_at()
+                world.clock.now = max(world.clock.now, until if wake_at is None else min(wake_at, until))
+                if wake_at is not None and world.clock.now >= wake_at:
+                    world.submit()
+                if not all(ticket.is_answered for ticket in waiting):
+                    assert due_runs(world, world.clock.now) == []
+
+
+def due_runs(world: World, now: int) -> list[str]:
+    """Runs that could be claimed."""
+    table = schema.runs
+    with world.store.read() as connection:
+        rows = connection.execute(
+            select(table.c.id).where(table.c.status.in_(["QUEUED", "DELAYED"]), table.c.due_at < now - 10_000)
+        )
+        return list(rows.scalars())
