@@ -1250,6 +1250,32 @@ def test_code_that_was_given_up_waits_for_nothing_and_keeps_its_slot(is_told: bo
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
+def test_code_that_outlives_its_run_while_it_stands_in_line_takes_a_slot_until_it_ends(is_lost: bool) -> None:
+    """It does not wait for a slot that it holds itself."""
+    desk = TimedDesk(1)
+    [run] = desk.admit("run_1")
+    desk.hear(cancelled=["run_1"])
+    future = desk.wait(run, "run_x")
+    [other] = desk.admit("run_2")
+    desk.hear(finished=["run_x"])
+    assert not future.done()
+    entries = [entry for entry in desk.report() if entry.held is run]
+    if is_lost:
+        desk.answer(entries, lost=True)
+    else:
+        desk.answer(entries)
+        desk.pass_time(31)
+        desk.answer(desk.last_words())
+    assert isinstance(future.exception(0), AttemptOverError)
+    assert desk.slots == 2
+    desk.finish(other)
+    assert desk.admit("run_3") == []
+    desk.finish(run)
+    assert [held.scope.run.id for held in desk.host.started] == ["run_1", "run_2", "run_3"]
+    assert desk.slots == 1
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
 def test_code_that_outlives_its_run_while_it_waits_takes_a_slot_until_it_ends(is_lost: bool) -> None:
     """Its wait fails, and it executes."""
     desk = TimedDesk(1)

@@ -168,7 +168,7 @@ class Holding:
         # Those whose last hooks run in a thread that nothing can stop.
         self._hooked: dict[HeldRun, None] = {}
         # What those wait for that stand in line for a slot after a wait.
-        self._in_line: set[Future[None]] = set()
+        self._in_line: dict[Future[None], HeldRun] = {}
         # Runs that the server does not let go on yet, with when to ask again; and those that go on nevertheless.
         self._not_let: dict[HeldRun, float] = {}
         # How long code may go on that was asked to end.
@@ -299,11 +299,9 @@ class Holding:
         """Only of interest when user code gave up waiting."""
         if not future.cancelled() or held.is_over:
             return
-        if future in self._in_line:
-            self._in_line.discard(future)
-        elif held.comes_back is not future and not self.waits.cancel(target_id, future):
-            return
-        self._go_on_anyway(held, future)
+        was_in_line = self._in_line.pop(future, None) is not None
+        if was_in_line or held.comes_back is future or self.waits.cancel(target_id, future):
+            self._go_on_anyway(held, future)
 
     def _go_on_anyway(self, held: HeldRun, future: Future[None]) -> None:
         """User code has given up waiting, whatever the wait had come to. It goes on already, so it is given a slot, free or not."""
@@ -351,7 +349,7 @@ class Holding:
             self._enter_again(held, future)
 
     def _enter_again(self, held: HeldRun, future: Future[None]) -> None:
-        self._in_line.add(future)
+        self._in_line[future] = held
         self._slots.enter_again((held, future, held.is_alone), apart=held.is_alone)
 
     def finish(self, held: HeldRun, outcome: Outcome) -> None:
@@ -791,13 +789,12 @@ class Holding:
         """Let go on and start who may."""
         while (resumed := self._slots.take_resumed()) is not None:
             held, future, is_alone = resumed
-            if future not in self._in_line:
+            if self._in_line.pop(future, None) is None:
                 # Its code has gone on meanwhile.
                 self._slots.leave(apart=is_alone)
                 continue
-            self._in_line.discard(future)
-            if held.is_over or held.outcome is not None or held.open_waits > 1:
-                # It is no more, or another task of it has begun to wait meanwhile: it needs no slot.
+            if held.open_waits > 1:
+                # Another task of it has begun to wait meanwhile: it needs no slot.
                 self._slots.leave(apart=is_alone)
                 self._go_on(held, future)
                 if held.said_waiting is False:
@@ -931,7 +928,10 @@ class Holding:
                 self._slots.seize(apart=held.is_alone)
                 held.holds_slot = True
                 self._black_box.go_on(held.record)
-            for future in self.waits.forget(held):
+            in_line = [future for future, waiting in self._in_line.items() if waiting is held]
+            for future in in_line:
+                del self._in_line[future]
+            for future in (*self.waits.forget(held), *in_line):
                 fail(future, _attempt_over(held.scope))
 
     def _drop(self, held: HeldRun) -> None:
