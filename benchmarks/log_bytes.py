@@ -12,7 +12,7 @@ each time, the last appends would write ten times what the first ones do.
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ FIGURES = (
     Figure("append_last", "an append of 20 bytes, the last thousand of 10,000", "bytes"),
     Figure("append_ratio", "the last thousand compared with the first", "x", at_most=1.5),
     Figure("append_all", "all 10,000 appends together", "MB"),
+    Figure("together", "a small set, of 1,000 documents that are committed together", "bytes"),
 )
 SETS = 2000
+TOGETHER = 1000
 APPENDS = 10_000
 SECONDS_MAX = 150.0
 
@@ -94,6 +96,26 @@ class Bench:
                 raise RuntimeError(f"the engine did not take report {sequence}: {reply}")
         return bytes_written() - before
 
+    def bytes_together(self, runs: Sequence[ClaimedRun], rounds: int) -> int:
+        """What it writes to commit an operation of each of these runs in one report, so many times."""
+        before = bytes_written()
+        for sequence in range(1, rounds + 1):
+            self.do(
+                Report(
+                    "worker",
+                    [
+                        RunReport(
+                            id=run.id,
+                            attempt=run.attempt,
+                            sequence=sequence,
+                            changes=[TargetOperations(run.id, [Set("step", sequence)])],
+                        )
+                        for run in runs
+                    ],
+                )
+            )
+        return bytes_written() - before
+
 
 def main() -> None:
     """Measure and print."""
@@ -128,6 +150,9 @@ def measure(options: Options) -> None:
         report.add("append_last", parts[-1] / part)
         report.add("append_ratio", parts[-1] / parts[0])
         report.add("append_all", sum(parts) / 1e6)
+        runs = [bench.run_with({}) for _ in range(TOGETHER // 10 if options.quick else TOGETHER)]
+        rounds = 5 if options.quick else 50
+        report.add("together", bench.bytes_together(runs, rounds) / len(runs) / rounds)
 
 
 if __name__ == "__main__":
