@@ -513,9 +513,9 @@ class Hub:
         finally:
             self.lags.committed_at = None
 
-    def new_wake(self, lags: Histogram) -> Wake:
-        """What a stream waits with; how soon it is told goes into `lags`."""
-        return Wake(self.lags, lags, self._turns)
+    def new_wake(self, seconds: Histogram) -> Wake:
+        """What a stream waits with; how soon it is told goes into `seconds`."""
+        return Wake(self.lags, seconds, self._turns)
 
     def new_inbox(self) -> Inbox:
         """An inbox of which it is measured how soon it is told."""
