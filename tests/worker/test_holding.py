@@ -1083,6 +1083,13 @@ class TimedDesk(Desk):
         self.holding.let_go(self.now)
         return self.report()
 
+    def end_over_its_head(self, entries: Sequence[Entry], *, is_lost: bool) -> None:
+        """A run that was told to end does not: this report of it is answered by `lost`, or its grace time is over."""
+        self.answer(entries, lost=is_lost)
+        if not is_lost:
+            self.pass_time(31)
+            self.answer(self.last_words())
+
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         if self.holding.deadline is not None and self.holding.deadline <= self.now:
@@ -1259,13 +1266,7 @@ def test_code_that_outlives_its_run_while_it_stands_in_line_takes_a_slot_until_i
     [other] = desk.admit("run_2")
     desk.hear(finished=["run_x"])
     assert not future.done()
-    entries = [entry for entry in desk.report() if entry.held is run]
-    if is_lost:
-        desk.answer(entries, lost=True)
-    else:
-        desk.answer(entries)
-        desk.pass_time(31)
-        desk.answer(desk.last_words())
+    desk.end_over_its_head([entry for entry in desk.report() if entry.held is run], is_lost=is_lost)
     assert isinstance(future.exception(0), AttemptOverError)
     assert desk.slots == 2
     desk.finish(other)
@@ -1285,12 +1286,7 @@ def test_code_that_outlives_its_run_while_it_waits_takes_a_slot_until_it_ends(is
     future = desk.wait(run, "run_x")
     entries = desk.report()
     assert desk.slots == 0
-    if is_lost:
-        desk.answer(entries, lost=True)
-    else:
-        desk.answer(entries)
-        desk.pass_time(31)
-        desk.answer(desk.last_words())
+    desk.end_over_its_head(entries, is_lost=is_lost)
     assert isinstance(future.exception(0), AttemptOverError)
     assert desk.slots == 1
     assert desk.holding.room == 0
