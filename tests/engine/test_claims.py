@@ -218,7 +218,7 @@ def test_what_is_due_behind_another_run_of_its_concurrency_key_wakes_a_claim_in_
         world.do(CancelRun(first))
     given: list[str] = []
     while second not in given:
-        wake_at = world.engine.wake_at()
+        wake_at = world.wake_at()
         assert wake_at is not None
         assert wake_at <= due_at
         world.clock.now = max(world.clock.now, wake_at)
@@ -693,7 +693,7 @@ def test_nobody_waits_while_a_run_is_due_however_time_goes_by(
             while world.clock.now < until:
                 if data.draw(st.integers(0, 5)) == 0:
                     world.do(CancelRun(data.draw(st.sampled_from(runs))))
-                wake_at = world.engine.wake_at()
+                wake_at = world.wake_at()
                 world.clock.now = max(world.clock.now, until if wake_at is None else min(wake_at, until))
                 if wake_at is not None and world.clock.now >= wake_at:
                     world.submit()

@@ -56,6 +56,10 @@ class Servers(World):
         found = [engine.state.parked.get(worker_id) for engine in self.engines]
         return next((parked for parked in found if parked is not None), None)
 
+    def wake_at(self) -> int | None:
+        """When something happens next by itself, at one of them: it is enough if one knows, which tells the others then."""
+        return min((at for engine in self.engines if (at := engine.wake_at()) is not None), default=None)
+
     def submit(self, *commands: Command, at: int | None = None) -> list[Ticket]:
         """Carry out commands as one group of the engine whose turn it is, or of that with the number `at`.
 

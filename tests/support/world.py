@@ -160,6 +160,10 @@ class World:
         """The claim of a worker that waits."""
         return self.engine.state.parked.get(worker_id)
 
+    def wake_at(self) -> int | None:
+        """When something happens next by itself."""
+        return self.engine.wake_at()
+
     def pass_lease(self) -> int:
         """Let the lease of whoever is silent go by, and a second more, with the upkeep looking in between; how many runs were lost."""
         lost, until = 0, self.clock() + round((self.settings.lease_seconds + 1) * 1_000_000)
