@@ -83,3 +83,29 @@ def test_ids_that_were_counted_over_all_keys_count_for_every_key(tmp_path: Path,
         assert world.document(run.id)[0] == {"t": '"once"', "n": 2, "l": [1], "other": 1}
     finally:
         world.close()
+
+
+@pytest.mark.sqlite_only("the log of the other one was always kept so")
+def test_a_log_that_was_kept_in_the_order_of_runs_is_taken_over_whole(tmp_path: Path) -> None:
+    engine = set_back(tmp_path / "old.db", "0025")
+    columns = "run_id, version, operations, writer_id, writer_attempt, writer_sequence, refused, created_at"
+    rows = [
+        (f"run_{run}", version, b'[{"type":"set"}]', *writer, version)
+        for version in range(1, 4)
+        for run, writer in ((2, ("run_2", 1, version, b"[0]")), (1, (None, None, None, None)))
+    ]
+    with engine.begin() as connection:
+        for row in rows:
+            connection.exec_driver_sql(
+                f"INSERT INTO changes ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row
+            )
+    engine.dispose()
+    store = Store(tmp_path / "old.db")
+    try:
+        with store.read() as connection:
+            found = connection.exec_driver_sql(f"SELECT {columns} FROM changes ORDER BY run_id, version")
+            assert [tuple(row) for row in found] == sorted(rows, key=lambda row: row[:2])
+            [(text,)] = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'changes'")
+            assert "ROWID" not in text
+    finally:
+        store.close()
