@@ -7,10 +7,12 @@ Client, server and executors share the machine, as they do for whoever starts wi
 
 from __future__ import annotations
 
+import asyncio
 import random
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import bench_tasks
@@ -32,6 +34,8 @@ FIGURES = (
     Figure("trigger_cpu", "processor time of the server for each of these", "µs"),
     Figure("triggers_live", "one trigger after the other, executors running them", "/s"),
     Figure("trigger_ratio", "one trigger compared with a bare request and a bare commit of SQLite", "x"),
+    Figure("triggers_threads", "triggers one by one from 32 threads at once, executors stopped", "/s", at_least=8_000),
+    Figure("triggers_coroutines", "triggers one by one from 32 coroutines at once, executors stopped", "/s", at_least=8_000),
     Figure("start_p50", "trigger to the task's first line, p50", "ms", at_most=2),
     Figure("start_p99", "trigger to the task's first line, p99", "ms"),
     Figure("result_p50", "trigger to the result in the caller's hands, p50", "ms", at_most=4),
@@ -48,6 +52,7 @@ FIGURES = (
 )  # fmt: skip
 
 SIZES_BYTES = (1024, 250 * 1024)
+CROWD = 32
 SECONDS_MAX = 120.0
 
 
@@ -58,6 +63,8 @@ class Sizes:
     rounds: int
     runs: int
     triggers: int
+    # Of each of those that trigger at once.
+    crowd_triggers: int
     latencies: int
     children: int
     set_rounds: int
@@ -69,13 +76,24 @@ FULL = Sizes(
     rounds=5,
     runs=10_000,
     triggers=3_000,
+    crowd_triggers=300,
     latencies=200,
     children=10_000,
     set_rounds=5,
     sets=10_000,
     flushes=100,
 )
-QUICK = Sizes(rounds=1, runs=500, triggers=50, latencies=10, children=200, set_rounds=2, sets=500, flushes=5)
+QUICK = Sizes(
+    rounds=1,
+    runs=500,
+    triggers=50,
+    crowd_triggers=10,
+    latencies=10,
+    children=200,
+    set_rounds=2,
+    sets=500,
+    flushes=5,
+)
 
 
 def main() -> None:
@@ -97,6 +115,7 @@ def measure(options: Options) -> None:
     ):
         measure_runs(report, sizes, one, two)
         measure_triggers(report, sizes, one)
+        measure_crowds(report, sizes, one)
         measure_latency(report, sizes, one)
         measure_children(report, sizes, two)
         measure_sets(report, sizes, one)
@@ -153,6 +172,40 @@ def measure_triggers(report: Report, sizes: Sizes, house: House) -> None:
         f"{bare * 1e6:.0f} and {commit * 1e6:.0f} µs; {paused * 1e6:.0f} µs together",
     )
     house.run_noops(1)
+
+
+def measure_crowds(report: Report, sizes: Sizes, house: House) -> None:
+    """Many threads, then many coroutines, that trigger one run after the other."""
+    house.use()
+    count = sizes.crowd_triggers
+
+    def in_threads() -> None:
+        with ThreadPoolExecutor(CROWD) as pool:
+            for done in [
+                pool.submit(lambda: list(map(bench_tasks.noop.trigger, range(count)))) for _ in range(CROWD)
+            ]:
+                done.result()
+
+    async def one_coroutine() -> None:
+        for number in range(count):
+            await bench_tasks.noop.atrigger(number)
+
+    async def in_coroutines() -> None:
+        await asyncio.gather(*(one_coroutine() for _ in range(CROWD)))
+
+    for name, crowd in (
+        ("triggers_threads", in_threads),
+        ("triggers_coroutines", lambda: asyncio.run(in_coroutines())),
+    ):
+        rates: list[float] = []
+        for _ in harness.rounds(sizes.rounds, seconds=8):
+            with house.paused_workers():
+                started = time.perf_counter()
+                crowd()
+                rates.append(CROWD * count / (time.perf_counter() - started))
+            # What has gathered must not run while the next thing is measured.
+            house.run_noops(1)
+        report.add(name, *middle(rates))
 
 
 def measure_latency(report: Report, sizes: Sizes, house: House) -> None:

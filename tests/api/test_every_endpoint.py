@@ -5,7 +5,19 @@ from typing import Any
 
 import pytest
 
-from api.shapes import anything, boolean, has, is_batch, is_result, is_run, is_summary, mapping, number, text
+from api.shapes import (
+    anything,
+    boolean,
+    has,
+    is_batch,
+    is_problem,
+    is_result,
+    is_run,
+    is_summary,
+    mapping,
+    number,
+    text,
+)
 from milepost.protocol.endpoints import ENDPOINTS, Endpoint
 from support.served import Answer, HttpWorker, Served, set_to
 
@@ -55,6 +67,18 @@ class Calls:
         assert answer.status == endpoint.status
         assert has(answer.json, {"id": text, "isCached": boolean}, {})
         assert answer.json["id"].startswith("run_")
+
+    def trigger_several(self, endpoint: Endpoint) -> None:
+        triggers = [{"task": "work", "request": {"payload": "1"}}, {"task": "", "request": {}}]
+        answer = self.call(endpoint, endpoint.path, {"triggers": triggers})
+        assert answer.status == endpoint.status
+        made, refused = answer.json["answers"]
+        assert has(made, {"status": number, "body": anything, "token": text}, {})
+        assert has(
+            made["body"], {"id": text, "isCached": boolean}, {"queuedReason": text, "similarTask": text}
+        )
+        assert refused["status"] == 422
+        assert is_problem(refused["body"])
 
     def trigger_batch(self, endpoint: Endpoint) -> None:
         answer = self.call(endpoint, endpoint.path, {"items": [{"task": "work"}, {"task": "work"}]})

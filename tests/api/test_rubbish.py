@@ -192,6 +192,12 @@ def bodies(rubbish: Rubbish) -> dict[str, Any]:
     ]
     return {
         "trigger": {"payload": "1", "options": options},
+        "trigger_several": {
+            "triggers": [
+                {"task": "work", "request": {"payload": "1", "options": options}, "requestId": "r", "attempt": "run_nobody:1"},
+                {"task": "work", "request": {"payload": "1"}},
+            ],
+        },
         "trigger_batch": {"items": [{"task": "work", "payload": "1", "options": options}], "resumeParentOnCompletion": False},
         "reset_idempotency_key": {"taskIdentifier": "work"},
         "create_schedule": {**SCHEDULE, "deduplicationKey": "rubbish"},

@@ -117,6 +117,32 @@ class ScriptedServer:
         self._thread.join()
 
 
+def triggered(asked: Asked) -> Answer:
+    """The answer to a trigger, or to several in one request: the run of each is named by its request id, and so is its token. One with
+    the payload "refused" is refused."""
+    if asked.path.endswith("/triggers"):
+        answers: list[dict[str, Any]] = []
+        for trigger in asked.body["triggers"]:
+            status, body, token = _triggered(trigger["requestId"], trigger["request"])
+            answers.append({"status": status, "body": body, **({"token": token} if token else {})})
+        return Answer(200, {"answers": answers})
+    status, body, token = _triggered(asked.headers["x-trigger-request-idempotency-key"], asked.body)
+    return Answer(status, body, {"x-trigger-jwt": token} if token else {})
+
+
+def _triggered(request_id: str, request: Any) -> tuple[int, Any, str | None]:
+    if request.get("payload") == '"refused"':
+        return 422, {"error": f"{request_id} is refused", "code": "invalid_payload", "field": "payload"}, None
+    return 200, {"id": f"run of {request_id}", "isCached": False}, f"token of {request_id}"
+
+
+def request_ids(asked: Asked) -> list[str]:
+    """The request ids of the triggers in a request."""
+    if asked.path.endswith("/triggers"):
+        return [trigger["requestId"] for trigger in asked.body["triggers"]]
+    return [asked.headers["x-trigger-request-idempotency-key"]]
+
+
 def _decoded(path: str, raw: bytes) -> Any:
     if path.endswith("/items"):
         return [json.loads(line) for line in raw.splitlines()]

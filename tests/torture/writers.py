@@ -12,6 +12,7 @@ from verdict import Verdict
 from milepost import Client
 from milepost.client import calls
 from milepost.client.calls import Call
+from milepost.client.request_ids import new_request_id
 from milepost.client.updater import OutsideMetadata
 from milepost.errors import MetadataFlushError, UnavailableError
 from milepost.model.operations import Append, Increment, Operation, Set
@@ -145,7 +146,7 @@ class Writer:
 
     async def _send_raw(self, run_id: str, account: Account) -> list[str]:
         operations = self._operations(account, self._chance.randint(*RAW_OPERATIONS))
-        call = calls.put_metadata(run_id, MetadataRequest(operations=operations), calls.new_request_id())
+        call = calls.put_metadata(run_id, MetadataRequest(operations=operations), new_request_id())
         if self._chance.random() < 0.05:
             self.repeats += 1
             answer, other = await asyncio.gather(

@@ -14,6 +14,7 @@ from milepost.client import calls
 from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.client import Client
 from milepost.client.environment import RUN_VARIABLE, attempt_of_environment
+from milepost.client.request_ids import new_request_id
 from milepost.client.updater import Sink, UntypedSink, Updater
 from milepost.model.jsonvalue import JSONValue, decode
 from milepost.model.operations import Operation, check
@@ -49,7 +50,7 @@ def updating(run_id: str | None, *, parent: bool, root: bool) -> Generator[Updat
         parent_operations=operations.get("parent"),
         root_operations=operations.get("root"),
     )
-    call = calls.put_metadata(target.run_id, request, calls.new_request_id())
+    call = calls.put_metadata(target.run_id, request, new_request_id())
     with _acting():
         refused = Client().send(call).refused
     if refused:

@@ -62,7 +62,7 @@ class AsyncTransport:
         connections = await self._connections_here()
         limits = _limits(patience.seconds_of(ANSWER_SECONDS_MAX))
         try:
-            async with _while_under_way(patience):
+            async with while_under_way(patience):
                 answer, content = await connections.exchange(method, target, body, headers, limits)
         except FAILURES as error:
             raise unreachable(self._api_url, reason_of(error)) from None
@@ -78,7 +78,7 @@ class AsyncTransport:
         headers = {**headers, "accept": "text/event-stream"}
         limits = _limits(patience.seconds_of(SILENCE_SECONDS_MAX))
         try:
-            async with _while_under_way(patience):
+            async with while_under_way(patience):
                 incoming = await connections.open(method, target, body, headers, limits)
         except FAILURES as error:
             raise unreachable(self._api_url, reason_of(error)) from None
@@ -99,7 +99,7 @@ class AsyncTransport:
     async def _read(self, incoming: Incoming, patience: Patience) -> AsyncIterator[bytes]:
         try:
             while True:
-                async with _while_under_way(patience):
+                async with while_under_way(patience):
                     data = await incoming.more()
                 if not data:
                     break
@@ -120,7 +120,7 @@ def _limits(seconds: float) -> Limits:
 
 
 @asynccontextmanager
-async def _while_under_way(patience: Patience) -> AsyncGenerator[None]:
+async def while_under_way(patience: Patience) -> AsyncGenerator[None]:
     """What is awaited inside ends with TimeoutError once the attempt that waits is over."""
     if patience.attempt is None:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from milepost.client.request_ids import new_request_id
 from milepost.client.run import Run, WholeRun, run_from_wire
 from milepost.client.schedule import Schedule, schedule_from_wire
 from milepost.client.transport import Headers
@@ -85,6 +85,7 @@ class Call(Generic[ResultT]):
         request_id: kept over all retries, so that the server answers a repeat with the first result; only on what writes.
         absent_on: the status that means "there is none" and gives None.
         waits: the answer may take its time, because the server waits for something.
+        task_id: of which task it triggers a single run. Such calls of several threads may travel together.
     """
 
     form: str
@@ -95,6 +96,7 @@ class Call(Generic[ResultT]):
     request_id: str | None = None
     absent_on: int | None = None
     waits: bool = False
+    task_id: str | None = None
 
     def answer(self, status: int, content: bytes, headers: Headers) -> ResultT:
         """The result that an answer carries. Raises the error that a refusal stands for; UnavailableError is worth a repeat."""
@@ -195,11 +197,6 @@ class Page:
     next: str | None
 
 
-def new_request_id() -> str:
-    """An id by which the server knows a repeat of a request."""
-    return str(uuid.uuid4())
-
-
 def health() -> Call[dict[str, Any]]:
     """What the server says about itself."""
     return _call("health", endpoints.HEALTH, lambda answer, _: answer)
@@ -222,7 +219,7 @@ def trigger(task_id: str, request: TriggerRequest) -> Call[Triggered]:
             answer.is_cached,
             answer.similar_task,
         ),
-        body=request, task=task_id,
+        body=request, triggers=task_id, task=task_id,
     )  # fmt: skip
 
 
@@ -647,6 +644,7 @@ def _call(
     request_id: str | None = None,
     absent_on: int | None = None,
     waits: bool = False,
+    triggers: str | None = None,
     **path: str,
 ) -> Call[ResultT]:
     decoder = _decoder(endpoint.name)
@@ -666,6 +664,7 @@ def _call(
         request_id=request_id or (None if endpoint.method == "GET" else new_request_id()),
         absent_on=absent_on,
         waits=waits,
+        task_id=triggers,
     )
 
 

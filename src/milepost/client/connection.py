@@ -14,10 +14,12 @@ from milepost.client.calling import attempt_at, check_blocking
 from milepost.client.calls import Call, Feed
 from milepost.client.retries import HELD_SECONDS, LOOK_SECONDS, Patience
 from milepost.client.subscription import Follower, Following, Gap
+from milepost.client.transport import Request
 from milepost.errors import AttemptOverError, UnavailableError
 from milepost.protocol.endpoints import ATTEMPT_HEADER, REQUEST_ID_HEADER
 
 if TYPE_CHECKING:
+    from milepost.client.async_together import AsyncTogether
     from milepost.client.async_transport import AsyncTransport
     from milepost.client.transport import Reply, SyncTransport
 
@@ -41,26 +43,36 @@ class Connection:
     ) -> None:
         self.api_url = api_url
         self.secret_key = secret_key
+        self._together: Together | None = None
+        self._async_ways: dict[str, tuple[AsyncTransport, AsyncTogether | None]] = {}
         if transports is None:
             # Only with the first client: most tasks call nothing.
+            from milepost.client.together import Sharing, Together
             from milepost.client.transport import SyncTransport
 
             self._transport = SyncTransport(api_url, secret_key)
+            self._sharing = Sharing(secret_key)
+            self._together = Together(self._transport.exchange, self._sharing)
         else:
+            # Nothing is saved where there is no network.
             self._transport = transports[0]
-        self._async_transports: dict[str, AsyncTransport] = {}
-        if transports is not None:
-            self._async_transports["one"] = transports[1]
+            self._async_ways["one"] = transports[1], None
 
     @property
     def async_transport(self) -> AsyncTransport:
         """The asynchronous way to the server. A program that only blocks never loads it."""
+        return self._async_way()[0]
+
+    def _async_way(self) -> tuple[AsyncTransport, AsyncTogether | None]:
         # Without a lock, as in `default_client`: of two threads that are here at once, both get the one that was there first.
-        found = self._async_transports.get("one")
+        found = self._async_ways.get("one")
         if found is None:
+            from milepost.client.async_together import AsyncTogether
             from milepost.client.async_transport import AsyncTransport
 
-            found = self._async_transports.setdefault("one", AsyncTransport(self.api_url, self.secret_key))
+            transport = AsyncTransport(self.api_url, self.secret_key)
+            together = AsyncTogether(transport.exchange, self._sharing)
+            found = self._async_ways.setdefault("one", (transport, together))
         return found
 
     def is_to(self, api_url: str, secret_key: str) -> bool:
@@ -81,10 +93,21 @@ class Connection:
         sending = _Sending(call, patience or self.patience(until))
         while True:
             try:
-                return sending.result(self._transport.exchange(*sending.request))
+                return sending.result(self._exchange(call.task_id, sending.request))
             except UnavailableError as failure:
                 pause = sending.pause(failure)
             _sleep(pause, sending.patience)
+
+    def _exchange(self, task_id: str | None, request: Request) -> Reply:
+        if task_id is not None and self._together is not None:
+            return self._together.exchange(task_id, request)
+        return self._transport.exchange(*request)
+
+    async def _aexchange(self, task_id: str | None, request: Request) -> Reply:
+        transport, together = self._async_way()
+        if task_id is not None and together is not None:
+            return await together.exchange(task_id, request)
+        return await transport.exchange(*request)
 
     async def asend(
         self, call: Call[ResultT], *, until: float | None = None, patience: Patience | None = None
@@ -93,7 +116,7 @@ class Connection:
         sending = _Sending(call, patience or self.patience(until))
         while True:
             try:
-                return sending.result(await self.async_transport.exchange(*sending.request))
+                return sending.result(await self._aexchange(call.task_id, sending.request))
             except UnavailableError as failure:
                 pause = sending.pause(failure)
             await _asleep(pause, sending.patience)
@@ -156,7 +179,7 @@ class _Sending(Generic[ResultT]):
             headers["content-type"] = "application/json"
         if call.request_id is not None:
             headers[REQUEST_ID_HEADER] = call.request_id
-        self.request = call.method, call.target, call.body, headers, patience
+        self.request = Request(call.method, call.target, call.body, headers, patience)
 
     def result(self, reply: Reply) -> ResultT:
         """The result that an answer carries. Raises the error that a refusal stands for."""

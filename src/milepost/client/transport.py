@@ -36,6 +36,16 @@ class Headers(Protocol):
         ...
 
 
+class Request(NamedTuple):
+    """What a transport sends, and how long it waits for the answer."""
+
+    method: str
+    target: str
+    body: bytes | None
+    headers: Mapping[str, str]
+    patience: Patience
+
+
 class Reply(NamedTuple):
     """An answer as it came."""
 

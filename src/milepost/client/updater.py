@@ -17,6 +17,7 @@ from milepost.client.calls import Call, MetadataDocument
 from milepost.client.connection import Connection
 from milepost.client.portions import cut
 from milepost.client.refused import refused_change
+from milepost.client.request_ids import new_request_id
 from milepost.errors import (
     MetadataFlushError,
     MetadataTypeError,
@@ -269,7 +270,7 @@ class OutsideMetadata(Updater):
                     "with if_version everything must fit into one commit: at most 10,000 operations and 4 MB"
                 )
             request = MetadataRequest(operations=list(operations), if_version=if_version)
-            self._unanswered = calls.put_metadata(self._run_id, request, calls.new_request_id())
+            self._unanswered = calls.put_metadata(self._run_id, request, new_request_id())
         try:
             yield self._unanswered
         except UnavailableError:

@@ -76,10 +76,7 @@ class Committer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         with self._wake:
-            if self._stopping:
-                raise UnavailableError("the server is about to stop: nothing is stored any more; try again")
-            self.submitted += 1
-            self._waiting.append(Request(command, _Answer(loop, future)))
+            self._put([Request(command, _Answer(loop, future))])
             if self._may_lend(command):
                 loop.call_soon(self._carry_out_here)
             else:
@@ -90,6 +87,27 @@ class Committer:
         if isinstance(result, BaseException):
             raise result
         return result
+
+    async def submit_all(self, commands: Sequence[Command]) -> list[Any]:
+        """What each of several commands comes to, its result or what refused it, once all are decided. They have nothing to do with
+        each other, but most likely share a commit. As `submit` otherwise."""
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        with self._wake:
+            self._put(
+                [
+                    Request(command, _Answer(loop, future))
+                    for command, future in zip(commands, futures, strict=True)
+                ]
+            )
+            self._wake.notify()
+        return [await future for future in futures]
+
+    def _put(self, requests: Sequence[Request]) -> None:
+        if self._stopping:
+            raise UnavailableError("the server is about to stop: nothing is stored any more; try again")
+        self.submitted += len(requests)
+        self._waiting.extend(requests)
 
     def _may_lend(self, command: Command) -> bool:
         """Whether the engine may be lent to an event loop for this command, which is in line."""

@@ -186,6 +186,10 @@ TRIGGER = Endpoint(
     "trigger", "POST", "/api/v1/tasks/{task}/trigger", "Trigger one run", TRIGGERERS,
     triggering.TriggerRequest, triggering.TriggerResponse, problems=(400, 404, 409, 422), tag="triggering",
 )  # fmt: skip
+TRIGGER_SEVERAL = Endpoint(
+    "trigger_several", "POST", "/api/v1/triggers", "Trigger several runs, each of them for itself",
+    KEY_ONLY, triggering.TriggersRequest, triggering.TriggersResponse, problems=(400, 422), tag="triggering",
+)  # fmt: skip
 TRIGGER_BATCH = Endpoint(
     "trigger_batch", "POST", "/api/v2/tasks/batch", "Trigger up to 1,000 runs at once", BATCH_TRIGGERERS,
     triggering.BatchRequest, triggering.BatchResponse, status=202, problems=(400, 404, 409, 422), tag="triggering",
@@ -591,7 +595,7 @@ WAIT_FOR_TIME = Endpoint(
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     HEALTH, READY, METRICS, OPENAPI, CREATE_SIGN_IN_LINK, TOKEN_CLAIMS, CREATE_PUBLIC_TOKEN,
-    TRIGGER, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
+    TRIGGER, TRIGGER_SEVERAL, TRIGGER_BATCH, CREATE_BATCH, ADD_BATCH_ITEMS, RESET_KEY, RETRIEVE_BATCH, BATCH_RESULTS, BATCH_FEED,
     RETRIEVE_RUN, CANCEL_RUN, REPLAY_RUN, RESCHEDULE_RUN, ADD_TAGS, DELETE_RUN,
     LIST_RUNS, RUN_RESULT, RUN_LOG, RUN_TREE, RUN_FEED, REALTIME_RUN, REALTIME_RUNS, REALTIME_BATCH,
     RUNS_FEED, MATCHING_RUNS_FEED, WATCH_FEED,

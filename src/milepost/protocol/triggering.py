@@ -164,6 +164,38 @@ class TriggerResponse(msgspec.Struct, omit_defaults=True, rename="camel"):
     similar_task: str | None = None
 
 
+class SeparateTrigger(
+    msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
+):
+    """One of several triggers in a request. `request` is the body that it would have by itself; `requestId` and `attempt` would be its
+    headers `x-trigger-request-idempotency-key` and `x-milepost-attempt`."""
+
+    task: str
+    request: msgspec.Raw
+    request_id: str | None = None
+    attempt: str | None = None
+
+
+class TriggersRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Several triggers that have nothing to do with each other, 1 to 1,000."""
+
+    triggers: list[SeparateTrigger]
+
+
+class SeparateAnswer(msgspec.Struct, omit_defaults=True):
+    """What one of several triggers comes to: the status, the body and the token that it would have been answered by itself."""
+
+    status: int
+    body: msgspec.Raw
+    token: str | None = None
+
+
+class TriggersResponse(msgspec.Struct):
+    """The answers, in the order of the triggers."""
+
+    answers: list[SeparateAnswer]
+
+
 class BatchItem(msgspec.Struct, omit_defaults=True, gc=False, forbid_unknown_fields=True):
     """One run of a batch."""
 

@@ -29,6 +29,7 @@ from milepost.client.calling import NamedAttempt, acting_as
 from milepost.client.calls import Call, MetadataDocument
 from milepost.client.default import default_client
 from milepost.client.environment import ATTEMPT_VARIABLE, RUN_VARIABLE, attempt_of_environment
+from milepost.client.request_ids import new_request_id
 from milepost.errors import MilepostError, UnavailableError, UsageError
 from milepost.protocol.metadata import MetadataRequest, Refused
 from milepost.protocol.work import ClaimedRun
@@ -390,9 +391,7 @@ class ChildLink:
 
 def _calls_of(batch: Batch) -> list[Call[MetadataDocument]]:
     return [
-        calls.put_metadata(
-            change.run, MetadataRequest(operations=list(change.operations)), calls.new_request_id()
-        )
+        calls.put_metadata(change.run, MetadataRequest(operations=list(change.operations)), new_request_id())
         for change in batch.changes
     ]
 

@@ -142,11 +142,15 @@ def one_time_token(caller: Caller) -> OneTimeToken | None:
 
 
 def attempt_of(caller: Caller, request: Request) -> AttemptRef | None:
-    """The attempt that makes a request; None for a caller that is no part of a run.
+    """The attempt that makes a request. As `attempt_named`."""
+    return attempt_named(caller, request.headers.get(ATTEMPT_HEADER))
+
+
+def attempt_named(caller: Caller, text: str | None) -> AttemptRef | None:
+    """The attempt that is named in `ATTEMPT_HEADER`, or in its place; None for a caller that is no part of a run.
 
     Raises: BadRequestError for what names none; InsufficientScopeError for a public token, which is no attempt's.
     """
-    text = request.headers.get(ATTEMPT_HEADER)
     if text is None:
         return None
     if caller.token is not None:
@@ -209,7 +213,13 @@ def _listed(keys: frozenset[str]) -> str:
 
 def request_id(request: Request) -> str | None:
     """What tells a repeat of this request from another one; None when it is not to be known again."""
-    sent = request.headers.get(REQUEST_ID_HEADER)
+    return known_as(
+        request.method, request.scope["path"], request.headers.get(REQUEST_ID_HEADER), caller_of(request)
+    )
+
+
+def known_as(method: str, path: str, sent: str | None, caller: Caller) -> str | None:
+    """What tells a repeat of a request from another one, by the id that was sent with it; as `request_id`."""
     if sent is None:
         return None
     if not sent:
@@ -224,6 +234,6 @@ def request_id(request: Request) -> str | None:
         )
     # The same id on another path is another request (protocol, section 1.4), and so is that of another token: nobody is answered what
     # somebody else was.
-    token = caller_of(request).token
+    token = caller.token
     whose = "" if token is None else f" {token.id}"
-    return f"{request.method} {request.scope['path']} {sent}{whose}"
+    return f"{method} {path} {sent}{whose}"

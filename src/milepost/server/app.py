@@ -66,6 +66,7 @@ _MOST_ASKED = (
     endpoints.REPORT,
     endpoints.CLAIM_RUNS,
     endpoints.TRIGGER,
+    endpoints.TRIGGER_SEVERAL,
     endpoints.RUN_RESULT,
     endpoints.TRIGGER_BATCH,
     endpoints.PUT_METADATA,

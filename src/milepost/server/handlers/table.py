@@ -1,6 +1,6 @@
 """The table of handlers: which of them answers which endpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -53,7 +53,9 @@ class Handlers:
         self._health = Health(reader.check_place, lambda: committer.submit(ProbeWriting()))
         self._version = version
         tokens = Tokens(authenticator, clock)
-        triggering = Triggering(self._submit, authenticator, queued_reason, similar_task, reader)
+        triggering = Triggering(
+            self._submit, self._submit_all, authenticator, queued_reason, similar_task, reader
+        )
         runs = Runs(reader, hub, clock, self._submit)
         steering = Steering(self._submit, reader, clock)
         metadata = Metadata(self._submit, reader)
@@ -71,6 +73,7 @@ class Handlers:
             endpoints.TOKEN_CLAIMS.name: tokens.token_claims,
             endpoints.CREATE_PUBLIC_TOKEN.name: tokens.create_public_token,
             endpoints.TRIGGER.name: triggering.trigger,
+            endpoints.TRIGGER_SEVERAL.name: triggering.trigger_several,
             endpoints.TRIGGER_BATCH.name: triggering.trigger_batch,
             endpoints.CREATE_BATCH.name: triggering.create_batch,
             endpoints.ADD_BATCH_ITEMS.name: triggering.add_batch_items,
@@ -154,3 +157,14 @@ class Handlers:
         except UnavailableError as error:
             self._health.refused(error)
             raise
+
+    async def _submit_all(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            results = await self._committer.submit_all(commands)
+        except UnavailableError as error:
+            self._health.refused(error)
+            raise
+        for result in results:
+            if isinstance(result, UnavailableError):
+                self._health.refused(result)
+        return results

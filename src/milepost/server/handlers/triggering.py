@@ -1,16 +1,20 @@
 """Triggering: one run, a batch at once, a batch in two phases."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 
 from milepost.engine import commands
 from milepost.engine.commands import TriggerItem
-from milepost.errors import UnsupportedMediaTypeError
+from milepost.errors import InvalidRequestError, MilepostError, UnsupportedMediaTypeError
 from milepost.feed.waiting import in_reader
 from milepost.model.run import QueuedReason
+from milepost.protocol.endpoints import TRIGGER
+from milepost.protocol.problems import to_problem
 from milepost.protocol.triggering import (
+    BATCH_ITEMS_MAX,
     BatchCreateRequest,
     BatchCreateResponse,
     BatchItemsResponse,
@@ -19,13 +23,18 @@ from milepost.protocol.triggering import (
     BatchResponse,
     ResetKeyRequest,
     ResetKeyResponse,
+    SeparateAnswer,
+    SeparateTrigger,
     TriggerRequest,
     TriggerResponse,
+    TriggersRequest,
+    TriggersResponse,
 )
 from milepost.reading.reader import Reader
 from milepost.server import access, doors, requests
 from milepost.server.auth import Authenticator, Caller, caller_of
 from milepost.server.handlers.answers import Submit, WithToken
+from milepost.server.requests import SLASH
 
 
 class Triggering:
@@ -34,12 +43,14 @@ class Triggering:
     def __init__(
         self,
         submit: Submit,
+        submit_all: Callable[[Sequence[commands.Command]], Awaitable[list[Any]]],
         authenticator: Authenticator,
         queued_reason: Callable[[str], QueuedReason | None],
         similar_task: Callable[[str], str | None],
         reader: Reader,
     ) -> None:
         self._submit = submit
+        self._submit_all = submit_all
         self._reader = reader
         self._authenticator = authenticator
         self._queued_reason = queued_reason
@@ -48,23 +59,45 @@ class Triggering:
     async def trigger(self, request: Request) -> Any:
         """One run."""
         body: TriggerRequest = await requests.body(request, TriggerRequest)
-        item = TriggerItem(request.path_params["task"], body.payload, body.options)
-        caller = caller_of(request)
-        access.check_no_parent(
-            caller, [item.options.parent_run_id], [item.options.resume_parent_on_completion]
-        )
+        caller, task = caller_of(request), request.path_params["task"]
         attempt = access.attempt_of(caller, request)
-        await doors.check_payloads([item], place="")
-        triggered = await self._submit(
-            commands.Trigger(item, access.request_id(request), access.one_time_token(caller), attempt)
-        )
+        command = await _command(task, body, caller, access.request_id(request), attempt)
+        return self._answer(task, await self._submit(command), caller)
+
+    def _answer(self, task: str, triggered: commands.Triggered, caller: Caller) -> WithToken:
         run_id = triggered.run_ids[0]
         return WithToken(
             TriggerResponse(
-                run_id, bool(triggered.found), self._queued_reason(item.task), self._similar_task(item.task)
+                run_id, bool(triggered.found), self._queued_reason(task), self._similar_task(task)
             ),
             self._handed_out([f"read:runs:{run_id}", f"write:inputStreams:{run_id}"], caller),
         )
+
+    async def trigger_several(self, request: Request) -> Any:
+        """Several runs, each by itself: what refuses one is the answer to that one alone."""
+        body: TriggersRequest = await requests.body(request, TriggersRequest)
+        _check_count(body)
+        caller = caller_of(request)
+        attempt = access.attempt_of(caller, request)
+        read = [await _command_or_refusal(trigger, caller, attempt) for trigger in body.triggers]
+        results = iter(await self._submit_all([each for each in read if isinstance(each, commands.Trigger)]))
+        return TriggersResponse(
+            [
+                self._separate_answer(each.item.task, next(results), caller)
+                if isinstance(each, commands.Trigger)
+                else _refusal(each)
+                for each in read
+            ]
+        )
+
+    def _separate_answer(self, task: str, result: Any, caller: Caller) -> SeparateAnswer:
+        if isinstance(result, MilepostError):
+            return _refusal(result)
+        if isinstance(result, BaseException):
+            # A mistake of the server, told as such.
+            raise result
+        answer = self._answer(task, result, caller)
+        return SeparateAnswer(TRIGGER.status, msgspec.Raw(msgspec.json.encode(answer.message)), answer.token)
 
     def _handed_out(self, scopes: Sequence[str], caller: Caller) -> str:
         """A token for what was made. It shows no more of documents than the caller's own."""
@@ -188,6 +221,50 @@ class Triggering:
         attempt = access.attempt_of(caller_of(request), request)
         await self._submit(commands.ResetKey(key, body.task_identifier or "", attempt))
         return ResetKeyResponse(key)
+
+
+def _check_count(body: TriggersRequest) -> None:
+    if not 1 <= len(body.triggers) <= BATCH_ITEMS_MAX:
+        raise InvalidRequestError(
+            f"a request has 1 to {BATCH_ITEMS_MAX:,} triggers, and this one has {len(body.triggers):,}: send them in several",
+            field="triggers",
+            limit=BATCH_ITEMS_MAX,
+        )
+
+
+async def _command(
+    task: str,
+    body: TriggerRequest,
+    caller: Caller,
+    request_id: str | None,
+    attempt: commands.AttemptRef | None,
+) -> commands.Trigger:
+    item = TriggerItem(task, body.payload, body.options)
+    access.check_no_parent(caller, [item.options.parent_run_id], [item.options.resume_parent_on_completion])
+    await doors.check_payloads([item], place="")
+    return commands.Trigger(item, request_id, access.one_time_token(caller), attempt)
+
+
+async def _command_or_refusal(
+    trigger: SeparateTrigger, caller: Caller, attempt: commands.AttemptRef | None
+) -> commands.Trigger | MilepostError:
+    """What one of several triggers asks for, or what is wrong with it. `attempt` sends it where it names none itself."""
+    try:
+        request_id = access.known_as(
+            TRIGGER.method,
+            TRIGGER.path.format(task=trigger.task.replace("/", SLASH)),
+            trigger.request_id,
+            caller,
+        )
+        attempt = access.attempt_named(caller, trigger.attempt) or attempt
+        body: TriggerRequest = requests.decode(bytes(trigger.request), TriggerRequest)
+        return await _command(trigger.task, body, caller, request_id, attempt)
+    except MilepostError as refusal:
+        return refusal
+
+
+def _refusal(error: MilepostError) -> SeparateAnswer:
+    return SeparateAnswer(error.status, msgspec.Raw(msgspec.json.encode(to_problem(error))))
 
 
 def _key_of(body: BatchRequest | BatchCreateRequest) -> commands.BatchKey | None:
