@@ -49,4 +49,5 @@ def test_a_process_that_is_set_going_twice_makes_different_ids(monkeypatch: pyte
         monkeypatch.setattr(request_ids._process, "numbers", count(7))  # pyright: ignore[reportPrivateUsage]
         made.append(new_request_id())
     assert len(set(made)) == 2
-    assert len({made_id.rpartition("-")[0] for made_id in made}) == 1
+    prefixes, times, numbers = zip(*(made_id.split("-") for made_id in made), strict=True)
+    assert (len(set(prefixes)), len(set(times)), set(numbers)) == (1, 2, {"7"})
