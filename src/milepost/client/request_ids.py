@@ -1,8 +1,8 @@
 """Ids by which the server knows a repeat of a request.
 
-An id that comes twice is a request that is lost. Each has three parts: what is random for this process; the time, because a process may
-be set going twice from one picture of its memory; and a number that counts in it. It is not all random: asking the system for that makes
-threads take turns, and ids that follow one another lie together in the server's table.
+An id that comes twice is a request that is lost. Each has three parts: what is random for this process; the time, because a process
+may be set going twice from one picture of its memory; and a number that counts in it. It is not all random: asking the system for that
+makes threads take turns, and ids that follow one another lie together in the server's table.
 """
 
 from __future__ import annotations
