@@ -6,7 +6,7 @@ PYTHONPATH=tests python -m simulation --planted        finds each of them within
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 
 from milepost.client import calls
 from milepost.client.streams import ChunkFollower
+from milepost.client.together import Sharing
+from milepost.client.transport import Request
 from milepost.client.waitpoints import token_result
 from milepost.engine import claiming, ending, logs, queues, reporting, rules, schedules, waitpoints, workers
 from milepost.engine import streams as engine_streams
@@ -536,6 +538,21 @@ def a_later_attempt_makes_its_children_anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Finding, "_by_child", lambda self, item, attempt: None)
 
 
+def triggers_share_a_request_without_their_ids(patch: pytest.MonkeyPatch) -> None:
+    shared_request = Sharing.shared_request
+
+    def nameless(self: Sharing, triggers: Sequence[tuple[str, Request]], patience: Any) -> Request:
+        stripped = [(task, request._replace(headers={})) for task, request in triggers]
+        return shared_request(self, stripped, patience)
+
+    patch.setattr(Sharing, "shared_request", nameless)
+
+
+def answers_of_a_shared_request_are_swapped(patch: pytest.MonkeyPatch) -> None:
+    replies = Sharing.replies
+    patch.setattr(Sharing, "replies", lambda self, reply, count: replies(self, reply, count)[::-1])
+
+
 # --- schedules -------------------------------------------------------------------------------------------------
 
 
@@ -933,6 +950,10 @@ def runs_wait_and_nothing_fails(plan: Plan) -> None:
     plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
 
 
+def crowds_trigger(plan: Plan) -> None:
+    plan.crowd, plan.faults.lose_reply, plan.faults.slow = 6, 0.3, 0.3
+
+
 def keys_are_shared(plan: Plan) -> None:
     plan.keyed, plan.failure = 3, 0.4
 
@@ -1036,7 +1057,7 @@ def runs_have_times(plan: Plan) -> None:
     plan.delay = plan.ttl = 1.0
     plan.workers = 0
     # Nobody would ever do what these trigger.
-    plan.keyed = plan.schedules = plan.readers = 0
+    plan.keyed = plan.schedules = plan.readers = plan.crowd = 0
     plan.troubles = [kind for kind in plan.troubles if kind in ("kill_server", "kill_worker")]
 
 
@@ -1115,6 +1136,8 @@ PLANTS: list[Planted] = [
     Planted(the_end_of_a_run_is_told_before_its_last_chunks, seed=15, adjust=readers_come_back),
     Planted(a_delay_is_cut_short, seed=0, adjust=runs_have_times),
     Planted(a_time_to_live_is_cut_short, seed=2, adjust=runs_have_times),
+    Planted(triggers_share_a_request_without_their_ids, seed=2, adjust=crowds_trigger),
+    Planted(answers_of_a_shared_request_are_swapped, seed=2, adjust=crowds_trigger),
     Planted(idempotency_keys_are_ignored, seed=5, adjust=keys_are_shared),
     Planted(an_idempotency_key_stands_for_what_has_failed, seed=0, adjust=keys_are_shared),
     Planted(a_later_attempt_makes_its_children_anew, seed=44, adjust=attempts_find_children),

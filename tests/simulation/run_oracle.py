@@ -15,7 +15,7 @@ from milepost.store import schema
 from milepost.store.database import Store
 from simulation.oracle import said_by
 from simulation.records import Attempt, Records
-from simulation.watch import FINAL, LAST_HOOKS, Watch
+from simulation.watch import FINAL, LAST_HOOKS, Watch, name_of
 
 # So long after a parent its children are asked, in groups of their own, while servers may be stopped or away.
 ASKED_MICROSECONDS = 60_000_000
@@ -49,6 +49,10 @@ class RunOracle:
     def judge(self) -> None:
         """Everything."""
         self._judge_children_of_cancelled()
+        for name, run_ids in self._records.runs.items():
+            for run_id in run_ids:
+                found = name_of(self._watch.rows[run_id])
+                assert found == name, f"who triggered {name} was given {run_id}, which is {found}"
         for run_id in self._watch.rows:
             self._judge_result(run_id)
             self._judge_hooks(run_id)

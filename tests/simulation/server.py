@@ -425,13 +425,20 @@ class SimulatedCommitter(Committer):
     _is_due: asyncio.TimerHandle | None = None
 
     async def submit(self, command: Command) -> Any:
+        self._commit_soon()
+        return await super().submit(command)
+
+    async def submit_all(self, commands: Sequence[Command]) -> list[Any]:
+        self._commit_soon()
+        return await super().submit_all(commands)
+
+    def _commit_soon(self) -> None:
         if self._is_due is not None and self._due_is_far:
             self._is_due.cancel()
             self._is_due = None
         if self._is_due is None:
             machine = self.process.machine
             self._schedule(machine.random.uniform(0, machine.servers.plan.group_seconds), False)
-        return await super().submit(command)
 
     def _schedule(self, seconds: float, is_far: bool) -> None:
         self._due_is_far = is_far

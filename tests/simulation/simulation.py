@@ -168,6 +168,9 @@ class Plan:
         # How many schedules there are.
         self.schedules = random.choice([0, 0, 0, 1, 2])
 
+        # How many roots one program triggers at once, so that they share requests.
+        self.crowd = random.choice([0, 0, 0, 0, 3])
+
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
         number = zlib.crc32(name.encode()) % (self.keys + 1)
@@ -498,6 +501,8 @@ class Simulation:
             self._spawn_user(self._trigger_reader(f"{READER}{number}"))
         for number in range(plan.keyed):
             self._spawn_user(trigger_by_key(User(self, f"keyed{number}")))
+        if plan.crowd:
+            self._spawn_user(self._trigger_crowd())
         for number in range(plan.schedules):
             self._spawn_user(schedule(User(self, f"scheduled{number}")))
         self.network.faults = plan.faults
@@ -561,6 +566,19 @@ class Simulation:
             options.ttl = self.records.ttls[name] = times.choice([1, 2, 5])
         request = TriggerRequest(payload=msgspec.json.encode(name).decode(), options=options)
         self.triggered(name, await trigger(user.connection, "parent", request, name))
+
+    async def _trigger_crowd(self) -> None:
+        user = User(self, "crowd")
+        await asyncio.sleep(user.random.uniform(0, self.plan.chaos_seconds / 4))
+        names = [f"{user.name}{number}" for number in range(self.plan.crowd)]
+        self.records.wanted |= set(names)
+        requests = (TriggerRequest(payload=msgspec.json.encode(name).decode()) for name in names)
+        asked = (
+            trigger(user.connection, "parent", request, name)
+            for name, request in zip(names, requests, strict=True)
+        )
+        for name, run_id in zip(names, await asyncio.gather(*asked), strict=True):
+            self.triggered(name, run_id)
 
     async def _trigger_reader(self, name: str) -> None:
         user = User(self, name)

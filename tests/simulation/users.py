@@ -11,6 +11,7 @@ import msgspec
 
 from milepost.client import calls
 from milepost.client.async_connections import AsyncConnections
+from milepost.client.async_together import AsyncTogether
 from milepost.client.async_transport import AsyncTransport
 from milepost.client.connection import Connection
 from milepost.client.subscription import RunFollower
@@ -42,7 +43,8 @@ class SimulatedConnection(Connection):
 
     def __init__(self, connections: Connections) -> None:
         super().__init__(URL, "key")
-        self._async_transports["one"] = Transport(connections)
+        transport = Transport(connections)
+        self._async_ways["one"] = transport, AsyncTogether(transport.exchange, self._sharing)
 
 
 def perform(updater: Updater, random: Random, token: str, *, wild: bool) -> None:
