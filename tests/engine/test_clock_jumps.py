@@ -277,6 +277,44 @@ def test_a_pause_of_a_retry_goes_on_across_a_restart(
 
 
 @pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
+@pytest.mark.parametrize("seconds", [HOUR, YEAR], ids=["an hour", "a year"])
+@pytest.mark.parametrize("kind", ["delayed", "paused", "held"])
+@pytest.mark.parametrize("across_restart", [True, False], ids=["across a restart", "while it runs"])
+def test_what_waits_moves_once_with_a_clock_that_was_set_back(
+    world: SteadyWorld, across_restart: bool, kind: str, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often the server starts again then. When a run was changed is never set back, and stays ahead of that clock."""
+    worker = WorkerDouble(world)
+    options = {"delay": "2h"} if kind == "delayed" else {}
+    run_id = world.trigger(**options)
+    run = None
+    if kind != "delayed":
+        run = worker.claim_one()
+        worker.begin(run)
+        if kind == "paused":
+            worker.fail(run, retry_after_ms=2 * HOUR * 1000)
+    world.jump(-seconds)
+    if across_restart:
+        world.steady.now = 0
+        world.restart()
+    else:
+        world.submit()
+    if kind == "held":
+        assert run is not None
+        worker.fail(run, retry_after_ms=2 * HOUR * 1000)
+    caplog.clear()
+    for _ in range(3):
+        world.pass_time(10)
+        world.restart()
+    assert "set back since" not in caplog.text
+    worker.register()
+    world.pass_time(2 * HOUR - 40)
+    assert worker.claim() == []
+    world.pass_time(11)
+    assert [claimed.id for claimed in worker.claim()] == [run_id]
+
+
+@pytest.mark.sqlite_only("servers on one database go by its clock, which none of them takes for set")
 def test_a_clock_far_ahead_is_not_trusted_for_a_day(
     world: SteadyWorld, caplog: pytest.LogCaptureFixture
 ) -> None:

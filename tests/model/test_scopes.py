@@ -64,6 +64,15 @@ def test_the_runs_that_are_shown_are_those_that_some_scope_names(
         assert shown == named, (texts, run_id, task, tags, batch_id)
 
 
+def test_one_id_of_whatever_it_is_the_id_of() -> None:
+    """`all` stands for every resource, also where an id stands behind it."""
+    scopes = Scopes(("read:all:a",))
+    assert scopes.readable == RunScope(runs=("a",), tasks=("a",), tags=("a",), batches=("a",))
+    assert scopes.allows("read", "batch", "a")
+    assert not scopes.allows("read", "batch", "b")
+    assert not scopes.allows("read", "batch")
+
+
 @given(st.lists(_TEXTS, max_size=3), _IDS)
 def test_more_scopes_never_grant_less(texts: list[str], id: str) -> None:
     for resource in ("runs", "tasks", "tags", "batch", "metadata"):

@@ -223,6 +223,7 @@ class Transaction:
             self._renewed.add(row.id)
             # Grows with each group, whatever the clock does: readers tell by it which of two states is newer.
             row.updated_at = max(self.now, row.updated_at + 1)
+            row.reckoned_at = None if row.updated_at == self.now else self.now
         self.saved_rows[row.id] = row
 
     def adopt(self, row: RunRow) -> None:

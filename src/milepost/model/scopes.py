@@ -143,7 +143,7 @@ class Scopes(msgspec.Struct, frozen=True, dict=True):
                     for scope in self.parsed
                     if scope.id is not None
                     and scope.action in (action, ANY_ACTION)
-                    and scope.resource == resource
+                    and scope.resource in (resource, ANY_RESOURCE)
                 }
             )
         )

@@ -87,6 +87,7 @@ class RunRow(msgspec.Struct, gc=False):
     parent_attempt: int | None = None
     is_shared: int = 0
     closing: str | None = None
+    reckoned_at: int | None = None
 
     @property
     def ended_at(self) -> int | None:
@@ -264,11 +265,19 @@ _STATE_NAMES = (
     "cancel_asked_at",
     "cancels_children",
     "closing",
+    "reckoned_at",
 )
 _RESULT_NAMES = (*_STATE_NAMES, "output", "error", "large")
 # SQLite looks at each index with a column that is set, whether it changes or not: what most runs go through sets only what it changes.
 # No index has one of the first, so that most reports write one page of the table and no other.
-_REPORT_NAMES = ("begun_at", "report_sequence", "report_checksum", "updated_at", "metadata_version")
+_REPORT_NAMES = (
+    "begun_at",
+    "report_sequence",
+    "report_checksum",
+    "updated_at",
+    "reckoned_at",
+    "metadata_version",
+)
 _CLAIM_NAMES = (
     "status",
     "attempt",
@@ -278,6 +287,7 @@ _CLAIM_NAMES = (
     "begun_at",
     "report_sequence",
     "updated_at",
+    "reckoned_at",
     "started_at",
 )
 _COMPLETION_NAMES = (
@@ -287,6 +297,7 @@ _COMPLETION_NAMES = (
     "report_sequence",
     "report_checksum",
     "updated_at",
+    "reckoned_at",
     "finished_at",
     "aged_from",
     "metadata_version",
@@ -294,7 +305,7 @@ _COMPLETION_NAMES = (
     "error",
     "large",
 )
-_PLACE_NAMES = ("status", "queue", "due_at", "expires_at", "updated_at")
+_PLACE_NAMES = ("status", "queue", "due_at", "expires_at", "updated_at", "reckoned_at")
 # The first one, the status, is written as its text.
 _STATE_BUT_STATUS = attrgetter(*_STATE_NAMES[1:])
 _CLAIM_BUT_STATUS = attrgetter(*_CLAIM_NAMES[1:], "id")
@@ -621,15 +632,19 @@ def shift_due(connection: Connection, microseconds: int, *, now: int) -> None:
         statement = update(runs).where(
             queued, runs.c.due_at > (now - microseconds if microseconds > 0 else 0)
         )
-        # By this `newest_of_delayed` sees by which clock the time was reckoned.
-        touched = case((runs.c.updated_at < now, now), else_=runs.c.updated_at + 1)
-        connection.execute(statement.values(due_at=runs.c.due_at + microseconds, updated_at=touched))
+        # By these `newest_of_delayed` sees by which clock the time was reckoned.
+        is_ahead = runs.c.updated_at >= now
+        touched = case((is_ahead, runs.c.updated_at + 1), else_=now)
+        reckoned = case((is_ahead, now), else_=None)
+        due_at = runs.c.due_at + microseconds
+        connection.execute(statement.values(due_at=due_at, updated_at=touched, reckoned_at=reckoned))
 
 
 def newest_of_delayed(connection: Connection, now: int) -> int | None:
     """When the newest of the queued and delayed runs that are not due yet was queued; None when there is none."""
+    reckoned_at = func.max(func.coalesce(runs.c.reckoned_at, runs.c.updated_at))
     newest = [
-        connection.execute(select(func.max(runs.c.updated_at)).where(queued, runs.c.due_at > now)).scalar()
+        connection.execute(select(reckoned_at).where(queued, runs.c.due_at > now)).scalar()
         for queued in (*_ALL_QUEUED, _PAUSED)
     ]
     return max((at for at in newest if at is not None), default=None)

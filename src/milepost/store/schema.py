@@ -133,6 +133,8 @@ runs = Table(
     Column("is_shared", Integer, nullable=False, server_default=text("0")),
     # How the run ends once a worker has run the hooks of its end, as JSON (`Closing`).
     Column("closing", Text),
+    # By which time of the clock `due_at` was reckoned; nothing where `updated_at` says it, which is never set back.
+    Column("reckoned_at", BigInteger),
     CheckConstraint(_KNOWN, name="runs_status"),
     CheckConstraint(_HELD, name="runs_held"),
     CheckConstraint(f"(finished_at IS NOT NULL) = {_FINAL}", name="runs_finished"),
