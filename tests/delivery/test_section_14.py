@@ -426,6 +426,8 @@ def test_fault_16_no_chunk_of_a_fast_stream_is_lost_and_no_reader_left_hanging(
             worker.register(holding=[run.id])
     # The code has ended, or its source has failed: either way the outcome waits for what is left.
     outlets[0].close()
+    # The stream is told to have ended as the last of them did. Of ends that travel at the same time either may be the last.
+    wire.send_all()
     outlets[1].close(error)
     wire.send_all()
     assert wire.book.is_clear(wire.scope)
