@@ -181,6 +181,7 @@ def shortened(asked: Asked) -> Answer:
         (Drop, True),
         (Answer(503, {"error": "stopping", "code": "unavailable"}), True),
         (Answer(500, {"error": "mistake", "code": "internal_error"}), True),
+        (Answer(403, b"not let pass"), False),
         (Answer(404, {"error": "nothing there", "code": "not_found"}), False),
         (Answer(405, {"error": "not taken", "code": "method_not_allowed"}), False),
         (Answer(200, b"<html>"), True),

@@ -74,8 +74,8 @@ class Sharing:
 
     def replies(self, reply: Reply, count: int) -> list[Reply | None]:
         """What each is answered; None for those that have to ask by themselves."""
-        # A server of an earlier version knows no such request.
-        self._is_refused = reply.status in (404, 405)
+        # A server of an earlier version knows no such request, and what stands before a server may let none pass.
+        self._is_refused = reply.status in (403, 404, 405)
         try:
             answers = _decode(reply.content).answers if reply.status == TRIGGER_SEVERAL.status else []
         except msgspec.MsgspecError:
