@@ -317,6 +317,29 @@ def test_a_server_that_has_forgotten_the_worker_learns_it_anew_with_what_it_hold
     server.until(lambda: len(server.outcomes()) == 2)
 
 
+@pytest.mark.parametrize("concurrency", [1, 2], ids=["none under way", "one under way"])
+def test_a_registration_tells_the_claim_under_way_or_the_next_one(
+    server: FakeServer, host: Callable[..., ThreadHost], concurrency: int
+) -> None:
+    """A claim that was answered may come again, delayed on its way: what it brought then nobody would hear of."""
+    gate = threading.Event()
+
+    def body(run: Run) -> str:
+        run.set("began", True)
+        gate.wait(20)
+        return "1"
+
+    host(body, concurrency=concurrency)
+    server.queue(run_of(1))
+    server.until(lambda: server.reports)
+    server.until(lambda: len(claims(server)) == concurrency)
+    server.forget_worker()
+    gate.set()
+    server.until(lambda: len(server.registered) == 2)
+    answered = claims(server)[0].sequence
+    assert [registered.claims for registered in server.registered] == [1, answered + 1]
+
+
 def test_a_quiet_worker_sends_heartbeats(server: FakeServer, host: Callable[..., ThreadHost]) -> None:
     server.heartbeat_seconds = 0.05
     host()

@@ -57,7 +57,8 @@ class RegisterRequest(
     `id` is chosen by the worker, so that registering may be repeated. `holding` are the runs that it has; what the server
     thinks it holds beyond them was claimed by an answer that got lost, and is queued again. `attempts` says which attempt of
     each it has: an earlier one may have ended and the next one been claimed, both by answers that got lost. `sequence` counts what
-    the worker says here, from 1, and `claims` is the number of its last claim: what arrives behind something newer says nothing.
+    the worker says here, from 1, and `claims` is the number of its claim under way, or of its next one: what arrives behind something
+    newer says nothing.
     """
 
     id: str

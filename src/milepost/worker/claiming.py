@@ -72,7 +72,6 @@ class Claiming:
                 await self._look_within(LINE_SECONDS_MAX)
                 continue
             membership = self._membership
-            membership.claims += 1
             wait_seconds = CLAIM_WAIT_SECONDS if self._holding.has_free_slot else LINE_SECONDS_MAX
             # An answer that comes when the lease is over by this worker's clock has to be asked after.
             wait_seconds = min(wait_seconds, membership.registration.lease_seconds * 2 / 3)
@@ -116,6 +115,7 @@ class Claiming:
                     self._host.notice(f"the server refuses to hand out runs: {refused}")
             else:
                 self._in_flight = None
+                membership.claims = request.sequence + 1
                 if answer.runs:
                     self._holding.admit(
                         answer.runs,

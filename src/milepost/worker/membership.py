@@ -60,7 +60,8 @@ class Membership:
     Attributes:
         registration: what the server has said last; only after `register`.
         registrations: how often it has.
-        claims: the number of the newest claim.
+        claims: the number of the claim under way, or of the next one. Nobody listens to earlier ones, so a registration says it:
+            what such a claim brought, where it came again, would be executed by nobody.
         reported_at: when the server has last answered a report, on the loop's clock.
     """
 
@@ -91,7 +92,7 @@ class Membership:
         self._away_is_told = False
         self.registering = asyncio.Lock()
         self.registrations = 0
-        self.claims = 0
+        self.claims = 1
         self.reported_at = self._loop.time()
 
     async def ask(self, endpoint: Endpoint, body: Any = None, *, timeout_seconds: float, **path: str) -> Any:
