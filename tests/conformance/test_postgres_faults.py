@@ -83,6 +83,19 @@ def test_a_connection_that_is_ended_in_the_middle_of_a_group_undoes_it(store: St
     assert ids(store) == [run_name(3)]
 
 
+def test_a_connection_that_ended_within_several_statements_is_replaced(store: Store) -> None:
+    """Its driver still waits for answers to what it has sent in one go, does not say that it is closed, and can undo nothing."""
+    insert(store, new_run(1))
+    writing = store._connection  # pyright: ignore[reportPrivateUsage]
+    assert writing is not None
+    driver: Any = writing.connection.driver_connection
+    driver.pgconn.enter_pipeline_mode()
+    driver.pgconn.send_query_params(b"SELECT 1", None)
+    insert(store, new_run(2))
+    assert len(ids(store)) == 2
+    assert driver is not store._connection.connection.driver_connection  # type: ignore[union-attr]  # pyright: ignore
+
+
 def test_a_connection_that_is_ended_while_somebody_reads_may_be_read_again(store: Store, name: str) -> None:
     insert(store, new_run(1))
 

@@ -8,12 +8,14 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from real_processes import Site, wait_until
 
 from milepost import Client
+from milepost.client import retries
 
 CROWD = 16
 EACH = 60
@@ -41,6 +43,12 @@ def in_coroutines(client: Client, given: dict[int, str]) -> None:
         await asyncio.gather(*(work(first * EACH) for first in range(CROWD)))
 
     asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may take longer to start than a caller would wait for it, where much else is going on."""
+    monkeypatch.setattr(retries, "Retries", partial(retries.Retries, attempts_max=None, seconds_max=120.0))
 
 
 @pytest.mark.parametrize("crowd", [in_threads, in_coroutines])

@@ -239,10 +239,17 @@ class Store:
         if self._database.is_broken(connection):
             with suppress(DBAPIError):
                 connection.invalidate()
-        if connection.in_transaction():
-            connection.rollback()
-        elif not connection.invalidated:
-            connection.connection.rollback()
+        try:
+            if connection.in_transaction():
+                connection.rollback()
+            elif not connection.invalidated:
+                connection.connection.rollback()
+        except (DBAPIError, connection.dialect.loaded_dbapi.Error):
+            if not self.is_shared:
+                raise
+            # It ended in the middle of several statements, and its driver does not say that it is closed: it is of no use any more.
+            with suppress(DBAPIError):
+                connection.invalidate()
 
 
 class Schema(msgspec.Struct, frozen=True):
