@@ -6,9 +6,9 @@ The run's last state is held back until all chunks before it have been told, so 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any
+from functools import partial
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -66,11 +66,11 @@ async def watch_run_streams(
     topic = hub.watch_run(run_id, wake, view)
     watch = _Watch(hub, reader, topic, starts)
     try:
-        watch.begin(watch.follow_run(is_complete=only))
+        watch.begin(partial(watch.follow_run, is_complete=only))
         if only:
             watch.follow(starts)
         else:
-            watch.begin(watch.follow_keys(wake))
+            watch.begin(partial(watch.follow_keys, wake))
         while True:
             try:
                 async with asyncio.timeout(PING_SECONDS):
@@ -110,8 +110,8 @@ class _Watch:
         self._has_finished = asyncio.Event()
         self._beginning = asyncio.Semaphore(BEGINNING_MAX)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do this beside the rest."""
+    def begin(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        """Do this beside the rest. It is called when its turn comes, so nothing is left over of a reader that vanishes before."""
         task = asyncio.ensure_future(self._guarded(work))
         self._tasks.append(task)
         return task
@@ -120,7 +120,7 @@ class _Watch:
         """Follow those of these streams that are not followed yet."""
         for key in keys:
             if key not in self._streams:
-                self._streams[key] = self.begin(self._follow_stream(key, len(self._streams)))
+                self._streams[key] = self.begin(partial(self._follow_stream, key, len(self._streams)))
 
     async def close(self) -> None:
         """Let everything go."""
@@ -193,10 +193,10 @@ class _Watch:
         if not has_ended:
             await self.waiting.put(_Ended())
 
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         """Let the reader know when this cannot go on."""
         try:
-            await work
+            await work()
         except (UnavailableError, SQLAlchemyError) as error:
             logger.warning("run %s cannot be told with its streams now: %s", self._topic.run_id, error)
             await self.waiting.put(_Ended())
