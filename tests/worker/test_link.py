@@ -295,17 +295,22 @@ def test_updates_of_a_server_that_is_away_arrive_in_order_when_it_is_back(
         assert written == {"number": 49, "last": True}
 
 
-def test_a_server_that_has_forgotten_the_worker_learns_it_anew_with_what_it_holds(
-    server: FakeServer, host: Callable[..., ThreadHost]
-) -> None:
-    gate = threading.Event()
+def waits_for(gate: threading.Event) -> Body:
+    """Code that says that it has begun, and ends when the gate is opened."""
 
     def body(run: Run) -> str:
         run.set("began", True)
         gate.wait(20)
         return "1"
 
-    host(body)
+    return body
+
+
+def test_a_server_that_has_forgotten_the_worker_learns_it_anew_with_what_it_holds(
+    server: FakeServer, host: Callable[..., ThreadHost]
+) -> None:
+    gate = threading.Event()
+    host(waits_for(gate))
     server.queue(run_of(1))
     server.until(lambda: server.reports)
     server.forget_worker()
@@ -323,13 +328,7 @@ def test_a_registration_tells_the_claim_under_way_or_the_next_one(
 ) -> None:
     """A claim that was answered may come again, delayed on its way: what it brought then nobody would hear of."""
     gate = threading.Event()
-
-    def body(run: Run) -> str:
-        run.set("began", True)
-        gate.wait(20)
-        return "1"
-
-    host(body, concurrency=concurrency)
+    host(waits_for(gate), concurrency=concurrency)
     server.queue(run_of(1))
     server.until(lambda: server.reports)
     server.until(lambda: len(claims(server)) == concurrency)

@@ -60,6 +60,7 @@ class _Line:
             async with while_under_way(request.patience):
                 reply = await own.outcome
         except BaseException as error:
+            # Whatever has interrupted it: if it is its turn, that is the next one's now.
             if own.leads:
                 self._end()
             if isinstance(error, TimeoutError):

@@ -25,7 +25,7 @@ _process = _Process()
 
 
 def new_request_id() -> str:
-    """An id that no other request has: 44 to 58 ASCII characters."""
+    """An id that no other request has: 43 to 58 ASCII characters."""
     global _process
     process = _process
     if process.process_id != os.getpid():

@@ -197,6 +197,7 @@ class Together:
         try:
             has_rung = own.wait(LINE_SECONDS)
         except BaseException:
+            # Whatever has interrupted it: if it is its turn, that is the next one's now.
             if own.decide("itself") == "predecessor":
                 self._pass_turn()
             raise
