@@ -1,7 +1,8 @@
 """Hearing that another server has committed something: notifications of PostgreSQL, and looking now and then where they do not come.
 
 A notification is a hint and nothing else. A connection may be lost, or a pooler lends it to somebody else, and nobody is told. So this
-server tells itself something from time to time, and looks often for as long as it does not hear that.
+server tells itself something from time to time, and looks often for as long as it does not hear that. The first time it does so from
+another connection: a pooler may lend the same session to the same connection again, and then only what that says itself comes back.
 """
 
 import logging
@@ -29,7 +30,7 @@ class Listener:
     """A thread that calls `woken` whenever another server may have committed something.
 
     Args:
-        connect: makes a connection of its own.
+        connect: makes a connection of its own, and at each beginning one more for a moment.
         woken: called in the thread, often, and also for nothing; with the number of the newest announcement where it was told along.
     """
 
@@ -72,22 +73,23 @@ class Listener:
 
     def _hear(self, connection: psycopg.Connection[Any]) -> None:
         """Wait for notifications, for as long as they come."""
-        while not self._stopping.is_set():
-            if not self._hears_itself(connection):
-                self._say(
-                    is_hearing=False,
-                    why="notifications do not arrive, perhaps because of a pooler in between",
-                )
-                return
+        with self._connect() as other:
+            is_hearing = self._hears(connection, told_by=other)
+        while is_hearing and not self._stopping.is_set():
             self._say(is_hearing=True)
             until = time.monotonic() + QUIET_SECONDS
             while (left := until - time.monotonic()) > 0 and not self._stopping.is_set():
                 for notice in connection.notifies(timeout=min(left, 0.5), stop_after=1):
                     self._woken(int(notice.payload) if notice.payload.isdecimal() else None)
+            is_hearing = self._hears(connection, told_by=connection)
+        if not is_hearing:
+            self._say(
+                is_hearing=False, why="notifications do not arrive, perhaps because of a pooler in between"
+            )
 
-    def _hears_itself(self, connection: psycopg.Connection[Any]) -> bool:
+    def _hears(self, connection: psycopg.Connection[Any], *, told_by: psycopg.Connection[Any]) -> bool:
         word = f"echo {time.monotonic_ns()}"
-        connection.execute("SELECT pg_notify(%s, %s)", [CHANNEL, word])
+        told_by.execute("SELECT pg_notify(%s, %s)", [CHANNEL, word])
         until = time.monotonic() + ECHO_SECONDS
         while (left := until - time.monotonic()) > 0:
             for notice in connection.notifies(timeout=left, stop_after=1):

@@ -30,8 +30,9 @@ from milepost.store.statements import HasBytes, execute, gather_writes, send_wri
 logger = logging.getLogger("milepost.store")
 
 READERS = 4
-CONNECTIONS = READERS + 2
-"""Connections of one server at most: those for reading, the one that writes, the one that hears of others."""
+CONNECTIONS = READERS + 3
+"""Connections of one server at most: those for reading, the one that writes, the one that hears of others and, for a moment, the one
+that tries whether it does."""
 
 # The lock under which groups are committed and tables are changed. Any number will do that nobody else uses.
 _GROUP_LOCK = 5_870_001_912_640
@@ -356,9 +357,15 @@ class PostgresDatabase:
         target_session_attrs: str | None = None,
         **pool: Any,
     ) -> Engine:
+        def connect() -> psycopg.Connection[Any]:
+            connection = self._connect(connection_class, target_session_attrs)
+            # A pooler may lend the session that listens to who does not, and psycopg keeps what nobody takes for ever.
+            connection.add_notify_handler(lambda _: None)
+            return connection
+
         return create_engine(
             "postgresql+psycopg://",
-            creator=lambda: self._connect(connection_class, target_session_attrs),
+            creator=connect,
             # Transactions begin where the code says so.
             isolation_level="AUTOCOMMIT",
             use_native_hstore=False,
