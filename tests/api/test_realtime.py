@@ -96,7 +96,7 @@ def test_a_poll_waits_for_whatever_changes(served: Served, worker: HttpWorker) -
         while run["id"] not in hub.runs:
             time.sleep(0.001)
         change()
-        thread.join(10)
+        thread.join(60)
         [answer] = answers
         assert answer.json[0]["headers"] == {"operation": "update"}
     row = row_of(answer)

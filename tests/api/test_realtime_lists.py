@@ -66,7 +66,7 @@ class Follower:
             assert thread.is_alive(), f"there was something to tell before the change: {self.told[-1]}"
             time.sleep(0.001)
         change()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         return self.told[-1]
 

@@ -779,7 +779,7 @@ def test_the_client_works_with_a_token_for_what_it_allows(served: Served, worker
     assert page.runs.retrieve(run_id).metadata == {"n": 1}
     assert [run.id for run in page.runs.list()] == [run_id]
     worker.finish(worker.take(run_id), output="5")
-    assert page.wait_for_result(run_id, timeout=10).output == "5"
+    assert page.wait_for_result(run_id, timeout=60).output == "5"
     with pytest.raises(InsufficientScopeError, match="trigger on tasks:work"):
         page.trigger("work")
     with pytest.raises(InsufficientScopeError, match="read on runs:"):

@@ -8,7 +8,7 @@ from uvicorn.server import ServerState
 
 from milepost.cli.connection import Connection
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class Wire(asyncio.Transport):

@@ -369,7 +369,7 @@ def test_leaving_early_closes_the_connection(server: ScriptedServer, client: Cli
     server.answer = lambda asked: Answer(200, chunks=chunks())
     for _ in client.runs.subscribe("run_1"):
         break
-    assert left.wait(10)
+    assert left.wait(60)
     left.clear()
 
     async def main() -> None:

@@ -165,7 +165,7 @@ def test_every_kind_of_code_ends_within_the_grace_time(here: Site, worker: Comma
         assert run.status == "CANCELED"
         assert seconds < GRACE
         [child] = here.client.runs.list(parent=run.id)
-        assert here.client.runs.wait(child.id, timeout=10).status == "CANCELED"
+        assert here.client.runs.wait(child.id, timeout=60).status == "CANCELED"
     assert run.metadata["state"] == "at work"
 
     # What does not hear of it is ended when its time is over.
@@ -188,7 +188,7 @@ def test_every_kind_of_code_ends_within_the_grace_time(here: Site, worker: Comma
     assert blocked.metadata == {"state": "at work"}
     assert "after the end" not in [line["message"] for line in here.log(blocked.id)]
     assert [run.parent_id for run in here.client.runs.list(task="thread", parent=blocked.id)] == []
-    assert here.client.runs.wait(here.client.trigger("quick").id, timeout=10).output == 1
+    assert here.client.runs.wait(here.client.trigger("quick").id, timeout=60).output == 1
 
 
 def test_what_executes_for_too_long_is_timed_out(here: Site, worker: Command) -> None:

@@ -217,7 +217,7 @@ def test_until_a_time_and_until_metadata_matches(place: Site) -> None:
     assert place.finished(trigger(place, "quick")).is_success
     (place.folder / "watched.go").touch()
     assert place.finished(watching).output == "ready"
-    found = place.client.runs.wait_for(watched, metadata={"status": "ready"}, timeout=10)
+    found = place.client.runs.wait_for(watched, metadata={"status": "ready"}, timeout=60)
     assert found.is_executing
     with pytest.raises(TimeoutError, match="has not become"):
         place.client.runs.wait_for(watched, metadata={"status": "gone"}, timeout=0.2)
@@ -269,9 +269,9 @@ def test_the_handle_of_a_batch(place: Site) -> None:
     assert {run.id for run in batch.subscribe() if run.is_completed} == {run.id for run in batch.runs}
 
     async def again() -> list[str]:
-        await batch.await_(timeout=10)
+        await batch.await_(timeout=60)
         assert len(await batch.aresults()) == 5
         assert len({run.id async for run in batch.asubscribe()}) == 5
-        return [result.run_id async for result in batch.aiter_results(timeout=10)]
+        return [result.run_id async for result in batch.aiter_results(timeout=60)]
 
     assert asyncio.run(again()) == [run.id for run in batch.runs]

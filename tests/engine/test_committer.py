@@ -22,7 +22,7 @@ from milepost.store.sqlite import SQLiteDatabase
 from support.world import item, new_store, offered
 
 Result = TypeVar("Result")
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 def now() -> int:

@@ -369,7 +369,7 @@ def test_whoever_reads_when_and_how_often_ends_on_the_list_as_it_is(
             for filter, subscriber in watchers:
                 page = world.reader.page(filter, size=4).data
                 _, counts = world.reader.first_page(filter, size=4)
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     while (
                         subscriber.order != [run.id for run in page]
                         or [row_of(subscriber.rows[run.id]) for run in page] != [row_of(run) for run in page]

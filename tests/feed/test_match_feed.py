@@ -511,7 +511,7 @@ def test_whoever_reads_when_and_how_often_ends_with_the_newest_state_of_all_that
                 worker.finish(run)
             for client in clients:
                 wanted = {run.id: state_of(run) for run in world.reader.page(client.filter, size=100).data}
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(60):
                     while {run_id: client.seen.get(run_id) for run_id in wanted} != wanted:
                         await client.read()
                 await client.frames.close()

@@ -42,7 +42,7 @@ def stopped_in(
     if not (needs_loop(task) if on_loop is None else on_loop):
 
         def ask() -> None:
-            assert BEGUN.wait(10)
+            assert BEGUN.wait(60)
             scope.ask_to_stop(stop)
 
         asking = threading.Thread(target=ask)
@@ -263,7 +263,7 @@ def test_hooks_of_a_stop_run_inside_of_the_middleware_which_sees_the_cancellatio
 
     @work.on_cancel
     async def tidy() -> None:
-        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             group.create_task(asyncio.sleep(0.01))
         said.append("tidied")
 

@@ -16,7 +16,7 @@ from milepost.protocol.feed import EventReader
 from support.world import World, new_store
 
 Result = TypeVar("Result")
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 60
 
 
 class FeedWorld(World):

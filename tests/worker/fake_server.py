@@ -116,11 +116,11 @@ class FakeServer:
     def start(self) -> None:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._is_up.wait(10)
+        assert self._is_up.wait(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def queue(self, *runs: ClaimedRun) -> None:
         self._do(lambda: self._queued.extend(runs))
@@ -142,7 +142,7 @@ class FakeServer:
             assert self._inbox is not None, "nobody listens to the inbox"
             await self._inbox.write(encode_event("inbox", msgspec.json.encode(frame)))
 
-        asyncio.run_coroutine_threadsafe(write(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(write(), self._loop).result(60)
 
     def break_inbox(self) -> None:
         """Break the connection of the inbox."""
@@ -183,7 +183,7 @@ class FakeServer:
             async with self._wake:
                 self._wake.notify_all()
 
-        asyncio.run_coroutine_threadsafe(apply(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(apply(), self._loop).result(60)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()

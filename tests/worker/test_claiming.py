@@ -8,7 +8,7 @@ import pytest
 
 from milepost.worker.claiming import Claiming
 
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.mark.parametrize("turns", range(6))

@@ -1379,7 +1379,7 @@ def test_threads_that_need_the_buffer_at_once_are_given_one() -> None:
         scope, barrier = RunScope(run, 1000, link), threading.Barrier(4)
 
         def ask(scope: RunScope = scope, barrier: threading.Barrier = barrier) -> Buffer:
-            barrier.wait(10)
+            barrier.wait(60)
             return scope.buffer
 
         with ThreadPoolExecutor(4) as pool:

@@ -236,10 +236,10 @@ def test_an_order_to_end_finds_no_claim_under_way_that_was_not_sent_yet(
 
     worker = host(body)
     server.queue(run_of(1))
-    assert began.wait(10)
+    assert began.wait(60)
     worker.link.order(Order.DRAIN)
     gate.set()
-    assert worker.has_left.wait(10)
+    assert worker.has_left.wait(60)
     assert list(server.outcomes()) == ["run_1"]
     assert len(claims(server)) == 1
 
@@ -408,7 +408,7 @@ def test_what_has_ended_before_the_inbox_was_heard_is_asked_for(
 
     host(body)
     server.queue(run_of(1))
-    assert began.wait(10)
+    assert began.wait(60)
     heard = server.names().count("inbox")
     server.ended.add("run_x")
     server.break_inbox()
@@ -433,7 +433,7 @@ def test_what_others_wrote_is_seen_without_writing(
 
     host(body)
     server.queue(run_of(1))
-    assert ready.wait(10)
+    assert ready.wait(60)
     theirs = MetadataChange(2, [Set(key="other", value=2)])
     server.say(deltas=[MetadataDelta("run_1", 1, 2, [theirs])])
     server.until(server.outcomes)
@@ -547,12 +547,12 @@ def test_the_end_finishes_what_runs_and_leaves(
     worker = host(body)
     server.queue(run_of(1), run_of(2))
     for _ in range(2):
-        assert began.acquire(timeout=10)
+        assert began.acquire(timeout=60)
     server.until(lambda: claims(server)[-1].slots == 8)
     worker.link.order(order)
     server.until(lambda: claims(server)[-1].wait_seconds == 0)
     gate.set()
-    assert worker.has_left.wait(10)
+    assert worker.has_left.wait(60)
     assert worker.error is None
     assert sorted(server.outcomes()) == ["run_1", "run_2"]
     assert msgspec.json.decode(server.bodies("report")[-1], type=ReportRequest).leaving
@@ -573,7 +573,7 @@ def test_runs_may_finish_without_a_limit_of_time_until_a_later_order_sets_one(
     worker = host(body, grace_seconds=0.1)
     server.queue(run_of(1), run_of(2))
     for _ in range(2):
-        assert began.acquire(timeout=10)
+        assert began.acquire(timeout=60)
     worker.link.order(Order.FINISH)
     server.until(lambda: bool(worker.left_to_finish))
     claimed = len(claims(server))
@@ -626,11 +626,11 @@ def test_runs_that_have_not_started_are_given_back_at_the_end(
     server: FakeServer, host: Callable[..., ThreadHost]
 ) -> None:
     queue = Queue(server, host)
-    assert queue.began.wait(10)
+    assert queue.began.wait(60)
     queue.host.link.order(Order.DRAIN)
     server.until(lambda: any(holds_none_after("run_150", request) for request in server.registered))
     queue.gate.set()
-    assert queue.host.has_left.wait(10)
+    assert queue.host.has_left.wait(60)
     assert len(queue.started) == len(server.outcomes()) == 151
     assert server.has_left
 
@@ -646,7 +646,7 @@ def test_runs_that_only_wait_are_not_waited_for_when_everything_stops(
     server.queue(run_of(1))
     server.until(lambda: any(report.waiting for report in server.reports))
     worker.link.order(Order.STOP)
-    assert worker.has_left.wait(10)
+    assert worker.has_left.wait(60)
     assert server.has_left
 
 
@@ -665,9 +665,9 @@ def test_a_run_that_does_not_end_in_time_is_left_with_its_last_words(
 
     worker = host(body, grace_seconds=0.1, flush_interval_seconds=30.0)
     server.queue(run_of(1))
-    assert began.wait(10)
+    assert began.wait(60)
     worker.link.order(Order.DRAIN)
-    assert worker.has_left.wait(10)
+    assert worker.has_left.wait(60)
     gate.set()
     keys = [
         operation.key
@@ -685,7 +685,7 @@ def test_a_worker_that_the_server_refuses_ends_with_the_reason(
 ) -> None:
     server.faults["register_worker"] = deque([Fault(status=503), Fault(status=401)])
     worker = host()
-    assert worker.has_left.wait(10)
+    assert worker.has_left.wait(60)
     assert isinstance(worker.error, Refused)
     assert worker.error.status == 401
 
@@ -697,7 +697,7 @@ def test_the_end_comes_also_while_the_server_is_away(
     worker = host()
     server.until(lambda: server.names().count("register_worker") >= 2)
     worker.link.order(Order.DRAIN)
-    assert worker.has_left.wait(10)
+    assert worker.has_left.wait(60)
     assert worker.error is None
 
 
@@ -1330,7 +1330,7 @@ def test_a_worker_whose_goodbye_was_not_answered_says_so(
 
     worker = host(body, grace_seconds=0.1)
     server.queue(run_of(1))
-    assert began.wait(10)
+    assert began.wait(60)
     server.is_away = True
     worker.link.order(Order.DRAIN)
     assert worker.has_left.wait(20)
@@ -1343,7 +1343,7 @@ def test_what_has_not_begun_is_given_back_when_the_server_returns_after_the_orde
     server: FakeServer, host: Callable[..., ThreadHost]
 ) -> None:
     queue = Queue(server, host)
-    assert queue.began.wait(10)
+    assert queue.began.wait(60)
     server.is_away = True
     queue.host.link.order(Order.FINISH)
     [left] = server.until(lambda: queue.host.left_to_finish)

@@ -27,7 +27,7 @@ KINDS: dict[str, type[asyncio.AbstractEventLoop]] = {
 }
 
 # A signal, as the plugin sends it otherwise, would end nothing here.
-pytestmark = pytest.mark.timeout(10, method="thread")
+pytestmark = pytest.mark.timeout(method="thread")
 
 NEIGHBOUR_SECONDS = 0.2
 

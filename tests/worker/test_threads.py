@@ -44,10 +44,10 @@ def test_runs_that_block_do_not_hold_up_others() -> None:
 
     pool.submit([block] * 50)
     for _ in range(50):
-        assert arrived.acquire(timeout=10), "each of them has a thread of its own"
+        assert arrived.acquire(timeout=60), "each of them has a thread of its own"
     last = threading.Event()
     pool.submit([last.set])
-    assert last.wait(10)
+    assert last.wait(60)
     gate.set()
 
 
@@ -63,7 +63,7 @@ def test_a_limit_of_threads_lets_work_stand_in_line() -> None:
     assert threads_of("limited") <= 2
     gate.set()
     for _ in range(10):
-        assert done.acquire(timeout=10)
+        assert done.acquire(timeout=60)
 
 
 def test_idle_threads_are_used_again_and_end_at_last() -> None:
@@ -77,12 +77,12 @@ def test_idle_threads_are_used_again_and_end_at_last() -> None:
             done.set()
 
         pool.submit([work])
-        assert done.wait(10)
+        assert done.wait(60)
     assert len(names) <= 3
     wait_until(lambda: threads_of("idle") == 0)
     again = threading.Event()
     pool.submit([again.set])
-    assert again.wait(10)
+    assert again.wait(60)
 
 
 def test_work_from_many_threads_and_threads_that_age_lose_nothing() -> None:
@@ -114,14 +114,14 @@ def test_threads_that_are_there_from_the_start_stay() -> None:
     gate, arrived = threading.Event(), threading.Semaphore(0)
     pool.submit([lambda: (arrived.release(), gate.wait())] * 5)  # type: ignore[list-item]
     for _ in range(5):
-        assert arrived.acquire(timeout=10)
+        assert arrived.acquire(timeout=60)
     gate.set()
     wait_until(lambda: threads_of("staying") == 2)
     time.sleep(0.1)
     assert threads_of("staying") == 2
     last = threading.Event()
     pool.submit([last.set])
-    assert last.wait(10)
+    assert last.wait(60)
 
 
 def send(thread_id: int, error: type[BaseException]) -> None:
@@ -136,7 +136,7 @@ def test_a_thread_that_is_hit_by_an_error_takes_nobody_along(threads_min: int) -
     for _ in range(20):
         done = threading.Event()
         pool.submit([done.set])
-        assert done.wait(10)
+        assert done.wait(60)
         # It becomes idle, and the error waits for the moment when the thread is called.
         wait_until(lambda: len(pool._idle) == 1)
         for thread in threading.enumerate():
@@ -144,7 +144,7 @@ def test_a_thread_that_is_hit_by_an_error_takes_nobody_along(threads_min: int) -
                 send(thread.ident, SystemExit)
     done = threading.Event()
     pool.submit([sys.exit, sys.exit, done.set])
-    assert done.wait(10)
+    assert done.wait(60)
     wait_until(lambda: threads_of(f"hit-{threads_min}-") <= 1)
 
 
