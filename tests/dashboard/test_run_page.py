@@ -443,6 +443,8 @@ def test_a_run_that_is_gone(page: Page, worker: FakeWorker) -> None:
     )
     page.goto(f"/runs/{run_id}")
     expect(connection(page)).to_have_text("Not found")
+    # What could be done with a run is offered as soon as it is known, with its payload.
+    expect(page.locator("#actions").get_by_role("button")).to_have_count(0)
 
 
 def test_what_cannot_be_read_is_said(page: Page, worker: FakeWorker) -> None:

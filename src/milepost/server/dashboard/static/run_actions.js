@@ -21,6 +21,8 @@ export class RunActions {
     this.cancel = button("Cancel…", () => this.askCancel());
     this.reschedule = button("Reschedule…", () => this.askReschedule());
     this.replay = button("Replay…", () => this.askReplay());
+    // What they ask depends on the run, which comes later than the page.
+    for (const each of [this.cancel, this.reschedule, this.replay]) each.hidden = true;
     place.append(this.cancel, this.reschedule, this.replay);
   }
 
@@ -29,6 +31,7 @@ export class RunActions {
     this.run = run;
     this.cancel.hidden = isFinal(run.get("status")) || run.has("cancelAskedAt");
     this.reschedule.hidden = run.get("status") !== "DELAYED";
+    this.replay.hidden = false;
   }
 
   askCancel() {
