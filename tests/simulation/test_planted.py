@@ -16,6 +16,9 @@ from support import held_rows
 
 ALL = [*PLANTS, *SERVERS_PLANTS]
 
+# When a seed finds its mistake no more, the others are tried one after the other.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(autouse=True)
 def kept_rows_may_be_wrong() -> Iterator[None]:
