@@ -20,7 +20,13 @@ from milepost.client.transport import Request
 from milepost.client.waitpoints import token_result
 from milepost.engine import claiming, ending, logs, queues, reporting, rules, schedules, waitpoints, workers
 from milepost.engine import streams as engine_streams
-from milepost.engine.commands import CompleteToken, ReleaseLostRuns, TokenCompletion
+from milepost.engine.commands import (
+    CompleteToken,
+    OverrideQueueLimit,
+    PauseQueue,
+    ReleaseLostRuns,
+    TokenCompletion,
+)
 from milepost.engine.idempotency import Finding
 from milepost.engine.transaction import Transaction
 from milepost.feed import run_streams
@@ -40,6 +46,7 @@ from milepost.sdk.streams_attempt import AttemptStreams
 from milepost.server import streaming
 from milepost.store import runs as run_store
 from milepost.store import waitpoints as waitpoint_store
+from milepost.store.queues import QueueRow
 from milepost.worker.black_box import BlackBox
 from milepost.worker.chunk_book import ChunkBook, Part
 from milepost.worker.holding import Holding
@@ -422,6 +429,24 @@ def limits_of_queues_are_ignored(patch: pytest.MonkeyPatch) -> None:
 def a_limit_is_exceeded_by_one(patch: pytest.MonkeyPatch) -> None:
     of_key = queues.Room.of_key
     patch.setattr(queues.Room, "of_key", lambda self, name, key: of_key(self, name, key) + 1)
+
+
+def a_pause_holds_up_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(queues.Room, "of_queue", lambda self, name: 1000)
+
+
+def that_a_queue_goes_on_is_told_to_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(queues, "_rule_changed", lambda queue, transaction: transaction.save_queue(queue))
+
+
+def a_limit_that_was_set_does_not_count(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(QueueRow, "limit", property(lambda row: row.concurrency))
+
+
+def a_request_that_comes_late_pauses_again(patch: pytest.MonkeyPatch) -> None:
+    """As it did."""
+    for command, decide in ((PauseQueue, queues.pause), (OverrideQueueLimit, queues.override_limit)):
+        patch.setitem(rules._RULES, command, msgspec.structs.replace(rules._RULES[command], decide=decide))
 
 
 def a_run_goes_on_although_its_queue_is_full(patch: pytest.MonkeyPatch) -> None:
@@ -1057,8 +1082,18 @@ def runs_have_times(plan: Plan) -> None:
     plan.delay = plan.ttl = 1.0
     plan.workers = 0
     # Nobody would ever do what these trigger.
-    plan.keyed = plan.schedules = plan.readers = plan.crowd = 0
+    plan.keyed = plan.schedules = plan.readers = plan.crowd = plan.operators = 0
     plan.troubles = [kind for kind in plan.troubles if kind in ("kill_server", "kill_worker")]
+
+
+def queues_are_operated(plan: Plan) -> None:
+    plan.operators = 2
+    plan.faults.repeat = 0.3
+
+
+def queues_are_operated_and_nothing_fails(plan: Plan) -> None:
+    plan.operators = 2
+    plan.faults, plan.troubles, plan.servers_troubles, plan.crash = Faults(), [], [], 0.0
 
 
 def readers_come_back(plan: Plan) -> None:
@@ -1098,6 +1133,10 @@ PLANTS: list[Planted] = [
     Planted(leases_never_end, seed=2),
     Planted(limits_of_queues_are_ignored, seed=38),
     Planted(a_limit_is_exceeded_by_one, seed=38),
+    Planted(a_pause_holds_up_nothing, seed=0, adjust=queues_are_operated),
+    Planted(that_a_queue_goes_on_is_told_to_nobody, seed=0, adjust=queues_are_operated_and_nothing_fails),
+    Planted(a_limit_that_was_set_does_not_count, seed=0, adjust=queues_are_operated),
+    Planted(a_request_that_comes_late_pauses_again, seed=0, adjust=queues_are_operated),
     Planted(a_run_goes_on_although_its_queue_is_full, seed=4, adjust=queues_are_full),
     Planted(a_run_that_is_due_behind_another_one_of_its_key_is_forgotten, seed=186, adjust=keys_are_few),
     Planted(a_worker_does_not_ask_whether_its_run_may_go_on, seed=5, adjust=queues_are_full),

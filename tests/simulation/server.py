@@ -528,7 +528,7 @@ class ServerProcess:
         self.engine.state.identifiers._random = Random(life)
         self.committer = SimulatedCommitter(self.engine, machine.steady, self._announce)
         self.committer.process = self
-        reader = Reader(machine.store)
+        reader = Reader(machine.store, known_queues=lambda: self.engine.state)
         self._authenticator = Authenticator("key", lambda: clock() / 1_000_000)
         self.handlers = Handlers(
             cast(Any, SimpleNamespace(**msgspec.structs.asdict(settings), public_url=URL)),

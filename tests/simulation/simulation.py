@@ -43,7 +43,18 @@ from simulation.stream_code import RecordingBook, RecordingOutlet
 from simulation.stream_oracle import StreamOracle
 from simulation.stream_users import read_run_with_streams, read_stream, send_inputs
 from simulation.supervisor import Supervisor, SupervisorsChannel
-from simulation.users import User, cancel, complete, look, schedule, subscribe, tell, trigger_by_key, write
+from simulation.users import (
+    User,
+    cancel,
+    complete,
+    look,
+    operate,
+    schedule,
+    subscribe,
+    tell,
+    trigger_by_key,
+    write,
+)
 from simulation.wait_code import SHORT_SECONDS
 from simulation.watch import Watch
 from simulation.worker import READER, WorkerProcess, client_of_code, make_task, trigger
@@ -170,6 +181,9 @@ class Plan:
 
         # How many roots one program triggers at once, so that they share requests.
         self.crowd = random.choice([0, 0, 0, 0, 3])
+
+        # How many people pause queues and set other limits.
+        self.operators = random.choice([0, 0, 0, 1, 2])
 
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
@@ -503,6 +517,8 @@ class Simulation:
             self._spawn_user(trigger_by_key(User(self, f"keyed{number}")))
         if plan.crowd:
             self._spawn_user(self._trigger_crowd())
+        for number in range(plan.operators):
+            self._spawn_user(operate(User(self, f"operator{number}")))
         for number in range(plan.schedules):
             self._spawn_user(schedule(User(self, f"scheduled{number}")))
         self.network.faults = plan.faults

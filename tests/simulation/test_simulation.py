@@ -18,6 +18,9 @@ MOVING_SEEDS = 100
 AT_ONCE = 50
 TESTS = Path(__file__).parents[1]
 
+# Each is many seeds, which take their time on a busy machine.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:

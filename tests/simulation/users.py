@@ -16,7 +16,7 @@ from milepost.client.async_transport import AsyncTransport
 from milepost.client.connection import Connection
 from milepost.client.subscription import RunFollower
 from milepost.client.updater import OutsideMetadata, Sink, Updater
-from milepost.errors import MetadataError, MetadataFlushError, MilepostError, UnavailableError
+from milepost.errors import MetadataError, MetadataFlushError, MilepostError, NotFoundError, UnavailableError
 from milepost.model.operations import Operation
 from milepost.protocol.schedules import CreateScheduleRequest
 from milepost.protocol.triggering import TriggerOptions, TriggerRequest
@@ -294,6 +294,36 @@ async def schedule(user: User) -> None:
     made = await _patiently(user, calls.create_schedule(request), "made")
     await asyncio.sleep(random.uniform(0.5, 1.0) * plan.chaos_seconds)
     await _patiently(user, calls.delete_schedule(made.id), "deleted")
+
+
+async def operate(user: User) -> None:
+    """Pause a queue, or set another limit where its tasks name one, for a while, and perhaps another one. Others may do so too."""
+    random, simulation = user.random, user.simulation
+    queues = [task.queue for task in simulation.tasks.values() if task.queue is not None]
+    await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 2))
+    for queue in queues:
+        await _is_known(user, queue.name)
+    for number in range(random.choice([1, 1, 2, 4])):
+        queue = random.choice(queues)
+        begin, end = calls.pause_queue(queue.name, "pause"), calls.pause_queue(queue.name, "resume")
+        if queue.concurrency is not None and random.random() < 0.5:
+            begin = calls.override_queue(queue.name, random.choice([1, 1, 2, 3]))
+            end = calls.reset_queue(queue.name)
+        await _patiently(user, begin, f"begins{number}")
+        simulation.note(user.name, "has done", begin.form, queue.name)
+        await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 2))
+        await _patiently(user, end, f"ends{number}")
+        simulation.note(user.name, "has done", end.form, queue.name)
+
+
+async def _is_known(user: User, queue: str) -> None:
+    """Wait until a worker has come, before which nobody knows its queues."""
+    while True:
+        try:
+            await _patiently(user, calls.retrieve_queue(queue), "looks")
+            return
+        except NotFoundError:
+            await asyncio.sleep(0.3)
 
 
 async def _patiently(user: User, call: calls.Call[Any], name: str) -> Any:

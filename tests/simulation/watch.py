@@ -6,6 +6,7 @@ may be tried again, and how many may execute at a time.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,6 +23,7 @@ from milepost.model.lifecycle import CANCELLED, NOT_TOLD
 from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
+from simulation.queue_watch import QueueWatch
 from simulation.records import Attempt, Records
 from simulation.schedule_watch import ScheduleWatch
 from simulation.stream_watch import StreamWatch
@@ -152,7 +154,6 @@ class Watch:
         self._stop_grace = round(settings.stop_grace_seconds * MICROSECONDS)
         self._lease = round(settings.lease_seconds * MICROSECONDS)
         self._retry = retry
-        self._limits = limits
         self._steady = steady
         self._failed = failed
         self._are_several = are_several
@@ -194,6 +195,7 @@ class Watch:
         self._by_key: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
+        self._queues = QueueWatch(self._connection, self.fail, limits)
         self._schedules = ScheduleWatch(
             self._connection,
             self.fail,
@@ -277,6 +279,7 @@ class Watch:
             changed = [(self.rows.get(row.id), row) for row in rows.values() if self.rows.get(row.id) != row]
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
+            self._queues.look()
             self.streams.look(self._before, rows)
             if self._records.scheduled:
                 scheduled = {
@@ -289,7 +292,7 @@ class Watch:
                 self.waits.look(commands, now)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
-            self._judge_occupancy()
+            self._queues.judge_occupancy(self._before.values(), rows.values())
         self._hear(heard, known_workers, None)
 
     def look_at_claims(self, tasks: Collection[str], now: int) -> None:
@@ -317,8 +320,7 @@ class Watch:
                 )
 
     def _has_room(self, run: Row) -> bool:
-        most = self._limits.get(run.queue)
-        return most is None or most > sum(
+        return not self._queues.is_paused(run.queue) and self._queues.limit(run.queue) > sum(
             (row.queue, row.concurrency_key) == (run.queue, run.concurrency_key) and row.status in HELD
             for row in self.rows.values()
         )
@@ -362,7 +364,7 @@ class Watch:
             self._judge_promptness(row, now)
         elif (before.status, row.status) == ("WAITING", "EXECUTING"):
             # Code whose queue has no limit is not let: it goes on, and says so.
-            if self._limits.get(row.queue) is not None:
+            if self._queues.limit(row.queue) < math.inf:
                 self._let_at[row.id] = now
         elif row.status == "WAITING":
             self._let_at.pop(row.id, None)
@@ -484,6 +486,7 @@ class Watch:
             f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
         )
         self.claims[key].add(row.worker_id)
+        self._queues.judge_claim(row)
         # What an earlier attempt was let do is of no interest any more.
         self._let_at.pop(row.id, None)
         self._expect(
@@ -496,15 +499,6 @@ class Watch:
     def _judge_charges(self, row: Row) -> None:
         charged = self.ledgers[row.id].charged
         self._expect(row.charged == charged, f"{row.id} is charged {row.charged} times instead of {charged}")
-
-    def _judge_occupancy(self) -> None:
-        executing: dict[tuple[str, str | None], list[str]] = {}
-        for row in self.rows.values():
-            if row.status == "EXECUTING" and row.queue in self._limits:
-                executing.setdefault((row.queue, row.concurrency_key), []).append(row.id)
-        for (queue, key), ids in executing.items():
-            most = self._limits[queue]
-            self._expect(len(ids) <= most, f"{ids} execute in {queue} with key {key}, whose limit is {most}")
 
     # --- how an attempt ends --------------------------------------------------------------------------------------
 
@@ -899,8 +893,8 @@ class Watch:
             len(here) == 1 or not any(self._is_alone(one) for one in here),
             f"{[str(one) for one in here]} execute beside each other, and one is to be apart",
         )
-        most = self._limits.get(attempt.queue)
-        if most is not None:
+        most = self._queues.highest(attempt.queue)
+        if most < math.inf:
             of_queue = [
                 one
                 for executing in self.executing.values()

@@ -63,7 +63,7 @@ class Served:
 
     Args:
         new_loop: makes the event loop that it runs on; by default that of the standard library.
-        settings: beside folder and key.
+        settings: beside folder and key. Leases are long unless they say otherwise: workers of tests say nothing while nothing is asked.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Served:
     ) -> None:
         self._new_loop = new_loop
         self._folder = folder
-        self._settings = settings
+        self._settings = {"lease_seconds": 3600.0, **settings}
         self.clock = RealClock()
         self.pool = urllib3.PoolManager(retries=False, maxsize=20)
         self.start()

@@ -122,10 +122,12 @@ class ItemsAdded(msgspec.Struct, frozen=True):
 
 
 class ResetKey(msgspec.Struct, frozen=True):
-    """Let an idempotency key stand for nothing. `task` is empty for the key of a batch. Result: None."""
+    """Let an idempotency key stand for nothing. `task` is empty for the key of a batch. Result: None. A repeated
+    `request_id` changes nothing."""
 
     key: str
     task: str = ""
+    request_id: str | None = None
     attempt: AttemptRef | None = None
 
 
@@ -156,11 +158,13 @@ class CancelRun(msgspec.Struct, frozen=True):
 
 
 class RescheduleRun(msgspec.Struct, frozen=True):
-    """A run that is delayed is delayed to another time: `due_at`, microseconds since 1970, or after a pause. Result: None."""
+    """A run that is delayed is delayed to another time: `due_at`, microseconds since 1970, or after a pause. Result: None. A
+    repeated `request_id` changes nothing."""
 
     run_id: str
     due_at: int | None = None
     delay_ms: int | None = None
+    request_id: str | None = None
     attempt: AttemptRef | None = None
 
 
@@ -280,20 +284,24 @@ class EndSession(msgspec.Struct, frozen=True):
 
 
 class PauseQueue(msgspec.Struct, frozen=True):
-    """Hold up the queued runs of a queue, or let them be claimed again; what executes or waits goes on. Result: None."""
+    """Hold up the queued runs of a queue, or let them be claimed again; what executes or waits goes on. Result: None.
+
+    A repeated `request_id` changes nothing."""
 
     name: str
     is_paused: bool
+    request_id: str | None = None
 
 
 class OverrideQueueLimit(msgspec.Struct, frozen=True):
     """Set another limit of a queue than its tasks say; None: go by them again. Result: None.
 
-    Where more runs execute, nothing is ended, and nothing starts until there are fewer.
+    Where more runs execute, nothing is ended, and nothing starts until there are fewer. A repeated `request_id` changes nothing.
     """
 
     name: str
     limit: int | None
+    request_id: str | None = None
 
 
 class CreateWaitpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -429,18 +437,21 @@ class CreateSchedule(msgspec.Struct, frozen=True):
 
 
 class UpdateSchedule(msgspec.Struct, frozen=True):
-    """Change a schedule that was made by a call. Result: its `ScheduleRow`."""
+    """Change a schedule that was made by a call. Result: its `ScheduleRow`. A repeated `request_id` changes nothing."""
 
     schedule_id: str
     request: UpdateScheduleRequest
+    request_id: str | None = None
     attempt: AttemptRef | None = None
 
 
 class SetScheduleActive(msgspec.Struct, frozen=True):
-    """Pause a schedule, or let it go on from its next time. Result: its `ScheduleRow`."""
+    """Pause a schedule, or let it go on from its next time. Result: its `ScheduleRow`. A repeated `request_id` changes
+    nothing."""
 
     schedule_id: str
     is_active: bool
+    request_id: str | None = None
     attempt: AttemptRef | None = None
 
 

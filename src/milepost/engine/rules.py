@@ -182,6 +182,20 @@ def _withdraw_claim(command: WithdrawClaim, transaction: Transaction, state: Eng
     transaction.withdrawn_claims.add((command.worker_id, command.sequence))
 
 
+def _once(
+    decide: Callable[[Any, Transaction, EngineState], None],
+) -> Callable[[Any, Transaction, EngineState], None]:
+    """A decision that sets something. A repeat of its request changes nothing: it may come late, and what it would undo by then is
+    newer than itself."""
+
+    def decided(command: Any, transaction: Transaction, state: EngineState) -> None:
+        if transaction.earlier_answer(command.request_id) is None:
+            decide(command, transaction, state)
+            transaction.keep_answer(command.request_id, b"{}")
+
+    return decided
+
+
 _RULES: dict[type[Any], Rule] = {
     RegisterWorker: Rule(0, workers.register),
     Report: Rule(
@@ -199,7 +213,7 @@ _RULES: dict[type[Any], Rule] = {
         writes=lambda command: [command.run_id],
     ),
     CancelRun: Rule(2, cancelling.cancel, lambda command: [command.run_id]),
-    RescheduleRun: Rule(2, changing.reschedule, lambda command: [command.run_id]),
+    RescheduleRun: Rule(2, _once(changing.reschedule), lambda command: [command.run_id]),
     AddTags: Rule(2, changing.add_tags, lambda command: [command.run_id]),
     CreateBatch: Rule(3, triggering.create_batch, parents=_parent_of_batch, keys=_key_of_batch),
     CompleteToken: Rule(2, waitpoints.complete),
@@ -224,7 +238,7 @@ _RULES: dict[type[Any], Rule] = {
         parents=_parents_of_lines,
         keys=lambda command: idempotency.keys_of(command.lines),
     ),
-    ResetKey: Rule(4, triggering.reset_key, keys=lambda command: [command.key]),
+    ResetKey: Rule(4, _once(triggering.reset_key), keys=lambda command: [command.key]),
     AddOutsideChunks: Rule(4, streams.add_outside_chunks, lambda command: [command.part.run_id]),
     AwaitWaitpoint: Rule(4, waitpoints.await_end),
     UseToken: Rule(4, tokens.use),
@@ -244,8 +258,8 @@ _RULES: dict[type[Any], Rule] = {
     UpdateSchedule: Rule(4, schedules.change),
     SetScheduleActive: Rule(4, schedules.set_active),
     DeleteSchedule: Rule(4, schedules.delete),
-    PauseQueue: Rule(1, queues.pause),
-    OverrideQueueLimit: Rule(1, queues.override_limit),
+    PauseQueue: Rule(1, _once(queues.pause)),
+    OverrideQueueLimit: Rule(1, _once(queues.override_limit)),
     BeginJob: Rule(4, jobs.begin),
     FinishJob: Rule(4, jobs.finish),
     # After all that writes: the rows in memory do not learn that their documents are indexed now.

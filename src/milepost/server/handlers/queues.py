@@ -11,7 +11,7 @@ from milepost.errors import BadRequestError
 from milepost.model.names import default_queue
 from milepost.protocol.queues import OverrideRequest, PauseRequest, QueueType, ResetRequest
 from milepost.reading.reader import Reader
-from milepost.server import requests
+from milepost.server import access, requests
 
 PAGES_MAX = 1_000_000
 _TYPES = ("id", "name", "task", "custom")
@@ -45,21 +45,21 @@ class Queues:
         """Pause a queue, or resume it."""
         body: PauseRequest = await requests.body(request, PauseRequest)
         name = _name(request, body.type)
-        await self._submit(PauseQueue(name, body.action == "pause"))
+        await self._submit(PauseQueue(name, body.action == "pause", access.request_id(request)))
         return await self._now(name)
 
     async def override_queue(self, request: Request) -> Any:
         """Set another limit."""
         body: OverrideRequest = await requests.body(request, OverrideRequest)
         name = _name(request, body.type)
-        await self._submit(OverrideQueueLimit(name, body.concurrency_limit))
+        await self._submit(OverrideQueueLimit(name, body.concurrency_limit, access.request_id(request)))
         return await self._now(name)
 
     async def reset_queue(self, request: Request) -> Any:
         """Go by what tasks say."""
         body: ResetRequest = await requests.body(request, ResetRequest)
         name = _name(request, body.type)
-        await self._submit(OverrideQueueLimit(name, None))
+        await self._submit(OverrideQueueLimit(name, None, access.request_id(request)))
         return await self._now(name)
 
     async def _now(self, name: str) -> Any:

@@ -70,7 +70,10 @@ class Schedules:
             kind = body.payload_type if isinstance(body.payload_type, str) else None
             await self._check_payload(body.payload, kind)
         attempt = access.attempt_of(caller_of(request), request)
-        row = await self._submit(commands.UpdateSchedule(request.path_params["schedule"], body, attempt))
+        schedule_id = request.path_params["schedule"]
+        row = await self._submit(
+            commands.UpdateSchedule(schedule_id, body, access.request_id(request), attempt)
+        )
         return await self._told(row.id)
 
     async def activate_schedule(self, request: Request) -> Any:
@@ -95,7 +98,9 @@ class Schedules:
     async def _set_active(self, request: Request, is_active: bool) -> ScheduleObject:
         attempt = access.attempt_of(caller_of(request), request)
         row = await self._submit(
-            commands.SetScheduleActive(request.path_params["schedule"], is_active, attempt)
+            commands.SetScheduleActive(
+                request.path_params["schedule"], is_active, access.request_id(request), attempt
+            )
         )
         return await self._told(row.id)
 

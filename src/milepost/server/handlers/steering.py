@@ -58,7 +58,9 @@ class Steering:
         except ValueError as error:
             raise InvalidRequestError(str(error), field="delay") from None
         delay_of(body.delay, now=self._clock(), field="delay")
-        await self._submit(commands.RescheduleRun(run_id, delay.at, delay.pause_ms, attempt))
+        await self._submit(
+            commands.RescheduleRun(run_id, delay.at, delay.pause_ms, access.request_id(request), attempt)
+        )
         return await asyncio.to_thread(self._reader.run, run_id, caller_of(request).view)
 
     async def add_tags(self, request: Request) -> Any:

@@ -219,7 +219,9 @@ class Triggering:
         body: ResetKeyRequest = await requests.body(request, ResetKeyRequest)
         key = request.path_params["key"]
         attempt = access.attempt_of(caller_of(request), request)
-        await self._submit(commands.ResetKey(key, body.task_identifier or "", attempt))
+        await self._submit(
+            commands.ResetKey(key, body.task_identifier or "", access.request_id(request), attempt)
+        )
         return ResetKeyResponse(key)
 
 
