@@ -70,6 +70,12 @@ class QueueWatch:
         if row.queue in self._paused and row.queue in self._paused_before:
             self._fail(f"{row.id} was claimed, and {row.queue} is paused")
 
+    def judge_rest(self) -> None:
+        """Nothing happens any more, and who has paused a queue or set its limit has taken that back."""
+        self.look()
+        assert not self._paused, f"{self._paused} were let go on, and are paused"
+        assert not self._overrides, f"the limits of {self._overrides} were reset, and are not"
+
     def judge_occupancy(self, before: Iterable[Row], rows: Iterable[Row]) -> None:
         """No more execute than may, but for those that did before there was so low a limit."""
         executed, executing = self._executing(before), self._executing(rows)

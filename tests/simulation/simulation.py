@@ -492,6 +492,7 @@ class Simulation:
         if self._failure is not None:
             raise self._failure
         main.result()
+        self.watch.queues.judge_rest()
         Oracle(
             self._store,
             self.records,

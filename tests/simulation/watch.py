@@ -195,7 +195,7 @@ class Watch:
         self._by_key: dict[str, list[tuple[str, int | None]]] = defaultdict(list)
         self._version = -1
         self.streams = StreamWatch(self._connection, self.fail)
-        self._queues = QueueWatch(self._connection, self.fail, limits)
+        self.queues = QueueWatch(self._connection, self.fail, limits)
         self._schedules = ScheduleWatch(
             self._connection,
             self.fail,
@@ -279,7 +279,7 @@ class Watch:
             changed = [(self.rows.get(row.id), row) for row in rows.values() if self.rows.get(row.id) != row]
             self._expect(self.rows.keys() <= rows.keys(), "a run has vanished")
             self._before, self.rows = self.rows, rows
-            self._queues.look()
+            self.queues.look()
             self.streams.look(self._before, rows)
             if self._records.scheduled:
                 scheduled = {
@@ -292,7 +292,7 @@ class Watch:
                 self.waits.look(commands, now)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
-            self._queues.judge_occupancy(self._before.values(), rows.values())
+            self.queues.judge_occupancy(self._before.values(), rows.values())
         self._hear(heard, known_workers, None)
 
     def look_at_claims(self, tasks: Collection[str], now: int) -> None:
@@ -320,7 +320,7 @@ class Watch:
                 )
 
     def _has_room(self, run: Row) -> bool:
-        return not self._queues.is_paused(run.queue) and self._queues.limit(run.queue) > sum(
+        return not self.queues.is_paused(run.queue) and self.queues.limit(run.queue) > sum(
             (row.queue, row.concurrency_key) == (run.queue, run.concurrency_key) and row.status in HELD
             for row in self.rows.values()
         )
@@ -364,7 +364,7 @@ class Watch:
             self._judge_promptness(row, now)
         elif (before.status, row.status) == ("WAITING", "EXECUTING"):
             # Code whose queue has no limit is not let: it goes on, and says so.
-            if self._queues.limit(row.queue) < math.inf:
+            if self.queues.limit(row.queue) < math.inf:
                 self._let_at[row.id] = now
         elif row.status == "WAITING":
             self._let_at.pop(row.id, None)
@@ -486,7 +486,7 @@ class Watch:
             f"attempt {row.attempt} of {row.id} follows {before.attempt} and was given to {self.claims[key]} before",
         )
         self.claims[key].add(row.worker_id)
-        self._queues.judge_claim(row)
+        self.queues.judge_claim(row)
         # What an earlier attempt was let do is of no interest any more.
         self._let_at.pop(row.id, None)
         self._expect(
@@ -893,7 +893,7 @@ class Watch:
             len(here) == 1 or not any(self._is_alone(one) for one in here),
             f"{[str(one) for one in here]} execute beside each other, and one is to be apart",
         )
-        most = self._queues.highest(attempt.queue)
+        most = self.queues.highest(attempt.queue)
         if most < math.inf:
             of_queue = [
                 one

@@ -63,7 +63,7 @@ class Served:
 
     Args:
         new_loop: makes the event loop that it runs on; by default that of the standard library.
-        settings: beside folder and key. Leases are long unless they say otherwise: workers of tests say nothing while nothing is asked.
+        settings: beside folder and key. Leases are long unless they say otherwise: workers of tests are silent between requests.
     """
 
     def __init__(
