@@ -81,7 +81,7 @@ class Listener:
             while (left := until - time.monotonic()) > 0 and not self._stopping.is_set():
                 for notice in connection.notifies(timeout=min(left, 0.5), stop_after=1):
                     self._woken(int(notice.payload) if notice.payload.isdecimal() else None)
-            is_hearing = self._hears(connection, told_by=connection)
+            is_hearing = self._stopping.is_set() or self._hears(connection, told_by=connection)
         if not is_hearing:
             self._say(
                 is_hearing=False, why="notifications do not arrive, perhaps because of a pooler in between"
