@@ -1083,6 +1083,7 @@ def runs_have_times(plan: Plan) -> None:
     plan.workers = 0
     # Nobody would ever do what these trigger.
     plan.keyed = plan.schedules = plan.readers = plan.crowd = plan.operators = 0
+    plan.debouncers = 0
     plan.troubles = [kind for kind in plan.troubles if kind in ("kill_server", "kill_worker")]
 
 

@@ -202,6 +202,7 @@ class Records:
         runs: those whose trigger was acknowledged, by name; several where an earlier one has failed.
         scheduled: the names of the runs that schedules trigger.
         keys: the idempotency key by which a run of this name is triggered, and for how many seconds it stands for the run.
+        debounced: the names of the runs that are triggered by the debounce key.
         gone: worker processes that were killed, or have left.
         clock_went_back: a server has gone by an earlier time than it, or another one, did before.
         seen_streams: what readers of streams saw.
@@ -222,6 +223,7 @@ class Records:
     runs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     scheduled: set[str] = field(default_factory=set[str])
     keys: dict[str, tuple[str, int | None]] = field(default_factory=dict[str, tuple[str, int | None]])
+    debounced: set[str] = field(default_factory=set[str])
     gone: set[str] = field(default_factory=set)
     clock_went_back: bool = False
     cancelled: set[str] = field(default_factory=set[str])

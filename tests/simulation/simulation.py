@@ -53,6 +53,7 @@ from simulation.users import (
     subscribe,
     tell,
     trigger_by_key,
+    trigger_debounced,
     write,
 )
 from simulation.wait_code import SHORT_SECONDS
@@ -184,6 +185,8 @@ class Plan:
 
         # How many people pause queues and set other limits.
         self.operators = random.choice([0, 0, 0, 1, 2])
+        # How many trigger runs by one debounce key.
+        self.debouncers = random.choice([0, 0, 0, 1, 2])
 
     def key_of(self, name: str) -> str | None:
         """The concurrency key of a run."""
@@ -518,6 +521,8 @@ class Simulation:
             self._spawn_user(trigger_by_key(User(self, f"keyed{number}")))
         if plan.crowd:
             self._spawn_user(self._trigger_crowd())
+        for number in range(plan.debouncers):
+            self._spawn_user(trigger_debounced(User(self, f"debouncer{number}")))
         for number in range(plan.operators):
             self._spawn_user(operate(User(self, f"operator{number}")))
         for number in range(plan.schedules):

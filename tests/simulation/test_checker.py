@@ -297,7 +297,7 @@ def _in_metadata(planted: Planted) -> Planted:
 
     def adjust(plan: Plan) -> None:
         planted.adjust(plan)
-        plan.keyed = plan.crowd = plan.schedules = plan.waits = 0
+        plan.keyed = plan.debouncers = plan.crowd = plan.schedules = plan.waits = 0
 
     return replace(planted, adjust=adjust)
 

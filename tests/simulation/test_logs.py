@@ -25,7 +25,9 @@ def database() -> Iterator[Database]:
 def one_run(plan: Plan) -> None:
     """A single run on a network that loses and repeats; nothing else that could lead to another course."""
     plan.workers, plan.roots, plan.children, plan.writers, plan.lookers = 1, 1, 0, 0, 0
-    plan.waits = plan.keyed = plan.crowd = plan.schedules = plan.cancel = plan.delay = plan.ttl = 0
+    plan.waits = plan.keyed = plan.debouncers = plan.crowd = plan.schedules = plan.cancel = plan.delay = (
+        plan.ttl
+    ) = 0
     plan.max_duration_seconds = None
     plan.troubles = []
     plan.lease_seconds, plan.request_seconds_max = 600.0, 3.0

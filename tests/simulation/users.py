@@ -19,7 +19,8 @@ from milepost.client.updater import OutsideMetadata, Sink, Updater
 from milepost.errors import MetadataError, MetadataFlushError, MilepostError, NotFoundError, UnavailableError
 from milepost.model.operations import Operation
 from milepost.protocol.schedules import CreateScheduleRequest
-from milepost.protocol.triggering import TriggerOptions, TriggerRequest
+from milepost.protocol.triggering import DebounceOption, TriggerOptions, TriggerRequest
+from simulation import debounce_watch
 from simulation.network import URL, Connections, Peer
 from simulation.records import Group
 
@@ -279,6 +280,25 @@ async def trigger_by_key(user: User) -> None:
         answer = await _patiently(user, calls.trigger("parent", request), f"{number}")
         simulation.note(user.name, "triggers", name, "by", key, "which is", answer.id, answer.is_cached)
         watch.judge_answer(name, key, answer.id, is_cached=answer.is_cached, failed=failed)
+
+
+async def trigger_debounced(user: User) -> None:
+    """Trigger runs by a debounce key that others use too: one that is delayed is meant, and put off."""
+    random, simulation = user.random, user.simulation
+    await asyncio.sleep(random.uniform(0, simulation.plan.chaos_seconds / 2))
+    for number in range(random.choice([2, 4, 8])):
+        name = f"{user.name}.{number}"
+        simulation.records.wanted.add(name)
+        simulation.records.debounced.add(name)
+        simulation.records.delays[name] = debounce_watch.SECONDS
+        option = DebounceOption(key=debounce_watch.KEY, delay=f"{debounce_watch.SECONDS}s")
+        request = TriggerRequest(
+            payload=msgspec.json.encode(name).decode(), options=TriggerOptions(debounce=option)
+        )
+        answer = await _patiently(user, calls.trigger("parent", request), f"{number}")
+        simulation.note(user.name, "triggers", name, "which is", answer.id, answer.is_cached)
+        simulation.watch.judge_debounced(name, answer.id, is_cached=answer.is_cached)
+        await asyncio.sleep(random.uniform(0, 3))
 
 
 async def schedule(user: User) -> None:

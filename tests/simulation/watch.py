@@ -23,6 +23,7 @@ from milepost.model.lifecycle import CANCELLED, NOT_TOLD
 from milepost.model.retry import RetryRule
 from milepost.model.run import AttemptEnd, Closing, Outcome, RunError
 from milepost.store.database import Store
+from simulation.debounce_watch import DebounceWatch
 from simulation.queue_watch import QueueWatch
 from simulation.records import Attempt, Records
 from simulation.schedule_watch import ScheduleWatch
@@ -203,6 +204,12 @@ class Watch:
             lambda: bool(self._jumps),
             lambda: self.is_quiet,
         )
+        self._debounces = DebounceWatch(
+            self.fail,
+            lambda run_id: name_of(self.rows[run_id]) in records.debounced,
+            self._put_off,
+            lambda: bool(self._jumps),
+        )
         self.waits = WaitWatch(self._connection, self.fail, self._judge_end_of_time, self._ended_at)
 
     @property
@@ -290,6 +297,8 @@ class Watch:
                 self._schedules.look(scheduled, now)
             if self._has_waits:
                 self.waits.look(commands, now)
+            if self._records.debounced:
+                self._debounces.look(self._before, [row for _, row in changed], commands, now)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
             self.queues.judge_occupancy(self._before.values(), rows.values())
@@ -449,6 +458,17 @@ class Watch:
         self._expect(
             is_cached or name_of(self.rows[run_id]) == name,
             f"{name} is said to be new, and is {self.rows[run_id]}",
+        )
+
+    def _put_off(self, run_id: str, until: int) -> None:
+        self.ledgers[run_id].due_at = until
+
+    def judge_debounced(self, name: str, run_id: str, *, is_cached: bool) -> None:
+        """Who triggers by the debounce key has an answer."""
+        run = self.rows[run_id]
+        self._expect(name_of(run) in self._records.debounced, f"{name} is {run}, which is not debounced")
+        self._expect(
+            (name_of(run) == name) != is_cached, f"{name} is {run}, and that it was there: {is_cached}"
         )
 
     def _judge_expiry(self, row: Row, now: int) -> None:

@@ -1,0 +1,83 @@
+"""The witness of debounced triggers: looks at the runs after each group of commands.
+
+All triggers with one key mean one run for as long as it is delayed, and each puts it off, however often its request comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from milepost.engine.commands import Command, Trigger
+
+KEY = "debounced"
+SECONDS = 2
+MICROSECONDS = 1_000_000
+
+
+class Row(Protocol):
+    """What it asks of a run."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def due_at(self) -> int: ...
+
+
+class DebounceWatch:
+    """The witness of the runs with one debounce key.
+
+    Args:
+        is_debounced: whether a run was triggered with the key.
+        put_off: told which run is due at what time on the steady clock from now on.
+        clock_was_set: the wall clock was set, so all times may have moved.
+    """
+
+    def __init__(
+        self,
+        fail: Callable[[str], None],
+        is_debounced: Callable[[str], bool],
+        put_off: Callable[[str, int], None],
+        clock_was_set: Callable[[], bool],
+    ) -> None:
+        self._fail = fail
+        self._is_debounced = is_debounced
+        self._put_off = put_off
+        self._clock_was_set = clock_was_set
+        # The requests that were carried out.
+        self._known: set[str] = set()
+
+    def look(
+        self,
+        before: Mapping[str, Row],
+        changed: Iterable[Row],
+        commands: Sequence[Command],
+        now: int,
+    ) -> None:
+        """A group was committed."""
+        asked = {
+            command.request_id
+            for command in commands
+            if isinstance(command, Trigger)
+            and command.item.options.debounce is not None
+            and command.request_id
+        }
+        is_new = not asked <= self._known
+        self._known |= asked
+        was_delayed = [
+            row.id for row in before.values() if row.status == "DELAYED" and self._is_debounced(row.id)
+        ]
+        for row in changed:
+            if not self._is_debounced(row.id):
+                continue
+            earlier = before.get(row.id)
+            if earlier is None:
+                for run_id in was_delayed:
+                    self._fail(f"{row.id} was made, and {run_id} was delayed and is meant")
+            elif earlier.status == row.status == "DELAYED" and earlier.due_at != row.due_at:
+                if is_new:
+                    self._put_off(row.id, now + SECONDS * MICROSECONDS)
+                elif not self._clock_was_set():
+                    self._fail(f"{row.id} was put off to {row.due_at}, and nobody has triggered it")
