@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from milepost.engine.commands import ReleaseLostRuns
-from milepost.errors import ConflictError
+from milepost.engine.commands import RegisterWorker, ReleaseLostRuns
+from milepost.errors import ConflictError, NotFoundError
 from milepost.model.lifecycle import LIFECYCLE, UNCHARGED_MAX, Move, next_status
 from milepost.model.operations import Set
 from milepost.model.retry import RetryRule
@@ -326,6 +326,23 @@ def test_a_restarted_server_knows_its_workers_and_answers_a_claim_as_before(
     assert [(again.id, again.attempt) for again in world.do(claim)] == [(run.id, 1)]
     assert not worker.finish(run).lost
     assert len(worker.claim(5)) == 1
+
+
+def test_a_restarted_server_gives_a_worker_nothing_before_it_has_registered_again(
+    world: World, worker: WorkerDouble
+) -> None:
+    """It does not know which claim is the newest, and what an old one brings nobody executes."""
+    old = worker.next_claim(5)
+    assert world.do(old) == []
+    run_id = world.trigger()
+    world.restart(have_registered=False)
+    newest = worker.next_claim(5)
+    for claim in (old, newest):
+        with pytest.raises(NotFoundError, match="register it first"):
+            world.do(claim)
+    world.do(RegisterWorker(worker.id, worker.id, worker.tasks, [], sequence=1, claims=newest.sequence))
+    assert world.do(old) == []
+    assert [run.id for run in world.do(newest)] == [run_id]
 
 
 def test_a_worker_that_has_gone_is_gone_after_a_restart_too(world: World, worker: WorkerDouble) -> None:

@@ -23,7 +23,7 @@ from milepost.engine.commands import (
     Written,
 )
 from milepost.engine.others import CHUNK_BYTES_MAX, decode
-from milepost.errors import CommitUnknownError, UnavailableError
+from milepost.errors import CommitUnknownError, NotFoundError, UnavailableError
 from milepost.model.operations import Set
 from milepost.model.run import Outcome, RunError, RunStatus
 from milepost.store import announcements as store
@@ -347,6 +347,10 @@ def test_a_server_that_was_away_for_too_long_takes_everything_anew(world: Server
     run_ids = at(world, C, Trigger(item())).run_ids
     assert [run.id for run in elsewhere.result] == run_ids, "to the claim that somebody listens to"
     queued = [at(world, C, Trigger(item("new"))).run_ids[0] for _ in range(2)]
+    # Which of its claims is the newest was told meanwhile, and is not in the database.
+    with pytest.raises(NotFoundError, match="register it first"):
+        at(world, C, new.next_claim(5))
+    new.register()
     assert [run.id for run in at(world, C, new.next_claim(5))] == queued[:1]
 
 

@@ -28,6 +28,7 @@ from milepost.engine.commands import (
     TokenCompletion,
 )
 from milepost.engine.idempotency import Finding
+from milepost.engine.state import Worker
 from milepost.engine.transaction import Transaction
 from milepost.feed import run_streams
 from milepost.feed.stream_topic import StreamTopic
@@ -408,6 +409,11 @@ def leases_go_on_while_the_server_is_away(patch: pytest.MonkeyPatch) -> None:
         return release_lost(command, transaction, state)
 
     _patch_release_lost(patch, heedless)
+
+
+def an_old_claim_is_served_once_the_server_has_started_anew(patch: pytest.MonkeyPatch) -> None:
+    """As it was."""
+    patch.setattr(Worker, "is_restored", property(lambda worker: False, lambda worker, value: None))
 
 
 def leases_never_end(patch: pytest.MonkeyPatch) -> None:
@@ -1087,6 +1093,14 @@ def runs_have_times(plan: Plan) -> None:
     plan.troubles = [kind for kind in plan.troubles if kind in ("kill_server", "kill_worker")]
 
 
+def servers_start_again(plan: Plan) -> None:
+    many_runs(plan)
+    plan.servers, plan.workers, plan.chaos_seconds, plan.lease_seconds = 1, 3, 8.0, 16.0
+    plan.faults.repeat = 0.5
+    plan.troubles = ["kill_server"] * 8
+    plan.crash = plan.failure = 0.0
+
+
 def queues_are_operated(plan: Plan) -> None:
     plan.operators = 2
     plan.faults.repeat = 0.3
@@ -1119,7 +1133,7 @@ PLANTS: list[Planted] = [
     Planted(a_number_is_used_again_after_an_attempt_that_never_began, seed=15),
     Planted(a_run_goes_to_two_workers, seed=2),
     Planted(a_claim_brings_more_than_it_asks_for, seed=0, adjust=many_runs),
-    Planted(the_word_of_an_attempt_that_was_given_up_counts, seed=112, adjust=many_leases_are_lost),
+    Planted(the_word_of_an_attempt_that_was_given_up_counts, seed=114, adjust=many_leases_are_lost),
     Planted(a_worker_begins_runs_after_its_lease, seed=45, adjust=workers_are_stopped),
     Planted(an_attempt_is_charged_twice, seed=0),
     Planted(an_attempt_that_never_began_is_charged, seed=15),
@@ -1139,29 +1153,30 @@ PLANTS: list[Planted] = [
     Planted(leases_end_at_a_third, seed=2),
     Planted(leases_go_on_while_the_server_is_away, seed=6, adjust=everything_is_stopped),
     Planted(leases_never_end, seed=2),
+    Planted(an_old_claim_is_served_once_the_server_has_started_anew, seed=8, adjust=servers_start_again),
     Planted(limits_of_queues_are_ignored, seed=38),
     Planted(a_limit_is_exceeded_by_one, seed=38),
     Planted(a_pause_holds_up_nothing, seed=0, adjust=queues_are_operated),
     Planted(that_a_queue_goes_on_is_told_to_nobody, seed=3, adjust=queues_are_operated_and_nothing_fails),
     Planted(a_limit_that_was_set_does_not_count, seed=0, adjust=limits_are_lowered),
     Planted(a_request_that_comes_late_pauses_again, seed=1, adjust=queues_are_operated),
-    Planted(a_run_goes_on_although_its_queue_is_full, seed=2, adjust=queues_are_full),
+    Planted(a_run_goes_on_although_its_queue_is_full, seed=1, adjust=queues_are_full),
     Planted(a_run_that_is_due_behind_another_one_of_its_key_is_forgotten, seed=186, adjust=keys_are_few),
     Planted(a_worker_does_not_ask_whether_its_run_may_go_on, seed=5, adjust=queues_are_full),
     Planted(a_place_in_a_queue_is_not_given_back, seed=18),
     Planted(a_worker_ignores_its_slots, seed=12),
-    Planted(a_lost_run_keeps_its_slot, seed=1, adjust=many_leases_are_lost),
+    Planted(a_lost_run_keeps_its_slot, seed=6, adjust=many_leases_are_lost),
     Planted(what_was_written_while_the_inbox_was_away_is_not_asked_for, seed=3, adjust=runs_only_read),
     Planted(a_run_that_waits_keeps_its_slot, seed=16),
     Planted(a_run_that_is_apart_has_company, seed=15, adjust=processes_die),
     Planted(a_run_goes_on_before_its_child_has_ended, seed=3),
     Planted(the_end_of_a_child_is_told_to_nobody, seed=3),
-    Planted(on_start_runs_at_each_attempt, seed=11),
+    Planted(on_start_runs_at_each_attempt, seed=1),
     Planted(on_start_runs_at_the_first_number_only, seed=15),
     Planted(on_failure_runs_before_each_retry, seed=24),
     Planted(on_complete_is_forgotten, seed=0),
     Planted(lines_of_logs_are_doubled, seed=0),
-    Planted(a_part_that_comes_twice_is_stored_twice, seed=14, adjust=chunks_come_twice),
+    Planted(a_part_that_comes_twice_is_stored_twice, seed=2, adjust=chunks_come_twice),
     Planted(the_last_chunk_of_a_large_part_is_dropped, seed=2, adjust=chunks_are_large),
     Planted(what_a_divided_part_leaves_is_dropped, seed=2, adjust=chunks_are_large),
     Planted(what_a_divided_part_leaves_changes_its_order, seed=2, adjust=chunks_are_large),
@@ -1175,8 +1190,8 @@ PLANTS: list[Planted] = [
     Planted(writers_that_are_left_open_never_end, seed=0, adjust=streams_are_long),
     Planted(an_end_goes_before_the_last_chunks, seed=2, adjust=chunks_are_large),
     Planted(the_error_of_a_source_is_forgotten, seed=0, adjust=streams_are_long),
-    Planted(a_stream_ends_with_the_first_of_its_writers, seed=31, adjust=streams_are_long),
-    Planted(the_writer_of_an_attempt_that_died_counts_as_ended, seed=6, adjust=streams_of_lost_attempts),
+    Planted(a_stream_ends_with_the_first_of_its_writers, seed=6, adjust=streams_are_long),
+    Planted(the_writer_of_an_attempt_that_died_counts_as_ended, seed=11, adjust=streams_of_lost_attempts),
     Planted(a_reader_that_comes_back_leaves_one_out, seed=3, adjust=readers_come_back),
     Planted(a_reader_that_comes_back_sees_one_twice, seed=7, adjust=readers_come_back),
     Planted(chunks_whose_announcement_got_lost_are_told_to_nobody, seed=48, adjust=readers_come_back),
@@ -1187,7 +1202,7 @@ PLANTS: list[Planted] = [
     Planted(answers_of_a_shared_request_are_swapped, seed=2, adjust=crowds_trigger),
     Planted(idempotency_keys_are_ignored, seed=5, adjust=keys_are_shared),
     Planted(an_idempotency_key_stands_for_what_has_failed, seed=3, adjust=keys_are_shared),
-    Planted(a_later_attempt_makes_its_children_anew, seed=23, adjust=attempts_find_children),
+    Planted(a_later_attempt_makes_its_children_anew, seed=76, adjust=attempts_find_children),
     Planted(a_schedule_fires_twice_for_a_time, seed=5, adjust=schedules_fire),
     Planted(a_schedule_leaves_out_every_other_time, seed=0, adjust=schedules_fire_and_nothing_fails),
     Planted(what_a_schedule_was_late_for_is_made_up_for, seed=5, adjust=schedules_fire),

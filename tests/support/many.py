@@ -16,7 +16,7 @@ from milepost.store.database import Store
 from milepost.store.sqlite import SQLiteDatabase
 from support import postgres
 from support.faults import FailingConnection, FailingPostgresConnection
-from support.world import Ticket, World, exact_leases, new_sqlite_store, world_at
+from support.world import Ticket, World, confirm_workers, exact_leases, new_sqlite_store, world_at
 
 ONE_SERVER, THREE_SERVERS, ON_POSTGRES = "one server", "three servers", "three on PostgreSQL"
 
@@ -36,8 +36,8 @@ class Servers(World):
         self._turn = 0
         super().__init__(stores[0], **settings)
 
-    def restart(self) -> None:
-        """New engines on the same database."""
+    def restart(self, *, have_registered: bool = True) -> None:
+        """New engines on the same database. See `World`."""
         self.clock.advance(0.001)
         self.engines = [
             Engine(store, self.settings, self.clock, server_id=f"server_{number}")
@@ -45,6 +45,9 @@ class Servers(World):
         ]
         self.heard = [[] for _ in self.engines]
         self.engine = self.engines[0]
+        if have_registered:
+            for engine in self.engines:
+                confirm_workers(engine)
 
     @property
     def next_store(self) -> Store:

@@ -89,6 +89,12 @@ class Ticket:
         return result
 
 
+def confirm_workers(engine: Engine) -> None:
+    """As if the workers had registered again."""
+    for worker in engine.state.workers.values():
+        worker.is_restored = False
+
+
 @cache
 def _template() -> Path:
     """A database with all tables and nothing in it, made once: copying it is quicker than migrating."""
@@ -146,10 +152,16 @@ class World:
         )
         self.restart()
 
-    def restart(self) -> None:
-        """A new engine on the same store: nothing but the store is left of what was before."""
+    def restart(self, *, have_registered: bool = True) -> None:
+        """A new engine on the same store: nothing but the store is left of what was before.
+
+        Args:
+            have_registered: the workers have done what is asked of them when they claim next.
+        """
         self.clock.advance(0.001)
         self.engine = Engine(self.store, self.settings, self.clock)
+        if have_registered:
+            confirm_workers(self.engine)
 
     @property
     def next_store(self) -> Store:

@@ -19,6 +19,7 @@ from milepost.engine.queues import Room
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
 from milepost.engine.workers import worker_of
+from milepost.errors import NotFoundError
 from milepost.model import jsonvalue
 from milepost.model.counted import pack
 from milepost.model.lifecycle import Move
@@ -50,6 +51,8 @@ def claim_runs(
 ) -> list[ClaimedRun]:
     """Lease due runs to the worker, oldest first; none when none is due. A claim that comes again is answered with the same runs.
 
+    Raises NotFoundError for a worker that has to register first.
+
     Args:
         among: where it is known that of other tasks than these no run is due.
     """
@@ -59,6 +62,11 @@ def claim_runs(
     if worker.answered_claim < 0 and (before := claimed_before(command, transaction)):
         # It was answered before the server has started anew.
         return before
+    if worker.is_restored:
+        # Another claim may have been answered since, and what an old one brings nobody executes.
+        raise NotFoundError(
+            f"this server has started anew, and does not know the claims of worker {worker.id!r}: register it first"
+        )
     tasks = worker.tasks if among is None else tuple(task for task in worker.tasks if task in among)
     if not tasks or command.slots < 1:
         return []

@@ -784,7 +784,15 @@ class _Served:
 def _known(row: WorkerRow, seen_at: int) -> Worker:
     """A worker that held a lease before the server started: it begins anew."""
     tasks = msgspec.json.decode(row.tasks, type=tuple[str, ...])
-    return Worker(row.id, row.name, tasks, seen_at, registration=row.registration, newest_claim=row.claims)
+    return Worker(
+        row.id,
+        row.name,
+        tasks,
+        seen_at,
+        registration=row.registration,
+        newest_claim=row.claims,
+        is_restored=True,
+    )
 
 
 def _all_failed(requests: Sequence[Request], error: Exception) -> list[tuple[Answer, Any]]:

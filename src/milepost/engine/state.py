@@ -56,7 +56,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 class Worker(msgspec.Struct):
     """A worker that holds a lease. `seen_at` is on the steady clock; `registration` and `newest_claim` are the highest numbers that
     it has used, `answered_claim` that of its last claim that was answered. `told_at` is when, on the steady clock, servers last told
-    each other that it was heard."""
+    each other that it was heard. `is_restored`: all that is known of it is what the database had when this server started, or came
+    back to the others. Which claim is its newest is not: it says so by registering anew, before it is given anything."""
 
     id: str
     name: str
@@ -66,6 +67,7 @@ class Worker(msgspec.Struct):
     newest_claim: int = -1
     answered_claim: int = -1
     told_at: int | None = None
+    is_restored: bool = False
 
 
 class ParkedClaim(msgspec.Struct, eq=False):

@@ -52,7 +52,8 @@ class WorkerTask(
 class RegisterRequest(
     msgspec.Struct, omit_defaults=True, rename="camel", kw_only=True, forbid_unknown_fields=True
 ):
-    """A worker presents itself, at its start and whenever the server does not know it (any more).
+    """A worker presents itself, at its start and whenever the server does not know it (any more), or does not know which of its
+    claims is the newest: each server that has started since says so when it is asked for runs.
 
     `id` is chosen by the worker, so that registering may be repeated. `holding` are the runs that it has; what the server
     thinks it holds beyond them was claimed by an answer that got lost, and is queued again. `attempts` says which attempt of
