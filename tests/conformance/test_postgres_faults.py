@@ -315,6 +315,8 @@ _NUMBERS = st.integers(-(2**63), 2**63 - 1)
 def connection() -> Iterator[Connection]:
     store = Store(SERVER().url(SERVER().create_migrated_database()))
     with store.write() as connection:
+        # It stays open while other tests take their time.
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
         yield connection
     store.close()
 

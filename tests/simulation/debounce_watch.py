@@ -46,38 +46,46 @@ class DebounceWatch:
         self._is_debounced = is_debounced
         self._put_off = put_off
         self._clock_was_set = clock_was_set
-        # The requests that were carried out.
+        # The requests that were carried out, and those of which that is not known.
         self._known: set[str] = set()
+        self._tried: set[str] = set()
 
     def look(
         self,
         before: Mapping[str, Row],
         changed: Iterable[Row],
         commands: Sequence[Command],
+        heard: Sequence[Command],
         now: int,
     ) -> None:
-        """A group was committed."""
-        asked = {
-            command.request_id
-            for command in commands
-            if isinstance(command, Trigger)
-            and command.item.options.debounce is not None
-            and command.request_id
+        """Something was committed; `commands` and `heard` as of `Watch.look`."""
+        asked, done = _requests(commands), _requests(heard)
+        may_move = bool(asked - self._known)
+        has_moved = bool(done - self._known - self._tried)
+        self._known |= done
+        self._tried |= asked
+        delayed = {
+            row.id: row.due_at
+            for row in before.values()
+            if row.status == "DELAYED" and self._is_debounced(row.id)
         }
-        is_new = not asked <= self._known
-        self._known |= asked
-        was_delayed = [
-            row.id for row in before.values() if row.status == "DELAYED" and self._is_debounced(row.id)
-        ]
         for row in changed:
-            if not self._is_debounced(row.id):
-                continue
-            earlier = before.get(row.id)
-            if earlier is None:
-                for run_id in was_delayed:
+            if row.id not in before and self._is_debounced(row.id):
+                for run_id in delayed:
                     self._fail(f"{row.id} was made, and {run_id} was delayed and is meant")
-            elif earlier.status == row.status == "DELAYED" and earlier.due_at != row.due_at:
-                if is_new:
-                    self._put_off(row.id, now + SECONDS * MICROSECONDS)
-                elif not self._clock_was_set():
-                    self._fail(f"{row.id} was put off to {row.due_at}, and nobody has triggered it")
+            is_moved = row.id in delayed and row.status == "DELAYED" and row.due_at != delayed[row.id]
+            if is_moved and not may_move and not self._clock_was_set():
+                self._fail(f"{row.id} was put off to {row.due_at}, and nobody has triggered it")
+        if has_moved:
+            for run_id in delayed:
+                # What was due by this very group may begin.
+                self._put_off(run_id, now + SECONDS * MICROSECONDS)
+
+
+def _requests(commands: Iterable[Command]) -> set[str]:
+    """The ids of those that trigger by a debounce key."""
+    return {
+        command.request_id
+        for command in commands
+        if isinstance(command, Trigger) and command.item.options.debounce is not None and command.request_id
+    }

@@ -18,7 +18,19 @@ from milepost.client.streams import ChunkFollower
 from milepost.client.together import Sharing
 from milepost.client.transport import Request
 from milepost.client.waitpoints import token_result
-from milepost.engine import claiming, ending, logs, queues, reporting, rules, schedules, waitpoints, workers
+from milepost.engine import (
+    claiming,
+    debouncing,
+    ending,
+    logs,
+    queues,
+    reporting,
+    rules,
+    schedules,
+    triggering,
+    waitpoints,
+    workers,
+)
 from milepost.engine import streams as engine_streams
 from milepost.engine.commands import (
     CompleteToken,
@@ -548,6 +560,45 @@ def a_run_that_is_apart_has_company(patch: pytest.MonkeyPatch) -> None:
 
 
 # --- the same trigger again -------------------------------------------------------------------------------------
+
+
+def a_debounced_run_is_not_put_off(patch: pytest.MonkeyPatch) -> None:
+    put_off = debouncing.put_off
+
+    def puts_off(item: Any, transaction: Transaction, state: Any, run: Any) -> Any:
+        row = transaction.run_made(key.target_id) if (key := _debounce_key(item, transaction)) else None
+        due_at = None if row is None else row.due_at
+        found = put_off(item, transaction, state, run)
+        if found is not None and due_at is not None:
+            found.due_at = due_at
+            run_store.change_due(transaction.connection, found.id, due_at=due_at, is_given=None)
+        return found
+
+    patch.setattr(debouncing, "put_off", puts_off)
+
+
+def _debounce_key(item: Any, transaction: Transaction) -> Any:
+    return transaction.key(item.options.debounce.key, debouncing._OF_TASK + item.task)
+
+
+def a_debounced_trigger_makes_a_run_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(debouncing, "put_off", lambda item, transaction, state, run: None)
+
+
+def a_debounced_trigger_that_comes_again_puts_off_again(patch: pytest.MonkeyPatch) -> None:
+    earlier = triggering._earlier
+
+    def puts_off(request_id: Any, checksum: Any, transaction: Transaction) -> Any:
+        found = earlier(request_id, checksum, transaction)
+        row = transaction.run_made(found.run_ids[0]) if found is not None and found.run_ids else None
+        if row is not None and row.status is RunStatus.DELAYED:
+            due_at = row.due_at = transaction.now + 2_000_000
+            queues.change_status(row, Move.RESCHEDULE, transaction)
+            transaction.save()
+            run_store.change_due(transaction.connection, row.id, due_at=due_at, is_given=None)
+        return found
+
+    patch.setattr(triggering, "_earlier", puts_off)
 
 
 def idempotency_keys_are_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -1101,6 +1152,13 @@ def servers_start_again(plan: Plan) -> None:
     plan.crash = plan.failure = 0.0
 
 
+def triggers_are_debounced(plan: Plan) -> None:
+    plan.debouncers, plan.faults.repeat = 3, 0.5
+    plan.troubles = [kind for kind in plan.troubles if kind != "jump"]
+    # What else is delayed.
+    plan.delay = 0.0
+
+
 def queues_are_operated(plan: Plan) -> None:
     plan.operators = 2
     plan.faults.repeat = 0.3
@@ -1200,6 +1258,9 @@ PLANTS: list[Planted] = [
     Planted(a_time_to_live_is_cut_short, seed=2, adjust=runs_have_times),
     Planted(triggers_share_a_request_without_their_ids, seed=2, adjust=crowds_trigger),
     Planted(answers_of_a_shared_request_are_swapped, seed=2, adjust=crowds_trigger),
+    Planted(a_debounced_run_is_not_put_off, seed=1, adjust=triggers_are_debounced),
+    Planted(a_debounced_trigger_makes_a_run_of_its_own, seed=0, adjust=triggers_are_debounced),
+    Planted(a_debounced_trigger_that_comes_again_puts_off_again, seed=1, adjust=triggers_are_debounced),
     Planted(idempotency_keys_are_ignored, seed=5, adjust=keys_are_shared),
     Planted(an_idempotency_key_stands_for_what_has_failed, seed=3, adjust=keys_are_shared),
     Planted(a_later_attempt_makes_its_children_anew, seed=76, adjust=attempts_find_children),

@@ -246,6 +246,9 @@ def as_drawn(plan: Plan) -> None:
     """The seed decides everything."""
 
 
+# When a seed finds its mistake no more, the others are tried one after the other.
+pytestmark = pytest.mark.timeout(600)
+
 # Each with a seed that finds it, and what makes it show early.
 PLANTS = [
     Planted(a_repeated_report_is_applied_again, seed=40, adjust=many_replies_are_lost),
@@ -297,7 +300,7 @@ def _in_metadata(planted: Planted) -> Planted:
 
     def adjust(plan: Plan) -> None:
         planted.adjust(plan)
-        plan.keyed = plan.debouncers = plan.crowd = plan.schedules = plan.waits = 0
+        plan.keyed = plan.debouncers = plan.operators = plan.crowd = plan.schedules = plan.waits = 0
 
     return replace(planted, adjust=adjust)
 

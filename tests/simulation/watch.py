@@ -298,7 +298,7 @@ class Watch:
             if self._has_waits:
                 self.waits.look(commands, now)
             if self._records.debounced:
-                self._debounces.look(self._before, [row for _, row in changed], commands, now)
+                self._debounces.look(self._before, [row for _, row in changed], commands, heard, now)
             for before, row in changed:
                 self._judge_change(before, row, commands, now)
             self.queues.judge_occupancy(self._before.values(), rows.values())
@@ -461,7 +461,8 @@ class Watch:
         )
 
     def _put_off(self, run_id: str, until: int) -> None:
-        self.ledgers[run_id].due_at = until
+        if self.rows[run_id].status == "DELAYED":
+            self.ledgers[run_id].due_at = until
 
     def judge_debounced(self, name: str, run_id: str, *, is_cached: bool) -> None:
         """Who triggers by the debounce key has an answer."""
