@@ -24,6 +24,7 @@ from milepost.engine.commands import (
     Trigger,
     UpdateSchedule,
 )
+from milepost.errors import ConflictError
 from milepost.protocol.schedules import CreateScheduleRequest, UpdateScheduleRequest
 from milepost.store.queues import all_queues
 from support.world import WorkerDouble, World, item, offered
@@ -107,6 +108,13 @@ def test_also_within_one_group_and_after_a_restart(world: World, worker: WorkerD
     world.restart()
     world.do(pause)
     assert queue(world)[0] == 0
+
+
+def test_other_content_under_the_same_id_is_refused(world: World, worker: WorkerDouble) -> None:
+    world.do(PauseQueue("narrow", True, "a"))
+    with pytest.raises(ConflictError, match="said something else"):
+        world.do(PauseQueue("narrow", False, "a"))
+    assert queue(world)[0] == 1
 
 
 def test_whatever_people_say_has_the_id_of_its_request() -> None:

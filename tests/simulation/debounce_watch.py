@@ -6,24 +6,16 @@ All triggers with one key mean one run for as long as it is delayed, and each pu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from milepost.engine.commands import Command, Trigger
+
+if TYPE_CHECKING:
+    from simulation.watch import Row
 
 KEY = "debounced"
 SECONDS = 2
 MICROSECONDS = 1_000_000
-
-
-class Row(Protocol):
-    """What it asks of a run."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def due_at(self) -> int: ...
 
 
 class DebounceWatch:
@@ -78,7 +70,6 @@ class DebounceWatch:
                 self._fail(f"{row.id} was put off to {row.due_at}, and nobody has triggered it")
         if has_moved:
             for run_id in delayed:
-                # What was due by this very group may begin.
                 self._put_off(run_id, now + SECONDS * MICROSECONDS)
 
 

@@ -9,20 +9,10 @@ import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-
-class Row(Protocol):
-    """What it asks of a run."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def queue(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def concurrency_key(self) -> str | None: ...
+if TYPE_CHECKING:
+    from simulation.watch import Row
 
 
 class QueueWatch:

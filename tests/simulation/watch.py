@@ -461,6 +461,7 @@ class Watch:
         )
 
     def _put_off(self, run_id: str, until: int) -> None:
+        # What was due by this very group may begin.
         if self.rows[run_id].status == "DELAYED":
             self.ledgers[run_id].due_at = until
 

@@ -1,5 +1,6 @@
 """The table of commands: for each its place in a group, what is loaded for it, and how it is decided. A new command is a row here."""
 
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -72,6 +73,8 @@ from milepost.engine.commands import (
 from milepost.engine.jobs import JobName
 from milepost.engine.state import EngineState
 from milepost.engine.transaction import Transaction
+from milepost.errors import ConflictError
+from milepost.protocol.endpoints import REQUEST_ID_HEADER
 from milepost.store import announcements, records
 from milepost.store import idempotency as key_store
 
@@ -182,16 +185,36 @@ def _withdraw_claim(command: WithdrawClaim, transaction: Transaction, state: Eng
     transaction.withdrawn_claims.add((command.worker_id, command.sequence))
 
 
-def _once(
-    decide: Callable[[Any, Transaction, EngineState], None],
-) -> Callable[[Any, Transaction, EngineState], None]:
-    """A decision that sets something. A repeat of its request changes nothing: it may come late, and what it would undo by then is
-    newer than itself."""
+class _Done(msgspec.Struct):
+    """What is kept of a request that has set something: what it said, in short. Those from before had no checksum."""
 
-    def decided(command: Any, transaction: Transaction, state: EngineState) -> None:
-        if transaction.earlier_answer(command.request_id) is None:
-            decide(command, transaction, state)
-            transaction.keep_answer(command.request_id, b"{}")
+    checksum: int | None = None
+
+
+def _once(
+    decide: Callable[[Any, Transaction, EngineState], Any],
+    again: Callable[[Any, Transaction], Any] = lambda command, transaction: None,
+) -> Callable[[Any, Transaction, EngineState], Any]:
+    """A decision that sets something. A repeat of its request changes nothing: it may come late, and what it would undo by then is
+    newer than itself. It is answered with `again`."""
+
+    def decided(command: Any, transaction: Transaction, state: EngineState) -> Any:
+        if command.request_id is None:
+            return decide(command, transaction, state)
+        fields = msgspec.structs.asdict(command)
+        said = [value for name, value in fields.items() if name not in ("request_id", "attempt")]
+        checksum = zlib.crc32(msgspec.json.encode(said))
+        earlier = transaction.earlier_answer(command.request_id)
+        if earlier is None:
+            result = decide(command, transaction, state)
+            transaction.keep_answer(command.request_id, msgspec.json.encode(_Done(checksum)))
+            return result
+        if msgspec.json.decode(earlier, type=_Done).checksum not in (None, checksum):
+            raise ConflictError(
+                "this request id was used for a request that said something else: each request needs an id of its own",
+                field=REQUEST_ID_HEADER,
+            )
+        return again(command, transaction)
 
     return decided
 
@@ -255,9 +278,9 @@ _RULES: dict[type[Any], Rule] = {
     PruneWaitpoints: Rule(4, waitpoints.prune),
     PruneHistory: Rule(4, pruning.prune_history),
     CreateSchedule: Rule(4, schedules.create),
-    UpdateSchedule: Rule(4, schedules.change),
-    SetScheduleActive: Rule(4, schedules.set_active),
-    DeleteSchedule: Rule(4, schedules.delete),
+    UpdateSchedule: Rule(4, _once(schedules.change, schedules.current)),
+    SetScheduleActive: Rule(4, _once(schedules.set_active, schedules.current)),
+    DeleteSchedule: Rule(4, _once(schedules.delete)),
     PauseQueue: Rule(1, _once(queues.pause)),
     OverrideQueueLimit: Rule(1, _once(queues.override_limit)),
     BeginJob: Rule(4, jobs.begin),

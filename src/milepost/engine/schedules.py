@@ -133,21 +133,15 @@ def _earlier(answer: bytes, transaction: Transaction) -> ScheduleRow:
 
 def change(command: UpdateSchedule, transaction: Transaction, state: EngineState) -> ScheduleRow:
     """Change a schedule. Of one that code declares nothing can be changed from here."""
-    if transaction.earlier_answer(command.request_id) is not None:
-        return _row_of(command.schedule_id, transaction)
     row = _own(command.schedule_id, transaction, "changed")
     changed = _changed(row, command.request, transaction, state)
     _set_next(changed, transaction.now)
-    transaction.keep_answer(command.request_id, msgspec.json.encode(_Created(row.id)))
     return _save(changed, transaction)
 
 
 def set_active(command: SetScheduleActive, transaction: Transaction, state: EngineState) -> ScheduleRow:
     """Pause a schedule, or let it go on from its next time: what it has missed meanwhile does not fire."""
     row = _row_of(command.schedule_id, transaction)
-    if transaction.earlier_answer(command.request_id) is not None:
-        return row
-    transaction.keep_answer(command.request_id, msgspec.json.encode(_Created(row.id)))
     if bool(row.is_active) != command.is_active:
         row.is_active = int(command.is_active)
         row.note = None
@@ -158,12 +152,14 @@ def set_active(command: SetScheduleActive, transaction: Transaction, state: Engi
 
 def delete(command: DeleteSchedule, transaction: Transaction, state: EngineState) -> None:
     """Forget a schedule; its runs go on. What code declares comes back with the next worker, so it can only be paused."""
-    if transaction.earlier_answer(command.request_id) is not None:
-        return
     row = _own(command.schedule_id, transaction, "deleted")
     store.delete_schedules(transaction.connection, [row.id])
     transaction.schedules_changed = True
-    transaction.keep_answer(command.request_id, msgspec.json.encode(_Created(row.id)))
+
+
+def current(command: UpdateSchedule | SetScheduleActive, transaction: Transaction) -> ScheduleRow:
+    """The schedule as it is now."""
+    return _row_of(command.schedule_id, transaction)
 
 
 def _row_of(schedule_id: str, transaction: Transaction) -> ScheduleRow:
